@@ -1,0 +1,62 @@
+"""The exceptions that microseg raises, as one tree.
+
+Every message says what was expected, what came, and what to do.
+"""
+
+__all__ = [
+    "DataError",
+    "ImageReadError",
+    "LabError",
+    "MicrosegError",
+    "ModelError",
+    "RegistryError",
+    "SettingsError",
+    "TrainingError",
+    "VersionNotFoundError",
+    "VersioningError",
+    "WeightsError",
+]
+
+
+class MicrosegError(Exception):
+    """Root of everything that microseg raises on purpose."""
+
+
+class SettingsError(MicrosegError, ValueError):
+    """An environment variable or a value in ``params.yaml`` cannot be used."""
+
+
+class DataError(MicrosegError, ValueError):
+    """Images, masks, manifests or labs that cannot be used."""
+
+
+class ImageReadError(DataError):
+    """One image or mask file cannot be read as such."""
+
+
+class LabError(DataError):
+    """A lab's folder, its name or its ``lab.yaml`` cannot be used."""
+
+
+class ModelError(MicrosegError, ValueError):
+    """A network's configuration, input or files cannot be used."""
+
+
+class WeightsError(ModelError):
+    """Weights are missing, unreachable, or belong to another architecture."""
+
+
+class TrainingError(MicrosegError, RuntimeError):
+    """Training cannot start, go on, or be resumed."""
+
+
+class VersioningError(MicrosegError, RuntimeError):
+    """A dataset cannot be versioned, pushed or brought back."""
+
+
+class RegistryError(MicrosegError, RuntimeError):
+    """The model registry refuses, or cannot be reached."""
+
+
+class VersionNotFoundError(RegistryError, LookupError):
+    """No such model version, alias or stage in the registry."""
