@@ -1,0 +1,381 @@
+"""Image and mask files to arrays, and back.
+
+How each kind of file becomes a uint8 RGB image:
+
+===========================  =======================================================================================
+grey, 1-bit                  the same value in all three channels
+palette                      the palette's colours
+with transparency            laid over white, the background of a brightfield slide
+CMYK                         converted to RGB; colour profiles are not applied
+16-bit (PNG grey, TIFF)      scaled by the smallest of 8, 12, 14 and 16 bits that holds the largest value of the image
+16-bit colour PNG            scaled by 16 bits, as the PNG standard prescribes
+float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is refused
+EXIF or TIFF orientation     applied, to images and masks alike
+several pages                the first one; separate pages of three channels (OME, ImageJ) are one RGB image
+truncated, broken checksum   refused, never filled in
+===========================  =======================================================================================
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+
+from microseg.data.atomic import replacing
+from microseg.errors import DataError, ImageReadError
+
+__all__ = [
+    "IGNORE",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MPP_RANGE",
+    "image_digest",
+    "image_mpp",
+    "read_image",
+    "read_mask",
+    "write_png",
+]
+
+IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IGNORE = 255  # mask value of pixels that count neither in losses nor in metrics
+MAX_PIXELS = 178_956_970  # what Pillow itself refuses as a decompression bomb: about 13,400 squared
+MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIT_DEPTHS = (8, 12, 14, 16)
+_MICRONS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "mm": 1e3, "cm": 1e4}
+
+
+def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
+    """Read an image file as RGB; the module's table says how each kind is converted.
+
+    Args:
+        path: A PNG, JPEG, TIFF (also OME-TIFF) or BMP file, recognised by its content.
+
+    Shape:
+        (H, W, 3)
+
+    Returns:
+        The pixels, 0..255, RGB.
+
+    Raises:
+        ImageReadError: The file is missing, empty, truncated, of another kind, or has over ``MAX_PIXELS`` pixels.
+    """
+    path = Path(path)
+    with _reading(path, "an image"):
+        values = _read_deep_tiff(path)
+        if values is not None:
+            return _to_rgb(path, values)
+        image = _load(path)
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        if image.mode == "F" or image.mode.startswith("I"):
+            return _to_rgb(path, np.asarray(image))
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
+    """Read a mask file as class indices.
+
+    Palette files give their indices, grey files their values, colour files the value that all their channels share.
+
+    Args:
+        path: A PNG, TIFF or BMP file.
+
+    Shape:
+        (H, W)
+
+    Returns:
+        The class index of each pixel; ``IGNORE`` (255) where a pixel is not to be counted.
+
+    Raises:
+        ImageReadError: As `read_image`; also for JPEG (its compression changes class indices), for colours that are
+            not grey, for partial transparency and for values outside 0..255.
+    """
+    path = Path(path)
+    with _reading(path, "a mask"):
+        values = _read_deep_tiff(path)
+        if values is None:
+            values = _mask_values(path)
+        if values.ndim == 3:
+            values = _shared_channel(path, values)
+        if values.dtype.kind == "f":
+            raise ImageReadError(
+                f"{path}: expected whole numbers (class indices), got {values.dtype}. Save the mask as an 8-bit PNG."
+            )
+        if values.min() < 0 or values.max() > IGNORE:
+            raise ImageReadError(
+                f"{path}: expected class indices 0..254 (255 = ignore), got {values.min()}..{values.max()}. "
+                "Save classes, not numbered objects, as an 8-bit PNG."
+            )
+        return values.astype(np.uint8)
+
+
+def image_mpp(path: Path | str) -> float | None:
+    """Read the pixel size that a file states about itself.
+
+    Looks at OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags and PNG ``pHYs``.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        Microns per pixel; None when unstated, unequal in x and y, outside ``MPP_RANGE`` (a printing resolution such as
+        72 dpi), or when the file cannot be read.
+    """
+    path = Path(path)
+    sizes: tuple[float, float] | None = None
+    with suppress(Exception):  # whatever is wrong with the file, read_image says it
+        sizes = _tiff_mpp(path) if _is_tiff(path) else _png_mpp(path)
+    if sizes is None or not MPP_RANGE[0] <= sizes[0] <= MPP_RANGE[1] or abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
+        return None
+    return round(sizes[0], 6)
+
+
+def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
+    """Hash what an image shows, whatever file format held it.
+
+    Args:
+        pixels: An image or a mask.
+
+    Shape:
+        (H, W, 3) or (H, W)
+
+    Returns:
+        SHA-256 of the shape and the pixel values, 64 hexadecimal digits.
+    """
+    digest = sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def write_png(path: Path | str, array: npt.NDArray[np.uint8]) -> None:
+    """Write an image or a mask as PNG, whole or not at all.
+
+    Args:
+        path: The file to write; its folder exists.
+        array: RGB pixels or class indices.
+
+    Shape:
+        (H, W, 3) for an image, (H, W) for a mask
+
+    Raises:
+        DataError: The array has another type or shape.
+    """
+    path = Path(path)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
+        raise DataError(
+            f"{path}: expected uint8 of shape (H, W, 3) or (H, W), got {array.dtype} of shape {array.shape}. "
+            "Convert it before writing."
+        )
+    with replacing(path) as part:
+        Image.fromarray(np.ascontiguousarray(array)).save(part, format="PNG")
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageReadError`; damaged files make them raise nearly anything."""
+    try:
+        if not path.is_file():
+            raise ImageReadError(f"{path}: expected {what} file, found none. Check the path.")
+        if path.stat().st_size == 0:
+            raise ImageReadError(f"{path}: expected {what}, got an empty file (0 bytes). Export or copy it again.")
+        yield
+    except ImageReadError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
+    except Exception as error:
+        raise ImageReadError(
+            f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {str(error) or repr(error)}. "
+            "The file is damaged, truncated or of another kind; export or copy it again."
+        ) from error
+
+
+def _too_large(path: Path) -> ImageReadError:
+    return ImageReadError(
+        f"{path}: expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions; "
+        "whole slides are read by segmentation, not as images."
+    )
+
+
+def _load(path: Path) -> Image.Image:
+    """Decode with Pillow, strictly and upright."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then missing rows come out grey
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_large(path)
+        if image.format == "PNG":
+            with Image.open(path, formats=("PNG",)) as checked:
+                checked.verify()  # checksums, which decoding alone does not look at
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_STARTS
+
+
+def _read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
+    """Read a TIFF that Pillow cannot read exactly: over 8 bits, or channels on pages of their own; else None."""
+    if not _is_tiff(path):
+        return None
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        page = series.keyframe
+        paged_channels = "C" in series.axes and "C" not in page.axes
+        if page.dtype is None or (page.dtype in (np.uint8, np.bool_) and not paged_channels):
+            return None
+        if page.imagewidth * page.imagelength > MAX_PIXELS or series.size > 4 * MAX_PIXELS:
+            raise _too_large(path)
+        if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+            raise ImageReadError(
+                f"{path}: expected grey or RGB values in a TIFF of {page.dtype}, got "
+                f"{getattr(page.photometric, 'name', page.photometric)}. Export it as 8-bit RGB."
+            )
+        axes = series.axes if paged_channels else page.axes
+        try:
+            values: npt.NDArray[Any] = series.asarray() if paged_channels else page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error) or paged_channels:
+                raise
+            values, axes = _read_first_page(path), "SYX"  # compressed in a way that tifffile alone cannot undo
+        orientation = page.tags.valueof(274, 1)
+    for axis in axes:
+        if axis not in "YXSC":
+            values = values.take(0, axis=axes.index(axis))
+            axes = axes.replace(axis, "", 1)
+    values = values.transpose([axes.index(axis) for axis in "YXCS" if axis in axes])
+    return _upright(values.reshape(*values.shape[:2], -1), orientation)  # (H, W, channels)
+
+
+def _read_first_page(path: Path) -> npt.NDArray[Any]:
+    import rasterio
+
+    with rasterio.open(path) as raster:
+        values: npt.NDArray[Any] = raster.read()  # (channels, H, W)
+    return values
+
+
+def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Apply the TIFF orientation tag (1..8)."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _to_rgb(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale (H, W) or (H, W, 1 | 3 | 4) values of any type to uint8 RGB (H, W, 3)."""
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.shape[2] not in (1, 3, 4):
+        raise ImageReadError(
+            f"{path}: expected 1 (grey), 3 (RGB) or 4 (RGBA) channels, got {values.shape[2]}. "
+            "Export a brightfield image as RGB; fluorescence channels are not supported."
+        )
+    lowest, highest = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
+            raise ImageReadError(f"{path}: expected floats in 0..1, got {lowest}..{highest}. Export it as 8-bit RGB.")
+        full = 1.0
+    else:
+        depth = next((depth for depth in _BIT_DEPTHS if highest < 2**depth), None)
+        if lowest < 0 or depth is None:
+            raise ImageReadError(
+                f"{path}: expected whole numbers in 0..65535, got {lowest}..{highest}. Export it as 8-bit RGB."
+            )
+        full = float(2**depth - 1)
+    scaled = values.clip(0).astype(np.float32) * np.float32(255 / full)  # (H, W, channels)
+    if values.shape[2] == 4:
+        alpha = scaled[:, :, 3:] / 255
+        scaled = scaled[:, :, :3] * alpha + 255 * (1 - alpha)
+    rounded = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.repeat(rounded, 3, axis=2) if rounded.shape[2] == 1 else rounded
+
+
+def _mask_values(path: Path) -> npt.NDArray[Any]:
+    """Decode a mask with Pillow, keeping the stored numbers."""
+    with Image.open(path, formats=_FORMATS) as header:
+        if header.format in ("JPEG", "MPO"):
+            raise ImageReadError(
+                f"{path}: expected a mask without loss (PNG, TIFF or BMP), got JPEG, whose compression changes class "
+                "indices. Export the mask as PNG."
+            )
+        rawmode = header.tile[0].args if header.tile else None
+    image = _load(path)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA", "LA", "PA"):
+        raise ImageReadError(f"{path}: expected class indices, got colour mode {image.mode}. Save it as an 8-bit PNG.")
+    if image.mode == "PA":
+        image = image.convert("RGBA")
+    values: npt.NDArray[Any] = np.asarray(image)
+    kind, _, coding = str(rawmode[0] if isinstance(rawmode, tuple) else rawmode).partition(";")
+    if kind in ("1", "L"):  # Pillow shows 0 as white where the file says so, and spreads 2 and 4 bits over 0..255
+        values = (~values if "I" in coding else values) // {"2": 85, "4": 17}.get(coding[:1], 1)
+    return values
+
+
+def _shared_channel(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Reduce (H, W, channels) to the one value that all colours share."""
+    if values.shape[2] in (2, 4):
+        if (values[:, :, -1] != np.iinfo(values.dtype).max).any():
+            raise ImageReadError(f"{path}: expected an opaque mask, got transparency. Save it as an 8-bit PNG.")
+        values = values[:, :, :-1]
+    if (values != values[:, :, :1]).any():
+        raise ImageReadError(
+            f"{path}: expected one class index a pixel, got colours. Save the class indices (0, 1, 2 …) as an 8-bit "
+            "grey or palette PNG."
+        )
+    return values[:, :, 0]
+
+
+def _png_mpp(path: Path) -> tuple[float, float] | None:
+    with Image.open(path, formats=("PNG",)) as image:
+        dots = image.info.get("dpi")
+    return (25_400 / dots[0], 25_400 / dots[1]) if dots else None
+
+
+def _tiff_mpp(path: Path) -> tuple[float, float] | None:
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        text = tiff.ome_metadata or page.description
+        imagej_unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()
+        resolution = [page.tags.valueof(tag) for tag in (282, 283)]
+        unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2)))
+    if tiff.is_ome:
+        return _ome_mpp(text)
+    if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
+        return float(aperio[1]), float(aperio[1])
+    microns = _MICRONS.get(imagej_unit, unit)
+    if microns is None or not all(resolution):
+        return None
+    x, y = (microns * denominator / numerator for numerator, denominator in resolution)
+    return x, y
+
+
+def _ome_mpp(xml: str) -> tuple[float, float] | None:
+    sizes = []
+    for axis in "XY":
+        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
+        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
+        microns = _MICRONS.get(unit[1] if unit else "µm")
+        if size is None or microns is None:
+            return None
+        sizes.append(float(size[1]) * microns)
+    return sizes[0], sizes[1]
