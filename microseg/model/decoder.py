@@ -1,0 +1,70 @@
+"""The decoder: blocks that mirror the encoder's, with skip connections."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from microseg.errors import ModelError
+from microseg.model.blocks import ConvBlock, initialise
+
+__all__ = ["PyramidDecoder", "mirrored_filters"]
+
+
+def mirrored_filters(encoder: str, encoder_filters: tuple[int, ...]) -> tuple[int, ...]:
+    """Decoder filters, deepest first, that follow the encoder's.
+
+    Own blocks are mirrored one to one. Classifier bodies are much wider than a decoder has to be: half their filters,
+    within 32..256, and 16 at the finest level, which has most of the pixels and of the cost.
+
+    Args:
+        encoder: Name of the encoder.
+        encoder_filters: Filters of its levels, finest first.
+    """
+    if encoder == "blocks":
+        return encoder_filters[::-1]
+    return (*(min(256, max(32, filters // 2)) for filters in encoder_filters[:0:-1]), 16)
+
+
+class PyramidDecoder(nn.Module):
+    """Decoder blocks Dn…D1: concat with the same-size encoder output, conv3×3, conv3×3, upsample ×2.
+
+    The level maps returned are those before their upsampling; `PyramidSegmenter` upsamples the last one's logits
+    instead of its features, which is the same (both are linear, and the bilinear weights sum to one) at a fraction of
+    the cost.
+
+    Args:
+        encoder_filters: Filters of the encoder's levels, finest first.
+        pyramid_filters: Filters of the pyramid pooling module's output.
+        filters: Filters of Dn…D1, deepest first; as many as the encoder has levels.
+
+    Shape:
+        n encoder maps and (B, pyramid_filters, h, w) → n maps, deepest first
+
+    Raises:
+        ModelError: The number of filters differs from the encoder's depth.
+    """
+
+    def __init__(self, encoder_filters: tuple[int, ...], pyramid_filters: int, filters: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(filters) != len(encoder_filters):
+            raise ModelError(
+                f"expected {len(encoder_filters)} decoder_filters, one per encoder level, got {len(filters)}; "
+                "give as many, or leave them out"
+            )
+        before = (pyramid_filters, *filters[:-1])
+        skips = encoder_filters[::-1]
+        self.blocks = nn.ModuleList(
+            ConvBlock(previous + skip, after) for previous, skip, after in zip(before, skips, filters, strict=True)
+        )
+        initialise(self)
+
+    def forward(self, encoded: list[Tensor], pyramid: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of Dn…D1."""
+        levels: list[Tensor] = []
+        x = pyramid
+        for block, skip in zip(self.blocks, reversed(encoded), strict=True):
+            if levels:
+                x = functional.interpolate(x, scale_factor=2.0, mode="bilinear")  # (B, previous, h, w), skip's size
+            x = block(torch.cat((x, skip), dim=1))  # (B, filters[i], h, w)
+            levels.append(x)
+        return tuple(levels)
