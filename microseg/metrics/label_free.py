@@ -1,0 +1,98 @@
+"""Measures of a segmentation that need no reference mask."""
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.errors import DataError
+from microseg.metrics.overlap import dice
+
+__all__ = ["agreement", "class_shares", "domain_separability", "prediction_entropy"]
+
+_FOLDS = 4
+_RIDGE = 1e-2
+
+
+def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
+    """Mean entropy of the class probabilities, as a share of the largest possible one.
+
+    Args:
+        probabilities: sums to one over the classes.
+
+    Shape:
+        (K, H, W)
+
+    Returns:
+        0 where every pixel is certain, 1 where all classes are equally probable everywhere.
+    """
+    p = probabilities.astype(np.float64)
+    return float(-(p * np.log(p + 1e-12)).sum(0).mean() / np.log(len(p)))
+
+
+def agreement(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], classes: int) -> float:
+    """How far two segmentations of the same image agree: Dice between them, mean over the foreground classes.
+
+    Args:
+        first: class indices.
+        second: class indices.
+        classes: number of classes K, the background being class 0.
+
+    Shape:
+        (H, W) each
+
+    Returns:
+        0..1; nan when neither has any foreground, which says nothing.
+    """
+    scores = dice(first, second, classes)[1:]  # (K - 1,)
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
+
+
+def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
+    """Share of the area of each class; ignored pixels (255) count for none.
+
+    Shape:
+        (H, W) → (K,)
+    """
+    counts = np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.float64)
+    return counts / max(1.0, counts.sum())
+
+
+def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> float:
+    """How well a linear classifier tells two labs apart by their features: its cross-validated area under the ROC curve.
+
+    Args:
+        source: features of one lab's images.
+        target: features of the other's.
+
+    Shape:
+        (N, D) and (M, D)
+
+    Returns:
+        About 0.5 when the labs look the same to the network, 1 when each image gives its lab away.
+
+    Raises:
+        DataError: when a lab has fewer than two images.
+
+    Reference:
+        The proxy A-distance of Ben-David et al. 2007, with a ridge classifier in its dual form (N + M is small beside D).
+    """
+    if len(source) < 2 or len(target) < 2:
+        raise DataError(f"Expected at least two images of each lab, got {len(source)} and {len(target)}: give more.")
+    x = np.concatenate([source, target]).astype(np.float64)  # (N + M, D)
+    y = np.repeat([-1.0, 1.0], [len(source), len(target)])
+    folds = np.concatenate([np.arange(len(source)), np.arange(len(target))]) % min(_FOLDS, len(source), len(target))
+    areas = []
+    for fold in range(int(folds.max()) + 1):
+        train, test = folds != fold, folds == fold
+        mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
+        a, b = (x[train] - mean) / scale, (x[test] - mean) / scale
+        kernel = a @ a.T / a.shape[1]  # (n, n)
+        weights = np.where(y[train] < 0, 0.5 / (y[train] < 0).sum(), 0.5 / (y[train] > 0).sum()) * len(a)
+        alpha = np.linalg.solve(kernel + _RIDGE * np.diag(1 / weights), y[train])
+        scores = b @ a.T @ alpha / a.shape[1]
+        areas.append(_area_under_curve(scores[y[test] < 0], scores[y[test] > 0]))
+    return float(np.mean(areas))
+
+
+def _area_under_curve(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> float:
+    difference = high[:, None] - low[None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
