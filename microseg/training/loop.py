@@ -1,0 +1,212 @@
+"""The one training loop: optimise, average, evaluate, keep the best, checkpoint, resume."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from microseg.cpu import tune_allocator
+from microseg.errors import TrainingError
+from microseg.model import PyramidSegmenter
+from microseg.training.checkpoint import read_checkpoint, write_checkpoint
+from microseg.training.method import TrainingMethod
+from microseg.training.settings import FitSettings
+
+__all__ = ["Evaluate", "FitResult", "Hooks", "fit"]
+
+Evaluate = Callable[[PyramidSegmenter], Mapping[str, float]]
+"""Judges the network as it is; its entry ``score`` (higher is better) chooses the best."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller wants to be told.
+
+    Attributes:
+        evaluate: judges the network every so many steps; None takes the last network.
+        on_step: called after each step with its number from 1 and its losses.
+        on_evaluation: called after each evaluation with the number of the step and the figures.
+    """
+
+    evaluate: Evaluate | None = None
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
+    on_evaluation: Callable[[int, Mapping[str, float]], None] = lambda _step, _figures: None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How training went.
+
+    Attributes:
+        steps: steps taken in all.
+        best_step: the step whose network was kept.
+        seconds: spent in training, over all resumptions.
+        stopped: why it ended: ``steps``, ``minutes`` or ``patience``.
+        evaluations: figures by step.
+    """
+
+    steps: int
+    best_step: int
+    seconds: float
+    stopped: str
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+def fit(
+    method: TrainingMethod,
+    settings: FitSettings,
+    *,
+    fabric: Fabric,
+    hooks: Hooks | None = None,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    prepare: Callable[[PyramidSegmenter], None] = lambda _network: None,
+) -> FitResult:
+    """Train until the steps are done, the minutes are over, or patience ends; leave the best network in the method.
+
+    Args:
+        method: what to train; at the end ``method.result()`` is the best network.
+        settings: the numbers.
+        fabric: device, precision and processes.
+        hooks: evaluation and reports.
+        checkpoint: file to resume from when it is there, and to write on the way; removed at the end.
+        fingerprint: of data and settings; a checkpoint of another one is refused.
+        prepare: called on a copy of the network before each evaluation; what it changes is kept in the result.
+
+    Returns:
+        The record of the training.
+
+    Raises:
+        TrainingError: when the loss is not finite, or the checkpoint does not fit.
+    """
+    return _Fit(method, settings, fabric, hooks or Hooks(), checkpoint, fingerprint, prepare).run()
+
+
+class _Fit:
+    def __init__(
+        self,
+        method: TrainingMethod,
+        settings: FitSettings,
+        fabric: Fabric,
+        hooks: Hooks,
+        checkpoint: Path | None,
+        fingerprint: str,
+        prepare: Callable[[PyramidSegmenter], None],
+    ) -> None:
+        tune_allocator()
+        self.method, self.settings, self.fabric, self.hooks = method, settings, fabric, hooks
+        self.checkpoint, self.fingerprint, self.prepare = checkpoint, fingerprint, prepare
+        method.to(memory_format=torch.channels_last)
+        groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.module, self.optimizer = fabric.setup(method, optimizer)
+        self.step, self.seconds = 0, 0.0
+        self.evaluations: dict[int, dict[str, float]] = {}
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_step, self.best_score = 0, -math.inf
+
+    def run(self) -> FitResult:
+        self._resume()
+        began, before = time.monotonic(), self.seconds
+        stopped = ""
+        while not stopped:
+            self._take_step()
+            self.seconds = before + time.monotonic() - began
+            stopped = self._why_stop()
+            if stopped or self.step % self.settings.evaluate_every == 0:
+                self._judge()
+                stopped = stopped or self._patience_ended()
+            if not stopped and self.step % self.settings.checkpoint_every == 0:
+                self._save()
+        if self.best is not None:
+            self.method.result().load_state_dict(self.best)
+        if self.checkpoint is not None and self.fabric.is_global_zero:
+            self.checkpoint.unlink(missing_ok=True)
+        return FitResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
+
+    def _take_step(self) -> None:
+        self.method.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * _schedule(self.step, self.seconds, self.settings)
+        fabric = self.fabric
+        batch = self.method.batch(self.step, rank=fabric.global_rank, world=fabric.world_size)
+        losses = self.module(fabric.to_device(batch), self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(losses["total"])
+        fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        figures = {name: float(value.detach()) for name, value in losses.items()}
+        if not math.isfinite(figures["total"]):
+            raise TrainingError(
+                f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the weights "
+                "lambda_image and lambda_feature."
+            )
+        self.optimizer.step()
+        self.method.after_step(self.step)
+        self.step += 1
+        self.hooks.on_step(self.step, figures)
+
+    def _why_stop(self) -> str:
+        if self.step >= self.settings.steps:
+            return "steps"
+        if self.settings.minutes is not None and self.seconds >= 60 * self.settings.minutes:
+            return "minutes"
+        return ""
+
+    def _judge(self) -> None:
+        network = copy.deepcopy(self.method.result()).eval()
+        self.prepare(network)
+        figures = {} if self.hooks.evaluate is None else dict(self.hooks.evaluate(network))
+        score = figures.get("score", float(self.step))
+        if figures:
+            self.evaluations[self.step] = figures
+            self.hooks.on_evaluation(self.step, figures)
+        if score > self.best_score or self.best is None:
+            self.best_score, self.best_step = score, self.step
+            self.best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def _patience_ended(self) -> str:
+        waited = (self.step - self.best_step) // self.settings.evaluate_every
+        return "patience" if 0 < self.settings.patience <= waited else ""
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.fabric.is_global_zero:
+            return
+        state: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_score": self.best_score,
+        }
+        write_checkpoint(self.checkpoint, state)
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = read_checkpoint(self.checkpoint, fingerprint=self.fingerprint)
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
+        self.best, self.best_step, self.best_score = state["best"], state["best_step"], state["best_score"]
+
+
+def _schedule(step: int, seconds: float, settings: FitSettings) -> float:
+    """The share of the peak learning rate: a linear rise, then a cosine to 1 % at the end of the steps or the minutes."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    if settings.minutes is not None:
+        progress = max(progress, min(1.0, seconds / (60 * settings.minutes)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))

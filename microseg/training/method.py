@@ -1,0 +1,75 @@
+"""What every training method offers to the one loop."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from microseg.model import PyramidSegmenter
+
+__all__ = ["Losses", "TrainingMethod", "moving_average"]
+
+Losses = dict[str, torch.Tensor]
+"""Scalars by name; ``total`` is the one that is minimised, the others are only reported."""
+
+
+class TrainingMethod(nn.Module, ABC):
+    """A network, what is trained beside it, and the losses of one step.
+
+    It is one module, and a step is its ``forward``, so that several processes can share it as they share any module.
+
+    Args:
+        network: the segmenter to train; it is changed.
+        average: decay of the moving average of the segmenter's weights; 0 keeps none.
+    """
+
+    def __init__(self, network: PyramidSegmenter, average: float) -> None:
+        super().__init__()
+        self.network = network
+        self.average = average
+        self.averaged = copy.deepcopy(network).requires_grad_(False) if average else None
+
+    @abstractmethod
+    def batch(self, step: int, *, rank: int, world: int) -> Any:
+        """The inputs of a step, on the CPU; a pure function of the step."""
+
+    @abstractmethod
+    def forward(self, batch: Any, step: int) -> Losses:
+        """The losses of a step."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters to optimise, as PyTorch's optimisers take them."""
+
+    def after_step(self, step: int) -> None:
+        """Follow the network after the optimiser has changed it."""
+        if self.averaged is not None:
+            moving_average(self.averaged, self.network, min(self.average, (1 + step) / (10 + step)))
+
+    def result(self) -> PyramidSegmenter:
+        """The segmenter that training is for, as it is now: the averaged one where an average is kept."""
+        return self.network if self.averaged is None else self.averaged
+
+
+@torch.no_grad()
+def moving_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """Move an average of weights and batch-norm statistics towards the current ones: a ← d·a + (1 − d)·c, in place.
+
+    Args:
+        average: the module that holds the average.
+        current: a module of the same architecture.
+        decay: d in 0..1. Counters are copied.
+    """
+    _lerp(average.parameters(), current.parameters(), decay)
+    _lerp(average.buffers(), current.buffers(), decay)
+
+
+def _lerp(averages: Iterable[torch.Tensor], currents: Iterable[torch.Tensor], decay: float) -> None:
+    for mean, now in zip(averages, currents, strict=True):
+        if mean.dtype.is_floating_point:
+            mean.lerp_(now, 1 - decay)
+        else:
+            mean.copy_(now)

@@ -1,0 +1,32 @@
+"""Batch-norm statistics re-estimated on chosen images (AdaBN, Li et al. 2017)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["estimate_statistics"]
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Replace the running statistics of every batch normalisation by their mean over batches, in place.
+
+    Args:
+        network: any network; its weights stay, and so does its training or evaluation mode.
+        batches: (B, 3, H, W) each; give each lab's images in batches of their own, so that each counts for what it is.
+    """
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    was_training = network.training
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative mean
+        layer.train()
+    for batch in batches:
+        network(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.train(was_training)
