@@ -1,0 +1,44 @@
+"""From images to masks, outlines and measurements: tiles, engine, outputs, batches."""
+
+from microseg.inference.batch import BatchSummary, segment_batch, segment_file
+from microseg.inference.engine import Engine, segment_image, weights_digest
+from microseg.inference.folding import fold_batch_norm
+from microseg.inference.measurements import OBJECT_COLUMNS, measure_objects, summarise_image
+from microseg.inference.outlines import feature_collection, label_objects, outline_objects
+from microseg.inference.outputs import OUTPUTS, SUFFIXES, file_sha256
+from microseg.inference.overlay import draw_overlay, draw_panel
+from microseg.inference.palette import class_colour
+from microseg.inference.record import Provenance, Record, read_record
+from microseg.inference.segmentation import Segmentation
+from microseg.inference.tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
+
+__all__ = [
+    "OBJECT_COLUMNS",
+    "OUTPUTS",
+    "SUFFIXES",
+    "BatchSummary",
+    "Engine",
+    "Provenance",
+    "Record",
+    "Segmentation",
+    "Span",
+    "Tile",
+    "TilePlan",
+    "class_colour",
+    "cut_tile",
+    "draw_overlay",
+    "draw_panel",
+    "feature_collection",
+    "file_sha256",
+    "fold_batch_norm",
+    "label_objects",
+    "measure_objects",
+    "outline_objects",
+    "plan_tiles",
+    "read_record",
+    "segment_batch",
+    "segment_file",
+    "segment_image",
+    "summarise_image",
+    "weights_digest",
+]

@@ -1,0 +1,305 @@
+"""Batches: many images segmented in one go, whatever happens on the way.
+
+Reading, the network and writing overlap, with a few images in flight at any time. What counts as done is decided by the
+record that each image's outputs end with, so a batch that was killed goes on where it was.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from microseg.data import image_mpp, read_image
+from microseg.data.atomic import replacing
+from microseg.errors import DataError, MicrosegError
+from microseg.inference.engine import Engine
+from microseg.inference.measurements import OBJECT_COLUMNS
+from microseg.inference.outputs import OUTPUTS, check_outputs, file_sha256, output_names, remove_partial
+from microseg.inference.record import Provenance, Record, read_record
+from microseg.inference.segmentation import Segmentation
+
+__all__ = ["BatchSummary", "segment_batch", "segment_file"]
+
+Sizes = float | Mapping[str, float] | None
+
+_READERS, _WRITERS = 2, 2
+_AHEAD = 2  # images read, or being read, before the network wants them
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """How a batch went.
+
+    Attributes:
+        images: asked for.
+        done: segmented now.
+        skipped: had been segmented before, with the same model and settings.
+        failed: passed over; ``failures`` says why.
+        seconds: of the whole batch.
+        megapixels: of the images segmented now.
+        measurements: table of all objects of done and skipped images; None where objects were not asked for.
+        summary: table of all done and skipped images.
+        failures: table of the images passed over.
+        record: the batch itself, as JSON.
+    """
+
+    images: int
+    done: int
+    skipped: int
+    failed: int
+    seconds: float
+    megapixels: float
+    measurements: Path | None
+    summary: Path
+    failures: Path
+    record: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    image: npt.NDArray[np.uint8]
+    sha256: str
+    mpp: float | None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    job: _Job
+    record: Record | None = None
+    skipped: bool = False
+    reason: str = ""
+
+
+def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: float | None = None) -> Segmentation:
+    """Segment one image file.
+
+    Args:
+        engine: the network.
+        path: of the image.
+        provenance: of the network; weights and settings are added from the engine.
+        mpp: microns per pixel, where the file does not say or is wrong.
+
+    Returns:
+        The segmentation, with probabilities; nothing is written.
+
+    Raises:
+        ImageReadError: the file is not a readable image.
+        DataError: its pixel size is far from the model's.
+    """
+    sha256 = file_sha256(path) if path.is_file() else ""  # read_image says what is wrong
+    loaded = _Loaded(read_image(path), sha256, _mpp(path, mpp))
+    return _segment(engine, path, loaded, _complete(provenance, engine))
+
+
+def segment_batch(
+    engine: Engine,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    provenance: Provenance,
+    outputs: Collection[str] = OUTPUTS,
+    mpp: Sizes = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchSummary:
+    """Segment images into a folder.
+
+    An image that has its outputs there, of the same file content, model, settings and pixel size, is skipped. An image
+    that cannot be read or segmented is passed over and listed in ``failures.csv``.
+
+    Args:
+        engine: the network.
+        images: paths; doubles count once.
+        out: made where missing. It gets each image's outputs, and for the whole batch ``measurements.csv`` (objects),
+            ``images.csv``, ``failures.csv`` and ``batch.json``. One batch at a time writes to a folder.
+        provenance: of the network; weights and settings are added from the engine.
+        outputs: see `Segmentation.save`.
+        mpp: microns per pixel of all images, or of some by file name; None, or not named: what the files say.
+        progress: called with the number of images finished and of all.
+
+    Returns:
+        Counts, times and tables.
+
+    Raises:
+        SettingsError: an output is unknown.
+        OSError: the outputs cannot be written: no space, no permission. What is done stays done.
+    """
+    started = time.perf_counter()
+    check_outputs(outputs)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = list({path.resolve(): path for path in map(Path, images)}.values())
+    batch = _Batch(engine, out, frozenset(outputs), _complete(provenance, engine), mpp)
+    jobs = [_Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True)]
+    remove_partial(out, [job.name for job in jobs])
+    outcomes: dict[str, _Outcome] = {}
+    for outcome in batch.run(jobs):
+        outcomes[outcome.job.name] = outcome
+        if progress is not None:
+            progress(len(outcomes), len(jobs))
+    ordered = [outcomes[job.name] for job in jobs]
+    done = [outcome for outcome in ordered if outcome.record is not None]
+    measurements = out / "measurements.csv" if "objects" in outputs else None
+    summary = BatchSummary(
+        images=len(jobs),
+        done=len(done) - sum(outcome.skipped for outcome in done),
+        skipped=sum(outcome.skipped for outcome in done),
+        failed=len(jobs) - len(done),
+        seconds=round(time.perf_counter() - started, 3),
+        megapixels=sum(o.record.width * o.record.height for o in done if o.record and not o.skipped) / 1e6,
+        measurements=measurements,
+        summary=out / "images.csv",
+        failures=out / "failures.csv",
+        record=out / "batch.json",
+    )
+    _write_tables(summary, ordered, batch)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Batch:
+    engine: Engine
+    out: Path
+    outputs: frozenset[str]
+    provenance: Provenance
+    mpp: Sizes
+
+    def run(self, jobs: Sequence[_Job]) -> Iterator[_Outcome]:
+        """Outcomes as they come. Leaving early waits for what is being written."""
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_WRITERS) as writers:
+            waiting = iter(jobs)
+            reading = deque((job, readers.submit(self.read, job)) for job in islice(waiting, _AHEAD))
+            writing: deque[Future[_Outcome]] = deque()
+            while reading:
+                job, future = reading.popleft()
+                reading.extend((ahead, readers.submit(self.read, ahead)) for ahead in islice(waiting, 1))
+                made = self.predict(job, future)
+                if isinstance(made, _Outcome):
+                    yield made
+                    continue
+                writing.append(writers.submit(self.write, job, *made))
+                if len(writing) > _WRITERS:
+                    yield writing.popleft().result()
+            for finished in writing:
+                yield finished.result()
+
+    def read(self, job: _Job) -> _Loaded | Record:
+        """The image, or the record of what was made of it before."""
+        mpp = _mpp(job.path, self.mpp)
+        sha256 = file_sha256(job.path) if job.path.is_file() else ""
+        return self.done(job, sha256, mpp) or _Loaded(read_image(job.path), sha256, mpp)
+
+    def done(self, job: _Job, sha256: str, mpp: float | None) -> Record | None:
+        """The record of the same segmentation, if all its files are there."""
+        path = self.out / f"{job.name}.json"
+        if not path.is_file():
+            return None
+        with suppress(DataError):
+            record = read_record(path)
+            same = (record.source_sha256, record.mpp, _key(record.provenance)) == (sha256, mpp, _key(self.provenance))
+            there = all((self.out / file).is_file() for file in record.outputs.values())
+            if same and there and self.outputs <= record.outputs.keys():
+                return record
+        return None
+
+    def predict(
+        self, job: _Job, future: "Future[_Loaded | Record]"
+    ) -> _Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
+        """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
+        try:
+            loaded = future.result()
+            if isinstance(loaded, Record):
+                return _Outcome(job, loaded, skipped=True)
+            return _segment(self.engine, job.path, loaded, self.provenance), loaded.image
+        except Exception as error:
+            return _failed(job, error)
+
+    def write(self, job: _Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> _Outcome:
+        """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
+        try:
+            files = segmentation.save(self.out, self.outputs, image, job.name)
+            return _Outcome(job, read_record(files["record"]))
+        except OSError:
+            raise
+        except Exception as error:
+            return _failed(job, error)
+
+
+def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance) -> Segmentation:
+    started = time.perf_counter()
+    probabilities = engine.probabilities(loaded.image, loaded.mpp)  # (K, H, W)
+    return Segmentation(
+        mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
+        probabilities=probabilities,
+        classes=engine.classes,
+        mpp=loaded.mpp,
+        provenance=provenance,
+        source=str(path),
+        source_sha256=loaded.sha256,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _complete(provenance: Provenance, engine: Engine) -> Provenance:
+    return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": engine.parameters})
+
+
+def _key(provenance: Provenance) -> tuple[str, str | None, str]:
+    """What has to be equal for a segmentation to be the same."""
+    return provenance.model, provenance.weights_sha256, json.dumps(provenance.inference, sort_keys=True)
+
+
+def _mpp(path: Path, given: Sizes) -> float | None:
+    known = given.get(path.name) if isinstance(given, Mapping) else given
+    return image_mpp(path) if known is None else known
+
+
+def _failed(job: _Job, error: Exception) -> _Outcome:
+    reason = " ".join(str(error).split()) or repr(error)
+    return _Outcome(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")
+
+
+def _write_tables(summary: BatchSummary, outcomes: Sequence[_Outcome], batch: _Batch) -> None:
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
+    rows = [
+        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
+        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "sha256": r.source_sha256}
+        for r in records
+    ]
+    with replacing(summary.failures) as part:
+        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
+    with replacing(summary.summary) as part:
+        pd.DataFrame(rows).to_csv(part, index=False, float_format="%.6g")
+    if summary.measurements is not None:
+        with replacing(summary.measurements) as part:
+            _join_tables([batch.out / record.outputs["objects"] for record in records], part)
+    facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
+    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": batch.provenance.model_dump(mode="json")}
+    facts |= {"outputs": sorted(batch.outputs), "records": [f"{record.name}.json" for record in records]}
+    with replacing(summary.record) as part:
+        part.write_text(json.dumps({"kind": "microseg batch 1", **facts}, indent=2) + "\n", encoding="utf-8")
+
+
+def _join_tables(tables: Sequence[Path], path: Path) -> None:
+    """Put CSV tables of the same columns below one another, a line at a time."""
+    with path.open("w", encoding="utf-8") as joined:
+        joined.write(",".join(OBJECT_COLUMNS) + "\n")
+        for table in tables:
+            with table.open(encoding="utf-8") as lines:
+                next(lines, None)
+                joined.writelines(lines)

@@ -1,0 +1,242 @@
+"""The engine: an image in, class probabilities out."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors.torch import save as save_tensors
+from torch import nn
+from torch.nn import functional
+
+from microseg.cpu import tune_allocator
+from microseg.errors import DataError, SettingsError
+from microseg.inference.folding import fold_batch_norm
+from microseg.inference.tiling import cut_tile, plan_spans, plan_tiles
+from microseg.model import PyramidSegmenter
+
+__all__ = ["Engine", "segment_image", "weights_digest"]
+
+_SAME_SCALE = 0.05  # pixel sizes that differ by less than this part are taken as equal
+_LARGEST_ZOOM = 16
+
+
+@dataclass(frozen=True)
+class _Settings:
+    device: torch.device
+    tile: int
+    halo: int
+    batch: int
+    half: bool
+
+
+class Engine:
+    """A network made ready to segment many images.
+
+    It works on a copy with batch normalisation folded into the convolutions; the network given is not changed.
+
+    Args:
+        network: the segmenter.
+        device: where to compute.
+        tile: longest side of a tile in pixels at the model's scale, rounded up to the network's stride.
+        halo: half of the least overlap of two tiles, in pixels; see `plan_tiles`.
+        batch: tiles computed at once.
+        half: compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
+            about 0.01; processors that know bfloat16 take half the time.
+
+    Attributes:
+        classes: names of the classes.
+        mpp: microns per pixel at which the network works; None if unknown.
+        stride: of the network.
+        weights_sha256: of the network's weights, as in its ``network.json``.
+
+    Raises:
+        SettingsError: when the tile is too small for its halo, or a number is not positive.
+    """
+
+    def __init__(
+        self,
+        network: PyramidSegmenter,
+        *,
+        device: str | torch.device = "cpu",
+        tile: int = 512,
+        halo: int = 64,
+        batch: int = 4,
+        half: bool | None = None,
+    ) -> None:
+        self._settings = _settings(network, torch.device(device), tile, halo, batch, half)
+        self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
+        self.weights_sha256 = weights_digest(network)
+        example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
+        folded = fold_batch_norm(network, example.to(_device(network)))
+        self._network = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What besides the weights and the image decides the result, to be recorded with it."""
+        chosen = asdict(self._settings)
+        return {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
+
+    def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+        """Class probabilities of every pixel of an image.
+
+        Args:
+            image: RGB, 0..255.
+            mpp: its microns per pixel. Where the model's are known too and differ by more than 5 %, the image is
+                rescaled to the model's, and the result back to the image's pixels.
+
+        Shape:
+            (H, W, 3) → (K, H, W)
+
+        Returns:
+            Probabilities, which sum to one over the classes.
+
+        Raises:
+            DataError: when the image is not uint8 RGB, or the two pixel sizes are more than 16 times apart.
+        """
+        return _segment(self._network, image, _zoom(mpp, self.mpp), self._settings, self.stride)
+
+    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Class probabilities of a batch of tiles of one size, each by itself.
+
+        Shape:
+            (B, h, w, 3) → (B, K, h, w)
+        """
+        return _predict(self._network, tiles, self._settings)
+
+
+def segment_image(
+    network: PyramidSegmenter,
+    image: npt.NDArray[np.uint8],
+    *,
+    device: str | torch.device | None = None,
+    tile: int = 512,
+    halo: int = 64,
+    batch: int = 4,
+    half: bool | None = None,
+    mpp: float | None = None,
+) -> npt.NDArray[np.float32]:
+    """Class probabilities of one image by a network as it is: for a network that is still in training.
+
+    For many images with one network `Engine` is faster.
+
+    Args:
+        network: the segmenter; it computes in evaluation mode and is left in its own.
+        image: RGB, 0..255.
+        device: where to compute; the network is moved there. None: where it is.
+        tile: see `Engine`.
+        halo: see `Engine`.
+        batch: see `Engine`.
+        half: see `Engine`.
+        mpp: see `Engine.probabilities`.
+
+    Shape:
+        (H, W, 3) → (K, H, W)
+
+    Returns:
+        Probabilities, which sum to one over the classes.
+
+    Raises:
+        SettingsError: as `Engine`.
+        DataError: as `Engine.probabilities`.
+    """
+    chosen = _device(network) if device is None else torch.device(device)
+    settings = _settings(network, chosen, tile, halo, batch, half)
+    with _evaluating(network.to(chosen)):
+        return _segment(network, image, _zoom(mpp, network.config.mpp), settings, network.stride)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and statistics, the same that `save_network` writes into ``network.json``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(save_tensors(tensors)).hexdigest()
+
+
+def _segment(
+    network: nn.Module, image: npt.NDArray[np.uint8], zoom: float, settings: _Settings, stride: int
+) -> npt.NDArray[np.float32]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
+        )
+    if zoom == 1:
+        return _segment_tiles(network, image, settings, stride)
+    height, width = image.shape[:2]
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # (h, w, 3), as in training
+    small = torch.from_numpy(_segment_tiles(network, rescaled, settings, stride))[None]  # (1, K, h, w)
+    full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
+    return np.asarray(full[0].numpy(), np.float32)
+
+
+def _segment_tiles(
+    network: nn.Module, image: npt.NDArray[np.uint8], settings: _Settings, stride: int
+) -> npt.NDArray[np.float32]:
+    height, width = image.shape[:2]
+    plan = plan_tiles(height, width, tile=settings.tile, halo=settings.halo, multiple=stride)
+    total: npt.NDArray[np.float32] | None = None
+    tiles = iter(plan)
+    while batch := tuple(itertools.islice(tiles, settings.batch)):
+        seen = _predict(network, np.stack([cut_tile(image, tile) for tile in batch]), settings)  # (B, K, h, w)
+        if total is None:
+            total = np.zeros((seen.shape[1], height, width), np.float32)  # (K, H, W)
+        for tile, part in zip(batch, seen, strict=True):
+            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
+            total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
+    assert total is not None
+    return total
+
+
+@torch.inference_mode()
+def _predict(network: nn.Module, tiles: npt.NDArray[np.uint8], settings: _Settings) -> npt.NDArray[np.float32]:
+    kind = settings.device.type
+    dtype = torch.float16 if kind == "cuda" else torch.bfloat16
+    pixels = torch.from_numpy(tiles).to(settings.device).permute(0, 3, 1, 2)  # (B, 3, h, w) uint8, channels last
+    with torch.autocast(kind, dtype=dtype, enabled=settings.half):
+        logits = network(pixels.float().div_(255))  # (B, K, h, w)
+    return np.asarray(logits.float().softmax(dim=1).cpu().numpy(), np.float32)
+
+
+def _zoom(mpp: float | None, model_mpp: float | None) -> float:
+    """Factor by which an image is enlarged to the model's scale."""
+    if mpp is None or model_mpp is None:
+        return 1.0
+    zoom = mpp / model_mpp
+    if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
+        raise DataError(
+            f"Expected an image of about {model_mpp} microns per pixel, the model's, got {mpp}, more than "
+            f"{_LARGEST_ZOOM} times off: give the image's true pixel size, or choose another model."
+        )
+    return zoom if abs(zoom - 1) > _SAME_SCALE else 1.0
+
+
+def _settings(
+    network: PyramidSegmenter, device: torch.device, tile: int, halo: int, batch: int, half: bool | None
+) -> _Settings:
+    if batch < 1:
+        raise SettingsError(f"Expected a batch of at least one tile, got {batch}: enlarge it.")
+    plan_spans(1, tile=tile, halo=halo, multiple=network.stride)  # refuses what does not fit together
+    tune_allocator()
+    return _Settings(device, tile, halo, batch, device.type == "cuda" if half is None else half)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards each part is as it was."""
+    were_training = [part for part in network.modules() if part.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part in were_training:
+            part.training = True

@@ -1,0 +1,126 @@
+"""The files of segmentations in a folder: what there is, how it is named, how it goes."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from microseg.errors import DataError, SettingsError
+from microseg.inference.record import read_record
+
+__all__ = [
+    "OUTPUTS",
+    "PARTIAL",
+    "SUFFIXES",
+    "check_outputs",
+    "file_sha256",
+    "output_names",
+    "remove_outputs",
+    "remove_partial",
+]
+
+OUTPUTS = ("labels", "outlines", "overlay", "objects")
+"""What is written unless told otherwise; ``probabilities`` (32-bit, large) is the fifth that can be."""
+
+SUFFIXES = {
+    "labels": ".labels.tif",
+    "outlines": ".geojson",
+    "overlay": ".overlay.jpg",
+    "objects": ".objects.csv",
+    "probabilities": ".probabilities.tif",
+}
+PARTIAL = ".partial"  # ending of the folders in which outputs are made
+_RESERVED = ("batch",)  # batch.json is the batch's own
+_WAYS: tuple[Callable[[Path], str], ...] = (
+    lambda path: path.stem,
+    lambda path: path.name,
+    lambda path: f"{path.resolve().parent.name}_{path.name}",
+    lambda path: f"{path.name}-{sha256(str(path.resolve()).encode()).hexdigest()[:8]}",
+)
+
+
+def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
+    """How the names of each image's outputs begin.
+
+    As the image's, without its suffix: ``a.png`` → ``a``. Where two images would share that, or another image's outputs
+    are in the folder under it: with the suffix, ``a.png``; where that is shared too, with the image's folder,
+    ``slides_a.png``, or with eight digits of the hash of its path. An image that has outputs keeps their name.
+
+    Args:
+        sources: paths of the images, all different.
+        folder: where the outputs go.
+
+    Returns:
+        A name for each image, all different even where upper and lower case are the same.
+    """
+    own = [next((way for way in _WAYS if _owner(folder, way(s)) in (s, s.resolve())), None) for s in sources]
+    chosen = [0] * len(sources)
+    while True:
+        names = [(kept or _WAYS[i])(source) for kept, i, source in zip(own, chosen, sources, strict=True)]
+        counts = Counter(name.casefold() for name in names)
+        clashes = [
+            number
+            for number, (name, source) in enumerate(zip(names, sources, strict=True))
+            if own[number] is None
+            and chosen[number] < len(_WAYS) - 1
+            and (counts[name.casefold()] > 1 or _taken(folder, name, source))
+        ]
+        if not clashes:
+            return names
+        for number in clashes:
+            chosen[number] += 1
+
+
+def check_outputs(outputs: Collection[str]) -> None:
+    """Refuse outputs that nobody can write.
+
+    Raises:
+        SettingsError: when there is another one than in ``SUFFIXES``.
+    """
+    unknown = [outputs] if isinstance(outputs, str) else sorted(set(outputs) - set(SUFFIXES))
+    if unknown:
+        raise SettingsError(f"Expected a list of outputs out of {', '.join(SUFFIXES)}, got {unknown}: choose of those.")
+
+
+def remove_outputs(folder: Path, name: str) -> None:
+    """Remove an earlier segmentation: its record first, so that it does not count while its files go."""
+    path = folder / f"{name}.json"
+    with suppress(DataError):
+        record = read_record(path)
+        path.unlink()
+        for file in record.outputs.values():
+            (folder / Path(file).name).unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, names: Collection[str]) -> None:
+    """Remove what a killed process left half made under these names."""
+    wanted = set(names)
+    for left in folder.glob(f".*{PARTIAL}"):
+        if left.name[1 : -len(PARTIAL)].rpartition(".")[0] in wanted:  # .<name>.<random letters>.partial
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _owner(folder: Path, name: str) -> Path | None:
+    """The image whose outputs are there under a name."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        with suppress(DataError):
+            return Path(read_record(path).source)
+    return None
+
+
+def _taken(folder: Path, name: str, source: Path) -> bool:
+    """Whether the outputs of another image are there under a name; a copy of an image is not another one."""
+    if name.casefold() in _RESERVED:
+        return True
+    if _owner(folder, name) is None:
+        return False
+    return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != file_sha256(source)

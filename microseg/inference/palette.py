@@ -1,0 +1,49 @@
+"""The colours of the classes, the same in outlines, label images and overlays."""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Colour", "class_colour", "colour_table"]
+
+Colour = tuple[int, int, int]
+
+# Far from haematoxylin, eosin and diaminobenzidine first. Any two stay at least 30 CIELAB units apart for normal,
+# protan, deutan and tritan vision (Machado et al. 2009); Okabe and Ito's well-known colours come as near as 16.
+_COLOURS: tuple[Colour, ...] = (
+    (10, 255, 145),  # spring green
+    (228, 122, 0),  # orange
+    (76, 163, 255),  # sky blue
+    (255, 255, 0),  # yellow
+    (220, 160, 188),  # pink
+    (8, 56, 202),  # blue
+    (124, 46, 23),  # brown
+)
+_IGNORED: Colour = (128, 128, 128)
+
+
+def class_colour(index: int) -> Colour:
+    """Colour of a class.
+
+    Args:
+        index: of the class in a mask. 0, the background, is black; 255, ignored, is grey.
+
+    Returns:
+        Red, green and blue, 0..255. After seven classes the colours come again, lighter, then darker.
+    """
+    if index == 0:
+        return (0, 0, 0)
+    if index == 255:
+        return _IGNORED
+    shade, number = divmod(index - 1, len(_COLOURS))
+    towards = (None, 255, 0)[shade % 3]
+    red, green, blue = (c if towards is None else (c + towards) // 2 for c in _COLOURS[number])
+    return red, green, blue
+
+
+def colour_table() -> npt.NDArray[np.uint8]:
+    """Colours of all mask values.
+
+    Shape:
+        (256, 3)
+    """
+    return np.array([class_colour(index) for index in range(256)], np.uint8)

@@ -1,0 +1,258 @@
+"""A segmentation: what was found in one image, where that came from, and the files that keep it."""
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tifffile
+from PIL import Image
+
+from microseg.data import read_image
+from microseg.errors import DataError, SettingsError
+from microseg.inference.measurements import measure_objects, object_indices, summarise_image
+from microseg.inference.outlines import feature_collection, label_objects, outline_objects
+from microseg.inference.outputs import (
+    OUTPUTS,
+    PARTIAL,
+    SUFFIXES,
+    check_outputs,
+    file_sha256,
+    output_names,
+    remove_outputs,
+)
+from microseg.inference.overlay import draw_overlay
+from microseg.inference.palette import colour_table
+from microseg.inference.record import Provenance, Record, find_record, read_record
+
+__all__ = ["Segmentation"]
+
+_PACKAGES = ("microseg", "torch", "timm", "numpy")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The segmentation of one image.
+
+    Attributes:
+        mask: (H, W) class indices.
+        probabilities: (K, H, W) of the classes; None where not kept.
+        classes: names of the classes, background first.
+        mpp: microns per pixel of the image; None if unknown.
+        provenance: what made it.
+        source: path of the image.
+        source_sha256: of the image's file; None: computed when saved, if the file is there.
+        seconds: that the network took; None if unknown.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32] | None
+    classes: tuple[str, ...]
+    mpp: float | None
+    provenance: Provenance
+    source: str
+    source_sha256: str | None = None
+    seconds: float | None = None
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Number of the object at each pixel, (H, W)."""
+        return label_objects(self.mask)
+
+    @cached_property
+    def polygons(self) -> npt.NDArray[np.object_]:
+        """Outline of each object, as shapely polygons."""
+        return outline_objects(self.labels)
+
+    @cached_property
+    def objects(self) -> pd.DataFrame:
+        """Measurements of each object; see `measure_objects`."""
+        return measure_objects(
+            self.mask,
+            self.classes,
+            image=Path(self.source).name,
+            mpp=self.mpp,
+            probabilities=self.probabilities,
+            labels=self.labels,
+            polygons=self.polygons,
+        )
+
+    @cached_property
+    def summary(self) -> dict[str, float]:
+        """Figures of the whole image; see `summarise_image`."""
+        return summarise_image(
+            self.mask, self.classes, mpp=self.mpp, probabilities=self.probabilities, labels=self.labels
+        )
+
+    def outlines(self) -> dict[str, Any]:
+        """Outlines and measurements of all objects as GeoJSON; see `feature_collection`."""
+        columns = [column for column in self.objects.columns if column not in ("image", "label", "class")]
+        figures = [dict(zip(columns, row, strict=True)) for row in self.objects[columns].itertuples(index=False)]
+        indices = object_indices(self.mask, self.labels, len(self.polygons)).tolist()
+        return feature_collection(
+            self.polygons, indices, self.classes, measurements=figures, source=self.source_sha256 or self.source
+        )
+
+    def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+        """Picture of the outlines over the image; see `draw_overlay`.
+
+        Args:
+            image: RGB; None: read from the source.
+
+        Raises:
+            ImageReadError: when the source is needed and cannot be read.
+        """
+        return draw_overlay(read_image(self.source) if image is None else image, self.mask)
+
+    def save(
+        self,
+        folder: Path,
+        outputs: Collection[str] = OUTPUTS,
+        image: npt.NDArray[np.uint8] | None = None,
+        name: str | None = None,
+    ) -> dict[str, Path]:
+        """Write the segmentation, each file whole or not at all, and ``<name>.json`` last: without it nothing counts.
+
+        Args:
+            folder: made where missing.
+            outputs: any of ``SUFFIXES``: label image (TIFF, with pixel size and colours), outlines (GeoJSON), overlay
+                (JPEG), objects (CSV), probabilities (TIFF).
+            image: the image, for the overlay; None: read from the source.
+            name: how the files' names begin; None: as the source's, unless another image has taken that.
+
+        Returns:
+            The files by output, and the record under ``record``.
+
+        Raises:
+            SettingsError: an output is unknown.
+            ImageReadError: the source is needed and cannot be read.
+        """
+        check_outputs(outputs)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = Path(self.source)
+        sha256 = self.source_sha256 or (file_sha256(source) if source.is_file() else None)
+        name = name or output_names([source], folder)[0]
+        table = self.objects if name in (source.stem, source.name) else self.objects.assign(image=name)
+        writers: dict[str, Callable[[Path], object]] = {
+            "labels": self._write_labels,
+            "outlines": lambda path: path.write_text(json.dumps(self.outlines(), allow_nan=False), encoding="utf-8"),
+            "overlay": lambda path: Image.fromarray(self.overlay(image)).save(path, quality=90, subsampling=0),
+            "objects": lambda path: table.to_csv(path, index=False, float_format="%.4f"),
+            "probabilities": self._write_probabilities,
+        }
+        files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
+        record = self._record(name, sha256, files)
+        staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL))
+        try:
+            for output, file in files.items():
+                writers[output](staging / file)
+            (staging / f"{name}.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            remove_outputs(folder, name)
+            for file in (*files.values(), f"{name}.json"):
+                (staging / file).replace(folder / file)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return {output: folder / file for output, file in files.items()} | {"record": folder / f"{name}.json"}
+
+    @classmethod
+    def load(cls, path: Path) -> "Segmentation":
+        """Read a segmentation back.
+
+        Args:
+            path: its record, ``<name>.json``, or a folder with one record.
+
+        Returns:
+            The segmentation; with probabilities where they were saved.
+
+        Raises:
+            DataError: there is no record, there are several, or its label image is missing or damaged.
+        """
+        path = find_record(Path(path))
+        record = read_record(path)
+        if "labels" not in record.outputs:
+            raise DataError(f"{path}: expected a label image among the outputs, got {sorted(record.outputs)}. Save it.")
+        mask = _read_tiff(path.parent / record.outputs["labels"])
+        if mask.shape != (record.height, record.width):
+            raise DataError(f"{path}: expected labels of {record.height} x {record.width}, got {mask.shape}. Redo it.")
+        probabilities = None
+        if "probabilities" in record.outputs:
+            probabilities = _read_tiff(path.parent / record.outputs["probabilities"]).astype(np.float32)
+        return cls(
+            mask=mask.astype(np.uint8),
+            probabilities=probabilities,
+            classes=record.classes,
+            mpp=record.mpp,
+            provenance=record.provenance,
+            source=record.source,
+            source_sha256=record.source_sha256,
+            seconds=record.seconds,
+        )
+
+    def _record(self, name: str, sha256: str | None, files: dict[str, str]) -> Record:
+        source = Path(self.source)
+        return Record(
+            name=name,
+            source=str(source.resolve()) if source.is_file() else self.source,
+            source_sha256=sha256,
+            width=self.mask.shape[1],
+            height=self.mask.shape[0],
+            mpp=self.mpp,
+            classes=self.classes,
+            provenance=self.provenance,
+            outputs=files,
+            summary={key: value if np.isfinite(value) else None for key, value in self.summary.items()},
+            created=datetime.now(UTC),
+            seconds=self.seconds,
+            software=_software(),
+        )
+
+    def _write_labels(self, path: Path) -> None:
+        colours = colour_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
+        self._write_tiff(path, self.mask, photometric="palette", colormap=colours)
+
+    def _write_probabilities(self, path: Path) -> None:
+        if self.probabilities is None:
+            raise SettingsError("Expected probabilities to save, this segmentation has none: leave that output out.")
+        self._write_tiff(path, self.probabilities, photometric="minisblack")
+
+    def _write_tiff(self, path: Path, array: npt.NDArray[Any], **options: Any) -> None:
+        if self.mpp is not None:
+            options |= {"resolution": (1e4 / self.mpp, 1e4 / self.mpp), "resolutionunit": "CENTIMETER"}
+        if max(array.shape) > 2048:
+            options["tile"] = (512, 512)
+        tifffile.imwrite(
+            path,
+            array,
+            compression="zlib",
+            software="microseg",
+            metadata={"classes": list(self.classes)},
+            **options,
+        )
+
+
+def _read_tiff(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(tifffile.imread(path))
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        raise DataError(
+            f"{path}: expected a TIFF that microseg wrote, got {error}. Segment the image again."
+        ) from error
+
+
+def _software() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

@@ -1,0 +1,176 @@
+"""Tiles: how an image of any size is cut, and how the pieces are joined without seams.
+
+Neighbouring tiles overlap by two halos. The outer half of each halo, where the network sees the tile's border, is
+thrown away; over the inner halves the two tiles fade into one another. The weights sum to one at every pixel.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.errors import SettingsError
+
+__all__ = ["Span", "Tile", "TilePlan", "cut_tile", "plan_spans", "plan_tiles"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis, in pixels of the image.
+
+    Attributes:
+        start: first pixel that the network sees.
+        stop: end of what it sees; past the image's end where the image is smaller than its last tile.
+        inner_start: first pixel that is kept.
+        inner_stop: end of what is kept, never past the image's end.
+        fade_in: pixels from ``inner_start`` on that are shared with the tile before.
+        fade_out: pixels up to ``inner_stop`` that are shared with the tile after.
+    """
+
+    start: int
+    stop: int
+    inner_start: int
+    inner_stop: int
+    fade_in: int = 0
+    fade_out: int = 0
+
+    @property
+    def inner(self) -> slice:
+        """What is kept, counted from the start of the image."""
+        return slice(self.inner_start, self.inner_stop)
+
+    @property
+    def inner_of_tile(self) -> slice:
+        """What is kept, counted from the start of the tile."""
+        return slice(self.inner_start - self.start, self.inner_stop - self.start)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weight of each kept pixel: 1, but a linear ramp where it is shared.
+
+        Shape:
+            (inner_stop - inner_start,)
+        """
+        weights = np.ones(self.inner_stop - self.inner_start, np.float32)
+        weights[: self.fade_in] = _ramp(self.fade_in)
+        if self.fade_out:
+            weights[-self.fade_out :] = 1 - _ramp(self.fade_out)
+        return weights
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile: a span of rows and a span of columns."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weight of each kept pixel, (h, w)."""
+        return self.rows.weights[:, None] * self.columns.weights[None, :]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """All tiles of an image, of one size. Iterates row by row, so that finished rows can be let go.
+
+    Attributes:
+        rows: spans along the height.
+        columns: spans along the width.
+    """
+
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (Tile(rows, columns) for rows, columns in itertools.product(self.rows, self.columns))
+
+
+def plan_spans(length: int, *, tile: int, halo: int, multiple: int) -> tuple[Span, ...]:
+    """Cut one axis into overlapping spans of equal length, as few and as short as it can be done.
+
+    Args:
+        length: of the axis in pixels.
+        tile: longest span in pixels, rounded up to ``multiple``. A shorter axis is one span.
+        halo: half of the least overlap of two spans, in pixels.
+        multiple: spans start at, and are as long as, multiples of this: the network's stride.
+
+    Returns:
+        The spans from start to end of the axis.
+
+    Raises:
+        SettingsError: when the tile is too small for its halo, or a number is not positive.
+    """
+    tile, overlap = _round_up(tile, multiple), _round_up(2 * halo, multiple)
+    if length < 1 or halo < 0 or tile < 2 * overlap + 2 * multiple:
+        raise SettingsError(
+            "Expected a tile of at least four halos and two strides of the network, and an axis of at least one pixel, "
+            f"got tile {tile}, halo {halo}, stride {multiple}, axis {length}: enlarge the tile or reduce the halo."
+        )
+    padded = _round_up(length, multiple)
+    if padded <= tile:
+        return (Span(0, padded, 0, length),)
+    count = 1 + -(-(padded - tile) // (tile - overlap))
+    size = _round_up(-(-(padded + (count - 1) * overlap) // count), multiple)
+    starts = [(padded - size) * i // ((count - 1) * multiple) * multiple for i in range(count)]
+    seams = [(after + before + size) // 2 for before, after in itertools.pairwise(starts)]  # middle of each overlap
+    firsts = [0, *(seam - halo // 2 for seam in seams)]
+    lasts = [*(seam - halo // 2 + halo for seam in seams), length]
+    return tuple(
+        Span(start, start + size, first, last, halo if i else 0, halo if i < count - 1 else 0)
+        for i, (start, first, last) in enumerate(zip(starts, firsts, lasts, strict=True))
+    )
+
+
+def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple: int) -> TilePlan:
+    """Cut an image into overlapping tiles of one size.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        tile: longest side of a tile in pixels.
+        halo: half of the least overlap of two tiles, in pixels.
+        multiple: tiles start at, and are as large as, multiples of this: the network's stride.
+
+    Returns:
+        The plan. An image that fits into one tile is one tile.
+
+    Raises:
+        SettingsError: when the tile is too small for its halo, or a number is not positive.
+    """
+    rows = plan_spans(height, tile=tile, halo=halo, multiple=multiple)
+    columns = plan_spans(width, tile=tile, halo=halo, multiple=multiple)
+    return TilePlan(rows, columns)
+
+
+def cut_tile(image: npt.NDArray[np.uint8], tile: Tile) -> npt.NDArray[np.uint8]:
+    """What the network sees of an image in one tile; past the image's end it is mirrored.
+
+    Args:
+        image: (H, W, C).
+        tile: of a plan for an image of this size.
+
+    Returns:
+        (h, w, C), the tile's own size.
+    """
+    part = image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+    below = tile.rows.stop - tile.rows.start - part.shape[0]
+    right = tile.columns.stop - tile.columns.start - part.shape[1]
+    if not below and not right:
+        return part
+    return np.pad(part, ((0, below), (0, right), (0, 0)), mode="reflect")
+
+
+def _ramp(length: int) -> npt.NDArray[np.float32]:
+    return ((np.arange(length) + 0.5) / max(length, 1)).astype(np.float32)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
