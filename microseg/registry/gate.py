@@ -1,0 +1,251 @@
+"""The promotion gate: may a candidate replace the production model? A pure function of numbers.
+
+Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence: there a candidate
+must agree with itself at least as well as production does, and must not mark almost nothing or almost everything.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, TypeGuard
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Decision", "Evidence", "GatePolicy", "Interval", "Reason", "decide"]
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_ROUNDING = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its bootstrap confidence interval.
+
+    Args:
+        value: The estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one model version.
+
+    Args:
+        source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
+        target_dice: Dice (0..1) on the new lab, where it sent a few masks.
+        label_free: Evidence on the new lab without masks. The gate reads ``agreement`` (0..1, of the model with itself
+            under changes of stain and geometry), ``foreground_share`` (predicted, 0..1) and
+            ``expected_foreground_share`` (in the labels of the source labs, 0..1); others are only reported.
+    """
+
+    source_dice: Mapping[str, float] = field(default_factory=dict)
+    target_dice: Interval | None = None
+    label_free: Mapping[str, float] = field(default_factory=dict)
+
+
+class GatePolicy(BaseModel):
+    """What a candidate has to keep and to gain.
+
+    Args:
+        max_source_loss: Largest loss of Dice allowed on any labelled lab.
+        min_agreement_gain: Smallest gain of self-agreement on the new lab, where it sent no masks.
+        min_target_gain: Smallest gain of Dice on the new lab, where it sent masks.
+        min_foreground_ratio: Smallest predicted share of foreground on the new lab, as a multiple of the expected one.
+        max_foreground_ratio: Largest such multiple.
+        min_first_dice: Smallest Dice on each labelled lab for the first version, when there is no production yet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_source_loss: Share = 0.02
+    min_agreement_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    min_target_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    min_foreground_ratio: Factor = 0.25
+    max_foreground_ratio: Factor = 4.0
+    min_first_dice: Share = 0.5
+
+    @model_validator(mode="after")
+    def _check_ratios(self) -> "GatePolicy":
+        if self.min_foreground_ratio >= self.max_foreground_ratio:
+            raise ValueError(
+                f"expected min_foreground_ratio below max_foreground_ratio, got {self.min_foreground_ratio} and "
+                f"{self.max_foreground_ratio}; the defaults are 0.25 and 4"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One rule's verdict.
+
+    Args:
+        passed: Whether the rule is met.
+        rule: Its name, such as ``"source_dice/lab_a"``.
+        sentence: The numbers and what was asked, for a reader who did not write the rule.
+    """
+
+    passed: bool
+    rule: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's verdict.
+
+    Args:
+        accept: Whether every rule is met.
+        reasons: One for each rule that was looked at; never empty.
+    """
+
+    accept: bool
+    reasons: tuple[Reason, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{'passed' if reason.passed else 'REFUSED'}: {reason.sentence}" for reason in self.reasons)
+
+
+def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy) -> Decision:
+    """Accept or refuse a candidate.
+
+    Missing, non-finite or impossible numbers refuse: evidence that is not there is never taken as good.
+
+    Args:
+        candidate: Evidence on the proposed version.
+        production: Evidence on the version in use, measured on the same images; None when there is none yet.
+        policy: The thresholds.
+
+    Returns:
+        The verdict with its reasons. Where the new lab sent masks for both versions, their Dice takes the place of
+        self-agreement; the guard against collapse always applies.
+    """
+    if production is None:
+        reasons = _first(candidate, policy)
+    else:
+        masks = candidate.target_dice is not None or production.target_dice is not None
+        gain = _target_gain if masks else _agreement_gain
+        reasons = (
+            *_source_kept(candidate, production, policy),
+            gain(candidate, production, policy),
+            _not_collapsed(candidate, policy),
+        )
+    return Decision(all(reason.passed for reason in reasons), reasons)
+
+
+def _first(candidate: Evidence, policy: GatePolicy) -> tuple[Reason, ...]:
+    if not candidate.source_dice:
+        return (_no_labs(),)
+    reasons = []
+    for lab, dice in sorted(candidate.source_dice.items()):
+        passed = _is_share(dice) and dice >= policy.min_first_dice - _ROUNDING
+        sentence = (
+            f"On the held-out images of {lab} the first model reaches Dice {_number(dice)}; "
+            f"at least {policy.min_first_dice:.3f} is asked of a first model."
+        )
+        reasons.append(Reason(passed, f"first_dice/{lab}", sentence))
+    return tuple(reasons)
+
+
+def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) -> tuple[Reason, ...]:
+    labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
+    if not labs:
+        return (_no_labs(),)
+    reasons = []
+    for lab in labs:
+        new, old = candidate.source_dice.get(lab), production.source_dice.get(lab)
+        rule = f"source_dice/{lab}"
+        if not (_is_share(new) and _is_share(old)):
+            sentence = (
+                f"On the held-out images of {lab} Dice is {_number(new)} for the candidate and {_number(old)} for "
+                "production; both must be known to tell whether anything was lost. Evaluate both on this lab."
+            )
+            reasons.append(Reason(False, rule, sentence))
+            continue
+        loss = old - new
+        change = f"loses {loss:.3f}" if loss > 0 else f"gains {-loss:.3f}"
+        sentence = (
+            f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
+            f"a loss of up to {policy.max_source_loss:.3f} is allowed."
+        )
+        reasons.append(Reason(loss <= policy.max_source_loss + _ROUNDING, rule, sentence))
+    return tuple(reasons)
+
+
+def _target_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
+    new, old = candidate.target_dice, production.target_dice
+    if new is None or old is None or not all(_is_share(number) for side in (new, old) for number in _ends(side)):
+        sentence = (
+            f"On the new lab's own masks Dice is {new or 'unknown'} for the candidate and {old or 'unknown'} for "
+            "production; both must be known. Evaluate both on these masks."
+        )
+        return Reason(False, "target_dice", sentence)
+    passed = new.value - old.value >= policy.min_target_gain - _ROUNDING and new.low >= old.low - _ROUNDING
+    sentence = (
+        f"On the new lab's own masks the candidate reaches Dice {new}, production {old}; "
+        f"a gain of at least {policy.min_target_gain:+.3f} is asked, and the lower end must not fall."
+    )
+    return Reason(passed, "target_dice", sentence)
+
+
+def _agreement_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
+    new, old = candidate.label_free.get("agreement"), production.label_free.get("agreement")
+    if not (_is_share(new) and _is_share(old)):
+        sentence = (
+            f"The new lab sent no masks, and agreement with itself is {_number(new)} for the candidate and "
+            f"{_number(old)} for production; both must be known. Evaluate both on the new lab's images."
+        )
+        return Reason(False, "agreement", sentence)
+    sentence = (
+        f"The new lab sent no masks. When its images are recoloured, turned and flipped, the candidate agrees with "
+        f"itself on {new:.3f}, production on {old:.3f}; a gain of at least {policy.min_agreement_gain:+.3f} is asked."
+    )
+    return Reason(new - old >= policy.min_agreement_gain - _ROUNDING, "agreement", sentence)
+
+
+def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
+    share = candidate.label_free.get("foreground_share")
+    expected = candidate.label_free.get("expected_foreground_share")
+    if not (_is_share(share) and _is_share(expected) and expected > 0):
+        sentence = (
+            f"The candidate marks {_number(share)} of the new lab's area, where {_number(expected)} is expected; both "
+            "must be known, and the expected share above 0, to tell whether it has collapsed."
+        )
+        return Reason(False, "foreground_share", sentence)
+    ratio = share / expected
+    low, high = policy.min_foreground_ratio, policy.max_foreground_ratio
+    sentence = (
+        f"The candidate marks {share:.1%} of the new lab's area; the labelled labs let expect {expected:.1%}. "
+        f"That is {ratio:.2f} times as much; between {low:g} and {high:g} times is allowed."
+    )
+    return Reason(low - _ROUNDING <= ratio <= high + _ROUNDING, "foreground_share", sentence)
+
+
+def _no_labs() -> Reason:
+    return Reason(
+        False, "source_dice", "Dice is not known on any labelled lab; evaluate on at least one lab's held-out images."
+    )
+
+
+def _is_share(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value) and -_ROUNDING <= value <= 1 + _ROUNDING
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:.3f}" if _is_share(value) else f"{value:g}, which is impossible"

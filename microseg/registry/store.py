@@ -1,0 +1,360 @@
+"""The model registry and the log of runs: the only door to MLflow."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from microseg.errors import VersionNotFoundError
+from microseg.model import CONFIG_FILE, WEIGHTS_FILE
+from microseg.registry.connection import open_client, open_experiment, registry_errors
+from microseg.registry.registration import fit_description, register_network
+from microseg.registry.run import RunLog, open_run
+from microseg.registry.served import CARD_FILE, EXTRA_FILES
+from microseg.registry.version import (
+    CANDIDATE,
+    EXPERIMENT,
+    MODEL_NAME,
+    NOTE_TAG,
+    PREVIOUS,
+    PRODUCTION,
+    ModelVersion,
+    VersionRef,
+    read_version,
+)
+
+__all__ = ["Registry"]
+
+
+class Registry:
+    """Runs and model versions of one MLflow server or database. Opened at its first use.
+
+    Args:
+        tracking_uri: ``sqlite:////abs/mlflow.db`` or ``http(s)://…``.
+        artifact_root: Where the artifacts of a new experiment go: a folder, or an address such as ``s3://…``. For an
+            SQLite file the default is the folder ``artifacts`` beside it; a server decides itself.
+    """
+
+    def __init__(self, tracking_uri: str, *, artifact_root: str | None = None) -> None:
+        self.tracking_uri = tracking_uri
+        self._artifact_root = artifact_root
+
+    # ---- runs
+
+    def run(
+        self, name: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, object] | None = None
+    ) -> AbstractContextManager[RunLog]:
+        """A run, for a ``with`` block: FINISHED at its end, FAILED on an exception, KILLED when interrupted.
+
+        Args:
+            name: Shown in the user interface.
+            tags: Set at the start.
+            params: Settings, logged at the start; may be nested.
+
+        Raises:
+            RegistryError: The registry refuses or cannot be reached.
+        """
+        return open_run(
+            self._client, self._experiment_id, name, tags=tags or {}, params=params or {}, place=self.tracking_uri
+        )
+
+    # ---- versions
+
+    def register(
+        self,
+        run: RunLog,
+        folder: Path,
+        *,
+        example: npt.NDArray[np.uint8],
+        method: str,
+        description: str,
+        commit: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a trained network as the next version, with neither alias nor judgement.
+
+        The version's datasets are those logged to the run by `RunLog.log_dataset`, so log them before.
+
+        Args:
+            run: The run that trained it.
+            folder: Written by `microseg.model.save_network`.
+            example: A tile, (T, T, 3); the served form takes tiles of this size.
+            method: Such as ``"source"`` or ``"dual_adaptive_pyramid"``.
+            description: The model card, in Markdown.
+            commit: Of the code, where known.
+            tags: Further tags.
+
+        Returns:
+            The new version.
+
+        Raises:
+            WeightsError: The folder does not hold a network.
+            RegistryError: The example does not fit, or the registry refuses.
+        """
+        with self._asking("register a version"):
+            number = register_network(
+                self._client,
+                self._experiment_id,
+                run.id,
+                folder,
+                example=example,
+                method=method,
+                commit=commit,
+                description=description,
+                tags=tags or {},
+            )
+        return self.resolve(number)
+
+    def versions(self) -> tuple[ModelVersion, ...]:
+        """All versions, the newest first."""
+        with self._asking("list versions"):
+            model = self._registered_model()
+            if model is None:
+                return ()
+            entries: list[MlflowVersion] = []
+            token: str | None = None
+            while True:
+                page = self._client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token)
+                entries.extend(page)
+                token = page.token
+                if not token:
+                    break
+        found = [read_version(entry, model.aliases) for entry in entries]
+        return tuple(sorted(found, key=lambda version: version.version, reverse=True))
+
+    def resolve(self, ref: VersionRef) -> ModelVersion:
+        """Find a version by its alias or number.
+
+        Args:
+            ref: ``"production"``, ``"candidate"``, ``"previous"``, another alias, ``3`` or ``"3"``; a `ModelVersion`
+                is looked up anew. Where no version has the alias ``production``, one in MLflow's legacy stage
+                Production is taken.
+
+        Raises:
+            VersionNotFoundError: There is no such version; the message lists those there are.
+        """
+        key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
+        with self._asking("look a version up"):
+            model = self._registered_model()
+            aliases = model.aliases if model else {}
+            number = aliases.get(key, key)
+            if model is not None and str(number).isdecimal():
+                try:
+                    return read_version(self._client.get_model_version(MODEL_NAME, str(int(number))), aliases)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
+            if model is not None and key == PRODUCTION and (legacy := self._legacy_production()) is not None:
+                return read_version(legacy, aliases)
+        raise VersionNotFoundError(self._not_found(key))
+
+    def download(self, ref: VersionRef, cache: Path) -> Path:
+        """Fetch a version's network.
+
+        Args:
+            ref: Which version.
+            cache: Holds one folder for each version fetched before.
+
+        Returns:
+            A folder with ``weights.safetensors`` and ``network.json`` only, for `microseg.model.load_network`.
+
+        Raises:
+            VersionNotFoundError: There is no such version.
+            RegistryError: The version holds no such files, or its storage cannot be reached.
+        """
+        version = self.resolve(ref)
+        # numbers alone are not unique across registries
+        folder = cache / f"{MODEL_NAME}-{version.version}-{version.model_id or version.run_id}"
+        if folder.is_dir():
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = cache / f".download-{uuid4().hex}"
+        temporary.mkdir()
+        try:
+            with self._asking(f"give the files of version {version.version} (was it registered by microseg?)"):
+                root = self._client.get_model_version_download_uri(MODEL_NAME, str(version.version)).rstrip("/")
+                for name in (WEIGHTS_FILE, CONFIG_FILE):
+                    download_artifacts(
+                        artifact_uri=f"{root}/{EXTRA_FILES}/{name}",
+                        dst_path=str(temporary),
+                        tracking_uri=self.tracking_uri,
+                        registry_uri=self.tracking_uri,
+                    )
+            try:
+                os.replace(temporary, folder)  # noqa: PTH105
+            except OSError:
+                if not folder.is_dir():  # else another process fetched it meanwhile
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    # ---- aliases
+
+    def set_alias(self, alias: str, ref: VersionRef) -> ModelVersion:
+        """Give a version an alias, taking it from whichever version had it."""
+        version = self.resolve(ref)
+        with self._asking(f"set the alias {alias!r}"):
+            self._client.set_registered_model_alias(MODEL_NAME, alias, str(version.version))
+        return self.resolve(version)
+
+    def remove_alias(self, alias: str) -> None:
+        """Take an alias away; nothing happens where no version has it."""
+        with self._asking(f"remove the alias {alias!r}"):
+            model = self._registered_model()
+            if model is not None and alias in model.aliases:
+                self._client.delete_registered_model_alias(MODEL_NAME, alias)
+
+    def promote(self, ref: VersionRef) -> ModelVersion:
+        """Put a version into production; the one in use becomes ``previous``.
+
+        Nothing is judged here: ask `decide` first. Promoting the version in use changes nothing but removes its alias
+        ``candidate``.
+
+        Args:
+            ref: Which version.
+
+        Returns:
+            The version, now in production.
+        """
+        version = self.resolve(ref)
+        try:
+            current = self.resolve(PRODUCTION)
+        except VersionNotFoundError:
+            current = None
+        if current is not None and current.version != version.version:
+            self.set_alias(PREVIOUS, current)  # first, so that an interruption leaves a way back
+        if PRODUCTION not in version.aliases:
+            self.set_alias(PRODUCTION, version)
+        if CANDIDATE in version.aliases:
+            self.remove_alias(CANDIDATE)
+        return self.resolve(version)
+
+    def rollback(self) -> ModelVersion:
+        """Put ``previous`` back into production.
+
+        Afterwards there is no ``previous``: rolling back twice would otherwise return to the faulty version.
+
+        Returns:
+            The version, in production again.
+
+        Raises:
+            VersionNotFoundError: There is no previous version.
+        """
+        version = self.set_alias(PRODUCTION, PREVIOUS)
+        self.remove_alias(PREVIOUS)
+        return self.resolve(version)
+
+    # ---- what is learnt of a version later
+
+    def set_tags(self, ref: VersionRef, tags: Mapping[str, str]) -> None:
+        """Set or replace tags of a version."""
+        version = self.resolve(ref)
+        with self._asking("set tags"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(MODEL_NAME, str(version.version), key, value)
+
+    def describe(self, ref: VersionRef, description: str) -> None:
+        """Replace the model card of a version; the whole card also goes to its run as ``model_card.md``.
+
+        Args:
+            ref: Which version.
+            description: The card, in Markdown.
+        """
+        version = self.resolve(ref)
+        with self._asking("describe a version"):
+            self._client.update_model_version(
+                MODEL_NAME, str(version.version), description=fit_description(description)
+            )
+            if version.model_id is not None:
+                self._client.set_logged_model_tags(version.model_id, {NOTE_TAG: description})
+            self._client.log_text(version.run_id, description, CARD_FILE)
+
+    def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
+        """Copy files, such as an evaluation report, to the run of a version.
+
+        Args:
+            ref: Which version.
+            files: Files or folders.
+            artifact_path: Folder among the run's artifacts.
+        """
+        version = self.resolve(ref)
+        for file in files:
+            with self._asking(f"take {file.name}"):
+                self._client.log_artifact(version.run_id, str(file), artifact_path)
+
+    def log_metrics_for(
+        self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None
+    ) -> None:
+        """Log metrics that show on a version's model page.
+
+        Args:
+            ref: Which version.
+            metrics: Names and values. Give each lab its own name, such as ``dice/lab_a``: the run's own table knows
+                metrics by name only. Values that are not finite are left out; MLflow's model page would show them as 0.
+            dataset: Lab and digest that they were measured on.
+        """
+        version = self.resolve(ref)
+        now = int(time.time() * 1000)
+        lab, digest = dataset or (None, None)
+        batch = [
+            Metric(name, float(value), now, 0, version.model_id, lab, digest, version.run_id)
+            for name, value in metrics.items()
+            if np.isfinite(value)
+        ]
+        with self._asking("log metrics"):
+            self._client.log_batch(version.run_id, metrics=batch, synchronous=True)
+
+    # ---- inside
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return open_client(self.tracking_uri)
+
+    @cached_property
+    def _experiment_id(self) -> str:
+        return open_experiment(self._client, EXPERIMENT, self.tracking_uri, self._artifact_root)
+
+    def _asking(self, action: str) -> AbstractContextManager[None]:
+        return registry_errors(self.tracking_uri, action)
+
+    def _registered_model(self) -> RegisteredModel | None:
+        try:
+            return self._client.get_registered_model(MODEL_NAME)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _legacy_production(self) -> MlflowVersion | None:
+        entries = self._client.search_model_versions(f"name='{MODEL_NAME}'")
+        staged = [entry for entry in entries if getattr(entry, "current_stage", None) == "Production"]
+        return max(staged, key=lambda entry: int(entry.version), default=None)
+
+    def _not_found(self, key: str) -> str:
+        known = self.versions()
+        if not known:
+            return (
+                f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "
+                "train a first model from a labelled lab"
+            )
+        listing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
+        advice = {
+            PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
+            CANDIDATE: "adapt to a new lab to get a candidate, or name a version by its number",
+            PREVIOUS: "there is nothing to go back to; promote a version by its number instead",
+        }.get(key, "give one of these numbers or aliases")
+        return f"expected version {key!r} of {MODEL_NAME}, there are {listing}; {advice}"

@@ -1,0 +1,86 @@
+"""One version of the registered model, and the names under which users see it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+__all__ = [
+    "CANDIDATE",
+    "DATASET_TAG",
+    "EXPERIMENT",
+    "MODEL_ID_TAG",
+    "MODEL_NAME",
+    "NOTE_TAG",
+    "PREVIOUS",
+    "PRODUCTION",
+    "ModelVersion",
+    "VersionRef",
+    "read_version",
+]
+
+EXPERIMENT = "microseg"
+MODEL_NAME = "microseg-segmenter"
+
+PRODUCTION = "production"
+CANDIDATE = "candidate"
+PREVIOUS = "previous"
+
+DATASET_TAG = "dataset."
+MODEL_ID_TAG = "model_id"
+NOTE_TAG = "mlflow.note.content"  # shown as the description of a run or of a logged model
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version of the segmenter.
+
+    Args:
+        version: Its number, from 1.
+        run_id: The run that made it.
+        model_id: Its entry among the experiment's logged models, where its metrics are shown; None if it has none.
+        aliases: Such as ``"production"``; sorted.
+        tags: Such as ``method``, ``commit``, ``mpp``, ``classes``, ``dataset.<lab>``.
+        datasets: Digest of the dataset of each lab that it was trained with.
+        created: When it was registered, in UTC.
+        description: Its model card, in Markdown.
+    """
+
+    version: int
+    run_id: str
+    model_id: str | None
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    datasets: Mapping[str, str]
+    created: datetime
+    description: str
+
+    @property
+    def uri(self) -> str:
+        """The version as MLflow names it."""
+        return f"models:/{MODEL_NAME}/{self.version}"
+
+
+VersionRef = ModelVersion | int | str
+
+
+def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:
+    """The record of a version as MLflow gives it.
+
+    Args:
+        entry: MLflow's own record; its list of aliases is not always filled.
+        aliases: All aliases of the registered model, to the number of their version.
+    """
+    number = int(entry.version)
+    tags = dict(entry.tags)
+    return ModelVersion(
+        version=number,
+        run_id=entry.run_id or "",
+        model_id=tags.get(MODEL_ID_TAG),
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == number)),
+        tags=tags,
+        datasets={key.removeprefix(DATASET_TAG): tags[key] for key in sorted(tags) if key.startswith(DATASET_TAG)},
+        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+        description=entry.description or "",
+    )
