@@ -1,0 +1,157 @@
+"""A candidate beside the production model: what it must not lose, and what it gains on the new lab."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import TypeAdapter
+
+from microseg.data.dataset import Lab
+from microseg.data.images import read_image
+from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
+from microseg.inference import Engine
+from microseg.metrics import domain_separability
+from microseg.model import PyramidSegmenter
+from microseg.registry import Evidence
+
+__all__ = ["Comparison", "compare"]
+
+_SEPARABILITY_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evidence on a candidate and on the production model, measured on the same images.
+
+    Attributes:
+        candidate: evidence on the candidate.
+        production: evidence on the model in use; None where there is none yet.
+        target: name of the new lab; None where only labelled labs were looked at.
+        scores: by lab, then by figure, the candidate's and production's mean over the held-out images.
+    """
+
+    candidate: Evidence
+    production: Evidence | None
+    target: str | None = None
+    scores: Mapping[str, Mapping[str, tuple[float | None, float | None]]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what is not known is null."""
+        plain: dict[str, Any] = _without_nan(asdict(self))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
+        """Back from `to_dict`; what was not known is left out."""
+        return TypeAdapter(cls).validate_python(_known(values))
+
+
+@dataclass(frozen=True)
+class _Side:
+    evidence: Evidence
+    scores: dict[str, Mapping[str, float]]
+
+
+def compare(
+    candidate: PyramidSegmenter,
+    production: PyramidSegmenter | None,
+    *,
+    source: Sequence[Lab],
+    target: Lab | None,
+    engine: Callable[[PyramidSegmenter], Engine] = Engine,
+    on_image: Callable[[str], None] = lambda _name: None,
+) -> Comparison:
+    """Judge two networks on the same images.
+
+    Args:
+        candidate: the network proposed.
+        production: the network in use.
+        source: labelled labs; their ``test`` split is scored.
+        target: the new lab. Without masks it gives label-free evidence; where it sent some, also Dice on them.
+        engine: makes a network ready to segment.
+        on_image: called with an image's name each time that one is done.
+
+    Returns:
+        The comparison.
+    """
+    expected = expected_foreground_share(source)
+    judge = partial(_judge, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
+    new = judge(candidate)
+    old = None if production is None else judge(production)
+    scores = {
+        lab: {name: (value, None if old is None else old.scores[lab][name]) for name, value in figures.items()}
+        for lab, figures in new.scores.items()
+    }
+    return Comparison(new.evidence, old.evidence if old else None, target.card.lab if target else None, scores)
+
+
+def _judge(
+    network: PyramidSegmenter,
+    *,
+    source: Sequence[Lab],
+    target: Lab | None,
+    engine: Callable[[PyramidSegmenter], Engine],
+    expected: float,
+    on_image: Callable[[str], None],
+) -> _Side:
+    ready, classes = engine(network), network.config.classes
+    scores = {
+        lab.card.lab: mean_scores(score(ready.probabilities, lab_references(lab, "test"), classes, on_image))
+        for lab in source
+    }
+    label_free: dict[str, float] = {}
+    interval = None
+    if target is not None:
+        label_free = label_free_scores(ready.probabilities, lab_targets(target), len(classes), on_image)
+        label_free["expected_foreground_share"] = expected
+        images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
+        own, other = (_pooled(network, group) for group in (images, lab_targets(target, _SEPARABILITY_IMAGES)))
+        if min(len(own), len(other)) > 1:
+            label_free["domain_separability"] = domain_separability(own, other)
+        references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
+        if references:
+            table = score(ready.probabilities, references, classes, on_image)
+            scores[target.card.lab] = mean_scores(table)
+            interval = bootstrap_interval(table["dice"].to_numpy(float))
+    dice = {lab.card.lab: scores[lab.card.lab]["dice"] for lab in source}
+    return _Side(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores)
+
+
+@torch.inference_mode()
+def _pooled(network: PyramidSegmenter, images: Sequence[TargetImage]) -> npt.NDArray[np.float32]:
+    """Mean of the pyramid's output over each image: what the image-level adversary sees. (N, D)."""
+    device = next(network.parameters()).device
+    network.eval()
+    rows = []
+    for image in images:
+        pixels = (
+            torch.from_numpy(read_image(image.image)).to(device).permute(2, 0, 1)[None].float() / 255
+        )  # (1, 3, H, W)
+        rows.append(network.features(pixels).pyramid.mean((0, 2, 3)).cpu().numpy())  # (D,)
+    return np.array(rows, np.float32)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop nulls from the evidence, where a missing figure is a missing entry."""
+
+    def evidence(side: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if side is None:
+            return None
+        named = {key: {n: v for n, v in side[key].items() if v is not None} for key in ("source_dice", "label_free")}
+        return dict(side) | named
+
+    return dict(values) | {"candidate": evidence(values["candidate"]), "production": evidence(values["production"])}

@@ -1,0 +1,112 @@
+"""What can be known of a segmenter on a lab that sent no masks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from microseg.data.colour import jitter_colour
+from microseg.data.dataset import Lab
+from microseg.data.images import read_image, read_mask
+from microseg.data.sampling import step_generator
+from microseg.evaluation.references import Segment
+from microseg.metrics import agreement, class_shares, prediction_entropy
+
+__all__ = ["TargetImage", "expected_foreground_share", "lab_targets", "label_free_scores"]
+
+_VIEWS = 2
+_STRENGTH = 0.6
+
+
+@dataclass(frozen=True)
+class TargetImage:
+    """An image of the new lab.
+
+    Attributes:
+        name: of the image.
+        image: its file.
+        mpp: microns per pixel; None when unknown.
+    """
+
+    name: str
+    image: Path
+    mpp: float | None
+
+
+def lab_targets(lab: Lab, limit: int | None = None) -> tuple[TargetImage, ...]:
+    """A lab's images, or so many of them, spread evenly over its manifest."""
+    rows = lab.rows
+    if limit is not None and len(rows) > limit:
+        rows = tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
+    return tuple(TargetImage(Path(row.image).stem, lab.image_path(row), row.mpp) for row in rows)
+
+
+def label_free_scores(
+    segment: Segment,
+    images: Iterable[TargetImage],
+    classes: int,
+    on_image: Callable[[str], None] = lambda _name: None,
+) -> dict[str, float]:
+    """Label-free evidence, mean over images.
+
+    Args:
+        segment: the engine's probabilities.
+        images: of the new lab.
+        classes: number of classes.
+        on_image: called with each image's name when it is done.
+
+    Returns:
+        ``agreement``: Dice of the prediction with those on the same image recoloured, turned and flipped, mapped back.
+        ``entropy``: of the predictions, 0..1. ``foreground_share``: of the area, 0..1.
+        nan where nothing can be said, as ``agreement`` of a network that finds no foreground.
+    """
+    rows = []
+    for number, target in enumerate(images):
+        image = read_image(target.image)
+        probabilities = segment(image, target.mpp)
+        mask = probabilities.argmax(0).astype(np.uint8)
+        views = []
+        for view in range(_VIEWS):
+            changed, back = _changed(image, number, view)
+            other = back(segment(changed, target.mpp).argmax(0).astype(np.uint8))
+            views.append(agreement(mask, other, classes))
+        share = 1 - class_shares(mask, classes)[0]
+        rows.append((_mean(views), prediction_entropy(probabilities), share))
+        on_image(target.name)
+    names = ("agreement", "entropy", "foreground_share")
+    return {name: _mean([row[index] for row in rows]) for index, name in enumerate(names)}
+
+
+def expected_foreground_share(labs: Sequence[Lab]) -> float:
+    """Share of foreground in the training masks of the labelled labs."""
+    shares = [
+        1 - class_shares(read_mask(lab.mask_path(row)), len(lab.card.classes))[0]
+        for lab in labs
+        for row in lab.select(split="train", labelled=True)
+    ]
+    return _mean(shares)
+
+
+def _changed(
+    image: npt.NDArray[np.uint8], number: int, view: int
+) -> tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
+    """The image recoloured and turned, and the function that turns a mask of it back."""
+    generator = step_generator(0, number, view)
+    turns, flip = 1 + view % 3, view % 2 == 1
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    coloured = (jitter_colour(batch, _STRENGTH, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    turned = np.rot90(coloured, turns)
+    changed = np.ascontiguousarray(turned[:, ::-1] if flip else turned)
+
+    def back(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return np.ascontiguousarray(np.rot90(mask[:, ::-1] if flip else mask, -turns))
+
+    return changed, back
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")

@@ -1,0 +1,141 @@
+"""Images with reference masks, and how well an engine does on them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from microseg.data.dataset import Lab
+from microseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
+from microseg.data.manifest import Split
+from microseg.errors import LabError
+from microseg.metrics import boundary_dice, dice
+from microseg.registry import Interval
+
+__all__ = ["Reference", "Segment", "bootstrap_interval", "kept_aside", "lab_references", "mean_scores", "score"]
+
+Segment = Callable[[npt.NDArray[np.uint8], float | None], npt.NDArray[np.float32]]
+"""RGB image (H, W, 3) and its microns per pixel → class probabilities (K, H, W)."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image and its reference mask.
+
+    Attributes:
+        name: of the image.
+        image: its file.
+        mask: the file of its class indices.
+        mpp: microns per pixel; None when unknown.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    mpp: float | None
+
+
+def lab_references(lab: Lab, split: Split) -> tuple[Reference, ...]:
+    """The labelled images of one split of a lab's dataset."""
+    return tuple(
+        Reference(Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp)
+        for row in lab.select(split=split, labelled=True)
+    )
+
+
+def kept_aside(folder: Path, mpp: float | None) -> tuple[Reference, ...]:
+    """The images and masks that a lab keeps aside to report on, in ``<folder>/test``; none where there are none.
+
+    They are in no dataset, so no training can reach them.
+
+    Args:
+        folder: the lab's folder, as it was delivered.
+        mpp: microns per pixel of its images.
+
+    Raises:
+        LabError: when an image there has no mask of the same name.
+    """
+    images, masks = folder / "test" / "images", folder / "test" / "masks"
+    if not (images.is_dir() and masks.is_dir()):
+        return ()
+    by_stem = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    references = []
+    for path in sorted(images.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.stem not in by_stem:
+            raise LabError(
+                f"{path}: expected a mask of the same name in {masks}, found none. Add it, or take the image away."
+            )
+        references.append(Reference(path.stem, path, by_stem[path.stem], mpp))
+    return tuple(references)
+
+
+def score(
+    segment: Segment,
+    references: Iterable[Reference],
+    classes: tuple[str, ...],
+    on_image: Callable[[str], None] = lambda _name: None,
+) -> pd.DataFrame:
+    """Dice and boundary Dice of every image.
+
+    Args:
+        segment: the engine's probabilities.
+        references: what to compare with.
+        classes: names of the classes, the background first.
+        on_image: called with each image's name when it is done.
+
+    Returns:
+        One row an image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px), and ``dice_<class>``.
+        A class that neither mask has is nan.
+    """
+    rows: list[dict[str, object]] = []
+    for reference in references:
+        probabilities = segment(read_image(reference.image), reference.mpp)
+        prediction = probabilities.argmax(0).astype(np.uint8)
+        truth = read_mask(reference.mask)
+        overlap = dice(prediction, truth, len(classes))
+        borders = [boundary_dice(prediction == k, truth == k, ignored=truth == 255) for k in range(1, len(classes))]
+        rows.append(
+            {"image": reference.name, "dice": _mean(overlap[1:]), "boundary_dice": _mean(np.array(borders))}
+            | {f"dice_{name}": float(value) for name, value in zip(classes[1:], overlap[1:], strict=True)}
+        )
+        on_image(reference.name)
+    columns = ["image", "dice", "boundary_dice", *(f"dice_{name}" for name in classes[1:])]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def mean_scores(table: pd.DataFrame) -> Mapping[str, float]:
+    """The mean of each column over the images; ``dice`` is the mean over the classes of their means.
+
+    That order is the one to compare with: an image that lacks a class then weighs on the other classes only.
+    """
+    means = {str(name): float(value) for name, value in table.drop(columns="image").mean().items()}
+    per_class = [value for name, value in means.items() if name.startswith("dice_")]
+    return means | {"dice": _mean(np.array(per_class))}
+
+
+def bootstrap_interval(
+    values: npt.NDArray[np.float64], *, seed: int = 0, share: float = 0.95, draws: int = 2000
+) -> Interval:
+    """Mean with its percentile bootstrap interval over images.
+
+    Args:
+        values: one an image; nan are left out.
+        seed: of the draws.
+        share: of the bootstrap means inside the interval.
+        draws: number of bootstrap samples.
+    """
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    picks = np.random.default_rng(seed).integers(known.size, size=(draws, known.size))
+    low, high = np.quantile(known[picks].mean(1), [(1 - share) / 2, (1 + share) / 2])
+    return Interval(float(known.mean()), float(low), float(high))
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

@@ -1,0 +1,16 @@
+"""Pictures and pages for people."""
+
+from microseg.report.page import Change, DecisionShown, Story, write_page, write_report
+from microseg.report.panels import comparison_panels, data_uri, draw_panel, reference_panels
+
+__all__ = [
+    "Change",
+    "DecisionShown",
+    "Story",
+    "comparison_panels",
+    "data_uri",
+    "draw_panel",
+    "reference_panels",
+    "write_page",
+    "write_report",
+]

@@ -1,0 +1,279 @@
+"""Train the first segmenter, and adapt one to a new lab: from datasets on disk to a network on disk."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from microseg.data.colour import ColourStatistics, colour_statistics
+from microseg.data.dataset import Lab
+from microseg.data.images import read_image
+from microseg.data.manifest import ManifestRow
+from microseg.data.sampling import CropSampler, Sample
+from microseg.errors import LabError
+from microseg.evaluation import lab_references, lab_targets, label_free_scores, mean_scores, score
+from microseg.inference import segment_image
+from microseg.model import NetworkConfig, PyramidSegmenter, load_encoder_weights, load_network, save_network
+from microseg.training import (
+    AdaptSettings,
+    DualAdaptive,
+    FitResult,
+    FitSettings,
+    Hooks,
+    Supervised,
+    TrainSettings,
+    estimate_statistics,
+    fit,
+    make_fabric,
+)
+
+__all__ = ["Fitted", "Progress", "adapt", "train"]
+
+_STATISTICS_BATCHES = 10
+_JUDGED_TARGETS = 6
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the caller wants to be told.
+
+    Attributes:
+        on_step: after each step, its number from 1 and its losses.
+        on_evaluation: after each evaluation, the number of the step and the figures.
+    """
+
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
+    on_evaluation: Callable[[int, Mapping[str, float]], None] = lambda _step, _figures: None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network on disk.
+
+    Attributes:
+        folder: with ``weights.safetensors`` and ``network.json``.
+        result: how training went.
+    """
+
+    folder: Path
+    result: FitResult
+
+
+def train(
+    labs: Sequence[Lab],
+    config: NetworkConfig,
+    settings: TrainSettings,
+    *,
+    folder: Path,
+    seed: int = 0,
+    fabric: Fabric | None = None,
+    encoder_weights: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train a segmenter on labelled labs.
+
+    Args:
+        labs: datasets; their ``train`` split is trained on, their ``val`` split chooses the checkpoint.
+        config: the network.
+        settings: the numbers.
+        folder: where the network is written; a checkpoint lies beside it meanwhile, and an interrupted run goes on from it.
+        seed: of weights, crops and changes of colour.
+        fabric: device and processes; the best device there is by default.
+        encoder_weights: of the encoder: ``imagenet``, a file, or None for random ones.
+        progress: what to tell the caller.
+
+    Raises:
+        LabError: when a lab has no labelled image to train on, or the labs' classes differ.
+    """
+    fabric = fabric or make_fabric()
+    fabric.seed_everything(seed, verbose=False)
+    _same_classes(labs, config.classes)
+    network = PyramidSegmenter(config)
+    if encoder_weights is not None:
+        load_encoder_weights(network, encoder_weights)
+    samples = _labelled_samples(labs, config.mpp)
+    crop, batch = _crop_size(labs, settings, config.mpp)
+    labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom)
+    method = Supervised(network, labelled, settings)
+    return _fit(method, settings, labs, (), folder=folder, seed=seed, fabric=fabric, progress=progress)
+
+
+def adapt(
+    network: PyramidSegmenter | Path,
+    source: Sequence[Lab],
+    target: Sequence[Lab],
+    settings: AdaptSettings | None = None,
+    *,
+    folder: Path,
+    seed: int = 0,
+    fabric: Fabric | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Adapt a segmenter to new labs without any label from them.
+
+    Args:
+        network: the segmenter in use, or the folder of one; it is not changed.
+        source: the labelled labs that it was trained on.
+        target: the new labs; their masks, where there are any, are not read.
+        settings: the numbers; the defaults where None.
+        folder: where the adapted network is written; an interrupted run goes on from the checkpoint beside it.
+        seed: of crops and changes of colour.
+        fabric: device and processes; the best device there is by default.
+        progress: what to tell the caller.
+
+    Raises:
+        LabError: when the source labs have no labels, the target labs no images, or classes differ.
+    """
+    settings = settings or AdaptSettings()
+    fabric = fabric or make_fabric()
+    fabric.seed_everything(seed, verbose=False)
+    base = load_network(network) if isinstance(network, Path) else network
+    mpp = base.config.mpp
+    _same_classes([*source, *target], base.config.classes)
+    crop, batch = _crop_size([*source, *target], settings, mpp)
+    labelled = _labelled_samples(source, mpp)
+    unlabelled = [sample for lab in target for sample in _samples(lab, lab.rows, mpp, masks=False)]
+    make = partial(CropSampler, size=crop, batch=batch, zoom=settings.zoom)
+    method = DualAdaptive(
+        base,
+        make(labelled, seed=seed),
+        make(unlabelled, seed=seed + 1),
+        _colours(unlabelled),
+        settings,
+    )
+
+    def statistics_batches() -> Iterator[torch.Tensor]:
+        labs = [unlabelled] if settings.statistics == "target" else [unlabelled, labelled]
+        for images in labs:
+            sampler = make([Sample(sample.image, None, sample.zoom) for sample in images], seed=seed + 2)
+            for step in range(_STATISTICS_BATCHES):
+                yield fabric.to_device(sampler.draw(step).images)
+
+    def renew_statistics(judged: PyramidSegmenter) -> None:
+        if settings.statistics != "running":
+            estimate_statistics(judged, statistics_batches())
+
+    return _fit(
+        method,
+        settings,
+        source,
+        target,
+        folder=folder,
+        seed=seed,
+        fabric=fabric,
+        progress=progress,
+        prepare=renew_statistics,
+    )
+
+
+def _fit(
+    method: Supervised | DualAdaptive,
+    settings: FitSettings,
+    source: Sequence[Lab],
+    target: Sequence[Lab],
+    *,
+    folder: Path,
+    seed: int,
+    fabric: Fabric,
+    progress: Progress | None,
+    prepare: Callable[[PyramidSegmenter], None] = lambda _network: None,
+) -> Fitted:
+    progress = progress or Progress()
+    hooks = Hooks(partial(_judge, source=source, target=target), progress.on_step, progress.on_evaluation)
+    result = fit(
+        method,
+        settings,
+        fabric=fabric,
+        hooks=hooks,
+        checkpoint=folder.with_name(folder.name + ".checkpoint"),
+        fingerprint=_fingerprint(method.network.config, settings, [*source, *target], seed),
+        prepare=prepare,
+    )
+    if fabric.is_global_zero:
+        save_network(folder, method.result().cpu())
+    fabric.barrier()
+    return Fitted(folder, result)
+
+
+def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence[Lab]) -> Mapping[str, float]:
+    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, agreement on the new labs."""
+    classes = network.config.classes
+    segment = partial(_segment, network)
+    dice = [
+        mean_scores(score(segment, references, classes))["dice"]
+        for lab in source
+        if (references := lab_references(lab, "val"))
+    ]
+    figures = {"source_dice": float(np.mean(dice))} if dice else {}
+    if target:
+        images = [image for lab in target for image in lab_targets(lab, _JUDGED_TARGETS)]
+        figures |= {f"target_{name}": value for name, value in label_free_scores(segment, images, len(classes)).items()}
+    parts = [figures[name] for name in ("source_dice", "target_agreement") if name in figures]
+    return figures | {"score": float(np.nansum(parts))} if parts else figures
+
+
+def _segment(network: PyramidSegmenter, image: np.ndarray, mpp: float | None) -> np.ndarray:  # type: ignore[type-arg]
+    return segment_image(network, image, mpp=mpp)
+
+
+def _same_classes(labs: Sequence[Lab], classes: tuple[str, ...]) -> None:
+    for lab in labs:
+        if lab.card.classes != classes:
+            raise LabError(
+                f"Expected lab {lab.card.lab} to have the classes {list(classes)}, got {list(lab.card.classes)}: "
+                "all labs of one segmenter share their classes; correct lab.yaml and ingest again."
+            )
+
+
+def _labelled_samples(labs: Sequence[Lab], mpp: float | None) -> list[Sample]:
+    samples = [
+        sample for lab in labs for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
+    ]
+    if not samples:
+        names = ", ".join(lab.card.lab for lab in labs) or "none"
+        raise LabError(f"Expected labelled images to train on, found none in the labs given ({names}).")
+    return samples
+
+
+def _samples(lab: Lab, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
+    for row in rows:
+        zoom = row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0
+        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, zoom)
+
+
+def _crop_size(labs: Sequence[Lab], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
+    """Side and number of crops: not larger than the images usually are, then so many more of them."""
+    sides = [
+        min(row.width, row.height) * (row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0)
+        for lab in labs
+        for row in lab.rows
+    ]
+    if not sides:
+        raise LabError("Expected images in every lab, found none: ingest the lab first.")
+    side = min(settings.crop, 32 * int(np.ceil(np.median(sides) / 32)))
+    more = (settings.crop / side) ** 2
+    return side, int(np.clip(round(settings.batch * more), settings.batch, 4 * settings.batch))
+
+
+def _colours(samples: Sequence[Sample]) -> ColourStatistics:
+    each = [
+        colour_statistics(torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None].float() / 255)
+        for sample in samples
+    ]
+    return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))
+
+
+def _fingerprint(config: NetworkConfig, settings: FitSettings, labs: Sequence[Lab], seed: int) -> str:
+    told = {
+        "network": config.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "images": [[row.sha256 for row in lab.rows] for lab in labs],
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,132 @@
+"""The segmenter as developers use it."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.environment import Environment
+from microseg.errors import WeightsError
+from microseg.inference import Engine, Provenance, Segmentation, segment_file
+from microseg.model import PyramidSegmenter, load_network
+from microseg.registry import MODEL_NAME, ModelVersion, Registry
+from microseg.training import resolve_device
+
+__all__ = ["Segmenter", "version_provenance"]
+
+
+class Segmenter:
+    """Segments images with one network.
+
+    Args:
+        network: the network.
+        provenance: what made it, written with every result.
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        tile: longest side of a tile, pixels at the model's scale.
+        halo: half of the overlap of two tiles, pixels.
+        batch: tiles computed at once.
+
+    Attributes:
+        engine: the network, made ready.
+        provenance: what made it, with what decides its results.
+    """
+
+    def __init__(
+        self,
+        network: PyramidSegmenter,
+        *,
+        provenance: Provenance | None = None,
+        device: str = "auto",
+        tile: int = 512,
+        halo: int = 64,
+        batch: int = 4,
+    ) -> None:
+        self.engine = Engine(network, device=resolve_device(device), tile=tile, halo=halo, batch=batch)
+        made_by = provenance or Provenance(model="unregistered")
+        inference = {**made_by.inference, **self.engine.parameters}
+        self.provenance = made_by.model_copy(
+            update={"weights_sha256": self.engine.weights_sha256, "inference": inference}
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model: str | int | Path = "production",
+        *,
+        tracking_uri: str | None = None,
+        device: str = "auto",
+        tile: int = 512,
+        halo: int = 64,
+        batch: int = 4,
+    ) -> "Segmenter":
+        """Load a segmenter by its name in the registry, or from a folder. Nothing in its files is executed.
+
+        Args:
+            model: an alias such as ``production``, the number of a version, or a folder with ``weights.safetensors`` and
+                ``network.json``.
+            tracking_uri: of MLflow; what the environment says by default.
+            device: see the class.
+            tile: see the class.
+            halo: see the class.
+            batch: see the class.
+
+        Raises:
+            VersionNotFoundError: when the registry has no such version.
+            WeightsError: when the folder is not there or its files cannot be used.
+        """
+        options = {"tile": tile, "halo": halo, "batch": batch}
+        if isinstance(model, Path) or (isinstance(model, str) and ("/" in model or Path(model).is_dir())):
+            folder = Path(model)
+            if not folder.is_dir():
+                raise WeightsError(f"Expected a folder with a network at {folder}, found none: check the path.")
+            provenance = Provenance(model=str(folder.absolute()))
+            return cls(load_network(folder), provenance=provenance, device=device, **options)
+        environment = Environment()
+        registry = Registry(tracking_uri or environment.tracking_uri)
+        version = registry.resolve(model)
+        network = load_network(registry.download(version, environment.home.models))
+        return cls(network, provenance=version_provenance(version), device=device, **options)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, the background first."""
+        return self.engine.classes
+
+    def segment(self, image: str | Path | npt.NDArray[np.uint8], *, mpp: float | None = None) -> Segmentation:
+        """Segment one image.
+
+        Args:
+            image: a file, or RGB pixels, uint8.
+            mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is rescaled.
+
+        Shape:
+            (H, W, 3) → mask (H, W), probabilities (K, H, W)
+
+        Raises:
+            ImageReadError: when the file cannot be read.
+        """
+        if isinstance(image, str | Path):
+            return segment_file(self.engine, Path(image), provenance=self.provenance, mpp=mpp)
+        began = time.perf_counter()
+        probabilities = self.engine.probabilities(image, mpp)  # (K, H, W)
+        return Segmentation(
+            mask=probabilities.argmax(0).astype(np.uint8),
+            probabilities=probabilities,
+            classes=self.classes,
+            mpp=mpp,
+            provenance=self.provenance,
+            source="array",
+            seconds=time.perf_counter() - began,
+        )
+
+
+def version_provenance(version: ModelVersion) -> Provenance:
+    """The provenance of what a registered version makes."""
+    return Provenance(
+        model=f"{MODEL_NAME}/{version.version}",
+        run_id=version.run_id,
+        datasets=dict(version.datasets),
+        commit=version.tags.get("commit"),
+        parameters={key: value for key, value in version.tags.items() if key in ("method", "base_version", "target")},
+    )
