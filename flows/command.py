@@ -1,0 +1,42 @@
+"""What all commands share: their common options, and how they end."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from flows.console import exit_on_error
+from flows.records import write_record
+
+__all__ = ["RecordOption", "SetOption", "finish", "microseg_command"]
+
+P = ParamSpec("P")
+
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="SECTION.NAME=VALUE", help="Replace a value of params.yaml; may be given several times."
+    ),
+]
+RecordOption = Annotated[
+    Path | None, typer.Option("--record", help="Also write the result as JSON to this file, as the pipeline does.")
+]
+
+
+def microseg_command(function: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors end in one message and an exit code that is not 0."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        with exit_on_error():
+            function(*args, **kwargs)
+
+    return wrapped
+
+
+def finish(result: object, record: Path | None) -> None:
+    """Write the result to the file asked for, where one is."""
+    if record is not None:
+        write_record(result, record)

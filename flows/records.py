@@ -1,0 +1,154 @@
+"""The small frozen records that flows hand to one another, and to DVC as files."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "AdaptRecord",
+    "EvaluateRecord",
+    "IngestRecord",
+    "PromoteRecord",
+    "SegmentRecord",
+    "TrainRecord",
+    "write_record",
+]
+
+
+@dataclass(frozen=True)
+class IngestRecord:
+    """A lab's dataset after ingestion.
+
+    Attributes:
+        lab: its name.
+        digest: the version of its dataset.
+        images: in the dataset.
+        labelled: of them, with a mask.
+        refused: files put into quarantine this time.
+        quarantine: where they are; None when there are none.
+    """
+
+    lab: str
+    digest: str
+    images: int
+    labelled: int
+    refused: int
+    quarantine: str | None
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """The first segmenter.
+
+    Attributes:
+        version: in the registry.
+        run_id: of its training.
+        labs: dataset versions by lab.
+        dice: on each lab's held-out images.
+        production: whether it went into production.
+        reasons: of the gate.
+    """
+
+    version: int
+    run_id: str
+    labs: dict[str, str]
+    dice: dict[str, float | None]
+    production: bool
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class AdaptRecord:
+    """A candidate.
+
+    Attributes:
+        version: in the registry.
+        run_id: of its adaptation.
+        base: the version that it was adapted from.
+        source: dataset versions of the labelled labs read back.
+        target: dataset versions of the labs adapted to.
+        seconds: of training.
+    """
+
+    version: int
+    run_id: str
+    base: int
+    source: dict[str, str]
+    target: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluateRecord:
+    """A comparison of two versions.
+
+    Attributes:
+        candidate: version judged.
+        production: version beside it; None when there was none.
+        lab: the new lab; None when only labelled labs were looked at.
+        comparison: file of all figures.
+        figures: pictures of both on the same images.
+    """
+
+    candidate: int
+    production: int | None
+    lab: str | None
+    comparison: str
+    figures: list[str]
+
+
+@dataclass(frozen=True)
+class PromoteRecord:
+    """The gate's decision.
+
+    Attributes:
+        version: judged.
+        accepted: whether it went into production.
+        production: the version in production afterwards; None when there is none.
+        reasons: one sentence for each rule.
+    """
+
+    version: int
+    accepted: bool
+    production: int | None
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """A batch.
+
+    Attributes:
+        version: that segmented it.
+        out: folder of the outputs.
+        images: asked for.
+        done: segmented now.
+        skipped: done before by the same version.
+        failed: that could not be read.
+        seconds: for all.
+    """
+
+    version: str
+    out: str
+    images: int
+    done: int
+    skipped: int
+    failed: int
+    seconds: float
+
+
+def write_record(record: object, path: Path) -> None:
+    """Write a record as JSON, whole or not at all.
+
+    Args:
+        record: one of the records above.
+        path: file to write.
+    """
+    assert is_dataclass(record) and not isinstance(record, type)
+    values: dict[str, Any] = asdict(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)  # noqa: PTH105

@@ -1,0 +1,173 @@
+"""``params.yaml`` and the environment, as frozen settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from microseg.environment import Environment, Home
+from microseg.errors import SettingsError
+from microseg.inference import OUTPUTS
+from microseg.model import NetworkConfig
+from microseg.registry import GatePolicy
+from microseg.training import AdaptSettings, TrainSettings
+
+__all__ = ["DataSettings", "NetworkSettings", "Params", "Settings", "load_settings"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Section):
+    """How a labelled lab is divided, by slide."""
+
+    validation: Share = 0.15
+    test: Share = 0.15
+
+
+class NetworkSettings(_Section):
+    """The architecture; classes and microns per pixel come from the labelled lab."""
+
+    encoder: str = "resnet18"
+    filters: tuple[PositiveInt, ...] = (32, 64, 128, 256)
+    decoder_filters: tuple[PositiveInt, ...] | None = None
+    pyramid_bins: tuple[PositiveInt, ...] = (1, 2, 3, 6)
+    pyramid_filters: PositiveInt = 128
+    weights: str | None = None
+
+    def config(self, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
+        """The network's configuration for these classes and this scale."""
+        return NetworkConfig(classes=tuple(classes), mpp=mpp, **self.model_dump(exclude={"weights"}))
+
+
+class InferenceSettings(_Section):
+    """How images are segmented, and what is written of them."""
+
+    tile: PositiveInt = 512
+    halo: int = Field(64, ge=0)
+    batch: PositiveInt = 4
+    outputs: tuple[str, ...] = OUTPUTS
+
+    @model_validator(mode="after")
+    def _known_outputs(self) -> "InferenceSettings":
+        unknown = sorted(set(self.outputs) - set(OUTPUTS))
+        if unknown or not self.outputs:
+            raise ValueError(f"outputs: expected some of {list(OUTPUTS)}, got {list(self.outputs)}")
+        if 2 * self.halo >= self.tile:
+            raise ValueError(f"halo: expected less than half of the tile ({self.tile}), got {self.halo}")
+        return self
+
+
+class DemoSettings(_Section):
+    """The made labs of ``make demo``."""
+
+    images_a: PositiveInt = 48
+    images_b: PositiveInt = 32
+    test: PositiveInt = 12
+    size: PositiveInt = 256
+
+
+class ScheduleSettings(_Section):
+    """When batches run by themselves."""
+
+    segment: str = "0 3 * * *"
+    timezone: str = "UTC"
+
+
+class Params(_Section):
+    """All of ``params.yaml``."""
+
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", pattern="^(cpu|cuda|mps|auto)$")
+    devices: PositiveInt = 1
+    precision: str = "32-true"
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    train: TrainSettings = TrainSettings()
+    adapt: AdaptSettings = AdaptSettings()
+    gate: GatePolicy = GatePolicy()
+    inference: InferenceSettings = InferenceSettings()
+    demo: DemoSettings = DemoSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+
+class Settings(_Section):
+    """Everything that a flow is told from outside.
+
+    Attributes:
+        environment: the places and servers.
+        params: the numbers.
+        params_file: where they were read.
+    """
+
+    environment: Environment
+    params: Params
+    params_file: Path
+
+    @property
+    def home(self) -> Home:
+        """The places in microseg's home."""
+        return self.environment.home
+
+
+def load_settings(changes: Sequence[str] = ()) -> Settings:
+    """Read the environment and the parameters.
+
+    Args:
+        changes: values that replace those of the file, as ``section.name=value`` with a YAML value.
+
+    Raises:
+        SettingsError: when the file is missing or not YAML, or a value is unknown or out of range.
+    """
+    environment = Environment()
+    file = find_params(environment.microseg_params)
+    return Settings(environment=environment, params=_read_params(file, changes), params_file=file)
+
+
+def find_params(given: Path | None = None) -> Path:
+    """The file of parameters in force.
+
+    Raises:
+        SettingsError: when there is none.
+    """
+    places = [given] if given else [Path("params.yaml"), Path(__file__).parent.parent / "params.yaml"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise SettingsError(f"Expected a file of parameters at {places[0].absolute()}, found none: set MICROSEG_PARAMS.")
+
+
+def _read_params(file: Path, changes: Sequence[str]) -> Params:
+    try:
+        values: Any = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}.")
+    for change in changes:
+        _change(values, change)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        ]
+        raise SettingsError(f"{file} has values that cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    name, separator, text = change.partition("=")
+    if not separator:
+        raise SettingsError(f"Expected section.name=value, for example train.steps=500, got {change!r}.")
+    *path, last = name.split(".")
+    for part in path:
+        section = values.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise SettingsError(f"{change!r}: {part} is a value, not a section.")
+        values = section
+    values[last] = yaml.safe_load(text)
