@@ -90,13 +90,13 @@ def command(
     base: Annotated[str, typer.Option(help="Version or alias to start from.")] = PRODUCTION,
     digest: Annotated[str | None, typer.Option(help="Version of the lab's dataset; the last one by default.")] = None,
     record: RecordOption = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
     """Adapt the production segmenter to a new lab, without its labels; the result is proposed as candidate.
 
     Example: microseg adapt lab_b --set adapt.lambda_image=0
     """
-    result = adapt(lab, base, digest, tuple(changes))
+    result = adapt(lab, base, digest, tuple(changes or ()))
     show_table(
         f"Candidate: version {result.version}",
         ("adapted from version", "labelled labs read back", "seconds"),

@@ -1,13 +1,11 @@
-"""The ``microseg`` command: one subcommand a flow. A subcommand's module is loaded when it is used, since that takes seconds."""
+"""The ``microseg`` command: one subcommand a flow. A subcommand's module is loaded when it is used, since that takes
+seconds.
+"""
 
 import importlib
 import sys
 
 import typer
-from click import Command, Context
-from typer.core import TyperGroup
-from typer.main import get_command_from_info
-from typer.models import CommandInfo
 
 __all__ = ["COMMANDS", "main"]
 
@@ -24,43 +22,25 @@ COMMANDS = {
 }
 
 
-class _Lazy(TyperGroup):
-    """Knows the names and their help; imports a flow's module only when it is run or asked for its help."""
-
-    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        if _asks_for_overview():
-            return Command(cmd_name, help=COMMANDS[cmd_name])
-        function = importlib.import_module(f"flows.{cmd_name}").command
-        info = CommandInfo(name=cmd_name, callback=function)
-        return get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")
-
-
-def _asks_for_overview() -> bool:
-    return not any(argument in COMMANDS for argument in sys.argv[1:])
-
-
-app = typer.Typer(
-    cls=_Lazy,
-    no_args_is_help=True,
-    add_completion=False,
-    help="Keeps one image segmenter working across labs: adapts it to a new lab's images without labels, judges the "
-    "candidate, offers it for promotion, and segments with the production model.",
-)
-
-
-@app.callback()
-def _root() -> None:
-    """Options before the subcommand: none."""
-
-
 def main() -> None:
     """Run the command line."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        help="Keeps one image segmenter working across labs: adapts it to a new lab's images without labels, judges "
+        "the candidate, offers it for promotion, and segments with the production model.",
+    )
+    for name, summary in COMMANDS.items():
+        if name in sys.argv[1:2]:
+            app.command(name)(importlib.import_module(f"flows.{name}").command)
+        else:
+            app.command(name, help=summary)(_not_loaded)
     app()
+
+
+def _not_loaded() -> None:
+    """Stands for a subcommand in the list of all."""
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ __all__ = ["RecordOption", "SetOption", "finish", "microseg_command"]
 P = ParamSpec("P")
 
 SetOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--set", metavar="SECTION.NAME=VALUE", help="Replace a value of params.yaml; may be given several times."
     ),

@@ -62,14 +62,7 @@ def draw_panels(
 
 
 @task
-def attach(
-    registry: Registry,
-    candidate: ModelVersion,
-    comparison: Comparison,
-    file: Path,
-    panels: list[Path],
-    settings: Settings,
-) -> None:
+def attach(registry: Registry, candidate: ModelVersion, comparison: Comparison, file: Path, panels: list[Path]) -> None:
     """Put the figures where people look: the version's page in MLflow and the flow run in Prefect."""
     registry.attach(candidate, [file, *panels], "evaluation")
     for lab, scores in comparison.scores.items():
@@ -107,7 +100,7 @@ def evaluate(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
-    attach(registry, version, comparison, file, panels, settings)
+    attach(registry, version, comparison, file, panels)
     describe(
         registry,
         version,
@@ -160,13 +153,14 @@ def command(
     against: Annotated[str, typer.Option(help="Version or alias to compare with.")] = PRODUCTION,
     lab: Annotated[str | None, typer.Option(help="The new lab; the one adapted to by default.")] = None,
     record: RecordOption = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
-    """Judge a candidate beside the production model: Dice on held-out labelled images, label-free evidence on the new lab.
+    """Judge a candidate beside the production model: Dice on held-out labelled images, label-free evidence on the new
+    lab.
 
     Example: microseg evaluate candidate --lab lab_b
     """
-    result = evaluate(candidate, against, lab, tuple(changes))
+    result = evaluate(candidate, against, lab, tuple(changes or ()))
     comparison = Comparison.from_dict(json.loads(Path(result.comparison).read_text()))
     show_table(f"Version {result.candidate}", ("figure", "candidate", "production"), comparison_rows(comparison))
     if result.figures:

@@ -2,8 +2,10 @@
 
     python -m flows.ingest incoming/lab_c
 
-The folder holds images/, where labelled masks/ with the same names (class indices), and lab.yaml. Files that cannot be used are
-copied to the quarantine with the reason; everything else becomes a version of the lab's dataset, pushed to the DVC remote.
+The folder holds images/, where labelled masks/ with the same names (class indices), and lab.yaml. Files that cannot
+be used are
+copied to the quarantine with the reason; everything else becomes a version of the lab's dataset, pushed to the DVC
+remote.
 """
 
 from pathlib import Path
@@ -81,13 +83,13 @@ def command(
     folder: Annotated[Path, typer.Argument(help="The lab's folder: images/, masks/ where labelled, lab.yaml.")],
     lab: Annotated[str | None, typer.Option(help="The lab's name, where lab.yaml does not state one.")] = None,
     record: RecordOption = None,
-    changes: SetOption = (),
+    changes: SetOption = None,
 ) -> None:
     """Check a lab's folder and make it a version of the lab's dataset.
 
     Files that cannot be used are copied to the quarantine with the reason. Example: microseg ingest incoming/lab_c
     """
-    result = ingest(folder.absolute(), lab, tuple(changes))
+    result = ingest(folder.absolute(), lab, tuple(changes or ()))
     show_table(
         f"Lab {result.lab}",
         ("images", "with mask", "refused", "dataset version"),

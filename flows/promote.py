@@ -90,13 +90,13 @@ def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
     back: Annotated[bool, typer.Option("--rollback", help="Put the previous version back instead.")] = False,
     record: RecordOption = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
     """Put a candidate into production if the gate accepts it; say why not otherwise (exit code 1).
 
     Example: microseg promote candidate --set gate.max_source_loss=0.03
     """
-    result = rollback(tuple(changes)) if back else promote(candidate, tuple(changes))
+    result = rollback(tuple(changes or ())) if back else promote(candidate, tuple(changes or ()))
     for reason in result.reasons:
         console.print(f"  {reason}")
     finish(result, record)

@@ -146,7 +146,8 @@ def write_record(record: object, path: Path) -> None:
         record: one of the records above.
         path: file to write.
     """
-    assert is_dataclass(record) and not isinstance(record, type)
+    assert is_dataclass(record)
+    assert not isinstance(record, type)
     values: dict[str, Any] = asdict(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")

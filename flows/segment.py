@@ -2,8 +2,8 @@
 
     python -m flows.segment slides/2026-11
 
-The production model segments a folder's images. What was segmented before by the same version, with the same settings, is skipped;
-an image that cannot be read is recorded and passed over.
+The production model segments a folder's images. What was segmented before by the same version, with the same
+settings, is skipped; an image that cannot be read is recorded and passed over.
 """
 
 from collections.abc import Mapping
@@ -116,13 +116,13 @@ def command(
     ] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of all images, where nothing else says.")] = None,
     record: RecordOption = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
     """Segment a folder's images: label images, outlines (GeoJSON for QuPath), overlays, measurements, provenance.
 
     Images that were segmented before by the same version are skipped. Example: microseg segment slides/2026-11
     """
-    result = segment(folder.absolute(), model, out.absolute() if out else None, mpp, tuple(changes))
+    result = segment(folder.absolute(), model, out.absolute() if out else None, mpp, tuple(changes or ()))
     show_table(
         f"Segmented with version {result.version}",
         ("images", "done", "skipped", "failed", "seconds"),

@@ -1,10 +1,13 @@
-"""The whole of it: a labelled lab, a first segmenter, a new lab lands, adaptation, judgement, promotion, batch, one page.
+"""The whole of it: a labelled lab, a first segmenter, a new lab lands, adaptation, judgement, promotion, batch, one
+page.
 
     python -m flows.story
     python -m flows.story --source data/labs_in/he --target data/labs_in/ihc
 
-Without folders two labs are made: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). Everything goes through the flows that
-production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder, which no flow reads.
+Without folders two labs are made: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). Everything goes through the
+flows that
+production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder, which no
+flow reads.
 """
 
 import time
@@ -82,7 +85,9 @@ def make_labs(settings: Settings) -> tuple[Path, Path]:
 
 @task
 def start_production(version: int, settings: Settings) -> None:
-    """Put the story's first segmenter into production, unless that would replace a model that the story did not make."""
+    """Put the story's first segmenter into production, unless that would replace a model that the story did not
+    make.
+    """
     registry = open_registry(settings)
     registry.set_tags(version, {_MADE_BY_STORY: "yes"})
     registry.promote(version)
@@ -165,7 +170,8 @@ def _report(
     }
     if not references["lab_b"]:
         raise LabError(
-            f"Expected images with masks in {target[0] / 'test'} to report on, found none: add test/images and test/masks."
+            f"Expected images with masks in {target[0] / 'test'} to report on, found none: "
+            "add test/images and test/masks."
         )
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
     scores["after"] = scores["candidate" if production.version == candidate.version else "before"]
@@ -243,7 +249,7 @@ def command(
     ] = None,
     target: Annotated[Path | None, typer.Option(help="A new lab: images/, lab.yaml, and test/ to report on.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
     """Run the whole of it: two labs, training, adaptation, judgement, promotion, batch segmentation, one page.
 
@@ -251,7 +257,7 @@ def command(
     """
     if (source is None) != (target is None):
         raise LabError("Expected both --source and --target, or neither: the labs of a story share their classes.")
-    more = (*changes, *([f"seed={seed}"] if seed is not None else []))
+    more = (*(changes or ()), *([f"seed={seed}"] if seed is not None else []))
     result = story(source.absolute() if source else None, target.absolute() if target else None, more)
     rows = [
         (f"{result.labs[key]}, Dice on {result.images[key]} images", change.before, change.after)
@@ -260,7 +266,8 @@ def command(
     show_table("What happened", ("", "before", "after"), rows)
     verdict = "accepted and in production" if result.decision.accepted else "refused by the gate"
     console.print(
-        f"Candidate (version {result.candidate_version}) {verdict}; version {result.production_version} is in production."
+        f"Candidate (version {result.candidate_version}) {verdict}; "
+        f"version {result.production_version} is in production."
     )
     if result.recovered is not None:
         console.print(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -25,7 +26,7 @@ def training_progress(title: str, settings: FitSettings, run: RunLog) -> Iterato
         run: of MLflow.
     """
     artifact = create_progress_artifact(0.0, description=title)
-
+    assert isinstance(artifact, UUID)  # not awaited: tasks are synchronous
     with progress_bar(title, settings.steps) as advance:
 
         def on_step(step: int, losses: Mapping[str, float]) -> None:

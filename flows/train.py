@@ -109,13 +109,13 @@ def _common_mpp(labs: Sequence[Lab]) -> float | None:
 def command(
     labs: Annotated[list[str], typer.Argument(help="Names of ingested, labelled labs.")],
     record: RecordOption = None,
-    changes: SetOption = (),  # type: ignore[assignment]
+    changes: SetOption = None,
 ) -> None:
     """Train the first segmenter from labelled labs; it goes into production when there is none yet.
 
     Example: microseg train lab_a --set train.steps=1000
     """
-    result = train(tuple(labs), tuple(changes))
+    result = train(tuple(labs), tuple(changes or ()))
     show_table(f"Version {result.version}", ("lab", "Dice, held-out"), list(result.dice.items()))
     console.print("In production." if result.production else "Not in production.", *result.reasons)
     finish(result, record)

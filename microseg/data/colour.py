@@ -1,6 +1,7 @@
 """Stain and colour changes of batches that leave every label true.
 
-All work in optical density, OD = −ln(I / I₀), where stains add up (Beer–Lambert), so a linear map there is a change of stains.
+All work in optical density, OD = −ln(I / I₀), where stains add up (Beer–Lambert), so a linear map there is a change
+of stains.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def transfer_colour(images: torch.Tensor, target: ColourStatistics, amount: torc
     Args:
         images: (B, 3, H, W) in 0..1.
         target: statistics of B images.
-        amount: (B,) in 0..1; 0 leaves the image, 1 gives it the target's statistics, between them it moves along the way.
+        amount: (B,) in 0..1; 0 leaves the image, 1 gives it the target's statistics, between them it moves along the
+        way.
 
     Returns:
         (B, 3, H, W) in 0..1.
@@ -90,7 +92,8 @@ def jitter_colour(images: torch.Tensor, strength: float, generator: torch.Genera
         (B, 3, H, W) in 0..1.
 
     Reference:
-        Tellez et al. 2018 (stain augmentation in optical density), generalised from the stain basis to a random map near 1.
+        Tellez et al. 2018 (stain augmentation in optical density), generalised from the stain basis to a random map
+        near 1.
     """
     if strength <= 0:
         return images
@@ -121,7 +124,8 @@ def _apply(matrix: torch.Tensor, offset: torch.Tensor, density: torch.Tensor) ->
 
 def _matrix_power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag_embed(values.clamp_min(1e-8) ** exponent) @ vectors.transpose(-1, -2)
+    power: torch.Tensor = vectors @ torch.diag_embed(values.clamp_min(1e-8) ** exponent) @ vectors.transpose(-1, -2)
+    return power
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

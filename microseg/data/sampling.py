@@ -1,6 +1,7 @@
 """Random crops of labs' images, drawn as a pure function of the step.
 
-A batch depends on the seed and the number of the step alone. So a run that was interrupted goes on with exactly the batches
+A batch depends on the seed and the number of the step alone. So a run that was interrupted goes on with exactly the
+batches
 that it would have had, with nothing to save, and several processes share a batch without talking to one another.
 """
 

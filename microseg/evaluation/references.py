@@ -89,7 +89,8 @@ def score(
         on_image: called with each image's name when it is done.
 
     Returns:
-        One row an image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px), and ``dice_<class>``.
+        One row an image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px), and
+        ``dice_<class>``.
         A class that neither mask has is nan.
     """
     rows: list[dict[str, object]] = []

@@ -53,11 +53,13 @@ def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.fl
         (H, W) → (K,)
     """
     counts = np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.float64)
-    return counts / max(1.0, counts.sum())
+    shares: npt.NDArray[np.float64] = counts / max(1.0, float(counts.sum()))
+    return shares
 
 
 def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> float:
-    """How well a linear classifier tells two labs apart by their features: its cross-validated area under the ROC curve.
+    """How well a linear classifier tells two labs apart by their features: its cross-validated area under the ROC
+    curve.
 
     Args:
         source: features of one lab's images.
@@ -73,7 +75,8 @@ def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.
         DataError: when a lab has fewer than two images.
 
     Reference:
-        The proxy A-distance of Ben-David et al. 2007, with a ridge classifier in its dual form (N + M is small beside D).
+        The proxy A-distance of Ben-David et al. 2007, with a ridge classifier in its dual form (N + M is small beside
+        D).
     """
     if len(source) < 2 or len(target) < 2:
         raise DataError(f"Expected at least two images of each lab, got {len(source)} and {len(target)}: give more.")

@@ -82,14 +82,14 @@ def draw_panel(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str])
     """Pictures in a row, each with its title above.
 
     Args:
-        pictures: RGB, of one size.
+        pictures: RGB, of one shape; all are brought to one size.
         titles: of each.
 
     Shape:
         (H, W, 3) each
     """
     shrunk = [Image.fromarray(picture) for picture in pictures]
-    factor = _SIDE / max(max(picture.size) for picture in shrunk)
+    factor = _SIDE / max(shrunk[0].size)
     size = (round(shrunk[0].width * factor), round(shrunk[0].height * factor))
     shrunk = [picture.resize(size, Image.Resampling.LANCZOS) for picture in shrunk]
     panel = Image.new("RGB", (len(shrunk) * (size[0] + _GAP) - _GAP, size[1] + _TITLE), "white")

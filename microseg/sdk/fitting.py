@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 
@@ -82,7 +83,8 @@ def train(
         labs: datasets; their ``train`` split is trained on, their ``val`` split chooses the checkpoint.
         config: the network.
         settings: the numbers.
-        folder: where the network is written; a checkpoint lies beside it meanwhile, and an interrupted run goes on from it.
+        folder: where the network is written; a checkpoint lies beside it meanwhile, and an interrupted run goes on
+        from it.
         seed: of weights, crops and changes of colour.
         fabric: device and processes; the best device there is by default.
         encoder_weights: of the encoder: ``imagenet``, a file, or None for random ones.
@@ -202,7 +204,9 @@ def _fit(
 
 
 def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence[Lab]) -> Mapping[str, float]:
-    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, agreement on the new labs."""
+    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, agreement on the new
+    labs.
+    """
     classes = network.config.classes
     segment = partial(_segment, network)
     dice = [
@@ -218,7 +222,7 @@ def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence
     return figures | {"score": float(np.nansum(parts))} if parts else figures
 
 
-def _segment(network: PyramidSegmenter, image: np.ndarray, mpp: float | None) -> np.ndarray:  # type: ignore[type-arg]
+def _segment(network: PyramidSegmenter, image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
     return segment_image(network, image, mpp=mpp)
 
 

@@ -63,8 +63,8 @@ class Segmenter:
         """Load a segmenter by its name in the registry, or from a folder. Nothing in its files is executed.
 
         Args:
-            model: an alias such as ``production``, the number of a version, or a folder with ``weights.safetensors`` and
-                ``network.json``.
+            model: an alias such as ``production``, the number of a version, or a folder with ``weights.safetensors``
+                and ``network.json``.
             tracking_uri: of MLflow; what the environment says by default.
             device: see the class.
             tile: see the class.
@@ -98,7 +98,8 @@ class Segmenter:
 
         Args:
             image: a file, or RGB pixels, uint8.
-            mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is rescaled.
+            mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is
+            rescaled.
 
         Shape:
             (H, W, 3) → mask (H, W), probabilities (K, H, W)

@@ -1,11 +1,11 @@
 """Adaptation to an unlabelled lab: the dual-adaptive pyramid network and what is put around it.
 
 One simultaneous min–max game (SPEC): the segmenter minimises L_seg − λ_img·L_img − λ_feat·L_feat while the two domain
-classifiers minimise L_img and L_feat. It is realised by gradient reversal (Ganin & Lempitsky 2015): one backward pass and one
-optimiser for both players, with no alternation to balance, which is also what the source calls simultaneous.
+classifiers minimise L_img and L_feat. It is realised by gradient reversal (Ganin & Lempitsky 2015): one backward pass
+and one optimiser for both players, with no alternation to balance, which is also what the source calls simultaneous.
 
-Around it, each switchable: source crops in the target's colours (their labels stay true), and a mean teacher whose confident
-pseudo-labels on target crops train the student under strong changes of colour.
+Around it, each switchable: source crops in the target's colours (their labels stay true), and a mean teacher whose
+confident pseudo-labels on target crops train the student under strong changes of colour.
 """
 
 import math

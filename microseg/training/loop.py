@@ -143,8 +143,8 @@ class _Fit:
         figures = {name: float(value.detach()) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(
-                f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the weights "
-                "lambda_image and lambda_feature."
+                f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the "
+                "weights lambda_image and lambda_feature."
             )
         self.optimizer.step()
         self.method.after_step(self.step)
@@ -203,7 +203,9 @@ class _Fit:
 
 
 def _schedule(step: int, seconds: float, settings: FitSettings) -> float:
-    """The share of the peak learning rate: a linear rise, then a cosine to 1 % at the end of the steps or the minutes."""
+    """The share of the peak learning rate: a linear rise, then a cosine to 1 % at the end of the steps or the
+    minutes.
+    """
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)

@@ -70,12 +70,12 @@ class AdaptSettings(FitSettings):
         ramp: share of the steps over which both weights rise from 0 (Ganin & Lempitsky 2015).
         classifier_learning_rate: of the two domain classifiers.
         transfer: share of source crops that are given the colours of a target image.
-        consistency: weight of the teacher's pseudo-labels on target crops; 0 switches self-training off. The teacher is the
-            moving average of the weights.
+        consistency: weight of the teacher's pseudo-labels on target crops; 0 switches self-training off. The teacher
+            is the moving average of the weights.
         strong: strength of the change of colour in the view that the student sees.
         threshold: least probability of a teacher's pixel that is learned from.
-        statistics: whose batch-norm statistics the result carries: ``running`` those of training, ``target`` those of the
-            new lab, ``mixed`` the mean over both labs.
+        statistics: whose batch-norm statistics the result carries: ``running`` those of training, ``target`` those of
+            the new lab, ``mixed`` the mean over both labs.
     """
 
     steps: PositiveInt = 200
