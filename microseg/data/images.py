@@ -213,9 +213,6 @@ def _load(path: Path) -> Image.Image:
     with Image.open(path, formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(path)
-        if image.format == "PNG":
-            with Image.open(path, formats=("PNG",)) as checked:
-                checked.verify()  # checksums, which decoding alone does not look at
         image.load()
         return ImageOps.exif_transpose(image)
 

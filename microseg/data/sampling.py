@@ -1,13 +1,13 @@
 """Random crops of labs' images, drawn as a pure function of the step.
 
 A batch depends on the seed and the number of the step alone. So a run that was interrupted goes on with exactly the
-batches
-that it would have had, with nothing to save, and several processes share a batch without talking to one another.
+batches that it would have had, with nothing to save, and several processes share a batch without talking to one
+another.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +98,15 @@ class CropSampler:
 
         Returns:
             B = batch / world crops, rounded up for the first processes.
+
+        Raises:
+            DataError: when there are more processes than crops, or a mask has not the size of its image.
+            ImageReadError: when a file cannot be read.
         """
+        if world > self.batch:
+            raise DataError(
+                f"Expected at least one crop a process, got a batch of {self.batch} for {world} processes: enlarge it."
+            )
         images, masks = [], []
         for index in range(step * self.batch + rank, (step + 1) * self.batch, world):
             image, mask = self._crop(index)
@@ -107,6 +115,17 @@ class CropSampler:
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
         labels = torch.from_numpy(np.stack([m for m in masks if m is not None])).long() if self.labelled else None
         return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels)
+
+    def unlabelled(self) -> "CropSampler":
+        """A sampler of the same crops that knows no mask."""
+        return CropSampler(
+            [replace(sample, mask=None) for sample in self.samples],
+            size=self.size,
+            batch=self.batch,
+            seed=self.seed,
+            zoom=self.zoom,
+            cache_bytes=self._cache_bytes,
+        )
 
     def _crop(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         epoch, position = divmod(index, len(self.samples))

@@ -25,8 +25,7 @@ __all__ = ["CLASSES", "LAB_A", "LAB_B", "LabLook", "StainAmounts", "make_lab", "
 
 CLASSES = ("background", "gland")
 
-OVERSAMPLING = 2  # drawn samples along the side of a pixel
-IMAGES_PER_SLIDE = 2
+_IMAGES_PER_SLIDE = 2
 
 Amount = tuple[float, float, float]
 """Haematoxylin, eosin and DAB, in optical density along each stain's unit vector."""
@@ -94,13 +93,13 @@ LAB_B = LabLook(
     name="lab_b",
     stain="DAB-H",
     amounts=StainAmounts(
-        epithelial_nucleus=(0.68, 0.0, 0.20),
-        cytoplasm=(0.18, 0.0, 0.34),
-        mucus=(0.07, 0.0, 0.05),
+        epithelial_nucleus=(0.70, 0.0, 0.20),
+        cytoplasm=(0.20, 0.0, 0.30),
+        mucus=(0.08, 0.0, 0.04),
         secretion=(0.03, 0.0, 0.12),
         stroma=(0.16, 0.0, 0.13),
-        stromal_nucleus=(0.68, 0.0, 0.04),
-        muscle=(0.20, 0.0, 0.17),
+        stromal_nucleus=(0.70, 0.0, 0.03),
+        muscle=(0.20, 0.0, 0.16),
         red_cell=(0.08, 0.0, 0.30),
     ),
     scanner=Scanner(white=(0.93, 0.92, 0.86), overlap=0.08, gamma=1.1, blur=0.9, photons=1500.0, jpeg_quality=70),
@@ -205,7 +204,7 @@ def _write_images(
         (folder / "masks").mkdir()
     slides = {}
     for number in range(count):
-        slide = number // IMAGES_PER_SLIDE
+        slide = number // _IMAGES_PER_SLIDE
         slide_look = _vary(look, np.random.default_rng([*seed, 0, slide]))
         image, mask = _draw(slide_look, size, mpp, np.random.default_rng([*seed, 1, number]))
         name = f"{prefix}_{number:03d}.png"
@@ -254,11 +253,12 @@ def _draw(
     look: LabLook, size: int, mpp: float, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Image and mask of one section of a slide."""
-    samples = size * OVERSAMPLING
-    section = grow_section(look.tissue, (samples, samples), mpp / OVERSAMPLING, rng)
+    oversampling = 1 if mpp <= 0.5 else 2  # samples along the side of a pixel; half a micron resolves what is drawn
+    shape = (size * oversampling, size * oversampling)
+    section = grow_section(look.tissue, shape, mpp / oversampling, rng)
     light = transmitted_light(_stain(section, look, rng))  # (H, W, 3)
-    image = scan(light, look.scanner, mpp=mpp, oversampling=OVERSAMPLING, rng=rng)
-    inside = (section.gland > 0).reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3))
+    image = scan(light, look.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
+    inside = (section.gland > 0).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
     return image, (inside >= 0.5).astype(np.uint8)
 
 

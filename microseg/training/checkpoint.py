@@ -38,7 +38,9 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainingError(f"Checkpoint {path} cannot be read ({error}): delete it to start again.") from error
-    if state.get("fingerprint") != fingerprint:
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise TrainingError(f"Expected a checkpoint in {path}, got something else: delete it to start again.")
+    if state["fingerprint"] != fingerprint:
         raise TrainingError(
             f"Checkpoint {path} was written by a run with other settings or data: "
             "delete it, or choose another folder, to start anew."

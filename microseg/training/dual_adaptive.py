@@ -46,7 +46,7 @@ class DualAdaptive(TrainingMethod):
     Args:
         network: the segmenter in production, trained on the source lab; it is changed.
         source: sampler of labelled crops.
-        target: sampler of the new lab's crops; no mask is read.
+        target: sampler of the new lab's crops; where it has masks, they are left out and not read.
         colours: colour statistics of the new lab's images, to give to source crops.
         settings: the numbers.
 
@@ -67,7 +67,7 @@ class DualAdaptive(TrainingMethod):
             raise TrainingError(
                 "Expected a mask for every image of the source lab, some have none: see its manifest.csv."
             )
-        self.source, self.target, self.colours, self.settings = source, target, colours, settings
+        self.source, self.target, self.colours, self.settings = source, target.unlabelled(), colours, settings
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
 

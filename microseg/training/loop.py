@@ -75,7 +75,8 @@ def fit(
         settings: the numbers.
         fabric: device, precision and processes.
         hooks: evaluation and reports.
-        checkpoint: file to resume from when it is there, and to write on the way; removed at the end.
+        checkpoint: file to resume from when it is there, and to write on the way. It is left there: remove it when the
+            result is kept.
         fingerprint: of data and settings; a checkpoint of another one is refused.
         prepare: called on a copy of the network before each evaluation; what it changes is kept in the result.
 
@@ -117,7 +118,7 @@ class _Fit:
         stopped = ""
         while not stopped:
             self._take_step()
-            self.seconds = before + time.monotonic() - began
+            self.seconds = self._shared(before + time.monotonic() - began)
             stopped = self._why_stop()
             if stopped or self.step % self.settings.evaluate_every == 0:
                 self._judge()
@@ -126,8 +127,6 @@ class _Fit:
                 self._save()
         if self.best is not None:
             self.method.result().load_state_dict(self.best)
-        if self.checkpoint is not None and self.fabric.is_global_zero:
-            self.checkpoint.unlink(missing_ok=True)
         return FitResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
 
     def _take_step(self) -> None:
@@ -151,6 +150,10 @@ class _Fit:
         self.step += 1
         self.hooks.on_step(self.step, figures)
 
+    def _shared(self, seconds: float) -> float:
+        """The first process's clock, where it decides on the learning rate and the end."""
+        return seconds if self.settings.minutes is None else self.fabric.broadcast(seconds)
+
     def _why_stop(self) -> str:
         if self.step >= self.settings.steps:
             return "steps"
@@ -161,13 +164,14 @@ class _Fit:
     def _judge(self) -> None:
         network = copy.deepcopy(self.method.result()).eval()
         self.prepare(network)
-        figures = {} if self.hooks.evaluate is None else dict(self.hooks.evaluate(network))
+        judged = {} if self.hooks.evaluate is None else self.hooks.evaluate(network)
+        figures = {name: float(value) for name, value in judged.items()}  # NumPy's numbers would not be read back
         score = figures.get("score", float(self.step))
         if figures:
             self.evaluations[self.step] = figures
             self.hooks.on_evaluation(self.step, figures)
-        if score > self.best_score or self.best is None:
-            self.best_score, self.best_step = score, self.step
+        if score > self.best_score or self.best is None:  # nan is never better
+            self.best_score, self.best_step = -math.inf if math.isnan(score) else score, self.step
             self.best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def _patience_ended(self) -> str:

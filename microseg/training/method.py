@@ -28,7 +28,7 @@ class TrainingMethod(nn.Module, ABC):
 
     def __init__(self, network: PyramidSegmenter, average: float) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.requires_grad_(True)  # one that another training gave out has its gradients off
         self.average = average
         self.averaged = copy.deepcopy(network).requires_grad_(False) if average else None
 

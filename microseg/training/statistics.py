@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from microseg.errors import TrainingError
+
 __all__ = ["estimate_statistics"]
 
 
@@ -16,6 +18,9 @@ def estimate_statistics(network: nn.Module, batches: Iterable[torch.Tensor]) -> 
     Args:
         network: any network; its weights stay, and so does its training or evaluation mode.
         batches: (B, 3, H, W) each; give each lab's images in batches of their own, so that each counts for what it is.
+
+    Raises:
+        TrainingError: when there is no batch.
     """
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
@@ -25,8 +30,12 @@ def estimate_statistics(network: nn.Module, batches: Iterable[torch.Tensor]) -> 
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative mean
         layer.train()
+    count = 0
     for batch in batches:
         network(batch)
+        count += 1
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     network.train(was_training)
+    if layers and not count:
+        raise TrainingError("Expected at least one batch to estimate statistics on, got none: give more images.")

@@ -16,6 +16,7 @@ __all__ = ["add", "file_md5", "opened", "push", "restore"]
 _REMOTE = "store"
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
+_PROGRESS_LOGGERS = ("dvc.progress", "dvc_data.callbacks")  # above the level ERROR there are no progress bars
 _one_at_a_time = threading.RLock()  # DVC's loggers and console are shared by the whole process
 
 
@@ -196,16 +197,19 @@ def _quiet() -> Iterator[list[str]]:
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
-    bars, bars_level = logging.getLogger("dvc.progress"), logging.getLogger("dvc.progress").level
+    bars = [logging.getLogger(name) for name in _PROGRESS_LOGGERS]
+    levels = [logger.level for logger in bars]
     was_quiet = ui.error_console.quiet
     try:
         for logger in loggers:
             logger.handlers, logger.propagate = [Collector(logging.ERROR)], False
-        bars.setLevel(logging.CRITICAL)
+        for logger in bars:
+            logger.setLevel(logging.CRITICAL)
         ui.error_console.quiet = True
         yield complaints
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
-        bars.setLevel(bars_level)
+        for logger, level in zip(bars, levels, strict=True):
+            logger.setLevel(level)
         ui.error_console.quiet = was_quiet

@@ -33,14 +33,18 @@ def test_fibres_run_along(angle):
     assert abs(turned) < 0.15
 
 
-def test_points_along_a_circle():
-    y, x = np.indices((128, 128)) - 63.5
-    height = (50.0 - np.hypot(y, x)).astype(np.float32)
-    points = canvas().along_contours(height, 10.0, 5.0, 1.0)
-    assert len(points) == pytest.approx(2 * np.pi * 40 / 5, abs=2)
-    assert np.abs(np.hypot(*(points - 63.5).T) - 40).max() < 5
-    assert len(canvas().along_contours(height, 10.0, 5.0, 0.0)) == 0
-    assert len(canvas().along_contours(height, 99.0, 5.0, 1.0)) == 0
+@pytest.mark.parametrize("pixel", [0.5, 1.0])
+def test_points_along_a_circle(pixel):
+    plane = canvas((128, 128), pixel)
+    radius = np.hypot(*(np.indices((128, 128)) - 63.5)) * pixel
+    height = (50.0 * pixel - radius).astype(np.float32)
+    points = plane.along_contours(height, 10.0 * pixel, 5.0, 1.0)
+    distances = np.hypot(*(points - 63.5).T) * pixel
+    assert len(points) == pytest.approx(2 * np.pi * 40 * pixel / 5, abs=2)
+    assert distances.mean() == pytest.approx(40 * pixel, abs=0.7)
+    assert distances.std() < 1.5
+    assert len(plane.along_contours(height, 10.0 * pixel, 5.0, 0.0)) == 0
+    assert len(plane.along_contours(height, 99.0, 5.0, 1.0)) == 0
 
 
 def test_scatter_and_clusters_keep_their_density_and_place():
@@ -55,17 +59,18 @@ def test_scatter_and_clusters_keep_their_density_and_place():
     assert len(clouds) == pytest.approx(20 * 40, rel=0.5)
 
 
-def test_an_ellipse_by_its_moments():
-    along = np.full((128, 128), np.pi / 6, np.float32)
-    plane = Canvas((128, 128), 0.25, np.random.default_rng(0))
+@pytest.mark.parametrize("angle", [0.3, 1.2, 2.5])
+def test_an_ellipse_by_its_moments(angle):
+    along = np.full((128, 128), angle, np.float32)
+    plane = canvas((128, 128), 0.25)
     cover = plane.ellipses(np.array([[64, 64]]), along, (12.0, 4.0), turn=0.0, strength=(1.0, 1.0))
     y, x = np.indices(cover.shape)[:, cover > 0] - 64.0
-    spread = np.cov(np.stack([x, y]))
-    lengths, directions = np.linalg.eigh(spread)
-    heading = np.arctan2(directions[1, 1], directions[0, 1]) % np.pi
-    assert heading == pytest.approx(np.pi / 6, abs=0.1)
-    assert 4 * np.sqrt(lengths[1]) * 0.25 == pytest.approx(12.0, rel=0.4)
-    assert np.sqrt(lengths[1] / lengths[0]) == pytest.approx(3.0, rel=0.4)
+    lengths, directions = np.linalg.eigh(np.cov(np.stack([x, y])))
+    turned = (np.arctan2(directions[1, 1], directions[0, 1]) - angle + np.pi / 2) % np.pi - np.pi / 2
+    assert abs(turned) < 0.05
+    length, width = 4 * np.sqrt(lengths[::-1]) * 0.25  # an even ellipse is four standard deviations long
+    assert length == pytest.approx(12.0, rel=0.25)
+    assert width == pytest.approx(4.0, rel=0.25)
     assert 0.75 < cover[64, 64] <= cover.max() <= 1.0
 
 

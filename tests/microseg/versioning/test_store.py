@@ -338,6 +338,7 @@ def test_a_store_that_was_moved(datasets, tmp_path):
     moved = DatasetStore(tmp_path / "moved", datasets.remote)
     assert moved.commit("north") == version
     assert not datasets.root.exists()
+    assert (moved.root / ".dvc" / "tmp" / "site").is_dir()  # DVC's own memory lies in the store, not in the system
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -347,7 +348,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_only_labs_are_versioned(datasets):
-    fill(datasets.root, {"quarantine/north/x.png": b"x", "incoming/x.png": b"x"})
+    fill(datasets.root, {"quarantine/north/x.png": b"x", "incoming/dvc.yaml": b"one that DVC cannot read: ["})
     version = datasets.commit("north")
     assert version.files == len(ONE)
     assert len(objects(datasets.root / ".dvc" / "cache")) == 5
@@ -367,11 +368,18 @@ def test_damaged_history(datasets):
 def logger_settings():
     import dvc  # noqa: F401 - its own set-up of the loggers comes first
 
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects", "dvc.progress")]
+    loggers = [
+        logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects", "dvc.progress", "dvc_data.callbacks")
+    ]
     return [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
 
 
-def test_nothing_is_printed_and_loggers_are_left_as_they_were(datasets, capfd, caplog):
+def test_nothing_is_printed_and_loggers_are_left_as_they_were(datasets, capfd, caplog, monkeypatch):
+    from dvc.ui import ui
+    from rich.console import Console
+
+    monkeypatch.setenv("DVC_IGNORE_ISATTY", "1")  # as on a terminal
+    monkeypatch.setattr(ui, "error_console", Console(stderr=True, force_terminal=True))
     before = logger_settings()
     datasets.commit("north")
     with pytest.raises(VersioningError):
