@@ -10,6 +10,8 @@ from microseg.errors import TrainingError
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
+_UNUSABLE = "Expected a checkpoint in {}, it is damaged or something else: delete it to start again."
+
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a state of tensors, numbers, strings, lists and dicts, whole or not at all.
@@ -35,11 +37,11 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
         TrainingError: when the file is damaged, or belongs to a run with other settings or data.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TrainingError(f"Checkpoint {path} cannot be read ({error}): delete it to start again.") from error
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's message advises to execute the file
+        raise TrainingError(_UNUSABLE.format(path)) from error
     if not isinstance(state, dict) or "fingerprint" not in state:
-        raise TrainingError(f"Expected a checkpoint in {path}, got something else: delete it to start again.")
+        raise TrainingError(_UNUSABLE.format(path))
     if state["fingerprint"] != fingerprint:
         raise TrainingError(
             f"Checkpoint {path} was written by a run with other settings or data: "

@@ -94,15 +94,16 @@ class DualAdaptive(TrainingMethod):
         source = self.network.features(batch.source.images)
         segmentation = segmentation_loss(source.logits, batch.source.masks, alpha=settings.alpha)
         parts = {"segmentation": segmentation}
-        if self.image_classifier or self.feature_classifier or settings.consistency:
-            target = self.network.features(batch.target_strong if settings.consistency else batch.target)
+        teaches = settings.consistency > 0 and step >= settings.consistency_from * settings.steps
+        if self.image_classifier or self.feature_classifier or teaches:
+            target = self.network.features(batch.target_strong if teaches else batch.target)
             parts |= self._domain_losses(source, target, reversal_strength(step, settings.steps, settings.ramp))
-            if settings.consistency:
+            if teaches:
                 loss, used = consistency_loss(target.logits, self._pseudo_labels(batch.target), settings.threshold)
                 parts["consistency"] = settings.consistency * loss
         total = torch.stack(list(parts.values())).sum()
         reported = {name: value.detach() for name, value in parts.items()}
-        if settings.consistency:
+        if teaches:
             reported["pseudo_labelled"] = torch.as_tensor(used)
         return {"total": total, **reported}
 

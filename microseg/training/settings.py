@@ -35,9 +35,9 @@ class FitSettings(BaseModel):
     steps: PositiveInt
     minutes: PositiveFloat | None = None
     batch: PositiveInt = 4
-    crop: PositiveInt = 256
+    crop: PositiveInt = 192
     zoom: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
-    colour: NonNegativeFloat = 0.5
+    colour: NonNegativeFloat = 0.3
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
     warmup: int = Field(20, ge=0)
@@ -72,23 +72,26 @@ class AdaptSettings(FitSettings):
         transfer: share of source crops that are given the colours of a target image.
         consistency: weight of the teacher's pseudo-labels on target crops; 0 switches self-training off. The teacher
             is the moving average of the weights.
+        consistency_from: share of the steps after which self-training begins; before, the teacher is not yet better than
+            what it is to teach.
         strong: strength of the change of colour in the view that the student sees.
         threshold: least probability of a teacher's pixel that is learned from.
         statistics: whose batch-norm statistics the result carries: ``running`` those of training, ``target`` those of
             the new lab, ``mixed`` the mean over both labs.
     """
 
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 5e-4
+    steps: PositiveInt = 150
+    colour: NonNegativeFloat = 1.0
     lambda_image: NonNegativeFloat = 0.05
     lambda_feature: NonNegativeFloat = 0.05
     ramp: Share = 0.5
     classifier_learning_rate: PositiveFloat = 1e-3
     transfer: Share = 0.5
-    consistency: NonNegativeFloat = 1.0
+    consistency: NonNegativeFloat = 0.0
+    consistency_from: Share = 0.6
     threshold: Share = 0.8
     strong: NonNegativeFloat = 1.0
-    statistics: Literal["running", "target", "mixed"] = "mixed"
+    statistics: Literal["running", "target", "mixed"] = "running"
 
     @model_validator(mode="after")
     def _teacher_exists(self) -> "AdaptSettings":
