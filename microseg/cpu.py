@@ -1,10 +1,10 @@
 """Makes PyTorch on a CPU as fast as the machine allows: its memory, and how its threads wait.
 
 **Memory.** By default glibc serves each block above a few hundred kilobytes with a fresh ``mmap`` and returns it on
-``free``. A network
-allocates such blocks thousands of times a second, and on CPUs each of them is paid in page faults. Raising the
-thresholds keeps the blocks in the process: the same arithmetic, several times faster where page faults are dear
-(``python -m benchmarks.allocator`` measures it). The price is that the process keeps its peak memory until it ends.
+``free``. A network allocates such blocks thousands of times a second, and on CPUs each of them is paid in page faults.
+Raising the thresholds keeps the blocks in the process: the same arithmetic, several times faster where page faults are
+dear (``python -m benchmarks.allocator`` measures it). The price is that the process keeps its peak memory until it
+ends.
 
 **Waiting.** The threads of an OpenMP program spin while they wait for one another. On a machine that others use too, a
 spinning thread takes the core that the awaited one needs, and a step takes several times as long. Waiting asleep

@@ -16,9 +16,9 @@ __all__ = ["Environment", "Home"]
 
 
 class Environment(BaseSettings):
-    """What the environment says; see the module."""
+    """What the environment says; see the module. An empty variable says nothing."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     microseg_home: Path = Path("var")
     microseg_params: Path | None = None
@@ -49,7 +49,7 @@ class Home:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = root.expanduser().absolute()
         self.data = self.root / "data"
         self.labs = self.data / "labs"
         self.quarantine = self.data / "quarantine"
@@ -61,12 +61,3 @@ class Home:
         self.demo = self.root / "demo"
         self.mlflow = self.root / "mlflow"
         self.prefect = self.root / "prefect"
-
-
-class _Environment(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
-
-    microseg_home: Path = Path("var")
-    microseg_params: Path | None = None
-    microseg_dvc_remote: str | None = None
-    mlflow_tracking_uri: str | None = None

@@ -1,9 +1,9 @@
 """A candidate beside the production model: what it must not lose, and what it gains on the new lab."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 
 from microseg.data.dataset import Lab
-from microseg.data.images import read_image
+from microseg.data.sampling import CropSampler, Sample
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
 from microseg.inference import Engine
@@ -23,6 +23,7 @@ from microseg.registry import Evidence
 __all__ = ["Comparison", "compare"]
 
 _SEPARABILITY_IMAGES = 16
+_SEPARABILITY_CROP = 256  # pixels
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
-        """Back from `to_dict`; what was not known is left out."""
-        return TypeAdapter(cls).validate_python(_known(values))
+        """Back from `to_dict`; a figure that was not known is nan."""
+        sides = {side: _with_nan(values[side]) for side in ("candidate", "production")}
+        return TypeAdapter(cls).validate_python(dict(values) | sides)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def compare(
     new = judge(candidate)
     old = None if production is None else judge(production)
     scores = {
-        lab: {name: (value, None if old is None else old.scores[lab][name]) for name, value in figures.items()}
+        lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in figures.items()}
         for lab, figures in new.scores.items()
     }
     return Comparison(new.evidence, old.evidence if old else None, target.card.lab if target else None, scores)
@@ -111,9 +113,9 @@ def _judge(
         label_free = label_free_scores(ready.probabilities, lab_targets(target), len(classes), on_image)
         label_free["expected_foreground_share"] = expected
         images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
-        own, other = (_pooled(network, group) for group in (images, lab_targets(target, _SEPARABILITY_IMAGES)))
-        if min(len(own), len(other)) > 1:
-            label_free["domain_separability"] = domain_separability(own, other)
+        others = lab_targets(target, _SEPARABILITY_IMAGES)
+        if min(len(images), len(others)) > 1:
+            label_free["domain_separability"] = domain_separability(_pooled(network, images), _pooled(network, others))
         references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
         if references:
             table = score(ready.probabilities, references, classes, on_image)
@@ -125,15 +127,19 @@ def _judge(
 
 @torch.inference_mode()
 def _pooled(network: PyramidSegmenter, images: Sequence[TargetImage]) -> npt.NDArray[np.float32]:
-    """Mean of the pyramid's output over each image: what the image-level adversary sees. (N, D)."""
-    device = next(network.parameters()).device
+    """Mean of the pyramid's output over a crop of each image at the model's scale: what the image-level adversary sees.
+
+    Shape:
+        (N, D)
+    """
+    mpp, device = network.config.mpp, next(network.parameters()).device
     network.eval()
     rows = []
     for image in images:
-        pixels = (
-            torch.from_numpy(read_image(image.image)).to(device).permute(2, 0, 1)[None].float() / 255
-        )  # (1, 3, H, W)
-        rows.append(network.features(pixels).pyramid.mean((0, 2, 3)).cpu().numpy())  # (D,)
+        zoom = image.mpp / mpp if image.mpp is not None and mpp is not None else 1.0
+        crop = CropSampler([Sample(image.image, zoom=zoom)], size=_SEPARABILITY_CROP, batch=1, seed=0).draw(0)
+        pyramid = network.features(crop.images.to(device)).pyramid  # (1, D, h, w)
+        rows.append(pyramid.mean((0, 2, 3)).cpu().numpy())  # (D,)
     return np.array(rows, np.float32)
 
 
@@ -142,16 +148,12 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop nulls from the evidence, where a missing figure is a missing entry."""
-
-    def evidence(side: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if side is None:
-            return None
-        named = {key: {n: v for n, v in side[key].items() if v is not None} for key in ("source_dice", "label_free")}
-        return dict(side) | named
-
-    return dict(values) | {"candidate": evidence(values["candidate"]), "production": evidence(values["production"])}
+def _with_nan(side: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The evidence with nan for null, so that an unknown figure stays one that was asked for."""
+    if side is None:
+        return None
+    figures = {key: value for key, value in side.items() if value is not None}
+    return {key: {name: nan if value is None else value for name, value in figures[key].items()} for key in figures}

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from microseg.data.checks import image_key, image_name
 from microseg.data.dataset import Lab
 from microseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from microseg.data.manifest import Split
@@ -61,17 +62,25 @@ def kept_aside(folder: Path, mpp: float | None) -> tuple[Reference, ...]:
     images, masks = folder / "test" / "images", folder / "test" / "masks"
     if not (images.is_dir() and masks.is_dir()):
         return ()
-    by_stem = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    mask_files = {image_key(image_name(path)): path for path in _image_files(masks)}
     references = []
-    for path in sorted(images.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem not in by_stem:
+    for path in _image_files(images):
+        name = image_name(path)
+        if image_key(name) not in mask_files:
             raise LabError(
                 f"{path}: expected a mask of the same name in {masks}, found none. Add it, or take the image away."
             )
-        references.append(Reference(path.stem, path, by_stem[path.stem], mpp))
+        references.append(Reference(name, path, mask_files[image_key(name)], mpp))
     return tuple(references)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images in a folder, without what operating systems hide beside them."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith((".", "~$"))
+    ]
 
 
 def score(

@@ -49,11 +49,18 @@ def agreement(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], class
 def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
     """Share of the area of each class; ignored pixels (255) count for none.
 
+    Args:
+        mask: class indices.
+        classes: number of classes K.
+
     Shape:
         (H, W) → (K,)
+
+    Returns:
+        0..1, which sum to one; nan where every pixel is ignored.
     """
     counts = np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.float64)
-    shares: npt.NDArray[np.float64] = counts / max(1.0, float(counts.sum()))
+    shares: npt.NDArray[np.float64] = counts / (float(counts.sum()) or float("nan"))
     return shares
 
 
@@ -86,7 +93,7 @@ def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.
     areas = []
     for fold in range(int(folds.max()) + 1):
         train, test = folds != fold, folds == fold
-        mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
+        mean, scale = x[train].mean(0), _spread(x[train & (y < 0)], x[train & (y > 0)])
         a, b = (x[train] - mean) / scale, (x[test] - mean) / scale
         kernel = a @ a.T / a.shape[1]  # (n, n)
         weights = np.where(y[train] < 0, 0.5 / (y[train] < 0).sum(), 0.5 / (y[train] > 0).sum()) * len(a)
@@ -94,6 +101,14 @@ def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.
         scores = b @ a.T @ alpha / a.shape[1]
         areas.append(_area_under_curve(scores[y[test] < 0], scores[y[test] > 0]))
     return float(np.mean(areas))
+
+
+def _spread(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of each feature within the labs, so that one that tells them apart is not drowned by the others. (D,)."""
+    within = np.concatenate([low - low.mean(0), high - high.mean(0)]).std(0)  # (D,)
+    overall = np.concatenate([low, high]).std(0)  # (D,)
+    spread: npt.NDArray[np.float64] = within + 1e-2 * overall + 1e-6
+    return spread
 
 
 def _area_under_curve(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> float:

@@ -1,5 +1,6 @@
 """Train the first segmenter, and adapt one to a new lab: from datasets on disk to a network on disk."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from microseg.data.manifest import ManifestRow
 from microseg.data.sampling import CropSampler, Sample
 from microseg.errors import LabError
 from microseg.evaluation import lab_references, lab_targets, label_free_scores, mean_scores, score
-from microseg.inference import segment_image
+from microseg.inference import segment_image, weights_digest
 from microseg.model import NetworkConfig, PyramidSegmenter, load_encoder_weights, load_network, save_network
 from microseg.training import (
     AdaptSettings,
@@ -38,6 +39,7 @@ __all__ = ["Fitted", "Progress", "adapt", "train"]
 
 _STATISTICS_BATCHES = 10
 _JUDGED_TARGETS = 6
+_COLOUR_SIDE = 1024  # pixels; of larger images every other pixel, or fewer, tells the colours
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def train(
         config: the network.
         settings: the numbers.
         folder: where the network is written; a checkpoint lies beside it meanwhile, and an interrupted run goes on
-        from it.
+            from it.
         seed: of weights, crops and changes of colour.
         fabric: device and processes; the best device there is by default.
         encoder_weights: of the encoder: ``imagenet``, a file, or None for random ones.
@@ -135,12 +137,14 @@ def adapt(
     settings = settings or AdaptSettings()
     fabric = fabric or make_fabric()
     fabric.seed_everything(seed, verbose=False)
-    base = load_network(network) if isinstance(network, Path) else network
+    base = load_network(network) if isinstance(network, Path) else copy.deepcopy(network)
     mpp = base.config.mpp
     _same_classes([*source, *target], base.config.classes)
     crop, batch = _crop_size([*source, *target], settings, mpp)
     labelled = _labelled_samples(source, mpp)
     unlabelled = [sample for lab in target for sample in _samples(lab, lab.rows, mpp, masks=False)]
+    if not unlabelled:
+        raise LabError("Expected images of a new lab to adapt to, found none: give a lab that is ingested.")
     make = partial(CropSampler, size=crop, batch=batch, zoom=settings.zoom)
     method = DualAdaptive(
         base,
@@ -151,9 +155,8 @@ def adapt(
     )
 
     def statistics_batches() -> Iterator[torch.Tensor]:
-        labs = [unlabelled] if settings.statistics == "target" else [unlabelled, labelled]
-        for images in labs:
-            sampler = make([Sample(sample.image, None, sample.zoom) for sample in images], seed=seed + 2)
+        for images in [unlabelled] if settings.statistics == "target" else [unlabelled, labelled]:
+            sampler = make(images, seed=seed + 2).unlabelled()
             for step in range(_STATISTICS_BATCHES):
                 yield fabric.to_device(sampler.draw(step).images)
 
@@ -188,17 +191,19 @@ def _fit(
 ) -> Fitted:
     progress = progress or Progress()
     hooks = Hooks(partial(_judge, source=source, target=target), progress.on_step, progress.on_evaluation)
+    checkpoint = folder.with_name(folder.name + ".checkpoint")
     result = fit(
         method,
         settings,
         fabric=fabric,
         hooks=hooks,
-        checkpoint=folder.with_name(folder.name + ".checkpoint"),
-        fingerprint=_fingerprint(method.network.config, settings, [*source, *target], seed),
+        checkpoint=checkpoint,
+        fingerprint=_fingerprint(method.network, settings, source, target, seed),
         prepare=prepare,
     )
     if fabric.is_global_zero:
         save_network(folder, method.result().cpu())
+        checkpoint.unlink(missing_ok=True)
     fabric.barrier()
     return Fitted(folder, result)
 
@@ -214,7 +219,8 @@ def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence
         for lab in source
         if (references := lab_references(lab, "val"))
     ]
-    figures = {"source_dice": float(np.mean(dice))} if dice else {}
+    known = [value for value in dice if np.isfinite(value)]
+    figures = {"source_dice": float(np.mean(known))} if known else {}
     if target:
         images = [image for lab in target for image in lab_targets(lab, _JUDGED_TARGETS)]
         figures |= {f"target_{name}": value for name, value in label_free_scores(segment, images, len(classes)).items()}
@@ -266,18 +272,25 @@ def _crop_size(labs: Sequence[Lab], settings: FitSettings, mpp: float | None) ->
 
 
 def _colours(samples: Sequence[Sample]) -> ColourStatistics:
-    each = [
-        colour_statistics(torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None].float() / 255)
-        for sample in samples
-    ]
+    each = []
+    for sample in samples:
+        image = read_image(sample.image)
+        stride = max(1, max(image.shape) // _COLOUR_SIDE)
+        pixels = torch.from_numpy(image[::stride, ::stride].copy()).permute(2, 0, 1)[None]  # (1, 3, h, w) uint8
+        each.append(colour_statistics(pixels.float() / 255))
     return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))
 
 
-def _fingerprint(config: NetworkConfig, settings: FitSettings, labs: Sequence[Lab], seed: int) -> str:
+def _fingerprint(
+    start: PyramidSegmenter, settings: FitSettings, source: Sequence[Lab], target: Sequence[Lab], seed: int
+) -> str:
+    """Of all that decides the result: the network that training starts from, the numbers, the images and their use."""
     told = {
-        "network": config.model_dump(mode="json"),
+        "network": start.config.model_dump(mode="json"),
+        "weights": weights_digest(start),
         "settings": settings.model_dump(mode="json"),
-        "images": [[row.sha256 for row in lab.rows] for lab in labs],
+        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in source],
+        "target": [[row.sha256 for row in lab.rows] for lab in target],
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

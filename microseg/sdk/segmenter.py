@@ -99,7 +99,7 @@ class Segmenter:
         Args:
             image: a file, or RGB pixels, uint8.
             mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is
-            rescaled.
+                rescaled.
 
         Shape:
             (H, W, 3) → mask (H, W), probabilities (K, H, W)

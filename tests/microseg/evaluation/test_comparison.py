@@ -1,0 +1,180 @@
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from microseg.data.dataset import Lab
+from microseg.data.images import read_image, read_mask, write_png
+from microseg.data.lab import LabCard
+from microseg.data.manifest import ManifestRow
+from microseg.evaluation import Comparison, compare, expected_foreground_share
+from microseg.model import PyramidSegmenter
+from microseg.registry import Evidence, GatePolicy, Interval, decide
+
+
+class Threshold:
+    """In the place of an engine: foreground is what is darker than a level, which the network's head carries."""
+
+    def __init__(self, network: PyramidSegmenter) -> None:
+        self.level = network.head.bias[0].item()
+
+    def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+        dark = image.mean(2) < self.level
+        return np.stack([~dark, dark]).astype(np.float32)
+
+
+@pytest.fixture
+def at_level(tiny_network: Callable[..., PyramidSegmenter]) -> Callable[[float], PyramidSegmenter]:
+    def make(level: float) -> PyramidSegmenter:
+        network = tiny_network()
+        torch.nn.init.constant_(network.head.bias, level)  # type: ignore[arg-type]
+        return network
+
+    return make
+
+
+def expected_dice(lab: Lab, split: str, level: float) -> float:
+    scores = []
+    for row in lab.rows:
+        if row.split == split:
+            truth, found = read_mask(lab.mask_path(row)) == 1, read_image(lab.image_path(row)).mean(2) < level
+            scores.append(2 * (truth & found).sum() / (truth.sum() + found.sum()))
+    return float(np.mean(scores))
+
+
+def test_both_are_judged_on_the_same_images(
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab, new_lab: Lab
+) -> None:
+    told: list[str] = []
+    result = compare(
+        at_level(190),
+        at_level(150),
+        source=[labelled_lab],
+        target=new_lab,
+        engine=Threshold,
+        on_image=told.append,  # type: ignore[arg-type]
+    )
+    assert result.production is not None
+    assert result.target == "lab_b"
+    for side, level, index in ((result.candidate, 190, 0), (result.production, 150, 1)):
+        expected = expected_dice(labelled_lab, "test", level)
+        assert side.source_dice == {"lab_a": pytest.approx(expected)}
+        assert result.scores["lab_a"]["dice"][index] == pytest.approx(expected)
+        shares = [(read_image(new_lab.image_path(row)).mean(2) < level).mean() for row in new_lab.rows]
+        assert side.label_free["foreground_share"] == pytest.approx(np.mean(shares))
+        assert side.label_free["expected_foreground_share"] == expected_foreground_share([labelled_lab])
+        assert 0 <= side.label_free["domain_separability"] <= 1
+        assert 0 < side.label_free["agreement"] <= 1
+        assert side.target_dice is None
+    assert result.candidate != result.production
+    assert result.scores.keys() == {"lab_a"}
+    assert told == 2 * ([n.name for n in _references(labelled_lab)] + [Path(row.image).stem for row in new_lab.rows])
+
+
+def _references(lab: Lab) -> list[Any]:
+    from microseg.evaluation import lab_references
+
+    return list(lab_references(lab, "test"))
+
+
+def test_without_a_new_lab_or_a_production_model(
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+) -> None:
+    result = compare(at_level(150), None, source=[labelled_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
+    assert (result.production, result.target, result.candidate.label_free) == (None, None, {})
+    assert result.scores["lab_a"]["dice"] == (result.candidate.source_dice["lab_a"], None)
+    assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+) -> None:
+    few = dataclasses.replace(labelled_lab, card=labelled_lab.card.model_copy(update={"lab": "lab_c"}))
+    result = compare(at_level(150), None, source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
+    each = [expected_dice(dataclasses.replace(few, rows=(row,)), row.split, 150) for row in few.rows]
+    interval = result.candidate.target_dice
+    assert interval is not None
+    assert interval.value == pytest.approx(np.mean(each)) == result.scores["lab_c"]["dice"][0]
+    assert min(each) < interval.low < interval.value < interval.high < max(each)
+
+
+def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mpp: float | None = None) -> Lab:
+    rows = []
+    for stem, image in images.items():
+        write_png(folder / f"{stem}.png", image)
+        rows.append(ManifestRow(f"{stem}.png", None, stem, "train", image.shape[1], image.shape[0], mpp, "0" * 64))
+    return Lab(folder, LabCard(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
+
+
+def test_separability_is_about_the_labs_at_the_models_scale(
+    tiny_network: Callable[..., PyramidSegmenter], tmp_path: Path
+) -> None:
+    """A lab against itself scanned twice as finely, and against one of another colour."""
+    rng = np.random.default_rng(0)
+
+    def noise(colour: tuple[int, int, int], side: int, block: int) -> npt.NDArray[np.uint8]:
+        coarse = rng.integers(0, 60, (side // block, side // block, 3)) + np.array(colour)
+        return coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8)
+
+    def lab(name: str, colour: tuple[int, int, int], mpp: float) -> Lab:
+        (tmp_path / name).mkdir()
+        scale = round(1 / mpp)
+        images = {f"{name}{n}": noise(colour, 64 * scale, 4 * scale) for n in range(10)}
+        return lab_of(tmp_path / name, name, images, mpp)
+
+    pink, fine, brown = (
+        lab("pink", (190, 120, 170), 1.0),
+        lab("fine", (190, 120, 170), 0.5),
+        lab("brown", (150, 120, 90), 1),
+    )
+
+    def separability(target: Lab) -> float:
+        network = tiny_network()
+        result = compare(network, None, source=[pink], target=target, engine=Threshold)  # type: ignore[arg-type]
+        return result.candidate.label_free["domain_separability"]
+
+    assert separability(brown) == 1
+    assert separability(fine) < 0.9
+
+
+def unknown() -> Comparison:
+    nan = math.nan
+    return Comparison(
+        candidate=Evidence({"lab_a": 0.8, "lab_c": nan}, Interval(nan, nan, nan), {"agreement": nan, "entropy": 0.1}),
+        production=Evidence({"lab_a": 0.7, "lab_c": nan}, None, {"agreement": 0.5, "entropy": 0.2}),
+        target="lab_b",
+        scores={"lab_a": {"dice": (0.8, nan)}, "lab_b": {"dice": (nan, None)}},
+    )
+
+
+def test_the_record_is_json_and_comes_back(tmp_path: Path) -> None:
+    text = json.dumps(unknown().to_dict(), allow_nan=False)
+    back = Comparison.from_dict(json.loads(text))
+    assert json.dumps(back.to_dict()) == text
+    assert back.target == "lab_b"
+    assert back.scores["lab_a"]["dice"] == (0.8, None)
+    assert back.candidate.source_dice["lab_a"] == 0.8
+    assert math.isnan(back.candidate.source_dice["lab_c"])
+    assert math.isnan(back.candidate.label_free["agreement"])
+    assert back.candidate.target_dice is not None
+    assert math.isnan(back.candidate.target_dice.low)
+    assert back.production is not None
+    assert back.production.target_dice is None
+
+
+def test_the_gate_decides_the_same_from_the_record() -> None:
+    """A lab that nothing is known of refuses; it must not be forgotten on the way through the file."""
+    for nothing in (unknown(), dataclasses.replace(unknown(), production=None)):
+        back = Comparison.from_dict(json.loads(json.dumps(nothing.to_dict())))
+        policy = GatePolicy()
+        before, after = (decide(it.candidate, it.production, policy) for it in (nothing, back))
+        assert before == after
+        assert not after.accept
+        assert any("lab_c" in reason.rule for reason in after.reasons)

@@ -1,0 +1,126 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from microseg.data.dataset import Lab
+from microseg.data.images import read_mask, write_png
+from microseg.evaluation import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+
+Picture = npt.NDArray[np.uint8]
+
+
+def certain(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    return np.stack([~mask, mask]).astype(np.float32)
+
+
+def dark(image: Picture, _mpp: float | None) -> npt.NDArray[np.float32]:
+    return certain(image.mean(2) < 110)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Callable[..., TargetImage]:
+    def make(image: Picture, name: str = "a", mpp: float | None = None) -> TargetImage:
+        write_png(tmp_path / f"{name}.png", image)
+        return TargetImage(name, tmp_path / f"{name}.png", mpp)
+
+    return make
+
+
+@pytest.fixture
+def blob() -> Picture:
+    """Light, with a dark patch in one corner: no turn and no flip leaves it as it is. Not square."""
+    image = np.full((40, 60, 3), 235, np.uint8)
+    image[4:16, 6:30] = 25
+    return image
+
+
+def test_a_network_that_sees_the_same_everywhere_agrees_with_itself(
+    target: Callable[..., TargetImage], blob: Picture
+) -> None:
+    scores = label_free_scores(dark, [target(blob)], 2)
+    assert scores["agreement"] > 0.97  # the views are blurred a little
+    assert scores["foreground_share"] == pytest.approx(12 * 24 / (40 * 60))
+    assert scores["entropy"] == pytest.approx(0, abs=1e-6)
+
+
+def test_agreement_of_a_network_that_looks_at_the_place_only(target: Callable[..., TargetImage]) -> None:
+    """It marks the left half of whatever comes. Of a quarter turn half of that comes back right; a flip upside down
+    leaves it.
+    """
+
+    def left(image: Picture, _mpp: float | None) -> npt.NDArray[np.float32]:
+        return certain(np.arange(image.shape[1])[None] < image.shape[1] // 2) * np.ones(
+            (1, *image.shape[:2]), np.float32
+        )
+
+    scores = label_free_scores(left, [target(np.full((32, 32, 3), 200, np.uint8))], 2)
+    assert scores["agreement"] == pytest.approx((0.5 + 1) / 2)
+    assert scores["foreground_share"] == 0.5
+
+
+def test_views_differ_in_colour_and_position(target: Callable[..., TargetImage], blob: Picture) -> None:
+    seen: list[Picture] = []
+
+    def segment(image: Picture, mpp: float | None) -> npt.NDArray[np.float32]:
+        seen.append(image)
+        return dark(image, mpp)
+
+    label_free_scores(segment, [target(blob)], 2)
+    original, quarter, upside_down = seen
+    assert np.array_equal(original, blob)
+    assert quarter.shape == (60, 40, 3)
+    assert upside_down.shape == (40, 60, 3)
+    assert dark(quarter, None)[1][-30:-6, 4:16].mean() > 0.9  # the corner top left is then bottom left
+    assert dark(upside_down, None)[1][24:36, 6:30].mean() > 0.9
+    assert np.abs(np.rot90(quarter, -1).astype(int) - blob).mean() > 1
+    again: list[Picture] = []
+    label_free_scores(lambda image, mpp: (again.append(image), dark(image, mpp))[1], [target(blob)], 2)
+    assert all(np.array_equal(a, b) for a, b in zip(seen, again, strict=True))
+
+
+def test_a_collapsed_network_agrees_about_nothing(target: Callable[..., TargetImage], blob: Picture) -> None:
+    def nothing(image: Picture, _mpp: float | None) -> npt.NDArray[np.float32]:
+        return certain(np.zeros(image.shape[:2], bool))
+
+    scores = label_free_scores(nothing, [target(blob)], 2)
+    assert np.isnan(scores["agreement"])
+    assert scores["foreground_share"] == 0
+
+
+def test_means_over_images_that_say_something(target: Callable[..., TargetImage], blob: Picture) -> None:
+    white, told = np.full((20, 20, 3), 250, np.uint8), []
+    seen: list[Any] = []
+
+    def segment(image: Picture, mpp: float | None) -> npt.NDArray[np.float32]:
+        seen.append(mpp)
+        return dark(image, mpp)
+
+    scores = label_free_scores(segment, [target(blob, "a", 0.5), target(white, "b")], 2, told.append)
+    assert scores["agreement"] > 0.97
+    assert scores["foreground_share"] == pytest.approx(12 * 24 / (40 * 60) / 2)
+    assert told == ["a", "b"]
+    assert seen == [0.5] * 3 + [None] * 3
+
+
+def test_of_no_image_nothing_is_known() -> None:
+    assert np.isnan(list(label_free_scores(dark, [], 2).values())).all()
+
+
+def test_expected_share_is_that_of_the_training_masks(labelled_lab: Lab, new_lab: Lab) -> None:
+    masks = [read_mask(labelled_lab.mask_path(row)) for row in labelled_lab.rows if row.split == "train"]
+    assert expected_foreground_share([labelled_lab]) == pytest.approx(np.mean([(mask > 0).mean() for mask in masks]))
+    assert expected_foreground_share([labelled_lab, new_lab]) == expected_foreground_share([labelled_lab])
+    assert np.isnan(expected_foreground_share([new_lab]))
+
+
+def test_targets_of_a_lab(new_lab: Lab) -> None:
+    assert [it.name for it in lab_targets(new_lab)] == [Path(row.image).stem for row in new_lab.rows]
+    assert all(it.image.is_file() and it.mpp == 1.0 for it in lab_targets(new_lab))
+    names = [Path(row.image).stem for row in new_lab.rows]
+    assert [it.name for it in lab_targets(new_lab, 3)] == [names[0], names[2], names[5]]  # 0, 2.5, 5
+    assert len(lab_targets(new_lab, 99)) == 6
+    assert [it.name for it in lab_targets(new_lab, 1)] == names[:1]

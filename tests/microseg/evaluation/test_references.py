@@ -1,0 +1,181 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microseg.data.dataset import Lab
+from microseg.data.images import image_digest, read_image, read_mask, write_png
+from microseg.errors import LabError
+from microseg.evaluation import Reference, bootstrap_interval, kept_aside, lab_references, mean_scores, score
+
+CLASSES = ("background", "gland", "lumen")
+
+
+def one_hot(mask: npt.NDArray[np.uint8], classes: int = 3) -> npt.NDArray[np.float32]:
+    return (mask == np.arange(classes)[:, None, None]).astype(np.float32)
+
+
+@pytest.fixture
+def two_images(tmp_path: Path) -> tuple[list[Reference], Callable[..., Any]]:
+    """Two images of one grey each, with masks, and an engine that answers each with a prepared mask."""
+    truths = [[[1, 1, 0, 0], [2, 255, 255, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]]
+    answers = [[[1, 0, 0, 0], [2, 2, 2, 0]], [[0, 0, 0, 0], [1, 1, 1, 0]]]
+    references = []
+    for number, truth in enumerate(truths):
+        image, mask = tmp_path / f"{number}.png", tmp_path / f"{number}-mask.png"
+        write_png(image, np.full((2, 4, 3), number, np.uint8))
+        write_png(mask, np.array(truth, np.uint8))
+        references.append(Reference(f"image {number}", image, mask, 0.25 * (number + 1)))
+
+    def segment(image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
+        number = int(image[0, 0, 0])
+        assert mpp == 0.25 * (number + 1)
+        return one_hot(np.array(answers[number], np.uint8))
+
+    return references, segment
+
+
+def test_score_by_hand(two_images: tuple[list[Reference], Any]) -> None:
+    references, segment = two_images
+    told: list[str] = []
+    table = score(segment, references, CLASSES, told.append)
+    assert list(table.columns) == ["image", "dice", "boundary_dice", "dice_gland", "dice_lumen"]
+    assert list(table["image"]) == told == ["image 0", "image 1"]
+    # image 0: gland 2·1 / (1 + 2); lumen 2·1 / (1 + 1), the ignored pixels left out. image 1: gland 2·3 / (3 + 4)
+    np.testing.assert_allclose(table["dice_gland"], [2 / 3, 6 / 7])
+    np.testing.assert_allclose(table["dice_lumen"], [1.0, np.nan])
+    np.testing.assert_allclose(table["dice"], [(2 / 3 + 1) / 2, 6 / 7])
+    np.testing.assert_allclose(table["boundary_dice"], [1.0, 1.0])  # nothing is 2 px off
+
+
+def test_means_are_taken_over_images_first(two_images: tuple[list[Reference], Any]) -> None:
+    references, segment = two_images
+    means = mean_scores(score(segment, references, CLASSES))
+    assert means["dice_gland"] == pytest.approx((2 / 3 + 6 / 7) / 2)
+    assert means["dice_lumen"] == 1
+    assert means["dice"] == pytest.approx(((2 / 3 + 6 / 7) / 2 + 1) / 2)
+
+
+def test_an_image_without_a_class_weighs_on_the_others_only() -> None:
+    table = pd.DataFrame(
+        {
+            "image": ["a", "b"],
+            "dice": [1.0, 0.3],
+            "boundary_dice": [1.0, np.nan],
+            "dice_gland": [1.0, 0.5],
+            "dice_lumen": [np.nan, 0.1],
+        }
+    )
+    assert mean_scores(table) == pytest.approx(
+        {"dice": (0.75 + 0.1) / 2, "boundary_dice": 1.0, "dice_gland": 0.75, "dice_lumen": 0.1}
+    )
+
+
+def test_no_images_have_no_scores() -> None:
+    means = mean_scores(score(lambda _image, _mpp: one_hot(np.zeros((2, 2), np.uint8)), [], CLASSES))
+    assert means.keys() == {"dice", "boundary_dice", "dice_gland", "dice_lumen"}
+    assert np.isnan(list(means.values())).all()
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(0).normal(0.8, 0.1, 40)
+    interval = bootstrap_interval(values)
+    assert interval.value == pytest.approx(values.mean())
+    error = values.std(ddof=1) / np.sqrt(40)
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
+    assert bootstrap_interval(values) == interval
+    assert bootstrap_interval(np.append(values, np.nan)) == interval
+    narrow = bootstrap_interval(values, share=0.5)
+    assert interval.low < narrow.low < narrow.value < narrow.high < interval.high
+
+
+def test_bootstrap_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    intervals = [bootstrap_interval(rng.beta(8, 2, 30), draws=400, seed=seed) for seed in range(150)]
+    assert 0.88 < np.mean([it.low <= 0.8 <= it.high for it in intervals]) < 0.99
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_bootstrap_interval_holds_its_mean(values: list[float]) -> None:
+    interval = bootstrap_interval(np.array(values), draws=200)
+    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+    assert interval.value == pytest.approx(np.mean(values))
+
+
+@pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+def test_bootstrap_interval_of_nothing(values: list[float]) -> None:
+    interval = bootstrap_interval(np.array(values, float))
+    assert np.isnan([interval.value, interval.low, interval.high]).all()
+
+
+def test_references_of_a_lab(labelled_lab: Lab, new_lab: Lab) -> None:
+    found = {split: lab_references(labelled_lab, split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert {split: len(them) for split, them in found.items()} == {"train": 4, "val": 2, "test": 2}
+    images = [it.image for them in found.values() for it in them]
+    assert len(set(images)) == 8
+    for them in found.values():
+        for it in them:
+            assert it.image.stem == it.mask.stem == it.name
+            assert it.image.is_file()
+            assert it.mask.is_file()
+            assert it.mpp == 1.0
+    assert lab_references(new_lab, "train") == ()
+
+
+def test_kept_aside(deliveries: tuple[Path, Path]) -> None:
+    references = kept_aside(deliveries[1], 0.5)
+    assert [it.name for it in references] == ["lab_b_test_000", "lab_b_test_001"]
+    assert all(it.mpp == 0.5 for it in references)
+    for it in references:
+        assert it.image.parent == deliveries[1] / "test" / "images"
+        assert it.mask == deliveries[1] / "test" / "masks" / it.image.name
+
+
+def test_what_is_kept_aside_is_in_no_dataset(deliveries: tuple[Path, Path], labs: tuple[Lab, Lab]) -> None:
+    known = {row.sha256 for lab in labs for row in lab.rows}
+    masks = {
+        image_digest(np.dstack([read_mask(lab.mask_path(row))] * 3))
+        for lab in labs
+        for row in lab.select(labelled=True)
+    }
+    for it in (*kept_aside(deliveries[0], None), *kept_aside(deliveries[1], None)):
+        assert image_digest(read_image(it.image)) not in known
+        assert image_digest(np.dstack([read_mask(it.mask)] * 3)) not in masks
+    assert len(known) == 14
+
+
+def test_nothing_kept_aside(tmp_path: Path) -> None:
+    assert kept_aside(tmp_path, None) == ()
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    assert kept_aside(tmp_path, None) == ()
+
+
+def test_an_image_kept_aside_needs_its_mask(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(deliveries[1], tmp_path / "lab")
+    (tmp_path / "lab" / "test" / "masks" / "lab_b_test_001.png").unlink()
+    with pytest.raises(LabError, match=r"lab_b_test_001\.png: expected a mask of the same name in .*masks, found none"):
+        kept_aside(tmp_path / "lab", None)
+
+
+def test_files_of_operating_systems_are_no_images(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(deliveries[1] / "test", tmp_path / "test")
+    for name in (".DS_Store", "._lab_b_test_000.png", "Thumbs.db"):
+        (tmp_path / "test" / "images" / name).write_bytes(b"?")
+    assert len(kept_aside(tmp_path, None)) == 2
+
+
+def test_names_are_compared_as_on_ingestion(tmp_path: Path) -> None:
+    for folder, name in (("images", "S1.ome.tif"), ("masks", "s1.PNG")):
+        (tmp_path / "test" / folder).mkdir(parents=True)
+        (tmp_path / "test" / folder / name).write_bytes(b"")
+    (it,) = kept_aside(tmp_path, None)
+    assert (it.name, it.mask.name) == ("S1", "s1.PNG")

@@ -1,0 +1,77 @@
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from microseg.cpu import tune_allocator, wait_asleep
+
+_MAPPED_BLOCKS = """
+import ctypes, sys
+from microseg.cpu import tune_allocator
+print([tune_allocator() for _ in range(int(sys.argv[1]))])
+class Counts(ctypes.Structure):  # struct mallinfo2, malloc.h
+    _fields_ = [(n, ctypes.c_size_t) for n in "arena ordblks smblks hblks hblkhd a b c d e".split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Counts, ctypes.c_void_p
+before = libc.mallinfo2().hblks
+blocks = [libc.malloc(ctypes.c_size_t(size)) for size in (2**20, 2**23, 2**24)]
+print(libc.mallinfo2().hblks - before)
+"""
+
+
+def on_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
+def run(code: str, *arguments: str, **environment: str | None) -> list[str]:
+    values = {**os.environ, **environment}
+    said = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={name: value for name, value in values.items() if value is not None},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return said.splitlines()
+
+
+@pytest.mark.skipif(
+    not (on_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")), reason="only glibc 2.33 or newer tells"
+)
+def test_memory_stays_in_the_process() -> None:
+    """Blocks of 1, 8 and 16 MiB: each has its own mapping by default, none when tuned."""
+    assert run(_MAPPED_BLOCKS, "0") == ["[]", "3"]
+    assert run(_MAPPED_BLOCKS, "3") == ["[True, True, True]", "0"]
+
+
+def test_other_c_libraries_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = tune_allocator.__wrapped__
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", ""))
+    assert once() is False
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert once() is False
+
+
+def test_it_is_done_once() -> None:
+    tune_allocator()
+    before = tune_allocator.cache_info().misses
+    assert tune_allocator() == on_glibc()
+    assert tune_allocator.cache_info().misses == before
+
+
+def test_waits_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_the_package_sees_to_it_before_pytorch_is_there() -> None:
+    code = "import sys, os, microseg; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    assert run(code, OMP_WAIT_POLICY=None) == ["PASSIVE False"]
+    assert run(code, OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE False"]

@@ -1,0 +1,252 @@
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from microseg.errors import TrainingError
+from microseg.training import FitResult, Hooks, TrainingMethod, TrainSettings, fit, loop
+from microseg.training.checkpoint import read_checkpoint
+
+
+class Slide(TrainingMethod):
+    """Two weights with a constant gradient: AdamW then moves each by exactly its learning rate."""
+
+    def __init__(self, average: float = 0.0, *, slope: float = 1.0, nan_at: int | None = None) -> None:
+        network: Any = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(network.weight)
+        super().__init__(network, average)
+        self.slope, self.nan_at = slope, nan_at
+
+    def batch(self, step: int, *, rank: int, world: int) -> torch.Tensor:
+        return torch.tensor(float("nan") if step == self.nan_at else 1.0)
+
+    def forward(self, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        loss = batch * self.slope * sum(parameter.sum() for parameter in self.network.parameters())
+        return {"total": loss, "steepness": torch.tensor(self.slope)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.network.parameters()), "lr": 0.1}]
+
+
+def weight(method: TrainingMethod) -> float:
+    return next(method.network.parameters())[0, 0].item()
+
+
+def numbers(**values: Any) -> TrainSettings:
+    return TrainSettings(**{"steps": 6, "warmup": 0, "weight_decay": 0, "average": 0, "evaluate_every": 1} | values)
+
+
+def run(method: TrainingMethod, settings: TrainSettings, fabric: Fabric, **values: Any) -> FitResult:
+    hooks = Hooks(**{name: values.pop(name) for name in list(values) if name in Hooks.__dataclass_fields__})
+    return fit(method, settings, fabric=fabric, hooks=hooks, **values)
+
+
+class Scores:
+    """An evaluation that gives prepared scores, and keeps the networks it saw."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.seen, self.training = iter(scores), [], []
+
+    def __call__(self, network: Any) -> Mapping[str, float]:
+        self.seen.append(next(network.parameters())[0, 0].item())
+        self.training.append(network.training)
+        return {"score": next(self.scores), "other": 1.0}
+
+
+def test_learning_rate_by_hand(fabric: Fabric) -> None:
+    method, weights = Slide(), [0.0]
+    run(method, numbers(warmup=2), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
+    moved = -np.diff(weights) / 0.1
+    expected = [0.5, 1.0]  # the rise; then 0.01 + 0.99 · (1 + cos(π p)) / 2 at p = 0, 1/4, 2/4, 3/4
+    expected += [1.0, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2, 0.505, 0.01 + 0.99 * (1 - math.sqrt(0.5)) / 2]
+    np.testing.assert_allclose(moved, expected, rtol=1e-4)
+
+
+def test_learning_rate_follows_the_minutes_where_they_end_first(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 15))  # seconds: 15 a step
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    method, weights = Slide(), [0.0]
+    result = run(
+        method, numbers(steps=1000, minutes=1), fabric, on_step=lambda _step, _losses: weights.append(weight(method))
+    )
+    assert (result.steps, result.stopped, result.seconds) == (4, "minutes", 60)
+    expected = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * seconds / 60)) for seconds in (0, 15, 30, 45)]
+    np.testing.assert_allclose(-np.diff(weights) / 0.1, expected, rtol=1e-3)
+
+
+def test_gradients_are_clipped(fabric: Fabric) -> None:
+    method, norms = Slide(slope=100.0), []
+
+    def look(_step: int, _losses: Mapping[str, float]) -> None:
+        norms.append(float(torch.cat([it.grad.flatten() for it in method.network.parameters()]).norm()))  # type: ignore[union-attr]
+
+    run(method, numbers(steps=2, clip=0.5), fabric, on_step=look)
+    assert norms == pytest.approx([0.5, 0.5], rel=1e-4)
+
+
+def test_tells_each_step_and_its_losses(fabric: Fabric) -> None:
+    told: list[tuple[int, Mapping[str, float]]] = []
+    result = run(Slide(slope=2.0), numbers(steps=3), fabric, on_step=lambda *it: told.append(it))
+    assert [step for step, _ in told] == [1, 2, 3]
+    assert told[0][1] == {"total": 0.0, "steepness": 2.0}
+    assert all(type(value) is float for value in told[0][1].values())
+    assert (result.steps, result.best_step, result.stopped, result.evaluations) == (3, 3, "steps", {})
+
+
+def test_the_best_network_is_kept(fabric: Fabric) -> None:
+    method, scores, told = Slide(), Scores(0.2, 0.9, 0.9, 0.1), []
+    result = run(method, numbers(steps=4), fabric, evaluate=scores, on_evaluation=lambda *it: told.append(it))
+    assert result.best_step == 2
+    assert weight(method) == scores.seen[1]
+    assert len(set(scores.seen)) == 4
+    assert not any(scores.training)
+    assert [step for step, _ in told] == [1, 2, 3, 4]
+    assert result.evaluations == dict(told)
+    assert result.evaluations[4] == {"score": 0.1, "other": 1.0}
+
+
+def test_the_last_network_is_kept_where_nothing_judges(fabric: Fabric) -> None:
+    method = Slide()
+    result = run(method, numbers(steps=3, evaluate_every=2, patience=1), fabric)
+    assert (result.best_step, result.stopped) == (3, "steps")
+    assert weight(method) < -0.1
+
+
+def test_an_unknown_score_is_never_better(fabric: Fabric) -> None:
+    method, scores = Slide(), Scores(math.nan, 0.1, math.nan)
+    assert run(method, numbers(steps=3), fabric, evaluate=scores).best_step == 2
+    assert weight(method) == scores.seen[1]
+
+
+def test_evaluates_every_so_many_steps_and_at_the_end(fabric: Fabric) -> None:
+    scores = Scores(0.1, 0.2, 0.3)
+    assert list(run(Slide(), numbers(steps=5, evaluate_every=2), fabric, evaluate=scores).evaluations) == [2, 4, 5]
+
+
+def test_patience(fabric: Fabric) -> None:
+    scores = Scores(0.5, 0.4, 0.6, 0.6, 0.1, 0.9)
+    result = run(Slide(), numbers(steps=60, evaluate_every=2, patience=2), fabric, evaluate=scores)
+    assert (result.stopped, result.steps, result.best_step) == ("patience", 10, 6)
+
+
+def test_what_an_evaluation_does_to_the_network_stays_there(fabric: Fabric) -> None:
+    """``prepare`` changes a copy, which is what is judged and kept; training goes on from the network as it was."""
+
+    def zero(network: Any) -> None:
+        nn.init.constant_(network.weight, 5.0)
+
+    method, weights, scores = Slide(), [], Scores(0.1, 0.2, 0.3)
+    run(
+        method,
+        numbers(steps=3),
+        fabric,
+        evaluate=scores,
+        prepare=zero,
+        on_step=lambda _step, _losses: weights.append(weight(method)),
+    )
+    assert scores.seen == [5.0, 5.0, 5.0]
+    assert max(weights) < 0
+    assert weight(method) == 5.0
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_result_is_what_was_judged(fabric: Fabric, average: float) -> None:
+    method, scores = Slide(average), Scores(0.1, 0.2, 0.3)
+    run(method, numbers(steps=3, average=average), fabric, evaluate=scores)
+    assert next(method.result().parameters())[0, 0].item() == scores.seen[-1]
+    assert (method.result() is method.network) == (average == 0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_learned(fabric: Fabric) -> None:
+    method, weights = Slide(nan_at=2), []
+    with pytest.raises(TrainingError, match=r"became nan at step 3 .*lower learning_rate"):
+        run(method, numbers(), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
+    assert weight(method) == weights[-1]
+    assert len(weights) == 2
+
+
+def stop_after(step: int) -> Callable[[int, Mapping[str, float]], None]:
+    def hook(done: int, _losses: Mapping[str, float]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", ["supervised", "dual_adaptive"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    kind: str, request: pytest.FixtureRequest, fabric: Fabric, tmp_path: Path
+) -> None:
+    """Bit by bit: weights, average, classifiers, batch statistics, evaluations."""
+    make, file = request.getfixturevalue(kind), tmp_path / "run.checkpoint"
+    numbers_ = {"steps": 7, "warmup": 2, "evaluate_every": 3, "checkpoint_every": 2, "average": 0.9, "colour": 0.4}
+
+    def judge(network: Any) -> Mapping[str, float]:
+        picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return {"score": float(network(picture).std())}
+
+    def train(seed: int, checkpoint: Path | None, **hooks: Any) -> tuple[FitResult, dict[str, torch.Tensor]]:
+        method = make(seed, **numbers_)
+        result = run(method, method.settings, fabric, checkpoint=checkpoint, fingerprint="f", evaluate=judge, **hooks)
+        return result, method.state_dict()
+
+    whole, expected = train(0, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(0, file, on_step=stop_after(5))
+    assert read_checkpoint(file, fingerprint="f")["step"] == 4
+    torch.manual_seed(1234)
+    steps: list[int] = []
+    resumed, got = train(1, file, on_step=lambda step, _losses: steps.append(step))  # other weights to start from
+    assert steps == [5, 6, 7]
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert resumed.evaluations == whole.evaluations
+    assert (resumed.best_step, resumed.steps) == (whole.best_step, whole.steps)
+
+
+def test_seconds_are_those_of_all_resumptions(fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    settings = numbers(steps=4, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(Slide(), settings, fabric, checkpoint=tmp_path / "c", on_step=stop_after(3))
+    assert run(Slide(), settings, fabric, checkpoint=tmp_path / "c").seconds == 40
+
+
+def test_a_best_network_before_the_interruption_is_kept(fabric: Fabric, tmp_path: Path) -> None:
+    settings = numbers(steps=4, checkpoint_every=1)
+    before, after = Scores(0.9, 0.2), Scores(0.1, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=before, on_step=stop_after(3))
+    method = Slide()
+    result = run(method, settings, fabric, checkpoint=tmp_path / "c", evaluate=after)
+    assert result.best_step == 1
+    assert weight(method) == before.seen[0]
+    assert [figures["score"] for figures in result.evaluations.values()] == [0.9, 0.2, 0.1, 0.3]
+
+
+def test_scores_of_numpy_can_be_resumed_from(fabric: Fabric, tmp_path: Path) -> None:
+    settings, scores = numbers(steps=4, checkpoint_every=1), Scores(*np.linspace(0, 1, 5))
+    with pytest.raises(KeyboardInterrupt):
+        run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=scores, on_step=stop_after(3))
+    assert run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=scores).steps == 4
+
+
+def test_a_checkpoint_of_another_run_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+    settings, file = numbers(checkpoint_every=1), tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        run(Slide(), settings, fabric, checkpoint=file, fingerprint="one", on_step=stop_after(2))
+    kept = file.read_bytes()
+    with pytest.raises(TrainingError, match=r"written by a run with other settings or data: delete it, or choose"):
+        run(Slide(), settings, fabric, checkpoint=file, fingerprint="another")
+    assert file.read_bytes() == kept

@@ -1,0 +1,49 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from microseg.training import AdaptSettings, TrainSettings
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, AdaptSettings])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"minutes": 0},
+        {"batch": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"average": 1},
+        {"warmup": -1},
+        {"zoom": (0, 1)},
+        {"stepz": 3},
+    ],
+)
+def test_refuses_impossible_numbers(kind: type[TrainSettings], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lambda_image": -1}, {"threshold": 1.1}, {"transfer": -0.1}, {"statistics": "source"}, {"ramp": 2}]
+)
+def test_refuses_impossible_numbers_of_adaptation(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        AdaptSettings(**wrong)
+
+
+def test_says_what_to_do_about_numbers_that_do_not_fit_together() -> None:
+    with pytest.raises(ValidationError, match="expected the smaller factor first"):
+        TrainSettings(zoom=(1.2, 0.8))
+    with pytest.raises(
+        ValidationError, match="needs a teacher: set average above 0, for example"
+    ):
+        AdaptSettings(average=0)
+    assert AdaptSettings(average=0, consistency=0).average == 0
+
+
+def test_they_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TrainSettings().steps = 3  # type: ignore[misc]
