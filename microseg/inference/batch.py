@@ -126,7 +126,7 @@ def segment_batch(
         engine: the network.
         images: paths; doubles count once.
         out: made where missing. It gets each image's outputs, and for the whole batch ``measurements.csv`` (objects),
-            ``images.csv``, ``failures.csv`` and ``batch.json``. One batch at a time writes to a folder.
+            ``summary.csv`` (images), ``failures.csv`` and ``batch.json``. One batch at a time writes to a folder.
         provenance: of the network; weights and settings are added from the engine.
         outputs: see `Segmentation.save`.
         mpp: microns per pixel of all images, or of some by file name; None, or not named: what the files say.
@@ -137,15 +137,18 @@ def segment_batch(
 
     Raises:
         SettingsError: an output is unknown.
+        DataError: the outputs would go among the images.
         OSError: the outputs cannot be written: no space, no permission. What is done stays done.
     """
     started = time.perf_counter()
     check_outputs(outputs)
     out.mkdir(parents=True, exist_ok=True)
     paths = list({path.resolve(): path for path in map(Path, images)}.values())
+    if out.resolve() in {path.resolve().parent for path in paths}:
+        raise DataError(f"Expected a folder of its own for the outputs, got that of the images, {out}: choose another.")
+    remove_partial(out, paths)
     batch = _Batch(engine, out, frozenset(outputs), _complete(provenance, engine), mpp)
     jobs = [_Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True)]
-    remove_partial(out, [job.name for job in jobs])
     outcomes: dict[str, _Outcome] = {}
     for outcome in batch.run(jobs):
         outcomes[outcome.job.name] = outcome
@@ -162,7 +165,7 @@ def segment_batch(
         seconds=round(time.perf_counter() - started, 3),
         megapixels=sum(o.record.width * o.record.height for o in done if o.record and not o.skipped) / 1e6,
         measurements=measurements,
-        summary=out / "images.csv",
+        summary=out / "summary.csv",
         failures=out / "failures.csv",
         record=out / "batch.json",
     )
@@ -255,7 +258,8 @@ def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance
 
 
 def _complete(provenance: Provenance, engine: Engine) -> Provenance:
-    return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": engine.parameters})
+    inference = {**provenance.inference, **engine.parameters}
+    return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})
 
 
 def _key(provenance: Provenance) -> tuple[str, str | None, str]:

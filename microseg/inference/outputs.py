@@ -44,8 +44,8 @@ _WAYS: tuple[Callable[[Path], str], ...] = (
 def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
     """How the names of each image's outputs begin.
 
-    As the image's, without its suffix: ``a.png`` → ``a``. Where two images would share that, or another image's outputs
-    are in the folder under it: with the suffix, ``a.png``; where that is shared too, with the image's folder,
+    As the image's, without its suffix: ``a.png`` → ``a``. Where two images would share that, or other files are in the
+    folder under it: with the suffix, ``a.png``; where that is shared too, with the image's folder,
     ``slides_a.png``, or with eight digits of the hash of its path. An image that has outputs keeps their name.
 
     Args:
@@ -94,12 +94,18 @@ def remove_outputs(folder: Path, name: str) -> None:
             (folder / Path(file).name).unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path, names: Collection[str]) -> None:
-    """Remove what a killed process left half made under these names."""
-    wanted = set(names)
+def remove_partial(folder: Path, sources: Sequence[Path]) -> None:
+    """Remove what a killed process left half made of these images: its folder, and files already moved out of it."""
+    names = {way(source) for source in sources for way in _WAYS}
     for left in folder.glob(f".*{PARTIAL}"):
-        if left.name[1 : -len(PARTIAL)].rpartition(".")[0] in wanted:  # .<name>.<random letters>.partial
-            shutil.rmtree(left, ignore_errors=True)
+        name = left.name[1 : -len(PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
+        if name not in names:
+            continue
+        with suppress(DataError):
+            for file in read_record(left / f"{name}.json").outputs.values():
+                if not (left / file).exists():
+                    (folder / Path(file).name).unlink(missing_ok=True)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -118,9 +124,9 @@ def _owner(folder: Path, name: str) -> Path | None:
 
 
 def _taken(folder: Path, name: str, source: Path) -> bool:
-    """Whether the outputs of another image are there under a name; a copy of an image is not another one."""
+    """Whether files of others, or of another image, are there under a name; a copy of an image is not another one."""
     if name.casefold() in _RESERVED:
         return True
     if _owner(folder, name) is None:
-        return False
+        return any((folder / (name + suffix)).exists() for suffix in (".json", *SUFFIXES.values()))
     return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != file_sha256(source)

@@ -118,7 +118,8 @@ Research: outlining and measuring structures in batches of images of the labs be
 
 def _data(labs: Sequence[CardLab]) -> str:
     rows = [
-        f"| {lab.lab} | {lab.role} | {lab.stain} | {lab.images} | {lab.labelled} | `{lab.digest}` |" for lab in labs
+        f"| {lab.lab} | {lab.role} | {_cell(lab.stain)} | {lab.images} | {lab.labelled} | `{lab.digest}` |"
+        for lab in labs
     ]
     head = [
         "## Data",
@@ -174,6 +175,10 @@ Segmenter.load("{PRODUCTION}")     # or a version's number, or "{PREVIOUS}"
 ```
 Without microseg: `mlflow models serve -m models:/{MODEL_NAME}@{PRODUCTION}` takes float32 tiles (B, 3, T, T) in 0..1
 and gives probabilities (B, K, T, T)."""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _number(value: float | None) -> str:

@@ -153,7 +153,7 @@ def _first(candidate: Evidence, policy: GatePolicy) -> tuple[Reason, ...]:
             f"On the held-out images of {lab} the first model reaches Dice {_number(dice)}; "
             f"at least {policy.min_first_dice:.3f} is asked of a first model."
         )
-        reasons.append(Reason(passed, f"first_dice/{lab}", sentence))
+        reasons.append(Reason(bool(passed), f"first_dice/{lab}", sentence))
     return tuple(reasons)
 
 
@@ -178,7 +178,7 @@ def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) 
             f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."
         )
-        reasons.append(Reason(loss <= policy.max_source_loss + _ROUNDING, rule, sentence))
+        reasons.append(Reason(bool(loss <= policy.max_source_loss + _ROUNDING), rule, sentence))
     return tuple(reasons)
 
 
@@ -195,7 +195,7 @@ def _target_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) 
         f"On the new lab's own masks the candidate reaches Dice {new}, production {old}; "
         f"a gain of at least {policy.min_target_gain:+.3f} is asked, and the lower end must not fall."
     )
-    return Reason(passed, "target_dice", sentence)
+    return Reason(bool(passed), "target_dice", sentence)
 
 
 def _agreement_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
@@ -210,7 +210,7 @@ def _agreement_gain(candidate: Evidence, production: Evidence, policy: GatePolic
         f"The new lab sent no masks. When its images are recoloured, turned and flipped, the candidate agrees with "
         f"itself on {new:.3f}, production on {old:.3f}; a gain of at least {policy.min_agreement_gain:+.3f} is asked."
     )
-    return Reason(new - old >= policy.min_agreement_gain - _ROUNDING, "agreement", sentence)
+    return Reason(bool(new - old >= policy.min_agreement_gain - _ROUNDING), "agreement", sentence)
 
 
 def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
@@ -228,7 +228,7 @@ def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
         f"The candidate marks {share:.1%} of the new lab's area; the labelled labs let expect {expected:.1%}. "
         f"That is {ratio:.2f} times as much; between {low:g} and {high:g} times is allowed."
     )
-    return Reason(low - _ROUNDING <= ratio <= high + _ROUNDING, "foreground_share", sentence)
+    return Reason(bool(low - _ROUNDING <= ratio <= high + _ROUNDING), "foreground_share", sentence)
 
 
 def _no_labs() -> Reason:
@@ -238,7 +238,7 @@ def _no_labs() -> Reason:
 
 
 def _is_share(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value) and -_ROUNDING <= value <= 1 + _ROUNDING
+    return value is not None and -_ROUNDING <= value <= 1 + _ROUNDING  # NaN is not
 
 
 def _ends(interval: Interval) -> tuple[float, float, float]:

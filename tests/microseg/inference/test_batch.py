@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from microseg.data import write_png
-from microseg.errors import ImageReadError, SettingsError
+from microseg.errors import DataError, ImageReadError, SettingsError
 from microseg.inference import Engine, Provenance, Segmentation, read_record, segment_batch, segment_file
 
 
@@ -202,6 +202,11 @@ def test_same_stems_and_same_names_do_not_collide(
         np.testing.assert_array_equal(Segmentation.load(out / f"{name}.json").mask, expected)
     assert summary.measurements is not None
     assert pd.read_csv(summary.measurements)["image"].unique().tolist() == ["p1_a.png", "a.tif", "p2_a.png"]
+
+
+def test_outputs_do_not_go_among_the_images(counting: Counting, images: list[Path], provenance: Provenance) -> None:
+    with pytest.raises(DataError, match="choose another"):
+        segment_batch(counting, images, images[0].parent, provenance=provenance)
 
 
 def test_few_images_are_in_memory_at_once(

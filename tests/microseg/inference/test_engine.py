@@ -94,6 +94,7 @@ def test_images_of_another_scale_are_brought_to_the_models(brightness: Callable[
         mask = probabilities.argmax(0)
         agreement = (mask == (image[..., 0] > 127)).mean()
         assert agreement > 0.97, mpp
+    np.testing.assert_array_equal(segment_image(network, image, mpp=0.51), segment_image(network, image))
 
 
 def test_a_wrong_pixel_size_is_refused_before_memory_runs_out(brightness: Callable[..., PyramidSegmenter]) -> None:

@@ -15,7 +15,7 @@ def image(folder: Path, name: str, content: bytes = b"x") -> Path:
     return folder / name
 
 
-def leave_record(folder: Path, name: str, source: Path) -> None:
+def leave_record(folder: Path, name: str, source: Path, outputs: dict[str, str] | None = None) -> None:
     record = Record(
         name=name,
         source=str(source.resolve()),
@@ -25,7 +25,7 @@ def leave_record(folder: Path, name: str, source: Path) -> None:
         mpp=None,
         classes=("background", "gland"),
         provenance=Provenance(model="m/1"),
-        outputs={},
+        outputs=outputs or {},
         summary={},
         created=datetime.now(UTC),
         seconds=None,
@@ -70,6 +70,22 @@ def test_another_images_outputs_are_not_overwritten_but_a_copys_are(tmp_path: Pa
     assert output_names([copy], tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("theirs", ["a.geojson", "a.json"])
+def test_files_of_others_are_not_overwritten(tmp_path: Path, theirs: str) -> None:
+    (tmp_path / theirs).write_text("{}")
+    assert output_names([image(tmp_path, "a.png")], tmp_path) == ["a.png"]
+
+
+def test_files_that_a_killed_process_had_moved_are_not_taken_for_others(tmp_path: Path) -> None:
+    source, left = image(tmp_path, "a.png"), tmp_path / ".a.abcd1234.partial"
+    left.mkdir()
+    leave_record(left, "a", source, {"labels": "a.labels.tif", "outlines": "a.geojson"})
+    (left / "a.geojson").write_text("{}")  # still to be moved; the label image has been
+    (tmp_path / "a.labels.tif").touch()
+    remove_partial(tmp_path, [source])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_the_batchs_own_name_is_not_given_away(tmp_path: Path) -> None:
     assert output_names([tmp_path / "batch.png"], tmp_path) == ["batch.png"]
 
@@ -77,7 +93,7 @@ def test_the_batchs_own_name_is_not_given_away(tmp_path: Path) -> None:
 def test_leftovers_of_others_stay(tmp_path: Path) -> None:
     for left in (".a.abcd_123.partial", ".a.b.abcd1234.partial", ".c.abcd1234.partial"):
         (tmp_path / left).mkdir()
-    remove_partial(tmp_path, ["a", "b"])
+    remove_partial(tmp_path, [tmp_path / "a.png", tmp_path / "b.png"])
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.b.abcd1234.partial", ".c.abcd1234.partial"]
 
 

@@ -1,0 +1,112 @@
+"""One migrated MLflow database with two registered versions, made once; each test works on its own copy."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from microseg.model import NetworkConfig, PyramidSegmenter, save_network
+from microseg.registry import Registry
+
+TILE = 32
+DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
+DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A registry's database with version 1 (trained on lab_a) and version 2 (adapted to lab_b), without aliases."""
+
+    database: Path
+    networks: tuple[Path, Path]
+    example: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A database that was just made, what was printed meanwhile, and the folder it was made from."""
+
+    database: Path
+    said: str
+    working_folder: Path
+
+
+def make_network(folder: Path, *, seed: int, mpp: float | None = 0.5) -> Path:
+    torch.manual_seed(seed)
+    config = NetworkConfig(
+        classes=("background", "gland"),
+        encoder="blocks",
+        filters=(4, 8),
+        pyramid_bins=(1, 2),
+        pyramid_filters=4,
+        mpp=mpp,
+    )
+    save_network(folder, PyramidSegmenter(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+    """Making the tables takes seconds, a copy of the file nothing."""
+    database = tmp_path_factory.mktemp("mlflow-empty") / "store" / "mlflow.db"
+    working_folder = tmp_path_factory.mktemp("cwd")
+    said = StringIO()
+    with redirect_stdout(said), redirect_stderr(said), chdir(working_folder):
+        assert Registry(f"sqlite:///{database}").versions() == ()
+    return Fresh(database, said.getvalue(), working_folder)
+
+
+@pytest.fixture(scope="session")
+def empty_database(fresh: Fresh) -> Path:
+    return fresh.database
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Story:
+    folder = tmp_path_factory.mktemp("mlflow with a space")
+    database = folder / "mlflow.db"
+    shutil.copy(empty_database, database)
+    registry = Registry(f"sqlite:///{database}")
+    networks = (make_network(folder / "network-1", seed=1), make_network(folder / "network-2", seed=2, mpp=None))
+    example = np.random.default_rng(0).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
+    with registry.run("source lab_a", params={"epochs": 3}) as run:
+        run.log_dataset("lab_a", DIGEST_A, "/data/lab_a.dvc", "source")
+        registry.register(run, networks[0], example=example, method="source", description="First.", commit="c0ffee")
+    with registry.run("adapt lab_b") as run:
+        run.log_dataset("lab_a", DIGEST_A, "/data/lab_a.dvc", "source")
+        run.log_dataset("lab_b", DIGEST_B, "/data/lab_b.dvc", "target")
+        run.log_dataset("lab_c", DIGEST_B, "/data/lab_c.dvc", "evaluation")
+        registry.register(
+            run, networks[1], example=example, method="dual_adaptive_pyramid", description="Second.", tags={"why": "b"}
+        )
+    return Story(database, networks, example)
+
+
+@pytest.fixture
+def open_copy(tmp_path: Path) -> Callable[[Path], Registry]:
+    def copy(database: Path) -> Registry:
+        target = tmp_path / "store" / "mlflow.db"
+        target.parent.mkdir()
+        shutil.copy(database, target)
+        return Registry(f"sqlite:///{target}")
+
+    return copy
+
+
+@pytest.fixture
+def empty(open_copy: Callable[[Path], Registry], empty_database: Path) -> Registry:
+    """A registry with nothing in it."""
+    return open_copy(empty_database)
+
+
+@pytest.fixture
+def registry(open_copy: Callable[[Path], Registry], story: Story) -> Registry:
+    """A registry with the two versions of the story."""
+    return open_copy(story.database)

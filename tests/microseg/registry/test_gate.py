@@ -1,0 +1,202 @@
+"""The gate: cases by hand, then what must hold for any numbers."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from microseg.registry import Decision, Evidence, GatePolicy, Interval, Reason, decide
+
+POLICY = GatePolicy()
+NAN = math.nan
+
+
+def label_free(agreement: float = 0.9, share: float = 0.3, expected: float = 0.4) -> dict[str, float]:
+    return {"agreement": agreement, "foreground_share": share, "expected_foreground_share": expected}
+
+
+PRODUCTION = Evidence({"a": 0.80, "b": 0.70}, None, label_free(0.6))
+
+
+def failed(decision: Decision) -> set[str]:
+    return {reason.rule for reason in decision.reasons if not reason.passed}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "refused_by"),
+    [
+        pytest.param(Evidence({"a": 0.81, "b": 0.70}, None, label_free(0.9)), set(), id="better"),
+        pytest.param(Evidence({"a": 0.80, "b": 0.70}, None, label_free(0.6)), set(), id="the same"),
+        pytest.param(Evidence({"a": 0.78, "b": 0.70}, None, label_free()), set(), id="loses just 0.02"),
+        pytest.param(
+            Evidence({"a": 0.779, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="loses too much on one"
+        ),
+        pytest.param(Evidence({"a": 0.9}, None, label_free()), {"source_dice/b"}, id="a lab not evaluated"),
+        pytest.param(
+            Evidence({"a": 0.8, "b": 0.7, "c": 0.9}, None, label_free()), {"source_dice/c"}, id="a lab too many"
+        ),
+        pytest.param(Evidence({"a": NAN, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="NaN Dice"),
+        pytest.param(Evidence({"a": math.inf, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="infinite Dice"),
+        pytest.param(Evidence({"a": 1.3, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="impossible Dice"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(0.59)), {"agreement"}, id="agrees less"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(NAN)), {"agreement"}, id="NaN agreement"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}), {"agreement", "foreground_share"}, id="nothing on the target"),
+        pytest.param(
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0)), {"foreground_share"}, id="marks nothing"
+        ),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.1)), set(), id="marks just a quarter"),
+        pytest.param(
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.09)), {"foreground_share"}, id="marks less"
+        ),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.8, 0.2)), set(), id="marks just 4 times"),
+        pytest.param(
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.81, 0.2)), {"foreground_share"}, id="marks all"
+        ),
+        pytest.param(
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0, 0.0)), {"foreground_share"}, id="0 of 0"
+        ),
+    ],
+)
+def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
+    decision = decide(candidate, PRODUCTION, POLICY)
+    assert failed(decision) == refused_by
+    assert decision.accept == (not refused_by)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "min_gain", "accept"),
+    [
+        (Interval(0.80, 0.75, 0.85), Interval(0.60, 0.50, 0.70), 0.0, True),
+        (Interval(0.60, 0.50, 0.70), Interval(0.60, 0.50, 0.70), 0.0, True),
+        (Interval(0.59, 0.55, 0.70), Interval(0.60, 0.50, 0.70), 0.0, False),  # the estimate falls
+        (Interval(0.65, 0.45, 0.85), Interval(0.60, 0.50, 0.70), 0.0, False),  # the lower end falls
+        (Interval(0.64, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.05, False),
+        (Interval(0.65, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.05, True),
+        (Interval(NAN, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.0, False),
+        (Interval(0.80, NAN, 0.90), Interval(0.60, 0.50, 0.70), 0.0, False),
+        (Interval(0.80, 0.70, 0.90), None, 0.0, False),
+        (None, Interval(0.60, 0.50, 0.70), 0.0, False),
+    ],
+)
+def test_masks_of_the_target_take_the_place_of_agreement(
+    new: Interval | None, old: Interval | None, min_gain: float, accept: bool
+) -> None:
+    candidate = Evidence({"a": 0.8}, new, label_free(agreement=0.1))  # agrees less than production does
+    production = Evidence({"a": 0.8}, old, label_free(agreement=0.9))
+    decision = decide(candidate, production, GatePolicy(min_target_gain=min_gain))
+    assert decision.accept is accept
+    assert failed(decision) == (set() if accept else {"target_dice"})
+    assert "agreement" not in {reason.rule for reason in decision.reasons}
+
+
+def test_collapse_refuses_even_with_masks() -> None:
+    candidate = Evidence({"a": 0.8}, Interval(0.9, 0.8, 1.0), label_free(share=0.01))
+    production = Evidence({"a": 0.8}, Interval(0.5, 0.4, 0.6), label_free())
+    assert failed(decide(candidate, production, POLICY)) == {"foreground_share"}
+
+
+@pytest.mark.parametrize(
+    ("dice", "refused_by"),
+    [
+        ({"a": 0.5}, set()),
+        ({"a": 0.9, "b": 0.49}, {"first_dice/b"}),
+        ({"a": NAN}, {"first_dice/a"}),
+        ({"a": 1.3}, {"first_dice/a"}),
+        ({}, {"source_dice"}),
+    ],
+)
+def test_first_version(dice: dict[str, float], refused_by: set[str]) -> None:
+    decision = decide(Evidence(dice), None, POLICY)
+    assert failed(decision) == refused_by
+    assert decision.accept == (not refused_by)
+
+
+def test_no_lab_at_all_refuses() -> None:
+    assert failed(decide(Evidence({}, None, label_free()), Evidence({}, None, label_free()), POLICY)) == {"source_dice"}
+
+
+def test_sentences_tell_the_numbers() -> None:
+    decision = decide(Evidence({"a": 0.75, "b": NAN}, None, label_free(0.9, 0.01)), PRODUCTION, POLICY)
+    sentences = {reason.rule: reason.sentence for reason in decision.reasons}
+    assert sentences["source_dice/a"] == (
+        "On the held-out images of a the candidate loses 0.050 Dice (0.800 to 0.750); a loss of up to 0.020 is allowed."
+    )
+    assert "unknown for the candidate and 0.700 for production" in sentences["source_dice/b"]
+    assert "the candidate agrees with itself on 0.900, production on 0.600" in sentences["agreement"]
+    assert "marks 1.0% of the new lab's area; the labelled labs let expect 40.0%" in sentences["foreground_share"]
+    assert str(decision).count("REFUSED") == 3
+
+
+def test_numbers_of_numpy_give_plain_verdicts() -> None:
+    number = np.float32(0.9)
+    dice, free = {"a": number}, dict.fromkeys(("agreement", "foreground_share", "expected_foreground_share"), number)
+    unlabelled, labelled = Evidence(dice, None, free), Evidence(dice, Interval(number, number, number), free)
+    for candidate, production in ((unlabelled, None), (unlabelled, unlabelled), (labelled, labelled)):
+        decision = decide(candidate, production, POLICY)
+        assert decision.accept is True
+        assert all(type(reason.passed) is bool for reason in decision.reasons)  # so that it can be written as JSON
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_source_loss": -0.1}, {"min_foreground_ratio": 5}, {"min_first_dice": NAN}, {"typo": 1}]
+)
+def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        GatePolicy(**wrong)
+
+
+shares = st.floats(0, 1)
+
+
+@st.composite
+def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
+    target = Interval(*(draw(shares) for _ in range(3))) if masks else None
+    return Evidence({lab: draw(shares) for lab in "ab"}, target, label_free(draw(shares), 0.3))
+
+
+@given(st.data(), st.booleans(), st.floats(0, 0.5), st.floats(-0.5, 0.5))
+def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
+    data: st.DataObject, masks: bool, loss: float, gain: float
+) -> None:
+    policy = GatePolicy(max_source_loss=loss, min_agreement_gain=gain, min_target_gain=gain)
+    production, worse = data.draw(evidence(masks=masks)), data.draw(evidence(masks=masks))
+    raised = {lab: data.draw(st.floats(dice, 1)) for lab, dice in worse.source_dice.items()}
+    agreement = data.draw(st.floats(worse.label_free["agreement"], 1))
+    target = worse.target_dice
+    if target is not None:
+        target = Interval(*(data.draw(st.floats(end, 1)) for end in (target.value, target.low, target.high)))
+    best = Evidence(raised, target, label_free(agreement, 0.3))
+    if decide(worse, production, policy).accept:
+        assert decide(best, production, policy).accept
+    if decide(worse, None, policy).accept:
+        assert decide(best, None, policy).accept
+
+
+@given(evidence(masks=False), st.sampled_from(["a", "b", "agreement", "foreground_share", "expected_foreground_share"]))
+def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
+    lenient = GatePolicy(max_source_loss=1, min_agreement_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9)
+    assert decide(known, PRODUCTION, lenient).accept
+    spoilt = Evidence(
+        {lab: NAN if lab == hole else dice for lab, dice in known.source_dice.items()},
+        None,
+        {name: NAN if name == hole else value for name, value in known.label_free.items()},
+    )
+    assert not decide(spoilt, PRODUCTION, lenient).accept
+
+
+@given(
+    st.dictionaries(st.sampled_from("ab"), st.floats()),
+    st.one_of(st.none(), st.builds(Interval, st.floats(), st.floats(), st.floats())),
+    st.dictionaries(st.sampled_from(["agreement", "foreground_share", "expected_foreground_share"]), st.floats()),
+)
+def test_never_crashes_and_always_gives_reasons(
+    dice: dict[str, float], target: Interval | None, free: dict[str, float]
+) -> None:
+    for production in (None, PRODUCTION, Evidence(dice, target, free)):
+        decision = decide(Evidence(dice, target, free), production, POLICY)
+        assert decision.reasons
+        assert all(isinstance(reason, Reason) and reason.sentence for reason in decision.reasons)
+        assert decision.accept == all(reason.passed for reason in decision.reasons)

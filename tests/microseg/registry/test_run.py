@@ -1,0 +1,123 @@
+"""What a run's log holds, seen through MLflow's own client."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
+
+from microseg.errors import RegistryError
+from microseg.registry import EXPERIMENT, Registry
+
+DIGEST = "0123456789abcdef0123456789abcdef.dir"
+
+
+def client_of(registry: Registry) -> MlflowClient:
+    return MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+
+
+def read(registry: Registry, run_id: str) -> Run:
+    return client_of(registry).get_run(run_id)
+
+
+def test_params_metrics_tags(empty: Registry) -> None:
+    with empty.run("source lab_a", tags={"lab": "lab_a"}, params={"seed": 0, "training": {"lr": 0.1}}) as run:
+        assert read(empty, run.id).info.status == "RUNNING"
+        run.log_metrics({"loss": 1.5, "val/dice": 0.25}, step=1)
+        run.log_metrics({"loss": 0.5, "hole": math.nan}, step=2)
+        run.log_params({"training": {"encoder": "resnet18"}})
+        run.set_tag("note", "fine")
+    found = read(empty, run.id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "source lab_a"
+    assert found.data.params == {"seed": "0", "training.lr": "0.1", "training.encoder": "resnet18"}
+    assert found.data.metrics["val/dice"] == 0.25
+    assert math.isnan(found.data.metrics["hole"])
+    history = client_of(empty).get_metric_history(run.id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.5), (2, 0.5)]
+    assert {"lab": "lab_a", "note": "fine", "mlflow.source.name": "microseg"}.items() <= found.data.tags.items()
+    experiment = client_of(empty).get_experiment(found.info.experiment_id)
+    assert experiment.name == EXPERIMENT
+
+
+def test_a_dataset_is_logged_with_the_hash_of_dvc(empty: Registry) -> None:
+    with empty.run("r") as run:
+        run.log_dataset("lab_a", DIGEST, "/data/labs/lab_a.dvc", "source")
+    [entry] = read(empty, run.id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest, entry.dataset.source_type) == ("lab_a", DIGEST, "dvc")
+    assert json.loads(entry.dataset.source) == {"uri": "/data/labs/lab_a.dvc", "lab": "lab_a", "digest": DIGEST}
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "source")]
+
+
+def test_figures_and_records_become_artifacts(empty: Registry, tmp_path: Path) -> None:
+    (tmp_path / "overlay.png").write_bytes(b"png")
+    with empty.run("r") as run:
+        run.log_figure(tmp_path / "overlay.png", "figures/lab_a")
+        run.log_dict({"dice": 0.5}, "evaluation/lab_a.json")
+    root = read(empty, run.id).info.artifact_uri
+    assert Path(download_artifacts(f"{root}/figures/lab_a/overlay.png")).read_bytes() == b"png"
+    assert json.loads(Path(download_artifacts(f"{root}/evaluation/lab_a.json")).read_text()) == {"dice": 0.5}
+
+
+def test_artifacts_lie_beside_the_database_or_where_told(empty: Registry, tmp_path: Path) -> None:
+    with empty.run("r") as run:
+        run.log_dict({}, "a.json")
+    assert list((tmp_path / "store" / "artifacts").rglob("a.json"))
+
+    other = Registry(f"sqlite:///{tmp_path}/new folder/mlflow.db", artifact_root=str(tmp_path / "else where"))
+    (tmp_path / "new folder").mkdir()
+    (tmp_path / "store" / "mlflow.db").rename(tmp_path / "new folder" / "mlflow.db")
+    client_of(other).rename_experiment(read(other, run.id).info.experiment_id, "set aside")
+    with other.run("r") as run:
+        run.log_dict({}, "b.json")
+    assert list((tmp_path / "else where").rglob("b.json"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ValueError("the images are gone"), "FAILED", "ValueError: the images are gone"),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: "),
+        (SystemExit(3), "KILLED", "SystemExit: 3"),
+        (ValueError("x" * 20_000), "FAILED", "ValueError: " + "x" * 4988),
+    ],
+)
+def test_an_error_ends_the_run_and_is_kept(empty: Registry, error: BaseException, status: str, text: str) -> None:
+    with pytest.raises(type(error)) as caught, empty.run("r") as run:
+        raise error
+    assert caught.value is error
+    found = read(empty, run.id)
+    assert found.info.status == status
+    assert found.data.tags["error"] == text
+    assert found.info.end_time is not None
+
+
+def test_an_error_is_not_hidden_by_a_registry_that_is_gone(empty: Registry) -> None:
+    def lose() -> None:
+        with empty.run("r") as run:
+            client_of(empty).delete_run(run.id)  # a deleted run takes no tags
+            raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause") as caught:
+        lose()
+    assert "could not be marked FAILED" in caught.value.__notes__[0]
+
+
+def test_a_param_cannot_change(empty: Registry) -> None:
+    refusal = pytest.raises(RegistryError, match=r"sqlite.*cannot log params.*seed")
+    with refusal, empty.run("r", params={"seed": 0}) as run:
+        run.log_params({"seed": 1})
+    assert read(empty, run.id).info.status == "FAILED"
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(empty: Registry) -> None:
+    with empty.run("r") as run:
+        pass
+    experiment_id = read(empty, run.id).info.experiment_id
+    client_of(empty).delete_experiment(experiment_id)
+    again = Registry(empty.tracking_uri)
+    with pytest.raises(RegistryError, match=f"mlflow experiments restore --experiment-id {experiment_id}"):
+        again.run("r")
