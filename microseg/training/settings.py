@@ -81,6 +81,7 @@ class AdaptSettings(FitSettings):
     """
 
     steps: PositiveInt = 150
+    learning_rate: PositiveFloat = 5e-4
     colour: NonNegativeFloat = 1.0
     lambda_image: NonNegativeFloat = 0.05
     lambda_feature: NonNegativeFloat = 0.05
