@@ -55,7 +55,8 @@ def scan(
     sigma = scanner.blur / mpp * oversampling
     spread = ndimage.gaussian_filter(light, (sigma, sigma, 0.0), mode="nearest", truncate=3.0)
     height, width = light.shape[0] // oversampling, light.shape[1] // oversampling
-    pixels = spread.reshape(height, oversampling, width, oversampling, 3).mean(axis=(1, 3)) @ filters  # (H, W, 3)
+    samples = spread.reshape(height, oversampling, width, oversampling, 3)
+    pixels = np.einsum("yxc,cd->yxd", samples.mean(axis=(1, 3)), filters)  # (H, W, 3)
     noise = rng.standard_normal(pixels.shape, dtype=np.float32) * np.sqrt(pixels / scanner.photons)
     signal = np.clip(pixels + noise, 0.0, 1.1) ** scanner.gamma * np.asarray(scanner.white, dtype=np.float32)
     stored = np.round(np.clip(signal, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -59,9 +59,9 @@ def label_free_scores(
         on_image: called with each image's name when it is done.
 
     Returns:
-        ``agreement``: Dice of the prediction with those on the same image recoloured, turned and flipped, mapped back.
-        ``entropy``: of the predictions, 0..1. ``foreground_share``: of the area, 0..1.
-        nan where nothing can be said, as ``agreement`` of a network that finds no foreground.
+        ``agreement``: of the prediction with those on the same image recoloured, turned and flipped, mapped back: Cohen's
+        kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the predictions,
+        0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
     """
     rows = []
     for number, target in enumerate(images):
@@ -77,7 +77,9 @@ def label_free_scores(
         rows.append((_mean(views), prediction_entropy(probabilities), share))
         on_image(target.name)
     names = ("agreement", "entropy", "foreground_share")
-    return {name: _mean([row[index] for row in rows]) for index, name in enumerate(names)}
+    scores = {name: _mean([row[index] for row in rows]) for index, name in enumerate(names)}
+    collapsed = bool(rows) and np.isnan(scores["agreement"])
+    return scores | ({"agreement": 0.0} if collapsed else {})
 
 
 def expected_foreground_share(labs: Sequence[Lab]) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.errors import DataError
-from microseg.metrics.overlap import dice
+from microseg.metrics.overlap import confusion_matrix
 
 __all__ = ["agreement", "class_shares", "domain_separability", "prediction_entropy"]
 
@@ -29,21 +29,28 @@ def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
 
 
 def agreement(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], classes: int) -> float:
-    """How far two segmentations of the same image agree: Dice between them, mean over the foreground classes.
+    """How far two segmentations of the same image agree beyond chance: Cohen's kappa over the pixels.
+
+    A segmentation that marks nearly everything agrees with another such one nearly everywhere; kappa takes that away.
 
     Args:
         first: class indices.
         second: class indices.
-        classes: number of classes K, the background being class 0.
+        classes: number of classes K.
 
     Shape:
         (H, W) each
 
     Returns:
-        0..1; nan when neither has any foreground, which says nothing.
+        1 for equal segmentations, 0 for no agreement beyond chance, or less than that; nan where both are of one class
+        throughout, which says nothing.
+
+    Reference:
+        Cohen 1960, "A coefficient of agreement for nominal scales".
     """
-    scores = dice(first, second, classes)[1:]  # (K - 1,)
-    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
+    shares = confusion_matrix(first, second, classes) / first.size  # (K, K)
+    observed, by_chance = float(np.trace(shares)), float(shares.sum(0) @ shares.sum(1))
+    return max(0.0, (observed - by_chance) / (1 - by_chance)) if by_chance < 1 - 1e-9 else float("nan")
 
 
 def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:

@@ -119,15 +119,15 @@ def test_separability_is_about_the_labs_at_the_models_scale(
     """A lab against itself scanned twice as finely, and against one of another colour."""
     rng = np.random.default_rng(0)
 
-    def noise(colour: tuple[int, int, int], side: int, block: int) -> npt.NDArray[np.uint8]:
-        coarse = rng.integers(0, 60, (side // block, side // block, 3)) + np.array(colour)
-        return coarse.repeat(block, 0).repeat(block, 1).astype(np.uint8)
+    def waves(colour: tuple[int, int, int], mpp: float) -> npt.NDArray[np.uint8]:
+        y, x = np.mgrid[: round(64 / mpp), : round(64 / mpp)] * mpp  # microns
+        phases = rng.uniform(0, 2 * np.pi, (2, 3))
+        wave = np.sin(x[..., None] / 4 + phases[0]) + np.sin(y[..., None] / 5 + phases[1])
+        return (np.array(colour) + 25 * wave).astype(np.uint8)
 
     def lab(name: str, colour: tuple[int, int, int], mpp: float) -> Lab:
         (tmp_path / name).mkdir()
-        scale = round(1 / mpp)
-        images = {f"{name}{n}": noise(colour, 64 * scale, 4 * scale) for n in range(10)}
-        return lab_of(tmp_path / name, name, images, mpp)
+        return lab_of(tmp_path / name, name, {f"{name}{n}": waves(colour, mpp) for n in range(8)}, mpp)
 
     pink, fine, brown = (
         lab("pink", (190, 120, 170), 1.0),

@@ -24,10 +24,19 @@ def test_entropy_is_a_share(classes: int, seed: int) -> None:
 def test_agreement_by_hand() -> None:
     first = np.array([[1, 1, 0, 0], [2, 0, 0, 0]], np.uint8)
     second = np.array([[1, 0, 0, 0], [2, 0, 0, 0]], np.uint8)
-    assert agreement(first, second, 3) == pytest.approx((2 / 3 + 1) / 2)
-    assert agreement(first, second, 4) == pytest.approx((2 / 3 + 1) / 2)  # a class that neither has says nothing
+    by_chance = (5 * 6 + 2 * 1 + 1 * 1) / 64
+    assert agreement(first, second, 3) == pytest.approx((7 / 8 - by_chance) / (1 - by_chance))
+    assert agreement(first, second, 4) == agreement(first, second, 3)  # a class that neither has says nothing
     assert agreement(first, first, 3) == 1
     assert agreement(first, np.zeros_like(first), 3) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0.1, 0.95))
+def test_independent_segmentations_agree_by_chance_only(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = (rng.random((2, 100, 100)) < share).astype(np.uint8)
+    assert agreement(first, second, 2) < 0.06
 
 
 def test_a_collapsed_prediction_agrees_about_nothing() -> None:
