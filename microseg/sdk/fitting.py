@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from microseg.errors import LabError
 from microseg.evaluation import lab_references, lab_targets, label_free_scores, mean_scores, score
 from microseg.inference import segment_image, weights_digest
 from microseg.model import NetworkConfig, PyramidSegmenter, load_encoder_weights, load_network, save_network
+from microseg.sdk.processes import Progress, launch
 from microseg.training import (
     AdaptSettings,
     DualAdaptive,
@@ -35,24 +36,11 @@ from microseg.training import (
     make_fabric,
 )
 
-__all__ = ["Fitted", "Progress", "adapt", "train"]
+__all__ = ["Fitted", "adapt", "train"]
 
 _STATISTICS_BATCHES = 10
 _JUDGED_TARGETS = 6
 _COLOUR_SIDE = 1024  # pixels; of larger images every other pixel, or fewer, tells the colours
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the caller wants to be told.
-
-    Attributes:
-        on_step: after each step, its number from 1 and its losses.
-        on_evaluation: after each evaluation, the number of the step and the figures.
-    """
-
-    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
-    on_evaluation: Callable[[int, Mapping[str, float]], None] = lambda _step, _figures: None
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,8 @@ def train(
     crop, batch = _crop_size(labs, settings, config.mpp)
     labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom)
     method = Supervised(network, labelled, settings)
-    return _fit(method, settings, labs, (), folder=folder, seed=seed, fabric=fabric, progress=progress)
+    job = _Job(method, settings, tuple(labs), (), folder, seed)
+    return launch(fabric, _fit, job, progress or Progress())
 
 
 def adapt(
@@ -154,58 +143,64 @@ def adapt(
         settings,
     )
 
-    def statistics_batches() -> Iterator[torch.Tensor]:
-        for images in [unlabelled] if settings.statistics == "target" else [unlabelled, labelled]:
-            sampler = make(images, seed=seed + 2).unlabelled()
-            for step in range(_STATISTICS_BATCHES):
-                yield fabric.to_device(sampler.draw(step).images)
-
-    def renew_statistics(judged: PyramidSegmenter) -> None:
-        if settings.statistics != "running":
-            estimate_statistics(judged, statistics_batches())
-
-    return _fit(
+    statistics = {"running": (), "target": (unlabelled,), "mixed": (unlabelled, labelled)}[settings.statistics]
+    job = _Job(
         method,
         settings,
-        source,
-        target,
-        folder=folder,
-        seed=seed,
+        tuple(source),
+        tuple(target),
+        folder,
+        seed,
+        tuple(make(images, seed=seed + 2).unlabelled() for images in statistics),
+    )
+    return launch(fabric, _fit, job, progress or Progress())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a process needs to train.
+
+    Attributes:
+        method: what is trained.
+        settings: the numbers.
+        source: labelled labs.
+        target: labs adapted to.
+        folder: where the network is written.
+        seed: of this training.
+        statistics: samplers of the images whose batch-norm statistics the result carries; none for those of training.
+    """
+
+    method: Supervised | DualAdaptive
+    settings: FitSettings
+    source: tuple[Lab, ...]
+    target: tuple[Lab, ...]
+    folder: Path
+    seed: int
+    statistics: tuple[CropSampler, ...] = ()
+
+
+def _fit(fabric: Fabric, job: _Job, progress: Progress) -> Fitted:
+    def renew_statistics(judged: PyramidSegmenter) -> None:
+        batches = (sampler.draw(step).images for sampler in job.statistics for step in range(_STATISTICS_BATCHES))
+        if job.statistics:
+            estimate_statistics(judged, (fabric.to_device(batch) for batch in batches))
+
+    judge = partial(_judge, source=job.source, target=job.target)
+    checkpoint = job.folder.with_name(job.folder.name + ".checkpoint")
+    result = fit(
+        job.method,
+        job.settings,
         fabric=fabric,
-        progress=progress,
+        hooks=Hooks(judge, progress.on_step, progress.on_evaluation),
+        checkpoint=checkpoint,
+        fingerprint=_fingerprint(job),
         prepare=renew_statistics,
     )
-
-
-def _fit(
-    method: Supervised | DualAdaptive,
-    settings: FitSettings,
-    source: Sequence[Lab],
-    target: Sequence[Lab],
-    *,
-    folder: Path,
-    seed: int,
-    fabric: Fabric,
-    progress: Progress | None,
-    prepare: Callable[[PyramidSegmenter], None] = lambda _network: None,
-) -> Fitted:
-    progress = progress or Progress()
-    hooks = Hooks(partial(_judge, source=source, target=target), progress.on_step, progress.on_evaluation)
-    checkpoint = folder.with_name(folder.name + ".checkpoint")
-    result = fit(
-        method,
-        settings,
-        fabric=fabric,
-        hooks=hooks,
-        checkpoint=checkpoint,
-        fingerprint=_fingerprint(method.network, settings, source, target, seed),
-        prepare=prepare,
-    )
     if fabric.is_global_zero:
-        save_network(folder, method.result().cpu())
+        save_network(job.folder, job.method.result().cpu())
         checkpoint.unlink(missing_ok=True)
     fabric.barrier()
-    return Fitted(folder, result)
+    return Fitted(job.folder, result)
 
 
 def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence[Lab]) -> Mapping[str, float]:
@@ -281,16 +276,15 @@ def _colours(samples: Sequence[Sample]) -> ColourStatistics:
     return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))
 
 
-def _fingerprint(
-    start: PyramidSegmenter, settings: FitSettings, source: Sequence[Lab], target: Sequence[Lab], seed: int
-) -> str:
+def _fingerprint(job: _Job) -> str:
     """Of all that decides the result: the network that training starts from, the numbers, the images and their use."""
+    start = job.method.network
     told = {
         "network": start.config.model_dump(mode="json"),
         "weights": weights_digest(start),
-        "settings": settings.model_dump(mode="json"),
-        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in source],
-        "target": [[row.sha256 for row in lab.rows] for lab in target],
-        "seed": seed,
+        "settings": job.settings.model_dump(mode="json"),
+        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in job.source],
+        "target": [[row.sha256 for row in lab.rows] for lab in job.target],
+        "seed": job.seed,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,8 @@ def make_fabric(device: str = "auto", *, devices: int = 1, nodes: int = 1, preci
         SettingsError: when the device is not there or the precision unknown.
     """
     accelerator = resolve_device(device)
-    strategy = "ddp" if devices * nodes > 1 else "auto"
+    # on one machine the processes are started from here; on several each is started by torchrun
+    strategy = "ddp" if nodes > 1 else "ddp_spawn" if devices > 1 else "auto"
     try:
         return Fabric(
             accelerator=accelerator,

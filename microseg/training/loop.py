@@ -139,7 +139,7 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(losses["total"])
         fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
-        figures = {name: float(value.detach()) for name, value in losses.items()}
+        figures = {name: float(fabric.all_reduce(value.detach(), reduce_op="mean")) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(
                 f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the "
@@ -164,8 +164,11 @@ class _Fit:
     def _judge(self) -> None:
         network = copy.deepcopy(self.method.result()).eval()
         self.prepare(network)
-        judged = {} if self.hooks.evaluate is None else self.hooks.evaluate(network)
-        figures = {name: float(value) for name, value in judged.items()}  # NumPy's numbers would not be read back
+        figures: dict[str, float] = {}
+        if self.hooks.evaluate is not None and self.fabric.is_global_zero:
+            # NumPy's numbers would not be read back
+            figures = {name: float(value) for name, value in self.hooks.evaluate(network).items()}
+        figures = self.fabric.broadcast(figures)  # what the first process finds decides for all
         score = figures.get("score", float(self.step))
         if figures:
             self.evaluations[self.step] = figures

@@ -72,8 +72,8 @@ class AdaptSettings(FitSettings):
         transfer: share of source crops that are given the colours of a target image.
         consistency: weight of the teacher's pseudo-labels on target crops; 0 switches self-training off. The teacher
             is the moving average of the weights.
-        consistency_from: share of the steps after which self-training begins; before, the teacher is not yet better than
-            what it is to teach.
+        consistency_from: share of the steps after which self-training begins; before, the teacher is not yet better
+            than what it is to teach.
         strong: strength of the change of colour in the view that the student sees.
         threshold: least probability of a teacher's pixel that is learned from.
         statistics: whose batch-norm statistics the result carries: ``running`` those of training, ``target`` those of

@@ -55,7 +55,8 @@ def dual_adaptive(
     """Makes the method on a tiny network; values replace those of the settings."""
 
     def make(seed: int = 0, **values: Any) -> DualAdaptive:
-        settings = AdaptSettings(**{"steps": 8, "batch": 2, "crop": SIDE, "threshold": 0.5} | values)
+        all_on = {"lambda_image": 0.05, "lambda_feature": 0.05, "consistency": 1.0, "consistency_from": 0.0}
+        settings = AdaptSettings(**{"steps": 8, "batch": 2, "crop": SIDE, "threshold": 0.5} | all_on | values)
         return DualAdaptive(tiny_network(seed), source, target, colours, settings)
 
     return make

@@ -107,6 +107,12 @@ def test_a_level_that_is_off_has_no_classifier_and_no_loss(dual_adaptive: Make, 
     assert not any(losses[name].requires_grad for name in names)
 
 
+def test_the_teacher_is_heard_from_its_share_of_the_steps_on(dual_adaptive: Make) -> None:
+    method = dual_adaptive(steps=10, consistency_from=0.25)
+    heard = ["consistency" in method(method.batch(step, rank=0, world=1), step) for step in (0, 2, 3, 9)]
+    assert heard == [False, False, True, True]
+
+
 def test_with_all_off_it_trains_on_the_source_alone(dual_adaptive: Make) -> None:
     method = dual_adaptive(lambda_image=0, lambda_feature=0, consistency=0, average=0, alpha=0.5)
     batch = method.batch(0, rank=0, world=1)

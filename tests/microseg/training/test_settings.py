@@ -37,10 +37,8 @@ def test_refuses_impossible_numbers_of_adaptation(wrong: dict[str, Any]) -> None
 def test_says_what_to_do_about_numbers_that_do_not_fit_together() -> None:
     with pytest.raises(ValidationError, match="expected the smaller factor first"):
         TrainSettings(zoom=(1.2, 0.8))
-    with pytest.raises(
-        ValidationError, match="needs a teacher: set average above 0, for example"
-    ):
-        AdaptSettings(average=0)
+    with pytest.raises(ValidationError, match="needs a teacher: set average above 0, for example"):
+        AdaptSettings(average=0, consistency=1)
     assert AdaptSettings(average=0, consistency=0).average == 0
 
 
