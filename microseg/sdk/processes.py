@@ -46,8 +46,8 @@ def launch(fabric: Fabric, function: Callable[[Fabric, Job, Progress], Result], 
         What the function returns, in the first process.
     """
     if fabric.strategy.launcher is None:
-        here: Result = fabric.launch(function, job, progress)
-        return here
+        fabric.launch()
+        return function(fabric, job, progress)
     with multiprocessing.get_context("spawn").Manager() as manager:
         news = manager.Queue()
         told = threading.Thread(target=_tell, args=(news, progress), daemon=True)

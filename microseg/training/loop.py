@@ -139,7 +139,7 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(losses["total"])
         fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
-        figures = {name: float(fabric.all_reduce(value.detach(), reduce_op="mean")) for name, value in losses.items()}
+        figures = {name: self._mean(value) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(
                 f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the "
@@ -149,6 +149,12 @@ class _Fit:
         self.method.after_step(self.step)
         self.step += 1
         self.hooks.on_step(self.step, figures)
+
+    def _mean(self, value: torch.Tensor) -> float:
+        """The mean over the processes."""
+        reduced = self.fabric.all_reduce(value.detach(), reduce_op="mean")
+        assert isinstance(reduced, torch.Tensor)
+        return float(reduced)
 
     def _shared(self, seconds: float) -> float:
         """The first process's clock, where it decides on the learning rate and the end."""
