@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
@@ -40,6 +41,14 @@ class NetworkSettings(_Section):
     pyramid_filters: PositiveInt = 128
     weights: str | None = None
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "NetworkSettings":
+        try:
+            self.config(("background", "foreground"), None)
+        except ValidationError as error:
+            raise ValueError("; ".join(_fault(detail) for detail in error.errors())) from error
+        return self
+
     def config(self, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
         """The network's configuration for these classes and this scale."""
         return NetworkConfig(classes=tuple(classes), mpp=mpp, **self.model_dump(exclude={"weights"}))
@@ -73,10 +82,11 @@ class DemoSettings(_Section):
 
 
 class ScheduleSettings(_Section):
-    """When batches run by themselves."""
+    """When batches run by themselves, and on which images."""
 
     segment: str = "0 3 * * *"
     timezone: str = "UTC"
+    folder: Path = Path("to-segment")
 
 
 class Params(_Section):
@@ -125,49 +135,63 @@ def load_settings(changes: Sequence[str] = ()) -> Settings:
         SettingsError: when the file is missing or not YAML, or a value is unknown or out of range.
     """
     environment = Environment()
-    file = find_params(environment.microseg_params)
+    file = _find_params(environment.microseg_params)
     return Settings(environment=environment, params=_read_params(file, changes), params_file=file)
 
 
-def find_params(given: Path | None = None) -> Path:
-    """The file of parameters in force.
-
-    Raises:
-        SettingsError: when there is none.
-    """
+def _find_params(given: Path | None) -> Path:
     places = [given] if given else [Path("params.yaml"), Path(__file__).parent.parent / "params.yaml"]
     for place in places:
         if place.is_file():
             return place
-    raise SettingsError(f"Expected a file of parameters at {places[0].absolute()}, found none: set MICROSEG_PARAMS.")
+    raise SettingsError(
+        f"Expected a file of parameters at {places[0].absolute()}, found none: set MICROSEG_PARAMS to where it is."
+    )
 
 
 def _read_params(file: Path, changes: Sequence[str]) -> Params:
     try:
-        values: Any = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not valid YAML: {error}") from error
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {error}. Correct it there.") from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}.")
+        raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}. Write name: value.")
+    values = {name: value for name, value in values.items() if value is not None}  # a section with all commented out
     for change in changes:
         _change(values, change)
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise SettingsError(f"{file} has values that cannot be used:\n" + "\n".join(lines)) from error
+        faults = "\n".join(f"  {_fault(detail)}" for detail in error.errors())
+        given = f" with --set {' '.join(changes)}" if changes else ""
+        raise SettingsError(f"{file}{given} has values that cannot be used; correct them:\n{faults}") from error
+
+
+def _fault(detail: ErrorDetails) -> str:
+    """One line on one value: what was expected and what came."""
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known: Any = Params
+        for section in detail["loc"][:-1]:
+            known = known.model_fields[section].annotation
+        return f"{name}: unknown; there are {', '.join(known.model_fields)}"
+    if detail["type"] == "value_error":
+        return f"{name}: {detail['msg']}".removeprefix(": ").replace("Value error, ", "")
+    return f"{name}: {detail['msg']}, got {detail['input']!r}"
 
 
 def _change(values: dict[str, Any], change: str) -> None:
     name, separator, text = change.partition("=")
     if not separator:
         raise SettingsError(f"Expected section.name=value, for example train.steps=500, got {change!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"Expected a YAML value after {name}=, for example [0.8, 1.25], got {text!r}.") from error
     *path, last = name.split(".")
     for part in path:
         section = values.setdefault(part, {})
         if not isinstance(section, dict):
-            raise SettingsError(f"{change!r}: {part} is a value, not a section.")
+            raise SettingsError(f"{change!r}: {part} is a value, not a section; leave out what follows it.")
         values = section
-    values[last] = yaml.safe_load(text)
+    values[last] = value

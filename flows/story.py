@@ -10,6 +10,7 @@ production uses; what is told only here is the truth about the new lab, from the
 flow reads.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ def make_labs(settings: Settings) -> tuple[Path, Path]:
     folders = []
     for look, images, labelled, number in ((LAB_A, demo.images_a, True, 0), (LAB_B, demo.images_b, False, 1)):
         folder = settings.home.demo / "delivered" / f"{look.name}{suffix}"
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo
         with console.status(f"Making {folder.name}: {images} sections"):
             make_lab(
                 folder,

@@ -60,8 +60,8 @@ def label_free_scores(
 
     Returns:
         ``agreement``: of the prediction with those on the same image recoloured, turned and flipped, mapped back:
-        Cohen's kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the predictions,
-        0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
+        Cohen's kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the
+        predictions, 0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
     """
     rows = []
     for number, target in enumerate(images):

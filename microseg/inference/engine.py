@@ -205,6 +205,8 @@ def _predict(network: nn.Module, tiles: npt.NDArray[np.uint8], settings: _Settin
 
 def _zoom(mpp: float | None, model_mpp: float | None) -> float:
     """Factor by which an image is enlarged to the model's scale."""
+    if mpp is not None and not mpp > 0:
+        raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
     if mpp is None or model_mpp is None:
         return 1.0
     zoom = mpp / model_mpp

@@ -117,7 +117,7 @@ def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: flo
     best, strongest = np.zeros(size[::-1], np.uint8), np.zeros(size[::-1], np.uint8)
     for index in np.unique(mask):
         share = Image.fromarray((mask == index).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        strength = np.asarray(share.filter(ImageFilter.GaussianBlur(0.5 * factor)), np.uint8)
+        strength = np.asarray(share.filter(ImageFilter.GaussianBlur(0.25 * factor)), np.uint8)
         stronger = strength > strongest
         best[stronger], strongest[stronger] = index, strength[stronger]
     return best

@@ -117,7 +117,7 @@ class Segmentation:
 
     def save(
         self,
-        folder: Path,
+        folder: Path | str,
         outputs: Collection[str] = OUTPUTS,
         image: npt.NDArray[np.uint8] | None = None,
         name: str | None = None,
@@ -139,16 +139,16 @@ class Segmentation:
             ImageReadError: the source is needed and cannot be read.
         """
         check_outputs(outputs)
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         source = Path(self.source)
         sha256 = self.source_sha256 or (file_sha256(source) if source.is_file() else None)
-        name = name or output_names([source], folder)[0]
-        table = self.objects if name in (source.stem, source.name) else self.objects.assign(image=name)
+        name = output_names([source], folder)[0] if name is None else name
         writers: dict[str, Callable[[Path], object]] = {
             "labels": self._write_labels,
             "outlines": lambda path: path.write_text(json.dumps(self.outlines(), allow_nan=False), encoding="utf-8"),
             "overlay": lambda path: Image.fromarray(self.overlay(image)).save(path, quality=90, subsampling=0),
-            "objects": lambda path: table.to_csv(path, index=False, float_format="%.4f"),
+            "objects": lambda path: self._write_objects(path, name),
             "probabilities": self._write_probabilities,
         }
         files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
@@ -166,7 +166,7 @@ class Segmentation:
         return {output: folder / file for output, file in files.items()} | {"record": folder / f"{name}.json"}
 
     @classmethod
-    def load(cls, path: Path) -> "Segmentation":
+    def load(cls, path: Path | str) -> "Segmentation":
         """Read a segmentation back.
 
         Args:
@@ -216,6 +216,13 @@ class Segmentation:
             seconds=self.seconds,
             software=_software(),
         )
+
+    def _write_objects(self, path: Path, name: str) -> None:
+        source = Path(self.source)
+        known_by = (
+            source.name if name in (source.stem, source.name) else name
+        )  # a file name that others share says little
+        self.objects.assign(image=known_by).to_csv(path, index=False, float_format="%.4f")
 
     def _write_labels(self, path: Path) -> None:
         colours = colour_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535

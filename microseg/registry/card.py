@@ -52,7 +52,8 @@ def model_card(
 ) -> str:
     """Write a model card in Markdown.
 
-    Its first line is plain text: lists of versions show that line alone.
+    Its first line is plain text: lists of versions show that line alone. The verdict follows: MLflow holds no more than
+    5000 characters of a description, and the registry cuts its end.
 
     Args:
         method: How the model was trained.
@@ -70,11 +71,11 @@ def model_card(
     rival = "production" if production_version is None else f"version {production_version} (production)"
     sections = [
         _headline(method, labs, candidate, decision),
+        _verdict(decision),
+        _performance(candidate, production, rival),
         _intended_use(classes, mpp, labs),
         _data(labs),
         _training(method, params),
-        _performance(candidate, production, rival),
-        _verdict(decision),
         _lineage(run_id, commit),
         _loading(),
     ]

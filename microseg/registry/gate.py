@@ -193,7 +193,7 @@ def _target_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) 
     passed = new.value - old.value >= policy.min_target_gain - _ROUNDING and new.low >= old.low - _ROUNDING
     sentence = (
         f"On the new lab's own masks the candidate reaches Dice {new}, production {old}; "
-        f"a gain of at least {policy.min_target_gain:+.3f} is asked, and the lower end must not fall."
+        f"{_asked(policy.min_target_gain)}, and the lower end must not fall."
     )
     return Reason(bool(passed), "target_dice", sentence)
 
@@ -208,7 +208,7 @@ def _agreement_gain(candidate: Evidence, production: Evidence, policy: GatePolic
         return Reason(False, "agreement", sentence)
     sentence = (
         f"The new lab sent no masks. When its images are recoloured, turned and flipped, the candidate agrees with "
-        f"itself on {new:.3f}, production on {old:.3f}; a gain of at least {policy.min_agreement_gain:+.3f} is asked."
+        f"itself on {new:.3f}, production on {old:.3f}; {_asked(policy.min_agreement_gain)}."
     )
     return Reason(bool(new - old >= policy.min_agreement_gain - _ROUNDING), "agreement", sentence)
 
@@ -243,6 +243,12 @@ def _is_share(value: float | None) -> TypeGuard[float]:
 
 def _ends(interval: Interval) -> tuple[float, float, float]:
     return interval.value, interval.low, interval.high
+
+
+def _asked(gain: float) -> str:
+    if gain == 0:
+        return "at least as much is asked"
+    return f"a gain of at least {gain:.3f} is asked" if gain > 0 else f"a loss of up to {-gain:.3f} is allowed"
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from microseg.registry.run import logged_datasets
 from microseg.registry.served import write_served_model
 from microseg.registry.version import CANDIDATE, DATASET_TAG, MODEL_ID_TAG, MODEL_NAME, NOTE_TAG, PREVIOUS, PRODUCTION
 
-__all__ = ["fit_description", "register_network"]
+__all__ = ["fit_description", "headline", "register_network"]
 
 _DESCRIPTION_CHARACTERS = 5000  # what MLflow's database column takes
 
@@ -71,7 +71,7 @@ def register_network(
         experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name or method),  # the characters that MLflow refuses here
         source_run_id=run_id,
-        tags={"method": method, NOTE_TAG: description},
+        tags={"method": method, NOTE_TAG: headline(description)},
         params=run.data.params,
         model_type="segmenter",
     )
@@ -110,6 +110,11 @@ def fit_description(card: str) -> str:
         return card
     note = "\n\n(Cut here: the whole card is `model_card.md` among the files of this version.)"
     return re.sub(r"[^\n]*\Z", "", card[: _DESCRIPTION_CHARACTERS - len(note)]).rstrip() + note
+
+
+def headline(card: str) -> str:
+    """The first line of a model card, which is all that fits above a logged model's metrics."""
+    return card.partition("\n")[0]
 
 
 def _facts(

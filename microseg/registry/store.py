@@ -14,14 +14,12 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric
-from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-from mlflow.entities.model_registry import RegisteredModel
-from mlflow.exceptions import MlflowException
 
 from microseg.errors import VersionNotFoundError
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE
 from microseg.registry.connection import open_client, open_experiment, registry_errors
-from microseg.registry.registration import fit_description, register_network
+from microseg.registry.lookup import find_version, list_versions, registered_model
+from microseg.registry.registration import fit_description, headline, register_network
 from microseg.registry.run import RunLog, open_run
 from microseg.registry.served import CARD_FILE, EXTRA_FILES
 from microseg.registry.version import (
@@ -33,7 +31,6 @@ from microseg.registry.version import (
     PRODUCTION,
     ModelVersion,
     VersionRef,
-    read_version,
 )
 
 __all__ = ["Registry"]
@@ -121,19 +118,7 @@ class Registry:
     def versions(self) -> tuple[ModelVersion, ...]:
         """All versions, the newest first."""
         with self._asking("list versions"):
-            model = self._registered_model()
-            if model is None:
-                return ()
-            entries: list[MlflowVersion] = []
-            token: str | None = None
-            while True:
-                page = self._client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token)
-                entries.extend(page)
-                token = page.token
-                if not token:
-                    break
-        found = [read_version(entry, model.aliases) for entry in entries]
-        return tuple(sorted(found, key=lambda version: version.version, reverse=True))
+            return list_versions(self._client)
 
     def resolve(self, ref: VersionRef) -> ModelVersion:
         """Find a version by its alias or number.
@@ -146,20 +131,8 @@ class Registry:
         Raises:
             VersionNotFoundError: There is no such version; the message lists those there are.
         """
-        key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
         with self._asking("look a version up"):
-            model = self._registered_model()
-            aliases = model.aliases if model else {}
-            number = aliases.get(key, key)
-            if model is not None and str(number).isdecimal():
-                try:
-                    return read_version(self._client.get_model_version(MODEL_NAME, str(int(number))), aliases)
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                        raise
-            if model is not None and key == PRODUCTION and (legacy := self._legacy_production()) is not None:
-                return read_version(legacy, aliases)
-        raise VersionNotFoundError(self._not_found(key))
+            return find_version(self._client, ref)
 
     def download(self, ref: VersionRef, cache: Path) -> Path:
         """Fetch a version's network.
@@ -214,7 +187,7 @@ class Registry:
     def remove_alias(self, alias: str) -> None:
         """Take an alias away; nothing happens where no version has it."""
         with self._asking(f"remove the alias {alias!r}"):
-            model = self._registered_model()
+            model = registered_model(self._client)
             if model is not None and alias in model.aliases:
                 self._client.delete_registered_model_alias(MODEL_NAME, alias)
 
@@ -280,7 +253,7 @@ class Registry:
                 MODEL_NAME, str(version.version), description=fit_description(description)
             )
             if version.model_id is not None:
-                self._client.set_logged_model_tags(version.model_id, {NOTE_TAG: description})
+                self._client.set_logged_model_tags(version.model_id, {NOTE_TAG: headline(description)})
             self._client.log_text(version.run_id, description, CARD_FILE)
 
     def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
@@ -330,31 +303,3 @@ class Registry:
 
     def _asking(self, action: str) -> AbstractContextManager[None]:
         return registry_errors(self.tracking_uri, action)
-
-    def _registered_model(self) -> RegisteredModel | None:
-        try:
-            return self._client.get_registered_model(MODEL_NAME)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
-    def _legacy_production(self) -> MlflowVersion | None:
-        entries = self._client.search_model_versions(f"name='{MODEL_NAME}'")
-        staged = [entry for entry in entries if getattr(entry, "current_stage", None) == "Production"]
-        return max(staged, key=lambda entry: int(entry.version), default=None)
-
-    def _not_found(self, key: str) -> str:
-        known = self.versions()
-        if not known:
-            return (
-                f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "
-                "train a first model from a labelled lab"
-            )
-        listing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
-        advice = {
-            PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
-            CANDIDATE: "adapt to a new lab to get a candidate, or name a version by its number",
-            PREVIOUS: "there is nothing to go back to; promote a version by its number instead",
-        }.get(key, "give one of these numbers or aliases")
-        return f"expected version {key!r} of {MODEL_NAME}, there are {listing}; {advice}"

@@ -100,6 +100,8 @@ def test_images_of_another_scale_are_brought_to_the_models(brightness: Callable[
 def test_a_wrong_pixel_size_is_refused_before_memory_runs_out(brightness: Callable[..., PyramidSegmenter]) -> None:
     with pytest.raises(DataError, match="pixel size"):
         segment_image(brightness(mpp=0.25), noise(32, 32), mpp=350.0)
+    with pytest.raises(DataError, match="positive"):
+        segment_image(brightness(), noise(32, 32), mpp=0.0)
 
 
 @pytest.mark.parametrize("wrong", [noise(8, 8)[..., 0], noise(8, 8) / 255, noise(8, 8)[:0]])

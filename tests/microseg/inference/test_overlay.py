@@ -53,6 +53,13 @@ def test_enlarged_borders_stay_in_place() -> None:
     assert green.max() <= 452
 
 
+def test_enlarging_loses_no_object_of_one_pixel() -> None:
+    image, mask = np.full((100, 100, 3), 128, np.uint8), np.zeros((100, 100), np.uint8)
+    mask[50, 50] = 1
+    drawn = draw_overlay(image, mask).astype(int)
+    assert (drawn[450:459, 450:459, 1] - drawn[450:459, 450:459, 0] > 80).any()
+
+
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(DataError, match="size"):
         draw_overlay(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), np.uint8))

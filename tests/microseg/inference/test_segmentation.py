@@ -135,13 +135,16 @@ def test_an_array_without_a_file_can_be_saved(provenance: Provenance, tmp_path: 
         segmentation.save(tmp_path, ["probabilities"])
 
 
-def test_large_label_images_are_tiled(provenance: Provenance, tmp_path: Path) -> None:
-    mask = np.zeros((2100, 300), np.uint8)
-    mask[2000:, 200:] = 1
-    Segmentation(mask, None, ("background", "gland"), 0.25, provenance, "wide").save(tmp_path, ["labels"])
+def test_large_images_are_tiled(provenance: Provenance, tmp_path: Path) -> None:
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], (2100, 30)).astype(np.float32).transpose(2, 0, 1)
+    mask = probabilities.argmax(0).astype(np.uint8)
+    segmentation = Segmentation(mask, probabilities, ("background", "gland", "stroma"), 0.25, provenance, "wide")
+    segmentation.save(tmp_path, ["labels", "probabilities"])
     with tifffile.TiffFile(tmp_path / "wide.labels.tif") as tiff:
         assert tiff.pages.first.is_tiled
-    np.testing.assert_array_equal(Segmentation.load(tmp_path).mask, mask)
+    loaded = Segmentation.load(tmp_path)
+    np.testing.assert_array_equal(loaded.mask, mask)
+    np.testing.assert_array_equal(loaded.probabilities, probabilities)
 
 
 def test_loading_says_what_is_wrong(segmentation: Segmentation, tmp_path: Path) -> None:

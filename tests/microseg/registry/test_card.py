@@ -47,13 +47,13 @@ def test_sections_and_facts() -> None:
     assert headings == [
         f"## {name}"
         for name in (
+            "Gate",
+            "Performance",
             "What it is",
             "Intended use",
             "Limits",
             "Data",
             "Training",
-            "Performance",
-            "Gate",
             "Lineage",
             "How to load",
         )

@@ -125,9 +125,23 @@ def test_sentences_tell_the_numbers() -> None:
         "On the held-out images of a the candidate loses 0.050 Dice (0.800 to 0.750); a loss of up to 0.020 is allowed."
     )
     assert "unknown for the candidate and 0.700 for production" in sentences["source_dice/b"]
-    assert "the candidate agrees with itself on 0.900, production on 0.600" in sentences["agreement"]
+    assert (
+        "the candidate agrees with itself on 0.900, production on 0.600; at least as much is asked."
+        in sentences["agreement"]
+    )
     assert "marks 1.0% of the new lab's area; the labelled labs let expect 40.0%" in sentences["foreground_share"]
     assert str(decision).count("REFUSED") == 3
+
+
+@pytest.mark.parametrize(
+    ("gain", "asked"),
+    [(0.05, "a gain of at least 0.050 is asked"), (-0.05, "a loss of up to 0.050 is allowed")],
+)
+def test_what_is_asked_is_told(gain: float, asked: str) -> None:
+    candidate = Evidence({"a": 0.8, "b": 0.7}, None, label_free())
+    decision = decide(candidate, PRODUCTION, GatePolicy(min_agreement_gain=gain))
+    [sentence] = [reason.sentence for reason in decision.reasons if reason.rule == "agreement"]
+    assert sentence.endswith(f"; {asked}.")
 
 
 def test_numbers_of_numpy_give_plain_verdicts() -> None:
