@@ -110,7 +110,12 @@ def evaluate(
         settings,
     )
     return EvaluateRecord(
-        version.version, other.version if other else None, lab, str(file), [str(panel) for panel in panels]
+        version.version,
+        other.version if other else None,
+        lab,
+        str(file),
+        [str(panel) for panel in panels],
+        comparison.to_dict(),
     )
 
 

@@ -90,6 +90,7 @@ class EvaluateRecord:
         lab: the new lab; None when only labelled labs were looked at.
         comparison: file of all figures.
         figures: pictures of both on the same images.
+        evidence: all figures.
     """
 
     candidate: int
@@ -97,6 +98,7 @@ class EvaluateRecord:
     lab: str | None
     comparison: str
     figures: list[str]
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True)

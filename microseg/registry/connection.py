@@ -21,12 +21,12 @@ _REACH_SECONDS = 10.0
 
 _CHATTY = ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store")  # "Creating initial tables…"
 
-_HINTS = {
-    "PERMISSION_DENIED": "your account may not do this: ask the server's administrator for the permission",
-    "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+_HINTS = {  # the first that fits: words of the message, then codes
     "Invalid Host header": "start the server with --allowed-hosts naming the host in this address",
     "out-of-date database schema": "back the database up, then run `mlflow db upgrade` with its address",
     "database is locked": "other processes write to the same SQLite file: run an MLflow server on it instead",
+    "PERMISSION_DENIED": "your account may not do this: ask the server's administrator for the permission",
+    "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED
 
 from microseg.errors import RegistryError
 from microseg.registry import Registry
@@ -29,9 +31,23 @@ def test_passwords_are_not_repeated() -> None:
     assert str(caught.value) == "the registry at postgresql://***@db:5432/mlflow cannot be opened: no route"
 
 
-def test_known_faults_come_with_advice() -> None:
-    with pytest.raises(RegistryError, match="run an MLflow server on it instead"), registry_errors("sqlite:///x", "y"):
-        raise OSError("(sqlite3.OperationalError) database is locked")
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError("(sqlite3.OperationalError) database is locked"), "run an MLflow server on it instead"),
+        (MlflowException("who are you", UNAUTHENTICATED), "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (MlflowException("no", PERMISSION_DENIED), "ask the server's administrator"),
+        (MlflowException("Invalid Host header - possible …", PERMISSION_DENIED), "--allowed-hosts naming the host"),
+        (MlflowException("Detected out-of-date database schema (found …)"), "`mlflow db upgrade`"),
+    ],
+)
+def test_known_faults_come_with_advice(error: Exception, advice: str) -> None:
+    with pytest.raises(RegistryError) as caught, registry_errors("sqlite:///x", "be opened"):
+        raise error
+    text = str(caught.value)
+    assert text.startswith("the registry at sqlite:///x cannot be opened: ")
+    assert advice in text
+    assert caught.value.__cause__ is error
 
 
 def test_nothing_is_opened_before_it_is_needed(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Quality and speed, measured by hand: each module prints its tables."""

@@ -1,0 +1,50 @@
+"""What the pipeline in dvc.yaml needs beside the flows: labs to begin with, and names for the versions between its
+stages.
+
+    python -m flows.pipeline labs var/pipeline/labs
+    python -m flows.pipeline alias first var/pipeline/train.json
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command import microseg_command
+from flows.models import open_registry
+from flows.settings import load_settings
+from flows.story import make_labs
+from microseg.data.lab import read_lab_card
+from microseg.errors import MicrosegError
+
+__all__ = ["alias", "app", "labs"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Steps of dvc.yaml that are no flows.")
+
+
+@app.command()
+@microseg_command
+def labs(folder: Annotated[Path, typer.Argument(help="Where the labs go.")]) -> None:
+    """Make the demo's two labs, as they would be delivered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for delivered in make_labs.fn(load_settings()):
+        delivered.rename(folder / read_lab_card(delivered).lab)
+
+
+@app.command()
+@microseg_command
+def alias(
+    name: Annotated[str, typer.Argument(help="The alias, such as production.")],
+    record: Annotated[Path, typer.Argument(help="Record of the flow that made the version.")],
+) -> None:
+    """Give the version that a flow made an alias, so that the stages after it find it. No gate is asked."""
+    try:
+        version = int(json.loads(record.read_text())["version"])
+    except (OSError, ValueError, KeyError) as error:
+        raise MicrosegError(f"{record}: expected the record of train or adapt, got {error!r}. Run it first.") from error
+    open_registry(load_settings()).set_alias(name, version)
+
+
+if __name__ == "__main__":
+    app()
