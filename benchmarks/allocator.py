@@ -140,7 +140,7 @@ def _measure() -> dict[str, float]:
 
     def step() -> None:
         optimizer.zero_grad()
-        segmentation_loss(network(images), masks).backward()
+        segmentation_loss(network(images), masks).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     seconds = {"forward": _median_seconds(forward)}

@@ -15,6 +15,7 @@ __all__ = [
     "PARTIAL",
     "SUFFIXES",
     "check_outputs",
+    "discard_partial",
     "file_sha256",
     "output_names",
     "remove_outputs",
@@ -98,20 +99,27 @@ def remove_partial(folder: Path, sources: Sequence[Path]) -> None:
     """Remove what a killed process left half made of these images: its folder, and files already moved out of it."""
     names = {way(source) for source in sources for way in _WAYS}
     for left in folder.glob(f".*{PARTIAL}"):
-        name = left.name[1 : -len(PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
-        if name not in names:
-            continue
-        with suppress(DataError):
-            for file in read_record(left / f"{name}.json").outputs.values():
-                if not (left / file).exists():
-                    (folder / Path(file).name).unlink(missing_ok=True)
-        shutil.rmtree(left, ignore_errors=True)
+        if _name_of(left) in names:
+            discard_partial(left)
+
+
+def discard_partial(staging: Path) -> None:
+    """Remove the folder in which a segmentation was made; if it was not finished, also its files that had left it."""
+    with suppress(DataError):  # a finished one has taken its record along
+        for file in read_record(staging / f"{_name_of(staging)}.json").outputs.values():
+            if not (staging / file).exists():
+                (staging.parent / Path(file).name).unlink(missing_ok=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def _name_of(staging: Path) -> str:
+    return staging.name[1 : -len(PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
 
 
 def _owner(folder: Path, name: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -28,6 +27,7 @@ from microseg.inference.outputs import (
     PARTIAL,
     SUFFIXES,
     check_outputs,
+    discard_partial,
     file_sha256,
     output_names,
     remove_outputs,
@@ -162,7 +162,7 @@ class Segmentation:
             for file in (*files.values(), f"{name}.json"):
                 (staging / file).replace(folder / file)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            discard_partial(staging)
         return {output: folder / file for output, file in files.items()} | {"record": folder / f"{name}.json"}
 
     @classmethod

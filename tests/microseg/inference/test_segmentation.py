@@ -124,6 +124,25 @@ def test_a_failure_on_the_way_leaves_the_old_files_and_nothing_half(
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+def test_a_failure_between_two_files_leaves_no_mix_of_old_and_new(
+    segmentation: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace, moved = tmp_path / "out", Path.replace, list[Path]()
+    segmentation.save(out)
+
+    def full(self: Path, target: Path) -> Path:
+        moved.append(target)
+        if len(moved) == 3:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Path, "replace", full)
+        segmentation.save(out)
+    assert list(out.iterdir()) == []
+    assert segmentation.save(out)["record"].name == "slide 1.json"
+
+
 def test_an_array_without_a_file_can_be_saved(provenance: Provenance, tmp_path: Path) -> None:
     mask = np.eye(5, dtype=np.uint8)
     segmentation = Segmentation(mask, None, ("background", "gland"), None, provenance, "field 7")
