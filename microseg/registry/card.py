@@ -171,7 +171,7 @@ def _lineage(run_id: str | None, commit: str | None) -> str:
 def _loading() -> str:
     return f"""## How to load
 ```python
-from microseg.sdk import Segmenter
+from microseg import Segmenter
 Segmenter.load("{PRODUCTION}")     # or a version's number, or "{PREVIOUS}"
 ```
 Without microseg: `mlflow models serve -m models:/{MODEL_NAME}@{PRODUCTION}` takes float32 tiles (B, 3, T, T) in 0..1

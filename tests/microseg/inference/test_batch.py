@@ -134,6 +134,7 @@ def test_only_what_changed_is_redone(
     assert done(outputs=("labels",)) == 0  # fewer outputs are there already
     assert done(outputs=("labels", "outlines")) == 5
     assert done(mpp={"1.png": 0.5}, outputs=("labels",)) == 1  # another pixel size
+    assert (done(), done()) == (5, 0)
     assert done(provenance=provenance.model_copy(update={"model": "microseg-segmenter/4"})) == 5
     assert done(provenance=provenance.model_copy(update={"model": "microseg-segmenter/4", "commit": "beef"})) == 0
 
