@@ -183,7 +183,7 @@ def _report(
         f"{name}: version {version.version}": make_engine(fetch_network(version, settings), settings)
         for name, version in (("before", first), ("candidate", candidate))
     }
-    panels = reference_panels(engines, references["lab_b"], folder / "panels")
+    panels = reference_panels(engines, references["lab_b"], target[1].classes, folder / "panels")
     comparison = read_comparison(candidate, first, settings)
     assert comparison is not None
     decision = decide(comparison.candidate, comparison.production, settings.params.gate)

@@ -1,7 +1,7 @@
 """Pictures and pages for people."""
 
 from microseg.report.page import Change, DecisionShown, Story, write_page, write_report
-from microseg.report.panels import comparison_panels, data_uri, draw_panel, reference_panels
+from microseg.report.panels import comparison_panels, data_uri, reference_panels
 
 __all__ = [
     "Change",
@@ -9,7 +9,6 @@ __all__ = [
     "Story",
     "comparison_panels",
     "data_uri",
-    "draw_panel",
     "reference_panels",
     "write_page",
     "write_report",
