@@ -20,7 +20,7 @@ from typing import Any
 __all__ = ["main"]
 
 _BATCH = (4, 3, 256, 256)
-_REPEATS = 5
+_REPEATS = 3
 _TASKS = ("forward", "step")
 _TITLES = {"forward": "forward pass", "step": "training step"}
 _EPILOG = """\

@@ -1,6 +1,9 @@
 """Two made labs with known truth, prepared as datasets, and a network small enough to train in a moment."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +19,10 @@ if TYPE_CHECKING:
     from microseg.model import NetworkConfig, PyramidSegmenter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are too small to share among threads
-for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW_TRACKING_URI"):
+for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(_name, None)  # no test may work on the places and servers that a developer's shell names
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read when Prefect is imported
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

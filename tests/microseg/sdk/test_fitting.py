@@ -327,3 +327,11 @@ def test_colours_of_large_images_are_told_from_a_part_of_their_pixels(tmp_path: 
     ]
     torch.testing.assert_close(got.mean[0], exact[0].mean[0], rtol=0.01, atol=0)
     assert torch.equal(got.mean[1], exact[1].mean[0])
+
+
+def test_the_last_network_is_taken_where_no_image_is_held_out_to_judge(
+    fabric: Fabric, tiny_config: Config, labelled_lab: Lab, tmp_path: Path
+) -> None:
+    lab = dataclasses.replace(labelled_lab, rows=labelled_lab.select(split="train"))
+    fitted = train([lab], tiny_config(), TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)
+    assert (fitted.result.best_step, fitted.result.evaluations) == (3, {})

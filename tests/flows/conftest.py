@@ -1,0 +1,183 @@
+"""One Prefect server for all tests of flows, and a home in which the whole main job was done once."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from click.testing import Result
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from flows.adapt import adapt
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.promote import promote
+from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, SegmentRecord, TrainRecord
+from flows.segment import segment
+from flows.train import train
+from microseg.data.synthetic import LAB_A, make_lab
+from microseg.registry import Registry
+
+TINY = {
+    "device": "cpu",
+    "network": {"encoder": "blocks", "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
+    "train": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
+    "adapt": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
+    "gate": {"min_first_dice": 0.0},
+    "inference": {"tile": 64, "halo": 8},
+    "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
+}
+STRICT = ("gate.min_agreement_gain=1.0",)
+LENIENT = (
+    "gate.max_source_loss=1.0",
+    "gate.min_agreement_gain=-1.0",
+    "gate.min_foreground_ratio=1e-9",
+    "gate.max_foreground_ratio=1e9",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The main job, done once: what every flow gave, and who had which alias when the gate had refused."""
+
+    home: Path
+    lab_b: Path
+    ingested: dict[str, IngestRecord]
+    trained: TrainRecord
+    ingested_later: IngestRecord
+    adapted: AdaptRecord
+    evaluated: EvaluateRecord
+    refused: PromoteRecord
+    aliases_after_refusal: dict[str, int]
+    promoted: PromoteRecord
+    segmented: SegmentRecord
+    segmented_again: SegmentRecord
+
+    @property
+    def registry(self) -> Registry:
+        """The home's registry, opened anew."""
+        return open_registry(self.home)
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        """The version of each alias, now."""
+        return aliases(self.home)
+
+
+def open_registry(home: Path) -> Registry:
+    return Registry(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+
+
+def aliases(home: Path) -> dict[str, int]:
+    return {alias: version.version for version in open_registry(home).versions() for alias in version.aliases}
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of parameters of all these tests."""
+    file = tmp_path_factory.mktemp("params") / "params.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    return file
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with nothing in it: making its tables takes seconds, a copy nothing."""
+    database = tmp_path_factory.mktemp("empty registry") / "mlflow.db"
+    assert Registry(f"sqlite:///{database}").versions() == ()
+    return database
+
+
+@pytest.fixture(scope="session")
+def job(
+    prefect_server: None,
+    params: Path,
+    empty_registry: Path,
+    deliveries: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Job:
+    """The main job in a home of its own, which no test changes. Its path has a space in it."""
+    home = tmp_path_factory.mktemp("a home")
+    (home / "mlflow").mkdir()
+    shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
+    lab_a, lab_b = deliveries
+    more = make_lab(home / "later" / "lab_a", LAB_A, images=10, size=64, labelled=True, seed=0)  # those 8, and 2 more
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MICROSEG_HOME", str(home))
+        patch.setenv("MICROSEG_PARAMS", str(params))
+        ingested = {"lab_a": ingest(lab_a), "lab_b": ingest(lab_b)}
+        trained = train(("lab_a",))
+        ingested_later = ingest(more)
+        adapted = adapt("lab_b")
+        evaluated = evaluate()
+        refused = promote(changes=STRICT)
+        after_refusal = aliases(home)
+        promoted = promote(changes=LENIENT)
+        segmented, segmented_again = segment(lab_b), segment(lab_b)
+    return Job(
+        home,
+        lab_b,
+        ingested,
+        trained,
+        ingested_later,
+        adapted,
+        evaluated,
+        refused,
+        after_refusal,
+        promoted,
+        segmented,
+        segmented_again,
+    )
+
+
+@pytest.fixture
+def done(job: Job, params: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The home in which the main job was done, in force; only to be looked at."""
+    monkeypatch.setenv("MICROSEG_HOME", str(job.home))
+    monkeypatch.setenv("MICROSEG_PARAMS", str(params))
+    return job
+
+
+@pytest.fixture
+def copied(done: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A copy of it, in force."""
+    home = tmp_path / "a copy"
+    for part in ("data", "dvc-remote", "mlflow"):
+        shutil.copytree(done.home / part, home / part)  # the database goes on naming the artifacts of the first home
+    monkeypatch.setenv("MICROSEG_HOME", str(home))
+    return replace(done, home=home)
+
+
+@pytest.fixture
+def fresh(
+    prefect_server: None, params: Path, empty_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A home with nothing in it, in force."""
+    home = tmp_path / "a fresh home"
+    (home / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
+    monkeypatch.setenv("MICROSEG_HOME", str(home))
+    monkeypatch.setenv("MICROSEG_PARAMS", str(params))
+    return home
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """Runs a flow's command as the terminal does, in this process."""
+
+    def run(command: Callable[..., None], *arguments: object) -> Result:
+        app = typer.Typer()
+        app.command()(command)
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run

@@ -1,0 +1,180 @@
+"""What users give by mistake: a message that says what to do, an exit code that is not 0, and nothing half-written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import Result
+from prefect.client.orchestration import get_client
+
+from flows import adapt, evaluate, ingest, promote, segment, story, train
+from microseg.data.images import read_image, write_png
+
+Run = Callable[..., Result]
+
+
+def refused(result: Result, *messages: str) -> None:
+    said = " ".join((result.stdout + result.stderr).split())
+    assert result.exit_code == 1, said
+    for message in ("microseg: ", *messages):
+        assert message in said
+    assert "Traceback" not in said
+
+
+def delivery(folder: Path, card: str = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n") -> Path:
+    (folder / "images").mkdir(parents=True)
+    (folder / "lab.yaml").write_text(card)
+    return folder
+
+
+@pytest.fixture
+def flawed(deliveries: tuple[Path, Path], tmp_path: Path) -> Path:
+    """Two good images, and one of each fault."""
+    lab_a, folder = deliveries[0], delivery(tmp_path / "flawed")
+    images, masks = folder / "images", folder / "masks"
+    masks.mkdir()
+    for number, name in enumerate(("good_1", "good_2", "other_size", "unknown_class")):
+        shutil.copy(lab_a / "images" / f"lab_a_00{number}.png", images / f"{name}.png")
+        shutil.copy(lab_a / "masks" / f"lab_a_00{number}.png", masks / f"{name}.png")
+    write_png(masks / "other_size.png", np.zeros((16, 16), np.uint8))
+    write_png(masks / "unknown_class.png", np.full((64, 64), 7, np.uint8))
+    write_png(masks / "alone.png", np.zeros((64, 64), np.uint8))
+    whole = (lab_a / "images" / "lab_a_004.png").read_bytes()
+    (images / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (images / "unreadable.png").write_text("no image")
+    twice = read_image(lab_a / "images" / "lab_a_005.png")
+    write_png(images / "twice.png", twice)
+    write_png(images / "twice.tif.png", twice)
+    shutil.copy(images / "twice.png", images / "TWICE.PNG")
+    return folder
+
+
+def test_faulty_files_go_into_quarantine_with_the_reason(fresh: Path, run: Run, flawed: Path) -> None:
+    result = run(ingest.command, flawed)
+    assert result.exit_code == 0, result.output
+    quarantine = fresh / "data" / "quarantine" / "lab_c"
+    assert str(quarantine) in "".join(result.stdout.splitlines())
+    reasons = pd.read_csv(quarantine / "reasons.csv").set_index("file")["reason"]
+    for file, reason in {
+        "masks/other_size.png": "expected the image's size",
+        "images/other_size.png": "its mask other_size.png is refused",
+        "masks/unknown_class.png": "expected class indices",
+        "masks/alone.png": "found none",
+        "images/truncated.png": "",
+        "images/unreadable.png": "",
+        "images/twice.png": "expected a name of its own",
+        "images/TWICE.PNG": "expected a name of its own",
+    }.items():
+        assert reason in reasons[file]
+        assert (quarantine / file).read_bytes() == (flawed / file).read_bytes()
+    taken = {path.name for path in (fresh / "data" / "labs" / "lab_c" / "images").iterdir()}
+    assert {"good_1.png", "good_2.png"} <= taken
+    assert not {name for name in taken if name.startswith(("other", "unknown", "trunc", "unread"))}
+    with get_client(sync_client=True) as client:
+        assert "refused-lab-c" in {it.key for it in client.read_artifacts()}
+
+
+def nothing_there(folder: Path) -> Path:
+    return folder / "absent"
+
+
+def empty(folder: Path) -> Path:
+    return delivery(folder / "empty")
+
+
+def no_card(folder: Path) -> Path:
+    (folder / "no card" / "images").mkdir(parents=True)
+    return folder / "no card"
+
+
+def no_plain_name(folder: Path) -> Path:
+    return delivery(folder / "named", "lab: ../Lab C\nstain: H&E\nclasses: [background, gland]\n")
+
+
+def nothing_readable(folder: Path) -> Path:
+    lab = delivery(folder / "unreadable")
+    (lab / "images" / "a.png").write_text("no image")
+    return lab
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (nothing_there, "expected the folder of a lab's images, found none"),
+        (empty, "expected images, found none"),
+        (no_card, "lab.yaml"),
+        (no_plain_name, "Call it 'lab-c'"),
+        (nothing_readable, "a.png"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_delivery_that_cannot_be_used(
+    fresh: Path, run: Run, tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    record = tmp_path / "record.json"
+    refused(run(ingest.command, make(tmp_path), "--record", record), message)
+    assert not [path for path in (fresh / "data" / "labs").glob("*") if not path.name.startswith(".")]
+    assert not (fresh / "data" / "history").exists()
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(
+    ("flow", "arguments", "messages"),
+    [
+        (train, ["lab_x"], ["lab 'lab_x', found none", "microseg ingest"]),
+        (train, ["../lab_x"], ["lab name"]),
+        (adapt, ["lab_x"], ["'production'", "train a first model"]),
+        (evaluate, [], ["'candidate'"]),
+        (promote, [], ["'candidate'"]),
+        (promote, ["--rollback"], ["'previous'"]),
+        (segment, ["absent folder"], ["absent folder", "expected a folder of images"]),
+        (story, ["--source", "lab_x"], ["both --source and --target"]),
+        (train, ["lab_x", "--set", "train.step=5"], ["train.step: unknown", "steps"]),
+        (train, ["lab_x", "--set", "train.steps=none"], ["train.steps"]),
+    ],
+)
+def test_with_nothing_there_yet(fresh: Path, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
+    refused(run(flow.command, *arguments), *messages)
+
+
+@pytest.mark.parametrize(
+    ("flow", "arguments", "messages"),
+    [
+        (train, ["lab_b"], ["labelled images", "lab_b"]),
+        (adapt, ["lab_x"], ["lab 'lab_x', found none"]),
+        (adapt, ["lab_b", "--base", "7"], ["version '7'", "1, 2"]),
+        (adapt, ["lab_b", "--digest", "abc"], ["expected a dataset's digest"]),
+        (evaluate, ["7"], ["version '7'"]),
+        (segment, ["{lab_b}", "--model", "7"], ["version '7'"]),
+        (segment, ["{lab_b}", "--out", "{lab_b}/images"], ["a folder of its own for the outputs"]),
+        (story, [], ["is in production and was not made by the demo", "MICROSEG_HOME"]),
+    ],
+)
+def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
+    before = done.aliases
+    refused(run(flow.command, *(argument.format(lab_b=done.lab_b) for argument in arguments)), *messages)
+    assert done.aliases == before
+
+
+def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    result = run(promote.command, "1", "--set", "gate.min_agreement_gain=1.0", "--record", record)
+    refused(result, "The gate refused version 1; version 2 stays in production.", "agrees with itself")
+    assert '"accepted": false' in record.read_text()
+    assert copied.aliases["production"] == 2
+
+
+def test_a_broken_image_does_not_stop_a_batch(copied: Any, run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    shutil.copytree(copied.lab_b / "images", folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    result = run(segment.command, folder, "--out", out)
+    refused(result, "1 of 7 images could not be segmented", "failures.csv")
+    failures = pd.read_csv(out / "failures.csv")
+    assert [Path(image).name for image in failures["image"]] == ["broken.png"]
+    assert len(list(out.glob("*.geojson"))) == 6
+    assert not list(out.glob("broken*"))

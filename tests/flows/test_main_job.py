@@ -1,0 +1,128 @@
+"""The flows one after another, as users run them: what each leaves behind for the next, and for people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.promote import promote, rollback
+from microseg.inference import read_record
+from microseg.versioning import DatasetStore
+
+
+def test_ingestion_makes_a_version(done: Any) -> None:
+    record = done.ingested["lab_a"]
+    assert (record.images, record.labelled, record.refused, record.quarantine) == (8, 8, 0, None)
+    store = DatasetStore(done.home / "data", str(done.home / "dvc-remote"))
+    assert [entry.digest for entry in store.history("lab_a")] == [record.digest, done.ingested_later.digest]
+    assert done.ingested["lab_b"].labelled == 0
+
+
+def test_the_first_model_goes_into_production(done: Any) -> None:
+    assert (done.trained.version, done.trained.production) == (1, True)
+    assert done.trained.labs == {"lab_a": done.ingested["lab_a"].digest}
+    assert 0 <= done.trained.dice["lab_a"] <= 1
+
+
+def test_adaptation_reads_the_datasets_recorded_with_production(done: Any) -> None:
+    """Although lab_a has had a newer version since."""
+    assert done.ingested_later.digest != done.trained.labs["lab_a"]
+    assert (done.adapted.version, done.adapted.base) == (2, 1)
+    assert done.adapted.source == done.trained.labs
+    assert done.adapted.target == {"lab_b": done.ingested["lab_b"].digest}
+    version = done.registry.resolve(2)
+    assert version.datasets == {**done.trained.labs, **done.adapted.target}
+    assert version.tags["base_version"] == "1"
+
+
+def test_the_versions_say_what_they_are(done: Any) -> None:
+    for number, method in ((1, "supervised"), (2, "dual_adaptive_pyramid")):
+        version = done.registry.resolve(number)
+        assert version.tags["method"] == method
+        assert "lab_a" in version.description
+    assert "lab_b" in done.registry.resolve(2).description
+
+
+def test_evaluation_is_kept(done: Any) -> None:
+    record = done.evaluated
+    assert (record.candidate, record.production, record.lab) == (2, 1, "lab_b")
+    figures = json.loads(Path(record.comparison).read_text())
+    assert figures == record.evidence
+    assert set(figures["candidate"]["source_dice"]) == {"lab_a"}
+    assert "agreement" in figures["candidate"]["label_free"]
+    assert record.figures
+    assert all(Path(figure).is_file() for figure in record.figures)
+
+
+def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
+    assert (done.refused.accepted, done.refused.version, done.refused.production) == (False, 2, 1)
+    assert any("agrees with itself" in reason for reason in done.refused.reasons)
+    assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
+
+
+def test_an_accepted_candidate_takes_the_place_of_production(done: Any) -> None:
+    assert (done.promoted.accepted, done.promoted.version, done.promoted.production) == (True, 2, 2)
+    assert done.aliases == {"production": 2, "previous": 1}
+
+
+def test_promoting_what_is_in_production_changes_nothing(copied: Any) -> None:
+    assert promote("production").accepted
+    assert copied.aliases == {"production": 2, "previous": 1}
+
+
+def test_rollback(copied: Any) -> None:
+    record = rollback()
+    assert (record.version, record.production) == (1, 1)
+    assert copied.aliases == {"production": 1}
+
+
+def test_the_batch_is_whole_and_leads_back_to_its_origin(done: Any) -> None:
+    record, out = done.segmented, Path(done.segmented.out)
+    assert (record.version, record.images, record.done, record.failed) == ("2", 6, 6, 0)
+    assert out == done.home / "segmentations" / "lab_b"
+    assert len(pd.read_csv(out / "summary.csv")) == 6
+    assert pd.read_csv(out / "failures.csv").empty
+    one = read_record(out / "lab_b_000.json")
+    assert one.provenance.model == "microseg-segmenter/2"
+    assert one.provenance.run_id == done.adapted.run_id
+    assert one.provenance.datasets == done.registry.resolve(2).datasets
+    assert set(one.outputs) == {"labels", "outlines", "overlay", "objects"}
+    assert all((out / file).is_file() for file in one.outputs.values())
+    assert one.mpp == 1.0  # from the lab's images.csv
+
+
+def test_a_second_batch_skips_what_is_done(done: Any) -> None:
+    assert (done.segmented_again.done, done.segmented_again.skipped) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("comparison", "figure"),
+        ("panel-1", "data:image/"),
+        ("gate", "accepted"),
+        ("batch", "skipped"),
+        ("overlay-1", "data:image/"),
+    ],
+)
+def test_prefect_shows(done: Any, key: str, content: str) -> None:
+    with get_client(sync_client=True) as client:
+        found = [it for it in client.read_artifacts() if it.key == key]
+    assert found, f"no artifact {key}"
+    assert any(content in str(it.data) for it in found)
+
+
+def test_prefect_shows_training_done(done: Any) -> None:
+    with get_client(sync_client=True) as client:
+        progress = [it for it in client.read_artifacts() if it.type == "progress"]
+    assert {it.description for it in progress} >= {"Training on lab_a", "Adapting to lab_b"}
+    assert all(float(it.data) == 100 for it in progress)
+
+
+def test_nothing_is_written_outside_the_home(done: Any) -> None:
+    expected = {"data", "dvc-remote", "later", "mlflow", "models", "runs", "segmentations"}
+    assert {path.name for path in done.home.iterdir()} == expected
+    assert not list(done.home.rglob("*.partial"))
