@@ -146,7 +146,7 @@ def test_with_nothing_there_yet(fresh: Path, run: Run, flow: Any, arguments: lis
     [
         (train, ["lab_b"], ["labelled images", "lab_b"]),
         (adapt, ["lab_x"], ["lab 'lab_x', found none"]),
-        (adapt, ["lab_b", "--base", "7"], ["version '7'", "1, 2"]),
+        (adapt, ["lab_b", "--base", "7"], ["version '7'", "2 (production), 1 (previous)"]),
         (adapt, ["lab_b", "--digest", "abc"], ["expected a dataset's digest"]),
         (evaluate, ["7"], ["version '7'"]),
         (segment, ["{lab_b}", "--model", "7"], ["version '7'"]),
@@ -161,11 +161,12 @@ def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str],
 
 
 def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
+    copied.registry.rollback()
     record = tmp_path / "record.json"
-    result = run(promote.command, "1", "--set", "gate.min_agreement_gain=1.0", "--record", record)
-    refused(result, "The gate refused version 1; version 2 stays in production.", "agrees with itself")
+    result = run(promote.command, "2", "--set", "gate.min_agreement_gain=1.0", "--record", record)
+    refused(result, "The gate refused version 2; version 1 stays in production.", "agrees with itself")
     assert '"accepted": false' in record.read_text()
-    assert copied.aliases["production"] == 2
+    assert copied.aliases == {"production": 1}
 
 
 def test_a_broken_image_does_not_stop_a_batch(copied: Any, run: Run, tmp_path: Path) -> None:

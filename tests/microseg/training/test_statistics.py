@@ -17,7 +17,8 @@ def batches(count: int, *, level: float = 0.0, seed: int = 0) -> list[torch.Tens
 
 def test_against_numpy() -> None:
     layer, images = nn.BatchNorm2d(3), batches(4)
-    layer.running_mean += 9.0  # type: ignore[operator]
+    layer(torch.rand(2, 3, 5, 4) + 9)  # what it knew before, which must not count
+    assert layer.num_batches_tracked == 1
     estimate_statistics(nn.Sequential(layer), images)
     arrays = [image.numpy().transpose(1, 0, 2, 3).reshape(3, -1) for image in images]
     assert layer.running_mean is not None
