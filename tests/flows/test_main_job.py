@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterType
 
 from flows.promote import promote, rollback
 from microseg.inference import read_record
@@ -110,14 +111,15 @@ def test_a_second_batch_skips_what_is_done(done: Any) -> None:
 )
 def test_prefect_shows(done: Any, key: str, content: str) -> None:
     with get_client(sync_client=True) as client:
-        found = [it for it in client.read_artifacts() if it.key == key]
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
     assert found, f"no artifact {key}"
     assert any(content in str(it.data) for it in found)
 
 
 def test_prefect_shows_training_done(done: Any) -> None:
     with get_client(sync_client=True) as client:
-        progress = {(it.description, it.data) for it in client.read_artifacts(limit=200) if it.type == "progress"}
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["progress"])))
+    progress = {(it.description, it.data) for it in found}
     assert {("Training on lab_a", 100.0), ("Adapting to lab_b", 100.0)} <= progress
 
 
