@@ -15,7 +15,7 @@ from microseg.data.images import read_image, read_mask, write_png
 from microseg.data.lab import LabCard
 from microseg.data.manifest import ManifestRow
 from microseg.evaluation import Comparison, compare, expected_foreground_share
-from microseg.model import PyramidSegmenter
+from microseg.model import Features, PyramidSegmenter
 from microseg.registry import Evidence, GatePolicy, Interval, decide
 
 
@@ -135,8 +135,14 @@ def test_separability_is_about_the_labs_at_the_models_scale(
         lab("brown", (150, 120, 90), 1),
     )
 
+    def features(pixels: torch.Tensor) -> Features:
+        """The colour, and how steep it is along a row."""
+        slope = (pixels[..., 1:] - pixels[..., :-1]).abs()
+        return Features(pixels, torch.cat([pixels[..., 1:], slope], 1), ())
+
     def separability(target: Lab) -> float:
         network = tiny_network()
+        network.features = features  # type: ignore[method-assign]
         result = compare(network, None, source=[pink], target=target, engine=Threshold)  # type: ignore[arg-type]
         return result.candidate.label_free["domain_separability"]
 

@@ -55,6 +55,17 @@ def test_score_by_hand(two_images: tuple[list[Reference], Any]) -> None:
     np.testing.assert_allclose(table["boundary_dice"], [1.0, 1.0])  # nothing is 2 px off
 
 
+def test_what_lies_on_ignored_pixels_is_no_border(tmp_path: Path) -> None:
+    """The left half is a gland, the right half is ignored; all of it is found."""
+    truth = np.ones((12, 12), np.uint8)
+    truth[:, 6:] = 255
+    write_png(tmp_path / "image.png", np.zeros((12, 12, 3), np.uint8))
+    write_png(tmp_path / "mask.png", truth)
+    reference = Reference("a", tmp_path / "image.png", tmp_path / "mask.png", None)
+    table = score(lambda _image, _mpp: one_hot(np.ones((12, 12), np.uint8), 2), [reference], CLASSES[:2])
+    assert (table["dice"][0], table["boundary_dice"][0]) == (1, 1)
+
+
 def test_means_are_taken_over_images_first(two_images: tuple[list[Reference], Any]) -> None:
     references, segment = two_images
     means = mean_scores(score(segment, references, CLASSES))

@@ -316,9 +316,10 @@ def test_a_remote_that_loses_what_it_is_given(datasets, monkeypatch):
 # --- where the store lies
 
 
-def test_inside_a_git_checkout_and_another_dvc_repository(tmp_path):
+def test_inside_a_git_checkout_and_another_dvc_repository(tmp_path, monkeypatch):
     from dvc.repo import Repo
 
+    monkeypatch.setattr(logging.getLogger("dvc"), "handlers", [])  # DVC's keep the output of whoever imported it first
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("/data/\n")
     Repo.init(str(tmp_path)).close()
