@@ -2,8 +2,8 @@
 
 **Memory.** By default glibc serves each block above a few hundred kilobytes with a fresh ``mmap`` and returns it on
 ``free``. A network allocates such blocks thousands of times a second, and on CPUs each of them is paid in page faults.
-Raising the thresholds keeps the blocks in the process: the same arithmetic, several times faster where page faults are
-dear (``python -m benchmarks.allocator`` measures it). The price is that the process keeps its peak memory until it
+Raising the thresholds keeps the blocks in the process: the same arithmetic, faster by as much as page faults are dear
+(``python -m benchmarks.allocator`` measures it). The price is that the process keeps its peak memory until it
 ends.
 
 **Waiting.** The threads of an OpenMP program spin while they wait for one another. On a machine that others use too, a
