@@ -37,8 +37,10 @@ __all__ = [
     "MPP_RANGE",
     "image_digest",
     "image_mpp",
+    "is_tiff",
     "read_image",
     "read_mask",
+    "scale_to_rgb",
     "write_png",
 ]
 
@@ -72,13 +74,13 @@ def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
     with _reading(path, "an image"):
         values = _read_deep_tiff(path)
         if values is not None:
-            return _to_rgb(path, values)
+            return scale_to_rgb(path, values)
         image = _load(path)
         if image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         if image.mode == "F" or image.mode.startswith("I"):
-            return _to_rgb(path, np.asarray(image))
+            return scale_to_rgb(path, np.asarray(image))
         return np.array(image.convert("RGB"))
 
 
@@ -134,7 +136,7 @@ def image_mpp(path: Path | str) -> float | None:
     path = Path(path)
     sizes: tuple[float, float] | None = None
     with suppress(Exception):  # whatever is wrong with the file, read_image says it
-        sizes = _tiff_mpp(path) if _is_tiff(path) else _png_mpp(path)
+        sizes = _tiff_mpp(path) if is_tiff(path) else _png_mpp(path)
     if sizes is None or not MPP_RANGE[0] <= sizes[0] <= MPP_RANGE[1] or abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
         return None
     return round(sizes[0], 6)
@@ -217,14 +219,15 @@ def _load(path: Path) -> Image.Image:
         return ImageOps.exif_transpose(image)
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, whatever its name."""
     with path.open("rb") as file:
         return file.read(4) in _TIFF_STARTS
 
 
 def _read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
     """Read a TIFF that Pillow cannot read exactly: over 8 bits, or channels on pages of their own; else None."""
-    if not _is_tiff(path):
+    if not is_tiff(path):
         return None
     import tifffile
 
@@ -276,8 +279,20 @@ def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return values
 
 
-def _to_rgb(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Scale (H, W) or (H, W, 1 | 3 | 4) values of any type to uint8 RGB (H, W, 3)."""
+def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = None) -> npt.NDArray[np.uint8]:
+    """Scale values of any type to RGB; the module's table says how.
+
+    Args:
+        path: Of the file, for messages.
+        values: Grey, RGB or RGBA.
+        highest: The image's largest value, where ``values`` is a part of it only; what is larger is cut off.
+
+    Shape:
+        (H, W) or (H, W, 1 | 3 | 4) → (H, W, 3)
+
+    Raises:
+        ImageReadError: Other channels, or values that no image has.
+    """
     if values.ndim == 2:
         values = values[:, :, None]
     if values.shape[2] not in (1, 3, 4):
@@ -285,7 +300,7 @@ def _to_rgb(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
             f"{path}: expected 1 (grey), 3 (RGB) or 4 (RGBA) channels, got {values.shape[2]}. "
             "Export a brightfield image as RGB; fluorescence channels are not supported."
         )
-    lowest, highest = values.min(), values.max()
+    lowest, highest = values.min(), values.max() if highest is None else highest
     if values.dtype.kind == "f":
         if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
             raise ImageReadError(f"{path}: expected floats in 0..1, got {lowest}..{highest}. Export it as 8-bit RGB.")

@@ -1,0 +1,160 @@
+"""What a slide is to the rest of the code: levels, and RGB regions of them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from microseg.errors import DataError, ImageReadError
+
+__all__ = ["ArraySlide", "Level", "Slide", "over_white"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide.
+
+    Attributes:
+        width: in pixels of this level.
+        height: in pixels of this level.
+        downsample: pixels of the finest level along one pixel of this one; 1 for the finest.
+    """
+
+    width: int
+    height: int
+    downsample: float
+
+
+class Slide(ABC):
+    """An image read region by region; several threads may read at once. Close it, or use it in a ``with`` block.
+
+    Attributes:
+        path: of the file.
+        levels: the finest first.
+        mpp: microns per pixel of the finest level, as the file states them; None when it does not.
+    """
+
+    def __init__(self, path: Path, levels: tuple[Level, ...], mpp: float | None) -> None:
+        self.path, self.levels, self.mpp = path, levels, mpp
+
+    @property
+    def width(self) -> int:
+        """Pixels of the finest level."""
+        return self.levels[0].width
+
+    @property
+    def height(self) -> int:
+        """Pixels of the finest level."""
+        return self.levels[0].height
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Read a region.
+
+        Args:
+            level: number of the level.
+            x: of the region's left edge, in pixels of the level.
+            y: of its upper edge.
+            width: in pixels of the level.
+            height: in pixels of the level.
+
+        Shape:
+            (height, width, 3)
+
+        Returns:
+            RGB, 0..255.
+
+        Raises:
+            DataError: the region is not inside the level.
+            ImageReadError: the file is damaged there.
+        """
+        of = self.levels[level]
+        if not (0 <= x < x + width <= of.width and 0 <= y < y + height <= of.height):
+            raise DataError(
+                f"{self.path}: expected a region inside {of.width} x {of.height}, got {width} x {height} at ({x}, {y})."
+            )
+        try:
+            return self._read(level, x, y, width, height)
+        except ImageReadError:
+            raise
+        except Exception as error:  # damaged files make decoders raise nearly anything
+            raise ImageReadError(
+                f"{self.path}: expected pixels at ({x}, {y}) of level {level}, got: {str(error) or repr(error)}. "
+                "The file is damaged there, or compressed in a way that cannot be read; export or copy it again."
+            ) from error
+
+    def level_for(self, downsample: float) -> int:
+        """Number of the coarsest level that is not coarser than this downsample."""
+        fitting = [number for number, level in enumerate(self.levels) if level.downsample <= 1.02 * downsample]
+        return max(fitting, key=lambda number: self.levels[number].downsample, default=0)
+
+    def thumbnail(self, longest: int) -> npt.NDArray[np.uint8]:
+        """The whole slide, small.
+
+        Args:
+            longest: of the two sides of the picture, in pixels; a smaller slide is not enlarged.
+
+        Shape:
+            (h, w, 3)
+        """
+        factor = min(1.0, longest / max(self.width, self.height))
+        size = (max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+        level = self.levels[number := self.level_for(1 / factor)]
+        picture = Image.new("RGB", size)
+        rows = max(1, min(size[1], (2**24 * size[1]) // (level.width * level.height)))  # at most 16 megapixels read
+        for top in range(0, size[1], rows):
+            bottom = min(size[1], top + rows)
+            first, last = top * level.height / size[1], bottom * level.height / size[1]
+            y, end = int(first), min(level.height, -int(-last // 1))
+            part = Image.fromarray(self.read(number, 0, y, level.width, end - y))
+            box = (0.0, first - y, float(level.width), min(last - y, float(end - y)))
+            picture.paste(part.resize((size[0], bottom - top), Image.Resampling.BOX, box), (0, top))
+        return np.array(picture, np.uint8)
+
+    def close(self) -> None:  # noqa: B027 (not every slide has a file open)
+        """Let the file go; nothing can be read afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """The same as `read`, of a region that is inside."""
+
+
+class ArraySlide(Slide):
+    """An image in memory.
+
+    Args:
+        pixels: (H, W, 3), RGB.
+        path: of its file.
+        mpp: microns per pixel; None if unknown.
+    """
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], path: Path, mpp: float | None) -> None:
+        super().__init__(path, (Level(pixels.shape[1], pixels.shape[0], 1.0),), mpp)
+        self._pixels = pixels
+
+    def _read(self, _level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        return self._pixels[y : y + height, x : x + width]
+
+
+def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Lay pixels with transparency over white, the background of a brightfield slide.
+
+    Shape:
+        (h, w, 4) → (h, w, 3)
+    """
+    if (rgba[..., 3] == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    layer = Image.fromarray(rgba, mode="RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), np.uint8)
