@@ -17,10 +17,10 @@ import os
 import platform
 import sys
 
-__all__ = ["tune_allocator", "wait_asleep"]
+__all__ = ["return_memory", "tune_allocator", "wait_asleep"]
 
 # malloc.h; the values are ints, so nothing above 2^31 - 1
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _LARGEST = 2**31 - 1
 _MMAP_THRESHOLDS = (2**30, 2**25)  # older glibc refuses more than 32 MiB
 _TOP_PAD = 2**26
@@ -46,7 +46,14 @@ def tune_allocator() -> bool:
     raised = any(mallopt(_M_MMAP_THRESHOLD, bytes_) for bytes_ in _MMAP_THRESHOLDS)
     trimmed = mallopt(_M_TRIM_THRESHOLD, _LARGEST)
     padded = mallopt(_M_TOP_PAD, _TOP_PAD)
-    return bool(raised and trimmed and padded)
+    shared = mallopt(_M_ARENA_MAX, 1)  # else each thread keeps a peak of its own
+    return bool(raised and trimmed and padded and shared)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, where `tune_allocator` keeps it in the process."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def wait_asleep() -> None:

@@ -10,6 +10,7 @@ from microseg.inference.overlay import draw_overlay, draw_panel
 from microseg.inference.palette import class_colour
 from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
+from microseg.inference.slide import segment_slide, slide_rows
 from microseg.inference.tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "segment_batch",
     "segment_file",
     "segment_image",
+    "segment_slide",
+    "slide_rows",
     "summarise_image",
     "weights_digest",
 ]

@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,10 +17,11 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn import functional
 
-from microseg.cpu import tune_allocator
+from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import DataError, SettingsError
 from microseg.inference.folding import fold_batch_norm
-from microseg.inference.tiling import cut_tile, plan_spans, plan_tiles
+from microseg.inference.lanes import Lanes
+from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.model import PyramidSegmenter
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
@@ -39,14 +42,16 @@ class _Settings:
 class Engine:
     """A network made ready to segment many images.
 
-    It works on a copy with batch normalisation folded into the convolutions; the network given is not changed.
+    It works on a copy with batch normalisation folded into the convolutions; the network given is not changed. On a CPU
+    tiles are computed beside one another, each by its share of the threads: threads that share one tile wait for each
+    other at every layer.
 
     Args:
         network: the segmenter.
         device: where to compute.
         tile: longest side of a tile in pixels at the model's scale, rounded up to the network's stride.
         halo: half of the least overlap of two tiles, in pixels; see `plan_tiles`.
-        batch: tiles computed at once.
+        batch: tiles computed at once; on a CPU at most as many as PyTorch has threads.
         half: compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
             about 0.01; processors that know bfloat16 take half the time.
 
@@ -76,6 +81,9 @@ class Engine:
         example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
         folded = fold_batch_norm(network, example.to(_device(network)))
         self._network = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        del folded
+        return_memory()  # of the copies that folding took
+        self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -100,7 +108,24 @@ class Engine:
         Raises:
             DataError: when the image is not uint8 RGB, or the two pixel sizes are more than 16 times apart.
         """
-        return _segment(self._network, image, _zoom(mpp, self.mpp), self._settings, self.stride)
+        return _rescaled(image, self.zoom(mpp), self._whole)
+
+    @property
+    def batch(self) -> int:
+        """Tiles computed at once."""
+        return self._settings.batch
+
+    def zoom(self, mpp: float | None) -> float:
+        """Factor by which an image of this pixel size is enlarged to the model's scale; 1 where one is unknown.
+
+        Raises:
+            DataError: when the two pixel sizes are more than 16 times apart.
+        """
+        return _zoom(mpp, self.mpp)
+
+    def plan(self, height: int, width: int) -> TilePlan:
+        """The tiles of an image that is already at the model's scale."""
+        return plan_tiles(height, width, tile=self._settings.tile, halo=self._settings.halo, multiple=self.stride)
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Class probabilities of a batch of tiles of one size, each by itself.
@@ -109,6 +134,27 @@ class Engine:
             (B, h, w, 3) → (B, K, h, w)
         """
         return _predict(self._network, tiles, self._settings)
+
+    def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
+        """Class probabilities of tiles of one size as they come, in order; some are computed ahead.
+
+        Shape:
+            each (h, w, 3) → (K, h, w)
+        """
+        waiting = iter(tiles)
+        size = 1 if self._settings.device.type == "cpu" else self.batch
+        computing: deque[Future[npt.NDArray[np.float32]]] = deque()
+        while batch := list(itertools.islice(waiting, size)):
+            computing.append(self._lanes.submit(self.predict, np.stack(batch)))
+            if len(computing) > 2 * self._lanes.count:
+                yield from computing.popleft().result()
+        for future in computing:
+            yield from future.result()
+
+    def _whole(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        plan = self.plan(*image.shape[:2])
+        seen = self.predictions(cut_tile(image, tile) for tile in plan)
+        return _blend(plan, seen, image.shape[0], image.shape[1])
 
 
 def segment_image(
@@ -149,7 +195,8 @@ def segment_image(
     chosen = _device(network) if device is None else torch.device(device)
     settings = _settings(network, chosen, tile, halo, batch, half)
     with _evaluating(network.to(chosen)):
-        return _segment(network, image, _zoom(mpp, network.config.mpp), settings, network.stride)
+        zoom = _zoom(mpp, network.config.mpp)
+        return _rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings, network.stride))
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -158,19 +205,20 @@ def weights_digest(network: nn.Module) -> str:
     return hashlib.sha256(save_tensors(tensors)).hexdigest()
 
 
-def _segment(
-    network: nn.Module, image: npt.NDArray[np.uint8], zoom: float, settings: _Settings, stride: int
+def _rescaled(
+    image: npt.NDArray[np.uint8], zoom: float, segment: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float32]:
+    """Segment an image at the model's scale, and bring the result back to its own."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
             f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
         )
     if zoom == 1:
-        return _segment_tiles(network, image, settings, stride)
+        return segment(image)
     height, width = image.shape[:2]
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # (h, w, 3), as in training
-    small = torch.from_numpy(_segment_tiles(network, rescaled, settings, stride))[None]  # (1, K, h, w)
+    small = torch.from_numpy(segment(rescaled))[None]  # (1, K, h, w)
     full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
     return np.asarray(full[0].numpy(), np.float32)
 
@@ -180,15 +228,23 @@ def _segment_tiles(
 ) -> npt.NDArray[np.float32]:
     height, width = image.shape[:2]
     plan = plan_tiles(height, width, tile=settings.tile, halo=settings.halo, multiple=stride)
+
+    def seen() -> Iterator[npt.NDArray[np.float32]]:
+        tiles = iter(plan)
+        while batch := tuple(itertools.islice(tiles, settings.batch)):
+            yield from _predict(network, np.stack([cut_tile(image, tile) for tile in batch]), settings)
+
+    return _blend(plan, seen(), height, width)
+
+
+def _blend(plan: TilePlan, seen: Iterable[npt.NDArray[np.float32]], height: int, width: int) -> npt.NDArray[np.float32]:
+    """Join what was seen in each tile, (K, h, w), to the whole, (K, height, width)."""
     total: npt.NDArray[np.float32] | None = None
-    tiles = iter(plan)
-    while batch := tuple(itertools.islice(tiles, settings.batch)):
-        seen = _predict(network, np.stack([cut_tile(image, tile) for tile in batch]), settings)  # (B, K, h, w)
+    for tile, part in zip(plan, seen, strict=True):
         if total is None:
-            total = np.zeros((seen.shape[1], height, width), np.float32)  # (K, H, W)
-        for tile, part in zip(batch, seen, strict=True):
-            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
-            total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
+            total = np.zeros((len(part), height, width), np.float32)  # (K, H, W)
+        kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
+        total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
     assert total is not None
     return total
 
@@ -197,10 +253,12 @@ def _segment_tiles(
 def _predict(network: nn.Module, tiles: npt.NDArray[np.uint8], settings: _Settings) -> npt.NDArray[np.float32]:
     kind = settings.device.type
     dtype = torch.float16 if kind == "cuda" else torch.bfloat16
-    pixels = torch.from_numpy(tiles).to(settings.device).permute(0, 3, 1, 2)  # (B, 3, h, w) uint8, channels last
+    given = torch.from_numpy(tiles)
+    given = given.pin_memory() if kind == "cuda" else given
+    pixels = given.to(settings.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, h, w) uint8, channels last
     with torch.autocast(kind, dtype=dtype, enabled=settings.half):
         logits = network(pixels.float().div_(255))  # (B, K, h, w)
-    return np.asarray(logits.float().softmax(dim=1).cpu().numpy(), np.float32)
+    return np.asarray(logits.float().softmax(dim=1).contiguous().cpu().numpy(), np.float32)
 
 
 def _zoom(mpp: float | None, model_mpp: float | None) -> float:

@@ -9,7 +9,16 @@ import shapely
 
 from microseg.inference.outlines import label_objects, outline_objects
 
-__all__ = ["OBJECT_COLUMNS", "measure_objects", "object_indices", "summarise_image"]
+__all__ = [
+    "OBJECT_COLUMNS",
+    "SUMS",
+    "ObjectSums",
+    "measure_objects",
+    "object_indices",
+    "sum_objects",
+    "summarise_image",
+    "tabulate",
+]
 
 OBJECT_COLUMNS = (
     "image",
@@ -27,7 +36,15 @@ OBJECT_COLUMNS = (
     "solidity",
     "mean_probability",
 )
+SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "certainty")
+"""Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, probability of the class."""
+_AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CERTAINTY = range(len(SUMS))
+
+ObjectSums = npt.NDArray[np.float64]
+
+_ROUNDING = 1e-5  # squared pixels: of coordinates up to 100,000 the variance is no better known
 _ROWS = 256  # of an image, taken at once
+_PIXELS = 2**20  # of an image, whose objects are summed at once
 
 
 def measure_objects(
@@ -39,6 +56,7 @@ def measure_objects(
     probabilities: npt.NDArray[np.float32] | None = None,
     labels: npt.NDArray[np.int32] | None = None,
     polygons: npt.NDArray[np.object_] | None = None,
+    step: float = 1.0,
 ) -> pd.DataFrame:
     """Measure every object of a mask.
 
@@ -50,6 +68,7 @@ def measure_objects(
         probabilities: of the classes. None: ``mean_probability`` is NaN.
         labels: from `label_objects`, where already made.
         polygons: from `outline_objects`, where already made.
+        step: pixels of the image along one of the mask; measurements are in those of the image.
 
     Shape:
         mask (H, W), probabilities (K, H, W)
@@ -68,39 +87,109 @@ def measure_objects(
     """
     labels = label_objects(mask) if labels is None else labels
     polygons = outline_objects(labels) if polygons is None else polygons
-    count = len(polygons)
-    indices = object_indices(mask, labels, count)
+    indices = object_indices(mask, labels, len(polygons))
+    certainty = None
+    if probabilities is not None:
+        certainty = np.take_along_axis(probabilities, np.minimum(mask, len(classes) - 1)[None], axis=0)[0]
+    sums = sum_objects(labels, len(polygons), certainty)
+    return tabulate(sums, polygons, indices, classes, image=image, mpp=mpp, step=step)
+
+
+def sum_objects(
+    labels: npt.NDArray[np.int32],
+    count: int,
+    certainty: npt.NDArray[np.floating] | None = None,
+    *,
+    rows: slice = slice(None),
+    top: int = 0,
+) -> ObjectSums:
+    """Sums over the pixels of each object, of which measurements are made; sums of parts of an object can be added.
+
+    Args:
+        labels: from `label_objects`, or of some rows of a larger image.
+        count: of the objects.
+        certainty: probability of each pixel's class. None: its sum is NaN.
+        rows: that are summed; the others are there for the perimeters, which look two pixels around.
+        top: number of the first of all the rows in the larger image.
+
+    Shape:
+        labels (h, W), certainty (h, W)
+
+    Returns:
+        The sums, (count, len(SUMS)).
+    """
+    sums = np.zeros((count, len(SUMS)), np.float64)
+    first, last, _ = rows.indices(len(labels))
+    step = max(1, _PIXELS // labels.shape[1])
+    for start in range(first, last, step):
+        stop = min(last, start + step)
+        sums += _sum_rows(labels[start:stop], count, None if certainty is None else certainty[start:stop], top + start)
+        around = slice(max(0, start - 2), min(len(labels), stop + 2))
+        of = slice(start - around.start, stop - around.start)
+        sums[:, _PERIMETER] += _perimeters(labels[around], count, of)
+    return sums
+
+
+def _sum_rows(
+    labels: npt.NDArray[np.int32], count: int, certainty: npt.NDArray[np.floating] | None, top: int
+) -> ObjectSums:
     where = np.flatnonzero(labels)
     number = labels.ravel()[where] - 1  # object of each foreground pixel
-    y, x = np.divmod(where, labels.shape[1])
-    area = np.bincount(number, minlength=count).astype(np.float64)
+    y, x = (place.astype(np.float64) for place in np.divmod(where, labels.shape[1]))
+    y += top
+    sums = np.zeros((count, len(SUMS)), np.float64)
+    sums[:, _AREA] = np.bincount(number, minlength=count)
+    for column, values in ((_X, x), (_Y, y), (_XX, x * x), (_YY, y * y), (_XY, x * y)):
+        sums[:, column] = np.bincount(number, values, minlength=count)
+    chance = np.full(len(where), np.nan) if certainty is None else certainty.ravel()[where]
+    sums[:, _CERTAINTY] = np.bincount(number, chance, minlength=count)
+    return sums
 
-    def mean(values: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-        return np.bincount(number, values, minlength=count) / area
 
-    centre_y, centre_x = mean(y), mean(x)
-    dy, dx = y - centre_y[number], x - centre_x[number]
-    certainty = np.full(count, np.nan)
-    if probabilities is not None:
-        certainty = mean(probabilities.reshape(len(classes), -1)[mask.ravel()[where], where])
-    perimeter = _perimeters(labels, count)
-    diameter = np.sqrt(4 * area / np.pi)
+def tabulate(
+    sums: ObjectSums,
+    polygons: npt.NDArray[np.object_],
+    indices: npt.NDArray[np.integer],
+    classes: Sequence[str],
+    *,
+    image: str = "",
+    mpp: float | None = None,
+    step: float = 1.0,
+) -> pd.DataFrame:
+    """The table of objects, from their sums and outlines; see `measure_objects`.
+
+    Args:
+        sums: from `sum_objects`, N objects.
+        polygons: N outlines, in the pixels that were summed.
+        indices: N, the class index of each object.
+        classes: names of the classes.
+        image: name to put into the first column.
+        mpp: microns per pixel of the image. None: columns in microns are NaN.
+        step: pixels of the image along one of those that were summed.
+    """
+    count, area = len(sums), sums[:, _AREA]
+    centre_x, centre_y = sums[:, _X] / area, sums[:, _Y] / area
+    xx = sums[:, _XX] / area - centre_x**2
+    yy = sums[:, _YY] / area - centre_y**2
+    xy = sums[:, _XY] / area - centre_x * centre_y
     scale = np.nan if mpp is None else mpp
+    area_px, perimeter = area * step**2, sums[:, _PERIMETER] * step
+    diameter = np.sqrt(4 * area_px / np.pi)
     columns = (
         image,
         np.arange(1, count + 1),
         [classes[index] for index in indices],
-        area.astype(np.int64),
-        area * scale**2,
+        area.astype(np.int64) if step == 1 else area_px,
+        area_px * scale**2,
         perimeter,
         perimeter * scale,
-        centre_x + 0.5,
-        centre_y + 0.5,
+        (centre_x + 0.5) * step,
+        (centre_y + 0.5) * step,
         diameter,
         diameter * scale,
-        _eccentricities(mean(dx * dx), mean(dy * dy), mean(dx * dy)),
+        _eccentricities(xx, yy, xy),
         area / shapely.area(shapely.convex_hull(polygons)),
-        certainty,
+        sums[:, _CERTAINTY] / area,
     )
     return pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
 
@@ -148,8 +237,8 @@ def object_indices(mask: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], c
     return indices[1:]
 
 
-def _perimeters(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float64]:
-    """Length of each object's border: its border pixels, weighted by how many of them are neighbours and where."""
+def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:
+    """Length of each object's border in some rows: its border pixels, weighted by how many are neighbours and where."""
     padded = np.pad(labels, 1)
     height, width = labels.shape
 
@@ -161,7 +250,9 @@ def _perimeters(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.flo
     for side in sides:
         inside &= shifted(padded, *side) == labels
     border = np.pad(np.where(inside, 0, labels), 1)  # the object's number on its border, else 0
-    where = np.nonzero(border)
+    first = rows.indices(height)[0]
+    where = np.nonzero(border[1:-1][rows])
+    where = (where[0] + first + 1, where[1])
     own = border[where]
 
     def neighbours(places: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
@@ -182,7 +273,7 @@ def _eccentricities(
 ) -> npt.NDArray[np.float64]:
     middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
     long, short = middle + spread, np.maximum(middle - spread, 0)
-    roundness = np.divide(short, long, out=np.ones_like(long), where=long > 0)
+    roundness = np.divide(short, long, out=np.ones_like(long), where=long > _ROUNDING)
     return np.asarray(np.sqrt(1 - roundness), np.float64)
 
 

@@ -4,20 +4,31 @@ An object is a region of one class whose pixels share edges (4 neighbours). Regi
 objects: as one, their outline would cross itself, which is not valid geometry.
 """
 
+import functools
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
+from rasterio import Affine
 from rasterio.features import shapes
 from skimage.measure import label
 
 from microseg.data import IGNORE
 from microseg.inference.palette import class_colour
 
-__all__ = ["feature_collection", "label_objects", "outline_objects"]
+__all__ = [
+    "feature_collection",
+    "join_parts",
+    "label_objects",
+    "outline_feature",
+    "outline_objects",
+    "outline_parts",
+    "outline_text",
+]
 
 
 def label_objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
@@ -50,10 +61,35 @@ def outline_objects(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.object_]:
         left corner: the first pixel is the square from (0, 0) to (1, 1).
     """
     polygons = np.empty(int(labels.max(initial=0)), np.object_)
-    for geometry, number in shapes(labels, mask=labels > 0, connectivity=4):
-        rings = [ring[::-1] for ring in geometry["coordinates"]]  # outer rings anticlockwise, as RFC 7946 asks
-        polygons[int(number) - 1] = shapely.Polygon(rings[0], rings[1:])
+    for number, polygon in outline_parts(labels):
+        polygons[number - 1] = polygon
     return polygons
+
+
+def outline_parts(labels: npt.NDArray[np.int32], top: int = 0) -> Iterator[tuple[int, shapely.Polygon]]:
+    """Polygons around the regions of labels that share edges; an object of several regions has several.
+
+    Args:
+        labels: (h, W), some rows of an image.
+        top: number of the first of them.
+
+    Yields:
+        The number of the object, and a polygon in pixels of the image.
+    """
+    down = Affine.translation(0, top)
+    for geometry, number in shapes(labels, mask=labels > 0, connectivity=4, transform=down):
+        rings = [ring[::-1] for ring in geometry["coordinates"]]  # outer rings anticlockwise, as RFC 7946 asks
+        yield int(number), shapely.Polygon(rings[0], rings[1:])
+
+
+def join_parts(parts: Sequence[shapely.Polygon]) -> shapely.Polygon:
+    """One polygon of parts that share edges, without the points on the edges that they shared."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = shapely.union_all(parts)
+    assert isinstance(whole, shapely.Polygon), "the parts of an object share edges"
+    rings = [_without_straight_points(shapely.get_coordinates(ring)) for ring in (whole.exterior, *whole.interiors)]
+    return shapely.orient_polygons(shapely.Polygon(rings[0], rings[1:]))
 
 
 def feature_collection(
@@ -63,6 +99,7 @@ def feature_collection(
     *,
     measurements: Sequence[Mapping[str, float]] | None = None,
     source: str = "",
+    step: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Any]:
     """GeoJSON of objects: each an annotation of QuPath's, with its class, colour and measurements.
 
@@ -72,6 +109,7 @@ def feature_collection(
         classes: names of the classes.
         measurements: N, the figures of each object by name; those that are not finite are left out.
         source: what the objects were found in. Objects of the same source have the same ids each time.
+        step: pixels of the image along one of the outlines', across and down.
 
     Returns:
         A FeatureCollection, ready for JSON, in full-resolution pixels from the top left.
@@ -79,25 +117,82 @@ def feature_collection(
     Reference:
         RFC 7946, and QuPath's ``QuPathTypeAdapters``: ids are UUIDs, measurements are one object of numbers.
     """
-    namespace = uuid.uuid5(uuid.NAMESPACE_URL, source)
     figures = measurements if measurements is not None else [{}] * len(polygons)
     features = [
-        {
-            "type": "Feature",
-            "id": str(uuid.uuid5(namespace, str(number))),
-            "geometry": {"type": "Polygon", "coordinates": _coordinates(polygon)},
-            "properties": {
-                "objectType": "annotation",
-                "name": f"{classes[index]} {number}",
-                "classification": {"name": classes[index], "color": list(class_colour(index))},
-                "measurements": {name: float(value) for name, value in figure.items() if np.isfinite(value)},
-            },
-        }
+        outline_feature(polygon, number, index, classes, figure, source=source, step=step)
         for number, (polygon, index, figure) in enumerate(zip(polygons, indices, figures, strict=True), start=1)
     ]
     return {"type": "FeatureCollection", "features": features}
 
 
-def _coordinates(polygon: shapely.Polygon) -> list[list[list[int]]]:
-    rings = [polygon.exterior, *polygon.interiors]
-    return [shapely.get_coordinates(ring).astype(int).tolist() for ring in rings]
+def outline_feature(
+    polygon: shapely.Polygon | None,
+    number: int,
+    index: int,
+    classes: Sequence[str],
+    figures: Mapping[str, float],
+    *,
+    source: str = "",
+    step: tuple[float, float] = (1.0, 1.0),
+) -> dict[str, Any]:
+    """GeoJSON of one object; see `feature_collection`.
+
+    Args:
+        polygon: its outline; None: the geometry is left out, to be written by `outline_text`.
+        number: of the object.
+        index: of its class.
+        classes: names of the classes.
+        figures: its measurements.
+        source: what it was found in.
+        step: pixels of the image along one of the outline's, across and down.
+    """
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_namespace(source), str(number))),
+        "geometry": None if polygon is None else {"type": "Polygon", "coordinates": _coordinates(polygon, step)},
+        "properties": {
+            "objectType": "annotation",
+            "name": f"{classes[index]} {number}",
+            "classification": {"name": classes[index], "color": list(class_colour(index))},
+            "measurements": {name: float(value) for name, value in figures.items() if np.isfinite(value)},
+        },
+    }
+
+
+def outline_text(
+    polygon: shapely.Polygon,
+    number: int,
+    index: int,
+    classes: Sequence[str],
+    figures: Mapping[str, float],
+    *,
+    source: str = "",
+    step: tuple[float, float] = (1.0, 1.0),
+) -> str:
+    """The JSON text of `outline_feature`, made without a Python number for each coordinate: outlines may be long."""
+    feature = outline_feature(None, number, index, classes, figures, source=source)
+    if step != (1.0, 1.0):
+        polygon = shapely.transform(polygon, lambda coordinates: (coordinates * step).round(2))
+    geometry = f'"geometry": {shapely.to_geojson(polygon)}'
+    return json.dumps(feature, allow_nan=False).replace('"geometry": null', geometry, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _namespace(source: str) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_URL, source)
+
+
+def _coordinates(polygon: shapely.Polygon, step: tuple[float, float]) -> list[list[list[float]]]:
+    rings = [shapely.get_coordinates(ring) for ring in (polygon.exterior, *polygon.interiors)]
+    if step == (1.0, 1.0):
+        return [ring.astype(int).tolist() for ring in rings]
+    return [(ring * step).round(2).tolist() for ring in rings]
+
+
+def _without_straight_points(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A closed ring (N, 2) without the points at which it does not turn."""
+    points = ring[:-1]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    kept = points[turns]
+    return np.concatenate([kept, kept[:1]])

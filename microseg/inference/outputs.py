@@ -1,14 +1,15 @@
 """The files of segmentations in a folder: what there is, how it is named, how it goes."""
 
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
 
 from microseg.errors import DataError, SettingsError
-from microseg.inference.record import read_record
+from microseg.inference.record import Record, read_record
 
 __all__ = [
     "OUTPUTS",
@@ -18,8 +19,10 @@ __all__ = [
     "discard_partial",
     "file_sha256",
     "output_names",
+    "publish",
     "remove_outputs",
     "remove_partial",
+    "staged",
 ]
 
 OUTPUTS = ("labels", "outlines", "overlay", "objects")
@@ -83,6 +86,43 @@ def check_outputs(outputs: Collection[str]) -> None:
     unknown = [outputs] if isinstance(outputs, str) else sorted(set(outputs) - set(SUFFIXES))
     if unknown:
         raise SettingsError(f"Expected a list of outputs out of {', '.join(SUFFIXES)}, got {unknown}: choose of those.")
+
+
+@contextmanager
+def staged(folder: Path, name: str) -> Iterator[Path]:
+    """A folder in which the outputs of an image are made; it is gone afterwards, whatever happens.
+
+    Args:
+        folder: where the outputs go.
+        name: how their names begin.
+
+    Yields:
+        The folder; `publish` moves its files out.
+    """
+    staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL))
+    try:
+        yield staging
+    finally:
+        discard_partial(staging)
+
+
+def publish(staging: Path, folder: Path, record: Record) -> dict[str, Path]:
+    """Put finished outputs in place of earlier ones, and the record last: without it nothing counts.
+
+    Args:
+        staging: from `staged`, with the files that the record names.
+        folder: where the outputs go.
+        record: of the segmentation.
+
+    Returns:
+        The files by output, and the record under ``record``.
+    """
+    own = f"{record.name}.json"
+    (staging / own).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    remove_outputs(folder, record.name)
+    for file in (*record.outputs.values(), own):
+        (staging / file).replace(folder / file)
+    return {output: folder / file for output, file in record.outputs.items()} | {"record": folder / own}
 
 
 def remove_outputs(folder: Path, name: str) -> None:

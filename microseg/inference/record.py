@@ -1,7 +1,9 @@
 """The record of a segmentation: the JSON file that leads from its outputs back to image, model, run and data."""
 
+import platform
 from contextlib import suppress
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from microseg.errors import DataError
 
-__all__ = ["Provenance", "Record", "find_record", "read_record"]
+__all__ = ["Provenance", "Record", "find_record", "read_record", "software_versions"]
+
+_PACKAGES = ("microseg", "torch", "timm", "numpy")
 
 
 class Provenance(BaseModel):
@@ -47,6 +51,7 @@ class Record(BaseModel):
         width: of the image in pixels.
         height: of the image in pixels.
         mpp: microns per pixel; None if unknown.
+        step: pixels of the image along one of the label image, across and down.
         classes: names of the classes, background first.
         provenance: what made it.
         outputs: file names, beside the record.
@@ -65,6 +70,7 @@ class Record(BaseModel):
     width: int
     height: int
     mpp: float | None
+    step: tuple[float, float] = (1.0, 1.0)
     classes: tuple[str, ...]
     provenance: Provenance
     outputs: dict[str, str]
@@ -111,3 +117,12 @@ def find_record(path: Path) -> Path:
             + (f" ({', '.join(f.name for f in found[:5])} …): name one of them." if found else ": check the path.")
         )
     return found[0]
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what takes part in a segmentation."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

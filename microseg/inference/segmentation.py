@@ -1,14 +1,10 @@
 """A segmentation: what was found in one image, where that came from, and the files that keep it."""
 
 import json
-import platform
-import tempfile
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +20,18 @@ from microseg.inference.measurements import measure_objects, object_indices, sum
 from microseg.inference.outlines import feature_collection, label_objects, outline_objects
 from microseg.inference.outputs import (
     OUTPUTS,
-    PARTIAL,
     SUFFIXES,
     check_outputs,
-    discard_partial,
     file_sha256,
     output_names,
-    remove_outputs,
+    publish,
+    staged,
 )
 from microseg.inference.overlay import draw_overlay
 from microseg.inference.palette import colour_table
-from microseg.inference.record import Provenance, Record, find_record, read_record
+from microseg.inference.record import Provenance, Record, find_record, read_record, software_versions
 
 __all__ = ["Segmentation"]
-
-_PACKAGES = ("microseg", "torch", "timm", "numpy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +47,8 @@ class Segmentation:
         source: path of the image.
         source_sha256: of the image's file; None: computed when saved, if the file is there.
         seconds: that the network took; None if unknown.
+        step: pixels of the image along one of the mask, across and down: other than 1 for slides that were segmented at
+            the model's scale.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -64,6 +59,7 @@ class Segmentation:
     source: str
     source_sha256: str | None = None
     seconds: float | None = None
+    step: tuple[float, float] = (1.0, 1.0)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -77,12 +73,13 @@ class Segmentation:
 
     @cached_property
     def objects(self) -> pd.DataFrame:
-        """Measurements of each object; see `measure_objects`."""
+        """Measurements of each object, in pixels of the image; see `measure_objects`."""
         return measure_objects(
             self.mask,
             self.classes,
             image=Path(self.source).name,
             mpp=self.mpp,
+            step=self._step,
             probabilities=self.probabilities,
             labels=self.labels,
             polygons=self.polygons,
@@ -91,9 +88,12 @@ class Segmentation:
     @cached_property
     def summary(self) -> dict[str, float]:
         """Figures of the whole image; see `summarise_image`."""
-        return summarise_image(
-            self.mask, self.classes, mpp=self.mpp, probabilities=self.probabilities, labels=self.labels
-        )
+        mpp = None if self.mpp is None else self.mpp * self._step
+        return summarise_image(self.mask, self.classes, mpp=mpp, probabilities=self.probabilities, labels=self.labels)
+
+    @property
+    def _step(self) -> float:
+        return float(np.sqrt(self.step[0] * self.step[1]))
 
     def outlines(self) -> dict[str, Any]:
         """Outlines and measurements of all objects as GeoJSON; see `feature_collection`."""
@@ -101,7 +101,12 @@ class Segmentation:
         figures = [dict(zip(columns, row, strict=True)) for row in self.objects[columns].itertuples(index=False)]
         indices = object_indices(self.mask, self.labels, len(self.polygons)).tolist()
         return feature_collection(
-            self.polygons, indices, self.classes, measurements=figures, source=self.source_sha256 or self.source
+            self.polygons,
+            indices,
+            self.classes,
+            measurements=figures,
+            source=self.source_sha256 or self.source,
+            step=self.step,
         )
 
     def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -113,7 +118,10 @@ class Segmentation:
         Raises:
             ImageReadError: when the source is needed and cannot be read.
         """
-        return draw_overlay(read_image(self.source) if image is None else image, self.mask)
+        picture = read_image(self.source) if image is None else image
+        if self.step != (1.0, 1.0):
+            picture = np.asarray(Image.fromarray(picture).resize(self.mask.shape[::-1]), np.uint8)
+        return draw_overlay(picture, self.mask)
 
     def save(
         self,
@@ -153,17 +161,10 @@ class Segmentation:
         }
         files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
         record = self._record(name, sha256, files)
-        staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL))
-        try:
+        with staged(folder, name) as staging:
             for output, file in files.items():
                 writers[output](staging / file)
-            (staging / f"{name}.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            remove_outputs(folder, name)
-            for file in (*files.values(), f"{name}.json"):
-                (staging / file).replace(folder / file)
-        finally:
-            discard_partial(staging)
-        return {output: folder / file for output, file in files.items()} | {"record": folder / f"{name}.json"}
+            return publish(staging, folder, record)
 
     @classmethod
     def load(cls, path: Path | str) -> "Segmentation":
@@ -183,8 +184,9 @@ class Segmentation:
         if "labels" not in record.outputs:
             raise DataError(f"{path}: expected a label image among the outputs, got {sorted(record.outputs)}. Save it.")
         mask = _read_tiff(path.parent / record.outputs["labels"])
-        if mask.shape != (record.height, record.width):
-            raise DataError(f"{path}: expected labels of {record.height} x {record.width}, got {mask.shape}. Redo it.")
+        expected = (round(record.height / record.step[1]), round(record.width / record.step[0]))
+        if mask.shape != expected:
+            raise DataError(f"{path}: expected labels of {expected[0]} x {expected[1]}, got {mask.shape}. Redo it.")
         probabilities = None
         if "probabilities" in record.outputs:
             probabilities = _read_tiff(path.parent / record.outputs["probabilities"]).astype(np.float32)
@@ -197,6 +199,7 @@ class Segmentation:
             source=record.source,
             source_sha256=record.source_sha256,
             seconds=record.seconds,
+            step=record.step,
         )
 
     def _record(self, name: str, sha256: str | None, files: dict[str, str]) -> Record:
@@ -205,16 +208,17 @@ class Segmentation:
             name=name,
             source=str(source.resolve()) if source.is_file() else self.source,
             source_sha256=sha256,
-            width=self.mask.shape[1],
-            height=self.mask.shape[0],
+            width=round(self.mask.shape[1] * self.step[0]),
+            height=round(self.mask.shape[0] * self.step[1]),
             mpp=self.mpp,
+            step=self.step,
             classes=self.classes,
             provenance=self.provenance,
             outputs=files,
             summary={key: value if np.isfinite(value) else None for key, value in self.summary.items()},
             created=datetime.now(UTC),
             seconds=self.seconds,
-            software=_software(),
+            software=software_versions(),
         )
 
     def _write_objects(self, path: Path, name: str) -> None:
@@ -235,7 +239,8 @@ class Segmentation:
 
     def _write_tiff(self, path: Path, array: npt.NDArray[Any], **options: Any) -> None:
         if self.mpp is not None:
-            options |= {"resolution": (1e4 / self.mpp, 1e4 / self.mpp), "resolutionunit": "CENTIMETER"}
+            dots = 1e4 / self.mpp / self._step
+            options |= {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
         if max(array.shape) > 2048:
             options["tile"] = (512, 512)
         tifffile.imwrite(
@@ -255,11 +260,3 @@ def _read_tiff(path: Path) -> npt.NDArray[Any]:
         raise DataError(
             f"{path}: expected a TIFF that microseg wrote, got {error}. Segment the image again."
         ) from error
-
-
-def _software() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions

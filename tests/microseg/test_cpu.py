@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from microseg.cpu import tune_allocator, wait_asleep
+from microseg.cpu import return_memory, tune_allocator, wait_asleep
 
 _MAPPED_BLOCKS = """
 import ctypes, sys
@@ -75,3 +75,28 @@ def test_the_package_sees_to_it_before_pytorch_is_there() -> None:
     code = "import sys, os, microseg; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     assert run(code, OMP_WAIT_POLICY=None) == ["PASSIVE False"]
     assert run(code, OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE False"]
+
+
+_FREED = """
+import ctypes
+from microseg.cpu import return_memory, tune_allocator
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+tune_allocator()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+blocks = [libc.malloc(ctypes.c_size_t(2**22)) for _ in range(32)]
+for block in blocks:
+    ctypes.memset(ctypes.c_void_p(block), 1, 2**22)
+full = resident()
+for block in blocks[:-1]:
+    libc.free(block)
+kept = full - resident()
+return_memory()
+print(kept < 2**24, full - resident() > 2**26)
+"""
+
+
+@pytest.mark.skipif(not on_glibc(), reason="of glibc")
+def test_freed_memory_is_kept_until_it_is_returned() -> None:
+    assert run(_FREED) == ["True True"]

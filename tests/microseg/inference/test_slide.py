@@ -1,0 +1,284 @@
+"""A slide, streamed, gives what the same image gives as a whole, in files that others open."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import shapely
+import tifffile
+from openslide import OpenSlide
+from PIL import Image
+
+from microseg.data import image_mpp
+from microseg.data.slides import open_slide
+from microseg.errors import DataError, ImageReadError, SettingsError
+from microseg.inference import Engine, Provenance, Segmentation, read_record, segment_slide, slide_rows
+from microseg.inference.palette import class_colour
+
+Picture = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def tissue() -> Picture:
+    """Glass with dark discs, some over one another: 1100 rows, 1400 columns; nothing in the right third."""
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:1100, :1400]
+    pixels = np.full((1100, 1400, 3), 242, np.uint8)
+    for cy, cx, radius in zip(rng.uniform(0, 1100, 40), rng.uniform(0, 850, 40), rng.uniform(5, 90, 40), strict=True):
+        pixels[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = (150, 60, 120)
+    return pixels
+
+
+@pytest.fixture
+def slide(tmp_path: Path, tissue: Picture) -> Path:
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for step in (1, 2, 4):
+            dots = (2e4 / step, 2e4 / step)  # a centimetre: half a micron
+            options = {"resolution": dots, "resolutionunit": "CENTIMETER", "subfiletype": int(step > 1)}
+            tiff.write(tissue[::step, ::step], tile=(256, 256), photometric="rgb", compression="zlib", **options)
+    return path
+
+
+@pytest.fixture
+def darkness(brightness: Callable[..., object]) -> Callable[..., Engine]:
+    """An engine that marks what is dark."""
+
+    def make(mpp: float | None = None, context: float = 0.0, **options: int) -> Engine:
+        network = brightness(mpp=mpp, context=context)
+        network.scale.data.neg_()  # type: ignore[attr-defined]
+        return Engine(network, **({"tile": 256, "halo": 32} | options))  # type: ignore[arg-type]
+
+    return make
+
+
+def test_the_files_are_those_of_the_whole_image(
+    darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
+) -> None:
+    engine, out, shares = darkness(), tmp_path / "out", list[float]()
+    record = segment_slide(engine, slide, out, provenance=provenance, progress=shares.append)
+    probabilities = engine.probabilities(tissue)
+    whole = Segmentation(
+        probabilities.argmax(0).astype(np.uint8), probabilities, engine.classes, 0.5, provenance, str(slide), "x"
+    )
+    assert (record.width, record.height, record.mpp, record.step) == (1400, 1100, 0.5, (1.0, 1.0))
+    assert record == read_record(out / "slide.json")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "slide.geojson",
+        "slide.json",
+        "slide.labels.tif",
+        "slide.objects.csv",
+        "slide.overlay.jpg",
+    ]
+    loaded = Segmentation.load(out)
+    np.testing.assert_array_equal(loaded.mask, whole.mask)
+    table = pd.read_csv(out / "slide.objects.csv")
+    assert len(table) > 12
+    columns = [column for column in table if column not in ("mean_probability", "perimeter_px", "perimeter_um")]
+    pd.testing.assert_frame_equal(table[columns], whole.objects[columns], atol=1e-3, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.objects[columns], whole.objects[columns])
+    np.testing.assert_allclose(table["mean_probability"], whole.objects["mean_probability"], atol=1e-3)
+    np.testing.assert_allclose(table["perimeter_px"], whole.objects["perimeter_px"], rtol=0.01)
+    for name, value in whole.summary.items():
+        if name not in ("mean_confidence", "mean_entropy"):  # of the computed part only
+            assert record.summary[name] == pytest.approx(value), name
+    features = json.loads((out / "slide.geojson").read_text())["features"]
+    shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
+    assert shapely.is_valid(shapes).all()
+    assert shapely.equals(shapes, whole.polygons).all()
+    assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_colour(1)}
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+
+
+def test_glass_is_not_computed(
+    darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
+) -> None:
+    engine, options = darkness(), {"provenance": provenance, "outputs": ["labels"]}
+    skipping = segment_slide(engine, slide, tmp_path / "a", **options)  # type: ignore[arg-type]
+    everything = segment_slide(engine, slide, tmp_path / "b", skip_glass=False, **options)  # type: ignore[arg-type]
+    assert everything.summary["computed_fraction"] == 1
+    assert everything.summary["tissue_fraction"] is None
+    assert 0.3 < skipping.summary["computed_fraction"] < 0.8  # type: ignore[operator]
+    assert 0.15 < skipping.summary["tissue_fraction"] < skipping.summary["computed_fraction"]  # type: ignore[operator]
+    np.testing.assert_array_equal(Segmentation.load(tmp_path / "a").mask, Segmentation.load(tmp_path / "b").mask)
+
+
+def test_the_label_image_is_a_pyramid_with_its_pixel_size_twice(
+    darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
+) -> None:
+    segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels"])
+    path = tmp_path / "out" / "slide.labels.tif"
+    mask = Segmentation.load(tmp_path / "out").mask
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.is_ome
+        assert 'PhysicalSizeX="0.5"' in tiff.ome_metadata
+        assert "bright" in tiff.ome_metadata
+        levels = tiff.series[0].levels
+        assert [level.shape for level in levels] == [(1100, 1400), (550, 700), (275, 350)]
+        for number, level in enumerate(levels):
+            step = 2**number
+            np.testing.assert_array_equal(level.asarray(), mask[::step, ::step])
+            top, bottom = level.keyframe.tags["XResolution"].value
+            assert top / bottom == pytest.approx(2e4 / step)
+            assert level.keyframe.is_tiled
+    assert image_mpp(path) == 0.5
+    with OpenSlide(str(path)) as peer:
+        assert float(peer.properties["openslide.mpp-x"]) == pytest.approx(0.5)
+        assert peer.dimensions == (1400, 1100)
+        y, x = np.argwhere(mask == 1)[5000]
+        assert peer.read_region((int(x), int(y)), 0, (1, 1)).getpixel((0, 0))[:3] == class_colour(1)
+    with open_slide(path) as own:
+        assert [level.downsample for level in own.levels] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("given", "shape"), [(0.25, (550, 700)), (1.0, (2200, 2800))])
+def test_another_scale(
+    darkness: Callable[..., Engine],
+    slide: Path,
+    tissue: Picture,
+    provenance: Provenance,
+    tmp_path: Path,
+    given: float,
+    shape: tuple[int, int],
+) -> None:
+    """The label image is on the model's grid, everything else in the slide's pixels."""
+    engine, out = darkness(mpp=0.5), tmp_path / "out"
+    record = segment_slide(engine, slide, out, provenance=provenance, mpp=given)
+    loaded = Segmentation.load(out)
+    assert loaded.mask.shape == shape
+    assert image_mpp(out / "slide.labels.tif") == 0.5
+    assert (record.width, record.height, record.mpp, record.step[0]) == (1400, 1100, given, 1400 / shape[1])
+    dark = tissue[..., 0] < 200
+    assert record.summary["area_fraction_bright"] == pytest.approx(dark.mean(), rel=0.02)
+    table = pd.read_csv(out / "slide.objects.csv")
+    assert table["area_px"].sum() == pytest.approx(dark.sum(), rel=0.02)
+    assert table["area_um2"].sum() == pytest.approx(dark.sum() * given**2, rel=0.02)
+    np.testing.assert_allclose(loaded.objects["area_um2"], table["area_um2"], rtol=1e-3)
+    features = json.loads((out / "slide.geojson").read_text())["features"]
+    shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
+    assert shapely.is_valid(shapes).all()
+    assert shapely.area(shapes).sum() == pytest.approx(dark.sum(), rel=0.02)
+    centre = shapely.centroid(shapes[0])
+    assert (centre.x, centre.y) == pytest.approx((table["centroid_x_px"][0], table["centroid_y_px"][0]), abs=1.5)
+    again = loaded.save(tmp_path / "again", image=tissue)
+    assert read_record(again["record"]).width == 1400
+    assert image_mpp(again["labels"]) == 0.5
+    assert Segmentation.load(tmp_path / "again").mask.shape == shape
+
+
+def test_the_overlay_is_a_picture_of_the_whole(
+    darkness: Callable[..., Engine],
+    slide: Path,
+    provenance: Provenance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from microseg.inference import slide as module
+
+    monkeypatch.setattr(module, "_OVERLAY", 500)
+    segment_slide(darkness(), slide, tmp_path, provenance=provenance, outputs=["overlay"], name="o")
+    with Image.open(tmp_path / "o.overlay.jpg") as picture:
+        assert picture.width / picture.height == pytest.approx(1400 / 1100, rel=0.01)
+        pixels = np.asarray(picture, int)
+    green = (pixels[..., 1] > pixels[..., 0] + 40) & (pixels[..., 1] > pixels[..., 2] + 40)
+    assert green[:, : pixels.shape[1] * 2 // 3].mean() > 0.01
+    assert green[:, pixels.shape[1] * 3 // 4 :].mean() == 0
+
+
+def test_an_unknown_pixel_size_is_said_clearly(
+    darkness: Callable[..., Engine], tmp_path: Path, tissue: Picture, provenance: Provenance
+) -> None:
+    tifffile.imwrite(tmp_path / "slide.tif", tissue, tile=(256, 256))
+    with pytest.raises(DataError, match=r"works at 0.5.*--mpp.*images.csv.*lab.yaml"):
+        segment_slide(darkness(mpp=0.5), tmp_path / "slide.tif", tmp_path / "out", provenance=provenance)
+    record = segment_slide(darkness(), tmp_path / "slide.tif", tmp_path / "out", provenance=provenance)
+    assert record.mpp is None
+    assert record.summary["area_mm2"] is None
+    assert image_mpp(tmp_path / "out" / "slide.labels.tif") is None
+
+
+def test_probabilities_are_refused(
+    darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="too large"):
+        segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels", "probabilities"])
+
+
+def test_a_slide_damaged_in_the_middle_leaves_the_old_files(
+    darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_slide(darkness(), slide, out, provenance=provenance)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with tifffile.TiffFile(slide) as tiff:
+        offset = tiff.pages.first.dataoffsets[14]
+    content = bytearray(slide.read_bytes())
+    content[offset : offset + 40] = b"\xff" * 40
+    slide.write_bytes(content)
+    with pytest.raises(ImageReadError, match="damaged there"):
+        segment_slide(darkness(), slide, out, provenance=provenance)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_rows_without_files(darkness: Callable[..., Engine], slide: Path, tissue: Picture) -> None:
+    engine = darkness()
+    with open_slide(slide) as opened:
+        view, rows = slide_rows(engine, opened, None)
+        mask = np.concatenate([part.mask for part in rows])
+    assert mask.shape == (view.height, view.width) == tissue.shape[:2]
+    np.testing.assert_array_equal(mask, engine.probabilities(tissue).argmax(0))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np, tifffile, torch
+from torch import nn
+from microseg.inference import Engine, Provenance, segment_slide
+from microseg.model import NetworkConfig, PyramidSegmenter
+
+class Darkness(PyramidSegmenter):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.config, self.stride = NetworkConfig(classes=("background", "dark")), 16
+        self.scale = nn.Parameter(torch.tensor(8.0))
+
+    def forward(self, x):
+        level = 0.5 - x.mean(1, keepdim=True)
+        return self.scale * torch.cat((-level, level), dim=1)
+
+folder, engine = Path(sys.argv[1]), Engine(Darkness(), tile=512, halo=32)
+y, x = np.mgrid[:512, :512]
+
+def blocks(count):
+    for number in range(count):
+        radius = np.random.default_rng(number).uniform(20, 300)  # the larger ones reach into one another
+        block = np.full((512, 512, 3), 240, np.uint8)
+        block[((y % 128 - 64) ** 2 + (x % 128 - 64) ** 2 < radius**1.4)] = 60
+        yield block
+
+peaks = []
+for number, rows in enumerate((2000, 2000, 20000)):
+    path, shape = folder / f"{number}.tif", (rows, 2048, 3)
+    tiles = blocks(4 * -(-rows // 512))
+    tifffile.imwrite(path, tiles, shape=shape, dtype=np.uint8, tile=(512, 512), photometric="rgb")
+    record = segment_slide(engine, path, folder / "out", provenance=Provenance(model="m"))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(*peaks, record.summary["objects_dark"])
+"""
+
+
+def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
+    )
+    _, small, large, objects = map(int, done.stdout.split())
+    assert objects > 1000
+    assert large - small < 60, f"{small} MB for 4 megapixels, {large} MB for 41"  # as RGB alone, 110 MB more
