@@ -46,6 +46,7 @@ class Lanes:
         together = threading.Barrier(self.count)
 
         def begin() -> None:
+            torch.get_num_threads()  # a thread takes over the common number when it first asks, once
             torch.set_num_threads(self._threads)  # of this lane; but also what threads that start later begin with
             together.wait()
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from microseg.cpu import return_memory, tune_allocator, wait_asleep
+from microseg.cpu import tune_allocator, wait_asleep
 
 _MAPPED_BLOCKS = """
 import ctypes, sys
