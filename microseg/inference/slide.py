@@ -34,8 +34,8 @@ from microseg.inference.tiling import Tile
 
 __all__ = ["segment_slide", "slide_rows"]
 
-_OVERLAY = 3072  # pixels of the overlay's longer side, at most
-_AHEAD = 2  # pieces that wait to be measured and written
+_OVERLAY = 2048  # pixels of the overlay's longer side, at most
+_AHEAD = 1  # pieces that wait to be measured and written
 
 
 def segment_slide(

@@ -17,7 +17,7 @@ from microseg.errors import ImageReadError
 
 __all__ = ["TiffSlide"]
 
-os.environ.setdefault("GDAL_CACHEMAX", "64")  # megabytes; by default a twentieth of the machine's memory
+os.environ.setdefault("GDAL_CACHEMAX", "32")  # megabytes; by default a twentieth of the machine's memory
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning

@@ -10,7 +10,7 @@ from microseg.data.slides.slide import Slide
 
 __all__ = ["TissueMap", "find_tissue"]
 
-_LONGEST = 2048  # pixels of the picture that is looked at
+_LONGEST = 1536  # pixels of the picture that is looked at
 _DENSITY = 0.05  # optical density, of the strongest absorbed colour, from which on a pixel is tissue
 _GLASS_PERCENTILE = 99
 _DARKEST_GLASS = 180  # where nothing is brighter, there is no glass to compare with

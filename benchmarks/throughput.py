@@ -1,0 +1,270 @@
+"""How fast images are segmented end to end, beside the bare network and beside a plain loop with MONAI.
+
+Three sides on the same network and images, each in a process of its own, taking turns run by run:
+  raw     the forward pass alone, unfolded, on the engine's tiles, which are in memory as floats; batches of 4
+  engine  read, segment, write labels, outlines, overlay, table, record: what `microseg segment` does
+  monai   read, `sliding_window_inference` (512 px, overlap 0.25, Gaussian, 4 windows), argmax, write labels: a script
+          as a user would write it, in a process as a user would start it
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+_SIDE, _IMAGES = 1000, 4
+_SLIDES = (2048, 4096, 6144)  # sides, in pixels
+_EPILOG = """\
+megapixels are those of the images, whatever the tiles overlap; a ratio is taken run by run.
+MONAI is needed: pip install --no-deps monai. The machine's other work is in all figures: look at the spread.
+
+Example: python -m benchmarks.throughput --runs 5 --json throughput.json
+         python -m benchmarks.throughput --slide 20000 --tissue 0.3 --json slide.json    (one slide: time and memory)
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", type=int, default=3, help="times that all sides take their turn (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument("--slide", type=int, metavar="SIDE", help="measure one square slide of this side instead")
+    parser.add_argument("--tissue", type=float, default=0.3, help="share of that slide that is no glass (default: 0.3)")
+    parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.measure:
+        side, folder, *rest = chosen.measure
+        print(json.dumps(_SIDES[side](Path(folder), *rest)))
+        return
+    with tempfile.TemporaryDirectory(prefix="microseg-throughput-") as name:
+        folder = Path(name)
+        _in_process("prepare", folder)
+        figures = _one_slide(folder, chosen.slide, chosen.tissue) if chosen.slide else _sides(folder, chosen.runs)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _sides(folder: Path, runs: int) -> dict[str, Any]:
+    measured: list[dict[str, float]] = []
+    for run in range(1, runs + 1):
+        print(f"run {run} of {runs} ...", file=sys.stderr, flush=True)
+        measured.append({**_in_process("engine", folder), **_in_process("monai", folder)})
+    growth = _in_process("growth", folder)
+    columns = {key: [one[key] for one in measured] for key in measured[0]}
+    columns["engine_over_raw"] = [one["engine_mp_s"] / one["raw_forward_mp_s"] for one in measured]
+    columns["engine_over_monai"] = [one["engine_mp_s"] / one["monai_mp_s"] for one in measured]
+    middle = {key: statistics.median(values) for key, values in columns.items()}
+    names = ("raw_forward_mp_s", "engine_mp_s", "engine_over_raw", "monai_mp_s", "engine_over_monai")
+    roofline = ("flop_per_megapixel", "achieved_gflop_s", "matmul_peak_gflop_s", "share_of_peak")
+    print(f"{_IMAGES} images of {_SIDE} x {_SIDE}, {os.cpu_count()} cores; median (least to most) of {runs} runs")
+    for key in (*names, "peak_rss_mb", "monai_peak_rss_mb", *roofline):
+        low, high = min(columns[key]), max(columns[key])
+        print(f"{key:22}{middle[key]:12.4g}  ({low:.4g} to {high:.4g})")
+    print("seconds of a slide by megapixels: ", ", ".join(f"{mp}: {s:.1f}" for mp, s in growth.items()))
+    figures: dict[str, Any] = {key: round(middle[key], 4) for key in (*names, "peak_rss_mb")}
+    return figures | {
+        "seconds_by_megapixels": growth,
+        "monai_peak_rss_mb": middle["monai_peak_rss_mb"],
+        **{key: middle[key] for key in roofline},
+        "runs": measured,
+        "cores": os.cpu_count(),
+    }
+
+
+def _one_slide(folder: Path, side: int, tissue: float) -> dict[str, Any]:
+    figures = _in_process("slide", folder, str(side), str(tissue))
+    for key, value in figures.items():
+        print(f"{key:22}{value:12.4g}")
+    return figures
+
+
+def _in_process(side: str, folder: Path, *rest: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.throughput", "--measure", side, str(folder), *rest],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _prepare(folder: Path) -> dict[str, float]:
+    from benchmarks.workload import make_images, make_network
+
+    make_network(folder / "network")
+    make_images(folder / "images", count=_IMAGES, side=_SIDE)
+    return {}
+
+
+def _engine(folder: Path) -> dict[str, float]:
+    """The engine and the bare network, by turns, in one process."""
+    import numpy as np
+    import torch
+
+    from microseg.data import read_image
+    from microseg.inference import Engine, Provenance, cut_tile, segment_batch
+    from microseg.model import load_network
+
+    network = load_network(folder / "network").eval()
+    engine = Engine(network)
+    paths = sorted((folder / "images").iterdir())
+    megapixels = _megapixels()
+
+    def whole(images: list[Path]) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            summary = segment_batch(engine, images, Path(out), provenance=Provenance(model="benchmark"))
+            assert summary.done == len(images)
+
+    tiles = [cut_tile(image, tile) for image in map(read_image, paths) for tile in engine.plan(*image.shape[:2])]
+    batches = [
+        torch.from_numpy(np.stack(tiles[at : at + 4])).permute(0, 3, 1, 2).float().div(255)
+        for at in range(0, len(tiles), 4)
+    ]
+    flop = _flop(network, batches[0][:1]) * len(tiles)
+
+    @torch.inference_mode()
+    def raw() -> None:
+        for batch in batches:
+            network(batch)
+
+    whole(paths[:1])
+    seconds: dict[str, list[float]] = {"engine": [], "raw": []}
+    peak = 0.0
+    for turn in range(2):
+        seconds["engine"].append(_seconds(lambda: whole(paths)))
+        peak = peak or _peak_rss()  # of the engine alone
+        if turn == 0:
+            with torch.inference_mode():
+                network(batches[0])
+        seconds["raw"].append(_seconds(raw))
+    best = {side: statistics.mean(values) for side, values in seconds.items()}
+    matmul = _matmul_peak()
+    return {
+        "engine_mp_s": megapixels / best["engine"],
+        "raw_forward_mp_s": megapixels / best["raw"],
+        "peak_rss_mb": peak,
+        "flop_per_megapixel": flop / megapixels,
+        "achieved_gflop_s": flop / best["engine"] / 1e9,
+        "matmul_peak_gflop_s": matmul,
+        "share_of_peak": flop / best["engine"] / 1e9 / matmul,
+    }
+
+
+def _monai(folder: Path) -> dict[str, float]:
+    """As a user would: PyTorch first, so that what microseg does for a process does not reach it."""
+    import numpy as np
+    import tifffile
+    import torch
+    from monai.inferers.utils import sliding_window_inference
+    from PIL import Image
+
+    from microseg.model import load_network
+
+    network = load_network(folder / "network").eval()
+    out = folder / "monai"
+    out.mkdir(exist_ok=True)
+
+    def segment(path: Path) -> None:
+        image = np.asarray(Image.open(path).convert("RGB"))
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            logits: Any = sliding_window_inference(x, (512, 512), 4, network, overlap=0.25, mode="gaussian")
+        tifffile.imwrite(out / path.name, logits.argmax(1)[0].byte().numpy(), compression="zlib")
+
+    paths = sorted((folder / "images").iterdir())
+    segment(paths[0])
+    seconds = _seconds(lambda: [segment(path) for path in paths])
+    return {"monai_mp_s": _megapixels() / seconds, "monai_peak_rss_mb": _peak_rss()}
+
+
+def _growth(folder: Path) -> dict[str, float]:
+    from benchmarks.workload import make_slide
+
+    seconds = {}
+    for side in _SLIDES:
+        path = folder / f"slide{side}.tif"
+        make_slide(path, side=side)
+        seconds[f"{side * side / 1e6:.1f}"] = round(_segment_slide(folder, path), 2)
+    return seconds
+
+
+def _slide(folder: Path, side: str, tissue: str) -> dict[str, float]:
+    from benchmarks.workload import make_slide
+
+    path = folder / "slide.tif"
+    if not path.exists():  # made in a process of its own, whose memory does not count
+        if os.fork() == 0:
+            make_slide(path, side=int(side), tissue=float(tissue))
+            os._exit(0)
+        os.wait()
+    seconds = _segment_slide(folder, path)
+    return {"megapixels": int(side) ** 2 / 1e6, "tissue": float(tissue), "seconds": seconds, "peak_rss_mb": _peak_rss()}
+
+
+def _segment_slide(folder: Path, path: Path) -> float:
+    from microseg.inference import Engine, Provenance, segment_slide
+    from microseg.model import load_network
+
+    engine = Engine(load_network(folder / "network"))
+    out = folder / "slides"
+    return _seconds(lambda: segment_slide(engine, path, out, provenance=Provenance(model="benchmark")))
+
+
+def _flop(network: Any, tile: Any) -> int:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(tile)
+    return int(counter.get_total_flops())
+
+
+def _matmul_peak() -> float:
+    """GFLOP/s of the fastest of some multiplications of 2048 x 2048 floats."""
+    import torch
+
+    side = 2048
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    return 2 * side**3 / min(_seconds(lambda: a @ b) for _ in range(6)) / 1e9
+
+
+def _megapixels() -> float:
+    return _IMAGES * _SIDE**2 / 1e6
+
+
+def _peak_rss() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+
+
+def _seconds(task: Any) -> float:
+    began = time.perf_counter()
+    task()
+    return time.perf_counter() - began
+
+
+_SIDES: Mapping[str, Any] = {
+    "prepare": _prepare,
+    "engine": _engine,
+    "monai": _monai,
+    "growth": _growth,
+    "slide": _slide,
+}
+
+
+if __name__ == "__main__":
+    main()

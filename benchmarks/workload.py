@@ -1,0 +1,107 @@
+"""What the speed is measured on: a network that segments, images of sections, and slides of any size."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+import torch
+from torch import nn
+from torch.nn import functional
+
+from microseg.data import read_image, read_mask
+from microseg.data.synthetic import LAB_A, make_lab
+from microseg.model import NetworkConfig, PyramidSegmenter, save_network
+
+__all__ = ["make_images", "make_network", "make_slide"]
+
+MPP = 1.0
+_BLOCK = 512  # pixels; slides are made of such sections
+_KINDS = 8
+
+
+def make_network(folder: Path, *, steps: int = 40) -> None:
+    """Train the default network (resnet18) for a moment, so that its masks look like masks, and save it.
+
+    Args:
+        folder: gets the network.
+        steps: of training; every layer takes part.
+    """
+    torch.manual_seed(0)
+    lab = make_lab(folder / "lab", LAB_A, images=8, size=256, mpp=MPP, labelled=True, test_images=0, seed=0)
+    paths = sorted((lab / "images").iterdir())
+    pixels = np.stack([read_image(path) for path in paths])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    masks = torch.from_numpy(np.stack([read_mask(lab / "masks" / path.name) for path in paths])).long()
+    network = PyramidSegmenter(NetworkConfig(classes=("background", "gland"), mpp=MPP)).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for step in range(steps):
+        some = torch.arange(4) + 4 * (step % 2)
+        loss = functional.cross_entropy(network(images[some]), masks[some])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    save_network(folder, network.eval())
+
+
+def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
+    """Write RGB images of sections as TIFF, compressed."""
+    folder.mkdir(parents=True)
+    blocks = _sections(folder.parent / "sections")
+    paths = [folder / f"{number}.tif" for number in range(count)]
+    for number, path in enumerate(paths):
+        across = -(-side // _BLOCK)
+        rows = [[blocks[(number + 3 * y + x) % _KINDS] for x in range(across)] for y in range(across)]
+        pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])[:side, :side]
+        _write(path, np.ascontiguousarray(pixels))
+    return paths
+
+
+def make_slide(path: Path, *, side: int, tissue: float = 1.0) -> None:
+    """Write a square pyramidal TIFF of tiles, of which a share of the columns shows tissue and the rest glass.
+
+    Args:
+        path: of the file.
+        side: in pixels.
+        tissue: share of the width, 0..1.
+    """
+    blocks = _sections(path.parent / "sections")
+    glass = np.full_like(blocks[0], 244)
+    across = -(-side // _BLOCK)
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in range(3):
+            step = 2**level
+            small = [block[::step, ::step] for block in (*blocks, glass)]
+            size = _BLOCK // step
+
+            def tiles(small: list[npt.NDArray[np.uint8]] = small) -> object:
+                for y in range(across):
+                    for x in range(across):
+                        yield small[(3 * y + x) % _KINDS if x < tissue * across else _KINDS]
+
+            dots = 1e4 / MPP / step
+            tiff.write(
+                tiles(),
+                shape=(-(-side // step), -(-side // step), 3),
+                dtype=np.uint8,
+                tile=(size, size),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=int(level > 0),
+                resolution=(dots, dots),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+
+
+def _sections(folder: Path) -> list[npt.NDArray[np.uint8]]:
+    if not folder.exists():
+        make_lab(folder, LAB_A, images=_KINDS, size=_BLOCK, mpp=MPP, labelled=True, test_images=0, seed=1)
+    return [read_image(path) for path in sorted((folder / "images").iterdir())]
+
+
+def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    dots = 1e4 / MPP
+    options = {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", tile=(256, 256), **options)
