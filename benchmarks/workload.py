@@ -1,5 +1,6 @@
 """What the speed is measured on: a network that segments, images of sections, and slides of any size."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def make_slide(path: Path, *, side: int, tissue: float = 1.0) -> None:
             small = [block[::step, ::step] for block in (*blocks, glass)]
             size = _BLOCK // step
 
-            def tiles(small: list[npt.NDArray[np.uint8]] = small) -> object:
+            def tiles(small: list[npt.NDArray[np.uint8]] = small) -> Iterator[npt.NDArray[np.uint8]]:
                 for y in range(across):
                     for x in range(across):
                         yield small[(3 * y + x) % _KINDS if x < tissue * across else _KINDS]
@@ -103,5 +104,12 @@ def _sections(folder: Path) -> list[npt.NDArray[np.uint8]]:
 
 def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     dots = 1e4 / MPP
-    options = {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", tile=(256, 256), **options)
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="rgb",
+        compression="zlib",
+        tile=(256, 256),
+        resolution=(dots, dots),
+        resolutionunit="CENTIMETER",
+    )

@@ -130,6 +130,7 @@ class SegmentRecord:
         skipped: done before by the same version.
         failed: that could not be read.
         seconds: for all.
+        unsized: of unknown pixel size, taken to be at the model's.
     """
 
     version: str
@@ -139,6 +140,7 @@ class SegmentRecord:
     skipped: int
     failed: int
     seconds: float
+    unsized: int = 0
 
 
 def write_record(record: object, path: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
-from microseg.inference import OUTPUTS
+from microseg.inference import OUTPUTS, SLIDE_MEGAPIXELS
 from microseg.model import NetworkConfig
 from microseg.registry import GatePolicy
 from microseg.training import AdaptSettings, TrainSettings
@@ -61,6 +61,9 @@ class InferenceSettings(_Section):
     halo: int = Field(64, ge=0)
     batch: PositiveInt = 4
     outputs: tuple[str, ...] = OUTPUTS
+    slide_megapixels: float = Field(SLIDE_MEGAPIXELS, gt=0)
+    skip_glass: bool = True
+    chunk: PositiveInt = 100
 
     @model_validator(mode="after")
     def _known_outputs(self) -> "InferenceSettings":

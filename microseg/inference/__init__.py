@@ -1,6 +1,6 @@
 """From images to masks, outlines and measurements: tiles, engine, outputs, batches."""
 
-from microseg.inference.batch import BatchSummary, segment_batch, segment_file
+from microseg.inference.batch import SLIDE_MEGAPIXELS, Batch, BatchSummary, Job, segment_batch, segment_file
 from microseg.inference.engine import Engine, segment_image, weights_digest
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.measurements import OBJECT_COLUMNS, measure_objects, summarise_image
@@ -16,9 +16,12 @@ from microseg.inference.tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
 __all__ = [
     "OBJECT_COLUMNS",
     "OUTPUTS",
+    "SLIDE_MEGAPIXELS",
     "SUFFIXES",
+    "Batch",
     "BatchSummary",
     "Engine",
+    "Job",
     "Provenance",
     "Record",
     "Segmentation",

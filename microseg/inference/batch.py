@@ -10,63 +10,43 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from microseg.data import image_mpp, read_image
-from microseg.data.atomic import replacing
+from microseg.data.slides import is_slide, open_slide
 from microseg.errors import DataError, MicrosegError
+from microseg.inference.batch_tables import BatchSummary, Failure, write_tables
 from microseg.inference.engine import Engine
-from microseg.inference.measurements import OBJECT_COLUMNS
 from microseg.inference.outputs import OUTPUTS, check_outputs, file_sha256, output_names, remove_partial
 from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
+from microseg.inference.slide import segment_slide
 
-__all__ = ["BatchSummary", "segment_batch", "segment_file"]
+__all__ = ["Batch", "BatchSummary", "Job", "segment_batch", "segment_file"]
 
 Sizes = float | Mapping[str, float] | None
+
+SLIDE_MEGAPIXELS = 16.0
+"""Images above this are segmented as slides: as a whole they would take about 60 bytes a pixel."""
 
 _READERS, _WRITERS = 2, 2
 _AHEAD = 2  # images read, or being read, before the network wants them
 
 
 @dataclass(frozen=True)
-class BatchSummary:
-    """How a batch went.
+class Job:
+    """One image of a batch.
 
     Attributes:
-        images: asked for.
-        done: segmented now.
-        skipped: had been segmented before, with the same model and settings.
-        failed: passed over; ``failures`` says why.
-        seconds: of the whole batch.
-        megapixels: of the images segmented now.
-        measurements: table of all objects of done and skipped images; None where objects were not asked for.
-        summary: table of all done and skipped images.
-        failures: table of the images passed over.
-        record: the batch itself, as JSON.
+        path: of the image.
+        name: how the names of its outputs begin.
     """
 
-    images: int
-    done: int
-    skipped: int
-    failed: int
-    seconds: float
-    megapixels: float
-    measurements: Path | None
-    summary: Path
-    failures: Path
-    record: Path
-
-
-@dataclass(frozen=True)
-class _Job:
     path: Path
     name: str
 
@@ -79,8 +59,16 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
+class _Streamed:
+    """A slide, which is read while it is segmented."""
+
+    sha256: str
+    mpp: float | None
+
+
+@dataclass(frozen=True)
 class _Outcome:
-    job: _Job
+    job: Job
     record: Record | None = None
     skipped: bool = False
     reason: str = ""
@@ -115,6 +103,8 @@ def segment_batch(
     provenance: Provenance,
     outputs: Collection[str] = OUTPUTS,
     mpp: Sizes = None,
+    slide_megapixels: float = SLIDE_MEGAPIXELS,
+    skip_glass: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
     """Segment images into a folder.
@@ -125,11 +115,14 @@ def segment_batch(
     Args:
         engine: the network.
         images: paths; doubles count once.
-        out: made where missing. It gets each image's outputs, and for the whole batch ``measurements.csv`` (objects),
-            ``summary.csv`` (images), ``failures.csv`` and ``batch.json``. One batch at a time writes to a folder.
+        out: made where missing. It gets each image's outputs, and for the whole batch ``measurements.csv`` (objects)
+            and ``summary.csv`` (images), both also as ``.parquet``, ``failures.csv`` and ``batch.json``. One batch at a
+            time writes to a folder.
         provenance: of the network; weights and settings are added from the engine.
         outputs: see `Segmentation.save`.
         mpp: microns per pixel of all images, or of some by file name; None, or not named: what the files say.
+        slide_megapixels: images above this are segmented as slides, a few rows at a time; see `segment_slide`.
+        skip_glass: of slides, leave out tiles of bare glass.
         progress: called with the number of images finished and of all.
 
     Returns:
@@ -140,48 +133,98 @@ def segment_batch(
         DataError: the outputs would go among the images.
         OSError: the outputs cannot be written: no space, no permission. What is done stays done.
     """
-    started = time.perf_counter()
-    check_outputs(outputs)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = list({path.resolve(): path for path in map(Path, images)}.values())
-    if out.resolve() in {path.resolve().parent for path in paths}:
-        raise DataError(f"Expected a folder of its own for the outputs, got that of the images, {out}: choose another.")
-    remove_partial(out, paths)
-    batch = _Batch(engine, out, frozenset(outputs), _complete(provenance, engine), mpp)
-    jobs = [_Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True)]
-    outcomes: dict[str, _Outcome] = {}
-    for outcome in batch.run(jobs):
-        outcomes[outcome.job.name] = outcome
-        if progress is not None:
-            progress(len(outcomes), len(jobs))
-    ordered = [outcomes[job.name] for job in jobs]
-    done = [outcome for outcome in ordered if outcome.record is not None]
-    measurements = out / "measurements.csv" if "objects" in outputs else None
-    summary = BatchSummary(
-        images=len(jobs),
-        done=len(done) - sum(outcome.skipped for outcome in done),
-        skipped=sum(outcome.skipped for outcome in done),
-        failed=len(jobs) - len(done),
-        seconds=round(time.perf_counter() - started, 3),
-        megapixels=sum(o.record.width * o.record.height for o in done if o.record and not o.skipped) / 1e6,
-        measurements=measurements,
-        summary=out / "summary.csv",
-        failures=out / "failures.csv",
-        record=out / "batch.json",
+    batch = Batch(
+        engine,
+        images,
+        out,
+        provenance=provenance,
+        outputs=outputs,
+        mpp=mpp,
+        slide_megapixels=slide_megapixels,
+        skip_glass=skip_glass,
     )
-    _write_tables(summary, ordered, batch)
-    return summary
+    batch.segment(batch.jobs, progress)
+    return batch.finish()
 
 
-@dataclass(frozen=True)
-class _Batch:
-    engine: Engine
-    out: Path
-    outputs: frozenset[str]
-    provenance: Provenance
-    mpp: Sizes
+class Batch:
+    """A batch that is segmented in parts; the arguments are those of `segment_batch`.
 
-    def run(self, jobs: Sequence[_Job]) -> Iterator[_Outcome]:
+    Attributes:
+        jobs: its images.
+        out: folder of its outputs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        images: Sequence[Path],
+        out: Path,
+        *,
+        provenance: Provenance,
+        outputs: Collection[str] = OUTPUTS,
+        mpp: Sizes = None,
+        slide_megapixels: float = SLIDE_MEGAPIXELS,
+        skip_glass: bool = True,
+    ) -> None:
+        self._started = time.perf_counter()
+        check_outputs(outputs)
+        out.mkdir(parents=True, exist_ok=True)
+        paths = list({path.resolve(): path for path in map(Path, images)}.values())
+        if out.resolve() in {path.resolve().parent for path in paths}:
+            raise DataError(
+                f"Expected a folder of its own for the outputs, got that of the images, {out}: choose another."
+            )
+        remove_partial(out, paths)
+        self.out, self.jobs = out, [Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True)]
+        self.engine, self.outputs, self.mpp = engine, frozenset(outputs), mpp
+        self.slide_megapixels, self.skip_glass = slide_megapixels, skip_glass
+        for_slides = {"slide_megapixels": slide_megapixels, "skip_glass": skip_glass}
+        complete = _complete(provenance, engine)
+        self.provenance = complete.model_copy(update={"inference": complete.inference | for_slides})
+        self._outcomes: dict[str, _Outcome] = {}
+
+    def chunks(self, size: int) -> Iterator[list[Job]]:
+        """The jobs, some at a time."""
+        return (self.jobs[start : start + size] for start in range(0, len(self.jobs), size))
+
+    def segment(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> None:
+        """Segment some of the jobs; what is done is kept whatever happens to the others.
+
+        Args:
+            jobs: of this batch.
+            progress: called with the number of images of the batch that are finished, and of all.
+        """
+        for outcome in self.run(jobs):
+            self._outcomes[outcome.job.name] = outcome
+            if progress is not None:
+                progress(len(self._outcomes), len(self.jobs))
+
+    def finish(self) -> BatchSummary:
+        """Write the tables of all that was segmented or skipped."""
+        outcomes = [self._outcomes[job.name] for job in self.jobs if job.name in self._outcomes]
+        done = [outcome.record for outcome in outcomes if outcome.record is not None]
+        now = [outcome.record for outcome in outcomes if outcome.record is not None and not outcome.skipped]
+        failures = [Failure(str(outcome.job.path), outcome.reason) for outcome in outcomes if outcome.record is None]
+        unsized = 0 if self.engine.mpp is None else sum(record.mpp is None for record in done)
+        out = self.out
+        summary = BatchSummary(
+            images=len(self.jobs),
+            done=len(now),
+            skipped=len(done) - len(now),
+            failed=len(failures),
+            unsized=unsized,
+            seconds=round(time.perf_counter() - self._started, 3),
+            megapixels=sum(record.width * record.height for record in now) / 1e6,
+            measurements=out / "measurements.csv" if "objects" in self.outputs else None,
+            summary=out / "summary.csv",
+            failures=out / "failures.csv",
+            record=out / "batch.json",
+        )
+        write_tables(summary, done, failures, out, self.outputs, self.provenance)
+        return summary
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[_Outcome]:
         """Outcomes as they come. Leaving early waits for what is being written."""
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_WRITERS) as writers:
             waiting = iter(jobs)
@@ -200,13 +243,16 @@ class _Batch:
             for finished in writing:
                 yield finished.result()
 
-    def read(self, job: _Job) -> _Loaded | Record:
+    def read(self, job: Job) -> _Loaded | _Streamed | Record:
         """The image, or the record of what was made of it before."""
-        mpp = _mpp(job.path, self.mpp)
+        streamed = is_slide(job.path, megapixels=self.slide_megapixels)
+        mpp = _mpp(job.path, self.mpp, streamed=streamed)
         sha256 = file_sha256(job.path) if job.path.is_file() else ""
-        return self.done(job, sha256, mpp) or _Loaded(read_image(job.path), sha256, mpp)
+        if record := self.done(job, sha256, mpp):
+            return record
+        return _Streamed(sha256, mpp) if streamed else _Loaded(read_image(job.path), sha256, mpp)
 
-    def done(self, job: _Job, sha256: str, mpp: float | None) -> Record | None:
+    def done(self, job: Job, sha256: str, mpp: float | None) -> Record | None:
         """The record of the same segmentation, if all its files are there."""
         path = self.out / f"{job.name}.json"
         if not path.is_file():
@@ -220,18 +266,39 @@ class _Batch:
         return None
 
     def predict(
-        self, job: _Job, future: "Future[_Loaded | Record]"
+        self, job: Job, future: "Future[_Loaded | _Streamed | Record]"
     ) -> _Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
         """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
         try:
             loaded = future.result()
             if isinstance(loaded, Record):
                 return _Outcome(job, loaded, skipped=True)
+            if isinstance(loaded, _Streamed):
+                return _Outcome(job, self.stream(job, loaded))
             return _segment(self.engine, job.path, loaded, self.provenance), loaded.image
+        except _OutputError as error:
+            raise error.cause from None
         except Exception as error:
             return _failed(job, error)
 
-    def write(self, job: _Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> _Outcome:
+    def stream(self, job: Job, slide: _Streamed) -> Record:
+        """Segment a slide into its files."""
+        try:
+            return segment_slide(
+                self.engine,
+                job.path,
+                self.out,
+                provenance=self.provenance,
+                outputs=self.outputs,
+                mpp=slide.mpp,
+                skip_glass=self.skip_glass,
+                name=job.name,
+                sha256=slide.sha256,
+            )
+        except OSError as error:  # what is wrong with the slide is an ImageReadError
+            raise _OutputError(error) from error
+
+    def write(self, job: Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> _Outcome:
         """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
         try:
             files = segmentation.save(self.out, self.outputs, image, job.name)
@@ -240,6 +307,14 @@ class _Batch:
             raise
         except Exception as error:
             return _failed(job, error)
+
+
+class _OutputError(Exception):
+    """The folder cannot be written to: no image after this one could be kept either."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance) -> Segmentation:
@@ -267,43 +342,14 @@ def _key(provenance: Provenance) -> tuple[str, str | None, str]:
     return provenance.model, provenance.weights_sha256, json.dumps(provenance.inference, sort_keys=True)
 
 
-def _mpp(path: Path, given: Sizes) -> float | None:
+def _mpp(path: Path, given: Sizes, *, streamed: bool = False) -> float | None:
     known = given.get(path.name) if isinstance(given, Mapping) else given
-    return image_mpp(path) if known is None else known
+    if known is not None or not streamed:
+        return image_mpp(path) if known is None else known
+    with open_slide(path) as slide:
+        return slide.mpp
 
 
-def _failed(job: _Job, error: Exception) -> _Outcome:
+def _failed(job: Job, error: Exception) -> _Outcome:
     reason = " ".join(str(error).split()) or repr(error)
     return _Outcome(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")
-
-
-def _write_tables(summary: BatchSummary, outcomes: Sequence[_Outcome], batch: _Batch) -> None:
-    records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
-    rows = [
-        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
-        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "sha256": r.source_sha256}
-        for r in records
-    ]
-    with replacing(summary.failures) as part:
-        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
-    with replacing(summary.summary) as part:
-        pd.DataFrame(rows).to_csv(part, index=False, float_format="%.6g")
-    if summary.measurements is not None:
-        with replacing(summary.measurements) as part:
-            _join_tables([batch.out / record.outputs["objects"] for record in records], part)
-    facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
-    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": batch.provenance.model_dump(mode="json")}
-    facts |= {"outputs": sorted(batch.outputs), "records": [f"{record.name}.json" for record in records]}
-    with replacing(summary.record) as part:
-        part.write_text(json.dumps({"kind": "microseg batch 1", **facts}, indent=2) + "\n", encoding="utf-8")
-
-
-def _join_tables(tables: Sequence[Path], path: Path) -> None:
-    """Put CSV tables of the same columns below one another, a line at a time."""
-    with path.open("w", encoding="utf-8") as joined:
-        joined.write(",".join(OBJECT_COLUMNS) + "\n")
-        for table in tables:
-            with table.open(encoding="utf-8") as lines:
-                next(lines, None)
-                joined.writelines(lines)

@@ -105,7 +105,7 @@ class Slide(ABC):
         size = (max(1, round(self.width * factor)), max(1, round(self.height * factor)))
         level = self.levels[number := self.level_for(1 / factor)]
         picture = Image.new("RGB", size)
-        rows = max(1, min(size[1], (2**22 * size[1]) // (level.width * level.height)))  # about 4 megapixels read at once
+        rows = max(1, min(size[1], (2**22 * size[1]) // (level.width * level.height)))  # 4 megapixels at once
         for top in range(0, size[1], rows):
             bottom = min(size[1], top + rows)
             first, last = top * level.height / size[1], bottom * level.height / size[1]

@@ -1,5 +1,10 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -7,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import tifffile
 
 from microseg.data import write_png
 from microseg.errors import DataError, ImageReadError, SettingsError
-from microseg.inference import Engine, Provenance, Segmentation, read_record, segment_batch, segment_file
+from microseg.inference import Batch, Engine, Provenance, Segmentation, read_record, segment_batch, segment_file
 
 
 @pytest.fixture
@@ -252,3 +258,121 @@ def test_an_empty_batch_and_a_wrong_output(counting: Counting, provenance: Prove
     assert len(pd.read_csv(summary.measurements)) == 0
     with pytest.raises(SettingsError, match="masks"):
         segment_batch(counting, [], tmp_path / "out", provenance=provenance, outputs=["masks"])
+
+
+def test_slides_and_images_in_one_batch(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    """Large ones are segmented as slides, and skipped when done before, as all others."""
+    large = tmp_path / "images" / "large.tif"
+    pixels = np.full((300, 400, 3), 20, np.uint8)
+    pixels[50:120, 60:200] = 230
+    tifffile.imwrite(large, pixels, tile=(128, 128), photometric="rgb")
+    unreadable = tmp_path / "images" / "bad.svs"
+    unreadable.write_text("no slide")
+    out, options = tmp_path / "out", {"provenance": provenance, "mpp": {"large.tif": 0.5}, "slide_megapixels": 0.1}
+    summary = segment_batch(counting, [images[0], large, unreadable], out, **options)  # type: ignore[arg-type]
+    assert (summary.done, summary.failed) == (2, 1)
+    assert counting.calls == 1  # of the small one alone
+    assert read_record(out / "large.json").summary["computed_fraction"] == 1
+    assert Segmentation.load(out / "large.json").mask.sum() == 70 * 140
+    table = pd.read_csv(summary.measurements)  # type: ignore[arg-type]
+    assert table["image"].tolist() == ["0.png", "0.png", "large.tif"]
+    assert table["area_um2"].tolist()[-1] == 70 * 140 / 4
+    again = segment_batch(counting, [images[0], large, unreadable], out, **options)  # type: ignore[arg-type]
+    assert (again.done, again.skipped, again.failed) == (0, 2, 1)
+    whole = segment_batch(counting, [large], out, **options | {"slide_megapixels": 1.0})  # type: ignore[arg-type]
+    assert (whole.done, counting.calls) == (1, 2)
+
+
+def test_a_slide_that_cannot_be_written_ends_the_batch(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("microseg.inference.batch.segment_slide", full)
+    with pytest.raises(OSError, match="No space"):
+        segment_batch(counting, images, tmp_path / "out", provenance=provenance, slide_megapixels=1e-6)
+
+
+def test_tables_as_parquet_are_those_in_csv(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    summary = segment_batch(counting, images, tmp_path / "out", provenance=provenance, mpp={"1.png": 0.5})
+    assert summary.measurements is not None
+    table = pd.read_parquet(summary.measurements.with_suffix(".parquet"))
+    pd.testing.assert_frame_equal(table, pd.read_csv(summary.measurements), check_dtype=False)
+    assert table["label"].dtype == np.int64
+    assert table["area_um2"].isna().sum() == 8
+    assert len(pd.read_parquet(summary.summary.with_suffix(".parquet"))) == 5
+    empty = segment_batch(counting, [], tmp_path / "none", provenance=provenance)
+    assert len(pd.read_parquet(empty.measurements.with_suffix(".parquet"))) == 0  # type: ignore[union-attr]
+
+
+def test_unknown_pixel_sizes_are_counted(
+    brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    options = {"provenance": provenance, "outputs": ["labels"], "mpp": {"1.png": 0.5}}
+    for mpp, unsized in ((0.5, 4), (None, 0)):
+        engine = Engine(brightness(mpp=mpp), tile=128, halo=16)
+        assert segment_batch(engine, images, tmp_path / "out", **options).unsized == unsized  # type: ignore[arg-type]
+
+
+def test_in_chunks_it_is_the_same_batch(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    seen = list[tuple[int, int]]()
+    batch = Batch(counting, images, tmp_path / "out", provenance=provenance)
+    for jobs in batch.chunks(2):
+        batch.segment(jobs, lambda done, total: seen.append((done, total)))
+    summary = batch.finish()
+    assert (summary.images, summary.done) == (5, 5)
+    assert seen == [(n, 5) for n in range(1, 6)]
+    assert len(pd.read_csv(summary.summary)) == 5
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from microseg.inference import Engine, Provenance, segment_batch
+from microseg.model import NetworkConfig, PyramidSegmenter
+
+class Slow(Engine):
+    def probabilities(self, image, mpp=None):
+        time.sleep(0.1)
+        return super().probabilities(image, mpp)
+
+config = NetworkConfig(classes=("background", "gland"), encoder="blocks", filters=(4,), pyramid_filters=4)
+import torch
+torch.manual_seed(0)
+engine = Slow(PyramidSegmenter(config), tile=128, halo=16)
+images, out = sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2])
+summary = segment_batch(engine, images, out, provenance=Provenance(model="m"))
+print(summary.done, summary.skipped, summary.failed)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_what_was_finished_before_the_process_was_killed_stays(
+    images: list[Path], tmp_path: Path, how: signal.Signals
+) -> None:
+    for number in range(5, 30):
+        (images[0].parent / f"{number}.png").write_bytes(images[number % 5].read_bytes())
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(images[0].parent), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("*.json"))) < 3:
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    process.wait()
+    finished = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert 3 <= len(finished) < 30
+    for name in finished:
+        Segmentation.load(out / f"{name}.json")
+        assert all((out / file).is_file() for file in read_record(out / f"{name}.json").outputs.values())
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(30 - len(finished)), str(len(finished)), "0"]
+    assert all((out / f"{name}.json").stat().st_mtime_ns == when for name, when in finished.items())
+    assert not list(out.glob(".*"))
