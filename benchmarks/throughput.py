@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--slide", type=int, metavar="SIDE", help="measure one square slide of this side instead")
     parser.add_argument("--tissue", type=float, default=0.3, help="share of that slide that is no glass (default: 0.3)")
+    parser.add_argument("--network", type=Path, metavar="FOLDER", help="a trained one; by default one is made")
     parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.measure:
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="microseg-throughput-") as name:
         folder = Path(name)
+        if chosen.network:
+            shutil.copytree(chosen.network, folder / "network")
         _in_process("prepare", folder)
         figures = _one_slide(folder, chosen.slide, chosen.tissue) if chosen.slide else _sides(folder, chosen.runs)
     if chosen.json:
@@ -106,7 +110,8 @@ def _in_process(side: str, folder: Path, *rest: str) -> dict[str, float]:
 def _prepare(folder: Path) -> dict[str, float]:
     from benchmarks.workload import make_images, make_network
 
-    make_network(folder / "network")
+    if not (folder / "network").exists():
+        make_network(folder / "network")
     make_images(folder / "images", count=_IMAGES, side=_SIDE)
     return {}
 

@@ -59,17 +59,19 @@ def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
     return paths
 
 
-def make_slide(path: Path, *, side: int, tissue: float = 1.0) -> None:
-    """Write a square pyramidal TIFF of tiles, of which a share of the columns shows tissue and the rest glass.
+def make_slide(path: Path, *, side: int, height: int | None = None, tissue: float = 1.0) -> None:
+    """Write a pyramidal TIFF of tiles, of which a share of the columns shows tissue and the rest glass.
 
     Args:
         path: of the file.
         side: in pixels.
+        height: in pixels; None: the same.
         tissue: share of the width, 0..1.
     """
     blocks = _sections(path.parent / "sections")
     glass = np.full_like(blocks[0], 244)
-    across = -(-side // _BLOCK)
+    height = side if height is None else height
+    across, down = -(-side // _BLOCK), -(-height // _BLOCK)
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(3):
             step = 2**level
@@ -77,14 +79,14 @@ def make_slide(path: Path, *, side: int, tissue: float = 1.0) -> None:
             size = _BLOCK // step
 
             def tiles(small: list[npt.NDArray[np.uint8]] = small) -> Iterator[npt.NDArray[np.uint8]]:
-                for y in range(across):
+                for y in range(down):
                     for x in range(across):
                         yield small[(3 * y + x) % _KINDS if x < tissue * across else _KINDS]
 
             dots = 1e4 / MPP / step
             tiff.write(
                 tiles(),
-                shape=(-(-side // step), -(-side // step), 3),
+                shape=(-(-height // step), -(-side // step), 3),
                 dtype=np.uint8,
                 tile=(size, size),
                 photometric="rgb",

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "Judge a candidate beside the production model.",
     "promote": "Put a candidate into production if the gate accepts; or roll back.",
     "segment": "Segment images: masks, outlines, overlays, measurements.",
+    "export": "Export a model for other programs: bioimage.io, ONNX, TorchScript, PyTorch graph.",
     "story": "The whole of it on two made labs, or on two of your own.",
     "serve": "Register all flows as deployments and run what is scheduled.",
     "servers": "A Prefect server and an MLflow server on this machine.",

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "AdaptRecord",
     "EvaluateRecord",
+    "ExportRecord",
     "IngestRecord",
     "PromoteRecord",
     "SegmentRecord",
@@ -141,6 +142,25 @@ class SegmentRecord:
     failed: int
     seconds: float
     unsized: int = 0
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """A version as a file for other programs.
+
+    Attributes:
+        version: exported.
+        format: of the file.
+        path: of the file.
+        tile: side of the tiles that it takes, in pixels.
+        difference: largest difference of a probability from the network's.
+    """
+
+    version: int
+    format: str
+    path: str
+    tile: int
+    difference: float
 
 
 def write_record(record: object, path: Path) -> None:

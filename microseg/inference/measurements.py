@@ -41,6 +41,7 @@ SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "certainty")
 _AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CERTAINTY = range(len(SUMS))
 
 ObjectSums = npt.NDArray[np.float64]
+Shares = npt.NDArray[np.floating] | npt.NDArray[np.uint8]
 
 _ROUNDING = 1e-5  # squared pixels: of coordinates up to 100,000 the variance is no better known
 _ROWS = 256  # of an image, taken at once
@@ -98,7 +99,7 @@ def measure_objects(
 def sum_objects(
     labels: npt.NDArray[np.int32],
     count: int,
-    certainty: npt.NDArray[np.floating] | None = None,
+    certainty: Shares | None = None,
     *,
     rows: slice = slice(None),
     top: int = 0,
@@ -131,7 +132,10 @@ def sum_objects(
 
 
 def _sum_rows(
-    labels: npt.NDArray[np.int32], count: int, certainty: npt.NDArray[np.floating] | None, top: int
+    labels: npt.NDArray[np.int32],
+    count: int,
+    certainty: Shares | None,
+    top: int,
 ) -> ObjectSums:
     where = np.flatnonzero(labels)
     number = labels.ravel()[where] - 1  # object of each foreground pixel

@@ -22,7 +22,7 @@ _PIXELS = 2**20  # of a piece, at most
 _BATCH = 4096  # outlines read back at once
 
 Rows = npt.NDArray[np.uint8]
-Shares = npt.NDArray[np.float16]
+Shares = npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -74,7 +74,7 @@ class ObjectStream:
         self._done = False
 
     def add(self, mask: Rows, certainty: Shares) -> None:
-        """Add the next rows of the mask, (n, W), with the probability of each pixel's class."""
+        """Add the next rows of the mask, (n, W), with the probability of each pixel's class in 255ths."""
         step = max(_CONTEXT, _PIXELS // self._width)
         for start in range(0, len(mask), step):
             self._add(mask[start : start + step], certainty[start : start + step])
@@ -88,6 +88,7 @@ class ObjectStream:
         rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 3 + len(SUMS)))
         lengths = rows[:, 2].astype(np.int64)
         places = np.stack([lengths.cumsum() - lengths, lengths], axis=1)
+        rows[:, 3 + SUMS.index("certainty")] /= 255
         order = rows[:, 1].argsort(kind="stable")
         return FoundObjects(rows[order, 0].astype(np.int64), rows[order, 3:], self._spool, places[order])
 

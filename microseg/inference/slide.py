@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from microseg.cpu import return_memory
 from microseg.data.slides import Slide, SlideView, TissueMap, find_tissue, open_slide
 from microseg.errors import DataError, SettingsError
 from microseg.inference.engine import Engine
@@ -188,7 +189,7 @@ class _Collector:
         """Take rows, and give the number of the first one that is still to come."""
         self.labels.add(rows.mask)
         self.objects.add(rows.mask, rows.certainty)
-        self.pixels += np.bincount(rows.mask.ravel(), minlength=self.classes)
+        self.pixels += [np.count_nonzero(rows.mask == index) for index in range(self.classes)]
         first = -(-rows.top // self._every)
         sampled = rows.mask[first * self._every - rows.top :: self._every, :: self._every]
         self.small[first : first + len(sampled)] = sampled
@@ -216,6 +217,7 @@ def _collect(
         for rows in stream_mask(engine, view, _wanted(view, tissue), certainty):
             waiting.append(other.submit(collector.add, rows))
             settle(_AHEAD)
+            return_memory()  # else what the longest row of tiles took once stays
         settle(0)
 
 

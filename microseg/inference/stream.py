@@ -31,12 +31,12 @@ class MaskRows:
     Attributes:
         top: number of the first one.
         mask: (n, W) class indices.
-        certainty: (n, W), probability of the pixel's class; 0 where nothing was computed.
+        certainty: (n, W), probability of the pixel's class in 255ths; 0 where nothing was computed.
     """
 
     top: int
     mask: npt.NDArray[np.uint8]
-    certainty: npt.NDArray[np.float16]
+    certainty: npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -102,11 +102,11 @@ class _Row:
     total: Certainty
     left: Probabilities | None = None  # what the tile before gives to the columns shared with this one
     mask: npt.NDArray[np.uint8] = field(init=False)
-    certainty: npt.NDArray[np.float16] = field(init=False)
+    certainty: npt.NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
         self.mask = np.zeros((self.final, self.width), np.uint8)
-        self.certainty = np.zeros((self.final, self.width), np.float16)
+        self.certainty = np.zeros((self.final, self.width), np.uint8)
 
     def add(
         self, span: Span, final: int, seen: Probabilities | None, above: Probabilities | None
@@ -152,7 +152,7 @@ class _Row:
         highest = np.take_along_axis(block, best[None], axis=0)[0]
         self.mask[:, columns] = best
         if computed:
-            self.certainty[:, columns] = highest
+            self.certainty[:, columns] = (highest * 255 + 0.5).clip(0, 255)
             self.total.add(block, highest)
 
 

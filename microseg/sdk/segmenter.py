@@ -1,14 +1,26 @@
 """The segmenter as developers use it."""
 
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from microseg.data.slides import is_slide, open_slide
 from microseg.environment import Environment
 from microseg.errors import WeightsError
-from microseg.inference import Engine, Provenance, Segmentation, segment_file
+from microseg.inference import (
+    OUTPUTS,
+    SLIDE_MEGAPIXELS,
+    BatchSummary,
+    Engine,
+    Provenance,
+    Segmentation,
+    segment_batch,
+    segment_file,
+    slide_rows,
+)
 from microseg.model import PyramidSegmenter, load_network
 from microseg.registry import MODEL_NAME, ModelVersion, Registry
 from microseg.training import resolve_device
@@ -96,6 +108,10 @@ class Segmenter:
     def segment(self, image: str | Path | npt.NDArray[np.uint8], *, mpp: float | None = None) -> Segmentation:
         """Segment one image.
 
+        A slide, or an image of more than 16 megapixels, is read a few rows at a time; its mask is on the model's pixel
+        grid (see `Segmentation.step`), and its probabilities are not kept. To have files of it, without the mask in
+        memory, see `segment_to`.
+
         Args:
             image: a file, or RGB pixels, uint8.
             mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is
@@ -106,9 +122,13 @@ class Segmenter:
 
         Raises:
             ImageReadError: when the file cannot be read.
+            DataError: when the pixel size of a slide is unknown, or far from the model's.
         """
         if isinstance(image, str | Path):
-            return segment_file(self.engine, Path(image), provenance=self.provenance, mpp=mpp)
+            path = Path(image)
+            if is_slide(path, megapixels=SLIDE_MEGAPIXELS):
+                return self._segment_slide(path, mpp)
+            return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp)
         began = time.perf_counter()
         probabilities = self.engine.probabilities(image, mpp)  # (K, H, W)
         return Segmentation(
@@ -119,6 +139,47 @@ class Segmenter:
             provenance=self.provenance,
             source="array",
             seconds=time.perf_counter() - began,
+        )
+
+    def segment_to(
+        self,
+        images: Path | str | Sequence[Path | str],
+        out: Path | str,
+        *,
+        mpp: float | None = None,
+        outputs: Collection[str] = OUTPUTS,
+    ) -> BatchSummary:
+        """Segment images and slides into files; what is done there already is skipped.
+
+        Args:
+            images: one or several files.
+            out: folder of the outputs.
+            mpp: microns per pixel of all of them; None: what each file says.
+            outputs: see `Segmentation.save`.
+
+        Returns:
+            How it went; an image that cannot be segmented is in ``failures.csv``.
+        """
+        paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+        return segment_batch(self.engine, paths, Path(out), provenance=self.provenance, mpp=mpp, outputs=outputs)
+
+    def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
+        began = time.perf_counter()
+        with open_slide(path) as slide:
+            known = slide.mpp if mpp is None else mpp
+            view, rows = slide_rows(self.engine, slide, known)
+            mask = np.empty((view.height, view.width), np.uint8)
+            for part in rows:
+                mask[part.top : part.top + len(part.mask)] = part.mask
+        return Segmentation(
+            mask=mask,
+            probabilities=None,
+            classes=self.classes,
+            mpp=known,
+            provenance=self.provenance,
+            source=str(path),
+            seconds=time.perf_counter() - began,
+            step=(view.step_x, view.step_y),
         )
 
 

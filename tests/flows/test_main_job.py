@@ -6,11 +6,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterType
 
+from flows.export import export
 from flows.promote import promote, rollback
+from microseg.errors import SettingsError
 from microseg.inference import read_record
+from microseg.model import load_network
 from microseg.versioning import DatasetStore
 
 
@@ -127,3 +131,22 @@ def test_nothing_is_written_outside_the_home(done: Any) -> None:
     expected = {"data", "dvc-remote", "later", "mlflow", "models", "runs", "segmentations"}
     assert {path.name for path in done.home.iterdir()} == expected
     assert not list(done.home.rglob("*.partial"))
+
+
+def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
+    record = export("production", "torchscript", tmp_path, changes=("inference.tile=32", "inference.halo=4"))
+    assert (record.version, record.format, record.tile) == (2, "torchscript", 32)
+    network = load_network(done.registry.download(2, done.home / "models"))
+    tile = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        given = torch.jit.load(record.path)(tile)  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(given, network.eval()(tile).softmax(1), atol=1e-4, rtol=0)
+    with pytest.raises(SettingsError, match="choose one"):
+        export("production", "keras", tmp_path)
+
+
+def test_the_batch_has_a_page_and_parquet_tables(done: Any) -> None:
+    out = Path(done.segmented.out)
+    assert "microseg-segmenter/2" in (out / "index.html").read_text(encoding="utf-8")
+    assert len(pd.read_parquet(out / "summary.parquet")) == 6
+    assert len(pd.read_parquet(out / "measurements.parquet")) == len(pd.read_csv(out / "measurements.csv"))

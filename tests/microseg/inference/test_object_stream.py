@@ -24,7 +24,7 @@ MASKS = arrays.arrays(
 
 
 def found(mask: Mask, cuts: list[int], spool: Path) -> FoundObjects:
-    chance = np.full(mask.shape, 0.75, np.float16)
+    chance = np.full(mask.shape, 204, np.uint8)  # 0.8
     with ObjectStream(mask.shape[1], spool) as stream:
         for piece, share in zip(np.split(mask, cuts), np.split(chance, cuts), strict=True):
             if len(piece):
@@ -57,7 +57,7 @@ def test_pieces_do_not_matter(mask: Mask, cuts: list[int], tmp_path: Path) -> No
     assert [shapely.get_num_coordinates(p) for p in outlines] == [shapely.get_num_coordinates(p) for p in whole]
     assert shapely.is_ccw(shapely.get_exterior_ring(outlines)).all() if len(outlines) else True
     given = table(objects, tmp_path)
-    assert (given["mean_probability"] == 0.75).all()
+    assert (given["mean_probability"] == 0.8).all()
     columns = [c for c in expected.columns if c != "mean_probability" and not c.startswith("perimeter")]
     pd.testing.assert_frame_equal(given[columns], expected[columns], check_dtype=False, atol=1e-4)
 

@@ -141,3 +141,21 @@ def test_the_package_itself_is_light() -> None:
     code = "import sys, microseg; print(sorted({'torch', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[]"
+
+
+def test_a_slide_and_files_of_it(
+    tiny_network: Callable[..., Any],
+    picture: tuple[Path, npt.NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segmenter, "SLIDE_MEGAPIXELS", 1e-3)
+    file, pixels = picture
+    mine = Segmenter(tiny_network(), device="cpu", tile=32, halo=4)
+    found = mine.segment(file, mpp=0.5)  # the model's is 1: half the size
+    assert (found.mask.shape, found.step, found.mpp, found.probabilities) == ((20, 28), (2.0, 2.0), 0.5, None)
+    same = mine.segment(file, mpp=1.0)
+    np.testing.assert_array_equal(same.mask, mine.segment(pixels, mpp=1.0).mask)
+    summary = mine.segment_to(file, tmp_path / "out", mpp=1.0, outputs=["labels"])
+    assert (summary.done, summary.failed) == (1, 0)
+    assert mine.segment_to([str(file)], tmp_path / "out", mpp=1.0, outputs=["labels"]).skipped == 1

@@ -1,0 +1,81 @@
+"""A registered version → a file that other programs run.
+
+python -m flows.export production --format bioimageio
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from prefect import flow, task
+
+from flows.command import RecordOption, SetOption, finish, microseg_command
+from flows.console import console
+from flows.models import fetch_network, open_registry
+from flows.records import ExportRecord
+from flows.settings import Settings, load_settings
+from microseg.export import FORMATS, Exported, export_model
+from microseg.registry import MODEL_NAME, PRODUCTION, ModelVersion
+
+__all__ = ["command", "export"]
+
+
+@task
+def export_version(version: ModelVersion, kind: str, path: Path, settings: Settings) -> Exported:
+    """Write the file and compare its answer with the network's."""
+    inference = settings.params.inference
+    return export_model(
+        fetch_network(version, settings),
+        path,
+        kind=kind,
+        tile=inference.tile,
+        halo=inference.halo,
+        name=f"{MODEL_NAME} {version.version}",
+        description=version.description,
+        version=str(version.version),
+    )
+
+
+@flow(name="export", flow_run_name="export {model} as {kind}")
+def export(
+    model: str = PRODUCTION, kind: str = "bioimageio", out: Path | None = None, changes: tuple[str, ...] = ()
+) -> ExportRecord:
+    """Export a registered version.
+
+    Args:
+        model: version or alias.
+        kind: one of the formats.
+        out: folder of the file; a folder in microseg's home by default.
+        changes: parameters that replace those of params.yaml, ``section.name=value``.
+    """
+    settings = load_settings(changes)
+    version = open_registry(settings).resolve(model)
+    folder = out or settings.home.root / "exports"
+    path = folder / f"{MODEL_NAME}-{version.version}{FORMATS.get(kind, '')}"
+    made = export_version(version, kind, path, settings)
+    return ExportRecord(version.version, made.format, str(made.path), made.tile, made.difference)
+
+
+@microseg_command
+def command(
+    model: Annotated[str, typer.Argument(help="Version or alias.")] = PRODUCTION,
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "bioimageio",
+    out: Annotated[Path | None, typer.Option(help="Folder of the file; one in microseg's home by default.")] = None,
+    record: RecordOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Export a model for other programs: bioimage.io package, ONNX, TorchScript or an exported PyTorch graph.
+
+    The file takes tiles of the size in params.yaml (inference.tile), and its answer is compared with the network's
+    before it is kept. Example: microseg export production --format onnx
+    """
+    result = export(model, kind, out.absolute() if out else None, tuple(changes or ()))
+    console.print(f"Version {result.version} as {result.format}: {result.path}")
+    console.print(
+        f"Tiles of {result.tile} px; probabilities differ from the network's by at most {result.difference:.1g}"
+    )
+    finish(result, record)
+
+
+if __name__ == "__main__":
+    typer.run(command)
