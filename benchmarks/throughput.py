@@ -24,7 +24,7 @@ from typing import Any
 __all__ = ["main"]
 
 _SIDE, _IMAGES = 1000, 4
-_SLIDES = (2048, 4096, 6144)  # sides, in pixels
+_SLIDES = (1024, 2048, 3072)  # sides, in pixels
 _EPILOG = """\
 megapixels are those of the images, whatever the tiles overlap; a ratio is taken run by run.
 MONAI is needed: pip install --no-deps monai. The machine's other work is in all figures: look at the spread.
