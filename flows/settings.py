@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
 from microseg.inference import OUTPUTS
-from microseg.model import NetworkConfig
+from microseg.model import NetworkConfig, encoder_normalisation
 from microseg.registry import GatePolicy
 from microseg.training import AdaptSettings, TrainSettings
 
@@ -51,7 +51,9 @@ class NetworkSettings(_Section):
 
     def config(self, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
         """The network's configuration for these classes and this scale."""
-        return NetworkConfig(classes=tuple(classes), mpp=mpp, **self.model_dump(exclude={"weights"}))
+        mean, std = encoder_normalisation(self.encoder)
+        chosen = self.model_dump(exclude={"weights"})
+        return NetworkConfig(classes=tuple(classes), mpp=mpp, mean=mean, std=std, **chosen)
 
 
 class InferenceSettings(_Section):
