@@ -121,20 +121,20 @@ def test_separability_of_two_images_each() -> None:
 
 
 def halves(dark: int = 90) -> npt.NDArray[np.uint8]:
-    image = np.full((40, 40, 3), 200, np.uint8)
-    image[:, 20:] = dark
+    image = np.full((160, 160, 3), 200, np.uint8)
+    image[:, 80:] = dark
     return image
 
 
 def test_a_mask_that_follows_the_stain_is_told_from_one_that_does_not() -> None:
     rng = np.random.default_rng(0)
-    image = np.clip(halves() + rng.normal(0, 5, (40, 40, 3)), 0, 255).astype(np.uint8)
-    true = np.zeros((40, 40), np.uint8)
-    true[:, 20:] = 1
+    image = np.clip(halves() + rng.normal(0, 5, (160, 160, 3)), 0, 255).astype(np.uint8)
+    true = np.zeros((160, 160), np.uint8)
+    true[:, 80:] = 1
     assert class_separation(image, true, 2) > 0.85
     assert class_separation(image, np.ascontiguousarray(true.T), 2) < 0.05
     half = true.copy()
-    half[20:] = 0
+    half[80:] = 0
     assert 0.2 < class_separation(image, half, 2) < 0.6
 
 
@@ -147,8 +147,8 @@ def test_separation_does_not_depend_on_the_names_of_the_classes() -> None:
 
 
 def test_a_collapsed_mask_separates_nothing() -> None:
-    assert class_separation(halves(), np.zeros((40, 40), np.uint8), 2) == 0
-    assert class_separation(halves(200), np.eye(40, dtype=np.uint8), 2) < 0.01
+    assert class_separation(halves(), np.zeros((160, 160), np.uint8), 2) == 0
+    assert class_separation(halves(200), np.eye(160, dtype=np.uint8), 2) < 0.01
 
 
 def test_separation_against_plain_least_squares() -> None:
