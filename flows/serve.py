@@ -22,7 +22,8 @@ from flows.adapt import adapt
 from flows.command import microseg_command
 from flows.evaluate import evaluate
 from flows.ingest import ingest
-from flows.promote import promote, rollback
+from flows.promote import promote
+from flows.rollback import rollback
 from flows.scheduled import segment_waiting
 from flows.segment import segment
 from flows.settings import ScheduleSettings, Settings, load_settings

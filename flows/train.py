@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from prefect import flow, task
 
+from flows.causes import cause
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
 from flows.models import SOURCE_METHOD, fetch_lab, fetch_network, open_registry, publish
@@ -19,7 +20,7 @@ from flows.telling import training_progress
 from microseg.data.dataset import Lab
 from microseg.errors import LabError, VersionNotFoundError
 from microseg.evaluation import Comparison, compare
-from microseg.registry import PRODUCTION, ModelVersion, decide
+from microseg.registry import PRODUCTION, ModelVersion, decide, gate_tags
 from microseg.sdk import train as train_segmenter
 from microseg.training import make_fabric
 
@@ -73,8 +74,10 @@ def put_first_into_production(
         current = registry.resolve(PRODUCTION)
     except VersionNotFoundError:
         decision = decide(comparison.candidate, None, settings.params.gate)
+        registry.set_tags(version, gate_tags(decision, None))
         if decision.accept:
-            registry.promote(version)
+            told = cause(gate="accepted", reason="The first version.")
+            registry.promote(version, cause=told)
         return decision.accept, [reason.sentence for reason in decision.reasons]
     return False, [
         f"Version {current.version} is in production; promote this one with `microseg promote {version.version}`."
