@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 from microseg.errors import VersionNotFoundError
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE
 from microseg.registry import promotion
-from microseg.registry.connection import open_client, open_experiment, registry_errors
+from microseg.registry.connection import is_server, open_client, open_experiment, registry_errors
 from microseg.registry.history import HISTORY_EXPERIMENT, Cause, Promotion, read_history
 from microseg.registry.lookup import find_version, list_versions, registered_model
 from microseg.registry.promotion import Drift
@@ -34,6 +34,7 @@ from microseg.registry.version import (
     VersionRef,
     production_of,
 )
+from microseg.registry.webhook import ensure_webhook, try_webhook, webhook_addresses
 
 __all__ = ["Registry"]
 
@@ -270,6 +271,28 @@ class Registry:
         """Record that somebody removed an alias; the version that had it can be rolled back to."""
         with self._asking("record a withdrawal"):
             promotion.withdraw(self._client, self._history_id, drift, cause or Cause())
+
+    def deliver_to(self, url: str, secret: str) -> bool:
+        """Have the server tell an address, signed with a secret, when an alias is moved.
+
+        Returns:
+            False where there is no server, only a database: it tells nobody.
+        """
+        if not is_server(self.tracking_uri):
+            return False
+        with self._asking("send webhooks (does it have MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY?)"):
+            ensure_webhook(self._client, url, secret)
+        return True
+
+    def webhooks(self) -> list[tuple[str, bool]]:
+        """Where the server tells of moved aliases, and whether each of these is switched on."""
+        with self._asking("list webhooks"):
+            return webhook_addresses(self._client)
+
+    def try_webhook(self) -> tuple[int | None, str]:
+        """Have the server send a made-up delivery: the answer's status, None when there was none, and its text."""
+        with self._asking("try a webhook"):
+            return try_webhook(self._client)
 
     # ---- what is learnt of a version later
 
