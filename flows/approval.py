@@ -37,6 +37,12 @@ def decide_on(candidate: ModelVersion, lab: str, settings: Settings, changes: tu
     Returns:
         What was decided, or who is to decide.
     """
+    message = _decide(candidate, lab, settings, changes)
+    create_markdown_artifact(f"# {lab}\n\n{message}", key="decision")
+    return message
+
+
+def _decide(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
     own = lab if settings.params.promotion.per_lab else None
     report = gate_report(candidate)
     verdict = f"The gate {report.sentence}." if report else ""

@@ -207,6 +207,7 @@ def describe(
         production=comparison.production,
         decision=decision,
         production_version=production.version if production else None,
+        pictures=registry.attached(version, "evaluation", ".jpg"),
         run_id=version.run_id,
         commit=version.tags.get("commit"),
     )

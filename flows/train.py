@@ -13,14 +13,14 @@ from prefect import flow, task
 from flows.causes import cause
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
-from flows.models import SOURCE_METHOD, fetch_lab, fetch_network, open_registry, publish
+from flows.models import SOURCE_METHOD, describe, fetch_lab, fetch_network, open_registry, publish
 from flows.records import TrainRecord
 from flows.settings import Settings, load_settings
 from flows.telling import training_progress
 from microseg.data.dataset import Lab
 from microseg.errors import LabError, VersionNotFoundError
 from microseg.evaluation import Comparison, compare
-from microseg.registry import PRODUCTION, ModelVersion, decide, gate_tags
+from microseg.registry import PRODUCTION, ModelVersion, decide
 from microseg.sdk import train as train_segmenter
 from microseg.training import make_fabric
 
@@ -74,7 +74,7 @@ def put_first_into_production(
         current = registry.resolve(PRODUCTION)
     except VersionNotFoundError:
         decision = decide(comparison.candidate, None, settings.params.gate)
-        registry.set_tags(version, gate_tags(decision, None))
+        describe(registry, version, comparison, decision, None, settings)
         if decision.accept:
             told = cause(gate="accepted", reason="The first version.")
             registry.promote(version, cause=told)

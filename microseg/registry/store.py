@@ -332,6 +332,13 @@ class Registry:
             with self._asking(f"take {file.name}"):
                 self._client.log_artifact(version.run_id, str(file), artifact_path)
 
+    def attached(self, ref: VersionRef, artifact_path: str, suffix: str) -> list[str]:
+        """Paths of the files attached to the run of a version, below a folder and with a suffix; sorted."""
+        version = self.resolve(ref)
+        with self._asking("list files"):
+            files = self._client.list_artifacts(version.run_id, artifact_path)
+        return sorted(file.path for file in files if file.path.endswith(suffix))
+
     def log_metrics_for(
         self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None
     ) -> None:

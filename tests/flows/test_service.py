@@ -1,10 +1,14 @@
 """What a group runs day and night, on real servers: a lab lands, a version is promoted in MLflow, and back."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -156,3 +160,43 @@ def test_a_stage_and_a_restart_are_noticed_by_the_poll(
     assert "Version 1 is in production (the stage Production)" in run.state.message
     assert (registry.resolve(PRODUCTION).version, registry.resolve("previous").version) == (1, 3)
     assert registry.history()[0].cause.via == "stage"
+
+
+def test_a_person_decides_in_prefect(
+    servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
+) -> None:
+    """The run ends and holds nothing up; when the person has decided it goes on."""
+    folder = make_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
+    deployment = client.read_deployment_by_name("land/microseg")
+    told = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=told)
+    until(lambda: client.read_flow_run(run.id).state_name in ("Suspended", "Failed", "Crashed"), "the question")
+    assert client.read_flow_run(run.id).state_name == "Suspended"
+    candidate = registry.resolve("candidate")
+    assert candidate.tags["target"] == "lab_d"
+    assert Landings(servers.home / "records" / "landings").read("lab_d").state == "waiting"
+    answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
+    resumed = client.resume_flow_run(run.id, run_input=answer)
+    assert resumed.status.value == "ACCEPT", resumed
+    run = ended(client, run)
+    assert run.state.is_completed(), run.state.message
+    assert f"Version {candidate.version} is in production: approved by ann." in run.state.message
+    assert registry.in_use("lab_d").version == candidate.version
+    entry = registry.history("production-lab_d")[0]
+    assert (entry.version, entry.cause.by, entry.cause.via) == (candidate.version, "ann", "prefect")
+    assert len([it for it in registry.versions() if it.tags.get("target") == "lab_d"]) == 1  # adapted to once
+
+
+def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncPrefectClient) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
+    environment |= {"MICROSEG_HOME": str(servers.home), "PREFECT_HOME": str(servers.home / "doctor")}
+    environment |= {"MICROSEG_PARAMS": str(servers.home.parent / "params.yaml")}
+    for name, words in (
+        ("doctor", ("a signed delivery to", "the next batch is at", "landings and promotions start runs")),
+        ("status", ("Next batch: ", "lab_b", "In production: version")),
+    ):
+        command = [sys.executable, "-m", f"flows.{name}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(word in done.stdout for word in words), done.stdout
