@@ -7,6 +7,7 @@ screenshots go to the folder in MICROSEG_SCREENSHOTS, where one is named.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from microseg.registry import PRODUCTION, Registry
 from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
 
 selenium = pytest.importorskip("selenium.webdriver")
+StaleElementReferenceException = pytest.importorskip("selenium.common").StaleElementReferenceException
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -71,7 +73,10 @@ def element(browser: Any, css: str, text: str = "") -> Any:
     found: list[Any] = []
 
     def look() -> bool:
-        found[:] = [it for it in browser.find_elements("css selector", css) if it.is_displayed() and text in it.text]
+        with suppress(StaleElementReferenceException):  # the page was drawn anew meanwhile
+            found[:] = [
+                it for it in browser.find_elements("css selector", css) if it.is_displayed() and text in it.text
+            ]
         return bool(found)
 
     until(look, f"{css} with {text!r}")

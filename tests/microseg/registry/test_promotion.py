@@ -216,7 +216,7 @@ def test_a_stage_is_a_wish_too(registry: Registry) -> None:
     registry.promote(2, cause=Cause(via="stage"))
     assert aliases(registry) == {PRODUCTION: 2, PREVIOUS: 1}
     assert registry.drifts() == ()
-    registry.rollback()
+    registry.promote(1)
     assert stages(registry) == {1: "None", 2: "Archived"}
     assert registry.drifts() == ()
 
