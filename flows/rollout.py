@@ -4,7 +4,7 @@
 
 In MLflow's page, or with any client of it, a person sets the alias ``production`` on a version, or moves it into the
 legacy stage Production. That is a wish: the version is in production when this flow has found it fit. Where it is
-not, the alias goes back to where it was.
+not, the alias goes back to where it was. Only what was in production before there was a history stays there unjudged.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,12 @@ def settle(drift: Drift, settings: Settings) -> _Settled:
         return _Settled(drift, False, str(error))
     report = gate_report(version)
     by = version.tags.get(BY_TAG)
-    faults = [check.sentence for check in check_version(version, settings) if not check.passed]
+    faulty = [check for check in check_version(version, settings) if not check.passed]
+    if [check.name for check in faulty] == ["gate report"] and not registry.history(drift.alias):
+        reason = "It was in production before there was a history."
+        registry.promote(version, alias=drift.alias, cause=Cause(by, drift.via, reason=reason))
+        return _Settled(drift, True, f"Version {version.version} stays in production. {reason}")
+    faults = [check.sentence for check in faulty]
     if faults:
         reason = " ".join(faults)
         gate = report.verdict(promoted=False) if report else "not asked"

@@ -1,6 +1,7 @@
 """A version promoted elsewhere is looked at, settled or put back; and the history tells all of it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from click.testing import Result
 from flows import history, rollback, rollout
 from flows.promote import promote
 from microseg.errors import RegistryError
-from microseg.registry import BY_TAG, MODEL_NAME, PRODUCTION, REASON_TAG, Cause
+from microseg.registry import BY_TAG, MODEL_NAME, PRODUCTION, REASON_TAG, Cause, Registry
 from microseg.sdk import Check
 
 Run = Callable[..., Result]
@@ -79,6 +80,28 @@ def test_a_version_of_another_making_is_put_back(copied: Any, tmp_path: Path) ->
     assert newest(copied) == (PRODUCTION, "refused", 2, 3, "failed", "not asked", "mlflow")
     assert copied.registry.resolve(3).description.startswith("NOT IN PRODUCTION: ")
     assert "was never judged" in copied.registry.resolve(3).description
+
+
+def test_what_was_in_production_before_there_was_a_history_stays(fresh: Path, job: Any) -> None:
+    """As after an update of microseg."""
+    database = fresh / "mlflow" / "mlflow.db"
+    shutil.copy(job.home / "mlflow" / "mlflow.db", database)
+    client = mlflow.MlflowClient(f"sqlite:///{database}", f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("microseg-promotions").experiment_id
+    for run in client.search_runs([experiment]):
+        client.delete_run(run.info.run_id)
+    for tag in ("gate", "gate_against", "gate_refusals"):
+        client.delete_model_version_tag(MODEL_NAME, "2", tag)
+        client.delete_model_version_tag(MODEL_NAME, "1", tag)
+    registry = Registry(f"sqlite:///{database}")
+    assert registry.history() == ()
+    state = roll_out()
+    assert state.is_completed(), state.message
+    assert registry.resolve(PRODUCTION).version == 2
+    assert [(it.version, it.cause.gate) for it in registry.history()] == [(2, "not asked")]
+    registry.set_alias(PRODUCTION, 1)
+    assert roll_out().is_failed()  # from now on a version must have been judged
+    assert registry.resolve(PRODUCTION).version == 2
 
 
 def test_a_lab_of_its_own(copied: Any) -> None:
