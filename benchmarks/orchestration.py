@@ -30,9 +30,6 @@ def main() -> None:
         for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
             os.environ.pop(name, None)
         ratios = measure(home, given.images, given.size, given.pairs)
-    print("\n| pair | engine, s | flow, s | flow / engine |\n| --- | --- | --- | --- |")
-    for number, (bare, flow) in enumerate(ratios, 1):
-        print(f"| {number} | {bare:.1f} | {flow:.1f} | {flow / bare:.3f} |")
     quotients = [flow / bare for bare, flow in ratios]
     print(
         f"\n{given.images} images of {given.size} px: the flow takes {statistics.median(quotients):.3f} times as long "
@@ -68,6 +65,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
         version = registry.register(run, home / "network", example=example, method="none", description="None.")
     registry.promote(version)
     paths, taken = sorted(folder.iterdir()), []
+    print("| pair | engine, s | flow, s | flow / engine |\n| --- | --- | --- | --- |")
     with prefect_test_harness(server_startup_timeout=180):
         for number in range(-1, pairs):  # the first pair warms both up
             few = paths[:20] if number < 0 else paths
@@ -81,7 +79,9 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
             if number < 0:
                 continue
             segment(folder, out=home / f"flow-{number}")
-            taken.append((middle - began, time.perf_counter() - middle))
+            bare, flow = middle - began, time.perf_counter() - middle
+            taken.append((bare, flow))
+            print(f"| {len(taken)} | {bare:.1f} | {flow:.1f} | {flow / bare:.3f} |", flush=True)
     return taken
 
 

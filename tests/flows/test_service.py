@@ -194,7 +194,7 @@ def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncP
     environment |= {"MICROSEG_PARAMS": str(servers.home.parent / "params.yaml")}
     for name, words in (
         ("doctor", ("a signed delivery to", "the next batch is at", "landings and promotions start runs")),
-        ("status", ("Next batch: ", "lab_b", "In production: version")),
+        ("status", ("Next batch: ", "lab_a", "In production: version")),
     ):
         command = [sys.executable, "-m", f"flows.{name}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
