@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from microseg.environment import Environment, Home
@@ -63,6 +63,9 @@ class InferenceSettings(_Section):
     halo: int = Field(64, ge=0)
     batch: PositiveInt = 4
     outputs: tuple[str, ...] = OUTPUTS
+    chunk: PositiveInt = 50
+    workers: PositiveInt = 1
+    cluster: str | None = None
 
     @model_validator(mode="after")
     def _known_outputs(self) -> "InferenceSettings":
@@ -89,6 +92,22 @@ class ScheduleSettings(_Section):
     segment: str = "0 3 * * *"
     timezone: str = "UTC"
     folder: Path = Path("to-segment")
+    again: bool = False
+    reconcile: PositiveFloat = 5
+
+
+class LandingSettings(_Section):
+    """Where labs land, and when a delivery counts as being there."""
+
+    folder: Path = Path("incoming")
+    settle: float = Field(120, gt=0)
+
+
+class PromotionSettings(_Section):
+    """Who decides on a candidate that a landing has made, and for whose images it is."""
+
+    approval: Literal["mlflow", "prefect", "gate"] = "mlflow"
+    per_lab: bool = False
 
 
 class Params(_Section):
@@ -105,6 +124,8 @@ class Params(_Section):
     gate: GatePolicy = GatePolicy()
     inference: InferenceSettings = InferenceSettings()
     demo: DemoSettings = DemoSettings()
+    landing: LandingSettings = LandingSettings()
+    promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
 
 

@@ -2,6 +2,9 @@
 
 Reading, the network and writing overlap, with a few images in flight at any time. What counts as done is decided by the
 record that each image's outputs end with, so a batch that was killed goes on where it was.
+
+A batch can be done in parts, one after the other or by several processes at once: `plan_batch`, then `segment_part`
+for each part, then `finish_batch`. `segment_batch` is the three in one.
 """
 
 import json
@@ -10,25 +13,22 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from microseg.data import image_mpp, read_image
-from microseg.data.atomic import replacing
 from microseg.errors import DataError, MicrosegError
 from microseg.inference.engine import Engine
-from microseg.inference.measurements import OBJECT_COLUMNS
 from microseg.inference.outputs import OUTPUTS, check_outputs, file_sha256, output_names, remove_partial
 from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
+from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
 
-__all__ = ["BatchSummary", "segment_batch", "segment_file"]
+__all__ = ["plan_batch", "segment_batch", "segment_file", "segment_part"]
 
 Sizes = float | Mapping[str, float] | None
 
@@ -37,53 +37,10 @@ _AHEAD = 2  # images read, or being read, before the network wants them
 
 
 @dataclass(frozen=True)
-class BatchSummary:
-    """How a batch went.
-
-    Attributes:
-        images: asked for.
-        done: segmented now.
-        skipped: had been segmented before, with the same model and settings.
-        failed: passed over; ``failures`` says why.
-        seconds: of the whole batch.
-        megapixels: of the images segmented now.
-        measurements: table of all objects of done and skipped images; None where objects were not asked for.
-        summary: table of all done and skipped images.
-        failures: table of the images passed over.
-        record: the batch itself, as JSON.
-    """
-
-    images: int
-    done: int
-    skipped: int
-    failed: int
-    seconds: float
-    megapixels: float
-    measurements: Path | None
-    summary: Path
-    failures: Path
-    record: Path
-
-
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    name: str
-
-
-@dataclass(frozen=True)
 class _Loaded:
     image: npt.NDArray[np.uint8]
     sha256: str
     mpp: float | None
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    job: _Job
-    record: Record | None = None
-    skipped: bool = False
-    reason: str = ""
 
 
 def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: float | None = None) -> Segmentation:
@@ -115,6 +72,7 @@ def segment_batch(
     provenance: Provenance,
     outputs: Collection[str] = OUTPUTS,
     mpp: Sizes = None,
+    keep: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
     """Segment images into a folder.
@@ -130,6 +88,7 @@ def segment_batch(
         provenance: of the network; weights and settings are added from the engine.
         outputs: see `Segmentation.save`.
         mpp: microns per pixel of all images, or of some by file name; None, or not named: what the files say.
+        keep: also skip what another model or other settings have made of the same file content.
         progress: called with the number of images finished and of all.
 
     Returns:
@@ -142,35 +101,69 @@ def segment_batch(
     """
     started = time.perf_counter()
     check_outputs(outputs)
+    jobs = plan_batch(images, out)
+    outcomes = segment_part(
+        engine, jobs, out, provenance=provenance, outputs=outputs, mpp=mpp, keep=keep, progress=progress
+    )
+    return finish_batch(outcomes, out, outputs=outputs, seconds=time.perf_counter() - started)
+
+
+def plan_batch(images: Sequence[Path], out: Path) -> tuple[Job, ...]:
+    """Give each image of a batch the name of its outputs.
+
+    Args:
+        images: paths; doubles count once.
+        out: made where missing.
+
+    Raises:
+        DataError: the outputs would go among the images.
+    """
     out.mkdir(parents=True, exist_ok=True)
     paths = list({path.resolve(): path for path in map(Path, images)}.values())
     if out.resolve() in {path.resolve().parent for path in paths}:
         raise DataError(f"Expected a folder of its own for the outputs, got that of the images, {out}: choose another.")
-    remove_partial(out, paths)
-    batch = _Batch(engine, out, frozenset(outputs), _complete(provenance, engine), mpp)
-    jobs = [_Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True)]
-    outcomes: dict[str, _Outcome] = {}
+    return tuple(Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
+
+
+def segment_part(
+    engine: Engine,
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    provenance: Provenance,
+    outputs: Collection[str] = OUTPUTS,
+    mpp: Sizes = None,
+    keep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Outcome, ...]:
+    """Segment some images of a batch; nobody else may work on the same ones at this time.
+
+    Args:
+        engine: the network.
+        jobs: of `plan_batch`.
+        out: the batch's folder.
+        provenance: of the network; weights and settings are added from the engine.
+        outputs: see `Segmentation.save`.
+        mpp: see `segment_batch`.
+        keep: see `segment_batch`.
+        progress: called with the number of images finished and of all of these.
+
+    Returns:
+        What became of each, in order.
+
+    Raises:
+        SettingsError: an output is unknown.
+        OSError: the outputs cannot be written: no space, no permission. What is done stays done.
+    """
+    check_outputs(outputs)
+    remove_partial(out, [job.path for job in jobs])
+    batch = _Batch(engine, out, frozenset(outputs), _complete(provenance, engine), mpp, keep)
+    outcomes: dict[str, Outcome] = {}
     for outcome in batch.run(jobs):
         outcomes[outcome.job.name] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))
-    ordered = [outcomes[job.name] for job in jobs]
-    done = [outcome for outcome in ordered if outcome.record is not None]
-    measurements = out / "measurements.csv" if "objects" in outputs else None
-    summary = BatchSummary(
-        images=len(jobs),
-        done=len(done) - sum(outcome.skipped for outcome in done),
-        skipped=sum(outcome.skipped for outcome in done),
-        failed=len(jobs) - len(done),
-        seconds=round(time.perf_counter() - started, 3),
-        megapixels=sum(o.record.width * o.record.height for o in done if o.record and not o.skipped) / 1e6,
-        measurements=measurements,
-        summary=out / "summary.csv",
-        failures=out / "failures.csv",
-        record=out / "batch.json",
-    )
-    _write_tables(summary, ordered, batch)
-    return summary
+    return tuple(outcomes[job.name] for job in jobs)
 
 
 @dataclass(frozen=True)
@@ -180,18 +173,19 @@ class _Batch:
     outputs: frozenset[str]
     provenance: Provenance
     mpp: Sizes
+    keep: bool
 
-    def run(self, jobs: Sequence[_Job]) -> Iterator[_Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Leaving early waits for what is being written."""
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_WRITERS) as writers:
             waiting = iter(jobs)
             reading = deque((job, readers.submit(self.read, job)) for job in islice(waiting, _AHEAD))
-            writing: deque[Future[_Outcome]] = deque()
+            writing: deque[Future[Outcome]] = deque()
             while reading:
                 job, future = reading.popleft()
                 reading.extend((ahead, readers.submit(self.read, ahead)) for ahead in islice(waiting, 1))
                 made = self.predict(job, future)
-                if isinstance(made, _Outcome):
+                if isinstance(made, Outcome):
                     yield made
                     continue
                 writing.append(writers.submit(self.write, job, *made))
@@ -200,42 +194,43 @@ class _Batch:
             for finished in writing:
                 yield finished.result()
 
-    def read(self, job: _Job) -> _Loaded | Record:
+    def read(self, job: Job) -> _Loaded | Record:
         """The image, or the record of what was made of it before."""
         mpp = _mpp(job.path, self.mpp)
         sha256 = file_sha256(job.path) if job.path.is_file() else ""
         return self.done(job, sha256, mpp) or _Loaded(read_image(job.path), sha256, mpp)
 
-    def done(self, job: _Job, sha256: str, mpp: float | None) -> Record | None:
+    def done(self, job: Job, sha256: str, mpp: float | None) -> Record | None:
         """The record of the same segmentation, if all its files are there."""
         path = self.out / f"{job.name}.json"
         if not path.is_file():
             return None
         with suppress(DataError):
             record = read_record(path)
-            same = (record.source_sha256, record.mpp, _key(record.provenance)) == (sha256, mpp, _key(self.provenance))
+            same = (record.source_sha256, record.mpp) == (sha256, mpp)
+            same = same and (self.keep or _key(record.provenance) == _key(self.provenance))
             there = all((self.out / file).is_file() for file in record.outputs.values())
             if same and there and self.outputs <= record.outputs.keys():
                 return record
         return None
 
     def predict(
-        self, job: _Job, future: "Future[_Loaded | Record]"
-    ) -> _Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
+        self, job: Job, future: "Future[_Loaded | Record]"
+    ) -> Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
         """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
         try:
             loaded = future.result()
             if isinstance(loaded, Record):
-                return _Outcome(job, loaded, skipped=True)
+                return Outcome(job, self.out / f"{job.name}.json", skipped=True)
             return _segment(self.engine, job.path, loaded, self.provenance), loaded.image
         except Exception as error:
             return _failed(job, error)
 
-    def write(self, job: _Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> _Outcome:
+    def write(self, job: Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> Outcome:
         """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
         try:
             files = segmentation.save(self.out, self.outputs, image, job.name)
-            return _Outcome(job, read_record(files["record"]))
+            return Outcome(job, files["record"])
         except OSError:
             raise
         except Exception as error:
@@ -272,38 +267,6 @@ def _mpp(path: Path, given: Sizes) -> float | None:
     return image_mpp(path) if known is None else known
 
 
-def _failed(job: _Job, error: Exception) -> _Outcome:
+def _failed(job: Job, error: Exception) -> Outcome:
     reason = " ".join(str(error).split()) or repr(error)
-    return _Outcome(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")
-
-
-def _write_tables(summary: BatchSummary, outcomes: Sequence[_Outcome], batch: _Batch) -> None:
-    records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
-    rows = [
-        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
-        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "sha256": r.source_sha256}
-        for r in records
-    ]
-    with replacing(summary.failures) as part:
-        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
-    with replacing(summary.summary) as part:
-        pd.DataFrame(rows).to_csv(part, index=False, float_format="%.6g")
-    if summary.measurements is not None:
-        with replacing(summary.measurements) as part:
-            _join_tables([batch.out / record.outputs["objects"] for record in records], part)
-    facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
-    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": batch.provenance.model_dump(mode="json")}
-    facts |= {"outputs": sorted(batch.outputs), "records": [f"{record.name}.json" for record in records]}
-    with replacing(summary.record) as part:
-        part.write_text(json.dumps({"kind": "microseg batch 1", **facts}, indent=2) + "\n", encoding="utf-8")
-
-
-def _join_tables(tables: Sequence[Path], path: Path) -> None:
-    """Put CSV tables of the same columns below one another, a line at a time."""
-    with path.open("w", encoding="utf-8") as joined:
-        joined.write(",".join(OBJECT_COLUMNS) + "\n")
-        for table in tables:
-            with table.open(encoding="utf-8") as lines:
-                next(lines, None)
-                joined.writelines(lines)
+    return Outcome(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")

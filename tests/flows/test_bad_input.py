@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from prefect.client.orchestration import get_client
 
-from flows import adapt, evaluate, ingest, promote, segment, story, train
+from flows import adapt, evaluate, ingest, promote, rollback, segment, story, train
 from microseg.data.images import read_image, write_png
 
 Run = Callable[..., Result]
@@ -130,7 +130,7 @@ def test_a_delivery_that_cannot_be_used(
         (adapt, ["lab_x"], ["'production'", "train a first model"]),
         (evaluate, [], ["'candidate'"]),
         (promote, [], ["'candidate'"]),
-        (promote, ["--rollback"], ["'previous'"]),
+        (rollback, [], ["'previous'"]),
         (segment, ["absent folder"], ["absent folder", "expected a folder of images"]),
         (story, ["--source", "lab_x"], ["both --source and --target"]),
         (train, ["lab_x", "--set", "train.step=5"], ["train.step: unknown", "steps"]),

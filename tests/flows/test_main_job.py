@@ -9,7 +9,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterType
 
-from flows.promote import promote, rollback
+from flows.promote import promote
+from flows.rollback import rollback
 from microseg.inference import read_record
 from microseg.versioning import DatasetStore
 
@@ -124,6 +125,6 @@ def test_prefect_shows_training_done(done: Any) -> None:
 
 
 def test_nothing_is_written_outside_the_home(done: Any) -> None:
-    expected = {"data", "dvc-remote", "later", "mlflow", "models", "runs", "segmentations"}
+    expected = {"data", "dvc-remote", "later", "mlflow", "models", "records", "runs", "segmentations"}
     assert {path.name for path in done.home.iterdir()} == expected
     assert not list(done.home.rglob("*.partial"))

@@ -1,0 +1,145 @@
+"""What tells of a whole batch: its counts and its tables, when all its parts are done."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from microseg.data.atomic import replacing
+from microseg.inference.measurements import OBJECT_COLUMNS
+from microseg.inference.outputs import OUTPUTS
+from microseg.inference.record import Record, read_record
+
+__all__ = ["BatchSummary", "Job", "Outcome", "finish_batch"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image of a batch.
+
+    Attributes:
+        path: of the image.
+        name: how the names of its outputs begin.
+    """
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        job: the image.
+        record: file that leads to its outputs; None when it was passed over.
+        skipped: whether the outputs had been there before.
+        reason: why it was passed over.
+    """
+
+    job: Job
+    record: Path | None = None
+    skipped: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """How a batch went.
+
+    Attributes:
+        images: asked for.
+        done: segmented now.
+        skipped: had been segmented before, with the same model and settings.
+        failed: passed over; ``failures`` says why.
+        seconds: of the whole batch.
+        megapixels: of the images segmented now.
+        measurements: table of all objects of done and skipped images; None where objects were not asked for.
+        summary: table of all done and skipped images.
+        failures: table of the images passed over.
+        record: the batch itself, as JSON.
+    """
+
+    images: int
+    done: int
+    skipped: int
+    failed: int
+    seconds: float
+    megapixels: float
+    measurements: Path | None
+    summary: Path
+    failures: Path
+    record: Path
+
+
+def finish_batch(
+    outcomes: Sequence[Outcome], out: Path, *, outputs: Collection[str] = OUTPUTS, seconds: float
+) -> BatchSummary:
+    """Write what tells of the whole batch, when all its parts are done.
+
+    Args:
+        outcomes: of all parts.
+        out: the batch's folder.
+        outputs: that were asked for.
+        seconds: that it took.
+
+    Returns:
+        Counts, times and tables.
+    """
+    records = {outcome.job.name: read_record(outcome.record) for outcome in outcomes if outcome.record is not None}
+    fresh = [records[outcome.job.name] for outcome in outcomes if outcome.record is not None and not outcome.skipped]
+    summary = BatchSummary(
+        images=len(outcomes),
+        done=len(fresh),
+        skipped=len(records) - len(fresh),
+        failed=len(outcomes) - len(records),
+        seconds=round(seconds, 3),
+        megapixels=sum(record.width * record.height for record in fresh) / 1e6,
+        measurements=out / "measurements.csv" if "objects" in outputs else None,
+        summary=out / "summary.csv",
+        failures=out / "failures.csv",
+        record=out / "batch.json",
+    )
+    failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
+    _write_tables(summary, list(records.values()), failures, out, outputs)
+    return summary
+
+
+def _write_tables(
+    summary: BatchSummary,
+    records: Sequence[Record],
+    failures: Sequence[Mapping[str, str]],
+    out: Path,
+    outputs: Collection[str],
+) -> None:
+    rows = [
+        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
+        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "model": r.provenance.model, "sha256": r.source_sha256}
+        for r in records
+    ]
+    with replacing(summary.failures) as part:
+        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
+    with replacing(summary.summary) as part:
+        pd.DataFrame(rows).to_csv(part, index=False, float_format="%.6g")
+    if summary.measurements is not None:
+        with replacing(summary.measurements) as part:
+            _join_tables([out / record.outputs["objects"] for record in records], part)
+    facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
+    models = {r.provenance.model: r.provenance.model_dump(mode="json") for r in records}
+    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": models, "outputs": sorted(outputs)}
+    facts |= {"records": [f"{record.name}.json" for record in records]}
+    with replacing(summary.record) as part:
+        part.write_text(json.dumps({"kind": "microseg batch 1", **facts}, indent=2) + "\n", encoding="utf-8")
+
+
+def _join_tables(tables: Sequence[Path], path: Path) -> None:
+    """Put CSV tables of the same columns below one another, a line at a time."""
+    with path.open("w", encoding="utf-8") as joined:
+        joined.write(",".join(OBJECT_COLUMNS) + "\n")
+        for table in tables:
+            with table.open(encoding="utf-8") as lines:
+                next(lines, None)
+                joined.writelines(lines)
