@@ -10,6 +10,7 @@ from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
 __all__ = ["CardLab", "model_card"]
 
 _LABEL_FREE = {
+    "separation": "segmentation explained by the stain",
     "agreement": "agreement with itself",
     "foreground_share": "share marked as foreground",
     "expected_foreground_share": "share expected from the labels",

@@ -5,7 +5,13 @@ LAB_B = CardLab("lab_b", "target", "bbbb.dir", "DAB-H | blue", 40, 0)
 
 
 def label_free(agreement: float) -> dict[str, float]:
-    return {"agreement": agreement, "foreground_share": 0.3, "expected_foreground_share": 0.4, "entropy": 0.12}
+    return {
+        "separation": agreement,
+        "agreement": agreement,
+        "foreground_share": 0.3,
+        "expected_foreground_share": 0.4,
+        "entropy": 0.12,
+    }
 
 
 def adapted(**change: object) -> str:
