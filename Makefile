@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test test-all check serve format clean help
+.PHONY: demo test test-all test-browser check serve format clean help
 
 help:
 	@echo "make demo       the whole story on two made labs;  SOURCE=<folder> TARGET=<folder> for your own"
 	@echo "make test       the fast tests"
 	@echo "make test-all   all tests, the long ones too"
+	@echo "make test-browser  the pages people look at, in Chromium (Debian, Ubuntu: installs it)"
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make serve      a Prefect server and an MLflow server on this machine"
 
@@ -21,6 +22,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(STAMP)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends chromium chromium-driver
+	@$(BIN)/python -m pytest tests/flows/test_browser.py $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
@@ -44,5 +50,5 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing microseg and what it needs into $(VENV) (some minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[pretrained]" --group dev
 	@touch $(STAMP)

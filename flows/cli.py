@@ -11,14 +11,23 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "ingest": "Check a lab's folder and make it a version of the lab's dataset.",
+    "land": "Say that a lab has landed: ingest, adapt, evaluate.",
     "train": "Train the first segmenter from labelled labs.",
     "adapt": "Adapt the production segmenter to a new lab, without its labels.",
     "evaluate": "Judge a candidate beside the production model.",
-    "promote": "Put a candidate into production if the gate accepts; or roll back.",
+    "promote": "Put a candidate into production if the gate accepts.",
+    "rollback": "Put the previous version back into production.",
+    "rollout": "Look at what was promoted in MLflow, and settle it or put it back.",
+    "history": "What was in production: when, by whom, why.",
     "segment": "Segment images: masks, outlines, overlays, measurements.",
     "export": "Export a model for other programs: bioimage.io, ONNX, TorchScript, PyTorch graph.",
     "story": "The whole of it on two made labs, or on two of your own.",
+    "status": "What is in production and proposed, which labs there are, what runs next.",
+    "doctor": "Look for what fails silently, each with its remedy.",
     "serve": "Register all flows as deployments and run what is scheduled.",
+    "bridge": "Pass MLflow's word of a promotion on to Prefect.",
+    "watch": "Tell Prefect of labs that land in the incoming folder.",
+    "reconcile": "Settle what events missed.",
     "servers": "A Prefect server and an MLflow server on this machine.",
 }
 

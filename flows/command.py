@@ -10,7 +10,7 @@ import typer
 from flows.console import exit_on_error
 from flows.records import write_record
 
-__all__ = ["RecordOption", "SetOption", "finish", "microseg_command"]
+__all__ = ["LabOption", "RecordOption", "SetOption", "finish", "microseg_command"]
 
 P = ParamSpec("P")
 
@@ -22,6 +22,9 @@ SetOption = Annotated[
 ]
 RecordOption = Annotated[
     Path | None, typer.Option("--record", help="Also write the result as JSON to this file, as the pipeline does.")
+]
+LabOption = Annotated[
+    str | None, typer.Option(help="For this lab's images alone, with its alias production-<lab>; for all by default.")
 ]
 
 

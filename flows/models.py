@@ -7,11 +7,20 @@ from typing import Any
 from flows.settings import Settings
 from microseg.data.dataset import Lab, open_lab
 from microseg.data.sampling import CropSampler, Sample
-from microseg.errors import VersioningError
+from microseg.errors import VersioningError, VersionNotFoundError
 from microseg.evaluation import Comparison
 from microseg.inference import Engine
 from microseg.model import PyramidSegmenter, load_network
-from microseg.registry import CardLab, Decision, ModelVersion, Registry, RunLog, model_card
+from microseg.registry import (
+    CardLab,
+    Decision,
+    GatePolicy,
+    ModelVersion,
+    Registry,
+    RunLog,
+    gate_tags,
+    model_card,
+)
 from microseg.sdk import Fitted, Segmenter, version_provenance
 from microseg.training import resolve_device
 from microseg.versioning import DatasetStore, code_commit
@@ -25,8 +34,10 @@ __all__ = [
     "fetch_labs",
     "fetch_network",
     "fetch_segmenter",
+    "in_use",
     "make_engine",
     "open_registry",
+    "policy_for",
     "publish",
 ]
 
@@ -39,6 +50,20 @@ _SERVED_TILE = 256  # pixels; the form for `mlflow models serve` takes tiles of 
 def open_registry(settings: Settings) -> Registry:
     """The registry that the environment names."""
     return Registry(settings.environment.tracking_uri)
+
+
+def in_use(registry: Registry, lab: str | None = None) -> ModelVersion | None:
+    """The version in production for a lab's images, or for all; None when there is none."""
+    try:
+        return registry.in_use(lab)
+    except VersionNotFoundError:
+        return None
+
+
+def policy_for(lab: str | None, settings: Settings) -> GatePolicy:
+    """What the gate asks: a version for one lab's images alone takes nothing from the other labs."""
+    policy = settings.params.gate
+    return policy if lab is None else policy.model_copy(update={"max_source_loss": 1.0})
 
 
 def dataset_store(settings: Settings) -> DatasetStore:
@@ -159,7 +184,7 @@ def describe(
     production: ModelVersion | None,
     settings: Settings,
 ) -> None:
-    """Renew a version's model card with what is known of it now.
+    """Renew a version's model card with what is known of it now, and keep the gate's verdict with it.
 
     Args:
         registry: where the version is.
@@ -182,10 +207,13 @@ def describe(
         production=comparison.production,
         decision=decision,
         production_version=production.version if production else None,
+        pictures=registry.attached(version, "evaluation", ".jpg"),
         run_id=version.run_id,
         commit=version.tags.get("commit"),
     )
     registry.describe(version, card)
+    if decision is not None:
+        registry.set_tags(version, gate_tags(decision, production))
 
 
 def _training_params(method: str, settings: Settings) -> dict[str, Any]:

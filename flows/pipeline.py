@@ -17,6 +17,7 @@ from flows.settings import load_settings
 from flows.story import make_labs
 from microseg.data.lab import read_lab_card
 from microseg.errors import MicrosegError
+from microseg.registry import Cause, is_production
 
 __all__ = ["alias", "app", "labs"]
 
@@ -39,11 +40,15 @@ def alias(
     record: Annotated[Path, typer.Argument(help="Record of the flow that made the version.")],
 ) -> None:
     """Give the version that a flow made an alias, so that the stages after it find it. No gate is asked."""
+    registry = open_registry(load_settings())
     try:
         version = int(json.loads(record.read_text())["version"])
     except (OSError, ValueError, KeyError) as error:
         raise MicrosegError(f"{record}: expected the record of train or adapt, got {error!r}. Run it first.") from error
-    open_registry(load_settings()).set_alias(name, version)
+    if is_production(name):
+        registry.promote(version, alias=name, cause=Cause(via="pipeline", reason="The pipeline begins with it."))
+    else:
+        registry.set_alias(name, version)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A candidate → production, or the reasons why not; and back again.
+"""A candidate → production, or the reasons why not.
 
 python -m flows.promote
-python -m flows.promote --rollback
+python -m flows.promote 7 --lab lab_b
 """
 
 from typing import Annotated
@@ -10,85 +10,95 @@ import typer
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
+from flows.causes import cause
+from flows.command import LabOption, RecordOption, SetOption, finish, microseg_command
 from flows.console import console
 from flows.evaluate import evaluate, read_comparison
-from flows.models import describe, open_registry
+from flows.models import describe, in_use, open_registry, policy_for
 from flows.records import PromoteRecord
+from flows.rollout import check_version, settle_drifts
 from flows.settings import Settings, load_settings
-from microseg.errors import RegistryError, VersionNotFoundError
+from microseg.errors import RegistryError
 from microseg.evaluation import Comparison
-from microseg.registry import CANDIDATE, PRODUCTION, Decision, ModelVersion, Registry, decide
+from microseg.registry import CANDIDATE, Decision, ModelVersion, decide, production_of
 
-__all__ = ["command", "promote", "rollback"]
+__all__ = ["command", "promote"]
 
 
 @task
-def apply_gate(version: ModelVersion, comparison: Comparison, settings: Settings) -> Decision:
-    """Ask the gate, and move the alias if it accepts."""
+def apply_gate(version: ModelVersion, comparison: Comparison, lab: str | None, settings: Settings) -> Decision:
+    """Ask the gate, and write its verdict on the version's card."""
     registry = open_registry(settings)
-    decision = decide(comparison.candidate, comparison.production, settings.params.gate)
-    describe(registry, version, comparison, decision, _production(registry), settings)
-    if decision.accept:
-        registry.promote(version)
+    decision = decide(comparison.candidate, comparison.production, policy_for(lab, settings))
+    describe(registry, version, comparison, decision, in_use(registry, lab), settings)
     return decision
 
 
+@task
+def put_into_production(
+    version: ModelVersion, lab: str | None, gate: str, reason: str, by: str | None, settings: Settings
+) -> None:
+    """Look whether the version can be used at all, then move the alias."""
+    if faults := [check.sentence for check in check_version(version, settings) if not check.passed]:
+        raise RegistryError(f"Version {version.version} is not fit for production: {' '.join(faults)}")
+    told = cause(by=by, gate=gate, reason=reason)
+    open_registry(settings).promote(version, alias=production_of(lab), cause=told)
+
+
 @flow(name="promote", flow_run_name="promote {candidate}")
-def promote(candidate: str = CANDIDATE, changes: tuple[str, ...] = ()) -> PromoteRecord:
+def promote(
+    candidate: str = CANDIDATE,
+    lab: str | None = None,
+    override: str | None = None,
+    by: str | None = None,
+    changes: tuple[str, ...] = (),
+) -> PromoteRecord:
     """Put a version into production if the gate accepts it.
 
     Args:
         candidate: version or alias; it is evaluated first where it was not yet.
+        lab: promote it for this lab's images alone; for all by default.
+        override: why it goes into production although the gate refuses it; kept in the history.
+        by: who asks, for the history; the user of this process by default.
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
     registry = open_registry(settings)
+    settle_drifts(settings)  # so that what is in production is known to be fit
     version = registry.resolve(candidate)
-    current = _production(registry)
-    if current is not None and current.version == version.version:
+    current = in_use(registry, lab)
+    if production_of(lab) in version.aliases:
         return PromoteRecord(
             version.version, True, version.version, [f"Version {version.version} is in production already."]
         )
     comparison = read_comparison(version, current, settings)
     if comparison is None:
-        evaluate(candidate, changes=changes)
+        if current is None:
+            evaluate(candidate, changes=changes)
+        else:
+            evaluate(candidate, against=str(current.version), changes=changes)
         comparison = read_comparison(version, current, settings)
         assert comparison is not None
-    decision = apply_gate(version, comparison, settings)
-    verdict = "accepted" if decision.accept else "refused"
+    decision = apply_gate(version, comparison, lab, settings)
+    accepted = decision.accept or override is not None
+    verdict = "accepted" if decision.accept else "refused, overridden" if accepted else "refused"
     reasons = [reason.sentence for reason in decision.reasons]
+    if accepted:
+        put_into_production(version, lab, verdict, override or "", by, settings)
     lines = [f"- {'✓' if reason.passed else '✗'} {reason.sentence}" for reason in decision.reasons]
+    lines += [f"- Overridden: {override}"] if verdict.endswith("overridden") else []
     create_markdown_artifact("\n".join([f"# Version {version.version}: {verdict}", *lines]), key="gate")
-    now = _production(registry)
-    return PromoteRecord(version.version, decision.accept, now.version if now else None, reasons)
-
-
-@flow(name="rollback")
-def rollback(changes: tuple[str, ...] = ()) -> PromoteRecord:
-    """Put the previous version back into production.
-
-    Args:
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
-    """
-    registry = open_registry(load_settings(changes))
-    left = _production(registry)
-    version = registry.rollback()
-    reason = f"Rolled back from version {left.version if left else '–'} to version {version.version}."
-    return PromoteRecord(version.version, True, version.version, [reason])
-
-
-def _production(registry: Registry) -> ModelVersion | None:
-    try:
-        return registry.resolve(PRODUCTION)
-    except VersionNotFoundError:
-        return None
+    now = in_use(registry, lab)
+    return PromoteRecord(version.version, accepted, now.version if now else None, reasons)
 
 
 @microseg_command
 def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
-    back: Annotated[bool, typer.Option("--rollback", help="Put the previous version back instead.")] = False,
+    lab: LabOption = None,
+    override: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Promote it although the gate refuses, for this reason.")
+    ] = None,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
@@ -96,7 +106,7 @@ def command(
 
     Example: microseg promote candidate --set gate.max_source_loss=0.03
     """
-    result = rollback(tuple(changes or ())) if back else promote(candidate, tuple(changes or ()))
+    result = promote(candidate, lab, override, None, tuple(changes or ()))
     for reason in result.reasons:
         console.print(f"  {reason}")
     finish(result, record)
@@ -104,7 +114,7 @@ def command(
         raise RegistryError(
             f"The gate refused version {result.version}; version {result.production} stays in production."
         )
-    console.print(f"Version {result.production} is in production.")
+    console.print(f"Version {result.production} is in production{f' for {lab}' if lab else ''}.")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
     python -m flows.segment slides/2026-11
 
-The production model segments a folder's images. What was segmented before by the same version, with the same
-settings, is skipped; an image that cannot be read is recorded and passed over.
+The production model segments a folder's images, some at a time: each such chunk takes the version that is in production
+when it begins. What was segmented before by the same version, with the same settings, is skipped; an image that cannot
+be read is recorded and passed over.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,34 +20,75 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
+from flows.fan_out import fan_out
 from flows.models import fetch_segmenter, open_registry
 from flows.records import SegmentRecord
-from flows.settings import load_settings
+from flows.rollout import settle_drifts
+from flows.settings import Settings, load_settings
 from microseg.data.checks import image_key, image_name
 from microseg.data.image_list import read_image_list
 from microseg.data.images import IMAGE_SUFFIXES
 from microseg.data.lab import read_lab_card
 from microseg.data.slides import SLIDE_SUFFIXES
 from microseg.errors import DataError
-from microseg.inference import Batch, BatchSummary, Job
-from microseg.registry import PRODUCTION
+from microseg.inference import BatchSummary, Job, Outcome, finish_batch, plan_batch, segment_part
+from microseg.registry import PRODUCTION, ModelVersion, production_of
 from microseg.report import data_uri, write_batch_page
+from microseg.sdk import Segmenter
 
 __all__ = ["command", "segment"]
 
 
-@task(cache_policy=NO_CACHE)
-def segment_chunk(batch: Batch, jobs: Sequence[Job], advance: Callable[[str], None]) -> None:
-    """Segment some of a batch's images."""
-    batch.segment(jobs, lambda _done, _total: advance(""))
+@dataclass(frozen=True)
+class Order:
+    """How all images of a batch are segmented.
+
+    Attributes:
+        model: version or alias.
+        lab: whose images they are, where known.
+        out: folder of the outputs.
+        sizes: microns per pixel, of all images or by file name.
+        keep: leave what an earlier version has made of an unchanged image.
+        settings: of this run.
+    """
+
+    model: str
+    lab: str | None
+    out: Path
+    sizes: float | Mapping[str, float]
+    keep: bool
+    settings: Settings
 
 
-@task(cache_policy=NO_CACHE)
-def finish_batch(batch: Batch) -> BatchSummary:
-    """Write the tables of a batch and its page."""
-    summary = batch.finish()
-    write_batch_page(summary)
-    return summary
+@dataclass(frozen=True)
+class Chunk:
+    """Some images of a batch: the first and the last by their number, from 1."""
+
+    first: int
+    last: int
+    jobs: tuple[Job, ...]
+
+
+@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="images {part.first} to {part.last}")
+def segment_chunk(
+    part: Chunk, order: Order, progress: Callable[[], None] | None = None
+) -> tuple[str, tuple[Outcome, ...]]:
+    """Segment some images with the version that is in use when it begins."""
+    version = _version(order.model, order.lab, order.settings)
+    segmenter, inference = _ready(version, order.settings), order.settings.params.inference
+    outcomes = segment_part(
+        segmenter.engine,
+        part.jobs,
+        order.out,
+        provenance=segmenter.provenance,
+        outputs=inference.outputs,
+        mpp=order.sizes,
+        slide_megapixels=inference.slide_megapixels,
+        skip_glass=inference.skip_glass,
+        keep=order.keep,
+        progress=None if progress is None else lambda _done, _total: progress(),
+    )
+    return str(version.version), outcomes
 
 
 @flow(name="segment", flow_run_name="segment {folder}")
@@ -53,39 +97,43 @@ def segment(
     model: str = PRODUCTION,
     out: Path | None = None,
     mpp: float | None = None,
+    keep: bool = False,
     changes: tuple[str, ...] = (),
 ) -> SegmentRecord:
     """Segment all images of a folder with a registered version.
 
     Args:
         folder: of images, or a lab's folder with images/ and lab.yaml.
-        model: version or alias.
+        model: version or alias; ``production`` means the lab's own version where it has one.
         out: where the outputs go; a folder in microseg's home by default.
         mpp: microns per pixel of all images; by default what images.csv, lab.yaml or the files say.
+        keep: leave what an earlier version has made of an unchanged image.
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
+    began = time.perf_counter()
     images = _images(folder)
-    version = open_registry(settings).resolve(model)
+    lab = _lab(folder)
+    version = _version(model, lab, settings)  # before anything is made: there may be none
     out = out or settings.home.segmentations / folder.absolute().name
-    segmenter, inference = fetch_segmenter(version, settings), settings.params.inference
-    batch = Batch(
-        segmenter.engine,
-        images,
-        out,
-        provenance=segmenter.provenance,
-        outputs=inference.outputs,
-        mpp=_sizes(folder, images) if mpp is None else mpp,
-        slide_megapixels=inference.slide_megapixels,
-        skip_glass=inference.skip_glass,
+    order = Order(model, lab, out, _sizes(folder, images) if mpp is None else mpp, keep, settings)
+    chunks = _chunks(plan_batch(images, out), settings.params.inference.chunk)
+    with progress_bar(
+        f"Segmenting with version {version.version}", sum(len(chunk.jobs) for chunk in chunks)
+    ) as advance:
+        if settings.params.inference.workers > 1 or settings.params.inference.cluster:
+            done = fan_out(segment_chunk, chunks, order, settings, lambda chunk: [advance("") for _ in chunk.jobs])
+        else:
+            done = [segment_chunk(chunk, order, lambda: advance("")) for chunk in chunks]
+    outcomes = [outcome for _, part in done for outcome in part]
+    summary = finish_batch(
+        outcomes, out, outputs=settings.params.inference.outputs, seconds=time.perf_counter() - began
     )
-    with progress_bar(f"Segmenting with version {version.version}", len(images)) as advance:
-        for jobs in batch.chunks(inference.chunk):
-            segment_chunk(batch, jobs, advance)
-    summary = finish_batch(batch)
+    write_batch_page(summary)
     _show_in_prefect(summary, out)
+    versions = list(dict.fromkeys(number for number, _ in done))
     return SegmentRecord(
-        str(version.version),
+        ", ".join(versions),
         str(out),
         summary.images,
         summary.done,
@@ -94,6 +142,38 @@ def segment(
         summary.seconds,
         summary.unsized,
     )
+
+
+def _chunks(jobs: Sequence[Job], size: int) -> list[Chunk]:
+    starts = range(0, len(jobs), size)
+    return [Chunk(start + 1, min(start + size, len(jobs)), tuple(jobs[start : start + size])) for start in starts]
+
+
+def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
+    """The version to segment with; in production it is one that was found fit, though somebody just moved an alias."""
+    registry = open_registry(settings)
+    if model != PRODUCTION:
+        return registry.resolve(model)
+    if any(drift.alias in (PRODUCTION, production_of(lab)) for drift in registry.drifts()):
+        settle_drifts(settings)
+    return registry.in_use(lab)
+
+
+_READY: dict[tuple[int, str, str], Segmenter] = {}
+
+
+def _ready(version: ModelVersion, settings: Settings) -> Segmenter:
+    """A version made ready to segment; the one used last is kept from chunk to chunk."""
+    key = (version.version, version.run_id, settings.model_dump_json())
+    if key not in _READY:
+        _READY.clear()
+        _READY[key] = fetch_segmenter(version, settings)
+    return _READY[key]
+
+
+def _lab(folder: Path) -> str | None:
+    """Whose images these are, where the folder says."""
+    return read_lab_card(folder).lab if (folder / "lab.yaml").is_file() else None
 
 
 def _images(folder: Path) -> list[Path]:
@@ -137,6 +217,9 @@ def command(
         Path | None, typer.Option(help="Where the outputs go; a folder in microseg's home by default.")
     ] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of all images, where nothing else says.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave what an earlier version made of unchanged images.")
+    ] = False,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
@@ -144,7 +227,7 @@ def command(
 
     Images that were segmented before by the same version are skipped. Example: microseg segment slides/2026-11
     """
-    result = segment(folder.absolute(), model, out.absolute() if out else None, mpp, tuple(changes or ()))
+    result = segment(folder.absolute(), model, out.absolute() if out else None, mpp, keep, tuple(changes or ()))
     show_table(
         f"Segmented with version {result.version}",
         ("images", "done", "skipped", "failed", "seconds"),

@@ -3,38 +3,60 @@
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
 
 A batch runs by itself at the times that ``schedule`` in params.yaml states: put images into ``to-segment/`` in
-microseg's home. Runs follow one another, as each of them can use the whole machine.
+microseg's home. A lab whose files are copied into ``incoming/<lab>/`` is adapted to when they are all there. A version
+that somebody promotes in MLflow is looked at and settled. Long runs follow one another, as each of them can use the
+whole machine; quick ones do not wait for them.
 """
 
+import asyncio
+import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
-import prefect
 import typer
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
+from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from flows.adapt import adapt
+from flows.bridge import ask_for_deliveries, bridge
 from flows.command import microseg_command
 from flows.evaluate import evaluate
+from flows.events import landed_trigger, promotion_trigger
 from flows.ingest import ingest
-from flows.promote import promote, rollback
+from flows.land import land
+from flows.promote import promote
+from flows.reconcile import reconcile
+from flows.rollback import rollback
+from flows.rollout import roll_out
 from flows.scheduled import segment_waiting
 from flows.segment import segment
 from flows.settings import ScheduleSettings, Settings, load_settings
 from flows.train import train
+from flows.watch import watch
 from microseg.errors import MicrosegError, SettingsError
+from microseg.registry import is_server
 
 __all__ = ["DEPLOYMENT", "command", "deployments"]
+
+_STOP_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
 
 DEPLOYMENT = "microseg"
 """Name of each flow's deployment: ``prefect deployment run ingest/microseg``."""
 
-_FLOWS: dict[Flow[Any, Any], str] = {
+_ON_REQUEST: dict[Flow[Any, Any], str] = {
     ingest: "Check a lab's folder and make it a version of the lab's dataset.",
     train: "Train a segmenter from labelled labs; the first one goes into production if the gate accepts.",
     adapt: "Adapt the production segmenter to a new lab, without its labels; the result is proposed as candidate.",
@@ -43,33 +65,53 @@ _FLOWS: dict[Flow[Any, Any], str] = {
     rollback: "Put the previous version back into production.",
     segment: "Segment a folder's images with the production model.",
 }
+_QUICK = (promote.name, rollback.name, roll_out.name, reconcile.name)
+"""Flows that take seconds: they do not wait behind those that take hours."""
 
 
 def deployments(settings: Settings) -> list[RunnerDeployment]:
-    """A deployment of each flow, and the batch that runs by itself.
+    """A deployment of each flow: on request, by schedule, or by an event.
 
     Args:
-        settings: when the batch runs, and on which folder.
+        settings: when the batch runs, on which folder, and how often is looked for what events missed.
 
     Raises:
         SettingsError: when the schedule is none.
     """
-    by_hand = [_deployment(it, description) for it, description in _FLOWS.items()]
-    folder = settings.home.root / settings.params.schedule.folder
-    batch = _deployment(
-        segment_waiting,
-        f"Segment what is new in {folder} with the production model.",
-        parameters={"folder": str(folder)},
-        schedule=_schedule(settings.params.schedule),
-    )
-    return [*by_hand, batch]
+    schedule = settings.params.schedule
+    folder = settings.home.root / schedule.folder
+    return [
+        *(_deployment(it, description) for it, description in _ON_REQUEST.items()),
+        _deployment(
+            land,
+            "Take over a lab that has landed, adapt the production model to it, judge the result.",
+            triggers=[landed_trigger()],
+        ),
+        _deployment(
+            roll_out,
+            "Look at a version that was promoted in MLflow, and settle it in production or put it back.",
+            triggers=[promotion_trigger()],
+        ),
+        _deployment(
+            reconcile,
+            "Settle what was promoted, and begin landings again, of which no event told.",
+            schedule=IntervalSchedule(interval=timedelta(minutes=schedule.reconcile)),
+        ),
+        _deployment(
+            segment_waiting,
+            f"Segment what is new in {folder} with the production model.",
+            parameters={"folder": str(folder)},
+            schedule=_schedule(schedule),
+        ),
+    ]
 
 
 def _deployment(
     it: Flow[Any, Any],
     description: str,
     parameters: dict[str, Any] | None = None,
-    schedule: CronSchedule | None = None,
+    schedule: CronSchedule | IntervalSchedule | None = None,
+    triggers: list[DeploymentEventTrigger] | None = None,
 ) -> RunnerDeployment:
     made = it.to_deployment(
         DEPLOYMENT,
@@ -78,6 +120,9 @@ def _deployment(
         entrypoint_type=EntrypointType.MODULE_PATH,  # found from any folder
         parameters=parameters,
         schedules=[schedule] if schedule else None,
+        triggers=list(triggers or ()),
+        # two at once would look at the same thing; whoever comes second finds it done
+        concurrency_limit=1 if it in (roll_out, reconcile) else None,
     )
     assert isinstance(made, RunnerDeployment)  # not awaited: there is no event loop here
     return made
@@ -109,19 +154,62 @@ def _check_server() -> None:
         )
 
 
+@contextmanager
+def _attending(settings: Settings) -> Iterator[None]:
+    """Listen to MLflow and watch the incoming folder meanwhile, in threads."""
+    stop = threading.Event()
+    watching = threading.Thread(target=watch, args=(settings, stop), name="watch", daemon=True)
+    with ExitStack() as stack:
+        if is_server(settings.environment.tracking_uri):
+            url = stack.enter_context(bridge(settings))
+            ask_for_deliveries(settings, url)
+            _log.info("MLflow tells of promotions at %s", url)
+        else:
+            _log.info("No MLflow server tells of promotions: they are noticed by the deployment reconcile")
+        watching.start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def _run(settings: Settings) -> None:
+    """Register the deployments and run what is asked for: quick flows here, long ones, one by one, in a thread."""
+    quick, long = (
+        Runner(name="microseg quick", pause_on_shutdown=True, limit=2),
+        Runner(name="microseg", pause_on_shutdown=True, limit=1),
+    )
+    for made in deployments(settings):
+        (quick if made.flow_name in _QUICK else long).add_deployment(made)
+    thread = threading.Thread(target=lambda: asyncio.run(long.start()), name="long flows", daemon=True)
+    thread.start()
+    try:
+        asyncio.run(quick.start())
+    finally:
+        if thread.is_alive() and long.started:
+            long.execute_in_background(long.astop)
+        thread.join(_STOP_SECONDS)
+
+
 @microseg_command
 def command() -> None:
     """Register all flows as deployments of the Prefect server in PREFECT_API_URL, and run what is asked for there.
 
-    Batches run at the times of `schedule` in params.yaml. Runs until Ctrl-C; schedules pause meanwhile.
+    Batches run at the times of `schedule` in params.yaml; labs that land in incoming/ are adapted to; versions promoted
+    in MLflow are looked at and settled. Runs until Ctrl-C; schedules pause meanwhile.
     """
     settings = load_settings()
     _check_server()
     # the runs are processes of their own: they shall find the same places from wherever they start
     os.environ["MICROSEG_HOME"] = str(settings.home.root)
     os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())
-    with temporary_settings({PREFECT_LOGGING_LEVEL: "INFO"}):  # what a run says is shown on its page
-        prefect.serve(*deployments(settings), limit=1)
+    logging.getLogger("flows").setLevel(logging.INFO)
+    with (
+        temporary_settings({PREFECT_LOGGING_LEVEL: "INFO"}),  # what a run says is shown on its page
+        _attending(settings),
+        suppress(TerminationSignal),
+    ):
+        _run(settings)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import typer
 
 from flows.command import microseg_command
 from flows.console import console
+from flows.keys import encryption_key
 from flows.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
 
@@ -164,14 +165,25 @@ def _start_servers(children: _Children, settings: Settings, prefect_port: int, m
     mlflow += ["--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}"]
     # artifacts by path, not through the server: so they are found with and without it
     mlflow += ["--no-serve-artifacts", "--default-artifact-root", (home.mlflow / "artifacts").as_uri()]
-    lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    children.start("The MLflow server", mlflow, lean, home.mlflow)  # not in a checkout: its mlflow/ is not MLflow
+    variables = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # word of promotions goes to this machine, without TLS, signed with a secret kept under this key
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": encryption_key(settings),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds: else it goes by an older list of addresses for a minute
+    }
+    children.start("The MLflow server", mlflow, variables, home.mlflow)  # not in a checkout: its mlflow/ is not MLflow
 
 
 @microseg_command
 def command(
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")] = 5000,
+    bridge_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port at which MLflow tells of promotions.")
+    ] = 4280,
     with_deployments: Annotated[
         bool, typer.Option("--deployments/--no-deployments", help="Also register the flows and run what is scheduled.")
     ] = True,
@@ -181,7 +193,7 @@ def command(
     Example: microseg servers --mlflow-port 5001
     """
     settings = load_settings()
-    _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port})
+    _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--bridge-port": bridge_port})
     prefect_url, mlflow_url = f"http://{_HOST}:{prefect_port}", f"http://{_HOST}:{mlflow_port}"
     variables = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
     logs = settings.home.root / "logs"
@@ -197,7 +209,8 @@ def command(
             console.print(f"  export {name}={shlex.quote(value)}", soft_wrap=True, markup=False)
         console.print(f"Logs: {logs}. Ctrl-C ends all.", soft_wrap=True)
         if with_deployments:
-            children.start("Serving the flows", ["flows.serve"], variables, None)
+            bridge = {"MICROSEG_BRIDGE_URL": f"http://{_HOST}:{bridge_port}"}
+            children.start("Serving the flows", ["flows.serve"], variables | bridge, None)
         while True:
             children.check()
             time.sleep(1)

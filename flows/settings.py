@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
 from microseg.inference import OUTPUTS, SLIDE_MEGAPIXELS
-from microseg.model import NetworkConfig
+from microseg.model import NetworkConfig, encoder_normalisation
 from microseg.registry import GatePolicy
 from microseg.training import AdaptSettings, TrainSettings
 
@@ -51,7 +51,9 @@ class NetworkSettings(_Section):
 
     def config(self, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
         """The network's configuration for these classes and this scale."""
-        return NetworkConfig(classes=tuple(classes), mpp=mpp, **self.model_dump(exclude={"weights"}))
+        mean, std = encoder_normalisation(self.encoder)
+        chosen = self.model_dump(exclude={"weights"})
+        return NetworkConfig(classes=tuple(classes), mpp=mpp, mean=mean, std=std, **chosen)
 
 
 class InferenceSettings(_Section):
@@ -63,7 +65,9 @@ class InferenceSettings(_Section):
     outputs: tuple[str, ...] = OUTPUTS
     slide_megapixels: float = Field(SLIDE_MEGAPIXELS, gt=0)
     skip_glass: bool = True
-    chunk: PositiveInt = 100
+    chunk: PositiveInt = 50
+    workers: PositiveInt = 1
+    cluster: str | None = None
 
     @model_validator(mode="after")
     def _known_outputs(self) -> "InferenceSettings":
@@ -90,6 +94,22 @@ class ScheduleSettings(_Section):
     segment: str = "0 3 * * *"
     timezone: str = "UTC"
     folder: Path = Path("to-segment")
+    again: bool = False
+    reconcile: PositiveFloat = 5
+
+
+class LandingSettings(_Section):
+    """Where labs land, and when a delivery counts as being there."""
+
+    folder: Path = Path("incoming")
+    settle: float = Field(120, gt=0)
+
+
+class PromotionSettings(_Section):
+    """Who decides on a candidate that a landing has made, and for whose images it is."""
+
+    approval: Literal["mlflow", "prefect", "gate"] = "mlflow"
+    per_lab: bool = False
 
 
 class Params(_Section):
@@ -106,6 +126,8 @@ class Params(_Section):
     gate: GatePolicy = GatePolicy()
     inference: InferenceSettings = InferenceSettings()
     demo: DemoSettings = DemoSettings()
+    landing: LandingSettings = LandingSettings()
+    promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
 
 

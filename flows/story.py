@@ -35,7 +35,7 @@ from microseg.data.lab import LabCard, read_lab_card
 from microseg.data.synthetic import LAB_A, LAB_B, make_lab
 from microseg.errors import LabError, RegistryError, VersionNotFoundError
 from microseg.evaluation import Reference, kept_aside, lab_references, mean_scores, score
-from microseg.registry import PRODUCTION, ModelVersion, decide
+from microseg.registry import PRODUCTION, Cause, ModelVersion, decide
 from microseg.report import Change, DecisionShown, Story, reference_panels, write_page, write_report
 
 __all__ = ["command", "story"]
@@ -92,7 +92,7 @@ def start_production(version: int, settings: Settings) -> None:
     """
     registry = open_registry(settings)
     registry.set_tags(version, {_MADE_BY_STORY: "yes"})
-    registry.promote(version)
+    registry.promote(version, cause=Cause(via="story", reason="The story begins with it."))
 
 
 @task

@@ -10,9 +10,10 @@ import numpy as np
 import typer
 from prefect import flow, task
 
+from flows.causes import cause
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
-from flows.models import SOURCE_METHOD, fetch_lab, fetch_network, open_registry, publish
+from flows.models import SOURCE_METHOD, describe, fetch_lab, fetch_network, open_registry, publish
 from flows.records import TrainRecord
 from flows.settings import Settings, load_settings
 from flows.telling import training_progress
@@ -73,8 +74,10 @@ def put_first_into_production(
         current = registry.resolve(PRODUCTION)
     except VersionNotFoundError:
         decision = decide(comparison.candidate, None, settings.params.gate)
+        describe(registry, version, comparison, decision, None, settings)
         if decision.accept:
-            registry.promote(version)
+            told = cause(gate="accepted", reason="The first version.")
+            registry.promote(version, cause=told)
         return decision.accept, [reason.sentence for reason in decision.reasons]
     return False, [
         f"Version {current.version} is in production; promote this one with `microseg promote {version.version}`."

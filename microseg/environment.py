@@ -5,11 +5,15 @@ Environment:
     MICROSEG_PARAMS: file of parameters; ``params.yaml`` of the current folder, else of the checkout, by default.
     MICROSEG_DVC_REMOTE: where datasets are pushed, any DVC URL; a folder in the home by default.
     MLFLOW_TRACKING_URI: MLflow server; a SQLite file in the home by default.
+    MICROSEG_BRIDGE_URL: where MLflow's server reaches the bridge, ``http://127.0.0.1:4280`` by default.
+    MICROSEG_BRIDGE_HOST: what the bridge listens to, ``127.0.0.1`` by default; ``0.0.0.0`` for other machines.
+    MICROSEG_WEBHOOK_SECRET: what MLflow's server signs with; one kept in the home by default.
     PREFECT_API_URL: Prefect server, read by Prefect; one for the time of the command by default.
 """
 
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Environment", "Home"]
@@ -23,6 +27,9 @@ class Environment(BaseSettings):
     microseg_home: Path = Path("var")
     microseg_params: Path | None = None
     microseg_dvc_remote: str | None = None
+    microseg_bridge_url: str = "http://127.0.0.1:4280"
+    microseg_bridge_host: str = "127.0.0.1"
+    microseg_webhook_secret: str | None = Field(None, repr=False)
     mlflow_tracking_uri: str | None = None
 
     @property
@@ -58,6 +65,7 @@ class Home:
         self.models = self.root / "models"
         self.segmentations = self.root / "segmentations"
         self.records = self.root / "records"
+        self.secrets = self.root / "secrets"
         self.demo = self.root / "demo"
         self.mlflow = self.root / "mlflow"
         self.prefect = self.root / "prefect"

@@ -13,11 +13,10 @@ from microseg.data.dataset import Lab
 from microseg.data.images import read_image, read_mask
 from microseg.data.sampling import step_generator
 from microseg.evaluation.references import Segment
-from microseg.metrics import agreement, class_shares, prediction_entropy
+from microseg.metrics import agreement, class_separation, class_shares, prediction_entropy
 
 __all__ = ["TargetImage", "expected_foreground_share", "lab_targets", "label_free_scores"]
 
-_VIEWS = 2
 _STRENGTH = 0.6
 
 
@@ -49,6 +48,8 @@ def label_free_scores(
     images: Iterable[TargetImage],
     classes: int,
     on_image: Callable[[str], None] = lambda _name: None,
+    *,
+    views: int = 2,
 ) -> dict[str, float]:
     """Label-free evidence, mean over images.
 
@@ -57,8 +58,10 @@ def label_free_scores(
         images: of the new lab.
         classes: number of classes.
         on_image: called with each image's name when it is done.
+        views: changed copies of each image to ask for ``agreement``; without any it is left out.
 
     Returns:
+        ``separation``: share of the stain's variance that the segmentation explains, 0..1; see `class_separation`.
         ``agreement``: of the prediction with those on the same image recoloured, turned and flipped, mapped back:
         Cohen's kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the
         predictions, 0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
@@ -68,18 +71,34 @@ def label_free_scores(
         image = read_image(target.image)
         probabilities = segment(image, target.mpp)
         mask = probabilities.argmax(0).astype(np.uint8)
-        views = []
-        for view in range(_VIEWS):
-            changed, back = _changed(image, number, view)
-            other = back(segment(changed, target.mpp).argmax(0).astype(np.uint8))
-            views.append(agreement(mask, other, classes))
-        share = 1 - class_shares(mask, classes)[0]
-        rows.append((_mean(views), prediction_entropy(probabilities), share))
+        row = {
+            "separation": class_separation(image, mask, classes),
+            "entropy": prediction_entropy(probabilities),
+            "foreground_share": 1 - float(class_shares(mask, classes)[0]),
+        }
+        if views:
+            row["agreement"] = _mean(
+                [_agrees(segment, target, image, mask, classes, number, view) for view in range(views)]
+            )
+        rows.append(row)
         on_image(target.name)
-    names = ("agreement", "entropy", "foreground_share")
-    scores = {name: _mean([row[index] for row in rows]) for index, name in enumerate(names)}
-    collapsed = bool(rows) and np.isnan(scores["agreement"])
+    names = ("separation", *(("agreement",) if views else ()), "entropy", "foreground_share")
+    scores = {name: _mean([row[name] for row in rows]) for name in names}
+    collapsed = views and rows and np.isnan(scores["agreement"])
     return scores | ({"agreement": 0.0} if collapsed else {})
+
+
+def _agrees(
+    segment: Segment,
+    target: TargetImage,
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    classes: int,
+    number: int,
+    view: int,
+) -> float:
+    changed, back = _changed(image, number, view)
+    return agreement(mask, back(segment(changed, target.mpp).argmax(0).astype(np.uint8)), classes)
 
 
 def expected_foreground_share(labs: Sequence[Lab]) -> float:

@@ -1,6 +1,6 @@
 """From images to masks, outlines and measurements: tiles, engine, outputs, batches."""
 
-from microseg.inference.batch import SLIDE_MEGAPIXELS, Batch, BatchSummary, Job, segment_batch, segment_file
+from microseg.inference.batch import SLIDE_MEGAPIXELS, plan_batch, segment_batch, segment_file, segment_part
 from microseg.inference.engine import Engine, segment_image, weights_digest
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.measurements import OBJECT_COLUMNS, measure_objects, summarise_image
@@ -11,6 +11,7 @@ from microseg.inference.palette import class_colour
 from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.slide import segment_slide, slide_rows
+from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
 from microseg.inference.tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
 
 __all__ = [
@@ -18,10 +19,10 @@ __all__ = [
     "OUTPUTS",
     "SLIDE_MEGAPIXELS",
     "SUFFIXES",
-    "Batch",
     "BatchSummary",
     "Engine",
     "Job",
+    "Outcome",
     "Provenance",
     "Record",
     "Segmentation",
@@ -34,15 +35,18 @@ __all__ = [
     "draw_panel",
     "feature_collection",
     "file_sha256",
+    "finish_batch",
     "fold_batch_norm",
     "label_objects",
     "measure_objects",
     "outline_objects",
+    "plan_batch",
     "plan_tiles",
     "read_record",
     "segment_batch",
     "segment_file",
     "segment_image",
+    "segment_part",
     "segment_slide",
     "slide_rows",
     "summarise_image",

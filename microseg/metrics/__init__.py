@@ -1,7 +1,13 @@
 """Measures of segmentations: pure functions of arrays."""
 
 from microseg.metrics.boundary import assd, boundary_dice, hausdorff_95
-from microseg.metrics.label_free import agreement, class_shares, domain_separability, prediction_entropy
+from microseg.metrics.label_free import (
+    agreement,
+    class_separation,
+    class_shares,
+    domain_separability,
+    prediction_entropy,
+)
 from microseg.metrics.objects import aggregated_jaccard, label_objects, object_dice, object_f1, object_hausdorff
 from microseg.metrics.overlap import (
     confusion_matrix,
@@ -17,6 +23,7 @@ __all__ = [
     "agreement",
     "assd",
     "boundary_dice",
+    "class_separation",
     "class_shares",
     "confusion_matrix",
     "dice",

@@ -2,14 +2,18 @@
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
+from scipy.stats import rankdata
 
 from microseg.errors import DataError
 from microseg.metrics.overlap import confusion_matrix
 
-__all__ = ["agreement", "class_shares", "domain_separability", "prediction_entropy"]
+__all__ = ["agreement", "class_separation", "class_shares", "domain_separability", "prediction_entropy"]
 
 _FOLDS = 4
 _RIDGE = 1e-2
+_SMOOTHING = 3.0  # pixels
+_SEPARATION_RIDGE = 1e-3
 
 
 def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
@@ -69,6 +73,46 @@ def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.fl
     counts = np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.float64)
     shares: npt.NDArray[np.float64] = counts / (float(counts.sum()) or float("nan"))
     return shares
+
+
+def class_separation(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], classes: int) -> float:
+    """How distinct the segmented classes look: the share of the mask that a linear function of the stain explains.
+
+    It asks nothing of the network that made the mask: tissue compartments take up stain differently, so a mask that
+    follows them is explained better than one that does not. Optical density in each channel, as it is and smoothed,
+    and the same as ranks, so that a few very dark pixels do not decide alone; the mean of both.
+
+    Args:
+        image: RGB.
+        mask: class indices.
+        classes: number of classes K.
+
+    Shape:
+        (H, W, 3) and (H, W)
+
+    Returns:
+        R² of the linear regression of the classes' indicators, 0..1; 0 where the mask is of one class throughout.
+
+    Reference:
+        Multivariate form of Fisher's correlation ratio.
+    """
+    density = -np.log((image.astype(np.float32) + 1) / 256)  # (H, W, 3)
+    smooth = ndimage.gaussian_filter(density, (_SMOOTHING, _SMOOTHING, 0))
+    features = np.concatenate([density, smooth], axis=2).reshape(-1, 6).astype(np.float64)  # (N, 6)
+    ranks = rankdata(features, axis=0)  # (N, 6), equal values alike
+    indicators = (mask.reshape(-1, 1) == np.arange(classes)).astype(np.float64)  # (N, K)
+    return 0.5 * (_explained(features, indicators) + _explained(ranks, indicators))
+
+
+def _explained(features: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> float:
+    """R² of a ridge regression: (N, D) and (N, K)."""
+    x = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    y = wanted - wanted.mean(0)
+    total = float((y**2).sum())
+    if total < 1e-9:
+        return 0.0
+    weights = np.linalg.solve(x.T @ x + _SEPARATION_RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)  # (D, K)
+    return max(0.0, 1 - float(((y - x @ weights) ** 2).sum()) / total)
 
 
 def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> float:

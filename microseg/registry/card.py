@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from microseg.registry.gate import Decision, Evidence
 from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
@@ -9,6 +10,7 @@ from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
 __all__ = ["CardLab", "model_card"]
 
 _LABEL_FREE = {
+    "separation": "segmentation explained by the stain",
     "agreement": "agreement with itself",
     "foreground_share": "share marked as foreground",
     "expected_foreground_share": "share expected from the labels",
@@ -47,6 +49,7 @@ def model_card(
     production: Evidence | None = None,
     decision: Decision | None = None,
     production_version: int | None = None,
+    pictures: Sequence[str] = (),
     run_id: str | None = None,
     commit: str | None = None,
 ) -> str:
@@ -65,6 +68,7 @@ def model_card(
         production: Evidence on the version in use at that time, on the same images.
         decision: The gate's verdict, once asked.
         production_version: Number of the version that it was compared with.
+        pictures: Images among that run's artifacts, by their paths; MLflow's page shows them.
         run_id: The run that made it.
         commit: Of the code.
     """
@@ -72,6 +76,7 @@ def model_card(
     sections = [
         _headline(method, labs, candidate, decision),
         _verdict(decision),
+        _pictures(pictures, run_id),
         _performance(candidate, production, rival),
         _intended_use(classes, mpp, labs),
         _data(labs),
@@ -162,6 +167,14 @@ def _verdict(decision: Decision | None) -> str:
         return ""
     rows = [f"- {'Passed' if reason.passed else '**Refused**'}: {reason.sentence}" for reason in decision.reasons]
     return "\n".join(["## Gate", "Accepted." if decision.accept else "**Refused.**", *rows])
+
+
+def _pictures(pictures: Sequence[str], run_id: str | None) -> str:
+    """By addresses relative to MLflow's page, whatever its server is called."""
+    if not pictures or run_id is None:
+        return ""
+    shown = [f"![](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in pictures]
+    return "\n\n".join(["## On the new lab's images", *shown])
 
 
 def _lineage(run_id: str | None, commit: str | None) -> str:

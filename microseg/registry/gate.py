@@ -1,7 +1,8 @@
 """The promotion gate: may a candidate replace the production model? A pure function of numbers.
 
-Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence: there a candidate
-must agree with itself at least as well as production does, and must not mark almost nothing or almost everything.
+Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence: there the stain must
+explain the candidate's segmentation at least as well as production's, and the candidate must not mark almost nothing
+or almost everything.
 """
 
 import math
@@ -44,8 +45,8 @@ class Evidence:
     Args:
         source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
         target_dice: Dice (0..1) on the new lab, where it sent a few masks.
-        label_free: Evidence on the new lab without masks. The gate reads ``agreement`` (0..1, of the model with itself
-            under changes of stain and geometry), ``foreground_share`` (predicted, 0..1) and
+        label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
+            segmentation that the stain explains), ``foreground_share`` (predicted, 0..1) and
             ``expected_foreground_share`` (in the labels of the source labs, 0..1); others are only reported.
     """
 
@@ -59,7 +60,7 @@ class GatePolicy(BaseModel):
 
     Args:
         max_source_loss: Largest loss of Dice allowed on any labelled lab.
-        min_agreement_gain: Smallest gain of self-agreement on the new lab, where it sent no masks.
+        min_separation_gain: Smallest gain of separation on the new lab, where it sent no masks.
         min_target_gain: Smallest gain of Dice on the new lab, where it sent masks.
         min_foreground_ratio: Smallest predicted share of foreground on the new lab, as a multiple of the expected one.
         max_foreground_ratio: Largest such multiple.
@@ -69,7 +70,7 @@ class GatePolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_source_loss: Share = 0.02
-    min_agreement_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    min_separation_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     min_target_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     min_foreground_ratio: Factor = 0.25
     max_foreground_ratio: Factor = 4.0
@@ -128,13 +129,13 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy)
 
     Returns:
         The verdict with its reasons. Where the new lab sent masks for both versions, their Dice takes the place of
-        self-agreement; the guard against collapse always applies.
+        separation; the guard against collapse always applies.
     """
     if production is None:
         reasons = _first(candidate, policy)
     else:
         masks = candidate.target_dice is not None or production.target_dice is not None
-        gain = _target_gain if masks else _agreement_gain
+        gain = _target_gain if masks else _separation_gain
         reasons = (
             *_source_kept(candidate, production, policy),
             gain(candidate, production, policy),
@@ -198,19 +199,19 @@ def _target_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) 
     return Reason(bool(passed), "target_dice", sentence)
 
 
-def _agreement_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
-    new, old = candidate.label_free.get("agreement"), production.label_free.get("agreement")
+def _separation_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
+    new, old = candidate.label_free.get("separation"), production.label_free.get("separation")
     if not (_is_share(new) and _is_share(old)):
         sentence = (
-            f"The new lab sent no masks, and agreement with itself is {_number(new)} for the candidate and "
-            f"{_number(old)} for production; both must be known. Evaluate both on the new lab's images."
+            f"The new lab sent no masks, and how far its stain explains the segmentation is {_number(new)} for the "
+            f"candidate and {_number(old)} for production; both must be known. Evaluate both on the new lab's images."
         )
-        return Reason(False, "agreement", sentence)
+        return Reason(False, "separation", sentence)
     sentence = (
-        f"The new lab sent no masks. When its images are recoloured, turned and flipped, the candidate agrees with "
-        f"itself on {new:.3f}, production on {old:.3f}; {_asked(policy.min_agreement_gain)}."
+        f"The new lab sent no masks. Its stain explains {new:.1%} of the candidate's segmentation and {old:.1%} of "
+        f"production's; {_asked(policy.min_separation_gain)}."
     )
-    return Reason(bool(new - old >= policy.min_agreement_gain - _ROUNDING), "agreement", sentence)
+    return Reason(bool(new - old >= policy.min_separation_gain - _ROUNDING), "separation", sentence)
 
 
 def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:

@@ -16,7 +16,7 @@ from microseg.registry.version import (
     read_version,
 )
 
-__all__ = ["find_version", "list_versions", "registered_model"]
+__all__ = ["find_version", "list_versions", "registered_model", "staged_versions"]
 
 
 def registered_model(client: MlflowClient) -> RegisteredModel | None:
@@ -54,8 +54,8 @@ def find_version(client: MlflowClient, ref: VersionRef) -> ModelVersion:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        if key == PRODUCTION and (legacy := _legacy_production(client)) is not None:
-            return read_version(legacy, model.aliases)
+        if key == PRODUCTION and (staged := staged_versions(client)):
+            return read_version(client.get_model_version(MODEL_NAME, str(max(staged))), model.aliases)
     raise VersionNotFoundError(_not_found(key, list_versions(client)))
 
 
@@ -70,9 +70,11 @@ def _entries(client: MlflowClient) -> list[MlflowVersion]:
             return entries
 
 
-def _legacy_production(client: MlflowClient) -> MlflowVersion | None:
-    staged = [entry for entry in _entries(client) if getattr(entry, "current_stage", None) == "Production"]
-    return max(staged, key=lambda entry: int(entry.version), default=None)
+def staged_versions(client: MlflowClient) -> tuple[int, ...]:
+    """Numbers of the versions in MLflow's legacy stage Production; none where MLflow has no stages any more."""
+    return tuple(
+        int(entry.version) for entry in _entries(client) if getattr(entry, "current_stage", None) == "Production"
+    )
 
 
 def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:
@@ -86,5 +88,10 @@ def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:
         PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
         CANDIDATE: "adapt to a new lab to get a candidate, or name a version by its number",
         PREVIOUS: "there is nothing to go back to; promote a version by its number instead",
-    }.get(key, "give one of these numbers or aliases")
+    }.get(_general(key), "give one of these numbers or aliases")
     return f"expected version {key!r} of {MODEL_NAME}, there are {listing}; {advice}"
+
+
+def _general(alias: str) -> str:
+    """``production-<lab>`` and ``previous-<lab>`` as what they are for all labs."""
+    return next((name for name in (PRODUCTION, PREVIOUS) if alias.startswith(f"{name}-")), alias)

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
@@ -17,21 +17,24 @@ from mlflow.entities import Metric
 
 from microseg.errors import VersionNotFoundError
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE
-from microseg.registry.connection import open_client, open_experiment, registry_errors
+from microseg.registry import promotion
+from microseg.registry.connection import is_server, open_client, open_experiment, registry_errors
+from microseg.registry.history import HISTORY_EXPERIMENT, Cause, Promotion, read_history
 from microseg.registry.lookup import find_version, list_versions, registered_model
+from microseg.registry.promotion import Drift
 from microseg.registry.registration import fit_description, headline, register_network
 from microseg.registry.run import RunLog, open_run
 from microseg.registry.served import CARD_FILE, EXTRA_FILES
 from microseg.registry.version import (
-    CANDIDATE,
     EXPERIMENT,
     MODEL_NAME,
     NOTE_TAG,
-    PREVIOUS,
     PRODUCTION,
     ModelVersion,
     VersionRef,
+    production_of,
 )
+from microseg.registry.webhook import ensure_webhook, try_webhook, webhook_addresses
 
 __all__ = ["Registry"]
 
@@ -191,45 +194,105 @@ class Registry:
             if model is not None and alias in model.aliases:
                 self._client.delete_registered_model_alias(MODEL_NAME, alias)
 
-    def promote(self, ref: VersionRef) -> ModelVersion:
+    # ---- production: every change leaves an entry in the history
+
+    def in_use(self, lab: str | None = None) -> ModelVersion:
+        """The version for a lab's images: the lab's own, where it has one, else everyone's.
+
+        Raises:
+            VersionNotFoundError: There is neither.
+        """
+        if lab is not None:
+            with suppress(VersionNotFoundError):
+                return self.resolve(production_of(lab))
+        return self.resolve(PRODUCTION)
+
+    def promote(self, ref: VersionRef, *, alias: str = PRODUCTION, cause: Cause | None = None) -> ModelVersion:
         """Put a version into production; the one in use becomes ``previous``.
 
         Nothing is judged here: ask `decide` first. Promoting the version in use changes nothing but removes its alias
-        ``candidate``.
+        ``candidate``. A version that has the alias already, and is not in the history, gets its entry.
 
         Args:
             ref: Which version.
+            alias: ``production``, or ``production-<lab>`` for one lab's images alone.
+            cause: Why and by whom.
 
         Returns:
             The version, now in production.
         """
-        version = self.resolve(ref)
-        try:
-            current = self.resolve(PRODUCTION)
-        except VersionNotFoundError:
-            current = None
-        if current is not None and current.version != version.version:
-            self.set_alias(PREVIOUS, current)  # first, so that an interruption leaves a way back
-        if PRODUCTION not in version.aliases:
-            self.set_alias(PRODUCTION, version)
-        if CANDIDATE in version.aliases:
-            self.remove_alias(CANDIDATE)
-        return self.resolve(version)
+        with self._asking("promote a version"):
+            return promotion.promote(self._client, self._history_id, ref, alias, cause or Cause())
 
-    def rollback(self) -> ModelVersion:
+    def rollback(self, *, alias: str = PRODUCTION, cause: Cause | None = None) -> ModelVersion | None:
         """Put ``previous`` back into production.
 
         Afterwards there is no ``previous``: rolling back twice would otherwise return to the faulty version.
 
+        Args:
+            alias: ``production``, or ``production-<lab>``. A lab's first own version has none before it: there the
+                alias is taken away, and the lab uses everyone's version again.
+            cause: Why and by whom.
+
         Returns:
-            The version, in production again.
+            The version, in production again; None when a lab has no version of its own any more.
 
         Raises:
             VersionNotFoundError: There is no previous version.
         """
-        version = self.set_alias(PRODUCTION, PREVIOUS)
-        self.remove_alias(PREVIOUS)
-        return self.resolve(version)
+        with self._asking("roll back"):
+            return promotion.roll_back(self._client, self._history_id, alias, cause or Cause())
+
+    def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
+        """All promotions, rollbacks and refusals, the newest first; of one alias only, where it is given."""
+        with self._asking("tell the history"):
+            return read_history(self._client, self._history_id, alias)
+
+    def drifts(self) -> tuple[Drift, ...]:
+        """Aliases and legacy stages that somebody moved without microseg, and that nobody has looked at yet."""
+        with self._asking("compare aliases and history"):
+            return promotion.drifts(self._client, self._history_id)
+
+    def put_back(self, drift: Drift, refused: str, *, cause: Cause | None = None) -> ModelVersion | None:
+        """Undo a promotion that somebody made by moving an alias or a legacy stage.
+
+        Args:
+            drift: What was moved.
+            refused: Why, as the first line of the description of the version asked for.
+            cause: Why and by whom.
+
+        Returns:
+            The version in use; None when there was none before.
+        """
+        with self._asking("put an alias back"):
+            return promotion.put_back(self._client, self._history_id, drift, cause or Cause(), refused)
+
+    def withdraw(self, drift: Drift, *, cause: Cause | None = None) -> None:
+        """Record that somebody removed an alias; the version that had it can be rolled back to."""
+        with self._asking("record a withdrawal"):
+            promotion.withdraw(self._client, self._history_id, drift, cause or Cause())
+
+    def deliver_to(self, url: str, secret: str) -> bool:
+        """Have the server tell an address, signed with a secret, when an alias is moved.
+
+        Returns:
+            False where there is no server, only a database: it tells nobody.
+        """
+        if not is_server(self.tracking_uri):
+            return False
+        with self._asking("send webhooks (does it have MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY?)"):
+            ensure_webhook(self._client, url, secret)
+        return True
+
+    def webhooks(self) -> list[tuple[str, bool]]:
+        """Where the server tells of moved aliases, and whether each of these is switched on."""
+        with self._asking("list webhooks"):
+            return webhook_addresses(self._client)
+
+    def try_webhook(self) -> tuple[int | None, str]:
+        """Have the server send a made-up delivery: the answer's status, None when there was none, and its text."""
+        with self._asking("try a webhook"):
+            return try_webhook(self._client)
 
     # ---- what is learnt of a version later
 
@@ -269,6 +332,13 @@ class Registry:
             with self._asking(f"take {file.name}"):
                 self._client.log_artifact(version.run_id, str(file), artifact_path)
 
+    def attached(self, ref: VersionRef, artifact_path: str, suffix: str) -> list[str]:
+        """Paths of the files attached to the run of a version, below a folder and with a suffix; sorted."""
+        version = self.resolve(ref)
+        with self._asking("list files"):
+            files = self._client.list_artifacts(version.run_id, artifact_path)
+        return sorted(file.path for file in files if file.path.endswith(suffix))
+
     def log_metrics_for(
         self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None
     ) -> None:
@@ -296,6 +366,10 @@ class Registry:
     @cached_property
     def _client(self) -> MlflowClient:
         return open_client(self.tracking_uri)
+
+    @cached_property
+    def _history_id(self) -> str:
+        return open_experiment(self._client, HISTORY_EXPERIMENT, self.tracking_uri, self._artifact_root)
 
     @cached_property
     def _experiment_id(self) -> str:

@@ -17,6 +17,9 @@ __all__ = [
     "PRODUCTION",
     "ModelVersion",
     "VersionRef",
+    "is_production",
+    "previous_of",
+    "production_of",
     "read_version",
 ]
 
@@ -63,6 +66,21 @@ class ModelVersion:
 
 
 VersionRef = ModelVersion | int | str
+
+
+def production_of(lab: str | None) -> str:
+    """The alias of the version in use for one lab's images alone, ``production-<lab>``; for all: ``production``."""
+    return PRODUCTION if lab is None else f"{PRODUCTION}-{lab}"
+
+
+def previous_of(alias: str) -> str:
+    """The alias of the version to go back to, for ``production`` or ``production-<lab>``."""
+    return PREVIOUS + alias.removeprefix(PRODUCTION)
+
+
+def is_production(alias: str) -> bool:
+    """Whether the version with an alias is in use: for all labs, or for one."""
+    return alias == PRODUCTION or alias.startswith(f"{PRODUCTION}-")
 
 
 def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:

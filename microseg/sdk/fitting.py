@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning_fabric import Fabric
 
-from microseg.data.colour import ColourStatistics, colour_statistics
 from microseg.data.dataset import Lab
 from microseg.data.images import read_image
 from microseg.data.manifest import ManifestRow
 from microseg.data.sampling import CropSampler, Sample
+from microseg.data.windows import cut_windows
 from microseg.errors import LabError
 from microseg.evaluation import lab_references, lab_targets, label_free_scores, mean_scores, score
 from microseg.inference import segment_image, weights_digest
@@ -30,17 +31,17 @@ from microseg.training import (
     FitSettings,
     Hooks,
     Supervised,
+    TargetLab,
     TrainSettings,
-    estimate_statistics,
     fit,
     make_fabric,
+    measure_shift,
 )
 
 __all__ = ["Fitted", "adapt", "train"]
 
-_STATISTICS_BATCHES = 10
 _JUDGED_TARGETS = 6
-_COLOUR_SIDE = 1024  # pixels; of larger images every other pixel, or fewer, tells the colours
+_SOURCE_MEGAPIXELS = 4.0  # of the labelled labs, to compare the new one with
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def train(
     seed: int = 0,
     fabric: Fabric | None = None,
     encoder_weights: str | Path | None = None,
+    start: Path | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a segmenter on labelled labs.
@@ -78,6 +80,7 @@ def train(
         seed: of weights, crops and changes of colour.
         fabric: device and processes; the best device there is by default.
         encoder_weights: of the encoder: ``imagenet``, a file, or None for random ones.
+        start: folder of a network to go on from, of the same configuration, in place of ``encoder_weights``.
         progress: what to tell the caller.
 
     Raises:
@@ -86,8 +89,8 @@ def train(
     fabric = fabric or make_fabric()
     fabric.seed_everything(seed, verbose=False)
     _same_classes(labs, config.classes)
-    network = PyramidSegmenter(config)
-    if encoder_weights is not None:
+    network = PyramidSegmenter(config) if start is None else load_network(start)
+    if encoder_weights is not None and start is None:
         load_encoder_weights(network, encoder_weights)
     samples = _labelled_samples(labs, config.mpp)
     crop, batch = _crop_size(labs, settings, config.mpp)
@@ -107,6 +110,7 @@ def adapt(
     seed: int = 0,
     fabric: Fabric | None = None,
     progress: Progress | None = None,
+    method: type[DualAdaptive] = DualAdaptive,
 ) -> Fitted:
     """Adapt a segmenter to new labs without any label from them.
 
@@ -119,11 +123,12 @@ def adapt(
         seed: of crops and changes of colour.
         fabric: device and processes; the best device there is by default.
         progress: what to tell the caller.
+        method: the training method; another one is given only to compare with.
 
     Raises:
         LabError: when the source labs have no labels, the target labs no images, or classes differ.
     """
-    settings = settings or AdaptSettings()
+    settings, began = settings or AdaptSettings(), time.monotonic()
     fabric = fabric or make_fabric()
     fabric.seed_everything(seed, verbose=False)
     base = load_network(network) if isinstance(network, Path) else copy.deepcopy(network)
@@ -131,29 +136,40 @@ def adapt(
     _same_classes([*source, *target], base.config.classes)
     crop, batch = _crop_size([*source, *target], settings, mpp)
     labelled = _labelled_samples(source, mpp)
-    unlabelled = [sample for lab in target for sample in _samples(lab, lab.rows, mpp, masks=False)]
-    if not unlabelled:
+    if not any(lab.rows for lab in target):
         raise LabError("Expected images of a new lab to adapt to, found none: give a lab that is ingested.")
-    make = partial(CropSampler, size=crop, batch=batch, zoom=settings.zoom)
-    method = DualAdaptive(
-        base,
-        make(labelled, seed=seed),
-        make(unlabelled, seed=seed + 1),
-        _colours(unlabelled),
-        settings,
-    )
-
-    statistics = {"running": (), "target": (unlabelled,), "mixed": (unlabelled, labelled)}[settings.statistics]
-    job = _Job(
-        method,
-        settings,
-        tuple(source),
-        tuple(target),
-        folder,
-        seed,
-        tuple(make(images, seed=seed + 2).unlabelled() for images in statistics),
-    )
+    work = _work_folder(folder)
+    if not _checkpoint_file(folder).exists():
+        shutil.rmtree(work, ignore_errors=True)  # of a training that will not go on
+    base.to(fabric.device)
+    known = [read_image(file) for file in cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS)]
+    labs = [_target_lab(base, lab, known, work, search=settings.search_scale) for lab in target]
+    adaptation = method(base, labelled, labs, settings, crop=crop, batch=batch, seed=seed, folder=work)
+    spent = time.monotonic() - began
+    job = _Job(adaptation, settings, tuple(source), tuple(target), folder, seed, spent)
     return launch(fabric, _fit, job, progress or Progress())
+
+
+def _target_lab(
+    network: PyramidSegmenter, lab: Lab, known: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
+) -> TargetLab:
+    """A new lab's windows and what is found about it."""
+    mpp = network.config.mpp
+    samples = list(_samples(lab, lab.rows, mpp, masks=False))
+    windows = cut_windows(samples, work / "windows" / lab.card.lab)
+    unknown = mpp is None or any(row.mpp is None for row in lab.rows)
+    images = [read_image(file) for file in windows]
+    shift = measure_shift(network, known, images, search_scale=search and unknown)
+    return TargetLab(lab.card.lab, windows, shift)
+
+
+def _checkpoint_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".checkpoint")
+
+
+def _work_folder(folder: Path) -> Path:
+    """Of windows and pseudo-labels, beside the checkpoint."""
+    return folder.with_name(folder.name + ".work")
 
 
 @dataclass(frozen=True)
@@ -167,7 +183,7 @@ class _Job:
         target: labs adapted to.
         folder: where the network is written.
         seed: of this training.
-        statistics: samplers of the images whose batch-norm statistics the result carries; none for those of training.
+        spent: seconds that preparing took.
     """
 
     method: Supervised | DualAdaptive
@@ -176,17 +192,12 @@ class _Job:
     target: tuple[Lab, ...]
     folder: Path
     seed: int
-    statistics: tuple[CropSampler, ...] = ()
+    spent: float = 0.0
 
 
 def _fit(fabric: Fabric, job: _Job, progress: Progress) -> Fitted:
-    def renew_statistics(judged: PyramidSegmenter) -> None:
-        batches = (sampler.draw(step).images for sampler in job.statistics for step in range(_STATISTICS_BATCHES))
-        if job.statistics:
-            estimate_statistics(judged, (fabric.to_device(batch) for batch in batches))
-
     judge = partial(_judge, source=job.source, target=job.target)
-    checkpoint = job.folder.with_name(job.folder.name + ".checkpoint")
+    checkpoint = _checkpoint_file(job.folder)
     result = fit(
         job.method,
         job.settings,
@@ -194,18 +205,19 @@ def _fit(fabric: Fabric, job: _Job, progress: Progress) -> Fitted:
         hooks=Hooks(judge, progress.on_step, progress.on_evaluation),
         checkpoint=checkpoint,
         fingerprint=_fingerprint(job),
-        prepare=renew_statistics,
+        spent=job.spent,
     )
     if fabric.is_global_zero:
         save_network(job.folder, job.method.result().cpu())
         checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(_work_folder(job.folder), ignore_errors=True)
     fabric.barrier()
     return Fitted(job.folder, result)
 
 
 def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence[Lab]) -> Mapping[str, float]:
-    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, agreement on the new
-    labs.
+    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, and how far the classes
+    segmented on the new labs look apart.
     """
     classes = network.config.classes
     segment = partial(_segment, network)
@@ -218,8 +230,9 @@ def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence
     figures = {"source_dice": float(np.mean(known))} if known else {}
     if target:
         images = [image for lab in target for image in lab_targets(lab, _JUDGED_TARGETS)]
-        figures |= {f"target_{name}": value for name, value in label_free_scores(segment, images, len(classes)).items()}
-    parts = [figures[name] for name in ("source_dice", "target_agreement") if name in figures]
+        scores = label_free_scores(segment, images, len(classes), views=0)
+        figures |= {f"target_{name}": value for name, value in scores.items()}
+    parts = [figures[name] for name in ("source_dice", "target_separation") if name in figures]
     return figures | {"score": float(np.nansum(parts))} if parts else figures
 
 
@@ -248,32 +261,24 @@ def _labelled_samples(labs: Sequence[Lab], mpp: float | None) -> list[Sample]:
 
 def _samples(lab: Lab, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
     for row in rows:
-        zoom = row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0
-        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, zoom)
+        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, _zoom(row, mpp))
+
+
+def _zoom(row: ManifestRow, mpp: float | None) -> float:
+    """Factor by which an image is enlarged to the model's scale."""
+    return row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0
 
 
 def _crop_size(labs: Sequence[Lab], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
-    """Side and number of crops: not larger than the images usually are, then so many more of them."""
-    sides = [
-        min(row.width, row.height) * (row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0)
-        for lab in labs
-        for row in lab.rows
-    ]
-    if not sides:
+    """Side and number of crops: not larger than the images of the lab with the largest usually are, then so many more
+    of them.
+    """
+    usual = [np.median([min(row.width, row.height) * _zoom(row, mpp) for row in lab.rows]) for lab in labs if lab.rows]
+    if not usual:
         raise LabError("Expected images in every lab, found none: ingest the lab first.")
-    side = min(settings.crop, 32 * int(np.ceil(np.median(sides) / 32)))
+    side = min(settings.crop, 32 * int(np.ceil(max(usual) / 32)))
     more = (settings.crop / side) ** 2
     return side, int(np.clip(round(settings.batch * more), settings.batch, 4 * settings.batch))
-
-
-def _colours(samples: Sequence[Sample]) -> ColourStatistics:
-    each = []
-    for sample in samples:
-        image = read_image(sample.image)
-        stride = max(1, max(image.shape) // _COLOUR_SIDE)
-        pixels = torch.from_numpy(image[::stride, ::stride].copy()).permute(2, 0, 1)[None]  # (1, 3, h, w) uint8
-        each.append(colour_statistics(pixels.float() / 255))
-    return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))
 
 
 def _fingerprint(job: _Job) -> str:

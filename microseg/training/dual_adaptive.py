@@ -1,54 +1,72 @@
-"""Adaptation to an unlabelled lab: the dual-adaptive pyramid network and what is put around it.
+"""Adaptation to unlabelled labs: the dual-adaptive pyramid network and what is put around it.
 
 One simultaneous min–max game (SPEC): the segmenter minimises L_seg − λ_img·L_img − λ_feat·L_feat while the two domain
 classifiers minimise L_img and L_feat. It is realised by gradient reversal (Ganin & Lempitsky 2015): one backward pass
 and one optimiser for both players, with no alternation to balance, which is also what the source calls simultaneous.
 
-Around it, each switchable: source crops in the target's colours (their labels stay true), and a mean teacher whose
-confident pseudo-labels on target crops train the student under strong changes of colour.
+Around it, each switchable: source crops in the target's colours and at its scale (their labels stay true),
+normalisation statistics that both labs share, and pseudo-labels of the target's windows in rounds.
 """
 
+import copy
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
+from lightning_fabric import Fabric
 
-from microseg.data.colour import ColourStatistics, jitter_colour, transfer_colour
-from microseg.data.sampling import Crops, CropSampler, step_generator
+from microseg.data.colour import ColourStatistics, colour_statistics, jitter_colour, transfer_colour
+from microseg.data.images import read_image
+from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
-from microseg.losses import consistency_loss, domain_loss, segmentation_loss
+from microseg.losses import domain_loss, segmentation_loss
 from microseg.model import FeatureDomainClassifier, Features, ImageDomainClassifier, PyramidSegmenter, reverse_gradient
 from microseg.training.method import Losses, TrainingMethod
+from microseg.training.normalisation import (
+    NormStatistics,
+    freeze_statistics,
+    mix_statistics,
+    read_statistics,
+    write_statistics,
+)
+from microseg.training.pseudo_labels import TargetLab, label_round, round_samples
 from microseg.training.settings import AdaptSettings
+from microseg.training.shift import to_batch
 
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
+_SAME_SCALE = 1.1  # labs whose scales differ by less share their crops
+
 
 class AdaptationBatch(NamedTuple):
-    """Crops of both labs.
+    """Crops of both labs, their colours changed at random.
 
     Attributes:
-        source: labelled crops, some of them in the target's colours.
-        target: the new lab's crops, (B, 3, S, S).
-        target_strong: the same crops under strong changes of colour, (B, 3, S, S).
+        source: labelled crops, some of them in the target's colours or at its scale.
+        target: the new lab's crops; their masks are pseudo-labels, None where there are none.
     """
 
     source: Crops
-    target: torch.Tensor
-    target_strong: torch.Tensor
+    target: Crops
 
 
 class DualAdaptive(TrainingMethod):
     """The dual-adaptive pyramid network in training.
 
-    Each lab passes through the network on its own, so that batch statistics never mix two labs.
+    Source and target pass through the network one after the other, so that batch statistics never mix two labs.
 
     Args:
-        network: the segmenter in production, trained on the source lab; it is changed.
-        source: sampler of labelled crops.
-        target: sampler of the new lab's crops; where it has masks, they are left out and not read.
-        colours: colour statistics of the new lab's images, to give to source crops.
+        network: the segmenter in use, trained on the source labs; it is changed.
+        source: labelled images.
+        targets: the new labs. Nothing but their windows is read.
         settings: the numbers.
+        crop: side of a crop in pixels at the model's scale.
+        batch: crops of each, source and target, in a step.
+        seed: of the crops and changes of colour.
+        folder: where pseudo-labels are kept during the training.
 
     Raises:
         TrainingError: when a source image has no mask.
@@ -57,57 +75,98 @@ class DualAdaptive(TrainingMethod):
     def __init__(
         self,
         network: PyramidSegmenter,
-        source: CropSampler,
-        target: CropSampler,
-        colours: ColourStatistics,
+        source: Sequence[Sample],
+        targets: Sequence[TargetLab],
         settings: AdaptSettings,
+        *,
+        crop: int,
+        batch: int,
+        seed: int,
+        folder: Path,
     ) -> None:
         super().__init__(network, settings.average)
-        if not source.labelled:
+        if any(sample.mask is None for sample in source):
             raise TrainingError(
                 "Expected a mask for every image of the source lab, some have none: see its manifest.csv."
             )
-        self.source, self.target, self.colours, self.settings = source, target.unlabelled(), colours, settings
+        self.targets, self.settings, self.folder, self.seed = tuple(targets), settings, folder, seed
+        self._sampler = partial(CropSampler, size=crop, batch=batch, zoom=settings.zoom)
+        self.source = self._sampler(_at_scales(source, targets), seed=seed)
+        windows = [window for lab in targets for window in lab.windows]
+        self.target = self._sampler([Sample(window) for window in windows], seed=seed + 1)
+        self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
+        self._round = -1
+        self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
+        if settings.normalisation == "shared":
+            shared = _shared_statistics(network, targets)
+            for each in (self.network, *([self.averaged] if self.averaged is not None else [])):
+                write_statistics(each, shared)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; shared statistics stay as they are."""
+        super().train(mode)
+        if self.settings.normalisation == "shared":
+            freeze_statistics(self.network)
+        return self
+
+    def before_step(self, progress: float, fabric: Fabric) -> None:
+        """Begin the next round of pseudo-labels when its time has come."""
+        number = min(self.settings.rounds - 1, int(progress * self.settings.rounds))
+        if not self.settings.pseudo_labels or number == self._round:
+            return
+        if fabric.is_global_zero:
+            first = self._first[0].to(fabric.device)
+            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher())
+        fabric.barrier()
+        self._round = number
+        self.target = self._sampler(round_samples(self.targets, number, self.folder), seed=self.seed + 2 + number)
 
     def batch(self, step: int, *, rank: int, world: int) -> AdaptationBatch:
         """Crops of both labs, with the changes of colour made."""
-        generator = step_generator(self.source.seed, step, rank)
+        generator = step_generator(self.seed, step, rank)
         source = self.source.draw(step, rank=rank, world=world)
         target = self.target.draw(step, rank=rank, world=world)
-        count = len(source.images)
+        images = jitter_colour(self.recolour(source.images, generator), self.settings.colour, generator)
+        changed = jitter_colour(target.images, self.settings.strong, generator)
+        return AdaptationBatch(Crops(images, source.masks), Crops(changed, target.masks))
+
+    def recolour(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Give some of the source's crops the colours of a target's window, wholly or on the way there."""
+        count = len(images)
         picks = torch.randint(len(self.colours.mean), (count,), generator=generator)
         amount = torch.rand(count, generator=generator)
         amount = amount * (torch.rand(count, generator=generator) < self.settings.transfer)
-        images = transfer_colour(source.images, self.colours[picks], amount)
-        return AdaptationBatch(
-            source=Crops(jitter_colour(images, self.settings.colour, generator), source.masks),
-            target=target.images,
-            target_strong=jitter_colour(target.images, self.settings.strong, generator),
-        )
+        return transfer_colour(images, self.colours[picks], amount)
 
-    def forward(self, batch: AdaptationBatch, step: int) -> Losses:
-        """L_seg, the two domain losses behind the reversed gradient, and the teacher's pseudo-labels."""
+    def forward(self, batch: AdaptationBatch, progress: float) -> Losses:
+        """L_seg, the two domain losses behind the reversed gradient, and the cross entropy to the pseudo-labels."""
         assert batch.source.masks is not None
         settings = self.settings
         source = self.network.features(batch.source.images)
-        segmentation = segmentation_loss(source.logits, batch.source.masks, alpha=settings.alpha)
-        parts = {"segmentation": segmentation}
-        teaches = settings.consistency > 0 and step >= settings.consistency_from * settings.steps
-        if self.image_classifier or self.feature_classifier or teaches:
-            target = self.network.features(batch.target_strong if teaches else batch.target)
-            parts |= self._domain_losses(source, target, reversal_strength(step, settings.steps, settings.ramp))
-            if teaches:
-                loss, used = consistency_loss(target.logits, self._pseudo_labels(batch.target), settings.threshold)
-                parts["consistency"] = settings.consistency * loss
+        parts = {"segmentation": segmentation_loss(source.logits, batch.source.masks, alpha=settings.alpha)}
+        if self.needs_target(batch):
+            target = self.network.features(batch.target.images)
+            parts |= self.domain_losses(source, target, reversal_strength(progress, settings.ramp))
+            if batch.target.masks is not None:
+                loss = segmentation_loss(target.logits, batch.target.masks, alpha=0)
+                parts["pseudo_labels"] = settings.pseudo_labels * loss
         total = torch.stack(list(parts.values())).sum()
-        reported = {name: value.detach() for name, value in parts.items()}
-        if teaches:
-            reported["pseudo_labelled"] = torch.as_tensor(used)
-        return {"total": total, **reported}
+        return {"total": total, **{name: value.detach() for name, value in parts.items()}}
 
-    def _domain_losses(self, source: Features, target: Features, ramp: float) -> Losses:
+    def needs_target(self, batch: AdaptationBatch) -> bool:
+        """Whether any loss of this step looks at the target."""
+        return bool(self.image_classifier or self.feature_classifier) or batch.target.masks is not None
+
+    def domain_losses(self, source: Features, target: Features, ramp: float) -> Losses:
+        """The losses of the two domain classifiers; their gradient reaches the segmenter reversed.
+
+        Args:
+            source: features of source crops.
+            target: features of target crops.
+            ramp: share of λ in force, 0..1.
+        """
         losses: Losses = {}
         if self.image_classifier is not None:
             strength = ramp * self.settings.lambda_image
@@ -123,39 +182,54 @@ class DualAdaptive(TrainingMethod):
             )
         return losses
 
-    @torch.no_grad()
-    def _pseudo_labels(self, images: torch.Tensor) -> torch.Tensor:
-        """The teacher's probabilities, normalised by the batch's own statistics, which are the new lab's."""
-        teacher = self.averaged
-        assert teacher is not None
-        kept = [buffer.clone() for buffer in teacher.buffers()]
-        teacher.train()
-        probabilities: torch.Tensor = teacher(images).softmax(1)  # (B, K, S, S)
-        for buffer, value in zip(teacher.buffers(), kept, strict=True):
-            buffer.copy_(value)
-        return probabilities
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The segmenter's parameters, and the classifiers' with a learning rate of their own."""
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": self.settings.learning_rate}]
-        for classifier in (self.image_classifier, self.feature_classifier):
-            if classifier is not None:
-                rate = self.settings.classifier_learning_rate
-                groups.append({"params": list(classifier.parameters()), "lr": rate})
+        rate = self.settings.classifier_learning_rate
+        groups += [{"params": list(it.parameters()), "lr": rate} for it in self.classifiers()]
         return groups
 
+    def classifiers(self) -> list[torch.nn.Module]:
+        """The domain classifiers that are switched on."""
+        return [it for it in (self.image_classifier, self.feature_classifier) if it is not None]
 
-def reversal_strength(step: int, steps: int, ramp: float) -> float:
-    """The share of λ in force at a step, rising from 0 to 1: 2 / (1 + exp(−10 p)) − 1 (Ganin & Lempitsky 2015).
+    def _teacher(self) -> PyramidSegmenter:
+        return copy.deepcopy(self.result()).eval()
+
+
+def reversal_strength(progress: float, ramp: float) -> float:
+    """The share of λ in force, rising from 0 to 1: 2 / (1 + exp(−10 p)) − 1 (Ganin & Lempitsky 2015).
 
     Args:
-        step: number of the step, from 0.
-        steps: number of all steps.
-        ramp: share of the steps over which p goes from 0 to 1; 0 for full strength from the first step.
+        progress: of the training, 0..1.
+        ramp: share of the training over which p goes from 0 to 1; 0 for full strength from the first step.
     """
-    progress = 1.0 if ramp == 0 else min(1.0, step / (ramp * steps))
-    return 2 / (1 + math.exp(-10 * progress)) - 1
+    p = 1.0 if ramp == 0 else min(1.0, progress / ramp)
+    return 2 / (1 + math.exp(-10 * p)) - 1
 
 
 def _both(source_logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
     return 0.5 * (domain_loss(source_logits, False) + domain_loss(target_logits, True))
+
+
+def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[Sample]:
+    """The source's images at their own scale, and once more at that of each lab whose scale differs; the own scale
+    counts double then, so that it is not lost.
+    """
+    others = {1 / lab.shift.zoom for lab in targets if max(lab.shift.zoom, 1 / lab.shift.zoom) > _SAME_SCALE}
+    zooms = [1.0, 1.0, *sorted(others)] if others else [1.0]
+    return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
+
+
+def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:
+    """Half those that the network knows, half those of the new labs, all labs alike."""
+    shared = read_statistics(network)
+    for number, lab in enumerate(targets):
+        own = mix_statistics(lab.shift.statistics, lab.shift.zoomed_statistics, 0.5)
+        shared = mix_statistics(shared, own, 1 / (len(targets) + number + 1))  # 1/(2n) each in the end
+    return shared
+
+
+def _colours(windows: Sequence[Path]) -> ColourStatistics:
+    each = [colour_statistics(to_batch(read_image(window), torch.device("cpu"))) for window in windows]
+    return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))

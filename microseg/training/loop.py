@@ -66,7 +66,7 @@ def fit(
     hooks: Hooks | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
-    prepare: Callable[[PyramidSegmenter], None] = lambda _network: None,
+    spent: float = 0.0,
 ) -> FitResult:
     """Train until the steps are done, the minutes are over, or patience ends; leave the best network in the method.
 
@@ -78,7 +78,7 @@ def fit(
         checkpoint: file to resume from when it is there, and to write on the way. It is left there: remove it when the
             result is kept.
         fingerprint: of data and settings; a checkpoint of another one is refused.
-        prepare: called on a copy of the network before each evaluation; what it changes is kept in the result.
+        spent: seconds that preparing took; they count among the minutes.
 
     Returns:
         The record of the training.
@@ -86,7 +86,7 @@ def fit(
     Raises:
         TrainingError: when the loss is not finite, or the checkpoint does not fit.
     """
-    return _Fit(method, settings, fabric, hooks or Hooks(), checkpoint, fingerprint, prepare).run()
+    return _Fit(method, settings, fabric, hooks or Hooks(), checkpoint, fingerprint, spent).run()
 
 
 class _Fit:
@@ -98,16 +98,16 @@ class _Fit:
         hooks: Hooks,
         checkpoint: Path | None,
         fingerprint: str,
-        prepare: Callable[[PyramidSegmenter], None],
+        spent: float,
     ) -> None:
         tune_allocator()
         self.method, self.settings, self.fabric, self.hooks = method, settings, fabric, hooks
-        self.checkpoint, self.fingerprint, self.prepare = checkpoint, fingerprint, prepare
+        self.checkpoint, self.fingerprint = checkpoint, fingerprint
         method.to(memory_format=torch.channels_last)
         groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
         optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         self.module, self.optimizer = fabric.setup(method, optimizer)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds = 0, spent
         self.evaluations: dict[int, dict[str, float]] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_score = 0, -math.inf
@@ -130,15 +130,19 @@ class _Fit:
         return FitResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
 
     def _take_step(self) -> None:
+        fabric, progress = self.fabric, _progress(self.step, self.seconds, self.settings)
+        self.method.before_step(progress, fabric)
         self.method.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _schedule(self.step, self.seconds, self.settings)
-        fabric = self.fabric
         batch = self.method.batch(self.step, rank=fabric.global_rank, world=fabric.world_size)
-        losses = self.module(fabric.to_device(batch), self.step)
+        losses = self.module(fabric.to_device(batch), progress)
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(losses["total"])
-        fabric.clip_gradients(self.module, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        # the segmenter alone: its adversaries' gradients must not shrink its own
+        fabric.clip_gradients(
+            self.method.network, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
+        )
         figures = {name: self._mean(value) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(
@@ -169,7 +173,6 @@ class _Fit:
 
     def _judge(self) -> None:
         network = copy.deepcopy(self.method.result()).eval()
-        self.prepare(network)
         figures: dict[str, float] = {}
         if self.hooks.evaluate is not None and self.fabric.is_global_zero:
             # NumPy's numbers would not be read back
@@ -213,6 +216,14 @@ class _Fit:
         torch.set_rng_state(state["random"])
         self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
         self.best, self.best_step, self.best_score = state["best"], state["best_step"], state["best_score"]
+
+
+def _progress(step: int, seconds: float, settings: FitSettings) -> float:
+    """The share of the training that lies behind, by steps or by minutes, whichever is further."""
+    progress = step / settings.steps
+    if settings.minutes is not None:
+        progress = max(progress, min(1.0, seconds / (60 * settings.minutes)))
+    return progress
 
 
 def _schedule(step: int, seconds: float, settings: FitSettings) -> float:

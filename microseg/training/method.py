@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from microseg.model import PyramidSegmenter
@@ -37,12 +38,15 @@ class TrainingMethod(nn.Module, ABC):
         """The inputs of a step, on the CPU; a pure function of the step."""
 
     @abstractmethod
-    def forward(self, batch: Any, step: int) -> Losses:
-        """The losses of a step."""
+    def forward(self, batch: Any, progress: float) -> Losses:
+        """The losses of a step; ``progress`` is the share of the training that lies behind, 0..1."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters to optimise, as PyTorch's optimisers take them."""
+
+    def before_step(self, progress: float, fabric: Fabric) -> None:
+        """Prepare what the next batches are drawn from."""
 
     def after_step(self, step: int) -> None:
         """Follow the network after the optimiser has changed it."""

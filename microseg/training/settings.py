@@ -62,40 +62,33 @@ class TrainSettings(FitSettings):
 
 
 class AdaptSettings(FitSettings):
-    """A segmenter's adaptation to an unlabelled lab.
+    """A segmenter's adaptation to unlabelled labs.
 
     Attributes:
         lambda_image: weight λ_img of the image-level adversary; 0 switches the level off.
         lambda_feature: weight λ_feat of the feature-level adversary; 0 switches the level off.
-        ramp: share of the steps over which both weights rise from 0 (Ganin & Lempitsky 2015).
+        ramp: share of the training over which both weights rise from 0 (Ganin & Lempitsky 2015).
         classifier_learning_rate: of the two domain classifiers.
         transfer: share of source crops that are given the colours of a target image.
-        consistency: weight of the teacher's pseudo-labels on target crops; 0 switches self-training off. The teacher
-            is the moving average of the weights.
-        consistency_from: share of the steps after which self-training begins; before, the teacher is not yet better
-            than what it is to teach.
-        strong: strength of the change of colour in the view that the student sees.
-        threshold: least probability of a teacher's pixel that is learned from.
-        statistics: whose batch-norm statistics the result carries: ``running`` those of training, ``target`` those of
-            the new lab, ``mixed`` the mean over both labs.
+        strong: strength of the change of colour of target crops.
+        search_scale: find the scale of a lab that does not state its microns per pixel; off, it is taken to be the
+            model's.
+        normalisation: ``shared``: batch normalisation uses statistics of all labs together, fixed before training, so
+            that training and use see the same network; ``running``: those of each batch, as usual.
+        pseudo_labels: weight of the cross entropy to pseudo-labels on target crops; 0 switches them off.
+        rounds: how often the pseudo-labels are made anew, evenly over the training.
     """
 
     steps: PositiveInt = 150
     learning_rate: PositiveFloat = 5e-4
-    colour: NonNegativeFloat = 1.0
-    lambda_image: NonNegativeFloat = 0.05
-    lambda_feature: NonNegativeFloat = 0.05
+    colour: NonNegativeFloat = 0.7
+    lambda_image: NonNegativeFloat = 0.02
+    lambda_feature: NonNegativeFloat = 0.02
     ramp: Share = 0.5
     classifier_learning_rate: PositiveFloat = 1e-3
     transfer: Share = 0.5
-    consistency: NonNegativeFloat = 0.0
-    consistency_from: Share = 0.6
-    threshold: Share = 0.8
-    strong: NonNegativeFloat = 1.0
-    statistics: Literal["running", "target", "mixed"] = "running"
-
-    @model_validator(mode="after")
-    def _teacher_exists(self) -> "AdaptSettings":
-        if self.consistency and not self.average:
-            raise ValueError("consistency needs a teacher: set average above 0, for example 0.98, or consistency to 0")
-        return self
+    strong: NonNegativeFloat = 0.7
+    search_scale: bool = True
+    normalisation: Literal["shared", "running"] = "shared"
+    pseudo_labels: NonNegativeFloat = 1.0
+    rounds: PositiveInt = 3

@@ -39,7 +39,7 @@ class Supervised(TrainingMethod):
         generator = step_generator(self.labelled.seed, step, rank)
         return Crops(jitter_colour(crops.images, self.settings.colour, generator), crops.masks)
 
-    def forward(self, batch: Crops, step: int) -> Losses:  # noqa: ARG002 (the same at every step)
+    def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
         """L_seg = CE + α (1 − Dice)."""
         assert batch.masks is not None
         loss = segmentation_loss(self.network(batch.images), batch.masks, alpha=self.settings.alpha)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
@@ -11,7 +12,7 @@ from typing import Any
 
 from microseg.errors import VersioningError
 
-__all__ = ["add", "file_md5", "opened", "push", "restore"]
+__all__ = ["add", "file_md5", "opened", "push", "restore", "try_to_write"]
 
 _REMOTE = "store"
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
@@ -91,6 +92,28 @@ def push(repo: Any, digest: str) -> None:
         raise VersioningError(
             f"a remote that lacks {len(found.missing)} of {len(found.missing) + len(found.exists)} files after the push"
         )
+
+
+def try_to_write(repo: Any) -> None:
+    """Write a small file to the remote, read it, and remove it.
+
+    Args:
+        repo: From `opened`.
+
+    Raises:
+        VersioningError: It does not come back as it was written.
+    """
+    store = repo.cloud.get_remote_odb(command="push")
+    path, content = store.fs.join(store.path, f".microseg-{uuid.uuid4().hex}"), b"microseg"
+    store.fs.makedirs(store.path, exist_ok=True)
+    with store.fs.open(path, "wb") as file:
+        file.write(content)
+    try:
+        with store.fs.open(path, "rb") as file:
+            if (found := file.read()) != content:
+                raise VersioningError(f"{found!r} in place of what was written")
+    finally:
+        store.fs.remove(path)
 
 
 def restore(repo: Any, digest: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from microseg.data.ingest import lab_lock
 from microseg.data.lab import check_lab_name
 from microseg.errors import VersioningError
 from microseg.versioning.provenance import DatasetVersion
-from microseg.versioning.repository import add, file_md5, opened, push, restore
+from microseg.versioning.repository import add, file_md5, opened, push, restore, try_to_write
 
 __all__ = ["DatasetStore", "HistoryEntry"]
 
@@ -164,6 +164,15 @@ class DatasetStore:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return folder
+
+    def try_remote(self) -> None:
+        """See that the remote can be reached and written, as the next commit will.
+
+        Raises:
+            VersioningError: It cannot.
+        """
+        with self._locked(), opened(self.root, self.remote, f"expected a remote to write to at {self.remote}") as repo:
+            try_to_write(repo)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from prefect.client.orchestration import get_client
 
-from flows import adapt, evaluate, ingest, promote, segment, story, train
+from flows import adapt, evaluate, ingest, promote, rollback, segment, story, train
 from microseg.data.images import read_image, write_png
 
 Run = Callable[..., Result]
@@ -130,7 +130,7 @@ def test_a_delivery_that_cannot_be_used(
         (adapt, ["lab_x"], ["'production'", "train a first model"]),
         (evaluate, [], ["'candidate'"]),
         (promote, [], ["'candidate'"]),
-        (promote, ["--rollback"], ["'previous'"]),
+        (rollback, [], ["'previous'"]),
         (segment, ["absent folder"], ["absent folder", "expected a folder of images"]),
         (story, ["--source", "lab_x"], ["both --source and --target"]),
         (train, ["lab_x", "--set", "train.step=5"], ["train.step: unknown", "steps"]),
@@ -163,7 +163,7 @@ def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str],
 def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
     copied.registry.rollback()
     record = tmp_path / "record.json"
-    result = run(promote.command, "2", "--set", "gate.min_agreement_gain=1.0", "--record", record)
+    result = run(promote.command, "2", "--set", "gate.min_separation_gain=1.0", "--record", record)
     refused(result, "The gate refused version 2; version 1 stays in production.", "agrees with itself")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}

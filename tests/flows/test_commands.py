@@ -53,8 +53,8 @@ def test_a_subcommand_is_the_flows_command(monkeypatch: pytest.MonkeyPatch, caps
 def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "MICROSEG_HOME": str(tmp_path / "a home")}
     environment.pop("PREFECT_HOME")
-    command = [sys.executable, "-m", "flows.cli", "promote", "--help"]
+    command = [sys.executable, "-m", "flows.cli", "rollback", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--rollback" in done.stdout
+    assert "--reason" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["a home"]

@@ -11,7 +11,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterType
 
 from flows.export import export
-from flows.promote import promote, rollback
+from flows.promote import promote
+from flows.rollback import rollback
 from microseg.errors import SettingsError
 from microseg.inference import read_record
 from microseg.model import load_network
@@ -128,7 +129,7 @@ def test_prefect_shows_training_done(done: Any) -> None:
 
 
 def test_nothing_is_written_outside_the_home(done: Any) -> None:
-    expected = {"data", "dvc-remote", "later", "mlflow", "models", "runs", "segmentations"}
+    expected = {"data", "dvc-remote", "later", "mlflow", "models", "records", "runs", "segmentations"}
     assert {path.name for path in done.home.iterdir()} == expected
     assert not list(done.home.rglob("*.partial"))
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from microseg.errors import SettingsError
 
 def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
     made = deployments(load_settings())
-    assert [it.name for it in made] == [DEPLOYMENT] * 8
+    assert [it.name for it in made] == [DEPLOYMENT] * 11
     for it in made:
         module, _, name = it.entrypoint.rpartition(".")
         flow = getattr(importlib.import_module(module), name)
@@ -25,16 +26,24 @@ def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
         assert it.description
         assert it.tags == ["microseg"]
     assert {it.flow_name for it in made} == {
-        "ingest", "train", "adapt", "evaluate", "promote", "rollback", "segment", "segment-waiting"
+        "ingest", "train", "adapt", "evaluate", "promote", "rollback", "segment",
+        "land", "roll-out", "reconcile", "segment-waiting",
     }  # fmt: skip
 
 
-def test_only_the_batch_has_a_schedule(fresh: Path) -> None:
-    changes = ("schedule.segment=30 4 * * 1", "schedule.timezone=Europe/Berlin")
-    made = deployments(load_settings(changes))
-    assert [it.flow_name for it in made if it.schedules] == ["segment-waiting"]
-    [schedule] = made[-1].schedules
-    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 1", "Europe/Berlin")
+def test_what_runs_by_itself(fresh: Path) -> None:
+    changes = ("schedule.segment=30 4 * * 1", "schedule.timezone=Europe/Berlin", "schedule.reconcile=7")
+    made = {it.flow_name: it for it in deployments(load_settings(changes))}
+    assert {name for name, it in made.items() if it.schedules} == {"segment-waiting", "reconcile"}
+    [batch], [poll] = made["segment-waiting"].schedules, made["reconcile"].schedules
+    assert (batch.schedule.cron, batch.schedule.timezone) == ("30 4 * * 1", "Europe/Berlin")
+    assert poll.schedule.interval == timedelta(minutes=7)
+    triggers = {name: trigger for name, it in made.items() for trigger in it.triggers}
+    assert {name: set(trigger.expect) for name, trigger in triggers.items()} == {
+        "land": {"microseg.lab.landed"},
+        "roll-out": {"microseg.promotion.asked"},
+    }
+    assert triggers["land"].parameters == {"folder": "{{ event.payload.folder }}"}
 
 
 @pytest.mark.parametrize(("given", "expected"), [("to-segment", "{home}/to-segment"), ("/mnt/slides", "/mnt/slides")])

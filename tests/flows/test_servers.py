@@ -4,87 +4,26 @@ A fault of the stack that nothing else shows: with some versions of Prefect's de
 answers, and schedules create no runs.
 """
 
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 from click.testing import Result
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from flows.servers import command
 from microseg.model import load_network
 from microseg.registry import Registry
 from microseg.versioning import DatasetStore
+from tests.flows.live import DEPLOYMENTS, PATIENCE, Servers, answer, connected, ended, free_ports, started, until
 
-PATIENCE = 240  # seconds, on a busy machine
 BERLIN = ZoneInfo("Europe/Berlin")
-
-
-@dataclass(frozen=True)
-class Servers:
-    home: Path
-    process: subprocess.Popen[str]
-    said: Path
-    prefect: str
-    mlflow: str
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        for it in (one, other):
-            it.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
-def answer(url: str) -> str:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url, timeout=10) as got:
-        return str(got.read().decode())
-
-
-def until(found: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not found():
-        assert time.monotonic() < end, f"{what} did not come within {PATIENCE} s"
-        time.sleep(0.5)
-
-
-@contextmanager
-def started(folder: Path, params: Path, *options: str) -> Iterator[Servers]:
-    """The command as its own process, in a home of its own."""
-    home, said = folder / "a home", folder / "said.txt"
-    values = yaml.safe_load(params.read_text()) | {"schedule": {"segment": "30 4 * * *", "timezone": "Europe/Berlin"}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values))
-    ports = free_ports()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-    environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-    command = [sys.executable, "-m", "flows.servers", *options]
-    command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    with said.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True
-        )
-    try:
-        yield Servers(home, process, said, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +36,9 @@ def servers(params: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def client(servers: Servers) -> Iterator[SyncPrefectClient]:
-    with (
-        temporary_settings({PREFECT_API_URL: f"{servers.prefect}/api"}),
-        get_client(sync_client=True) as client,
-    ):
-        until(lambda: len(client.read_deployments()) == 8, "the deployments")
+    with connected(servers) as client:
+        until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
         yield client
-
-
-def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
-    until(lambda: client.read_flow_run(run.id).state.is_final(), f"the end of {run.name}")
-    return client.read_flow_run(run.id)
 
 
 @pytest.mark.server
@@ -187,7 +118,7 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(params: Path, tm
 
 def test_a_port_that_is_taken(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
-    free, _ = free_ports()
+    [free] = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = run(command, "--prefect-port", free, "--mlflow-port", port)

@@ -106,10 +106,6 @@ def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str],
         ("data.test=1", "data.test: Input should be less than 1, got 1"),
         ("device=tpu", "got 'tpu'"),
         ("train.zoom=[2, 1]", "train: zoom: expected the smaller factor first, got (2.0, 1.0)"),
-        (
-            "adapt.average=0",
-            "adapt: consistency needs a teacher: set average above 0, for example 0.98, or consistency to 0",
-        ),
         ("inference.halo=300", "inference: halo: expected less than half of the tile (512), got 300"),
         (
             "inference.outputs=[masks]",
@@ -119,7 +115,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str],
     ],
 )
 def test_values_that_cannot_be_used(write: Callable[[str], Path], change: str, expected: str) -> None:
-    write("adapt: {consistency: 1}\n")
+    write("adapt: {rounds: 1}\n")
     said = refusal(change)
     assert "has values that cannot be used; correct them:\n" in said
     assert expected in said

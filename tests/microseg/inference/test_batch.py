@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,7 +17,17 @@ import tifffile
 
 from microseg.data import write_png
 from microseg.errors import DataError, ImageReadError, SettingsError
-from microseg.inference import Batch, Engine, Provenance, Segmentation, read_record, segment_batch, segment_file
+from microseg.inference import (
+    Engine,
+    Provenance,
+    Segmentation,
+    finish_batch,
+    plan_batch,
+    read_record,
+    segment_batch,
+    segment_file,
+    segment_part,
+)
 
 
 @pytest.fixture
@@ -70,7 +81,7 @@ def test_a_batch_by_hand(counting: Counting, images: list[Path], provenance: Pro
     assert pd.read_csv(summary.failures).to_dict("list") == {"image": [], "reason": []}
     record = json.loads(summary.record.read_text())
     assert record["done"] == 5
-    assert record["provenance"]["model"] == "microseg-segmenter/3"
+    assert list(record["provenance"]) == ["microseg-segmenter/3"]
     assert record["records"] == [f"{n}.json" for n in range(5)]
     alone = segment_file(counting, images[3], provenance=provenance, mpp=0.5)
     np.testing.assert_array_equal(Segmentation.load(out / "3.json").mask, alone.mask)
@@ -220,7 +231,7 @@ def test_few_images_are_in_memory_at_once(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writers that are stuck stop the readers: no more than the window is read."""
-    from microseg.inference import batch
+    from microseg.inference import part
 
     read, wait, save = list[Path](), threading.Event(), Segmentation.save
 
@@ -237,7 +248,7 @@ def test_few_images_are_in_memory_at_once(
     more = [images[0].with_name(f"more{n}.png") for n in range(15)]
     for path in more:
         path.write_bytes(images[0].read_bytes())
-    monkeypatch.setattr(batch, "read_image", reading)
+    monkeypatch.setattr(part, "read_image", reading)
     monkeypatch.setattr(Segmentation, "save", slow)
     first: list[int] = []
     segment_batch(
@@ -291,7 +302,7 @@ def test_a_slide_that_cannot_be_written_ends_the_batch(
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("microseg.inference.batch.segment_slide", full)
+    monkeypatch.setattr("microseg.inference.part.segment_slide", full)
     with pytest.raises(OSError, match="No space"):
         segment_batch(counting, images, tmp_path / "out", provenance=provenance, slide_megapixels=1e-6)
 
@@ -319,17 +330,31 @@ def test_unknown_pixel_sizes_are_counted(
         assert segment_batch(engine, images, tmp_path / "out", **options).unsized == unsized  # type: ignore[arg-type]
 
 
-def test_in_chunks_it_is_the_same_batch(
+def test_in_parts_it_is_the_same_batch(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
-    seen = list[tuple[int, int]]()
-    batch = Batch(counting, images, tmp_path / "out", provenance=provenance)
-    for jobs in batch.chunks(2):
-        batch.segment(jobs, lambda done, total: seen.append((done, total)))
-    summary = batch.finish()
+    """Jobs and outcomes go to other processes and come back; so do slides."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    options = {"provenance": provenance, "mpp": {"1.png": 0.5}, "slide_megapixels": 0.001, "skip_glass": False}
+    seen, outcomes = list[tuple[int, int]](), []
+    jobs = pickle.loads(pickle.dumps(plan_batch(images, out)))  # noqa: S301
+    for start in range(0, 5, 2):
+        part = segment_part(
+            counting,
+            jobs[start : start + 2],
+            out,
+            progress=lambda done, total: seen.append((done, total)),
+            **options,  # type: ignore[arg-type]
+        )
+        outcomes += pickle.loads(pickle.dumps(part))  # noqa: S301
+    summary = finish_batch(outcomes, out, seconds=1)
     assert (summary.images, summary.done) == (5, 5)
-    assert seen == [(n, 5) for n in range(1, 6)]
-    assert len(pd.read_csv(summary.summary)) == 5
+    assert seen == [(1, 2), (2, 2), (1, 2), (2, 2), (1, 1)]
+    assert counting.calls == 0  # all were slides
+    inference = read_record(out / "0.json").provenance.inference
+    assert (inference["slide_megapixels"], inference["skip_glass"]) == (0.001, False)
+    segment_batch(counting, images, whole, **options)  # type: ignore[arg-type]
+    assert (out / "measurements.csv").read_bytes() == (whole / "measurements.csv").read_bytes()
 
 
 KILLED = """

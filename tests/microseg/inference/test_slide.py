@@ -275,6 +275,7 @@ print(*peaks, record.summary["objects_dark"])
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300

@@ -1,10 +1,18 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microseg.errors import DataError
-from microseg.metrics import agreement, class_shares, domain_separability, prediction_entropy
+from microseg.metrics import (
+    agreement,
+    class_separation,
+    class_shares,
+    domain_separability,
+    label_free,
+    prediction_entropy,
+)
 
 
 def test_entropy_by_hand() -> None:
@@ -110,3 +118,45 @@ def test_separability_needs_two_images_of_each(n: int, m: int) -> None:
 def test_separability_of_two_images_each() -> None:
     source, target = np.array([[0.0], [0.1]], np.float32), np.array([[1.0], [1.1]], np.float32)
     assert domain_separability(source, target) == 1
+
+
+def halves(dark: int = 90) -> npt.NDArray[np.uint8]:
+    image = np.full((160, 160, 3), 200, np.uint8)
+    image[:, 80:] = dark
+    return image
+
+
+def test_a_mask_that_follows_the_stain_is_told_from_one_that_does_not() -> None:
+    rng = np.random.default_rng(0)
+    image = np.clip(halves() + rng.normal(0, 5, (160, 160, 3)), 0, 255).astype(np.uint8)
+    true = np.zeros((160, 160), np.uint8)
+    true[:, 80:] = 1
+    assert class_separation(image, true, 2) > 0.85
+    assert class_separation(image, np.ascontiguousarray(true.T), 2) < 0.05
+    half = true.copy()
+    half[80:] = 0
+    assert 0.2 < class_separation(image, half, 2) < 0.6
+
+
+def test_separation_does_not_depend_on_the_names_of_the_classes() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    mask = rng.integers(0, 3, (30, 30), dtype=np.uint8)
+    swapped = np.array([2, 0, 1], np.uint8)[mask]
+    assert class_separation(image, mask, 3) == pytest.approx(class_separation(image, swapped, 3))
+
+
+def test_a_collapsed_mask_separates_nothing() -> None:
+    assert class_separation(halves(), np.zeros((160, 160), np.uint8), 2) == 0
+    assert class_separation(halves(200), np.eye(160, dtype=np.uint8), 2) < 0.01
+
+
+def test_separation_against_plain_least_squares() -> None:
+    """With raw densities alone: R² of numpy's least squares, which the ridge comes close to."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(500, 6))
+    y = np.eye(2)[(x[:, 0] + 0.5 * rng.normal(size=500) > 0).astype(int)]
+    a = np.concatenate([x, np.ones((500, 1))], 1)
+    fitted = a @ np.linalg.lstsq(a, y, rcond=None)[0]
+    expected = 1 - ((y - fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert label_free._explained(x, y) == pytest.approx(expected, abs=1e-3)

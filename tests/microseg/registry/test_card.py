@@ -5,7 +5,13 @@ LAB_B = CardLab("lab_b", "target", "bbbb.dir", "DAB-H | blue", 40, 0)
 
 
 def label_free(agreement: float) -> dict[str, float]:
-    return {"agreement": agreement, "foreground_share": 0.3, "expected_foreground_share": 0.4, "entropy": 0.12}
+    return {
+        "separation": agreement,
+        "agreement": agreement,
+        "foreground_share": 0.3,
+        "expected_foreground_share": 0.4,
+        "entropy": 0.12,
+    }
 
 
 def adapted(**change: object) -> str:
@@ -87,3 +93,10 @@ def test_before_evaluation_nothing_is_claimed() -> None:
 
 def test_a_usual_card_fits_into_mlflows_description() -> None:
     assert len(adapted()) < 5000
+
+
+def test_pictures_come_right_after_the_verdict_and_are_those_of_the_run() -> None:
+    card = adapted(pictures=("evaluation/lab b 1.panel.jpg",))
+    image = "![](get-artifact?path=evaluation%2Flab%20b%201.panel.jpg&run_uuid=1f2e)"
+    assert card.index("## Gate") < card.index(image) < card.index("## Performance")
+    assert "get-artifact" not in adapted(pictures=("a.jpg",), run_id=None)

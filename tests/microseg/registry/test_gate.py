@@ -14,8 +14,8 @@ POLICY = GatePolicy()
 NAN = math.nan
 
 
-def label_free(agreement: float = 0.9, share: float = 0.3, expected: float = 0.4) -> dict[str, float]:
-    return {"agreement": agreement, "foreground_share": share, "expected_foreground_share": expected}
+def label_free(separation: float = 0.9, share: float = 0.3, expected: float = 0.4) -> dict[str, float]:
+    return {"separation": separation, "foreground_share": share, "expected_foreground_share": expected}
 
 
 PRODUCTION = Evidence({"a": 0.80, "b": 0.70}, None, label_free(0.6))
@@ -41,9 +41,9 @@ def failed(decision: Decision) -> set[str]:
         pytest.param(Evidence({"a": NAN, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="NaN Dice"),
         pytest.param(Evidence({"a": math.inf, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="infinite Dice"),
         pytest.param(Evidence({"a": 1.3, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="impossible Dice"),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(0.59)), {"agreement"}, id="agrees less"),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(NAN)), {"agreement"}, id="NaN agreement"),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}), {"agreement", "foreground_share"}, id="nothing on the target"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(0.59)), {"separation"}, id="explained less"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(NAN)), {"separation"}, id="NaN separation"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}), {"separation", "foreground_share"}, id="nothing on the target"),
         pytest.param(
             Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0)), {"foreground_share"}, id="marks nothing"
         ),
@@ -81,15 +81,15 @@ def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
         (None, Interval(0.60, 0.50, 0.70), 0.0, False),
     ],
 )
-def test_masks_of_the_target_take_the_place_of_agreement(
+def test_masks_of_the_target_take_the_place_of_separation(
     new: Interval | None, old: Interval | None, min_gain: float, accept: bool
 ) -> None:
-    candidate = Evidence({"a": 0.8}, new, label_free(agreement=0.1))  # agrees less than production does
-    production = Evidence({"a": 0.8}, old, label_free(agreement=0.9))
+    candidate = Evidence({"a": 0.8}, new, label_free(separation=0.1))  # explained less than production does
+    production = Evidence({"a": 0.8}, old, label_free(separation=0.9))
     decision = decide(candidate, production, GatePolicy(min_target_gain=min_gain))
     assert decision.accept is accept
     assert failed(decision) == (set() if accept else {"target_dice"})
-    assert "agreement" not in {reason.rule for reason in decision.reasons}
+    assert "separation" not in {reason.rule for reason in decision.reasons}
 
 
 def test_collapse_refuses_even_with_masks() -> None:
@@ -126,8 +126,8 @@ def test_sentences_tell_the_numbers() -> None:
     )
     assert "unknown for the candidate and 0.700 for production" in sentences["source_dice/b"]
     assert (
-        "the candidate agrees with itself on 0.900, production on 0.600; at least as much is asked."
-        in sentences["agreement"]
+        "Its stain explains 90.0% of the candidate's segmentation and 60.0% of production's; at least as much is asked."
+        in sentences["separation"]
     )
     assert "marks 1.0% of the new lab's area; the labelled labs let expect 40.0%" in sentences["foreground_share"]
     assert str(decision).count("REFUSED") == 3
@@ -139,14 +139,14 @@ def test_sentences_tell_the_numbers() -> None:
 )
 def test_what_is_asked_is_told(gain: float, asked: str) -> None:
     candidate = Evidence({"a": 0.8, "b": 0.7}, None, label_free())
-    decision = decide(candidate, PRODUCTION, GatePolicy(min_agreement_gain=gain))
-    [sentence] = [reason.sentence for reason in decision.reasons if reason.rule == "agreement"]
+    decision = decide(candidate, PRODUCTION, GatePolicy(min_separation_gain=gain))
+    [sentence] = [reason.sentence for reason in decision.reasons if reason.rule == "separation"]
     assert sentence.endswith(f"; {asked}.")
 
 
 def test_numbers_of_numpy_give_plain_verdicts() -> None:
     number = np.float32(0.9)
-    dice, free = {"a": number}, dict.fromkeys(("agreement", "foreground_share", "expected_foreground_share"), number)
+    dice, free = {"a": number}, dict.fromkeys(("separation", "foreground_share", "expected_foreground_share"), number)
     unlabelled, labelled = Evidence(dice, None, free), Evidence(dice, Interval(number, number, number), free)
     for candidate, production in ((unlabelled, None), (unlabelled, unlabelled), (labelled, labelled)):
         decision = decide(candidate, production, POLICY)
@@ -175,23 +175,25 @@ def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
 def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
     data: st.DataObject, masks: bool, loss: float, gain: float
 ) -> None:
-    policy = GatePolicy(max_source_loss=loss, min_agreement_gain=gain, min_target_gain=gain)
+    policy = GatePolicy(max_source_loss=loss, min_separation_gain=gain, min_target_gain=gain)
     production, worse = data.draw(evidence(masks=masks)), data.draw(evidence(masks=masks))
     raised = {lab: data.draw(st.floats(dice, 1)) for lab, dice in worse.source_dice.items()}
-    agreement = data.draw(st.floats(worse.label_free["agreement"], 1))
+    separation = data.draw(st.floats(worse.label_free["separation"], 1))
     target = worse.target_dice
     if target is not None:
         target = Interval(*(data.draw(st.floats(end, 1)) for end in (target.value, target.low, target.high)))
-    best = Evidence(raised, target, label_free(agreement, 0.3))
+    best = Evidence(raised, target, label_free(separation, 0.3))
     if decide(worse, production, policy).accept:
         assert decide(best, production, policy).accept
     if decide(worse, None, policy).accept:
         assert decide(best, None, policy).accept
 
 
-@given(evidence(masks=False), st.sampled_from(["a", "b", "agreement", "foreground_share", "expected_foreground_share"]))
+@given(
+    evidence(masks=False), st.sampled_from(["a", "b", "separation", "foreground_share", "expected_foreground_share"])
+)
 def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
-    lenient = GatePolicy(max_source_loss=1, min_agreement_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9)
+    lenient = GatePolicy(max_source_loss=1, min_separation_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9)
     assert decide(known, PRODUCTION, lenient).accept
     spoilt = Evidence(
         {lab: NAN if lab == hole else dice for lab, dice in known.source_dice.items()},
@@ -204,7 +206,7 @@ def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
 @given(
     st.dictionaries(st.sampled_from("ab"), st.floats()),
     st.one_of(st.none(), st.builds(Interval, st.floats(), st.floats(), st.floats())),
-    st.dictionaries(st.sampled_from(["agreement", "foreground_share", "expected_foreground_share"]), st.floats()),
+    st.dictionaries(st.sampled_from(["separation", "foreground_share", "expected_foreground_share"]), st.floats()),
 )
 def test_never_crashes_and_always_gives_reasons(
     dice: dict[str, float], target: Interval | None, free: dict[str, float]

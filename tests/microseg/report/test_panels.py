@@ -54,7 +54,7 @@ def test_panels_of_a_new_lab(new_lab: Lab, tmp_path: Path, drawn: list[Any]) -> 
     names = [Path(row.image).stem for row in new_lab.rows]
     assert [file.name for file in files] == [f"{names[0]}.panel.jpg", f"{names[5]}.panel.jpg"]
     assert nothing.seen == everything.seen == [1.0, 1.0]
-    assert Image.open(files[0]).width > 3 * 384
+    assert Image.open(files[0]).width > 3 * 290
     (image, before, after), titles, classes = drawn[0]
     assert titles == [names[0], "before", "after"]
     assert classes == new_lab.card.classes

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,19 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from microseg.data.colour import ColourStatistics, colour_statistics
 from microseg.data.images import write_png
 from microseg.data.sampling import CropSampler, Sample
-from microseg.training import AdaptSettings, DualAdaptive, Supervised, TrainSettings, make_fabric
+from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.training import (
+    AdaptSettings,
+    DualAdaptive,
+    LabShift,
+    Supervised,
+    TargetLab,
+    TrainSettings,
+    make_fabric,
+    measure_statistics,
+)
 
 SIDE = 16
 
@@ -39,25 +49,31 @@ def source(noise: tuple[list[Sample], list[Sample]]) -> CropSampler:
 
 
 @pytest.fixture
-def target(noise: tuple[list[Sample], list[Sample]]) -> CropSampler:
-    return CropSampler(noise[1], size=SIDE, batch=2, seed=4)
-
-
-@pytest.fixture
-def colours() -> ColourStatistics:
-    return colour_statistics(torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+def new_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
+    """The other lab, with statistics that are its own."""
+    network = PyramidSegmenter(
+        NetworkConfig(classes=("a", "b"), encoder="blocks", filters=(4, 8), pyramid_bins=(1, 2), pyramid_filters=4)
+    )
+    statistics = measure_statistics(network, [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))])
+    return TargetLab("lab_b", tuple(it.image for it in noise[1]), LabShift(1.0, 0.5, statistics, statistics))
 
 
 @pytest.fixture
 def dual_adaptive(
-    source: CropSampler, target: CropSampler, colours: ColourStatistics, tiny_network: Callable[..., Any]
+    noise: tuple[list[Sample], list[Sample]],
+    new_lab: TargetLab,
+    tiny_network: Callable[..., Any],
+    tmp_path: Path,
 ) -> Callable[..., DualAdaptive]:
     """Makes the method on a tiny network; values replace those of the settings."""
 
     def make(seed: int = 0, **values: Any) -> DualAdaptive:
-        all_on = {"lambda_image": 0.05, "lambda_feature": 0.05, "consistency": 1.0, "consistency_from": 0.0}
-        settings = AdaptSettings(**{"steps": 8, "batch": 2, "crop": SIDE, "threshold": 0.5} | all_on | values)
-        return DualAdaptive(tiny_network(seed), source, target, colours, settings)
+        shift = values.pop("shift", new_lab.shift)
+        lab = dataclasses.replace(new_lab, shift=shift)
+        given = {"steps": 8, "batch": 2, "crop": SIDE, "zoom": (1, 1), "lambda_image": 0.05, "lambda_feature": 0.05}
+        settings = AdaptSettings(**given | values)
+        folder = tmp_path / "work"
+        return DualAdaptive(tiny_network(seed), noise[0], [lab], settings, crop=SIDE, batch=2, seed=3, folder=folder)
 
     return make
 

@@ -1,28 +1,41 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch.nn import functional
 
-from microseg.data.colour import ColourStatistics, transfer_colour
-from microseg.data.sampling import Crops, CropSampler
+from microseg.data.colour import transfer_colour
+from microseg.data.sampling import Crops, CropSampler, Sample
 from microseg.errors import TrainingError
-from microseg.training import AdaptationBatch, AdaptSettings, DualAdaptive, reversal_strength
+from microseg.training import (
+    AdaptationBatch,
+    AdaptSettings,
+    DualAdaptive,
+    LabShift,
+    TargetLab,
+    mix_statistics,
+    read_statistics,
+    reversal_strength,
+)
 
 Make = Callable[..., DualAdaptive]
 
 
-def random_batch(seed: int = 0, crops: int = 2, side: int = 16) -> AdaptationBatch:
+def random_batch(pseudo_labels: bool, seed: int = 0, crops: int = 2, side: int = 16) -> AdaptationBatch:
     generator = torch.Generator().manual_seed(seed)
 
-    def images() -> torch.Tensor:
-        return torch.rand(crops, 3, side, side, generator=generator, dtype=torch.float64)
+    def crop() -> Crops:
+        masks = torch.randint(2, (crops, side, side), generator=generator)
+        masks[0, :3] = 255
+        return Crops(torch.rand(crops, 3, side, side, generator=generator, dtype=torch.float64), masks)
 
-    masks = torch.randint(2, (crops, side, side), generator=generator)
-    masks[0, :3] = 255
-    return AdaptationBatch(Crops(images(), masks), images(), images())
+    source, target = crop(), crop()
+    return AdaptationBatch(source, target if pseudo_labels else Crops(target.images, None))
 
 
 def reference_segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -35,37 +48,30 @@ def reference_segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, alpha
     return cross_entropy + alpha * (1 - dice)
 
 
+@pytest.mark.parametrize("normalisation", ["shared", "running"])
 @pytest.mark.parametrize(
-    ("image", "feature", "consistency"),
+    ("image", "feature", "pseudo_labels"),
     [(0.3, 0.7, 0.6), (0.3, 0.0, 0.0), (0.0, 0.7, 0.0), (0.0, 0.0, 0.6), (0.3, 0.7, 0.0)],
 )
-def test_one_step_is_the_min_max_game(dual_adaptive: Make, image: float, feature: float, consistency: float) -> None:
+def test_one_step_is_the_min_max_game(
+    dual_adaptive: Make, image: float, feature: float, pseudo_labels: float, normalisation: str
+) -> None:
     """The gradients of one backward pass against those of the two players' objectives, each taken by itself."""
-    method = dual_adaptive(
-        lambda_image=image, lambda_feature=feature, consistency=consistency, alpha=0.8, ramp=0.5, threshold=0.55
-    ).double()
+    values: dict[str, Any] = {"lambda_image": image, "lambda_feature": feature, "pseudo_labels": pseudo_labels}
+    method = dual_adaptive(alpha=0.8, ramp=0.5, normalisation=normalisation, **values).double()
     method.train()
-    assert method.averaged is not None
-    torch.manual_seed(5)
-    for parameter in method.averaged.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))  # a teacher that differs from its student
-    step, batch = 1, random_batch()
+    progress, batch = 1 / 8, random_batch(pseudo_labels > 0)
     reference = copy.deepcopy(method)
 
-    method(batch, step)["total"].backward()
+    method(batch, progress)["total"].backward()
 
-    network, teacher = reference.network, reference.averaged
-    assert teacher is not None
-    source = network.features(batch.source.images)
-    target = network.features(batch.target_strong if consistency else batch.target)
-    strength = 2 / (1 + math.exp(-10 * 1 / 4)) - 1  # a quarter of the way up: step 1 of the 4 of the ramp
+    network = reference.network
+    source, target = network.features(batch.source.images), network.features(batch.target.images)
+    strength = 2 / (1 + math.exp(-10 * 1 / 4)) - 1  # a quarter of the way up: an eighth of the training, of the half
     assert batch.source.masks is not None
     objective = reference_segmentation_loss(source.logits, batch.source.masks, 0.8)
-    if consistency:
-        certain, label = teacher(batch.target).softmax(1).max(1)
-        assert 0 < (certain >= 0.55).double().mean() < 1
-        each = -target.logits.log_softmax(1).gather(1, label[:, None])[:, 0]
-        objective = objective + consistency * (each * (certain >= 0.55)).sum() / certain.numel()
+    if batch.target.masks is not None:
+        objective = objective + pseudo_labels * reference_segmentation_loss(target.logits, batch.target.masks, 0)
     players = []
     for weight, classifier, own, other in (
         (image, reference.image_classifier, source.pyramid, target.pyramid),
@@ -79,45 +85,42 @@ def test_one_step_is_the_min_max_game(dual_adaptive: Make, image: float, feature
     expected = torch.autograd.grad(objective, list(network.parameters()), retain_graph=True)
     for got, wanted in zip(method.network.parameters(), expected, strict=True):
         torch.testing.assert_close(got.grad, wanted)
-    classifiers = [it for it in (method.image_classifier, method.feature_classifier) if it is not None]
+    classifiers = method.classifiers()
     assert len(classifiers) == len(players) == (image > 0) + (feature > 0)
     for trained, (classifier, loss) in zip(classifiers, players, strict=True):
         expected = torch.autograd.grad(loss, list(classifier.parameters()), retain_graph=True)
         for got, wanted in zip(trained.parameters(), expected, strict=True):
             torch.testing.assert_close(got.grad, wanted)
+    assert method.averaged is not None
     assert all(parameter.grad is None for parameter in method.averaged.parameters())
 
 
 @pytest.mark.parametrize(
     ("off", "names"),
     [
-        ("lambda_image", {"segmentation", "domain_feature", "consistency", "pseudo_labelled"}),
-        ("lambda_feature", {"segmentation", "domain_image", "consistency", "pseudo_labelled"}),
-        ("consistency", {"segmentation", "domain_image", "domain_feature"}),
+        ("lambda_image", {"segmentation", "domain_feature", "pseudo_labels"}),
+        ("lambda_feature", {"segmentation", "domain_image", "pseudo_labels"}),
+        ("pseudo_labels", {"segmentation", "domain_image", "domain_feature"}),
     ],
 )
-def test_a_level_that_is_off_has_no_classifier_and_no_loss(dual_adaptive: Make, off: str, names: set[str]) -> None:
+def test_a_level_that_is_off_has_no_classifier_and_no_loss(
+    dual_adaptive: Make, fabric: Fabric, off: str, names: set[str]
+) -> None:
     method = dual_adaptive(**{off: 0.0})
+    method.before_step(0, fabric)
     losses = method(method.batch(0, rank=0, world=1), 0)
     assert losses.keys() == names | {"total"}
     assert (method.image_classifier is None) == (off == "lambda_image")
     assert (method.feature_classifier is None) == (off == "lambda_feature")
-    parts = [losses[name] for name in names - {"pseudo_labelled"}]
-    torch.testing.assert_close(losses["total"].detach(), torch.stack(parts).sum())
+    torch.testing.assert_close(losses["total"].detach(), torch.stack([losses[name] for name in names]).sum())
     assert not any(losses[name].requires_grad for name in names)
 
 
-def test_the_teacher_is_heard_from_its_share_of_the_steps_on(dual_adaptive: Make) -> None:
-    method = dual_adaptive(steps=10, consistency_from=0.25)
-    heard = ["consistency" in method(method.batch(step, rank=0, world=1), step) for step in (0, 2, 3, 9)]
-    assert heard == [False, False, True, True]
-
-
 def test_with_all_off_it_trains_on_the_source_alone(dual_adaptive: Make) -> None:
-    method = dual_adaptive(lambda_image=0, lambda_feature=0, consistency=0, average=0, alpha=0.5)
+    method = dual_adaptive(lambda_image=0, lambda_feature=0, pseudo_labels=0, average=0, alpha=0.5)
     batch = method.batch(0, rank=0, world=1)
-    nothing = torch.full_like(batch.target, float("nan"))
-    losses = method(AdaptationBatch(batch.source, nothing, nothing), 0)
+    nothing = Crops(torch.full_like(batch.target.images, float("nan")), None)
+    losses = method(AdaptationBatch(batch.source, nothing), 0)
     assert losses.keys() == {"total", "segmentation"}
     assert losses["total"].isfinite()
     assert method.averaged is None
@@ -125,59 +128,106 @@ def test_with_all_off_it_trains_on_the_source_alone(dual_adaptive: Make) -> None
 
 
 @pytest.mark.parametrize(
-    ("step", "ramp", "expected"),
+    ("progress", "ramp", "expected"),
     [
         (0, 0.5, 0.0),
-        (10, 0.5, 2 / (1 + math.exp(-2)) - 1),  # p = 10 / 50
-        (25, 0.5, 0.9866142981514303),  # p = 0.5: (1 − e⁻⁵) / (1 + e⁻⁵)
-        (50, 0.5, 0.9999092042625951),  # p = 1: (1 − e⁻¹⁰) / (1 + e⁻¹⁰)
-        (99, 0.5, 0.9999092042625951),
-        (50, 1.0, 0.9866142981514303),
+        (0.1, 0.5, 2 / (1 + math.exp(-2)) - 1),  # p = 10 / 50
+        (0.25, 0.5, 0.9866142981514303),  # p = 0.5: (1 − e⁻⁵) / (1 + e⁻⁵)
+        (0.5, 0.5, 0.9999092042625951),  # p = 1: (1 − e⁻¹⁰) / (1 + e⁻¹⁰)
+        (0.99, 0.5, 0.9999092042625951),
+        (0.5, 1.0, 0.9866142981514303),
         (0, 0.0, 0.9999092042625951),
     ],
 )
-def test_reversal_strength_by_hand(step: int, ramp: float, expected: float) -> None:
-    assert reversal_strength(step, 100, ramp) == pytest.approx(expected, abs=1e-15)
+def test_reversal_strength_by_hand(progress: float, ramp: float, expected: float) -> None:
+    assert reversal_strength(progress, ramp) == pytest.approx(expected, abs=1e-15)
 
 
-def test_masks_of_the_target_are_never_read(dual_adaptive: Make, target: CropSampler) -> None:
-    assert target.labelled
-    assert not any(sample.mask.exists() for sample in target.samples if sample.mask)
-    method = dual_adaptive()
-    for step in range(4):
-        method(method.batch(step, rank=0, world=1), step)
+def test_pseudo_labels_come_in_rounds(dual_adaptive: Make, fabric: Fabric) -> None:
+    """Anew at each third of the training, and not in between."""
+    method = dual_adaptive(rounds=3)
+    seen = []
+    for progress in (0, 0.2, 0.34, 0.5, 0.7, 0.99, 1.0):
+        method.before_step(progress, fabric)
+        seen.append({sample.mask.parent.parent.name for sample in method.target.samples if sample.mask})
+    assert seen == [{"round-0"}] * 2 + [{"round-1"}] * 2 + [{"round-2"}] * 3
+    assert sorted(file.name for file in method.folder.iterdir()) == ["first", "round-0", "round-1", "round-2"]
 
 
-def test_target_crops_are_those_of_the_sampler(dual_adaptive: Make, target: CropSampler) -> None:
-    batch = dual_adaptive(strong=0.0).batch(3, rank=0, world=1)
-    expected = target.unlabelled().draw(3).images
-    assert torch.equal(batch.target, expected)
-    assert torch.equal(batch.target_strong, expected)
-    strong = dual_adaptive(strong=1.0).batch(3, rank=0, world=1)
-    assert torch.equal(strong.target, expected)
-    assert (strong.target_strong - expected).abs().mean() > 0.02
+def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, new_lab: TargetLab) -> None:
+    drawn = CropSampler([Sample(window) for window in new_lab.windows], size=16, batch=2, seed=4).draw(3).images
+    same = dual_adaptive(strong=0.0).batch(3, rank=0, world=1).target
+    assert torch.equal(same.images, drawn)
+    assert same.masks is None
+    strong = dual_adaptive(strong=1.0).batch(3, rank=0, world=1).target
+    assert (strong.images - drawn).abs().mean() > 0.02
 
 
-def test_source_crops_keep_their_masks_and_take_the_targets_colours(
-    dual_adaptive: Make, source: CropSampler, colours: ColourStatistics
-) -> None:
+def test_source_crops_keep_their_masks_and_take_the_targets_colours(dual_adaptive: Make, source: CropSampler) -> None:
     drawn = source.draw(3)
     same = dual_adaptive(colour=0.0, transfer=0.0).batch(3, rank=0, world=1).source
     assert drawn.masks is not None
     assert same.masks is not None
     assert torch.equal(same.masks, drawn.masks)
     torch.testing.assert_close(same.images, drawn.images, atol=1e-5, rtol=0)
-    moved = dual_adaptive(colour=0.0, transfer=1.0).batch(3, rank=0, world=1).source
+    method = dual_adaptive(colour=0.0, transfer=1.0)
+    moved = method.batch(3, rank=0, world=1).source
     assert moved.masks is not None
     assert torch.equal(moved.masks, drawn.masks)
     for image, original in zip(moved.images, drawn.images, strict=True):
         ways = [  # from the image to each of the target's colours
-            transfer_colour(original[None], colours[torch.tensor([pick])], torch.tensor([way / 20]))[0]
-            for pick in range(3)
+            transfer_colour(original[None], method.colours[torch.tensor([pick])], torch.tensor([way / 20]))[0]
+            for pick in range(len(method.colours.mean))
             for way in range(21)
         ]
         assert min(float((way - image).abs().max()) for way in ways) < 0.05
         assert float((original - image).abs().max()) > 0.02
+
+
+def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, new_lab: TargetLab) -> None:
+    def zooms(zoom: float) -> list[float]:
+        shift = LabShift(zoom, 0.5, new_lab.shift.statistics, new_lab.shift.zoomed_statistics)
+        return [sample.zoom for sample in dual_adaptive(shift=shift).source.samples]
+
+    assert zooms(1.0) == zooms(1.05) == [1.0] * 5
+    assert zooms(0.5) == [1.0] * 10 + [2.0] * 5
+    assert zooms(2.0) == [1.0] * 10 + [0.5] * 5
+
+
+def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
+    dual_adaptive: Make, new_lab: TargetLab, tiny_network: Callable[..., Any]
+) -> None:
+    method = dual_adaptive(normalisation="shared")
+    wanted = mix_statistics(read_statistics(tiny_network(0)), new_lab.shift.statistics, 0.5)
+    method.train()
+    method(method.batch(0, rank=0, world=1), 0)
+    for network in (method.network, method.averaged):
+        assert network is not None
+        got = read_statistics(network)
+        torch.testing.assert_close(got.means[0], wanted.means[0])
+        torch.testing.assert_close(got.variances[-1], wanted.variances[-1])
+    running = dual_adaptive(normalisation="running")
+    running.train()
+    running(running.batch(0, rank=0, world=1), 0)
+    assert not torch.equal(read_statistics(running.network).means[0], read_statistics(tiny_network(0)).means[0])
+
+
+def test_several_labs_count_alike(
+    dual_adaptive: Make,
+    new_lab: TargetLab,
+    noise: tuple[list[Sample], Any],
+    tiny_network: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    shift = new_lab.shift
+    far = shift.statistics._replace(means=tuple(mean + 8 for mean in shift.statistics.means))
+    labs = [new_lab, TargetLab("lab_c", new_lab.windows, LabShift(1.0, 0.0, far, far))]
+    settings = AdaptSettings(steps=8)
+    method = DualAdaptive(tiny_network(), noise[0], labs, settings, crop=16, batch=2, seed=0, folder=tmp_path)
+    own = read_statistics(tiny_network()).means[0]
+    wanted = 0.5 * own + 0.25 * shift.statistics.means[0] + 0.25 * far.means[0]
+    torch.testing.assert_close(read_statistics(method.network).means[0], wanted)
+    assert len(method.target.samples) == 2 * len(new_lab.windows)
 
 
 def test_batches_depend_on_the_step_alone(dual_adaptive: Make) -> None:
@@ -187,34 +237,15 @@ def test_batches_depend_on_the_step_alone(dual_adaptive: Make) -> None:
     for step in (5, 2):
         a, b = one.batch(step, rank=0, world=1), other.batch(step, rank=0, world=1)
         assert torch.equal(a.source.images, b.source.images)
-        assert torch.equal(a.target_strong, b.target_strong)
-    assert not torch.equal(one.batch(1, rank=0, world=1).target, one.batch(2, rank=0, world=1).target)
-
-
-def test_the_teacher_sees_the_batch_with_its_own_statistics_and_keeps_its_running_ones(dual_adaptive: Make) -> None:
-    method, batch = dual_adaptive(threshold=0.0), dual_adaptive().batch(0, rank=0, world=1)
-    assert method.averaged is not None
-    before = method(batch, 0)["consistency"]
-    for name, buffer in method.averaged.named_buffers():
-        if "running" in name:
-            buffer.fill_(7.0)
-    torch.testing.assert_close(method(batch, 0)["consistency"], before)
-    assert all((b == 7).all() for name, b in method.averaged.named_buffers() if "running" in name)
-
-
-def test_pseudo_labels_below_the_threshold_teach_nothing(dual_adaptive: Make) -> None:
-    method = dual_adaptive(threshold=1.0, lambda_image=0, lambda_feature=0)
-    losses = method(method.batch(0, rank=0, world=1), 0)
-    assert losses["consistency"] == 0
-    assert losses["pseudo_labelled"] == 0
-    assert dual_adaptive(threshold=0.0)(method.batch(0, rank=0, world=1), 0)["pseudo_labelled"] == 1
+        assert torch.equal(a.target.images, b.target.images)
+    assert not torch.equal(one.batch(1, rank=0, world=1).target.images, one.batch(2, rank=0, world=1).target.images)
 
 
 def test_each_lab_passes_by_itself(dual_adaptive: Make) -> None:
     """Batch statistics of one lab must not depend on the other's images."""
-    method = dual_adaptive(consistency=0, lambda_feature=0, lambda_image=1e-9)
+    method = dual_adaptive(pseudo_labels=0, lambda_feature=0, lambda_image=1e-9, normalisation="running")
     batch = method.batch(0, rank=0, world=1)
-    bright = AdaptationBatch(batch.source, batch.target * 0 + 1, batch.target_strong)
+    bright = AdaptationBatch(batch.source, Crops(batch.target.images * 0 + 1, None))
     torch.testing.assert_close(method(batch, 0)["segmentation"], method(bright, 0)["segmentation"])
 
 
@@ -230,7 +261,8 @@ def test_parameter_groups_hold_every_trained_parameter_once(dual_adaptive: Make)
 
 
 def test_refuses_a_source_without_masks(
-    source: CropSampler, target: CropSampler, colours: ColourStatistics, tiny_network: Callable[..., DualAdaptive]
+    noise: tuple[list[Sample], Any], new_lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
+    source = [*noise[0], Sample(noise[0][0].image)]
     with pytest.raises(TrainingError, match=r"Expected a mask for every image.*manifest\.csv"):
-        DualAdaptive(tiny_network(), source.unlabelled(), target, colours, AdaptSettings())  # type: ignore[arg-type]
+        DualAdaptive(tiny_network(), source, [new_lab], AdaptSettings(), crop=16, batch=2, seed=0, folder=tmp_path)

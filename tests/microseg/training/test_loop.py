@@ -27,7 +27,7 @@ class Slide(TrainingMethod):
     def batch(self, step: int, *, rank: int, world: int) -> torch.Tensor:
         return torch.tensor(float("nan") if step == self.nan_at else 1.0)
 
-    def forward(self, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def forward(self, batch: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
         loss = batch * self.slope * sum(parameter.sum() for parameter in self.network.parameters())
         return {"total": loss, "steepness": torch.tensor(self.slope)}
 
@@ -138,26 +138,6 @@ def test_patience(fabric: Fabric) -> None:
     assert (result.stopped, result.steps, result.best_step) == ("patience", 10, 6)
 
 
-def test_what_an_evaluation_does_to_the_network_stays_there(fabric: Fabric) -> None:
-    """``prepare`` changes a copy, which is what is judged and kept; training goes on from the network as it was."""
-
-    def zero(network: Any) -> None:
-        nn.init.constant_(network.weight, 5.0)
-
-    method, weights, scores = Slide(), [], Scores(0.1, 0.2, 0.3)
-    run(
-        method,
-        numbers(steps=3),
-        fabric,
-        evaluate=scores,
-        prepare=zero,
-        on_step=lambda _step, _losses: weights.append(weight(method)),
-    )
-    assert scores.seen == [5.0, 5.0, 5.0]
-    assert max(weights) < 0
-    assert weight(method) == 5.0
-
-
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_result_is_what_was_judged(fabric: Fabric, average: float) -> None:
     method, scores = Slide(average), Scores(0.1, 0.2, 0.3)
@@ -188,8 +168,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 ) -> None:
     """Bit by bit: weights, average, classifiers, batch statistics, evaluations."""
     make, file = request.getfixturevalue(kind), tmp_path / "run.checkpoint"
-    numbers_ = {"steps": 7, "consistency_from": 0.5} if kind == "dual_adaptive" else {"steps": 7}
-    numbers_ |= {"warmup": 2, "evaluate_every": 3, "checkpoint_every": 2, "average": 0.9, "colour": 0.4}
+    numbers_ = {"steps": 7, "warmup": 2, "evaluate_every": 3, "checkpoint_every": 2, "average": 0.9, "colour": 0.4}
 
     def judge(network: Any) -> Mapping[str, float]:
         picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
-"""The tables and the record of a whole batch."""
+"""What tells of a whole batch: its counts and its tables, when all its parts are done."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,24 +12,44 @@ from pyarrow import csv, parquet
 
 from microseg.data.atomic import replacing
 from microseg.inference.measurements import OBJECT_COLUMNS
-from microseg.inference.record import Provenance, Record
+from microseg.inference.outputs import OUTPUTS
+from microseg.inference.record import Record, read_record
 
-__all__ = ["BatchSummary", "Failure", "write_tables"]
+__all__ = ["BatchSummary", "Job", "Outcome", "finish_batch"]
 
 _TYPES = {"image": pa.string(), "label": pa.int64(), "class": pa.string()}  # all others are numbers
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An image that was passed over.
+class Job:
+    """One image of a batch.
 
     Attributes:
-        image: its path.
-        reason: what was expected, what came, what to do.
+        path: of the image.
+        name: how the names of its outputs begin.
     """
 
-    image: str
-    reason: str
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        job: the image.
+        record: file that leads to its outputs; None when it was passed over.
+        skipped: whether the outputs had been there before.
+        unsized: whether its pixel size is unknown, and was therefore taken to be the model's.
+        reason: why it was passed over.
+    """
+
+    job: Job
+    record: Path | None = None
+    skipped: bool = False
+    unsized: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ class BatchSummary:
         done: segmented now.
         skipped: had been segmented before, with the same model and settings.
         failed: passed over; ``failures`` says why.
-        unsized: done, but of unknown pixel size, and therefore taken to be at the model's.
+        unsized: done or skipped, but of unknown pixel size, and therefore taken to be at the model's.
         seconds: of the whole batch.
         megapixels: of the images segmented now.
         measurements: table of all objects of done and skipped images; None where objects were not asked for.
@@ -63,32 +83,55 @@ class BatchSummary:
     record: Path
 
 
-def write_tables(
-    summary: BatchSummary,
-    records: Sequence[Record],
-    failures: Sequence[Failure],
-    out: Path,
-    outputs: Collection[str],
-    provenance: Provenance,
-) -> None:
-    """Write the files that the summary names, each whole or not at all, and CSV tables also as Parquet.
+def finish_batch(
+    outcomes: Sequence[Outcome], out: Path, *, outputs: Collection[str] = OUTPUTS, seconds: float
+) -> BatchSummary:
+    """Write what tells of the whole batch, when all its parts are done; CSV tables also as Parquet.
 
     Args:
-        summary: of the batch.
-        records: of the images that are done.
-        failures: of the others.
-        out: where their outputs are.
+        outcomes: of all parts.
+        out: the batch's folder.
         outputs: that were asked for.
-        provenance: what made them.
+        seconds: that it took.
+
+    Returns:
+        Counts, times and tables.
     """
+    records = {outcome.job.name: read_record(outcome.record) for outcome in outcomes if outcome.record is not None}
+    fresh = [records[outcome.job.name] for outcome in outcomes if outcome.record is not None and not outcome.skipped]
+    summary = BatchSummary(
+        images=len(outcomes),
+        done=len(fresh),
+        skipped=len(records) - len(fresh),
+        failed=len(outcomes) - len(records),
+        unsized=sum(outcome.unsized for outcome in outcomes),
+        seconds=round(seconds, 3),
+        megapixels=sum(record.width * record.height for record in fresh) / 1e6,
+        measurements=out / "measurements.csv" if "objects" in outputs else None,
+        summary=out / "summary.csv",
+        failures=out / "failures.csv",
+        record=out / "batch.json",
+    )
+    failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
+    _write_tables(summary, list(records.values()), failures, out, outputs)
+    return summary
+
+
+def _write_tables(
+    summary: BatchSummary,
+    records: Sequence[Record],
+    failures: Sequence[Mapping[str, str]],
+    out: Path,
+    outputs: Collection[str],
+) -> None:
     rows = [
         {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
-        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "sha256": r.source_sha256}
+        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "model": r.provenance.model, "sha256": r.source_sha256}
         for r in records
     ]
-    with replacing(summary.failures) as part:
-        pd.DataFrame([asdict(failure) for failure in failures], columns=["image", "reason"]).to_csv(part, index=False)
     images = pd.DataFrame(rows)
+    with replacing(summary.failures) as part:
+        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
     with replacing(summary.summary) as part:
         images.to_csv(part, index=False, float_format="%.6g")
     with replacing(summary.summary.with_suffix(".parquet")) as part:
@@ -99,8 +142,9 @@ def write_tables(
         with replacing(summary.measurements.with_suffix(".parquet")) as part:
             _write_parquet(summary.measurements, part)
     facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
-    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": provenance.model_dump(mode="json")}
-    facts |= {"outputs": sorted(outputs), "records": [f"{record.name}.json" for record in records]}
+    models = {r.provenance.model: r.provenance.model_dump(mode="json") for r in records}
+    facts |= {"created": datetime.now(UTC).isoformat(), "provenance": models, "outputs": sorted(outputs)}
+    facts |= {"records": [f"{record.name}.json" for record in records]}
     with replacing(summary.record) as part:
         part.write_text(json.dumps({"kind": "microseg batch 1", **facts}, indent=2) + "\n", encoding="utf-8")
 

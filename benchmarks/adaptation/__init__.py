@@ -1,0 +1,1 @@
+"""How much of a cross-lab gap each method of adaptation recovers: ``python -m benchmarks.adaptation --help``."""

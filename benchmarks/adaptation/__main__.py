@@ -1,0 +1,69 @@
+"""How much of a cross-lab gap each method of adaptation recovers.
+
+    python -m benchmarks.adaptation --data labs --task wbc --task nuclei --seeds 0 1 2 --minutes 5 --out var/adaptation
+
+A task is a folder with one labelled lab and one unlabelled lab, each with ``test/`` to report on. For each task and
+seed the source segmenter is trained once; every method starts from those weights, with the same network and the same
+minutes. What is finished is kept: the same command goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.adaptation.grid import Grid
+from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
+from benchmarks.adaptation.summary import draw, summarise
+from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+
+_ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run, show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.adaptation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic")
+    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
+                        help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each adaptation (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("var/benchmarks/adaptation"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="changes of params.yaml")
+    chosen = parser.parse_args(arguments)
+    out = chosen.out.absolute()
+    tasks = [find_task(name, chosen.data, out / "made") for name in chosen.task or [SYNTHETIC]]
+    console = Console()
+    grid = Grid(out, chosen.minutes, tuple(chosen.set))
+    total = len(tasks) * len(chosen.methods) * len(chosen.seeds)
+    for number, row in enumerate(grid.run(tasks, chosen.methods, chosen.seeds), 1):
+        console.print(
+            f"{number}/{total}  {row['task']} {row['method']} seed {row['seed']}: "
+            f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
+        )
+    summary = summarise(grid.rows)
+    table = Table(*summary.columns, title=f"{chosen.minutes:g} minutes of adaptation; mean ± standard deviation")
+    for line in summary.itertuples(index=False):
+        table.add_row(*(str(value) for value in line))
+    console.print(table)
+    (out / "table.md").write_text(_markdown(summary))
+    draw(grid.rows, out / "figure.png")
+    console.print(f"{out / 'results.json'}\n{out / 'table.md'}\n{out / 'figure.png'}")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    columns = list(table.columns)
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The grid of tasks, methods and seeds: trains what is missing, reports, keeps every finished row."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
+from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
+from microseg.data.atomic import replacing
+from microseg.evaluation import Reference, mean_scores, score
+from microseg.inference import Engine
+from microseg.model import load_network
+
+__all__ = ["Grid", "Row"]
+
+Row = dict[str, Any]
+
+_FOLDS = 3
+_ENDLESS = 1_000_000  # steps, where minutes end a training
+
+
+@dataclass
+class Grid:
+    """A grid whose results lie in a folder.
+
+    Attributes:
+        out: the folder; finished rows and networks in it are kept.
+        minutes: of each adaptation.
+        changes: of params.yaml.
+        rows: finished rows.
+    """
+
+    out: Path
+    minutes: float
+    changes: tuple[str, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Read the rows that are finished."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self._file.exists():
+            self.rows = json.loads(self._file.read_text())
+
+    @property
+    def _file(self) -> Path:
+        return self.out / "results.json"
+
+    def run(self, tasks: Sequence[Task], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Row]:
+        """Finish the grid, row by row."""
+        for seed in seeds:
+            for task in tasks:
+                for method in methods:
+                    known = next((it for it in self.rows if _key(it) == (task.name, method, seed)), None)
+                    if known is None:
+                        known = self._row(task, method, seed)
+                        self.rows.append(known)
+                        with replacing(self._file) as part:
+                            part.write_text(json.dumps(self.rows, indent=1) + "\n")
+                    yield known
+
+    def _row(self, task: Task, method: str, seed: int) -> Row:
+        work = self.out / "work" / task.name
+        source_lab, target_lab = open_labs(task, work)
+        job: dict[str, Any] = {
+            "task_folder": str(task.source.parent.resolve()),
+            "changes": list(self.changes),
+            "source": str(source_lab.folder),
+            "target": str(target_lab.folder),
+            "seed": seed,
+            "steps": _ENDLESS,
+        }
+        place = work / f"seed-{seed}"
+        first = self._train(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
+        row: Row = {"task": task.name, "method": method, "seed": seed}
+        if method == UPPER_BOUND:
+            return row | self._upper_bound(task, job, first, place)
+        network = first
+        if method != SOURCE_ONLY:
+            more = {"kind": "adapt", "method": method, "minutes": self.minutes, "start": str(first)}
+            network = self._train(job | more, place / method)
+        minutes = 0.0 if method == SOURCE_ONLY else float(json.loads((network / "minutes.json").read_text()))
+        return row | {
+            **_report("source", [(network, task.references("source"))]),
+            **_report("target", [(network, task.references("target"))]),
+            "minutes": minutes,
+        }
+
+    def _upper_bound(self, task: Task, job: dict[str, Any], first: Path, place: Path) -> Row:
+        """Trained on the target's own labels, each fold judged by the network that did not see it."""
+        folds = fold_labs(task, _FOLDS, place / "folds")
+        judged = []
+        for number, (lab, held_back) in enumerate(folds):
+            more: dict[str, Any] = {"kind": "train", "source": str(lab.folder), "start": str(first)}
+            more |= {"minutes": self.minutes / len(folds), "task_folder": str(self.out / "none")}
+            judged.append((self._train(job | more, place / f"{UPPER_BOUND}-{number}"), held_back))
+        source = [_report("source", [(network, task.references("source"))]) for network, _ in judged]
+        row: Row = {
+            "source_dice": float(np.mean([each["source_dice"] for each in source])),
+            **_report("target", judged),
+            "minutes": self.minutes,
+        }
+        return row
+
+    def _train(self, job: dict[str, Any], folder: Path) -> Path:
+        if (folder / "minutes.json").exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(folder.name + ".job.json")
+        file.write_text(json.dumps(job | {"folder": str(folder)}))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-m", "benchmarks.adaptation.worker", str(file)], check=True, env=environment)
+        return folder
+
+
+def _report(side: str, judged: Sequence[tuple[Path, Sequence[Reference]]]) -> Row:
+    """Dice on images that no training saw."""
+    tables: list[pd.DataFrame] = []
+    classes: tuple[str, ...] = ()
+    for folder, references in judged:
+        engine = Engine(load_network(folder))
+        classes = engine.classes
+        tables.append(score(engine.probabilities, references, classes))
+    means = mean_scores(pd.concat(tables))
+    per_class = {name: means[f"dice_{name}"] for name in classes[1:]}
+    return {f"{side}_dice": means["dice"], f"{side}_dice_per_class": per_class}
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["task"], row["method"], row["seed"]

@@ -1,0 +1,62 @@
+"""The methods by name: settings of the one training, or another class of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
+from microseg.training import DualAdaptive
+
+__all__ = ["ABLATIONS", "DEFAULT", "METHODS", "SOURCE_ONLY", "STATISTICS", "UPPER_BOUND", "Method"]
+
+SOURCE_ONLY, UPPER_BOUND, STATISTICS, DEFAULT = "source_only", "upper_bound", "adabn", "default"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method differs from ``default``.
+
+    Attributes:
+        changes: settings that replace those of params.yaml.
+        kind: the training.
+    """
+
+    changes: dict[str, Any]
+    kind: type[DualAdaptive] = DualAdaptive
+
+
+_PLAIN: dict[str, Any] = {
+    "lambda_image": 0.0,
+    "lambda_feature": 0.0,
+    "colour": 0.3,
+    "transfer": 0.0,
+    "strong": 0.0,
+    "search_scale": False,
+    "normalisation": "running",
+    "pseudo_labels": 0.0,
+}
+"""Further training on the source, as in the first: what each alternative adds its one idea to."""
+
+_LAMBDA = 0.05
+
+METHODS: dict[str, Method] = {
+    "image_level": Method(_PLAIN | {"lambda_image": _LAMBDA}),
+    "feature_level": Method(_PLAIN | {"lambda_feature": _LAMBDA}),
+    "dapnet": Method(_PLAIN | {"lambda_image": _LAMBDA, "lambda_feature": _LAMBDA}),
+    "adaptsegnet": Method(_PLAIN, OutputAdversary),
+    "advent": Method(_PLAIN, EntropyAdversary),
+    "fda": Method(_PLAIN, FourierTransfer),
+    "reinhard": Method(_PLAIN, ReinhardTransfer),
+    "colour_transport": Method(_PLAIN | {"transfer": 1.0}),
+    DEFAULT: Method({}),
+}
+
+ABLATIONS: dict[str, Method] = {
+    "without_adversaries": Method({"lambda_image": 0.0, "lambda_feature": 0.0}),
+    "without_pseudo_labels": Method({"pseudo_labels": 0.0}),
+    "without_rounds": Method({"rounds": 1}),
+    "without_shared_statistics": Method({"normalisation": "running"}),
+    "without_transfer": Method({"transfer": 0.0}),
+    "without_strong_colour": Method({"colour": 0.3, "strong": 0.3}),
+    "without_scale": Method({"search_scale": False}),
+}
+"""``default`` without one of its parts."""

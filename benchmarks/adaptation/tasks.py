@@ -1,0 +1,107 @@
+"""The tasks: folders with one labelled and one unlabelled lab."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from microseg.data.dataset import Lab, open_lab
+from microseg.data.ingest import prepare_lab
+from microseg.data.lab import read_lab_card
+from microseg.data.synthetic import LAB_A, LAB_B, make_lab
+from microseg.errors import LabError
+from microseg.evaluation import Reference, kept_aside
+
+__all__ = ["SYNTHETIC", "Task", "find_task", "fold_labs", "open_labs"]
+
+SYNTHETIC = "synthetic"
+_VALIDATION = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled lab and an unlabelled one.
+
+    Attributes:
+        name: of the task.
+        source: the labelled lab's folder.
+        target: the other's.
+    """
+
+    name: str
+    source: Path
+    target: Path
+
+    def references(self, role: str) -> tuple[Reference, ...]:
+        """The images and masks that the report is made on; for the report only."""
+        folder = self.source if role == "source" else self.target
+        found = kept_aside(folder, read_lab_card(folder).mpp)
+        if not found:
+            raise LabError(f"{folder}: expected test/images and test/masks to report on, found none.")
+        return found
+
+
+def find_task(name: str, root: Path | None, work: Path) -> Task:
+    """A task by its name.
+
+    Args:
+        name: ``synthetic``, which is made in ``work``, or a folder in ``root``.
+        root: of the tasks.
+        work: where ``synthetic`` is made.
+
+    Raises:
+        LabError: when there is no such folder, or it has not one labelled and one unlabelled lab.
+    """
+    if name == SYNTHETIC:
+        made = work / SYNTHETIC
+        for look, images, labelled, seed in ((LAB_A, 40, True, 100), (LAB_B, 24, False, 101)):
+            if not (made / look.name / "lab.yaml").exists():
+                make_lab(made / look.name, look, images=images, size=256, labelled=labelled, test_images=12, seed=seed)
+        return Task(name, made / LAB_A.name, made / LAB_B.name)
+    folder = (root or Path()) / name
+    if root is None or not folder.is_dir():
+        known = sorted(it.name for it in root.iterdir() if it.is_dir()) if root is not None and root.is_dir() else []
+        raise LabError(f"Expected a folder {folder} with two labs, found none; --data has {known}.")
+    labs = [it for it in sorted(folder.iterdir()) if (it / "lab.yaml").is_file()]
+    with_masks = [it for it in labs if (it / "masks").is_dir()]
+    without = [it for it in labs if not (it / "masks").is_dir()]
+    if len(with_masks) != 1 or len(without) != 1:
+        raise LabError(
+            f"{folder}: expected one labelled and one unlabelled lab, got {[it.name for it in with_masks]} and "
+            f"{[it.name for it in without]}."
+        )
+    return Task(name, with_masks[0], without[0])
+
+
+def open_labs(task: Task, work: Path) -> tuple[Lab, Lab]:
+    """Both labs as datasets, made where they are not there; ``test/`` is not in them."""
+    return _dataset(task.source, work), _dataset(task.target, work)
+
+
+def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Reference, ...]]]:
+    """Cross-validation over the target's test images: a labelled lab of the others, and the fold to report on."""
+    references = task.references("target")
+    card = (task.target / "lab.yaml").read_text()
+    card = "\n".join(line for line in card.splitlines() if not line.startswith("labelled"))
+    result = []
+    held_back = [set(range(first, len(references), folds)) for first in range(min(folds, len(references)))]
+    for number, chosen in enumerate(held_back):
+        delivery = work / f"fold-{number}"
+        shutil.rmtree(delivery, ignore_errors=True)
+        for part in ("images", "masks"):
+            (delivery / part).mkdir(parents=True)
+        (delivery / "lab.yaml").write_text(card + "\n")
+        for index, reference in enumerate(references):
+            if index not in chosen:
+                shutil.copy(reference.image, delivery / "images" / reference.image.name)
+                shutil.copy(reference.mask, delivery / "masks" / reference.mask.name)
+        lab = _dataset(delivery, work / f"data-{number}", validation=0.0)
+        result.append((lab, tuple(references[index] for index in sorted(chosen))))
+    return result
+
+
+def _dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> Lab:
+    name = read_lab_card(folder).lab
+    dataset = work / "labs" / name
+    if not dataset.is_dir():
+        prepare_lab(folder, work / "labs", work / "quarantine", val_fraction=validation, test_fraction=0.0)
+    return open_lab(dataset)

@@ -1,0 +1,70 @@
+"""One training in a process of its own, which cannot read what the report is made on.
+
+python -m benchmarks.adaptation.worker job.json
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.adaptation.guard import forbid
+from benchmarks.adaptation.methods import ABLATIONS, METHODS, STATISTICS
+from flows.settings import load_settings
+from microseg.data.dataset import open_lab
+from microseg.data.images import read_image
+from microseg.model import load_network, save_network
+from microseg.sdk import adapt, train
+from microseg.training import AdaptSettings, make_fabric, measure_statistics, write_statistics
+from microseg.training.shift import to_batch
+
+__all__ = ["main"]
+
+
+def main(job: dict[str, Any]) -> None:
+    """Run what a job says: ``train`` a source segmenter or an upper bound, or ``adapt`` by a method."""
+    forbid(Path(job["task_folder"]))
+    params = load_settings(job["changes"]).params
+    folder, seed = Path(job["folder"]), int(job["seed"])
+    source = open_lab(Path(job["source"]))
+    fabric = make_fabric(params.device)
+    began = time.monotonic()
+    if job["kind"] == "train":
+        settings = params.train
+        if job["minutes"] is not None:
+            settings = settings.model_copy(update={"minutes": job["minutes"], "steps": job["steps"]})
+        train(
+            [source],
+            params.network.config(source.card.classes, source.card.mpp),
+            settings,
+            folder=folder,
+            seed=seed,
+            fabric=fabric,
+            encoder_weights=params.network.weights,
+            start=Path(job["start"]) if job["start"] else None,
+        )
+    elif job["method"] == STATISTICS:
+        network = load_network(Path(job["start"]))
+        target = open_lab(Path(job["target"]))
+        batches = (to_batch(read_image(target.image_path(row)), fabric.device) for row in target.rows)
+        write_statistics(network, measure_statistics(network.to(fabric.device), batches))
+        save_network(folder, network.cpu())
+    else:
+        method = (METHODS | ABLATIONS)[job["method"]]
+        values = params.adapt.model_dump() | {"steps": job["steps"], "minutes": job["minutes"]} | method.changes
+        adapt(
+            Path(job["start"]),
+            [source],
+            [open_lab(Path(job["target"]))],
+            AdaptSettings(**values),
+            folder=folder,
+            seed=seed,
+            fabric=fabric,
+            method=method.kind,
+        )
+    (folder / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

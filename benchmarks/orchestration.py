@@ -1,0 +1,89 @@
+"""What orchestration costs: a batch by the flow, against the bare engine on the same images.
+
+    python -m benchmarks.orchestration
+    python -m benchmarks.orchestration --images 60 --pairs 2      # a quick look
+
+Both read the same images and write the same files, one after the other, in turn. The flow talks to a real Prefect
+server and a real registry, looks up what is in production for each chunk, and shows tables and pictures in Prefect. A
+machine that does other things at the same time disturbs both alike; the spread tells how much.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    arguments.add_argument("--images", type=int, default=500)
+    arguments.add_argument("--size", type=int, default=256, help="side of an image, pixels")
+    arguments.add_argument("--pairs", type=int, default=3, help="how often both are done")
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        os.environ |= {"MICROSEG_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            os.environ.pop(name, None)
+        ratios = measure(home, given.images, given.size, given.pairs)
+    quotients = [flow / bare for bare, flow in ratios]
+    print(
+        f"\n{given.images} images of {given.size} px: the flow takes {statistics.median(quotients):.3f} times as long "
+        f"as the engine alone (median; {min(quotients):.3f} to {max(quotients):.3f})."
+    )
+
+
+def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float, float]]:
+    """Seconds of the engine and of the flow, for each pair."""
+    # imported here: they read the environment
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.models import fetch_segmenter, open_registry
+    from flows.segment import segment
+    from flows.settings import load_settings
+    from microseg.data import write_png
+    from microseg.data.synthetic import LAB_A, make_section
+    from microseg.inference import segment_batch
+    from microseg.model import NetworkConfig, PyramidSegmenter, save_network
+
+    settings = load_settings()
+    folder = home / "images"
+    folder.mkdir()
+    section, _ = make_section(LAB_A, size, 1.0, seed=0)
+    for number in range(images):
+        image = section.copy()
+        image[0, 0] = (number // 256, number % 256, 0)  # so that no two are the same
+        write_png(folder / f"{number:04d}.png", image)
+    save_network(home / "network", PyramidSegmenter(NetworkConfig(classes=("background", "gland"), mpp=1.0)))
+    registry = open_registry(settings)
+    with registry.run("benchmark") as run:
+        example = np.zeros((64, 64, 3), np.uint8)
+        version = registry.register(run, home / "network", example=example, method="none", description="None.")
+    registry.promote(version)
+    paths, taken = sorted(folder.iterdir()), []
+    print("| pair | engine, s | flow, s | flow / engine |\n| --- | --- | --- | --- |")
+    with prefect_test_harness(server_startup_timeout=180):
+        for number in range(-1, pairs):  # the first pair warms both up
+            few = paths[:20] if number < 0 else paths
+            began = time.perf_counter()
+            segmenter = fetch_segmenter(version, settings)
+            outputs = settings.params.inference.outputs
+            segment_batch(
+                segmenter.engine, few, home / f"engine-{number}", provenance=segmenter.provenance, outputs=outputs
+            )
+            middle = time.perf_counter()
+            if number < 0:
+                continue
+            segment(folder, out=home / f"flow-{number}")
+            bare, flow = middle - began, time.perf_counter() - middle
+            taken.append((bare, flow))
+            print(f"| {len(taken)} | {bare:.1f} | {flow:.1f} | {flow / bare:.3f} |", flush=True)
+    return taken
+
+
+if __name__ == "__main__":
+    main()

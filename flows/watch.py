@@ -1,0 +1,85 @@
+"""The incoming folder → events that a lab has landed.
+
+    python -m flows.watch
+
+A lab's files are copied into ``incoming/<lab>/``, slowly and in any order. When nothing has changed there for a while,
+and there is a card and an image, Prefect is told once. `microseg serve` does this itself.
+"""
+
+import logging
+import threading
+import time
+
+import httpx
+import typer
+
+from flows.command import microseg_command
+from flows.console import console
+from flows.events import announce_landing
+from flows.land import landings
+from flows.settings import Settings, load_settings
+from microseg.data.landing import Arrivals
+from microseg.errors import LabError, MicrosegError
+
+__all__ = ["command", "watch"]
+
+_SLOWEST = 15.0  # seconds between two looks
+
+_log = logging.getLogger(__name__)
+
+
+def watch(settings: Settings, stop: threading.Event) -> None:
+    """Look at the incoming folder until told to stop.
+
+    Args:
+        settings: which folder, and how long it must be quiet.
+        stop: set from another thread.
+    """
+    landing = settings.params.landing
+    arrivals = Arrivals(settings.home.root / landing.folder, landing.settle)
+    arrivals.incoming.mkdir(parents=True, exist_ok=True)
+    told: set[tuple[str, str]] = set()
+    while not stop.wait(min(_SLOWEST, max(0.2, landing.settle / 4))):
+        try:
+            look(arrivals, settings, told)
+        except (OSError, httpx.HTTPError, MicrosegError):  # a share or a server that is away for a while
+            _log.exception("%s could not be watched; trying again", arrivals.incoming)
+
+
+def look(arrivals: Arrivals, settings: Settings, told: set[tuple[str, str]]) -> None:
+    """Announce what has settled and was not announced before.
+
+    Args:
+        arrivals: the watched folder.
+        settings: of this run.
+        told: incomplete deliveries that were told of already; added to.
+    """
+    kept = landings(settings)
+    for delivery in arrivals.look(time.monotonic()):
+        key = (str(delivery.folder), delivery.fingerprint)
+        try:
+            before = None if delivery.lacks else kept.read(delivery.lab)
+        except LabError as error:
+            _log.warning("%s", error)
+            continue
+        if delivery.lacks:
+            if key not in told:
+                _log.warning("%s is quiet, but %s: not taken over yet", delivery.folder, delivery.lacks)
+                told.add(key)
+        elif before is None or before.fingerprint != delivery.fingerprint:
+            announce_landing(delivery, kept)
+            _log.info("%s has landed: told Prefect", delivery.folder)
+
+
+@microseg_command
+def command() -> None:
+    """Watch the incoming folder and tell Prefect of labs that have landed, until Ctrl-C; `microseg serve` does this
+    itself.
+    """
+    settings = load_settings()
+    console.print(f"Watching {settings.home.root / settings.params.landing.folder}. Ctrl-C ends.")
+    watch(settings, threading.Event())
+
+
+if __name__ == "__main__":
+    typer.run(command)

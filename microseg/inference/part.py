@@ -1,0 +1,203 @@
+"""The images of a part of a batch, on their way: read, segmented, written, with a few in flight at any time."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.data import image_mpp, read_image
+from microseg.data.slides import is_slide, open_slide
+from microseg.errors import DataError, MicrosegError
+from microseg.inference.engine import Engine
+from microseg.inference.outputs import file_sha256
+from microseg.inference.record import Provenance, Record, read_record
+from microseg.inference.segmentation import Segmentation
+from microseg.inference.slide import segment_slide
+from microseg.inference.tables import Job, Outcome
+
+__all__ = ["Part", "Sizes", "complete_provenance", "segment_one"]
+
+Sizes = float | Mapping[str, float] | None
+
+_READERS, _WRITERS = 2, 2
+_AHEAD = 2  # images read, or being read, before the network wants them
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    image: npt.NDArray[np.uint8]
+    sha256: str
+    mpp: float | None
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    """A slide, which is read while it is segmented."""
+
+    sha256: str
+    mpp: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a batch; the attributes are the arguments of `segment_part`."""
+
+    engine: Engine
+    out: Path
+    outputs: frozenset[str]
+    provenance: Provenance
+    mpp: Sizes
+    slide_megapixels: float
+    skip_glass: bool
+    keep: bool
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Outcomes as they come. Leaving early waits for what is being written."""
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_WRITERS) as writers:
+            waiting = iter(jobs)
+            reading = deque((job, readers.submit(self.read, job)) for job in islice(waiting, _AHEAD))
+            writing: deque[Future[Outcome]] = deque()
+            while reading:
+                job, future = reading.popleft()
+                reading.extend((ahead, readers.submit(self.read, ahead)) for ahead in islice(waiting, 1))
+                made = self.predict(job, future)
+                if isinstance(made, Outcome):
+                    yield made
+                    continue
+                writing.append(writers.submit(self.write, job, *made))
+                if len(writing) > _WRITERS:
+                    yield writing.popleft().result()
+            for finished in writing:
+                yield finished.result()
+
+    def read(self, job: Job) -> _Loaded | _Streamed | Record:
+        """The image, or the record of what was made of it before."""
+        streamed = is_slide(job.path, megapixels=self.slide_megapixels)
+        mpp = _mpp(job.path, self.mpp, streamed=streamed)
+        sha256 = file_sha256(job.path) if job.path.is_file() else ""
+        if record := self.done(job, sha256, mpp):
+            return record
+        return _Streamed(sha256, mpp) if streamed else _Loaded(read_image(job.path), sha256, mpp)
+
+    def done(self, job: Job, sha256: str, mpp: float | None) -> Record | None:
+        """The record of the same segmentation, if all its files are there."""
+        path = self.out / f"{job.name}.json"
+        if not path.is_file():
+            return None
+        with suppress(DataError):
+            record = read_record(path)
+            same = (record.source_sha256, record.mpp) == (sha256, mpp)
+            same = same and (self.keep or _key(record.provenance) == _key(self.provenance))
+            there = all((self.out / file).is_file() for file in record.outputs.values())
+            if same and there and self.outputs <= record.outputs.keys():
+                return record
+        return None
+
+    def predict(
+        self, job: Job, future: "Future[_Loaded | _Streamed | Record]"
+    ) -> Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
+        """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
+        try:
+            loaded = future.result()
+            if isinstance(loaded, Record):
+                return self.outcome(job, self.out / f"{job.name}.json", loaded.mpp, skipped=True)
+            if isinstance(loaded, _Streamed):
+                return self.stream(job, loaded)
+            return _segment(self.engine, job.path, loaded, self.provenance), loaded.image
+        except _OutputError as error:
+            raise error.cause from None
+        except Exception as error:
+            return _failed(job, error)
+
+    def stream(self, job: Job, slide: _Streamed) -> Outcome:
+        """Segment a slide into its files."""
+        try:
+            segment_slide(
+                self.engine,
+                job.path,
+                self.out,
+                provenance=self.provenance,
+                outputs=self.outputs,
+                mpp=slide.mpp,
+                skip_glass=self.skip_glass,
+                name=job.name,
+                sha256=slide.sha256,
+            )
+        except OSError as error:  # what is wrong with the slide is an ImageReadError
+            raise _OutputError(error) from error
+        return self.outcome(job, self.out / f"{job.name}.json", slide.mpp)
+
+    def write(self, job: Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> Outcome:
+        """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
+        try:
+            files = segmentation.save(self.out, self.outputs, image, job.name)
+            return self.outcome(job, files["record"], segmentation.mpp)
+        except OSError:
+            raise
+        except Exception as error:
+            return _failed(job, error)
+
+    def outcome(self, job: Job, record: Path, mpp: float | None, *, skipped: bool = False) -> Outcome:
+        """Of an image that has its outputs."""
+        return Outcome(job, record, skipped=skipped, unsized=mpp is None and self.engine.mpp is not None)
+
+
+class _OutputError(Exception):
+    """The folder cannot be written to: no image after this one could be kept either."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def segment_one(engine: Engine, path: Path, provenance: Provenance, mpp: float | None) -> Segmentation:
+    """Read and segment one image that is no slide; the arguments are those of `segment_file`."""
+    sha256 = file_sha256(path) if path.is_file() else ""  # read_image says what is wrong
+    return _segment(engine, path, _Loaded(read_image(path), sha256, _mpp(path, mpp)), provenance)
+
+
+def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance) -> Segmentation:
+    started = time.perf_counter()
+    probabilities = engine.probabilities(loaded.image, loaded.mpp)  # (K, H, W)
+    return Segmentation(
+        mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
+        probabilities=probabilities,
+        classes=engine.classes,
+        mpp=loaded.mpp,
+        provenance=provenance,
+        source=str(path),
+        source_sha256=loaded.sha256,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def complete_provenance(provenance: Provenance, engine: Engine) -> Provenance:
+    """With the weights and settings of an engine."""
+    inference = {**provenance.inference, **engine.parameters}
+    return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})
+
+
+def _key(provenance: Provenance) -> tuple[str, str | None, str]:
+    """What has to be equal for a segmentation to be the same."""
+    return provenance.model, provenance.weights_sha256, json.dumps(provenance.inference, sort_keys=True)
+
+
+def _mpp(path: Path, given: Sizes, *, streamed: bool = False) -> float | None:
+    known = given.get(path.name) if isinstance(given, Mapping) else given
+    if known is not None or not streamed:
+        return image_mpp(path) if known is None else known
+    with open_slide(path) as slide:
+        return slide.mpp
+
+
+def _failed(job: Job, error: Exception) -> Outcome:
+    reason = " ".join(str(error).split()) or repr(error)
+    return Outcome(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")

@@ -1,0 +1,174 @@
+"""MLflow's word that an alias was moved: asking its server to send it, and proving that it did."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities.webhook import Webhook, WebhookEvent
+from mlflow.webhooks.constants import (
+    WEBHOOK_DELIVERY_ID_HEADER,
+    WEBHOOK_SIGNATURE_HEADER,
+    WEBHOOK_SIGNATURE_VERSION,
+    WEBHOOK_TIMESTAMP_HEADER,
+)
+
+from microseg.errors import RegistryError
+from microseg.registry.version import MODEL_NAME
+
+__all__ = [
+    "AliasMoved",
+    "SignatureError",
+    "ensure_webhook",
+    "read_delivery",
+    "sign_delivery",
+    "try_webhook",
+    "webhook_addresses",
+]
+
+WEBHOOK_NAME = "microseg"
+
+_EVENTS = (WebhookEvent.from_str("model_version_alias.created"), WebhookEvent.from_str("model_version_alias.deleted"))
+_FRESH_SECONDS = 300  # older deliveries are taken for repeated ones
+
+
+class SignatureError(RegistryError):
+    """A delivery that cannot be shown to come from the MLflow server."""
+
+
+@dataclass(frozen=True)
+class AliasMoved:
+    """What a delivery says.
+
+    Args:
+        model: The registered model.
+        alias: Its alias.
+        version: That has the alias now; None when the alias was removed.
+        delivery: The delivery's own id, the same when it is tried again.
+    """
+
+    model: str
+    alias: str
+    version: int | None
+    delivery: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is about microseg's model."""
+        return self.model == MODEL_NAME
+
+
+def ensure_webhook(client: MlflowClient, url: str, secret: str) -> bool:
+    """See that the server tells an address of moved aliases, signed; a webhook of the same name is corrected.
+
+    Args:
+        client: Of a server.
+        url: The address.
+        secret: Shared with it.
+
+    Returns:
+        Whether anything had to be changed. The secret cannot be read back, so it is set each time.
+    """
+    found = [hook for hook in _webhooks(client) if hook.name == WEBHOOK_NAME]
+    same = [hook for hook in found if hook.url == url and set(hook.events) == set(_EVENTS)]
+    for hook in found:
+        if hook not in same[:1]:
+            client.delete_webhook(hook.webhook_id)
+    if same:
+        active = same[0].status == "ACTIVE"
+        client.update_webhook(same[0].webhook_id, secret=secret, status="ACTIVE")
+        return not active or len(found) > 1
+    client.create_webhook(
+        WEBHOOK_NAME,
+        url,
+        list(_EVENTS),
+        description="Tells microseg of a version promoted here.",
+        secret=secret,
+        status="ACTIVE",
+    )
+    return True
+
+
+def read_delivery(
+    headers: Mapping[str, str], body: bytes, secret: str, *, now: float | None = None
+) -> AliasMoved | None:
+    """Read a delivery after proving that whoever sent it knows the secret.
+
+    Args:
+        headers: Of the request; names in any case.
+        body: Of the request, as it came.
+        secret: Shared with the server.
+        now: Seconds since 1970.
+
+    Returns:
+        What it says; None when it is about something else than aliases.
+
+    Raises:
+        SignatureError: Signature or time are missing or wrong, or it is no delivery at all.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    delivery, stamp, signature = (
+        given.get(name.lower(), "")
+        for name in (WEBHOOK_DELIVERY_ID_HEADER, WEBHOOK_TIMESTAMP_HEADER, WEBHOOK_SIGNATURE_HEADER)
+    )
+    if not hmac.compare_digest(signature.encode(), sign_delivery(secret, delivery, stamp, body).encode()):
+        raise SignatureError(
+            "expected a delivery signed with the shared secret, got another signature; is another server sending here, "
+            "or was the key lost with which MLflow keeps the secret (MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY)?"
+        )
+    age = (time.time() if now is None else now) - float(stamp if stamp.isdecimal() else "nan")
+    if not abs(age) <= _FRESH_SECONDS:
+        raise SignatureError(
+            f"expected a delivery of the last {_FRESH_SECONDS} s, got one of {age:.0f} s ago; do the clocks agree?"
+        )
+    try:
+        said = json.loads(body)
+        data = said["data"]
+        if said["entity"] != "model_version_alias":
+            return None
+        version = int(data["version"]) if said["action"] == "created" else None
+        return AliasMoved(str(data["name"]), str(data["alias"]), version, delivery)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureError(f"expected MLflow's JSON about an alias, got {error!r}; is its version known?") from error
+
+
+def sign_delivery(secret: str, delivery: str, stamp: str, body: bytes) -> str:
+    """The signature that MLflow gives a delivery.
+
+    Reference:
+        https://www.standardwebhooks.com: HMAC-SHA256 of ``<id>.<seconds>.<body>``, in base64, after a version.
+    """
+    content = f"{delivery}.{stamp}.".encode() + body
+    digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
+    return f"{WEBHOOK_SIGNATURE_VERSION},{base64.b64encode(digest).decode()}"
+
+
+def webhook_addresses(client: MlflowClient) -> list[tuple[str, bool]]:
+    """Where the server tells of moved aliases, and whether it does at present."""
+    return [(hook.url, hook.status == "ACTIVE") for hook in _webhooks(client) if hook.name == WEBHOOK_NAME]
+
+
+def try_webhook(client: MlflowClient) -> tuple[int | None, str]:
+    """Have the server send a made-up delivery.
+
+    Returns:
+        The answer's status and text; no status when there was no answer.
+    """
+    hook = next(hook for hook in _webhooks(client) if hook.name == WEBHOOK_NAME)
+    result = client.test_webhook(hook.webhook_id)
+    return result.response_status, result.error_message or result.response_body or ""
+
+
+def _webhooks(client: MlflowClient) -> list[Webhook]:
+    hooks: list[Webhook] = []
+    token: str | None = None
+    while True:
+        page = client.list_webhooks(page_token=token)
+        hooks.extend(page)
+        token = page.token
+        if not token:
+            return hooks

@@ -1,0 +1,136 @@
+"""Pseudo-labels of a lab's windows: what a teacher takes each pixel for, as masks to train on.
+
+The first teacher is the segmenter in use, helped by what `measure_shift` found; the later ones are the average of the
+network in training. Each predicts at several scales and turns. A later teacher is heard only where the
+stain explains its labels, alone or together with the first one's, better than the first one's, so that errors do not
+feed on themselves.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from microseg.data.images import read_image, write_png
+from microseg.data.sampling import Sample
+from microseg.metrics import class_separation
+from microseg.model import PyramidSegmenter
+from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
+from microseg.training.shift import LabShift, predict_at, to_batch
+
+__all__ = ["TargetLab", "first_teacher", "label_round", "round_samples"]
+
+_ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
+_TURNS = (0, 1)  # quarter turns
+_DONE = "done"
+
+
+@dataclass(frozen=True)
+class TargetLab:
+    """A lab to adapt to.
+
+    Attributes:
+        name: of the lab.
+        windows: files of its windows at the model's scale; see `cut_windows`.
+        shift: what was found about it.
+    """
+
+    name: str
+    windows: tuple[Path, ...]
+    shift: LabShift
+
+
+def first_teacher(network: PyramidSegmenter, shift: LabShift) -> PyramidSegmenter:
+    """A copy of the segmenter in use, with its share of the lab's own statistics."""
+    teacher = copy.deepcopy(network).eval()
+    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, shift.share))
+    return teacher
+
+
+def label_round(
+    labs: Sequence[TargetLab],
+    number: int,
+    folder: Path,
+    *,
+    first: PyramidSegmenter,
+    teacher: PyramidSegmenter,
+) -> None:
+    """Write the masks of a round; a round that is there is left.
+
+    Args:
+        labs: whose windows are labelled.
+        number: of the round, from 0.
+        folder: of all rounds.
+        first: the segmenter in use.
+        teacher: the average of the network in training; not asked in round 0.
+    """
+    done = _round_folder(folder, number) / _DONE
+    if done.exists():
+        return
+    for lab in labs:
+        probabilities = _first_word(first, lab, folder / "first" / lab.name)
+        if number:
+            later = [_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows]
+            both = [torch.lerp(a, b, 0.5) for a, b in zip(probabilities, later, strict=True)]
+            probabilities = max((probabilities, both, later), key=partial(_separation, lab))
+        target = _round_folder(folder, number) / lab.name
+        target.mkdir(parents=True, exist_ok=True)
+        for window, probability in zip(lab.windows, probabilities, strict=True):
+            write_png(target / window.name, _labels(probability))
+    done.touch()
+
+
+def round_samples(labs: Sequence[TargetLab], number: int, folder: Path) -> list[Sample]:
+    """The windows with the masks of a round."""
+    return [
+        Sample(window, _round_folder(folder, number) / lab.name / window.name) for lab in labs for window in lab.windows
+    ]
+
+
+def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list[Tensor]:
+    """The first teacher's probabilities, kept from round to round."""
+    teacher = first_teacher(network, lab.shift)
+    folder.mkdir(parents=True, exist_ok=True)
+    probabilities = []
+    for window in lab.windows:
+        kept = folder / f"{window.stem}.npy"
+        if not kept.exists():
+            predicted = _predict(teacher, window, [lab.shift.zoom * zoom for zoom in _ZOOMS])
+            np.save(kept, predicted.half().numpy())
+        probabilities.append(torch.from_numpy(np.load(kept)).float())
+    return probabilities
+
+
+def _separation(lab: TargetLab, probabilities: Sequence[Tensor]) -> float:
+    """How distinct the classes look on the lab's windows, with these labels."""
+    values = [
+        class_separation(read_image(window), _labels(each), len(each))
+        for window, each in zip(lab.windows, probabilities, strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def _labels(probability: Tensor) -> npt.NDArray[np.uint8]:
+    """The most probable class of each pixel: (K, H, W) → (H, W)."""
+    return probability.argmax(0).numpy().astype(np.uint8)
+
+
+def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:
+    """(K, H, W), on the CPU: the mean over scales and turns."""
+    batch = to_batch(read_image(window), next(teacher.parameters()).device)
+    views = [
+        torch.rot90(predict_at(teacher, torch.rot90(batch, turn, (2, 3)), zoom), -turn, (2, 3))
+        for zoom in zooms
+        for turn in _TURNS
+    ]
+    return torch.stack(views).mean(0)[0].cpu()
+
+
+def _round_folder(folder: Path, number: int) -> Path:
+    return folder / f"round-{number}"

@@ -1,0 +1,152 @@
+"""How a new lab's images differ from those that the segmenter knows, told from the images alone.
+
+Two figures, each chosen among a few by a measure that needs no label: the **scale**, where microns per pixel are not
+known, as the one at which the statistics inside the network come closest to those of the labelled labs; and how far
+to take over the lab's **own normalisation statistics**, as the share whose segmentation the stain explains best.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from microseg.metrics import class_separation
+from microseg.model import PyramidSegmenter
+from microseg.training.normalisation import (
+    NormStatistics,
+    measure_statistics,
+    mix_statistics,
+    read_statistics,
+    statistics_distance,
+    write_statistics,
+)
+
+__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "to_batch"]
+
+SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
+_TAKE_ONE = 1.1  # or this many times its distance
+_IMAGES = 10
+_SIDE = 384  # pixels, of what the network sees at each scale
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LabShift:
+    """What the adaptation has to bridge to one lab.
+
+    Attributes:
+        zoom: factor by which the lab's images are enlarged to come to the labelled labs' scale.
+        share: of the lab's own statistics in the first teacher's, 0..1.
+        statistics: the network's on the lab's images as they are.
+        zoomed_statistics: the same at ``zoom``.
+    """
+
+    zoom: float
+    share: float
+    statistics: NormStatistics
+    zoomed_statistics: NormStatistics
+
+
+def measure_shift(
+    network: PyramidSegmenter, source: Sequence[Image], target: Sequence[Image], *, search_scale: bool
+) -> LabShift:
+    """Measure a lab's shift.
+
+    Args:
+        network: the segmenter trained on the labelled labs; not changed.
+        source: images of the labelled labs at the model's scale.
+        target: images of the new lab, likewise as far as microns per pixel are known.
+        search_scale: whether the target's scale is to be found; else it is taken to be the model's.
+
+    Shape:
+        images (H, W, 3), uint8
+    """
+    source, target = _spread(source), _spread(target)
+    native = _measure(network, target, 1.0)
+    zoom, zoomed = 1.0, native
+    if search_scale:
+        reference = _measure(network, source, 1.0)
+        measured = {scale: native if scale == 1 else _measure(network, target, scale) for scale in SCALES}
+        distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
+        zoom = _modest_scale(distances)
+        zoomed = measured[zoom]
+    known = read_statistics(network)
+    separations = {}
+    for share in SHARES:
+        write_statistics(network, mix_statistics(known, zoomed, share))
+        separations[share] = _separation(network, target, zoom)
+    write_statistics(network, known)
+    share = max(separations, key=lambda share: separations[share])
+    return LabShift(zoom, share, native, zoomed)
+
+
+def _modest_scale(distances: Mapping[float, float]) -> float:
+    """The scale nearest to 1 among those that bring the lab nearly as close as the best does."""
+    least, present = min(distances.values()), distances[1.0]
+    near = max(least + _SLACK * (present - least), _TAKE_ONE * least)
+    return min((scale for scale in distances if distances[scale] <= near), key=lambda scale: abs(math.log(scale)))
+
+
+def to_batch(image: Image, device: torch.device) -> Tensor:
+    """An image as the network takes it: (H, W, 3), 0..255 → (1, 3, H, W), 0..1."""
+    pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def resize(batch: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, antialiased where it shrinks."""
+    if batch.shape[-2:] == (height, width):
+        return batch
+    return functional.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
+
+
+@torch.inference_mode()
+def predict_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
+    """Class probabilities of a batch, seen by the network at another scale: (B, 3, H, W) → (B, K, H, W)."""
+    height, width = batch.shape[-2:]
+    seen = resize(batch, max(1, round(height * zoom)), max(1, round(width * zoom)))
+    return resize(network(seen).softmax(1), height, width)
+
+
+def _spread(images: Sequence[Image]) -> list[Image]:
+    """So many of the images, spread evenly over them."""
+    chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
+    return [images[int(index)] for index in chosen]
+
+
+def _middle(image: Image, zoom: float) -> Image:
+    """The middle of an image, so large that it has the side seen at a scale."""
+    side = round(_SIDE / zoom)
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> NormStatistics:
+    device = next(network.parameters()).device
+
+    def seen(image: Image) -> Tensor:
+        batch = to_batch(_middle(image, zoom), device)
+        height, width = (max(network.stride, round(length * zoom)) for length in batch.shape[-2:])
+        return resize(batch, height, width)
+
+    return measure_statistics(network, (seen(image) for image in images))
+
+
+def _separation(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> float:
+    device, values = next(network.parameters()).device, []
+    was_training = network.training
+    network.eval()
+    for image in images:
+        middle = _middle(image, zoom)
+        mask = predict_at(network, to_batch(middle, device), zoom)[0].argmax(0).cpu().numpy().astype(np.uint8)
+        values.append(class_separation(middle, mask, len(network.config.classes)))
+    network.train(was_training)
+    return float(np.mean(values))

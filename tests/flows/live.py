@@ -1,0 +1,98 @@
+"""The servers as `make serve` starts them, for the tests that want them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+DEPLOYMENTS = 11
+PATIENCE = 240  # seconds, on a busy machine
+
+
+@dataclass(frozen=True)
+class Servers:
+    home: Path
+    process: subprocess.Popen[str]
+    said: Path
+    prefect: str
+    mlflow: str
+
+
+def free_ports(number: int = 2) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for it in probes:
+            it.bind(("127.0.0.1", 0))
+        return [it.getsockname()[1] for it in probes]
+
+
+def answer(url: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=10) as got:
+        return str(got.read().decode())
+
+
+def connected(servers: Servers) -> AbstractContextManager[SyncPrefectClient]:
+    """A client of its Prefect server."""
+
+    @contextmanager
+    def connect() -> Iterator[SyncPrefectClient]:
+        with temporary_settings({PREFECT_API_URL: f"{servers.prefect}/api"}), get_client(sync_client=True) as client:
+            yield client
+
+    return connect()
+
+
+def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    until(lambda: client.read_flow_run(run.id).state.is_final(), f"the end of {run.name}")
+    return client.read_flow_run(run.id)
+
+
+def runs_of(client: SyncPrefectClient, flow: str) -> list[FlowRun]:
+    """All runs of a flow's deployment, the oldest first."""
+    deployment = client.read_deployment_by_name(f"{flow}/microseg")
+    wanted = FlowRunFilter.model_validate({"deployment_id": {"any_": [deployment.id]}})
+    return sorted(client.read_flow_runs(flow_run_filter=wanted, limit=200), key=lambda run: run.created)
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not found():
+        assert time.monotonic() < end, f"{what} did not come within {PATIENCE} s"
+        time.sleep(0.5)
+
+
+@contextmanager
+def started(folder: Path, params: Path, *options: str, **sections: Any) -> Iterator[Servers]:
+    """The command as its own process, in a home of its own; sections replace those of the parameters."""
+    home, said = folder / "a home", folder / "said.txt"
+    values = yaml.safe_load(params.read_text()) | {"schedule": {"segment": "30 4 * * *", "timezone": "Europe/Berlin"}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values | sections))
+    ports = free_ports(3)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    command = [sys.executable, "-m", "flows.servers", *options]
+    command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--bridge-port", str(ports[2])]
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        yield Servers(home, process, said, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)

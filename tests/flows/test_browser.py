@@ -1,0 +1,138 @@
+"""What people look at, in a real browser: the candidate's page in MLflow, promoted there by clicking; Prefect's pages.
+
+Needs Chromium and its driver (Debian's packages chromium and chromium-driver: `make test-browser` installs them). The
+screenshots go to the folder in MICROSEG_SCREENSHOTS, where one is named.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.filters import ArtifactFilter
+
+from microseg.registry import PRODUCTION, Registry
+from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
+
+selenium = pytest.importorskip("selenium.webdriver")
+StaleElementReferenceException = pytest.importorskip("selenium.common").StaleElementReferenceException
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromium-driver"),
+]
+
+
+@pytest.fixture(scope="module")
+def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """With version 1 in production, and version 2, adapted to lab_b, proposed."""
+    schedule = {"segment": "30 4 * * *", "reconcile": 1000}
+    with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
+        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.said.read_text()
+        with connected(it) as client:
+            until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
+            for flow, parameters in (
+                ("ingest", {"folder": str(deliveries[0])}),
+                ("train", {"labs": ["lab_a"]}),
+                ("land", {"folder": str(deliveries[1])}),
+            ):
+                deployment = client.read_deployment_by_name(f"{flow}/microseg")
+                run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
+                assert run.state.is_completed(), run.state.message
+        yield it
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(option)
+    options.add_argument("--window-size=1600,2400")
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
+    driver.implicitly_wait(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def picture(browser: Any, tmp_path: Path) -> Callable[[str], None]:
+    folder = Path(os.environ.get("MICROSEG_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name: browser.save_screenshot(str(folder / f"{name}.png"))
+
+
+def element(browser: Any, css: str, text: str = "") -> Any:
+    """The first element that a person would see, with a text."""
+    found: list[Any] = []
+
+    def look() -> bool:
+        with suppress(StaleElementReferenceException):  # the page was drawn anew meanwhile
+            found[:] = [
+                it for it in browser.find_elements("css selector", css) if it.is_displayed() and text in it.text
+            ]
+        return bool(found)
+
+    until(look, f"{css} with {text!r}")
+    return found[0]
+
+
+def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
+    registry = Registry(servers.mlflow)
+    candidate = registry.resolve("candidate")
+    assert (candidate.version, registry.resolve(PRODUCTION).version) == (2, 1)
+
+    # the candidate's page has what is needed to decide: the verdict, the pictures, the figures beside production's
+    browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
+    element(browser, "h2, h3", "Gate")
+    element(browser, "th", "version 1 (production)")
+    pictures = [it for it in browser.find_elements("css selector", "img") if "get-artifact" in it.get_attribute("src")]
+    assert len(pictures) == 4
+    until(lambda: all(it.get_property("naturalWidth") > 100 for it in pictures), "the pictures")
+    assert all(it.size["width"] < 950 for it in pictures)  # whole, beside the page's own panels
+    picture("1-candidate")
+
+    # set the alias, as a person does
+    element(browser, "[title='Edit aliases']").click()
+    field = browser.find_element("css selector", "[role=dialog] input")
+    field.send_keys("production")
+    field.send_keys("\ue007")  # Enter
+    picture("2-alias")
+    element(browser, "[role=dialog] button", "Save aliases").click()
+
+    with connected(servers) as client:
+        until(lambda: runs_of(client, "roll-out"), "the roll-out")
+        run = ended(client, runs_of(client, "roll-out")[0])
+    assert run.state.is_completed(), run.state.message
+    assert "Version 2 is in production" in run.state.message
+    entry = registry.history()[0]
+    assert (entry.before, entry.version, entry.cause.via, entry.now) == (1, 2, "mlflow", 2)
+    assert registry.resolve("previous").version == 1
+
+    browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
+    element(browser, "[role=status], span", "production")
+    picture("3-promoted")
+
+    # the run in Prefect says what happened
+    browser.get(f"{servers.prefect}/runs/flow-run/{run.id}")
+    element(browser, "body", "roll out production")
+    picture("4-roll-out")
+
+
+def test_the_landing_shows_what_there_is_to_decide(
+    servers: Servers, browser: Any, picture: Callable[[str], None]
+) -> None:
+    with connected(servers) as client:
+        run = runs_of(client, "land")[0]
+        wanted = {"key": {"any_": ["decision"]}, "flow_run_id": {"any_": [str(run.id)]}}
+        [artifact] = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted))
+    browser.get(f"{servers.prefect}/artifacts/artifact/{artifact.id}")
+    element(browser, "body", "Version 2 is the candidate for lab_b.")
+    picture("5-decision")

@@ -1,0 +1,167 @@
+"""A batch in chunks: each with the version in production when it begins, by several processes, through deaths."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import tifffile
+
+from flows import segment as module
+from flows.segment import segment
+from microseg.data.images import write_png
+from microseg.data.synthetic import LAB_B, make_section
+from microseg.inference import read_record
+
+
+def slides(folder: Path, number: int, size: int = 64) -> Path:
+    """Images that differ, which are quickly made."""
+    folder.mkdir()
+    section, _ = make_section(LAB_B, size, 1.0, seed=0)
+    for one in range(number):
+        image = section.copy()
+        image[0, 0] = (one // 256, one % 256, 0)
+        write_png(folder / f"slide_{one:03d}.png", image)
+    return folder
+
+
+def test_the_next_chunk_takes_the_new_version(copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = slides(tmp_path / "slides", 6)
+    real, chunks = module.segment_part, []
+
+    def and_promote(*arguments: Any, **options: Any) -> Any:
+        made = real(*arguments, **options)
+        chunks.append(len(made))
+        copied.registry.set_alias("production", 1)  # a click, after the first chunk
+        return made
+
+    monkeypatch.setattr(module, "segment_part", and_promote)
+    record = segment(folder, changes=("inference.chunk=2",))
+    assert chunks == [2, 2, 2]
+    assert (record.version, record.done) == ("2, 1", 6)
+    models = pd.read_csv(Path(record.out) / "summary.csv")["model"].tolist()
+    assert models == ["microseg-segmenter/2"] * 2 + ["microseg-segmenter/1"] * 4
+    told = json.loads((Path(record.out) / "batch.json").read_text())
+    assert set(told["provenance"]) == {"microseg-segmenter/1", "microseg-segmenter/2"}
+    page = (Path(record.out) / "index.html").read_text(encoding="utf-8")
+    assert "segmented with microseg-segmenter/2, microseg-segmenter/1" in page
+
+
+def test_slides_and_sizes(copied: Any, tmp_path: Path) -> None:
+    """A slide among images; its size from images.csv; whose size nobody knows is told."""
+    folder = slides(tmp_path / "slides", 2)
+    pixels, _ = make_section(LAB_B, 256, 1.0, seed=1)
+    tifffile.imwrite(folder / "whole.svs", pixels, tile=(128, 128), photometric="rgb")
+    (folder / "images.csv").write_text("file,mpp\nwhole.svs,1.0\n")
+    record = segment(folder, changes=("inference.chunk=2", "inference.skip_glass=false"))
+    assert (record.done, record.failed, record.unsized) == (3, 0, 2)
+    made = read_record(Path(record.out) / "whole.json")
+    assert (made.mpp, made.summary["computed_fraction"]) == (1.0, 1)
+    assert made.provenance.inference["skip_glass"] is False
+    again = segment(folder, keep=True)
+    assert (again.skipped, again.unsized) == (3, 2)
+    assert copied.registry.history()[0].version == 1  # it was looked at first
+
+
+@pytest.mark.long
+def test_a_killed_batch_of_500_does_each_image_once(copied: Any, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "slides", 500), tmp_path / "out"
+    command = [sys.executable, "-m", "flows.segment", str(folder), "--out", str(out), "--set", "inference.chunk=100"]
+    log = (tmp_path / "log.txt").open("w")
+    process = subprocess.Popen(command, env=os.environ, stdout=log, stderr=log, start_new_session=True)
+    end = time.monotonic() + 240
+    while len(list(out.glob("*.json"))) < 150:
+        assert process.poll() is None, (tmp_path / "log.txt").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("slide_*.json")}
+    assert 150 <= len(before) < 500
+    record = segment(folder, out=out)
+    assert (record.images, record.failed) == (500, 0)
+    assert record.skipped == len(before)
+    assert record.done == 500 - len(before)
+    assert all((out / name).stat().st_mtime_ns == when for name, when in before.items())  # none twice
+    summary = pd.read_csv(out / "summary.csv")
+    assert summary["image"].tolist() == [f"slide_{one:03d}.png" for one in range(500)]
+    assert summary["sha256"].nunique() == 500
+    assert not list(out.glob("*.partial"))
+
+
+@pytest.mark.long
+def test_two_dask_workers_one_of_which_is_killed(copied: Any, tmp_path: Path) -> None:
+    pytest.importorskip("prefect_dask")
+    folder, out = slides(tmp_path / "slides", 120, 128), tmp_path / "out"
+    alone = segment(folder, out=tmp_path / "alone")
+    script = (
+        "import sys; from pathlib import Path; from flows.segment import segment\n"
+        "if __name__ == '__main__':\n"
+        "    record = segment(Path(sys.argv[1]), out=Path(sys.argv[2]), "
+        "changes=('inference.workers=2', 'inference.chunk=10'))\n"
+        "    print(record.done, record.skipped, record.failed)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(module.__file__).parent.parent), *sys.path])}
+    log = (tmp_path / "log.txt").open("w")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), str(folder), str(out)],
+        env=environment, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    try:
+        killed = _kill_one_worker(process, out, tmp_path / "log.txt")
+        assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert killed
+    said = (tmp_path / "log.txt").read_text().splitlines()[-1]
+    done, skipped, failed = map(int, said.split())
+    assert (done + skipped, failed) == (120, 0)
+    for path in sorted((tmp_path / "alone").glob("slide_*.json")):
+        one, other = read_record(path), read_record(out / path.name)
+        assert one.summary == other.summary
+        labels = [(place / one.outputs["labels"]).read_bytes() for place in (tmp_path / "alone", out)]
+        assert labels[0] == labels[1]
+    assert alone.done == 120
+    assert not list(out.glob("*.partial"))
+
+
+def _kill_one_worker(process: "subprocess.Popen[bytes]", out: Path, log: Path) -> int:
+    """Kill one of the worker processes that the batch has started, while it works."""
+    end = time.monotonic() + 240
+    while len(list(out.glob("slide_*.json"))) < 15:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+    workers = [pid for pid in _descendants(process.pid) if b"spawn_main" in _command(pid)]
+    assert len(workers) >= 2, log.read_text()
+    os.kill(workers[0], signal.SIGKILL)
+    return workers[0]
+
+
+def _descendants(pid: int) -> list[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

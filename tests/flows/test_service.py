@@ -1,0 +1,202 @@
+"""What a group runs day and night, on real servers: a lab lands, a version is promoted in MLflow, and back."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+
+from microseg.data.landing import Landings
+from microseg.data.synthetic import LAB_B, make_lab
+from microseg.registry import MODEL_NAME, PRODUCTION, Registry
+from microseg.versioning import DatasetStore
+from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
+
+pytestmark = [pytest.mark.server, pytest.mark.long]
+
+SCHEDULE = {"segment": "30 4 * * *", "reconcile": 1000}  # so that only events can have done it
+
+
+@pytest.fixture(scope="module")
+def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """With lab_a ingested, and version 1, trained on it, in production."""
+    with started(tmp_path_factory.mktemp("service"), params, landing={"settle": 3}, schedule=SCHEDULE) as it:
+        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.said.read_text()
+        with connected(it) as client:
+            until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
+            for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
+                deployment = client.read_deployment_by_name(f"{flow}/microseg")
+                run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
+                assert run.state.is_completed(), run.state.message
+        yield it
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[SyncPrefectClient]:
+    with connected(servers) as client:
+        yield client
+
+
+@pytest.fixture
+def registry(servers: Servers) -> Registry:
+    return Registry(servers.mlflow)
+
+
+def next_run(client: SyncPrefectClient, flow: str, before: int) -> FlowRun:
+    until(lambda: len(runs_of(client, flow)) > before, f"a run of {flow}")
+    return ended(client, runs_of(client, flow)[before])
+
+
+def click(servers: Servers, version: int) -> None:
+    """What MLflow's page does when an alias is set there."""
+    client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
+    client.set_registered_model_alias(MODEL_NAME, PRODUCTION, str(version))
+
+
+def test_files_that_trickle_in_start_one_adaptation(
+    servers: Servers, client: SyncPrefectClient, registry: Registry, deliveries: tuple[Path, Path]
+) -> None:
+    incoming = servers.home / "incoming" / "lab_b"
+    (incoming / "images").mkdir(parents=True)
+    for image in sorted((deliveries[1] / "images").iterdir()):
+        shutil.copy(image, incoming / "images")
+        time.sleep(1)
+    assert not runs_of(client, "land")
+    time.sleep(5)
+    assert not runs_of(client, "land")  # quiet, but without a card
+    for name in ("images.csv", "lab.yaml"):
+        shutil.copy(deliveries[1] / name, incoming)
+    run = next_run(client, "land", 0)
+    assert run.state.is_completed(), run.state.message
+    assert run.state.message.startswith("Version 2 is the candidate for lab_b.")
+    assert registry.resolve("candidate").datasets.keys() == {"lab_a", "lab_b"}
+    time.sleep(8)
+    assert len(runs_of(client, "land")) == 1
+    assert Landings(servers.home / "records" / "landings").read("lab_b").state == "done"
+
+
+def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
+    servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
+) -> None:
+    more = make_lab(tmp_path / "lab_b", LAB_B, images=9, size=64, labelled=False, seed=1)  # those 6, and 3 more
+    shutil.copytree(more, servers.home / "incoming" / "lab_b", dirs_exist_ok=True)
+    run = next_run(client, "land", 1)
+    assert run.state.is_completed(), run.state.message
+    store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
+    assert len(store.history("lab_b")) == 2
+    assert registry.resolve("candidate").version == 3
+    assert registry.resolve(3).datasets["lab_b"] == store.current("lab_b").digest
+
+
+def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: SyncPrefectClient) -> None:
+    """As a scanner's software would POST it."""
+    event = {
+        "id": "5a7e9a2c-0d3c-4a53-9f2d-2a8a54d8b6f1",
+        "occurred": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "event": "microseg.lab.landed",
+        "resource": {"prefect.resource.id": "microseg.lab.lab_b"},
+        "payload": {"folder": str(servers.home / "incoming" / "lab_b")},
+    }
+    request = urllib.request.Request(
+        f"{servers.prefect}/api/events",
+        data=json.dumps([event]).encode(),
+        headers={"Content-Type": "application/json"},
+        method="POST",
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 204
+    run = next_run(client, "land", 2)
+    assert run.state.is_completed()
+    assert run.state.message.startswith("Nothing to do: this delivery of lab_b was taken over.")
+
+
+def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
+    click(servers, 3)
+    run = next_run(client, "roll-out", 0)
+    assert run.state.is_completed(), run.state.message
+    assert "Version 3 is in production" in run.state.message
+    assert registry.resolve("previous").version == 1
+    entry = registry.history()[0]
+    assert (entry.before, entry.version, entry.cause.via) == (1, 3, "mlflow")
+
+
+def test_what_is_not_fit_is_put_back_and_said(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
+    mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
+    before = len(runs_of(client, "roll-out"))
+    run_of_others = mlflow_client.create_run("0")
+    source = f"{run_of_others.info.artifact_uri}/model"
+    made = mlflow_client.create_model_version(MODEL_NAME, source=source, run_id=run_of_others.info.run_id)
+    click(servers, int(made.version))
+    until(lambda: any(run.state.is_failed() for run in runs_of(client, "roll-out")[before:]), "a failed roll-out")
+    run = next(run for run in runs_of(client, "roll-out")[before:] if run.state.is_failed())
+    assert f"Version {made.version} was refused, version 3 stays in production" in run.state.message
+    assert registry.resolve(PRODUCTION).version == 3
+    assert registry.resolve(int(made.version)).description.startswith("NOT IN PRODUCTION: ")
+    assert registry.history()[0].action == "refused"
+
+
+def test_a_stage_and_a_restart_are_noticed_by_the_poll(
+    servers: Servers, client: SyncPrefectClient, registry: Registry
+) -> None:
+    """A change of a legacy stage sends no word at all."""
+    mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
+    if not hasattr(mlflow_client, "transition_model_version_stage"):
+        pytest.skip("this MLflow has no stages any more")
+    mlflow_client.transition_model_version_stage(MODEL_NAME, "1", "Production")
+    deployment = client.read_deployment_by_name("reconcile/microseg")
+    run = ended(client, client.create_flow_run_from_deployment(deployment.id))
+    assert run.state.is_completed(), run.state.message
+    assert "Version 1 is in production (the stage Production)" in run.state.message
+    assert (registry.resolve(PRODUCTION).version, registry.resolve("previous").version) == (1, 3)
+    assert registry.history()[0].cause.via == "stage"
+
+
+def test_a_person_decides_in_prefect(
+    servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
+) -> None:
+    """The run ends and holds nothing up; when the person has decided it goes on."""
+    folder = make_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
+    deployment = client.read_deployment_by_name("land/microseg")
+    told = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=told)
+    until(lambda: client.read_flow_run(run.id).state_name in ("Suspended", "Failed", "Crashed"), "the question")
+    assert client.read_flow_run(run.id).state_name == "Suspended"
+    candidate = registry.resolve("candidate")
+    assert candidate.tags["target"] == "lab_d"
+    assert Landings(servers.home / "records" / "landings").read("lab_d").state == "waiting"
+    answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
+    resumed = client.resume_flow_run(run.id, run_input=answer)
+    assert resumed.status.value == "ACCEPT", resumed
+    run = ended(client, run)
+    assert run.state.is_completed(), run.state.message
+    assert f"Version {candidate.version} is in production: approved by ann." in run.state.message
+    assert registry.in_use("lab_d").version == candidate.version
+    entry = registry.history("production-lab_d")[0]
+    assert (entry.version, entry.cause.by, entry.cause.via) == (candidate.version, "ann", "prefect")
+    assert len([it for it in registry.versions() if it.tags.get("target") == "lab_d"]) == 1  # adapted to once
+
+
+def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncPrefectClient) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
+    environment |= {"MICROSEG_HOME": str(servers.home), "PREFECT_HOME": str(servers.home / "doctor")}
+    environment |= {"MICROSEG_PARAMS": str(servers.home.parent / "params.yaml")}
+    for name, words in (
+        ("doctor", ("a signed delivery to", "the next batch is at", "landings and promotions start runs")),
+        ("status", ("Next batch: ", "lab_a", "In production: version")),
+    ):
+        command = [sys.executable, "-m", f"flows.{name}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(word in done.stdout for word in words), done.stdout

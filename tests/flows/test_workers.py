@@ -1,0 +1,74 @@
+"""prefect.yaml: the same deployments as `microseg serve`, for workers."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.serve import deployments
+from flows.settings import load_settings
+from tests.flows.live import DEPLOYMENTS, connected, ended, runs_of, started, until
+
+ROOT = Path(__file__).parent.parent.parent
+DECLARED: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def test_they_are_those_that_are_served(fresh: Path) -> None:
+    """As params.yaml stands."""
+    served = {it.entrypoint: it for it in deployments(load_settings())}
+    assert {it["entrypoint"] for it in DECLARED} == set(served)
+    for declared in DECLARED:
+        it = served[declared["entrypoint"]]
+        assert declared["name"] == it.name
+        assert declared["tags"] == it.tags
+        assert declared.get("concurrency_limit") == it.concurrency_limit
+        triggers = [(trigger.name, sorted(trigger.expect), trigger.parameters) for trigger in it.triggers]
+        assert [(t["name"], sorted(t["expect"]), t["parameters"]) for t in declared.get("triggers", [])] == triggers
+        times = [schedule.schedule for schedule in it.schedules or []]
+        for time, stated in zip(times, declared.get("schedules", []), strict=True):
+            if "cron" in stated:
+                assert (time.cron, time.timezone) == (stated["cron"], stated["timezone"])
+            else:
+                assert time.interval == timedelta(seconds=stated["interval"])
+
+
+@pytest.mark.server
+@pytest.mark.long
+def test_a_worker_runs_them(params: Path, tmp_path: Path) -> None:
+    with started(tmp_path, params, "--no-deployments") as servers:
+        until(lambda: "Ctrl-C" in servers.said.read_text() or servers.process.poll() is not None, "the servers")
+        assert servers.process.poll() is None, servers.said.read_text()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+        environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
+        environment |= {"MICROSEG_HOME": str(servers.home), "MICROSEG_PARAMS": str(tmp_path / "params.yaml")}
+        environment |= {"PREFECT_HOME": str(tmp_path / "worker"), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+        def prefect(*arguments: str) -> None:
+            command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        for pool in ("microseg", "microseg-quick"):
+            prefect("work-pool", "create", pool, "--type", "process")
+        prefect("deploy", "--all")
+        with connected(servers) as client:
+            assert len(client.read_deployments()) == DEPLOYMENTS
+            batch = client.read_deployment_by_name("segment-waiting/microseg")
+            assert batch.work_pool_name == "microseg"
+            until(lambda: len(runs_of(client, "segment-waiting")) >= 3, "scheduled runs")
+            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "microseg-quick"]
+            log = (tmp_path / "worker.log").open("w")
+            worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+            try:
+                deployment = client.read_deployment_by_name("reconcile/microseg")
+                run = ended(client, client.create_flow_run_from_deployment(deployment.id))
+                assert run.state.is_completed(), run.state.message
+                assert run.state.message == "Nothing to do."
+            finally:
+                worker.terminate()
+                worker.wait(60)

@@ -1,0 +1,87 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from microseg.data.images import read_image, read_mask, write_png
+from microseg.training import LabShift, NormStatistics, TargetLab, measure_statistics, mix_statistics, read_statistics
+from microseg.training.pseudo_labels import first_teacher, label_round, round_samples
+from microseg.training.shift import predict_at, to_batch
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
+    rng = np.random.default_rng(0)
+    windows = tuple(tmp_path / "windows" / f"{number}.png" for number in range(2))
+    windows[0].parent.mkdir()
+    for window in windows:
+        write_png(window, rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    statistics = measure_statistics(tiny_network(), [torch.rand(1, 3, 32, 32)])
+    return TargetLab("lab_b", windows, LabShift(0.5, 0.25, statistics, statistics))
+
+
+def test_the_first_teacher_has_its_share_of_the_labs_statistics(
+    lab: TargetLab, tiny_network: Callable[..., Any]
+) -> None:
+    network = tiny_network()
+    before = read_statistics(network).means[0]
+    teacher = first_teacher(network, lab.shift)
+    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.25)
+    assert torch.equal(read_statistics(teacher).means[0], wanted.means[0])
+    assert torch.equal(read_statistics(network).means[0], before)
+    assert not teacher.training
+
+
+def test_a_round_is_written_once_and_can_be_trained_on(
+    lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, later = tiny_network(0), tiny_network(1).eval()
+    label_round([lab], 0, tmp_path / "work", first=first, teacher=later)
+    samples = round_samples([lab], 0, tmp_path / "work")
+    assert [sample.image for sample in samples] == list(lab.windows)
+    masks = [read_mask(sample.mask) for sample in samples if sample.mask]
+    assert all(mask.shape == (24, 40) for mask in masks)
+    teacher, batch = first_teacher(first, lab.shift), to_batch(read_image(lab.windows[0]), torch.device("cpu"))
+    seen = [predict_at(teacher, batch, 0.5 * zoom) for zoom in (0.8, 1.0, 1.25)]  # the lab's own zoom is 0.5
+    turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
+    expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
+    assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
+    label_round([lab], 0, tmp_path / "work", first=later, teacher=later)  # it is there: left as it is
+    assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
+
+
+def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: Path) -> None:
+    """Against teachers that are told what to say: one follows the picture's two halves, the other cuts across."""
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    picture[:, 8:] = 90
+    (tmp_path / "w").mkdir()
+    write_png(tmp_path / "w" / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, 0.0, statistics, statistics))
+
+    def masks(first: Any, later: Any, name: str) -> Any:
+        label_round([lab], 1, tmp_path / name, first=first, teacher=later)
+        (sample,) = round_samples([lab], 1, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)
+
+    good, bad = Says("follows"), Says("across")
+    halves = (picture[..., 0] == 90).astype(np.uint8)
+    assert np.array_equal(masks(good, bad, "a"), halves)
+    assert np.array_equal(masks(bad, good, "b"), halves)
+
+
+class Says(torch.nn.Module):
+    """A segmenter of two classes that goes by brightness, or by the place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.place = how, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
+        score = 0.5 - x[:, :1] if self.how == "follows" else (row % 8 < 4).float() - 0.5
+        return torch.cat([-20 * score, 20 * score], dim=1)
