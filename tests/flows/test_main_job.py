@@ -65,7 +65,7 @@ def test_evaluation_is_kept(done: Any) -> None:
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
     assert (done.refused.accepted, done.refused.version, done.refused.production) == (False, 2, 1)
-    assert any("agrees with itself" in reason for reason in done.refused.reasons)
+    assert any("Its stain explains" in reason for reason in done.refused.reasons)
     assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
 
 
