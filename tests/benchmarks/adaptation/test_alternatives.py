@@ -1,0 +1,71 @@
+"""Each alternative's one idea, against an independent word of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
+from microseg.data.colour import colour_statistics
+from microseg.data.images import write_png
+from microseg.data.sampling import Sample
+from microseg.training import AdaptSettings, LabShift, TargetLab, read_statistics
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for file in files:
+        write_png(file, rng.integers(60, 200, (32, 32, 3), dtype=np.uint8))
+    write_png(tmp_path / "mask.png", rng.integers(0, 2, (32, 32), dtype=np.uint8))
+    statistics = read_statistics(tiny_network())
+    lab = TargetLab("lab_b", tuple(files[2:]), LabShift(1.0, 0.0, statistics, statistics))
+    source = [Sample(file, tmp_path / "mask.png") for file in files[:2]]
+    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_labels": 0, "normalisation": "running", "zoom": (1, 1)}
+
+    def build(kind: type) -> Any:
+        settings = AdaptSettings(steps=8, **off)  # type: ignore[arg-type]
+        return kind(tiny_network(), source, [lab], settings, crop=32, batch=2, seed=0, folder=tmp_path / "work")
+
+    return build
+
+
+@pytest.mark.parametrize("kind", [OutputAdversary, EntropyAdversary])
+def test_the_output_classifier_pulls_one_way_and_the_segmenter_the_other(make: Make, kind: type) -> None:
+    method = make(kind)
+    losses = method(method.batch(0, rank=0, world=1), 1.0)
+    assert losses.keys() == {"total", "segmentation", "domain_output"}
+    losses["total"].backward()
+    reversed_ = [parameter.grad.clone() for parameter in method.network.parameters() if parameter.grad is not None]
+    assert all(parameter.grad is not None for parameter in method.output_classifier.parameters())
+    assert reversed_
+    assert any(id(p) in {id(q) for q in method.output_classifier.parameters()} for g in method.parameter_groups()
+               for p in g["params"])  # fmt: skip
+
+
+def test_self_information_by_hand(make: Make) -> None:
+    seen = make(EntropyAdversary).map(torch.log(torch.tensor([[[[0.25]], [[0.75]]]])))
+    np.testing.assert_allclose(seen.flatten(), [-0.25 * np.log(0.25), -0.75 * np.log(0.75)], rtol=1e-5)
+
+
+def test_reinhard_gives_mean_and_spread_of_a_window(make: Make) -> None:
+    method = make(ReinhardTransfer)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    moved = colour_statistics(method.recolour(images, torch.Generator().manual_seed(1)))
+    for mean in moved.mean:
+        assert min(float((mean - wanted).abs().max()) for wanted in method.colours.mean) < 0.05
+
+
+def test_fourier_changes_the_lowest_frequencies_only(make: Make) -> None:
+    method = make(FourierTransfer)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    moved = method.recolour(images, torch.Generator().manual_seed(1))
+    before, after = torch.fft.fft2(images), torch.fft.fft2(moved)
+    torch.testing.assert_close(after[..., 3:14, 3:14], before[..., 3:14, 3:14], atol=1e-2, rtol=1e-2)
+    assert (after[..., 0, 0].abs() - before[..., 0, 0].abs()).abs().min() > 0.1
