@@ -164,7 +164,7 @@ def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, t
     copied.registry.rollback()
     record = tmp_path / "record.json"
     result = run(promote.command, "2", "--set", "gate.min_separation_gain=1.0", "--record", record)
-    refused(result, "The gate refused version 2; version 1 stays in production.", "agrees with itself")
+    refused(result, "The gate refused version 2; version 1 stays in production.", "Its stain explains")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}
 
