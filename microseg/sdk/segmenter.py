@@ -76,7 +76,8 @@ class Segmenter:
 
         Args:
             model: an alias such as ``production``, the number of a version, or a folder with ``weights.safetensors``
-                and ``network.json``.
+                and ``network.json``: a ``Path``, or a text with a separator in it. A plain word is a name in the
+                registry, whatever folder there may be of that name.
             tracking_uri: of MLflow; what the environment says by default.
             device: see the class.
             tile: see the class.
@@ -88,7 +89,7 @@ class Segmenter:
             WeightsError: when the folder is not there or its files cannot be used.
         """
         options = {"tile": tile, "halo": halo, "batch": batch}
-        if isinstance(model, Path) or (isinstance(model, str) and ("/" in model or Path(model).is_dir())):
+        if isinstance(model, Path) or (isinstance(model, str) and len(Path(model).parts) > 1):
             folder = Path(model)
             if not folder.is_dir():
                 raise WeightsError(f"Expected a folder with a network at {folder}, found none: check the path.")
