@@ -40,7 +40,7 @@ class ImageDomainClassifier(nn.Module):
 
     def forward(self, pyramid: Tensor) -> Tensor:
         """Domain logit of each image."""
-        x = self.convolutions(pyramid)  # (B, filters, h, w)
+        x = self.convolutions(_bounded(pyramid))  # (B, filters, h, w)
         logits: Tensor = self.decide(x.mean(dim=(2, 3)))  # (B, 1)
         return logits
 
@@ -85,7 +85,17 @@ class FeatureDomainClassifier(nn.Module):
         size = decoder[-2 if len(decoder) > 1 else -1].shape[-2:]
         parts = []
         for level, projection in zip(decoder, self.projections, strict=True):
-            projected = projection(level)  # (B, share, h, w)
+            projected = projection(_bounded(level))  # (B, share, h, w)
             parts.append(functional.interpolate(projected, size=size, mode="bilinear"))  # (B, share, H/4, W/4)
         logits: Tensor = self.decide(torch.cat(parts, dim=1))  # (B, 1, H/4, W/4)
         return logits
+
+
+def _bounded(features: Tensor) -> Tensor:
+    """Each location's features, shortened so that their root mean square stays below 1: (B, C, h, w) → (B, C, h, w).
+
+    A segmenter that plays against a classifier of plain features can win by making them ever larger, which says nothing
+    of the labs.
+    """
+    bounded: Tensor = features / (1 + features.square().mean(dim=1, keepdim=True)).sqrt()
+    return bounded

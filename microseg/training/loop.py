@@ -139,10 +139,11 @@ class _Fit:
         losses = self.module(fabric.to_device(batch), progress)
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(losses["total"])
-        # the segmenter alone: its adversaries' gradients must not shrink its own
-        fabric.clip_gradients(
-            self.method.network, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
-        )
+        # each player by itself: the adversaries' gradients must not shrink the segmenter's
+        segmenter = self.method.network
+        fabric.clip_gradients(segmenter, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        for group in self.optimizer.param_groups[1:]:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip)
         figures = {name: self._mean(value) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(

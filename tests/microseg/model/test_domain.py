@@ -67,3 +67,14 @@ def test_learns_to_tell_two_stains_apart(which: str) -> None:
 def test_another_number_of_levels_is_refused() -> None:
     with pytest.raises(ModelError, match="expected 2 decoder levels, got 1"):
         FeatureDomainClassifier((8, 4))([torch.rand(1, 8, 4, 4)])
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e6])
+def test_larger_features_do_not_outdo_a_classifier(factor: float) -> None:
+    """Else the segmenter would win by size alone."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 5, 4)
+    image, feature = ImageDomainClassifier(6), FeatureDomainClassifier((6,))
+    for decide in (image, lambda x: feature([x])):
+        large, larger = decide(10 * features), decide(10 * factor * features)
+        torch.testing.assert_close(large, larger, atol=0.02, rtol=0.02)
