@@ -6,34 +6,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 from microseg.errors import ModelError
-from microseg.model import PyramidSegmenter
+from microseg.model import Probabilities, PyramidSegmenter
 
 __all__ = ["TOLERANCE", "Exported", "Probabilities", "check_same", "example_tile", "tile_probabilities"]
 
 TOLERANCE = 1e-4
 """How far the probabilities of an exported graph may be from the network's: sums in another order, nothing else."""
-
-
-class Probabilities(nn.Module):
-    """The network followed by a softmax over classes.
-
-    The pyramid pooling sees the whole tile, so the size of the tile is part of what is exported.
-
-    Shape:
-        (B, 3, T, T), float32, in 0..1 → (B, K, T, T), probabilities
-    """
-
-    def __init__(self, network: PyramidSegmenter) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Probabilities of each class at each pixel."""
-        logits: Tensor = self.network(x)  # (B, K, T, T)
-        return logits.softmax(dim=1)
 
 
 @dataclass(frozen=True)

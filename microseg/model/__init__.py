@@ -4,6 +4,7 @@ from microseg.model.config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
 from microseg.model.domain import FeatureDomainClassifier, ImageDomainClassifier
 from microseg.model.encoders import KNOWN_ENCODERS, encoder_normalisation
 from microseg.model.network import Features, PyramidSegmenter
+from microseg.model.probabilities import Probabilities
 from microseg.model.reversal import reverse_gradient
 from microseg.model.weights import (
     CONFIG_FILE,
@@ -25,6 +26,7 @@ __all__ = [
     "Features",
     "ImageDomainClassifier",
     "NetworkConfig",
+    "Probabilities",
     "PyramidSegmenter",
     "encoder_normalisation",
     "load_encoder_weights",

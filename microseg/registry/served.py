@@ -12,7 +12,7 @@ from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from microseg.errors import RegistryError
-from microseg.model import CONFIG_FILE, WEIGHTS_FILE, PyramidSegmenter
+from microseg.model import CONFIG_FILE, WEIGHTS_FILE, Probabilities, PyramidSegmenter
 
 __all__ = ["CARD_FILE", "EXTRA_FILES", "write_served_model"]
 
@@ -20,22 +20,6 @@ CARD_FILE = "model_card.md"
 EXTRA_FILES = "extra_files"  # where MLflow puts a model's own files
 
 _TOLERANCE = 1e-4
-
-
-class _Probabilities(nn.Module):
-    """The network followed by a softmax over classes.
-
-    Shape:
-        (B, 3, T, T), float32, in 0..1 → (B, K, T, T), probabilities
-    """
-
-    def __init__(self, network: PyramidSegmenter) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)  # (B, K, T, T)
-        return logits.softmax(dim=1)
 
 
 def write_served_model(
@@ -62,7 +46,7 @@ def write_served_model(
             f"expected a square RGB tile, uint8 (T, T, 3), as example, got {example.dtype} {example.shape}; "
             "give one tile at the size used in training"
         )
-    served = _Probabilities(network).eval()
+    served = Probabilities(network).eval()
     tile = torch.from_numpy(np.array(example)).permute(2, 0, 1).unsqueeze(0).float() / 255  # (1, 3, T, T)
     batch = torch.cat([tile, tile.flip(-1)])  # (2, 3, T, T): of a batch of one, export makes a constant
     size, classes = example.shape[0], len(network.config.classes)
