@@ -22,6 +22,7 @@ from microseg.registry import Evidence
 
 __all__ = ["Comparison", "compare"]
 
+_LABEL_FREE_IMAGES = 200  # of a lab, spread evenly: more would tell no more
 _SEPARABILITY_IMAGES = 16
 _SEPARABILITY_CROP = 256  # pixels
 
@@ -110,12 +111,17 @@ def _judge(
     label_free: dict[str, float] = {}
     interval = None
     if target is not None:
-        label_free = label_free_scores(ready.probabilities, lab_targets(target), len(classes), on_image)
-        label_free["expected_foreground_share"] = expected
+        looked_at = lab_targets(target, _LABEL_FREE_IMAGES)
+        label_free = label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
+        label_free |= {"expected_foreground_share": expected, "images": len(looked_at)}
         images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
         others = lab_targets(target, _SEPARABILITY_IMAGES)
         if min(len(images), len(others)) > 1:
-            label_free["domain_separability"] = domain_separability(_pooled(network, images), _pooled(network, others))
+            label_free["domain_separability"] = domain_separability(
+                _pooled(network, images),
+                _pooled(network, others),
+                ([it.slide for it in images], [it.slide for it in others]),
+            )
         references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
         if references:
             table = score(ready.probabilities, references, classes, on_image)

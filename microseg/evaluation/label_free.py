@@ -28,11 +28,13 @@ class TargetImage:
         name: of the image.
         image: its file.
         mpp: microns per pixel; None when unknown.
+        slide: the slide or patient that it is of.
     """
 
     name: str
     image: Path
     mpp: float | None
+    slide: str = ""
 
 
 def lab_targets(lab: Lab, limit: int | None = None) -> tuple[TargetImage, ...]:
@@ -40,7 +42,7 @@ def lab_targets(lab: Lab, limit: int | None = None) -> tuple[TargetImage, ...]:
     rows = lab.rows
     if limit is not None and len(rows) > limit:
         rows = tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
-    return tuple(TargetImage(Path(row.image).stem, lab.image_path(row), row.mpp) for row in rows)
+    return tuple(TargetImage(Path(row.image).stem, lab.image_path(row), row.mpp, row.group) for row in rows)
 
 
 def label_free_scores(

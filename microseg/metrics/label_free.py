@@ -1,5 +1,7 @@
 """Measures of a segmentation that need no reference mask."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -115,13 +117,19 @@ def _explained(features: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64
     return max(0.0, 1 - float(((y - x @ weights) ** 2).sum()) / total)
 
 
-def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> float:
+def domain_separability(
+    source: npt.NDArray[np.float32],
+    target: npt.NDArray[np.float32],
+    slides: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> float:
     """How well a linear classifier tells two labs apart by their features: its cross-validated area under the ROC
     curve.
 
     Args:
         source: features of one lab's images.
         target: features of the other's.
+        slides: the slide or patient of each of the N and of the M images. Images of one are never on both sides of
+            a fold, unless a lab has only one.
 
     Shape:
         (N, D) and (M, D)
@@ -140,7 +148,11 @@ def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.
         raise DataError(f"Expected at least two images of each lab, got {len(source)} and {len(target)}: give more.")
     x = np.concatenate([source, target]).astype(np.float64)  # (N + M, D)
     y = np.repeat([-1.0, 1.0], [len(source), len(target)])
-    folds = np.concatenate([np.arange(len(source)), np.arange(len(target))]) % min(_FOLDS, len(source), len(target))
+    groups = [
+        np.arange(len(features)) if slides is None or len(set(slides[lab])) < 2 else _numbered(slides[lab])
+        for lab, features in enumerate((source, target))
+    ]
+    folds = np.concatenate(groups) % min(_FOLDS, *(int(it.max()) + 1 for it in groups))
     areas = []
     for fold in range(int(folds.max()) + 1):
         train, test = folds != fold, folds == fold
@@ -152,6 +164,10 @@ def domain_separability(source: npt.NDArray[np.float32], target: npt.NDArray[np.
         scores = b @ a.T @ alpha / a.shape[1]
         areas.append(_area_under_curve(scores[y[test] < 0], scores[y[test] > 0]))
     return float(np.mean(areas))
+
+
+def _numbered(slides: Sequence[str]) -> npt.NDArray[np.intp]:
+    return np.unique(np.asarray(slides), return_inverse=True)[1]
 
 
 def _spread(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ _LABEL_FREE = {
     "agreement": "agreement with itself",
     "foreground_share": "share marked as foreground",
     "expected_foreground_share": "share expected from the labels",
+    "images": "images of the new lab looked at",
 }
 
 

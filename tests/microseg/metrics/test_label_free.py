@@ -109,6 +109,25 @@ def test_separability_is_measured_on_images_that_were_not_learned() -> None:
     assert np.mean(found) < 0.65
 
 
+def test_separability_is_measured_on_slides_that_were_not_learned() -> None:
+    """Images of one slide look alike: whoever has seen one of them knows the others' lab."""
+    rng = np.random.default_rng(5)
+    alone, by_slide = [], []
+    for _ in range(20):
+        looks = rng.normal(size=(2, 5, 1, 60))
+        labs = (looks + 0.05 * rng.normal(size=(2, 5, 4, 60))).reshape(2, 20, 60).astype(np.float32)
+        slides = [f"slide {number // 4}" for number in range(20)]
+        alone.append(domain_separability(*labs))
+        by_slide.append(domain_separability(*labs, (slides, slides)))
+    assert np.mean(alone) > 0.95
+    assert np.mean(by_slide) < 0.65
+
+
+def test_separability_of_labs_of_one_slide_each_is_told_by_their_images() -> None:
+    source, target = np.array([[0.0], [0.1]], np.float32), np.array([[1.0], [1.1]], np.float32)
+    assert domain_separability(source, target, (["a", "a"], ["b", "b"])) == 1
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 3)])
 def test_separability_needs_two_images_of_each(n: int, m: int) -> None:
     with pytest.raises(DataError, match=f"at least two images of each lab, got {n} and {m}: give more"):
