@@ -126,6 +126,11 @@ def story(source: Path | None = None, target: Path | None = None, changes: tuple
     if source is None or target is None:
         source, target = clock.time("Two labs", lambda: make_labs(settings, _suffix(settings)))
     lab_a, lab_b = read_lab_card(source), read_lab_card(target)
+    kept_aside(source, lab_a)  # that all can be read: before the hours, not after them
+    if not kept_aside(target, lab_b):
+        raise LabError(
+            f"Expected images with masks in {target / 'test'} to report on, found none: add test/images and test/masks."
+        )
     clock.time(f"Ingest {lab_a.lab}", lambda: ingest(source, changes=changes))
     first = clock.time("Train the first segmenter", lambda: train((lab_a.lab,), changes=changes))
     start_production(first.version, settings)
@@ -172,14 +177,9 @@ def _report(
     production = registry.resolve(PRODUCTION)
     registry.set_tags(candidate, {_MADE_BY_STORY: "yes"})
     references = {
-        "lab_a": kept_aside(source[0], source[1].mpp) or _held_out(first, source[1].lab, settings),
-        "lab_b": kept_aside(target[0], target[1].mpp),
+        "lab_a": kept_aside(*source) or _held_out(first, source[1].lab, settings),
+        "lab_b": kept_aside(*target),
     }
-    if not references["lab_b"]:
-        raise LabError(
-            f"Expected images with masks in {target[0] / 'test'} to report on, found none: "
-            "add test/images and test/masks."
-        )
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
     scores["after"] = scores["candidate" if production.version == candidate.version else "before"]
     dice = {lab: Change(scores["before"][lab]["dice"], scores["after"][lab]["dice"]) for lab in references}

@@ -34,7 +34,7 @@ class Task:
     def references(self, role: str) -> tuple[Reference, ...]:
         """The images and masks that the report is made on; for the report only."""
         folder = self.source if role == "source" else self.target
-        found = kept_aside(folder, read_lab_card(folder).mpp)
+        found = kept_aside(folder, read_lab_card(folder))
         if not found:
             raise LabError(f"{folder}: expected test/images and test/masks to report on, found none.")
         return found

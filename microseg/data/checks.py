@@ -14,7 +14,16 @@ import numpy.typing as npt
 from microseg.data.images import IGNORE, IMAGE_SUFFIXES, image_digest, image_mpp, read_image, read_mask
 from microseg.errors import ImageReadError, LabError
 
-__all__ = ["MIN_SIDE", "CheckedImage", "LabCheck", "Refusal", "check_lab_files", "image_key", "image_name"]
+__all__ = [
+    "MIN_SIDE",
+    "CheckedImage",
+    "LabCheck",
+    "Refusal",
+    "check_lab_files",
+    "check_pair",
+    "image_key",
+    "image_name",
+]
 
 MIN_SIDE = 16  # pixels; nothing can be learned from a smaller image
 
@@ -143,7 +152,7 @@ def check_lab_files(
 
     accepted: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for done, found in enumerate(pool.map(lambda pair: _check_pair(pair[0], pair[1], classes), pairs), start=1):
+        for done, found in enumerate(pool.map(lambda pair: check_pair(pair[0], pair[1], classes), pairs), start=1):
             if isinstance(found, CheckedImage):
                 accepted.append(found)
             else:
@@ -226,8 +235,17 @@ class _Findings:
                     self.refuse(path, f"its image {images[key][0].name} is refused: {image_reason}")
 
 
-def _check_pair(image: Path, mask: Path | None, classes: Sequence[str]) -> CheckedImage | dict[Path, str]:
-    """Check an image and its mask; gives the reasons by path when either cannot be used."""
+def check_pair(image: Path, mask: Path | None, classes: Sequence[str]) -> CheckedImage | dict[Path, str]:
+    """Check an image and its mask.
+
+    Args:
+        image: A file.
+        mask: The file of its mask; None when unlabelled.
+        classes: Names of the classes in the order of their mask values, background first.
+
+    Returns:
+        What is known of the image, or the reasons by path when it or its mask cannot be used.
+    """
     try:
         pixels = read_image(image)  # (H, W, 3)
     except ImageReadError as error:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from microseg.data.checks import image_key, image_name
+from microseg.data.checks import check_pair, image_key, image_name
 from microseg.data.dataset import Lab
 from microseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
+from microseg.data.lab import LabCard
 from microseg.data.manifest import Split
 from microseg.errors import LabError
 from microseg.metrics import boundary_dice, dice
@@ -47,17 +48,17 @@ def lab_references(lab: Lab, split: Split) -> tuple[Reference, ...]:
     )
 
 
-def kept_aside(folder: Path, mpp: float | None) -> tuple[Reference, ...]:
+def kept_aside(folder: Path, card: LabCard) -> tuple[Reference, ...]:
     """The images and masks that a lab keeps aside to report on, in ``<folder>/test``; none where there are none.
 
     They are in no dataset, so no training can reach them.
 
     Args:
         folder: the lab's folder, as it was delivered.
-        mpp: microns per pixel of its images.
+        card: what the lab says of itself.
 
     Raises:
-        LabError: when an image there has no mask of the same name.
+        LabError: when an image there has no mask of the same name, or either cannot be used.
     """
     images, masks = folder / "test" / "images", folder / "test" / "masks"
     if not (images.is_dir() and masks.is_dir()):
@@ -70,7 +71,12 @@ def kept_aside(folder: Path, mpp: float | None) -> tuple[Reference, ...]:
             raise LabError(
                 f"{path}: expected a mask of the same name in {masks}, found none. Add it, or take the image away."
             )
-        references.append(Reference(name, path, mask_files[image_key(name)], mpp))
+        mask = mask_files[image_key(name)]
+        checked = check_pair(path, mask, card.classes)
+        if isinstance(checked, dict):
+            file, reason = next(iter(checked.items()))
+            raise LabError(f"{file}: {reason.removeprefix(f'{file}: ')}")
+        references.append(Reference(name, path, mask, checked.mpp or card.mpp))
     return tuple(references)
 
 

@@ -9,13 +9,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from microseg.data.dataset import Lab
 from microseg.data.images import image_digest, read_image, read_mask, write_png
+from microseg.data.lab import LabCard
 from microseg.errors import LabError
 from microseg.evaluation import Reference, bootstrap_interval, kept_aside, lab_references, mean_scores, score
 
 CLASSES = ("background", "gland", "lumen")
+
+
+def card(mpp: float | None = None) -> LabCard:
+    return LabCard(lab="lab_b", stain="DAB-H", classes=CLASSES[:2], mpp=mpp)
 
 
 def one_hot(mask: npt.NDArray[np.uint8], classes: int = 3) -> npt.NDArray[np.float32]:
@@ -143,7 +149,7 @@ def test_references_of_a_lab(labelled_lab: Lab, new_lab: Lab) -> None:
 
 
 def test_kept_aside(deliveries: tuple[Path, Path]) -> None:
-    references = kept_aside(deliveries[1], 0.5)
+    references = kept_aside(deliveries[1], card(mpp=0.5))
     assert [it.name for it in references] == ["lab_b_test_000", "lab_b_test_001"]
     assert all(it.mpp == 0.5 for it in references)
     for it in references:
@@ -158,35 +164,52 @@ def test_what_is_kept_aside_is_in_no_dataset(deliveries: tuple[Path, Path], labs
         for lab in labs
         for row in lab.select(labelled=True)
     }
-    for it in (*kept_aside(deliveries[0], None), *kept_aside(deliveries[1], None)):
+    for it in (*kept_aside(deliveries[0], card()), *kept_aside(deliveries[1], card())):
         assert image_digest(read_image(it.image)) not in known
         assert image_digest(np.dstack([read_mask(it.mask)] * 3)) not in masks
     assert len(known) == 14
 
 
 def test_nothing_kept_aside(tmp_path: Path) -> None:
-    assert kept_aside(tmp_path, None) == ()
+    assert kept_aside(tmp_path, card()) == ()
     (tmp_path / "test" / "images").mkdir(parents=True)
-    assert kept_aside(tmp_path, None) == ()
+    assert kept_aside(tmp_path, card()) == ()
 
 
 def test_an_image_kept_aside_needs_its_mask(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(deliveries[1], tmp_path / "lab")
     (tmp_path / "lab" / "test" / "masks" / "lab_b_test_001.png").unlink()
     with pytest.raises(LabError, match=r"lab_b_test_001\.png: expected a mask of the same name in .*masks, found none"):
-        kept_aside(tmp_path / "lab", None)
+        kept_aside(tmp_path / "lab", card())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fault"),
+    [
+        (np.full((64, 64), 7, np.uint8), "expected class indices"),
+        (np.zeros((64, 60), np.uint8), "expected the image's size 64 x 64"),
+    ],
+)
+def test_a_mask_kept_aside_is_checked_as_on_ingestion(
+    deliveries: tuple[Path, Path], tmp_path: Path, pixels: npt.NDArray[np.uint8], fault: str
+) -> None:
+    shutil.copytree(deliveries[1] / "test", tmp_path / "test")
+    write_png(tmp_path / "test" / "masks" / "lab_b_test_001.png", pixels)
+    with pytest.raises(LabError, match=rf"masks/lab_b_test_001\.png: {fault}"):
+        kept_aside(tmp_path, card())
 
 
 def test_files_of_operating_systems_are_no_images(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(deliveries[1] / "test", tmp_path / "test")
     for name in (".DS_Store", "._lab_b_test_000.png", "Thumbs.db"):
         (tmp_path / "test" / "images" / name).write_bytes(b"?")
-    assert len(kept_aside(tmp_path, None)) == 2
+    assert len(kept_aside(tmp_path, card())) == 2
 
 
 def test_names_are_compared_as_on_ingestion(tmp_path: Path) -> None:
     for folder, name in (("images", "S1.ome.tif"), ("masks", "s1.PNG")):
         (tmp_path / "test" / folder).mkdir(parents=True)
-        (tmp_path / "test" / folder / name).write_bytes(b"")
-    (it,) = kept_aside(tmp_path, None)
+        pixels = np.zeros((20, 20, 3) if folder == "images" else (20, 20), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "test" / folder / name, format="PNG" if folder == "masks" else "TIFF")
+    (it,) = kept_aside(tmp_path, card())
     assert (it.name, it.mask.name) == ("S1", "s1.PNG")
