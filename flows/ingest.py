@@ -17,10 +17,12 @@ from prefect.artifacts import create_table_artifact
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
+from flows.models import dataset_store
 from flows.records import IngestRecord
 from flows.settings import Settings, load_settings
 from microseg.data.ingest import PreparedLab, prepare_lab
-from microseg.versioning import DatasetStore, DatasetVersion
+from microseg.data.lab import read_lab_card
+from microseg.versioning import DatasetVersion
 
 __all__ = ["command", "ingest"]
 
@@ -29,6 +31,8 @@ __all__ = ["command", "ingest"]
 def take_over(folder: Path, lab: str | None, settings: Settings) -> PreparedLab:
     """Check every file, take over what can be used, put the rest into quarantine."""
     home, data = settings.home, settings.params.data
+    if folder.is_dir() and dataset_store(settings).bring_back(name := read_lab_card(folder, lab=lab).lab):
+        console.print(f"The dataset of {name} was not on this machine: its last version is back.")
     with progress_bar(f"Checking {folder.name}", None) as advance:
         return prepare_lab(
             folder,
@@ -46,7 +50,7 @@ def take_over(folder: Path, lab: str | None, settings: Settings) -> PreparedLab:
 def make_version(lab: str, settings: Settings) -> DatasetVersion:
     """Version the dataset and push it to the remote."""
     with console.status(f"Versioning {lab} with DVC"):
-        return DatasetStore(settings.home.data, settings.environment.dvc_remote).commit(lab)
+        return dataset_store(settings).commit(lab)
 
 
 @flow(name="ingest", flow_run_name="ingest {folder}")

@@ -165,6 +165,35 @@ class DatasetStore:
                 shutil.rmtree(part, ignore_errors=True)
         return folder
 
+    def bring_back(self, lab: str) -> bool:
+        """See that a lab's dataset is there where a version of it was committed, as on a new machine it is not.
+
+        Args:
+            lab: The lab's name.
+
+        Returns:
+            Whether it had to be brought back.
+
+        Raises:
+            VersioningError: It has to, and neither cache nor remote has the whole version.
+        """
+        folder = self.labs / check_lab_name(lab)
+        current = self.current(lab)
+        if current is None or folder.is_dir():
+            return False
+        version = self.checkout(lab, current.digest)
+        with self._locked(), lab_lock(self.labs, lab):
+            if folder.is_dir():
+                return False
+            new = self.labs / f".{lab}.new"  # which the next to lock the lab clears, should this be killed
+            for file in version.rglob("*"):
+                if file.is_file():
+                    copy = new / file.relative_to(version)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)  # without the version's being read-only
+            new.rename(folder)
+        return True
+
     def try_remote(self) -> None:
         """See that the remote can be reached and written, as the next commit will.
 

@@ -155,6 +155,24 @@ def test_an_old_version_comes_back_from_the_remote_alone(datasets, tmp_path):
     assert contents(elsewhere.checkout("north", first.digest)) == ONE
 
 
+def test_a_dataset_that_is_gone_is_brought_back_as_it_was_last(datasets):
+    datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    datasets.commit("north")
+    assert not datasets.bring_back("north")  # it is there
+    shutil.rmtree(datasets.labs / "north")
+    wipe_cache(datasets)
+    assert datasets.bring_back("north")
+    assert contents(datasets.labs / "north") == TWO
+    fill(datasets.labs / "north", {"images/d.png": b"d"})  # it can be changed, the version cannot
+    assert datasets.commit("north").files == len(TWO) + 1
+
+
+def test_nothing_is_brought_back_of_a_lab_that_is_not_known(datasets):
+    assert not datasets.bring_back("east")
+    assert not (datasets.labs / "east").exists()
+
+
 def test_an_old_version_comes_back_from_the_cache_alone(datasets, tmp_path):
     version = datasets.commit("north")
     shutil.rmtree(tmp_path / "remote")
