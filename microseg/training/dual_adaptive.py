@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from microseg.data.colour import ColourStatistics, colour_statistics, jitter_colour, transfer_colour
-from microseg.data.images import read_image
+from microseg.data.images import read_image, read_mask
 from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.losses import domain_loss, segmentation_loss
@@ -35,9 +36,11 @@ from microseg.training.normalisation import (
 from microseg.training.pseudo_labels import TargetLab, label_round, round_samples
 from microseg.training.settings import AdaptSettings
 from microseg.training.shift import to_batch
+from microseg.training.specks import smallest_regions
 
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
+_MASKS = 100  # of the source, read to know how small its regions are
 _SAME_SCALE = 1.1  # labs whose scales differ by less share their crops
 
 
@@ -97,6 +100,7 @@ class DualAdaptive(TrainingMethod):
         self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
+        self.smallest = _smallest_regions(source, len(network.config.classes))
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         if settings.normalisation == "shared":
@@ -118,7 +122,7 @@ class DualAdaptive(TrainingMethod):
             return
         if fabric.is_global_zero:
             first = self._first[0].to(fabric.device)
-            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher())
+            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher(), smallest=self.smallest)
         fabric.barrier()
         self._round = number
         self.target = self._sampler(round_samples(self.targets, number, self.folder), seed=self.seed + 2 + number)
@@ -219,6 +223,13 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     others = {1 / lab.shift.zoom for lab in targets if max(lab.shift.zoom, 1 / lab.shift.zoom) > _SAME_SCALE}
     zooms = [1.0, 1.0, *sorted(others)] if others else [1.0]
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
+
+
+def _smallest_regions(source: Sequence[Sample], classes: int) -> tuple[float, ...]:
+    """Of each class, on a random choice of the source's masks."""
+    chosen = [source[index] for index in np.random.default_rng(0).permutation(len(source))[:_MASKS]]
+    masks = ((read_mask(sample.mask), sample.zoom) for sample in chosen if sample.mask is not None)
+    return smallest_regions(masks, classes)
 
 
 def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:

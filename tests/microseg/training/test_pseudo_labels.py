@@ -39,7 +39,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
-    label_round([lab], 0, tmp_path / "work", first=first, teacher=later)
+    label_round([lab], 0, tmp_path / "work", first=first, teacher=later, smallest=())
     samples = round_samples([lab], 0, tmp_path / "work")
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
@@ -49,7 +49,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
     assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
-    label_round([lab], 0, tmp_path / "work", first=later, teacher=later)  # it is there: left as it is
+    label_round([lab], 0, tmp_path / "work", first=later, teacher=later, smallest=())  # it is there: left as it is
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
 
@@ -63,7 +63,7 @@ def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: 
     lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, 0.0, statistics, statistics))
 
     def masks(first: Any, later: Any, name: str) -> Any:
-        label_round([lab], 1, tmp_path / name, first=first, teacher=later)
+        label_round([lab], 1, tmp_path / name, first=first, teacher=later, smallest=())
         (sample,) = round_samples([lab], 1, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
