@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+WORKERS := --numprocesses auto --dist loadgroup
 
 .PHONY: demo test test-all test-browser check serve format clean help
 
@@ -18,10 +19,10 @@ demo: $(STAMP)
 	@$(BIN)/python -m flows.story $(if $(SOURCE),--source "$(SOURCE)") $(if $(TARGET),--target "$(TARGET)") $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) -m "not long" $(ARGS)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-browser: $(STAMP)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
