@@ -86,7 +86,7 @@ def class_separation(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], 
 
     Args:
         image: RGB.
-        mask: class indices.
+        mask: class indices; 255 where a pixel is not to be counted.
         classes: number of classes K.
 
     Shape:
@@ -100,9 +100,12 @@ def class_separation(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], 
     """
     density = -np.log((image.astype(np.float32) + 1) / 256)  # (H, W, 3)
     smooth = ndimage.gaussian_filter(density, (_SMOOTHING, _SMOOTHING, 0))
-    features = np.concatenate([density, smooth], axis=2).reshape(-1, 6).astype(np.float64)  # (N, 6)
+    counted = mask < classes
+    if not counted.any():
+        return 0.0
+    features = np.concatenate([density, smooth], axis=2)[counted].astype(np.float64)  # (N, 6)
     ranks = rankdata(features, axis=0)  # (N, 6), equal values alike
-    indicators = (mask.reshape(-1, 1) == np.arange(classes)).astype(np.float64)  # (N, K)
+    indicators = (mask[counted][:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
     return 0.5 * (_explained(features, indicators) + _explained(ranks, indicators))
 
 

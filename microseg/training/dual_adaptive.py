@@ -34,13 +34,13 @@ from microseg.training.normalisation import (
     write_statistics,
 )
 from microseg.training.pseudo_labels import TargetLab, label_round, round_samples
+from microseg.training.regions import RegionRules, region_rules
 from microseg.training.settings import AdaptSettings
 from microseg.training.shift import to_batch
-from microseg.training.specks import smallest_regions
 
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
-_MASKS = 100  # of the source, read to know how small its regions are
+_MASKS = 100  # of the source, read to know what its regions are like
 _SAME_SCALE = 1.1  # labs whose scales differ by less share their crops
 
 
@@ -100,7 +100,7 @@ class DualAdaptive(TrainingMethod):
         self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
-        self.smallest = _smallest_regions(source, len(network.config.classes))
+        self.rules = _region_rules(source, len(network.config.classes))
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         if settings.normalisation == "shared":
@@ -122,7 +122,7 @@ class DualAdaptive(TrainingMethod):
             return
         if fabric.is_global_zero:
             first = self._first[0].to(fabric.device)
-            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher(), smallest=self.smallest)
+            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher(), rules=self.rules)
         fabric.barrier()
         self._round = number
         self.target = self._sampler(round_samples(self.targets, number, self.folder), seed=self.seed + 2 + number)
@@ -225,11 +225,11 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
 
 
-def _smallest_regions(source: Sequence[Sample], classes: int) -> tuple[float, ...]:
-    """Of each class, on a random choice of the source's masks."""
+def _region_rules(source: Sequence[Sample], classes: int) -> RegionRules:
+    """Learned from a random choice of the source's masks."""
     chosen = [source[index] for index in np.random.default_rng(0).permutation(len(source))[:_MASKS]]
     masks = ((read_mask(sample.mask), sample.zoom) for sample in chosen if sample.mask is not None)
-    return smallest_regions(masks, classes)
+    return region_rules(masks, classes)
 
 
 def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:

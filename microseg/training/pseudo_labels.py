@@ -3,7 +3,7 @@
 The first teacher is the segmenter in use, helped by what `measure_shift` found; the later ones are the average of the
 network in training. Each predicts at several scales and turns. A later teacher is heard only where the
 stain explains its labels, alone or together with the first one's, better than the first one's, so that errors do not
-feed on themselves. Specks, regions smaller than those of the labelled labs, are removed from all labels.
+feed on themselves. Regions such as the labelled labs never have are removed from all labels.
 """
 
 import copy
@@ -22,8 +22,8 @@ from microseg.data.sampling import Sample
 from microseg.metrics import class_separation
 from microseg.model import PyramidSegmenter
 from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
+from microseg.training.regions import RegionRules, remove_impossible
 from microseg.training.shift import LabShift, predict_at, to_batch
-from microseg.training.specks import remove_specks
 
 __all__ = ["TargetLab", "first_teacher", "label_round", "round_samples"]
 
@@ -48,9 +48,9 @@ class TargetLab:
 
 
 def first_teacher(network: PyramidSegmenter, shift: LabShift) -> PyramidSegmenter:
-    """A copy of the segmenter in use, with its share of the lab's own statistics."""
+    """A copy of the segmenter in use, half its statistics of what it knows and half of the lab."""
     teacher = copy.deepcopy(network).eval()
-    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, shift.share))
+    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, 0.5))
     return teacher
 
 
@@ -61,7 +61,7 @@ def label_round(
     *,
     first: PyramidSegmenter,
     teacher: PyramidSegmenter,
-    smallest: tuple[float, ...],
+    rules: RegionRules,
 ) -> None:
     """Write the masks of a round; a round that is there is left.
 
@@ -71,7 +71,7 @@ def label_round(
         folder: of all rounds.
         first: the segmenter in use.
         teacher: the average of the network in training; not asked in round 0.
-        smallest: area of each class below which a region is removed, in pixels at the model's scale.
+        rules: what regions are like; others are removed.
     """
     done = _round_folder(folder, number) / _DONE
     if done.exists():
@@ -81,11 +81,11 @@ def label_round(
         if number:
             later = [_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows]
             both = [torch.lerp(a, b, 0.5) for a, b in zip(probabilities, later, strict=True)]
-            probabilities = max((probabilities, both, later), key=partial(_separation, lab, smallest))
+            probabilities = max((probabilities, both, later), key=partial(_separation, lab, rules))
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
         for window, probability in zip(lab.windows, probabilities, strict=True):
-            write_png(target / window.name, _labels(probability, smallest, lab.shift.zoom))
+            write_png(target / window.name, _labels(probability, rules, lab.shift.zoom))
     done.touch()
 
 
@@ -110,18 +110,18 @@ def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list
     return probabilities
 
 
-def _separation(lab: TargetLab, smallest: tuple[float, ...], probabilities: Sequence[Tensor]) -> float:
+def _separation(lab: TargetLab, rules: RegionRules, probabilities: Sequence[Tensor]) -> float:
     """How distinct the classes look on the lab's windows, with these labels."""
     values = [
-        class_separation(read_image(window), _labels(each, smallest, lab.shift.zoom), len(each))
+        class_separation(read_image(window), _labels(each, rules, lab.shift.zoom), len(each))
         for window, each in zip(lab.windows, probabilities, strict=True)
     ]
     return float(np.mean(values))
 
 
-def _labels(probability: Tensor, smallest: tuple[float, ...], zoom: float) -> npt.NDArray[np.uint8]:
-    """The most probable class of each pixel, without specks: (K, H, W) → (H, W)."""
-    return remove_specks(probability.argmax(0).numpy().astype(np.uint8), smallest, zoom)
+def _labels(probability: Tensor, rules: RegionRules, zoom: float) -> npt.NDArray[np.uint8]:
+    """The most probable class of each pixel, without impossible regions: (K, H, W) → (H, W)."""
+    return remove_impossible(probability.argmax(0).numpy().astype(np.uint8), rules, zoom)
 
 
 def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:

@@ -1,8 +1,7 @@
 """How a new lab's images differ from those that the segmenter knows, told from the images alone.
 
-Two figures, each chosen among a few by a measure that needs no label: the **scale**, where microns per pixel are not
-known, as the one at which the statistics inside the network come closest to those of the labelled labs; and how far
-to take over the lab's **own normalisation statistics**, as the share whose segmentation the stain explains best.
+The **scale**, where microns per pixel are not known: the one at which the statistics inside the network come closest to
+those of the labelled labs. And the lab's **own normalisation statistics**, at its scale and at that found.
 """
 
 import math
@@ -15,21 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from microseg.metrics import class_separation
 from microseg.model import PyramidSegmenter
 from microseg.training.normalisation import (
     NormStatistics,
     measure_statistics,
-    mix_statistics,
-    read_statistics,
     statistics_distance,
-    write_statistics,
 )
 
 __all__ = ["LabShift", "measure_shift", "predict_at", "resize", "to_batch"]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
 _TAKE_ONE = 1.1  # or this many times its distance
 _IMAGES = 10
@@ -44,13 +38,11 @@ class LabShift:
 
     Attributes:
         zoom: factor by which the lab's images are enlarged to come to the labelled labs' scale.
-        share: of the lab's own statistics in the first teacher's, 0..1.
         statistics: the network's on the lab's images as they are.
         zoomed_statistics: the same at ``zoom``.
     """
 
     zoom: float
-    share: float
     statistics: NormStatistics
     zoomed_statistics: NormStatistics
 
@@ -78,14 +70,7 @@ def measure_shift(
         distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
         zoom = _modest_scale(distances)
         zoomed = measured[zoom]
-    known = read_statistics(network)
-    separations = {}
-    for share in SHARES:
-        write_statistics(network, mix_statistics(known, zoomed, share))
-        separations[share] = _separation(network, target, zoom)
-    write_statistics(network, known)
-    share = max(separations, key=lambda share: separations[share])
-    return LabShift(zoom, share, native, zoomed)
+    return LabShift(zoom, native, zoomed)
 
 
 def _modest_scale(distances: Mapping[float, float]) -> float:
@@ -138,15 +123,3 @@ def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) ->
         return resize(batch, height, width)
 
     return measure_statistics(network, (seen(image) for image in images))
-
-
-def _separation(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> float:
-    device, values = next(network.parameters()).device, []
-    was_training = network.training
-    network.eval()
-    for image in images:
-        middle = _middle(image, zoom)
-        mask = predict_at(network, to_batch(middle, device), zoom)[0].argmax(0).cpu().numpy().astype(np.uint8)
-        values.append(class_separation(middle, mask, len(network.config.classes)))
-    network.train(was_training)
-    return float(np.mean(values))

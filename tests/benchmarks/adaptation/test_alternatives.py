@@ -25,7 +25,7 @@ def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
         write_png(file, rng.integers(60, 200, (32, 32, 3), dtype=np.uint8))
     write_png(tmp_path / "mask.png", rng.integers(0, 2, (32, 32), dtype=np.uint8))
     statistics = read_statistics(tiny_network())
-    lab = TargetLab("lab_b", tuple(files[2:]), LabShift(1.0, 0.0, statistics, statistics))
+    lab = TargetLab("lab_b", tuple(files[2:]), LabShift(1.0, statistics, statistics))
     source = [Sample(file, tmp_path / "mask.png") for file in files[:2]]
     off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_labels": 0, "normalisation": "running", "zoom": (1, 1)}
 

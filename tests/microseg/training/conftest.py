@@ -55,7 +55,7 @@ def new_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
         NetworkConfig(classes=("a", "b"), encoder="blocks", filters=(4, 8), pyramid_bins=(1, 2), pyramid_filters=4)
     )
     statistics = measure_statistics(network, [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))])
-    return TargetLab("lab_b", tuple(it.image for it in noise[1]), LabShift(1.0, 0.5, statistics, statistics))
+    return TargetLab("lab_b", tuple(it.image for it in noise[1]), LabShift(1.0, statistics, statistics))
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_source_crops_keep_their_masks_and_take_the_targets_colours(dual_adaptiv
 
 def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, new_lab: TargetLab) -> None:
     def zooms(zoom: float) -> list[float]:
-        shift = LabShift(zoom, 0.5, new_lab.shift.statistics, new_lab.shift.zoomed_statistics)
+        shift = LabShift(zoom, new_lab.shift.statistics, new_lab.shift.zoomed_statistics)
         return [sample.zoom for sample in dual_adaptive(shift=shift).source.samples]
 
     assert zooms(1.0) == zooms(1.05) == [1.0] * 5
@@ -221,7 +221,7 @@ def test_several_labs_count_alike(
 ) -> None:
     shift = new_lab.shift
     far = shift.statistics._replace(means=tuple(mean + 8 for mean in shift.statistics.means))
-    labs = [new_lab, TargetLab("lab_c", new_lab.windows, LabShift(1.0, 0.0, far, far))]
+    labs = [new_lab, TargetLab("lab_c", new_lab.windows, LabShift(1.0, far, far))]
     settings = AdaptSettings(steps=8)
     method = DualAdaptive(tiny_network(), noise[0], labs, settings, crop=16, batch=2, seed=0, folder=tmp_path)
     own = read_statistics(tiny_network()).means[0]

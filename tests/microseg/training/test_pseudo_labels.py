@@ -9,6 +9,7 @@ import torch
 from microseg.data.images import read_image, read_mask, write_png
 from microseg.training import LabShift, NormStatistics, TargetLab, measure_statistics, mix_statistics, read_statistics
 from microseg.training.pseudo_labels import first_teacher, label_round, round_samples
+from microseg.training.regions import RegionRules
 from microseg.training.shift import predict_at, to_batch
 
 
@@ -20,16 +21,14 @@ def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
     for window in windows:
         write_png(window, rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
     statistics = measure_statistics(tiny_network(), [torch.rand(1, 3, 32, 32)])
-    return TargetLab("lab_b", windows, LabShift(0.5, 0.25, statistics, statistics))
+    return TargetLab("lab_b", windows, LabShift(0.5, statistics, statistics))
 
 
-def test_the_first_teacher_has_its_share_of_the_labs_statistics(
-    lab: TargetLab, tiny_network: Callable[..., Any]
-) -> None:
+def test_half_of_the_first_teachers_statistics_are_of_the_lab(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
     network = tiny_network()
     before = read_statistics(network).means[0]
     teacher = first_teacher(network, lab.shift)
-    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.25)
+    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.5)
     assert torch.equal(read_statistics(teacher).means[0], wanted.means[0])
     assert torch.equal(read_statistics(network).means[0], before)
     assert not teacher.training
@@ -39,7 +38,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
-    label_round([lab], 0, tmp_path / "work", first=first, teacher=later, smallest=())
+    label_round([lab], 0, tmp_path / "work", first=first, teacher=later, rules=RegionRules())
     samples = round_samples([lab], 0, tmp_path / "work")
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
@@ -49,7 +48,9 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
     assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
-    label_round([lab], 0, tmp_path / "work", first=later, teacher=later, smallest=())  # it is there: left as it is
+    label_round(
+        [lab], 0, tmp_path / "work", first=later, teacher=later, rules=RegionRules()
+    )  # it is there: left as it is
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
 
@@ -60,10 +61,10 @@ def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: 
     (tmp_path / "w").mkdir()
     write_png(tmp_path / "w" / "0.png", picture)
     statistics = NormStatistics((), ())
-    lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, 0.0, statistics, statistics))
+    lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, statistics, statistics))
 
     def masks(first: Any, later: Any, name: str) -> Any:
-        label_round([lab], 1, tmp_path / name, first=first, teacher=later, smallest=())
+        label_round([lab], 1, tmp_path / name, first=first, teacher=later, rules=RegionRules())
         (sample,) = round_samples([lab], 1, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
