@@ -13,16 +13,14 @@ from pathlib import Path
 
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
+from microseg.inference.options import SLIDE_MEGAPIXELS
 from microseg.inference.outputs import OUTPUTS, check_outputs, output_names, remove_partial
 from microseg.inference.part import Part, Sizes, complete_provenance, segment_one
 from microseg.inference.record import Provenance
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
 
-__all__ = ["SLIDE_MEGAPIXELS", "plan_batch", "segment_batch", "segment_file", "segment_part"]
-
-SLIDE_MEGAPIXELS = 16.0
-"""Images above this are segmented as slides: as a whole they would take about 60 bytes a pixel."""
+__all__ = ["plan_batch", "segment_batch", "segment_file", "segment_part"]
 
 
 def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: float | None = None) -> Segmentation:
