@@ -42,9 +42,10 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     # imported here: they read the environment
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.models import fetch_segmenter, open_registry
+    from flows.models import fetch_segmenter
     from flows.segment import segment
     from flows.settings import load_settings
+    from flows.stores import open_registry
     from microseg.data import write_png
     from microseg.data.synthetic import LAB_A, make_section
     from microseg.inference import segment_batch

@@ -22,8 +22,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.command import microseg_command
 from flows.console import console
-from flows.models import dataset_store, in_use, open_registry
 from flows.settings import Settings, load_settings
+from flows.stores import dataset_store, in_use, open_registry
 from microseg.errors import MicrosegError
 from microseg.registry import PRODUCTION, is_server
 

@@ -21,10 +21,11 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
 from flows.fan_out import fan_out
-from flows.models import fetch_segmenter, open_registry
+from flows.models import fetch_segmenter
 from flows.records import SegmentRecord
 from flows.rollout import settle_drifts
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.data.checks import image_key, image_name
 from microseg.data.image_list import read_image_list
 from microseg.data.images import IMAGE_SUFFIXES
