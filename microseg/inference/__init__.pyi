@@ -2,7 +2,7 @@ from .batch import plan_batch, segment_batch, segment_file, segment_part
 from .engine import Engine, segment_image, weights_digest
 from .folding import fold_batch_norm
 from .measurements import OBJECT_COLUMNS, measure_objects, summarise_image
-from .options import SLIDE_MEGAPIXELS
+from .options import SLIDE_MEGAPIXELS, BatchOptions, Sizes
 from .outlines import feature_collection, label_objects, outline_objects
 from .outputs import OUTPUTS, SUFFIXES, file_sha256
 from .overlay import draw_overlay, draw_panel
@@ -18,6 +18,7 @@ __all__ = [
     "OUTPUTS",
     "SLIDE_MEGAPIXELS",
     "SUFFIXES",
+    "BatchOptions",
     "BatchSummary",
     "Engine",
     "Job",
@@ -25,6 +26,7 @@ __all__ = [
     "Provenance",
     "Record",
     "Segmentation",
+    "Sizes",
     "Span",
     "Tile",
     "TilePlan",

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import tifffile
 from microseg.data import write_png
 from microseg.errors import DataError, ImageReadError, SettingsError
 from microseg.inference import (
+    BatchOptions,
     Engine,
     Provenance,
     Segmentation,
@@ -66,7 +68,12 @@ def visible(folder: Path) -> set[str]:
 def test_a_batch_by_hand(counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path) -> None:
     out, seen = tmp_path / "out", list[tuple[int, int]]()
     summary = segment_batch(
-        counting, images, out, provenance=provenance, mpp=0.5, progress=lambda done, total: seen.append((done, total))
+        counting,
+        images,
+        out,
+        provenance=provenance,
+        options=BatchOptions(mpp=0.5),
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert (summary.images, summary.done, summary.skipped, summary.failed) == (5, 5, 0, 0)
     assert summary.megapixels == pytest.approx(5 * 40 * 60 / 1e6)
@@ -138,9 +145,9 @@ def test_only_what_changed_is_redone(
 ) -> None:
     out = tmp_path / "out"
 
-    def done(**changed: object) -> int:
-        options = {"provenance": provenance, "outputs": ("labels", "objects"), **changed}
-        return segment_batch(counting, images, out, **options).done  # type: ignore[arg-type]
+    def done(by: Provenance = provenance, **changed: Any) -> int:
+        options = BatchOptions(**{"outputs": ("labels", "objects"), **changed})
+        return segment_batch(counting, images, out, provenance=by, options=options).done
 
     assert done() == 5
     write_png(images[2], squares[::-1])
@@ -152,8 +159,8 @@ def test_only_what_changed_is_redone(
     assert done(outputs=("labels", "outlines")) == 5
     assert done(mpp={"1.png": 0.5}, outputs=("labels",)) == 1  # another pixel size
     assert (done(), done()) == (5, 0)
-    assert done(provenance=provenance.model_copy(update={"model": "microseg-segmenter/4"})) == 5
-    assert done(provenance=provenance.model_copy(update={"model": "microseg-segmenter/4", "commit": "beef"})) == 0
+    assert done(provenance.model_copy(update={"model": "microseg-segmenter/4"})) == 5
+    assert done(provenance.model_copy(update={"model": "microseg-segmenter/4", "commit": "beef"})) == 0
 
 
 def test_other_weights_and_settings_are_redone_even_under_the_same_name(
@@ -164,7 +171,8 @@ def test_other_weights_and_settings_are_redone_even_under_the_same_name(
     network.scale.data += 1
     engines.append(Engine(network, tile=160, halo=16))
     engines.append(Engine(network, tile=160, halo=16, batch=1))  # does not change the result
-    done = [segment_batch(e, images[:2], tmp_path, provenance=provenance, outputs=["labels"]).done for e in engines]
+    options = BatchOptions(outputs=["labels"])
+    done = [segment_batch(e, images[:2], tmp_path, provenance=provenance, options=options).done for e in engines]
     assert done == [2, 2, 2, 0]
 
 
@@ -212,8 +220,8 @@ def test_same_stems_and_same_names_do_not_collide(
     for number, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
         write_png(path, np.roll(squares, 3 * number, axis=0))
-    out = tmp_path / "out"
-    summary = segment_batch(counting, [*paths, paths[0]], out, provenance=provenance, outputs=["labels", "objects"])
+    out, options = tmp_path / "out", BatchOptions(outputs=["labels", "objects"])
+    summary = segment_batch(counting, [*paths, paths[0]], out, provenance=provenance, options=options)
     assert (summary.images, summary.done) == (3, 3)
     for number, name in enumerate(("p1_a.png", "a.tif", "p2_a.png")):
         expected = np.roll(squares[..., 0] > 127, 3 * number, axis=0)
@@ -256,7 +264,7 @@ def test_few_images_are_in_memory_at_once(
         [*paths, *more],
         tmp_path / "out",
         provenance=provenance,
-        outputs=["labels"],
+        options=BatchOptions(outputs=["labels"]),
         progress=lambda *_: first.append(len(read)),
     )
     assert first[0] <= 2 + 1 + 2 + 1  # ahead, in the network, being written, the next
@@ -268,7 +276,7 @@ def test_an_empty_batch_and_a_wrong_output(counting: Counting, provenance: Prove
     assert summary.measurements is not None
     assert len(pd.read_csv(summary.measurements)) == 0
     with pytest.raises(SettingsError, match="masks"):
-        segment_batch(counting, [], tmp_path / "out", provenance=provenance, outputs=["masks"])
+        BatchOptions(outputs=["masks"])
 
 
 def test_slides_and_images_in_one_batch(
@@ -281,8 +289,8 @@ def test_slides_and_images_in_one_batch(
     tifffile.imwrite(large, pixels, tile=(128, 128), photometric="rgb")
     unreadable = tmp_path / "images" / "bad.svs"
     unreadable.write_text("no slide")
-    out, options = tmp_path / "out", {"provenance": provenance, "mpp": {"large.tif": 0.5}, "slide_megapixels": 0.1}
-    summary = segment_batch(counting, [images[0], large, unreadable], out, **options)  # type: ignore[arg-type]
+    out, options = tmp_path / "out", BatchOptions(mpp={"large.tif": 0.5}, slide_megapixels=0.1)
+    summary = segment_batch(counting, [images[0], large, unreadable], out, provenance=provenance, options=options)
     assert (summary.done, summary.failed) == (2, 1)
     assert counting.calls == 1  # of the small one alone
     assert read_record(out / "large.json").summary["computed_fraction"] == 1
@@ -290,9 +298,10 @@ def test_slides_and_images_in_one_batch(
     table = pd.read_csv(summary.measurements)  # type: ignore[arg-type]
     assert table["image"].tolist() == ["0.png", "0.png", "large.tif"]
     assert table["area_um2"].tolist()[-1] == 70 * 140 / 4
-    again = segment_batch(counting, [images[0], large, unreadable], out, **options)  # type: ignore[arg-type]
+    again = segment_batch(counting, [images[0], large, unreadable], out, provenance=provenance, options=options)
     assert (again.done, again.skipped, again.failed) == (0, 2, 1)
-    whole = segment_batch(counting, [large], out, **options | {"slide_megapixels": 1.0})  # type: ignore[arg-type]
+    options = replace(options, slide_megapixels=1.0)
+    whole = segment_batch(counting, [large], out, provenance=provenance, options=options)
     assert (whole.done, counting.calls) == (1, 2)
 
 
@@ -303,14 +312,16 @@ def test_a_slide_that_cannot_be_written_ends_the_batch(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("microseg.inference.part.segment_slide", full)
+    options = BatchOptions(slide_megapixels=1e-6)
     with pytest.raises(OSError, match="No space"):
-        segment_batch(counting, images, tmp_path / "out", provenance=provenance, slide_megapixels=1e-6)
+        segment_batch(counting, images, tmp_path / "out", provenance=provenance, options=options)
 
 
 def test_tables_as_parquet_are_those_in_csv(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
-    summary = segment_batch(counting, images, tmp_path / "out", provenance=provenance, mpp={"1.png": 0.5})
+    options = BatchOptions(mpp={"1.png": 0.5})
+    summary = segment_batch(counting, images, tmp_path / "out", provenance=provenance, options=options)
     assert summary.measurements is not None
     table = pd.read_parquet(summary.measurements.with_suffix(".parquet"))
     pd.testing.assert_frame_equal(table, pd.read_csv(summary.measurements), check_dtype=False)
@@ -324,10 +335,11 @@ def test_tables_as_parquet_are_those_in_csv(
 def test_unknown_pixel_sizes_are_counted(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
-    options = {"provenance": provenance, "outputs": ["labels"], "mpp": {"1.png": 0.5}}
+    options = BatchOptions(outputs=["labels"], mpp={"1.png": 0.5})
     for mpp, unsized in ((0.5, 4), (None, 0)):
         engine = Engine(brightness(mpp=mpp), tile=128, halo=16)
-        assert segment_batch(engine, images, tmp_path / "out", **options).unsized == unsized  # type: ignore[arg-type]
+        summary = segment_batch(engine, images, tmp_path / "out", provenance=provenance, options=options)
+        assert summary.unsized == unsized
 
 
 def test_in_parts_it_is_the_same_batch(
@@ -335,7 +347,7 @@ def test_in_parts_it_is_the_same_batch(
 ) -> None:
     """Jobs and outcomes go to other processes and come back; so do slides."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    options = {"provenance": provenance, "mpp": {"1.png": 0.5}, "slide_megapixels": 0.001, "skip_glass": False}
+    options = BatchOptions(mpp={"1.png": 0.5}, slide_megapixels=0.001, skip_glass=False)
     seen, outcomes = list[tuple[int, int]](), []
     jobs = pickle.loads(pickle.dumps(plan_batch(images, out)))  # noqa: S301
     for start in range(0, 5, 2):
@@ -343,8 +355,9 @@ def test_in_parts_it_is_the_same_batch(
             counting,
             jobs[start : start + 2],
             out,
+            provenance=provenance,
+            options=options,
             progress=lambda done, total: seen.append((done, total)),
-            **options,  # type: ignore[arg-type]
         )
         outcomes += pickle.loads(pickle.dumps(part))  # noqa: S301
     summary = finish_batch(outcomes, out, seconds=1)
@@ -353,7 +366,7 @@ def test_in_parts_it_is_the_same_batch(
     assert counting.calls == 0  # all were slides
     inference = read_record(out / "0.json").provenance.inference
     assert (inference["slide_megapixels"], inference["skip_glass"]) == (0.001, False)
-    segment_batch(counting, images, whole, **options)  # type: ignore[arg-type]
+    segment_batch(counting, images, whole, provenance=provenance, options=options)
     assert (out / "measurements.csv").read_bytes() == (whole / "measurements.csv").read_bytes()
 
 
