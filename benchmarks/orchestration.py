@@ -42,12 +42,13 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     # imported here: they read the environment
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.models import fetch_segmenter, open_registry
+    from flows.models import fetch_segmenter
     from flows.segment import segment
     from flows.settings import load_settings
+    from flows.stores import open_registry
     from microseg.data import write_png
     from microseg.data.synthetic import LAB_A, make_section
-    from microseg.inference import segment_batch
+    from microseg.inference import BatchOptions, segment_batch
     from microseg.model import NetworkConfig, PyramidSegmenter, save_network
 
     settings = load_settings()
@@ -71,9 +72,9 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
             few = paths[:20] if number < 0 else paths
             began = time.perf_counter()
             segmenter = fetch_segmenter(version, settings)
-            outputs = settings.params.inference.outputs
+            options = BatchOptions(outputs=settings.params.inference.outputs)
             segment_batch(
-                segmenter.engine, few, home / f"engine-{number}", provenance=segmenter.provenance, outputs=outputs
+                segmenter.engine, few, home / f"engine-{number}", provenance=segmenter.provenance, options=options
             )
             middle = time.perf_counter()
             if number < 0:

@@ -12,9 +12,10 @@ from prefect import flow, task
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, show_table
-from flows.models import ADAPTED_METHOD, fetch_lab, fetch_labs, fetch_network, open_registry, publish
+from flows.models import ADAPTED_METHOD, fetch_lab, fetch_labs, fetch_network, publish
 from flows.records import AdaptRecord
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from flows.telling import training_progress
 from microseg.errors import LabError
 from microseg.registry import CANDIDATE, PRODUCTION, ModelVersion

@@ -22,8 +22,8 @@ from flows.command import microseg_command
 from flows.console import console
 from flows.events import PROMOTION_ASKED, announce
 from flows.keys import webhook_secret
-from flows.models import open_registry
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.errors import RegistryError, SettingsError
 from microseg.registry import AliasMoved, SignatureError, is_production, read_delivery
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -81,9 +80,10 @@ def shown(value: object) -> str:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn microseg's own errors into one message and exit code 1, and keep Prefect's tracebacks of them away."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, PrefectConsoleHandler):
-            handler.setLevel(logging.CRITICAL)
+    if prefect := sys.modules.get("prefect.logging.handlers"):  # takes seconds to load, and some commands never do
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, prefect.PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL)
     try:
         yield
     except MicrosegError as error:

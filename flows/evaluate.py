@@ -13,9 +13,10 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
-from flows.models import describe, fetch_lab, fetch_labs, fetch_network, make_engine, open_registry
+from flows.models import describe, fetch_lab, fetch_labs, fetch_network, make_engine
 from flows.records import EvaluateRecord
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.errors import VersionNotFoundError
 from microseg.evaluation import Comparison, compare
 from microseg.registry import CANDIDATE, PRODUCTION, ModelVersion, Registry, decide

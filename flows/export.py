@@ -11,9 +11,10 @@ from prefect import flow, task
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console
-from flows.models import fetch_network, open_registry
+from flows.models import fetch_network
 from flows.records import ExportRecord
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.export import FORMATS, Exported, export_model
 from microseg.registry import MODEL_NAME, PRODUCTION, ModelVersion
 

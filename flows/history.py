@@ -11,8 +11,8 @@ import typer
 
 from flows.command import LabOption, microseg_command
 from flows.console import console, show_table
-from flows.models import open_registry
 from flows.settings import load_settings
+from flows.stores import open_registry
 from microseg.registry import Promotion, production_of
 
 __all__ = ["command"]

@@ -17,9 +17,9 @@ from prefect.artifacts import create_table_artifact
 
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
-from flows.models import dataset_store
 from flows.records import IngestRecord
 from flows.settings import Settings, load_settings
+from flows.stores import dataset_store
 from microseg.data.ingest import PreparedLab, prepare_lab
 from microseg.data.lab import read_lab_card
 from microseg.versioning import DatasetVersion

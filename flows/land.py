@@ -24,18 +24,13 @@ from flows.console import console
 from flows.evaluate import evaluate, read_comparison
 from flows.events import announce_landing
 from flows.ingest import ingest
-from flows.models import in_use, open_registry
 from flows.settings import Settings, load_settings
+from flows.stores import in_use, landings, open_registry
 from microseg.data.landing import Delivery, Landing, Landings, read_delivery_folder
 from microseg.errors import LabError, MicrosegError
 from microseg.registry import ModelVersion, Registry
 
-__all__ = ["command", "land", "landings"]
-
-
-def landings(settings: Settings) -> Landings:
-    """What became of each lab's deliveries."""
-    return Landings(settings.home.records / "landings")
+__all__ = ["command", "land"]
 
 
 @flow(name="land", flow_run_name="{folder} lands")

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.settings import Settings
+from flows.stores import dataset_store, open_registry
 from microseg.data.dataset import Lab, open_lab
 from microseg.data.sampling import CropSampler, Sample
-from microseg.errors import VersioningError, VersionNotFoundError
+from microseg.errors import VersioningError
 from microseg.evaluation import Comparison
 from microseg.inference import Engine
 from microseg.model import PyramidSegmenter, load_network
@@ -23,20 +24,17 @@ from microseg.registry import (
 )
 from microseg.sdk import Fitted, Segmenter, version_provenance
 from microseg.training import resolve_device
-from microseg.versioning import DatasetStore, code_commit
+from microseg.versioning import code_commit
 
 __all__ = [
     "ADAPTED_METHOD",
     "SOURCE_METHOD",
-    "dataset_store",
     "describe",
     "fetch_lab",
     "fetch_labs",
     "fetch_network",
     "fetch_segmenter",
-    "in_use",
     "make_engine",
-    "open_registry",
     "policy_for",
     "publish",
 ]
@@ -47,28 +45,10 @@ ADAPTED_METHOD = "dual_adaptive_pyramid"
 _SERVED_TILE = 256  # pixels; the form for `mlflow models serve` takes tiles of this size
 
 
-def open_registry(settings: Settings) -> Registry:
-    """The registry that the environment names."""
-    return Registry(settings.environment.tracking_uri)
-
-
-def in_use(registry: Registry, lab: str | None = None) -> ModelVersion | None:
-    """The version in production for a lab's images, or for all; None when there is none."""
-    try:
-        return registry.in_use(lab)
-    except VersionNotFoundError:
-        return None
-
-
 def policy_for(lab: str | None, settings: Settings) -> GatePolicy:
     """What the gate asks: a version for one lab's images alone takes nothing from the other labs."""
     policy = settings.params.gate
     return policy if lab is None else policy.model_copy(update={"max_source_loss": 1.0})
-
-
-def dataset_store(settings: Settings) -> DatasetStore:
-    """The labs' datasets and their remote."""
-    return DatasetStore(settings.home.data, settings.environment.dvc_remote)
 
 
 def fetch_network(version: ModelVersion, settings: Settings) -> PyramidSegmenter:

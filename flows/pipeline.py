@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from flows.command import microseg_command
-from flows.models import open_registry
 from flows.settings import load_settings
+from flows.stores import open_registry
 from flows.story import make_labs
 from microseg.data.lab import read_lab_card
 from microseg.errors import MicrosegError

@@ -14,10 +14,11 @@ from flows.causes import cause
 from flows.command import LabOption, RecordOption, SetOption, finish, microseg_command
 from flows.console import console
 from flows.evaluate import evaluate, read_comparison
-from flows.models import describe, in_use, open_registry, policy_for
+from flows.models import describe, policy_for
 from flows.records import PromoteRecord
 from flows.rollout import check_version, settle_drifts
 from flows.settings import Settings, load_settings
+from flows.stores import in_use, open_registry
 from microseg.errors import RegistryError
 from microseg.evaluation import Comparison
 from microseg.registry import CANDIDATE, Decision, ModelVersion, decide, production_of

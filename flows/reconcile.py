@@ -15,10 +15,9 @@ from prefect.states import Completed, Failed
 from flows.command import SetOption, microseg_command
 from flows.console import console
 from flows.events import LAB_LANDED, announce
-from flows.land import landings
-from flows.models import in_use, open_registry
 from flows.rollout import settle_drifts
 from flows.settings import Settings, load_settings
+from flows.stores import in_use, landings, open_registry
 from microseg.data.landing import Landing
 from microseg.errors import RegistryError
 

@@ -11,9 +11,9 @@ from prefect import flow
 from flows.causes import cause
 from flows.command import LabOption, RecordOption, SetOption, finish, microseg_command
 from flows.console import console
-from flows.models import in_use, open_registry
 from flows.records import PromoteRecord
 from flows.settings import load_settings
+from flows.stores import in_use, open_registry
 from microseg.errors import VersionNotFoundError
 from microseg.registry import production_of
 

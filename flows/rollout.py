@@ -20,8 +20,9 @@ from prefect.states import Completed, Failed
 
 from flows.command import SetOption, microseg_command
 from flows.console import console
-from flows.models import make_engine, open_registry
+from flows.models import make_engine
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.errors import RegistryError, VersionNotFoundError
 from microseg.registry import BY_TAG, REASON_TAG, Cause, Drift, ModelVersion, gate_report
 from microseg.sdk import Check, check_fitness

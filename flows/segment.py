@@ -21,17 +21,18 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
 from flows.fan_out import fan_out
-from flows.models import fetch_segmenter, open_registry
+from flows.models import fetch_segmenter
 from flows.records import SegmentRecord
 from flows.rollout import settle_drifts
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from microseg.data.checks import image_key, image_name
 from microseg.data.image_list import read_image_list
 from microseg.data.images import IMAGE_SUFFIXES
 from microseg.data.lab import read_lab_card
 from microseg.data.slides import SLIDE_SUFFIXES
 from microseg.errors import DataError
-from microseg.inference import BatchSummary, Job, Outcome, finish_batch, plan_batch, segment_part
+from microseg.inference import BatchOptions, BatchSummary, Job, Outcome, Sizes, finish_batch, plan_batch, segment_part
 from microseg.registry import PRODUCTION, ModelVersion, production_of
 from microseg.report import data_uri, write_batch_page
 from microseg.sdk import Segmenter
@@ -47,16 +48,14 @@ class Order:
         model: version or alias.
         lab: whose images they are, where known.
         out: folder of the outputs.
-        sizes: microns per pixel, of all images or by file name.
-        keep: leave what an earlier version has made of an unchanged image.
+        options: what is asked for.
         settings: of this run.
     """
 
     model: str
     lab: str | None
     out: Path
-    sizes: float | Mapping[str, float]
-    keep: bool
+    options: BatchOptions
     settings: Settings
 
 
@@ -75,17 +74,13 @@ def segment_chunk(
 ) -> tuple[str, tuple[Outcome, ...]]:
     """Segment some images with the version that is in use when it begins."""
     version = _version(order.model, order.lab, order.settings)
-    segmenter, inference = _ready(version, order.settings), order.settings.params.inference
+    segmenter = _ready(version, order.settings)
     outcomes = segment_part(
         segmenter.engine,
         part.jobs,
         order.out,
         provenance=segmenter.provenance,
-        outputs=inference.outputs,
-        mpp=order.sizes,
-        slide_megapixels=inference.slide_megapixels,
-        skip_glass=inference.skip_glass,
-        keep=order.keep,
+        options=order.options,
         progress=None if progress is None else lambda _done, _total: progress(),
     )
     return str(version.version), outcomes
@@ -116,7 +111,8 @@ def segment(
     lab = _lab(folder)
     version = _version(model, lab, settings)  # before anything is made: there may be none
     out = out or settings.home.segmentations / folder.absolute().name
-    order = Order(model, lab, out, _sizes(folder, images) if mpp is None else mpp, keep, settings)
+    sizes = _sizes(folder, images) if mpp is None else mpp
+    order = Order(model, lab, out, _options(sizes, keep, settings), settings)
     chunks = _chunks(plan_batch(images, out), settings.params.inference.chunk)
     with progress_bar(
         f"Segmenting with version {version.version}", sum(len(chunk.jobs) for chunk in chunks)
@@ -126,9 +122,7 @@ def segment(
         else:
             done = [segment_chunk(chunk, order, lambda: advance("")) for chunk in chunks]
     outcomes = [outcome for _, part in done for outcome in part]
-    summary = finish_batch(
-        outcomes, out, outputs=settings.params.inference.outputs, seconds=time.perf_counter() - began
-    )
+    summary = finish_batch(outcomes, out, outputs=order.options.outputs, seconds=time.perf_counter() - began)
     write_batch_page(summary)
     _show_in_prefect(summary, out)
     versions = list(dict.fromkeys(number for number, _ in done))
@@ -141,6 +135,17 @@ def segment(
         summary.failed,
         summary.seconds,
         summary.unsized,
+    )
+
+
+def _options(sizes: Sizes, keep: bool, settings: Settings) -> BatchOptions:
+    inference = settings.params.inference
+    return BatchOptions(
+        outputs=inference.outputs,
+        mpp=sizes,
+        slide_megapixels=inference.slide_megapixels,
+        skip_glass=inference.skip_glass,
+        keep=keep,
     )
 
 

@@ -17,9 +17,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.command import microseg_command
 from flows.console import console, show_table
-from flows.land import landings
-from flows.models import dataset_store, in_use, open_registry
 from flows.settings import Settings, load_settings
+from flows.stores import dataset_store, in_use, landings, open_registry
 from microseg.registry import CANDIDATE, Drift, ModelVersion, gate_report, production_of
 
 __all__ = ["LabStatus", "Status", "command", "read_status"]

@@ -25,11 +25,12 @@ from flows.command import SetOption, microseg_command
 from flows.console import console, progress_bar, show_table
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
-from flows.models import fetch_lab, fetch_network, make_engine, open_registry
+from flows.models import fetch_lab, fetch_network, make_engine
 from flows.promote import promote
 from flows.records import AdaptRecord, PromoteRecord, SegmentRecord
 from flows.segment import segment
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from flows.train import train
 from microseg.data.lab import LabCard, read_lab_card
 from microseg.data.synthetic import LAB_A, LAB_B, make_lab

@@ -13,9 +13,10 @@ from prefect import flow, task
 from flows.causes import cause
 from flows.command import RecordOption, SetOption, finish, microseg_command
 from flows.console import console, progress_bar, show_table
-from flows.models import SOURCE_METHOD, describe, fetch_lab, fetch_network, open_registry, publish
+from flows.models import SOURCE_METHOD, describe, fetch_lab, fetch_network, publish
 from flows.records import TrainRecord
 from flows.settings import Settings, load_settings
+from flows.stores import open_registry
 from flows.telling import training_progress
 from microseg.data.dataset import Lab
 from microseg.errors import LabError, VersionNotFoundError

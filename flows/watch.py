@@ -16,8 +16,8 @@ import typer
 from flows.command import microseg_command
 from flows.console import console
 from flows.events import announce_landing
-from flows.land import landings
 from flows.settings import Settings, load_settings
+from flows.stores import landings
 from microseg.data.landing import Arrivals
 from microseg.errors import LabError, MicrosegError
 

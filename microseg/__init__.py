@@ -1,20 +1,22 @@
-"""microseg: one image segmenter, kept working across labs."""
+"""microseg: one image segmenter, kept working across labs.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+Every package of the library loads a module when something of it is first asked for: PyTorch and MLflow take seconds
+and a gigabyte, and most processes need one of them or neither. What a package offers stands in its ``__init__.pyi``,
+which type checkers read too; ``EAGER_IMPORT=1`` loads everything at once.
+"""
+
+from typing import Any
+
+import lazy_loader
 
 from microseg.cpu import wait_asleep
 
-if TYPE_CHECKING:
-    from microseg.sdk import Segmenter, adapt
-
-__all__ = ["Segmenter", "adapt"]
-
 wait_asleep()
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    """Load the SDK when it is first asked for: PyTorch and MLflow take seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'microseg' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module("microseg.sdk"), name)
+    return _load(name)

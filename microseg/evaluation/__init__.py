@@ -1,29 +1,5 @@
 """How good a segmenter is: with reference masks, and without."""
 
-from microseg.evaluation.comparison import Comparison, compare
-from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
-from microseg.evaluation.references import (
-    Reference,
-    Segment,
-    bootstrap_interval,
-    kept_aside,
-    lab_references,
-    mean_scores,
-    score,
-)
+import lazy_loader
 
-__all__ = [
-    "Comparison",
-    "Reference",
-    "Segment",
-    "TargetImage",
-    "bootstrap_interval",
-    "compare",
-    "expected_foreground_share",
-    "kept_aside",
-    "lab_references",
-    "lab_targets",
-    "label_free_scores",
-    "mean_scores",
-    "score",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,21 +8,21 @@ for each part, then `finish_batch`. `segment_batch` is the three in one.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
-from microseg.inference.outputs import OUTPUTS, check_outputs, output_names, remove_partial
-from microseg.inference.part import Part, Sizes, complete_provenance, segment_one
+from microseg.inference.options import BatchOptions
+from microseg.inference.outputs import output_names, remove_partial
+from microseg.inference.part import Part, complete_provenance, segment_one
 from microseg.inference.record import Provenance
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
 
-__all__ = ["SLIDE_MEGAPIXELS", "plan_batch", "segment_batch", "segment_file", "segment_part"]
+__all__ = ["plan_batch", "segment_batch", "segment_file", "segment_part"]
 
-SLIDE_MEGAPIXELS = 16.0
-"""Images above this are segmented as slides: as a whole they would take about 60 bytes a pixel."""
+_USUAL = BatchOptions()
 
 
 def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: float | None = None) -> Segmentation:
@@ -50,11 +50,7 @@ def segment_batch(
     out: Path,
     *,
     provenance: Provenance,
-    outputs: Collection[str] = OUTPUTS,
-    mpp: Sizes = None,
-    slide_megapixels: float = SLIDE_MEGAPIXELS,
-    skip_glass: bool = True,
-    keep: bool = False,
+    options: BatchOptions = _USUAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
     """Segment images into a folder.
@@ -69,37 +65,20 @@ def segment_batch(
             and ``summary.csv`` (images), both also as ``.parquet``, ``failures.csv`` and ``batch.json``. One batch at a
             time writes to a folder.
         provenance: of the network; weights and settings are added from the engine.
-        outputs: see `Segmentation.save`.
-        mpp: microns per pixel of all images, or of some by file name; None, or not named: what the files say.
-        slide_megapixels: images above this are segmented as slides, a few rows at a time; see `segment_slide`.
-        skip_glass: of slides, leave out tiles of bare glass.
-        keep: also skip what another model or other settings have made of the same file content.
+        options: what is asked for.
         progress: called with the number of images finished and of all.
 
     Returns:
         Counts, times and tables.
 
     Raises:
-        SettingsError: an output is unknown.
         DataError: the outputs would go among the images.
         OSError: the outputs cannot be written: no space, no permission. What is done stays done.
     """
     started = time.perf_counter()
-    check_outputs(outputs)
     jobs = plan_batch(images, out)
-    outcomes = segment_part(
-        engine,
-        jobs,
-        out,
-        provenance=provenance,
-        outputs=outputs,
-        mpp=mpp,
-        slide_megapixels=slide_megapixels,
-        skip_glass=skip_glass,
-        keep=keep,
-        progress=progress,
-    )
-    return finish_batch(outcomes, out, outputs=outputs, seconds=time.perf_counter() - started)
+    outcomes = segment_part(engine, jobs, out, provenance=provenance, options=options, progress=progress)
+    return finish_batch(outcomes, out, outputs=options.outputs, seconds=time.perf_counter() - started)
 
 
 def plan_batch(images: Sequence[Path], out: Path) -> tuple[Job, ...]:
@@ -125,11 +104,7 @@ def segment_part(
     out: Path,
     *,
     provenance: Provenance,
-    outputs: Collection[str] = OUTPUTS,
-    mpp: Sizes = None,
-    slide_megapixels: float = SLIDE_MEGAPIXELS,
-    skip_glass: bool = True,
-    keep: bool = False,
+    options: BatchOptions = _USUAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Segment some images of a batch; nobody else may work on the same ones at this time.
@@ -139,28 +114,21 @@ def segment_part(
         jobs: of `plan_batch`.
         out: the batch's folder.
         provenance: of the network; weights and settings are added from the engine.
-        outputs: see `Segmentation.save`.
-        mpp: see `segment_batch`.
-        slide_megapixels: see `segment_batch`.
-        skip_glass: see `segment_batch`.
-        keep: see `segment_batch`.
+        options: of the batch.
         progress: called with the number of images finished and of all of these.
 
     Returns:
         What became of each, in order.
 
     Raises:
-        SettingsError: an output is unknown.
         OSError: the outputs cannot be written: no space, no permission. What is done stays done.
     """
-    check_outputs(outputs)
     remove_partial(out, [job.path for job in jobs])
     complete = complete_provenance(provenance, engine)
-    for_slides = {"slide_megapixels": slide_megapixels, "skip_glass": skip_glass}
+    for_slides = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
     complete = complete.model_copy(update={"inference": complete.inference | for_slides})
-    part = Part(engine, out, frozenset(outputs), complete, mpp, slide_megapixels, skip_glass, keep)
     outcomes: dict[str, Outcome] = {}
-    for outcome in part.run(jobs):
+    for outcome in Part(engine, out, complete, options).run(jobs):
         outcomes[outcome.job.name] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))

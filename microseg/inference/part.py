@@ -17,15 +17,14 @@ from microseg.data import image_mpp, read_image
 from microseg.data.slides import is_slide, open_slide
 from microseg.errors import DataError, MicrosegError
 from microseg.inference.engine import Engine
+from microseg.inference.options import BatchOptions, Sizes
 from microseg.inference.outputs import file_sha256
 from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.slide import segment_slide
 from microseg.inference.tables import Job, Outcome
 
-__all__ = ["Part", "Sizes", "complete_provenance", "segment_one"]
-
-Sizes = float | Mapping[str, float] | None
+__all__ = ["Part", "complete_provenance", "segment_one"]
 
 _READERS, _WRITERS = 2, 2
 _AHEAD = 2  # images read, or being read, before the network wants them
@@ -52,12 +51,8 @@ class Part:
 
     engine: Engine
     out: Path
-    outputs: frozenset[str]
     provenance: Provenance
-    mpp: Sizes
-    slide_megapixels: float
-    skip_glass: bool
-    keep: bool
+    options: BatchOptions
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Leaving early waits for what is being written."""
@@ -80,8 +75,8 @@ class Part:
 
     def read(self, job: Job) -> _Loaded | _Streamed | Record:
         """The image, or the record of what was made of it before."""
-        streamed = is_slide(job.path, megapixels=self.slide_megapixels)
-        mpp = _mpp(job.path, self.mpp, streamed=streamed)
+        streamed = is_slide(job.path, megapixels=self.options.slide_megapixels)
+        mpp = _mpp(job.path, self.options.mpp, streamed=streamed)
         sha256 = file_sha256(job.path) if job.path.is_file() else ""
         if record := self.done(job, sha256, mpp):
             return record
@@ -95,9 +90,9 @@ class Part:
         with suppress(DataError):
             record = read_record(path)
             same = (record.source_sha256, record.mpp) == (sha256, mpp)
-            same = same and (self.keep or _key(record.provenance) == _key(self.provenance))
+            same = same and (self.options.keep or _key(record.provenance) == _key(self.provenance))
             there = all((self.out / file).is_file() for file in record.outputs.values())
-            if same and there and self.outputs <= record.outputs.keys():
+            if same and there and set(self.options.outputs) <= record.outputs.keys():
                 return record
         return None
 
@@ -125,9 +120,9 @@ class Part:
                 job.path,
                 self.out,
                 provenance=self.provenance,
-                outputs=self.outputs,
+                outputs=self.options.outputs,
                 mpp=slide.mpp,
-                skip_glass=self.skip_glass,
+                skip_glass=self.options.skip_glass,
                 name=job.name,
                 sha256=slide.sha256,
             )
@@ -138,7 +133,7 @@ class Part:
     def write(self, job: Job, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> Outcome:
         """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
         try:
-            files = segmentation.save(self.out, self.outputs, image, job.name)
+            files = segmentation.save(self.out, self.options.outputs, image, job.name)
             return self.outcome(job, files["record"], segmentation.mpp)
         except OSError:
             raise

@@ -1,41 +1,5 @@
 """Measures of segmentations: pure functions of arrays."""
 
-from microseg.metrics.boundary import assd, boundary_dice, hausdorff_95
-from microseg.metrics.label_free import (
-    agreement,
-    class_separation,
-    class_shares,
-    domain_separability,
-    prediction_entropy,
-)
-from microseg.metrics.objects import aggregated_jaccard, label_objects, object_dice, object_f1, object_hausdorff
-from microseg.metrics.overlap import (
-    confusion_matrix,
-    dice,
-    dice_from_confusion,
-    iou,
-    iou_from_confusion,
-    mean_dice,
-)
+import lazy_loader
 
-__all__ = [
-    "aggregated_jaccard",
-    "agreement",
-    "assd",
-    "boundary_dice",
-    "class_separation",
-    "class_shares",
-    "confusion_matrix",
-    "dice",
-    "dice_from_confusion",
-    "domain_separability",
-    "hausdorff_95",
-    "iou",
-    "iou_from_confusion",
-    "label_objects",
-    "mean_dice",
-    "object_dice",
-    "object_f1",
-    "object_hausdorff",
-    "prediction_entropy",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

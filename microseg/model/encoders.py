@@ -7,20 +7,16 @@ from torch import Tensor, nn
 
 from microseg.errors import ModelError
 from microseg.model.blocks import EncoderBlock, initialise
-from microseg.model.config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
+from microseg.model.config import NetworkConfig
+from microseg.model.normalisation import KNOWN_ENCODERS, timm_name
 
 __all__ = [
-    "KNOWN_ENCODERS",
     "BlockEncoder",
     "BodyEncoder",
     "Encoder",
     "build_encoder",
     "encoder_filters",
-    "encoder_normalisation",
-    "timm_name",
 ]
-
-KNOWN_ENCODERS = ("blocks", "resnet18", "resnet50", "vgg19", "tf_efficientnet_lite0")
 
 
 class Encoder(Protocol):
@@ -97,20 +93,6 @@ class BodyEncoder(nn.Module):
         """Feature maps at strides 2, 4, 8, …"""
         levels = self.body(x)  # each (B, filters[i], H/stride, W/stride)
         return [levels[level] for level in self.used]
-
-
-def timm_name(encoder: str) -> str:
-    """Name of an encoder in timm."""
-    return "vgg19_bn" if encoder == "vgg19" else encoder
-
-
-def encoder_normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of the inputs that an encoder's pretrained weights expect, for inputs in 0..1."""
-    known = None if encoder == "blocks" else timm.get_pretrained_cfg(timm_name(encoder), allow_unregistered=True)
-    if known is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    (r, g, b), (sr, sg, sb) = known.mean, known.std
-    return (r, g, b), (sr, sg, sb)
 
 
 def build_encoder(config: NetworkConfig) -> nn.Module:

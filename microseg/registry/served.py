@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from microseg.errors import RegistryError
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE, Probabilities, PyramidSegmenter
+from microseg.registry.version import CARD_FILE
 
-__all__ = ["CARD_FILE", "EXTRA_FILES", "write_served_model"]
-
-CARD_FILE = "model_card.md"
-EXTRA_FILES = "extra_files"  # where MLflow puts a model's own files
+__all__ = ["write_served_model"]
 
 _TOLERANCE = 1e-4
 

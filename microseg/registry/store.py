@@ -24,9 +24,10 @@ from microseg.registry.lookup import find_version, list_versions, registered_mod
 from microseg.registry.promotion import Drift
 from microseg.registry.registration import fit_description, headline, register_network
 from microseg.registry.run import RunLog, open_run
-from microseg.registry.served import CARD_FILE, EXTRA_FILES
 from microseg.registry.version import (
+    CARD_FILE,
     EXPERIMENT,
+    EXTRA_FILES,
     MODEL_NAME,
     NOTE_TAG,
     PRODUCTION,

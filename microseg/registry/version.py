@@ -8,8 +8,10 @@ from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 __all__ = [
     "CANDIDATE",
+    "CARD_FILE",
     "DATASET_TAG",
     "EXPERIMENT",
+    "EXTRA_FILES",
     "MODEL_ID_TAG",
     "MODEL_NAME",
     "NOTE_TAG",
@@ -33,6 +35,9 @@ PREVIOUS = "previous"
 DATASET_TAG = "dataset."
 MODEL_ID_TAG = "model_id"
 NOTE_TAG = "mlflow.note.content"  # shown as the description of a run or of a logged model
+
+CARD_FILE = "model_card.md"
+EXTRA_FILES = "extra_files"  # where MLflow puts a model's own files
 
 
 @dataclass(frozen=True)

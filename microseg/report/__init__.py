@@ -1,17 +1,5 @@
 """Pictures and pages for people."""
 
-from microseg.report.batch_page import write_batch_page
-from microseg.report.page import Change, DecisionShown, Story, write_page, write_report
-from microseg.report.panels import comparison_panels, data_uri, reference_panels
+import lazy_loader
 
-__all__ = [
-    "Change",
-    "DecisionShown",
-    "Story",
-    "comparison_panels",
-    "data_uri",
-    "reference_panels",
-    "write_batch_page",
-    "write_page",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,5 @@
 """What developers call: load a segmenter, segment, train, adapt."""
 
-from microseg.sdk.fitness import Check, check_fitness
-from microseg.sdk.fitting import Fitted, adapt, train
-from microseg.sdk.processes import Progress
-from microseg.sdk.segmenter import Segmenter, version_provenance
+import lazy_loader
 
-__all__ = ["Check", "Fitted", "Progress", "Segmenter", "adapt", "check_fitness", "train", "version_provenance"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

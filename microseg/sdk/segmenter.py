@@ -13,6 +13,7 @@ from microseg.errors import WeightsError
 from microseg.inference import (
     OUTPUTS,
     SLIDE_MEGAPIXELS,
+    BatchOptions,
     BatchSummary,
     Engine,
     Provenance,
@@ -162,7 +163,8 @@ class Segmenter:
             How it went; an image that cannot be segmented is in ``failures.csv``.
         """
         paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
-        return segment_batch(self.engine, paths, Path(out), provenance=self.provenance, mpp=mpp, outputs=outputs)
+        options = BatchOptions(outputs=outputs, mpp=mpp)
+        return segment_batch(self.engine, paths, Path(out), provenance=self.provenance, options=options)
 
     def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
         began = time.perf_counter()

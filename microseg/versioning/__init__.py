@@ -1,6 +1,5 @@
 """Versions of datasets, and where results come from."""
 
-from microseg.versioning.provenance import DatasetVersion, code_commit
-from microseg.versioning.store import DatasetStore, HistoryEntry
+import lazy_loader
 
-__all__ = ["DatasetStore", "DatasetVersion", "HistoryEntry", "code_commit"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from flows import doctor
-from flows.doctor import Finding, examine
+from flows.doctor import command, examine
+from flows.health import machine
+from flows.health.finding import Finding
 from flows.keys import webhook_secret
 from flows.settings import load_settings
 
@@ -40,9 +41,9 @@ def test_a_home_in_order(copied: Any) -> None:
 def test_versions_that_fail_silently(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, version: str, said: str
 ) -> None:
-    real = doctor.version
-    monkeypatch.setattr(doctor, "version", lambda name: version if name == package else real(name))
-    [finding] = [it for it in doctor._packages(load_settings()) if it.subject == package]
+    real = machine.version
+    monkeypatch.setattr(machine, "version", lambda name: version if name == package else real(name))
+    [finding] = [it for it in machine.packages(load_settings()) if it.subject == package]
     assert (finding.level, said in finding.sentence) == ("fault", True)
     assert finding.remedy.startswith(f"pip install '{package}")
 
@@ -57,7 +58,7 @@ def test_versions_that_fail_silently(
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, wanted: str, fits: bool) -> None:
-    assert doctor._within(version, wanted) == fits
+    assert machine._within(version, wanted) == fits
 
 
 def test_no_room(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_a_registry_that_cannot_be_reached(copied: Any, monkeypatch: pytest.Monk
 
 def test_flows_that_are_not_registered(copied: Any, run: Callable[..., Result]) -> None:
     assert any("not registered" in it.sentence for it in found("schedules"))
-    result = run(doctor.command)
+    result = run(command)
     assert result.exit_code == 1
     assert "microseg serve" in result.stdout
     assert "are faults" in " ".join(result.stderr.split())

@@ -11,9 +11,10 @@ from click.testing import Result
 
 from flows import land as module
 from flows import watch
-from flows.land import land, landings
+from flows.land import land
 from flows.reconcile import reconcile
 from flows.settings import load_settings
+from flows.stores import landings
 from microseg.data.landing import Arrivals, Landing, read_delivery_folder
 from microseg.errors import LabError
 

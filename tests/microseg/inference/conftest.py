@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -6,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from microseg.data import write_png
 from microseg.inference import Engine, Provenance
 from microseg.model import NetworkConfig, PyramidSegmenter
+from tests.microseg.inference.counting import Counting
 
 
 class Brightness(PyramidSegmenter):
@@ -61,3 +64,18 @@ def squares() -> npt.NDArray[np.uint8]:
     image[8:10, 13:15] = 20
     image[30:34, 50:54] = 230
     return image
+
+
+@pytest.fixture
+def images(tmp_path: Path, squares: npt.NDArray[np.uint8]) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        write_png(path, np.roll(squares, number, axis=1))
+    return paths
+
+
+@pytest.fixture
+def counting(brightness: type) -> Counting:
+    return Counting(brightness(), tile=128, halo=16)

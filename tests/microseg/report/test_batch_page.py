@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from microseg.data import write_png
-from microseg.inference import Engine, Provenance, segment_batch
+from microseg.inference import BatchOptions, Engine, Provenance, segment_batch
 from microseg.report import write_batch_page
 
 
@@ -44,7 +44,9 @@ def test_everything_it_names_is_there_and_what_failed_is_told(tiny_network: Call
 
 def test_a_batch_without_objects_and_without_images(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     engine = Engine(tiny_network(), tile=64, halo=8)
-    summary = segment_batch(engine, [], tmp_path / "out", provenance=Provenance(model="m"), outputs=["labels"])
+    summary = segment_batch(
+        engine, [], tmp_path / "out", provenance=Provenance(model="m"), options=BatchOptions(outputs=["labels"])
+    )
     text = write_batch_page(summary).read_text(encoding="utf-8")
     assert "0 images" in text
     assert "measurements.csv" not in text

@@ -1,0 +1,58 @@
+"""What it costs to start a process of microseg, before it does anything: processor time and memory of its imports.
+
+The baseline is the import of ``flows.segment``, which needs all there is: PyTorch, MLflow and Prefect. In each round
+every module is imported once, each by a process of its own, and compared with the baseline of the same round.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_BASELINE = "flows.segment"
+_MODULES = ("flows.settings", "flows.servers", "flows.watch", "flows.history", "flows.bridge", "flows.status")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.start",
+        description="Measures the start of microseg's processes, beside one that needs everything.",
+        epilog="Example: python -m benchmarks.start --rounds 5",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each module is imported (default: 3)")
+    parser.add_argument("modules", nargs="*", default=_MODULES, help="(default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    if chosen.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {chosen.rounds}")
+    names = (_BASELINE, *chosen.modules)
+    rounds = [{name: measure(name) for name in names} for _ in range(chosen.rounds)]
+    print("| module | processor, s | memory, MB | processor / baseline | memory / baseline |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in names:
+        seconds, megabytes = zip(*(taken[name] for taken in rounds), strict=True)
+        ratios = [[taken[name][part] / taken[_BASELINE][part] for taken in rounds] for part in (0, 1)]
+        cells = (_spread(seconds, 2), _spread(megabytes, 0), _spread(ratios[0], 3), _spread(ratios[1], 3))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def measure(module: str) -> tuple[float, float]:
+    """Processor seconds and the most megabytes of a process that imports a module."""
+    process = os.posix_spawn(sys.executable, [sys.executable, "-c", f"import {module}"], os.environ)
+    _, status, used = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{module} cannot be imported: see above.")
+    kilobytes = used.ru_maxrss / 1024 if sys.platform == "darwin" else used.ru_maxrss
+    return used.ru_utime + used.ru_stime, kilobytes / 1024
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Median, and the least and the most."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()

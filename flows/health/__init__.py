@@ -1,0 +1,1 @@
+"""What the doctor looks at; each look yields what it found, in sentences."""

@@ -1,0 +1,3 @@
+from .sdk import Segmenter, adapt
+
+__all__ = ["Segmenter", "adapt"]

@@ -1,0 +1,17 @@
+from .opening import SLIDE_SUFFIXES, image_pixels, is_slide, open_slide
+from .slide import ArraySlide, Level, Slide
+from .tissue_map import TissueMap, find_tissue
+from .view import SlideView
+
+__all__ = [
+    "SLIDE_SUFFIXES",
+    "ArraySlide",
+    "Level",
+    "Slide",
+    "SlideView",
+    "TissueMap",
+    "find_tissue",
+    "image_pixels",
+    "is_slide",
+    "open_slide",
+]
