@@ -104,8 +104,8 @@ def _alone(mask: npt.NDArray[np.uint8], rules: RegionRules) -> tuple[npt.NDArray
     for label, wanted in enumerate(rules.touches):
         if wanted:
             regions, sizes = _regions(mask == label)
-            alone = ~_touched(mask, regions, len(sizes), len(rules.touches))[:, list(wanted)].all(1)
-            alone[0] = False
+            touched = _touched(mask, regions, len(sizes), len(rules.touches))[:, list(wanted)]
+            alone = (sizes > 0) & ~touched.all(axis=1)
             border = np.zeros(len(sizes), bool)
             border[_at_border(regions)] = True
             inside |= (alone & ~border)[regions]
