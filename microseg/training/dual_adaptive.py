@@ -100,7 +100,7 @@ class DualAdaptive(TrainingMethod):
         self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
-        self.rules = _region_rules(source, len(network.config.classes))
+        self.rules = _rules(source, len(network.config.classes)) if settings.region_rules else RegionRules()
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         if settings.normalisation == "shared":
@@ -225,7 +225,7 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
 
 
-def _region_rules(source: Sequence[Sample], classes: int) -> RegionRules:
+def _rules(source: Sequence[Sample], classes: int) -> RegionRules:
     """Learned from a random choice of the source's masks."""
     chosen = [source[index] for index in np.random.default_rng(0).permutation(len(source))[:_MASKS]]
     masks = ((read_mask(sample.mask), sample.zoom) for sample in chosen if sample.mask is not None)

@@ -76,6 +76,7 @@ class AdaptSettings(FitSettings):
         normalisation: ``shared``: batch normalisation uses statistics of all labs together, fixed before training, so
             that training and use see the same network; ``running``: those of each batch, as usual.
         pseudo_labels: weight of the cross entropy to pseudo-labels on target crops; 0 switches them off.
+        region_rules: take out of the pseudo-labels what the labelled labs never have; see `region_rules`.
         rounds: how often the pseudo-labels are made anew, evenly over the training.
     """
 
@@ -91,4 +92,5 @@ class AdaptSettings(FitSettings):
     search_scale: bool = True
     normalisation: Literal["shared", "running"] = "shared"
     pseudo_labels: NonNegativeFloat = 1.0
+    region_rules: bool = True
     rounds: PositiveInt = 3

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch.nn import functional
 
 from microseg.data.colour import transfer_colour
+from microseg.data.images import read_mask
 from microseg.data.sampling import Crops, CropSampler, Sample
 from microseg.errors import TrainingError
 from microseg.training import (
@@ -22,6 +23,7 @@ from microseg.training import (
     read_statistics,
     reversal_strength,
 )
+from microseg.training.regions import RegionRules, region_rules
 
 Make = Callable[..., DualAdaptive]
 
@@ -192,6 +194,14 @@ def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, new_la
     assert zooms(1.0) == zooms(1.05) == [1.0] * 5
     assert zooms(0.5) == [1.0] * 10 + [2.0] * 5
     assert zooms(2.0) == [1.0] * 10 + [0.5] * 5
+
+
+def test_what_regions_are_like_is_learned_from_the_sources_masks(
+    dual_adaptive: Make, noise: tuple[list[Sample], list[Sample]]
+) -> None:
+    masks = [(read_mask(it.mask), it.zoom) for it in noise[0] if it.mask is not None]
+    assert dual_adaptive().rules == region_rules(masks, 2) != RegionRules()
+    assert dual_adaptive(region_rules=False).rules == RegionRules()
 
 
 def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(

@@ -75,6 +75,25 @@ def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: 
     assert np.array_equal(masks(bad, good, "b"), halves)
 
 
+def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    picture[4:20, 4:20] = 90
+    picture[26:28, 26:28] = 90  # a speck
+    write_png(tmp_path / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), LabShift(1.0, statistics, statistics))
+
+    def marked(name: str, rules: RegionRules) -> int:
+        teacher = Says("follows")
+        label_round([lab], 0, tmp_path / name, first=teacher, teacher=teacher, rules=rules)
+        (sample,) = round_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return int(read_mask(sample.mask)[22:, 22:].sum())
+
+    assert marked("as they are", RegionRules()) > 0
+    assert marked("by the rules", RegionRules((0.0, 40.0), ((), ()))) == 0
+
+
 class Says(torch.nn.Module):
     """A segmenter of two classes that goes by brightness, or by the place."""
 
