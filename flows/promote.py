@@ -21,7 +21,7 @@ from flows.settings import Settings, load_settings
 from flows.stores import in_use, open_registry
 from microseg.errors import RegistryError
 from microseg.evaluation import Comparison
-from microseg.registry import CANDIDATE, Decision, ModelVersion, decide, production_of
+from microseg.registry import CANDIDATE, OVERRIDDEN, Decision, ModelVersion, decide, production_of
 
 __all__ = ["command", "promote"]
 
@@ -82,12 +82,12 @@ def promote(
         assert comparison is not None
     decision = apply_gate(version, comparison, lab, settings)
     accepted = decision.accept or override is not None
-    verdict = "accepted" if decision.accept else "refused, overridden" if accepted else "refused"
+    verdict = "accepted" if decision.accept else OVERRIDDEN if accepted else "refused"
     reasons = [reason.sentence for reason in decision.reasons]
     if accepted:
         put_into_production(version, lab, verdict, override or "", by, settings)
     lines = [f"- {'✓' if reason.passed else '✗'} {reason.sentence}" for reason in decision.reasons]
-    lines += [f"- Overridden: {override}"] if verdict.endswith("overridden") else []
+    lines += [f"- Overridden: {override}"] if verdict == OVERRIDDEN else []
     create_markdown_artifact("\n".join([f"# Version {version.version}: {verdict}", *lines]), key="gate")
     now = in_use(registry, lab)
     return PromoteRecord(version.version, accepted, now.version if now else None, reasons)

@@ -3,7 +3,7 @@ from .connection import is_server
 from .gate import Decision, Evidence, GatePolicy, Interval, Reason, decide
 from .history import Cause, Promotion
 from .promotion import BY_TAG, REASON_TAG, Drift
-from .report import GateReport, gate_report, gate_tags
+from .report import OVERRIDDEN, GateReport, gate_report, gate_tags
 from .run import RunLog
 from .store import Registry
 from .version import (
@@ -24,6 +24,7 @@ __all__ = [
     "CANDIDATE",
     "EXPERIMENT",
     "MODEL_NAME",
+    "OVERRIDDEN",
     "PREVIOUS",
     "PRODUCTION",
     "REASON_TAG",

@@ -14,6 +14,7 @@ from microseg.errors import VersionNotFoundError
 from microseg.registry.history import Cause, last_entry, last_settled, read_history, recorded
 from microseg.registry.lookup import find_version, registered_model, staged_versions
 from microseg.registry.registration import fit_description
+from microseg.registry.report import OVERRIDDEN
 from microseg.registry.version import (
     CANDIDATE,
     MODEL_NAME,
@@ -31,7 +32,8 @@ REASON_TAG = "promotion_reason"
 BY_TAG = "promoted_by"
 """The same, to say who; MLflow does not tell."""
 
-_NOTE = re.compile(r"\ANOT IN PRODUCTION: [^\n]*\n\n")
+_PUT_BACK, _OVERRIDDEN = "NOT IN PRODUCTION", "PROMOTED AGAINST THE GATE"
+_NOTE = re.compile(rf"\A({_PUT_BACK}|{_OVERRIDDEN}): [^\n]*\n\n")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def promote(client: MlflowClient, history_id: str, ref: VersionRef, alias: str, 
     for tag in (REASON_TAG, BY_TAG):  # said of this promotion, not of the next
         if tag in version.tags:
             client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
-    _note(client, version, "")
+    overridden = f"{_OVERRIDDEN}: by {cause.by or 'someone'}. {cause.reason or 'No reason was given.'}"
+    _note(client, version, overridden if cause.gate == OVERRIDDEN else "")
     return find_version(client, version)
 
 
@@ -144,7 +147,7 @@ def put_back(client: MlflowClient, history_id: str, drift: Drift, cause: Cause, 
         if drift.alias == PRODUCTION:
             _clear_stages(client, settled.version if settled else None)
     if (asked := _existing(client, drift.version)) is not None:
-        _note(client, asked, refused)
+        _note(client, asked, f"{_PUT_BACK}: {refused}")
     return find_version(client, settled) if settled else None
 
 
@@ -192,6 +195,6 @@ def _clear_stages(client: MlflowClient, keep: int | None) -> None:
 def _note(client: MlflowClient, version: ModelVersion, text: str) -> None:
     """Put a note above a version's model card, in place of an earlier one; or take it away."""
     card = _NOTE.sub("", version.description)
-    described = fit_description(f"NOT IN PRODUCTION: {' '.join(text.split())}\n\n{card}" if text else card)
+    described = fit_description(f"{' '.join(text.split())}\n\n{card}" if text else card)
     if described != version.description:
         client.update_model_version(MODEL_NAME, str(version.version), description=described)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from microseg.registry.gate import Decision
 from microseg.registry.version import ModelVersion
 
-__all__ = ["GateReport", "gate_report", "gate_tags"]
+__all__ = ["OVERRIDDEN", "GateReport", "gate_report", "gate_tags"]
+
+OVERRIDDEN = "refused, overridden"
+"""The verdict on a version that a person promotes although the gate refused it."""
 
 _VERDICT_TAG, _AGAINST_TAG, _FAULTS_TAG = "gate", "gate_against", "gate_refusals"
 _TAG_CHARACTERS = 5000
@@ -34,7 +37,7 @@ class GateReport:
 
     def verdict(self, *, promoted: bool) -> str:
         """For the history: a version that was refused and is promoted all the same was overridden."""
-        return "accepted" if self.accepted else "refused, overridden" if promoted else "refused"
+        return "accepted" if self.accepted else OVERRIDDEN if promoted else "refused"
 
 
 def gate_tags(decision: Decision, against: ModelVersion | None) -> dict[str, str]:

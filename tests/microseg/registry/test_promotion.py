@@ -93,6 +93,15 @@ def test_a_refused_version_goes_back_and_says_why(registry: Registry) -> None:
     assert registry.resolve(2).description == "Second."
 
 
+def test_a_version_promoted_against_the_gate_says_so(registry: Registry) -> None:
+    registry.promote(1)
+    registry.promote(2, cause=Cause("ann", gate="refused, overridden", reason="Looked\nat it."))
+    assert registry.resolve(2).description == "PROMOTED AGAINST THE GATE: by ann. Looked at it.\n\nSecond."
+    registry.promote(1)
+    registry.promote(2, cause=Cause("ann", gate="accepted"))
+    assert registry.resolve(2).description == "Second."
+
+
 def test_a_refused_first_version_leaves_nothing_in_production(registry: Registry) -> None:
     registry.set_alias(PRODUCTION, 1)
     assert registry.put_back(registry.drifts()[0], "no") is None
