@@ -26,7 +26,7 @@ from benchmarks.adaptation.tasks import SYNTHETIC, find_task
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Row, Study
 from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
-from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs
+from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs, signed_score
 from flows.settings import load_settings
 from microseg.errors import MicrosegError
 
@@ -90,10 +90,10 @@ def _run(chosen: argparse.Namespace) -> None:
 
 
 def _told(row: Row) -> str:
-    scores = ", ".join(f"{name.replace('_', ' ')} {row['label_free'].get(name, float('nan')):.2f}" for name in SCORES)
+    scores = ", ".join(f"{name.replace('_', ' ')} {SCORES[name] * signed_score(row, name):.2f}" for name in SCORES)
     return (
-        f"{row['task']} seed {row['seed']} {row['network']}: target {row['target_dice']:.3f}, "
-        f"source {row['source_dice']:.3f}; {scores}; {row['cpu_seconds']:.0f} s of CPU"
+        f"{row['task']} seed {row['seed']} {row['network']}: target {row['target_dice']:.3f}; {scores}; "
+        f"{row['cpu_seconds']:.0f} s of CPU"
     )
 
 

@@ -109,11 +109,9 @@ def draw(rows: Rows, pairs: Sequence[Pair], file: Path) -> None:
         axis.axvline(0, color="#888888", linewidth=0.8)
         mean = _mean(rank_correlation(_of(rows, task), score) for task in tasks)
         axis.set(title=f"{score.replace('_', ' ')}: {_signed(mean)}", xlabel="gain of the score")
-    for axis in axes.flat[len(SCORES) :]:
-        axis.axis("off")
     for axis in axes[:, 0]:
         axis.set_ylabel("gain of Dice on the target")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower right")
+    axes.flat[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

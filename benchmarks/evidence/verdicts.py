@@ -68,7 +68,8 @@ class Rate:
         share, square = self.share, _Z**2 / self.of
         middle = share + square / 2
         width = _Z * math.sqrt(share * (1 - share) / self.of + square / (4 * self.of))
-        return (middle - width) / (1 + square), (middle + width) / (1 + square)
+        low, high = (middle - width) / (1 + square), (middle + width) / (1 + square)
+        return max(0.0, low), min(1.0, high)  # but for rounding they are
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -77,7 +78,7 @@ class Rate:
 
 def signed_score(row: Mapping[str, Any], score: str) -> float:
     """A row's score, turned so that more should be better; −inf where it is unknown."""
-    value = SCORES[score] * float(row["label_free"].get(score, math.nan))
+    value = SCORES[score] * float(row["label_free"].get(score, row.get(score, math.nan)))
     return value if math.isfinite(value) else -math.inf
 
 
