@@ -1,0 +1,1 @@
+"""How well label-free scores tell good networks from bad: ``python -m benchmarks.evidence --help``."""

@@ -1,0 +1,108 @@
+"""How well scores that need no labels tell good networks from bad, and how often the gate is wrong.
+
+    python -m benchmarks.evidence --data labs --task wbc nuclei glands --grid var/adaptation --out var/evidence
+
+Measured are the networks that ``python -m benchmarks.adaptation --out var/adaptation`` kept, and bad ones made from its
+source_only and default: collapsed to one class, tilted to it, with noise on the weights, with another lab's
+statistics, trained too little, adapted too little or too far. Each is a candidate for the place of source_only, and of
+every other network of its task and seed.
+
+The scores look at the target's unlabelled images. The masks in its test/ serve the report alone: they give the true
+Dice after everything else is measured, and no score, no network and no setting of microseg is chosen by them here. The
+thresholds of single scores in the report are chosen on the other tasks, and are not kept. The networks of a task come
+from few trainings, so they are not independent: the intervals are narrower than they should be.
+
+What is finished is kept: the same command goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.evidence.scores import SCORES
+from benchmarks.evidence.study import Row, Study
+from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
+from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs, signed_score
+from flows.settings import load_settings
+from microseg.errors import MicrosegError
+
+_IMAGES = 16
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run, show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic")
+    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    parser.add_argument(
+        "--grid", nargs="+", type=Path, required=True, help="--out of benchmarks.adaptation, or several"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these of the grid's seeds")
+    parser.add_argument("--images", type=int, default=_IMAGES, help=f"looked at, of each lab (default {_IMAGES})")
+    parser.add_argument("--out", type=Path, default=Path("var/benchmarks/evidence"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="changes of params.yaml")
+    chosen = parser.parse_args(arguments)
+    if chosen.images < 2:
+        parser.error(f"argument --images: expected at least 2, got {chosen.images}")
+    try:
+        _run(chosen)
+    except MicrosegError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    out = chosen.out.absolute()
+    policy = load_settings(chosen.set).params.gate
+    tasks = [find_task(name, chosen.data, out / "made") for name in dict.fromkeys(chosen.task or [SYNTHETIC])]
+    study = Study(out, tuple(grid.absolute() for grid in chosen.grid), chosen.images)
+    planned = study.plan(tasks, chosen.seeds)
+    console = Console()
+    rows: list[Row] = []
+    for row in study.run(planned):
+        rows.append(row)
+        console.print(f"{len(rows)}/{len(planned)}  {_told(row)}", markup=False, highlight=False)
+    pairs = make_pairs(rows, policy)
+    tables = {
+        f"Rank correlation of each score with true Dice on the target ({len(rows)} networks)": rank_table(rows),
+        "Each score's gain over source_only alone, each task judged by the threshold chosen on the others": score_table(
+            [pair for pair in pairs if pair.first]
+        ),
+        "The gate": gate_table(pairs),
+        "The gate's rules, candidates against source_only": rule_table([pair for pair in pairs if pair.first]),
+    }
+    for title, table in tables.items():
+        shown = Table(*table.columns, title=title, title_justify="left")
+        for line in table.itertuples(index=False):
+            shown.add_row(*(str(value) for value in line))
+        console.print(shown)
+    note = f"worse: true Dice lower by more than {-WORSE:g}; better: higher by more than {BETTER:g}; 95 % intervals"
+    console.print(note, highlight=False)
+    parts = [f"## {title}\n\n{_markdown(table)}" for title, table in tables.items()]
+    (out / "tables.md").write_text("\n".join(parts) + f"\n{note}\n")
+    draw(rows, pairs, out / "figure.png")
+    console.print(f"{out / 'results.json'}\n{out / 'tables.md'}\n{out / 'figure.png'}")
+
+
+def _told(row: Row) -> str:
+    scores = ", ".join(f"{name.replace('_', ' ')} {SCORES[name] * signed_score(row, name):.2f}" for name in SCORES)
+    return (
+        f"{row['task']} seed {row['seed']} {row['network']}: target {row['target_dice']:.3f}; {scores}; "
+        f"{row['cpu_seconds']:.0f} s of CPU"
+    )
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    columns = list(table.columns)
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What the rows say: tables and a figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from benchmarks.evidence.scores import SCORES
+from benchmarks.evidence.verdicts import BETTER, TOGETHER, WORSE, Pair, leave_one_out, rates, signed_score
+
+__all__ = ["draw", "gate_table", "rank_correlation", "rank_table", "rule_table", "score_table"]
+
+_LEAST = 4  # networks, for a rank correlation to say anything
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def rank_correlation(rows: Rows, score: str) -> float:
+    """Spearman's, of a score (turned so that more should be better) with true Dice on the target.
+
+    Returns:
+        −1..1; nan for fewer than four networks, or where either is the same for all.
+    """
+    if len(rows) < _LEAST:
+        return float("nan")
+    ranks = rankdata([[signed_score(row, score), row["target_dice"]] for row in rows], axis=0)  # (N, 2)
+    if (ranks.std(0) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(ranks.T)[0, 1])
+
+
+def rank_table(rows: Rows) -> pd.DataFrame:
+    """One line a score: its rank correlation on every task, their mean, and the mean over kept networks alone."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = []
+    for score, sign in SCORES.items():
+        found = {task: rank_correlation(_of(rows, task), score) for task in tasks}
+        kept = [rank_correlation([row for row in _of(rows, task) if not row["made"]], score) for task in tasks]
+        lines.append(
+            {"score": f"{score.replace('_', ' ')} ({'more' if sign > 0 else 'less'} is better)"}
+            | {task: _signed(value) for task, value in found.items()}
+            | {"mean": _signed(_mean(found.values())), "mean, adaptations alone": _signed(_mean(kept))}
+        )
+    return pd.DataFrame(lines)
+
+
+def score_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One line a score: what it alone would accept, each task judged by a threshold chosen on the others."""
+    lines = []
+    for score in (*SCORES, TOGETHER):
+        judged, verdicts = leave_one_out(pairs, score)
+        worse, better = rates(judged, verdicts)
+        right = _mean([1 - worse.share, better.share]) if worse.of and better.of else float("nan")
+        lines.append(
+            {
+                "score": score.replace("_", " "),
+                "worse, accepted": str(worse),
+                "better, accepted": str(better),
+                "right, mean of both": f"{right:.0%}" if np.isfinite(right) else "–",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def gate_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """What the gate accepts: against ``source_only``, of that the adaptations alone, and against any network."""
+    parts = {
+        "against source_only": [pair for pair in pairs if pair.first],
+        "the same, adaptations alone": [pair for pair in pairs if pair.first and pair.kept],
+        "against any network": list(pairs),
+    }
+    lines = []
+    for name, part in parts.items():
+        worse, better = rates(part, [not pair.refused_by for pair in part])
+        lines.append({"candidates": name, "worse, accepted": str(worse), "better, accepted": str(better)})
+    return pd.DataFrame(lines)
+
+
+def rule_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One line a rule of the gate: how many of the truly worse and truly better candidates it refuses."""
+    rules = sorted({rule for pair in pairs for rule in pair.refused_by})
+    lines = []
+    for rule in rules:
+        worse, better = rates(pairs, [rule in pair.refused_by for pair in pairs])
+        lines.append({"rule": rule.replace("_", " "), "worse, refused": str(worse), "better, refused": str(better)})
+    return pd.DataFrame(lines, columns=["rule", "worse, refused", "better, refused"])
+
+
+def draw(rows: Rows, pairs: Sequence[Pair], file: Path) -> None:
+    """A panel for each score: its gain over ``source_only`` against that of true Dice, a dot a network."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = pyplot.subplots(
+        2, (len(SCORES) + 1) // 2, figsize=(3.2 * ((len(SCORES) + 1) // 2), 6.2), sharey=True
+    )
+    first = [pair for pair in pairs if pair.first]
+    for axis, score in zip(axes.flat, SCORES, strict=False):
+        for task in tasks:
+            dots = [(it.gains[score], it.gain) for it in first if it.task == task and np.isfinite(it.gains[score])]
+            axis.plot(*(zip(*dots, strict=True) if dots else ([], [])), "o", markersize=3, alpha=0.8, label=task)
+        for level in (WORSE, BETTER):
+            axis.axhline(level, color="#888888", linestyle=":", linewidth=0.8)
+        axis.axvline(0, color="#888888", linewidth=0.8)
+        mean = _mean(rank_correlation(_of(rows, task), score) for task in tasks)
+        axis.set(title=f"{score.replace('_', ' ')}: {_signed(mean)}", xlabel="gain of the score")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("gain of Dice on the target")
+    axes.flat[0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def _of(rows: Rows, task: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["task"] == task]
+
+
+def _mean(values: Any) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if np.isfinite(value) else "–"

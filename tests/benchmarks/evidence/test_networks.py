@@ -1,0 +1,74 @@
+"""Which networks the study takes from a grid, and which it makes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.evidence.networks import kept_networks, subjects
+from microseg.errors import SettingsError
+from microseg.model import save_network
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def keep(tiny_network: Make, tmp_path: Path) -> Callable[..., Path]:
+    def build(grid: str, method: str, weights: int, *, seed: int = 0, finished: bool = True) -> Path:
+        folder = tmp_path / grid / "work" / "glands" / f"seed-{seed}" / method
+        save_network(folder, tiny_network(weights))
+        if finished:
+            (folder / "minutes.json").write_text("1.0")
+        return folder
+
+    return build
+
+
+def test_alike_once_unfinished_and_upper_bounds_never(keep: Callable[..., Path], tmp_path: Path) -> None:
+    keep("one", "adabn", 1)
+    first = keep("one", "source_only", 0)
+    keep("one", "upper_bound-0", 5)
+    keep("one", "default", 2)
+    keep("one", "dapnet", 3, finished=False)
+    keep("two", "source_only", 0)
+    again = keep("two", "default", 4)
+    keep("two", "source_only", 6, seed=1)
+    found = kept_networks([tmp_path / "one", tmp_path / "two"], "glands")
+    assert [*found] == [0, 1]
+    assert [*found[0]] == ["source_only", "adabn", "default", "default@two"]
+    assert found[0]["source_only"] == first
+    assert found[0]["default@two"] == again
+
+
+def test_a_grid_without_the_first_network(keep: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"found no network: run python -m benchmarks.adaptation --task glands"):
+        kept_networks([tmp_path / "one"], "glands")
+    keep("one", "default", 1, seed=2)
+    with pytest.raises(SettingsError, match=r"seeds \[2\] without it"):
+        kept_networks([tmp_path / "one"], "glands")
+
+
+def test_what_is_made(keep: Callable[..., Path], tmp_path: Path) -> None:
+    kept = {"source_only": keep("one", "source_only", 0), "default": keep("one", "default", 1)}
+    found = {each.name: each for each in subjects(0, kept, {"wbc": list})}
+    assert [*found][:2] == ["source_only", "default"]
+    assert [name for name, each in found.items() if not each.made] == ["source_only", "default"]
+    assert {
+        "source_only, collapsed to gland", "default, tilted to background", "default, noise 0.3",
+        "source_only, statistics of wbc", "source_only, 60% trained", "default, 1.5 of the way",
+    } <= found.keys()  # fmt: skip
+    assert len(found) == 2 + 2 * 7 + 2 + 3
+    weights = {name: found[name].build().head.weight for name in ("source_only", "default", "default, 1.5 of the way")}
+    source, adapted, beyond = weights.values()
+    torch.testing.assert_close(beyond, source + 1.5 * (adapted - source))
+    collapsed = found["default, collapsed to gland"].build()
+    assert not collapsed.training
+    assert (collapsed(torch.rand(1, 3, 32, 32)).argmax(1) == 1).all()
+    assert found["default, 1.5 of the way"].parents == (*found["source_only"].parents, *found["default"].parents)
+
+
+def test_without_default_only_the_first_is_spoilt(keep: Callable[..., Path]) -> None:
+    found = subjects(0, {"source_only": keep("one", "source_only", 0)}, {})
+    assert all(each.name.startswith("source_only") for each in found)
