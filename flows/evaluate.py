@@ -33,8 +33,9 @@ def compare_versions(
 ) -> Comparison:
     """Measure both versions on the same images."""
     source, _ = fetch_labs(candidate.datasets, settings)
+    source = [one for one in source if one.card.lab != lab] or source  # the new lab may have sent a few masks
     target = fetch_lab(lab, candidate.datasets.get(lab), settings)[0] if lab else None
-    sides = 1 if production is None else 2
+    registry, sides = open_registry(settings), 1 if production is None else 2
     images = sum(len(one.select(split="test", labelled=True)) for one in source) + (len(target.rows) if target else 0)
     with progress_bar("Evaluating", sides * images) as advance:
         return compare(
@@ -42,6 +43,7 @@ def compare_versions(
             fetch_network(production, settings) if production else None,
             source=source,
             target=target,
+            known=(registry.known_images(candidate), registry.known_images(production) if production else None),
             engine=lambda network: make_engine(network, settings),
             on_image=advance,
         )
@@ -137,6 +139,9 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, float | None, flo
     rows: list[tuple[str, float | None, float | None]] = []
     for lab, scores in comparison.scores.items():
         rows += [(f"{name.replace('_', ' ')}, {lab}", new, old) for name, (new, old) in scores.items()]
+    if (gain := comparison.candidate.target_gain) is not None:
+        ends = {"": gain.value, ", at least": gain.low, ", at most": gain.high}
+        rows += [(f"dice gained{end}, {comparison.target}", value, None) for end, value in ends.items()]
     old_evidence = comparison.production.label_free if comparison.production else {}
     for name, value in comparison.candidate.label_free.items():
         rows.append((f"{name.replace('_', ' ')}, {comparison.target}", value, old_evidence.get(name)))

@@ -9,7 +9,7 @@ from flows.stores import dataset_store, open_registry
 from microseg.data.dataset import Lab, open_lab
 from microseg.data.sampling import CropSampler, Sample
 from microseg.errors import VersioningError
-from microseg.evaluation import Comparison
+from microseg.evaluation import Comparison, learn_known
 from microseg.inference import Engine
 from microseg.model import PyramidSegmenter, load_network
 from microseg.registry import (
@@ -62,6 +62,7 @@ def fetch_segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
     return Segmenter(
         fetch_network(version, settings),
         provenance=version_provenance(version),
+        known=open_registry(settings).known_images(version),
         device=settings.params.device,
         tile=inference.tile,
         halo=inference.halo,
@@ -117,7 +118,7 @@ def publish(
     settings: Settings,
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Log the datasets of a training and register its network, with its model card.
+    """Log the datasets of a training and register its network, with its model card and what it knows of images.
 
     Args:
         registry: where to.
@@ -139,6 +140,7 @@ def publish(
     )
     run.set_tag("stopped", fitted.result.stopped)
     network = load_network(fitted.folder).config
+    run.log_known_images(learn_known([*source, *target], network.mpp))
     card = model_card(
         method=method,
         classes=network.classes,

@@ -132,6 +132,10 @@ class SegmentRecord:
         failed: that could not be read.
         seconds: for all.
         unsized: of unknown pixel size, taken to be at the model's.
+        compared: with the images that the model knows.
+        unlike: of them, those further off than the limit.
+        drift: median distance to the nearest known lab, 1 being the limit; None where nothing could be compared.
+        drifted: whether that is more than the section ``drift`` allows.
     """
 
     version: str
@@ -142,6 +146,10 @@ class SegmentRecord:
     failed: int
     seconds: float
     unsized: int = 0
+    compared: int = 0
+    unlike: int = 0
+    drift: float | None = None
+    drifted: bool = False
 
 
 @dataclass(frozen=True)

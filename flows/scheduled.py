@@ -54,6 +54,8 @@ def segment_waiting(folder: Path | None = None, changes: tuple[str, ...] = ()) -
         batch = segment(place, out=out, keep=not settings.params.schedule.again, changes=changes)
         counts = f"{batch.done} segmented, {batch.skipped} were before, {batch.failed} could not be"
         told.append(f"{counts}; outputs in {batch.out}.")
+        if batch.drifted:
+            told.append(f"Drifted: {batch.unlike} of {batch.compared} images are unlike any lab that the model knows.")
     return Completed(message=" ".join(told))
 
 

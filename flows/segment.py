@@ -81,6 +81,7 @@ def segment_chunk(
         order.out,
         provenance=segmenter.provenance,
         options=order.options,
+        known=segmenter.known,
         progress=None if progress is None else lambda _done, _total: progress(),
     )
     return str(version.version), outcomes
@@ -122,7 +123,13 @@ def segment(
         else:
             done = [segment_chunk(chunk, order, lambda: advance("")) for chunk in chunks]
     outcomes = [outcome for _, part in done for outcome in part]
-    summary = finish_batch(outcomes, out, outputs=order.options.outputs, seconds=time.perf_counter() - began)
+    summary = finish_batch(
+        outcomes,
+        out,
+        outputs=order.options.outputs,
+        seconds=time.perf_counter() - began,
+        drift=settings.params.drift.policy,
+    )
     write_batch_page(summary)
     _show_in_prefect(summary, out)
     versions = list(dict.fromkeys(number for number, _ in done))
@@ -135,6 +142,10 @@ def segment(
         summary.failed,
         summary.seconds,
         summary.unsized,
+        summary.drift.images,
+        summary.drift.unlike,
+        summary.drift.median if summary.drift.images else None,
+        summary.drift.drifted,
     )
 
 
@@ -208,7 +219,9 @@ def _sizes(folder: Path, images: Sequence[Path]) -> Mapping[str, float]:
 def _show_in_prefect(summary: BatchSummary, out: Path) -> None:
     counts = {"images": summary.images, "done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
     create_table_artifact(
-        [counts | {"seconds": round(summary.seconds, 1)}], key="batch", description=f"Outputs in {out}"
+        [counts | {"seconds": round(summary.seconds, 1), "drift": str(summary.drift)}],
+        key="batch",
+        description=f"Outputs in {out}",
     )
     for number, overlay in enumerate(sorted(out.glob("*.overlay.jpg"))[:3], 1):
         create_image_artifact(data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
@@ -243,6 +256,13 @@ def command(
         console.print(
             f"[yellow]{result.unsized} images have no known pixel size and were taken to be at the model's: "
             "give --mpp, a line file,mpp in images.csv, or mpp in lab.yaml.[/yellow]"
+        )
+    if result.drift is not None:
+        colour = "yellow" if result.drifted else "default"
+        advice = " Adapt to their lab: microseg ingest, then microseg adapt." if result.drifted else ""
+        console.print(
+            f"[{colour}]{result.unlike} of {result.compared} images are unlike any lab that the model knows "
+            f"(median distance: {result.drift:.2f} of the limit).{advice}[/]"
         )
     finish(result, record)
     if result.failed:

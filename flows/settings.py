@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
 from microseg.inference import OUTPUTS, SLIDE_MEGAPIXELS
+from microseg.metrics import DriftPolicy
 from microseg.model import NetworkConfig, encoder_normalisation
 from microseg.registry import GatePolicy
 from microseg.training import AdaptSettings, TrainSettings
@@ -79,6 +80,18 @@ class InferenceSettings(_Section):
         return self
 
 
+class DriftSettings(_Section):
+    """When images are too far from those that the model knows."""
+
+    max_share: float = Field(DriftPolicy.max_share, ge=0, le=1)
+    max_median: PositiveFloat = DriftPolicy.max_median
+
+    @property
+    def policy(self) -> DriftPolicy:
+        """For the library."""
+        return DriftPolicy(self.max_share, self.max_median)
+
+
 class DemoSettings(_Section):
     """The made labs of ``make demo``."""
 
@@ -125,6 +138,7 @@ class Params(_Section):
     adapt: AdaptSettings = AdaptSettings()
     gate: GatePolicy = GatePolicy()
     inference: InferenceSettings = InferenceSettings()
+    drift: DriftSettings = DriftSettings()
     demo: DemoSettings = DemoSettings()
     landing: LandingSettings = LandingSettings()
     promotion: PromotionSettings = PromotionSettings()

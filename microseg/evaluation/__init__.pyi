@@ -1,4 +1,5 @@
 from .comparison import Comparison, compare
+from .drift import image_drifts, learn_known
 from .label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from .references import (
     Reference,
@@ -18,10 +19,12 @@ __all__ = [
     "bootstrap_interval",
     "compare",
     "expected_foreground_share",
+    "image_drifts",
     "kept_aside",
     "lab_references",
     "lab_targets",
     "label_free_scores",
+    "learn_known",
     "mean_scores",
     "score",
 ]

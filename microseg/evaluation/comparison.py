@@ -1,30 +1,33 @@
 """A candidate beside the production model: what it must not lose, and what it gains on the new lab."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from pydantic import TypeAdapter
 
 from microseg.data.dataset import Lab
 from microseg.data.sampling import CropSampler, Sample
+from microseg.evaluation.drift import image_drifts
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
 from microseg.inference import Engine
-from microseg.metrics import domain_separability
+from microseg.metrics import KnownImages, domain_separability, summarise_drift
 from microseg.model import PyramidSegmenter
-from microseg.registry import Evidence
+from microseg.registry import Evidence, Interval
 
 __all__ = ["Comparison", "compare"]
 
 _LABEL_FREE_IMAGES = 200  # of a lab, spread evenly: more would tell no more
 _SEPARABILITY_IMAGES = 16
 _SEPARABILITY_CROP = 256  # pixels
+_MASKED_SLIDES = 3  # of the new lab, at least, with masks: fewer do not tell a gain from chance
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Comparison:
 class _Side:
     evidence: Evidence
     scores: dict[str, Mapping[str, float]]
+    masked: pd.Series | None = None  # Dice of each image of the new lab that has a mask, by its slide
 
 
 def compare(
@@ -67,6 +71,7 @@ def compare(
     *,
     source: Sequence[Lab],
     target: Lab | None,
+    known: tuple[KnownImages | None, KnownImages | None] = (None, None),
     engine: Callable[[PyramidSegmenter], Engine] = Engine,
     on_image: Callable[[str], None] = lambda _name: None,
 ) -> Comparison:
@@ -76,7 +81,10 @@ def compare(
         candidate: the network proposed.
         production: the network in use.
         source: labelled labs; their ``test`` split is scored.
-        target: the new lab. Without masks it gives label-free evidence; where it sent some, also Dice on them.
+        target: the new lab. Without masks it gives label-free evidence; where it sent some, also Dice on them, and
+            where these are of three slides or more, the Dice gained, image by image.
+        known: what the candidate and the network in use know, to tell how far the new lab lies from that; None where
+            that was not kept.
         engine: makes a network ready to segment.
         on_image: called with an image's name each time that one is done.
 
@@ -85,13 +93,24 @@ def compare(
     """
     expected = expected_foreground_share(source)
     judge = partial(_judge, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
-    new = judge(candidate)
-    old = None if production is None else judge(production)
+    new = judge(candidate, known=known[0])
+    old = None if production is None else judge(production, known=known[1])
     scores = {
         lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in figures.items()}
         for lab, figures in new.scores.items()
     }
-    return Comparison(new.evidence, old.evidence if old else None, target.card.lab if target else None, scores)
+    evidence = new.evidence if old is None else replace(new.evidence, target_gain=_gain(new.masked, old.masked))
+    return Comparison(evidence, old.evidence if old else None, target.card.lab if target else None, scores)
+
+
+def _gain(new: pd.Series | None, old: pd.Series | None) -> Interval | None:
+    """Dice gained on the new lab's masks: the difference on each image, drawn by slide."""
+    if new is None or old is None:
+        return None
+    gained = (new - old).dropna()
+    if gained.index.nunique() < _MASKED_SLIDES:
+        return None
+    return bootstrap_interval(gained.to_numpy(float), gained.index.to_list())
 
 
 def _judge(
@@ -99,6 +118,7 @@ def _judge(
     *,
     source: Sequence[Lab],
     target: Lab | None,
+    known: KnownImages | None,
     engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
     on_image: Callable[[str], None],
@@ -109,11 +129,14 @@ def _judge(
         for lab in source
     }
     label_free: dict[str, float] = {}
-    interval = None
+    interval, masked = None, None
     if target is not None:
         looked_at = lab_targets(target, _LABEL_FREE_IMAGES)
         label_free = label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
         label_free |= {"expected_foreground_share": expected, "images": len(looked_at)}
+        if known is not None:
+            drift = summarise_drift(image_drifts(known, looked_at, network.config.mpp))
+            label_free |= {"drift": drift.median, "drift_share": drift.share}
         images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
         others = lab_targets(target, _SEPARABILITY_IMAGES)
         if min(len(images), len(others)) > 1:
@@ -126,9 +149,11 @@ def _judge(
         if references:
             table = score(ready.probabilities, references, classes, on_image)
             scores[target.card.lab] = mean_scores(table)
-            interval = bootstrap_interval(table["dice"].to_numpy(float))
+            slides = [reference.slide or reference.name for reference in references]
+            masked = pd.Series(table["dice"].to_numpy(float), slides)
+            interval = bootstrap_interval(masked.to_numpy(), slides)
     dice = {lab.card.lab: scores[lab.card.lab]["dice"] for lab in source}
-    return _Side(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores)
+    return _Side(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores, masked)
 
 
 @torch.inference_mode()

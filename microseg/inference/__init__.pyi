@@ -1,4 +1,5 @@
 from .batch import plan_batch, segment_batch, segment_file, segment_part
+from .drift import image_drift, slide_drift
 from .engine import Engine, segment_image, weights_digest
 from .folding import fold_batch_norm
 from .measurements import OBJECT_COLUMNS, measure_objects, summarise_image
@@ -38,6 +39,7 @@ __all__ = [
     "file_sha256",
     "finish_batch",
     "fold_batch_norm",
+    "image_drift",
     "label_objects",
     "measure_objects",
     "outline_objects",
@@ -49,6 +51,7 @@ __all__ = [
     "segment_image",
     "segment_part",
     "segment_slide",
+    "slide_drift",
     "slide_rows",
     "summarise_image",
     "weights_digest",

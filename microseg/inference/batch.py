@@ -19,13 +19,21 @@ from microseg.inference.part import Part, complete_provenance, segment_one
 from microseg.inference.record import Provenance
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
+from microseg.metrics import DriftPolicy, KnownImages
 
 __all__ = ["plan_batch", "segment_batch", "segment_file", "segment_part"]
 
 _USUAL = BatchOptions()
 
 
-def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: float | None = None) -> Segmentation:
+def segment_file(
+    engine: Engine,
+    path: Path,
+    *,
+    provenance: Provenance,
+    mpp: float | None = None,
+    known: KnownImages | None = None,
+) -> Segmentation:
     """Segment one image file.
 
     Args:
@@ -33,6 +41,7 @@ def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: flo
         path: of the image.
         provenance: of the network; weights and settings are added from the engine.
         mpp: microns per pixel, where the file does not say or is wrong.
+        known: what the network knows, to tell the image's drift.
 
     Returns:
         The segmentation, with probabilities; nothing is written.
@@ -41,7 +50,7 @@ def segment_file(engine: Engine, path: Path, *, provenance: Provenance, mpp: flo
         ImageReadError: the file is not a readable image.
         DataError: its pixel size is far from the model's.
     """
-    return segment_one(engine, path, complete_provenance(provenance, engine), mpp)
+    return segment_one(engine, path, complete_provenance(provenance, engine), mpp, known)
 
 
 def segment_batch(
@@ -51,6 +60,8 @@ def segment_batch(
     *,
     provenance: Provenance,
     options: BatchOptions = _USUAL,
+    known: KnownImages | None = None,
+    drift: DriftPolicy | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
     """Segment images into a folder.
@@ -66,6 +77,8 @@ def segment_batch(
             time writes to a folder.
         provenance: of the network; weights and settings are added from the engine.
         options: what is asked for.
+        known: what the network knows, to tell how far the images lie from that; None: it is not told.
+        drift: see `finish_batch`.
         progress: called with the number of images finished and of all.
 
     Returns:
@@ -77,8 +90,9 @@ def segment_batch(
     """
     started = time.perf_counter()
     jobs = plan_batch(images, out)
-    outcomes = segment_part(engine, jobs, out, provenance=provenance, options=options, progress=progress)
-    return finish_batch(outcomes, out, outputs=options.outputs, seconds=time.perf_counter() - started)
+    outcomes = segment_part(engine, jobs, out, provenance=provenance, options=options, known=known, progress=progress)
+    seconds = time.perf_counter() - started
+    return finish_batch(outcomes, out, outputs=options.outputs, seconds=seconds, drift=drift)
 
 
 def plan_batch(images: Sequence[Path], out: Path) -> tuple[Job, ...]:
@@ -105,6 +119,7 @@ def segment_part(
     *,
     provenance: Provenance,
     options: BatchOptions = _USUAL,
+    known: KnownImages | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Segment some images of a batch; nobody else may work on the same ones at this time.
@@ -115,6 +130,7 @@ def segment_part(
         out: the batch's folder.
         provenance: of the network; weights and settings are added from the engine.
         options: of the batch.
+        known: see `segment_batch`.
         progress: called with the number of images finished and of all of these.
 
     Returns:
@@ -128,7 +144,7 @@ def segment_part(
     for_slides = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
     complete = complete.model_copy(update={"inference": complete.inference | for_slides})
     outcomes: dict[str, Outcome] = {}
-    for outcome in Part(engine, out, complete, options).run(jobs):
+    for outcome in Part(engine, out, complete, options, known).run(jobs):
         outcomes[outcome.job.name] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))

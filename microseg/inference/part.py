@@ -16,6 +16,7 @@ import numpy.typing as npt
 from microseg.data import image_mpp, read_image
 from microseg.data.slides import is_slide, open_slide
 from microseg.errors import DataError, MicrosegError
+from microseg.inference.drift import image_drift
 from microseg.inference.engine import Engine
 from microseg.inference.options import BatchOptions, Sizes
 from microseg.inference.outputs import file_sha256
@@ -23,6 +24,7 @@ from microseg.inference.record import Provenance, Record, read_record
 from microseg.inference.segmentation import Segmentation
 from microseg.inference.slide import segment_slide
 from microseg.inference.tables import Job, Outcome
+from microseg.metrics import KnownImages
 
 __all__ = ["Part", "complete_provenance", "segment_one"]
 
@@ -53,6 +55,7 @@ class Part:
     out: Path
     provenance: Provenance
     options: BatchOptions
+    known: KnownImages | None = None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Leaving early waits for what is being written."""
@@ -106,7 +109,7 @@ class Part:
                 return self.outcome(job, self.out / f"{job.name}.json", loaded.mpp, skipped=True)
             if isinstance(loaded, _Streamed):
                 return self.stream(job, loaded)
-            return _segment(self.engine, job.path, loaded, self.provenance), loaded.image
+            return _segment(self.engine, job.path, loaded, self.provenance, self.known), loaded.image
         except _OutputError as error:
             raise error.cause from None
         except Exception as error:
@@ -125,6 +128,7 @@ class Part:
                 skip_glass=self.options.skip_glass,
                 name=job.name,
                 sha256=slide.sha256,
+                known=self.known,
             )
         except OSError as error:  # what is wrong with the slide is an ImageReadError
             raise _OutputError(error) from error
@@ -153,13 +157,17 @@ class _OutputError(Exception):
         self.cause = cause
 
 
-def segment_one(engine: Engine, path: Path, provenance: Provenance, mpp: float | None) -> Segmentation:
+def segment_one(
+    engine: Engine, path: Path, provenance: Provenance, mpp: float | None, known: KnownImages | None = None
+) -> Segmentation:
     """Read and segment one image that is no slide; the arguments are those of `segment_file`."""
     sha256 = file_sha256(path) if path.is_file() else ""  # read_image says what is wrong
-    return _segment(engine, path, _Loaded(read_image(path), sha256, _mpp(path, mpp)), provenance)
+    return _segment(engine, path, _Loaded(read_image(path), sha256, _mpp(path, mpp)), provenance, known)
 
 
-def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance) -> Segmentation:
+def _segment(
+    engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance, known: KnownImages | None
+) -> Segmentation:
     started = time.perf_counter()
     probabilities = engine.probabilities(loaded.image, loaded.mpp)  # (K, H, W)
     return Segmentation(
@@ -171,6 +179,7 @@ def _segment(engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance
         source=str(path),
         source_sha256=loaded.sha256,
         seconds=round(time.perf_counter() - started, 3),
+        drift=image_drift(known, loaded.image, engine.zoom(loaded.mpp)),
     )
 
 

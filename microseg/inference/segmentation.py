@@ -49,6 +49,7 @@ class Segmentation:
         seconds: that the network took; None if unknown.
         step: pixels of the image along one of the mask, across and down: other than 1 for slides that were segmented at
             the model's scale.
+        drift: distance to the nearest lab that the model knows, 1 being the limit; None where there is no telling.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -60,6 +61,7 @@ class Segmentation:
     source_sha256: str | None = None
     seconds: float | None = None
     step: tuple[float, float] = (1.0, 1.0)
+    drift: float | None = None
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -87,9 +89,10 @@ class Segmentation:
 
     @cached_property
     def summary(self) -> dict[str, float]:
-        """Figures of the whole image; see `summarise_image`."""
+        """Figures of the whole image; see `summarise_image`. Where it is known, ``drift`` is one of them."""
         mpp = None if self.mpp is None else self.mpp * self._step
-        return summarise_image(self.mask, self.classes, mpp=mpp, probabilities=self.probabilities, labels=self.labels)
+        found = summarise_image(self.mask, self.classes, mpp=mpp, probabilities=self.probabilities, labels=self.labels)
+        return found if self.drift is None else found | {"drift": self.drift}
 
     @property
     def _step(self) -> float:
@@ -200,6 +203,7 @@ class Segmentation:
             source_sha256=record.source_sha256,
             seconds=record.seconds,
             step=record.step,
+            drift=record.summary.get("drift"),
         )
 
     def _record(self, name: str, sha256: str | None, files: dict[str, str]) -> Record:

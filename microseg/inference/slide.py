@@ -16,6 +16,7 @@ from PIL import Image
 from microseg.cpu import return_memory
 from microseg.data.slides import Slide, SlideView, TissueMap, find_tissue, open_slide
 from microseg.errors import DataError, SettingsError
+from microseg.inference.drift import slide_drift
 from microseg.inference.engine import Engine
 from microseg.inference.label_pyramid import LabelPyramid
 from microseg.inference.object_stream import FoundObjects, ObjectStream
@@ -32,6 +33,7 @@ from microseg.inference.overlay import draw_overlay
 from microseg.inference.record import Provenance, Record, software_versions
 from microseg.inference.stream import Certainty, MaskRows, stream_mask
 from microseg.inference.tiling import Tile
+from microseg.metrics import KnownImages
 
 __all__ = ["segment_slide", "slide_rows"]
 
@@ -50,6 +52,7 @@ def segment_slide(
     skip_glass: bool = True,
     name: str | None = None,
     sha256: str | None = None,
+    known: KnownImages | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Record:
     """Segment a slide into files, each written whole or not at all, and the record last.
@@ -67,6 +70,7 @@ def segment_slide(
         skip_glass: leave out tiles that show bare glass only; they are background.
         name: how the files' names begin; None: as the slide's, unless another image has taken that.
         sha256: of the file; None: computed.
+        known: what the network knows, to tell the slide's drift.
         progress: called with the share of the slide that is done, 0..1.
 
     Returns:
@@ -83,8 +87,8 @@ def segment_slide(
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(path) as slide:
-        known = slide.mpp if mpp is None else mpp
-        view, tissue = _prepare(engine, slide, known, skip_glass)
+        stated = slide.mpp if mpp is None else mpp
+        view, tissue = _prepare(engine, slide, stated, skip_glass)
         name = output_names([path], out)[0] if name is None else name
         sha256 = sha256 or file_sha256(path)
         files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
@@ -93,20 +97,22 @@ def segment_slide(
         with staged(out, name) as staging, _Collector(view, len(engine.classes), staging, outlined) as collector:
             _collect(engine, view, tissue, certainty, collector, progress)
             objects = collector.objects.finish()
+            summary = _summary(collector, objects, engine.classes, slide, stated, tissue, certainty)
+            drift = slide_drift(known, view, tissue)
             made = {output: staging / file for output, file in files.items()}
-            _write_files(made, slide, view, collector, objects, engine, known, name, sha256)
+            _write_files(made, slide, view, collector, objects, engine, stated, name, sha256)
             record = Record(
                 name=name,
                 source=str(path.resolve()),
                 source_sha256=sha256,
                 width=slide.width,
                 height=slide.height,
-                mpp=known,
+                mpp=stated,
                 step=(view.step_x, view.step_y),
                 classes=engine.classes,
                 provenance=provenance,
                 outputs=files,
-                summary=_summary(collector, objects, engine.classes, slide, known, tissue, certainty),
+                summary=summary if drift is None else summary | {"drift": drift},
                 created=datetime.now(UTC),
                 seconds=round(time.perf_counter() - started, 3),
                 software=software_versions(),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv, parquet
@@ -14,6 +15,7 @@ from microseg.data.atomic import replacing
 from microseg.inference.measurements import OBJECT_COLUMNS
 from microseg.inference.outputs import OUTPUTS
 from microseg.inference.record import Record, read_record
+from microseg.metrics import DriftPolicy, LabDrift, summarise_drift
 
 __all__ = ["BatchSummary", "Job", "Outcome", "finish_batch"]
 
@@ -68,6 +70,7 @@ class BatchSummary:
         summary: table of all done and skipped images.
         failures: table of the images passed over.
         record: the batch itself, as JSON.
+        drift: how far the done and skipped images lie from those that the model knows.
     """
 
     images: int
@@ -81,10 +84,16 @@ class BatchSummary:
     summary: Path
     failures: Path
     record: Path
+    drift: LabDrift
 
 
 def finish_batch(
-    outcomes: Sequence[Outcome], out: Path, *, outputs: Collection[str] = OUTPUTS, seconds: float
+    outcomes: Sequence[Outcome],
+    out: Path,
+    *,
+    outputs: Collection[str] = OUTPUTS,
+    seconds: float,
+    drift: DriftPolicy | None = None,
 ) -> BatchSummary:
     """Write what tells of the whole batch, when all its parts are done; CSV tables also as Parquet.
 
@@ -93,6 +102,7 @@ def finish_batch(
         out: the batch's folder.
         outputs: that were asked for.
         seconds: that it took.
+        drift: when the batch has drifted from what the model knows; the defaults where None.
 
     Returns:
         Counts, times and tables.
@@ -111,6 +121,9 @@ def finish_batch(
         summary=out / "summary.csv",
         failures=out / "failures.csv",
         record=out / "batch.json",
+        drift=summarise_drift(
+            [it for record in records.values() if (it := record.summary.get("drift")) is not None], drift
+        ),
     )
     failures = [{"image": str(o.job.path), "reason": o.reason} for o in outcomes if o.record is None]
     _write_tables(summary, list(records.values()), failures, out, outputs)
@@ -143,6 +156,7 @@ def _write_tables(
             _write_parquet(summary.measurements, part)
     facts = {key: value.name if isinstance(value, Path) else value for key, value in asdict(summary).items()}
     models = {r.provenance.model: r.provenance.model_dump(mode="json") for r in records}
+    facts["drift"] = {key: value if np.isfinite(value) else None for key, value in asdict(summary.drift).items()}
     facts |= {"created": datetime.now(UTC).isoformat(), "provenance": models, "outputs": sorted(outputs)}
     facts |= {"records": [f"{record.name}.json" for record in records]}
     with replacing(summary.record) as part:

@@ -1,4 +1,5 @@
 from .boundary import assd, boundary_dice, hausdorff_95
+from .drift import MIN_KNOWN, DriftPolicy, KnownImages, KnownLab, LabDrift, learn_lab, summarise_drift
 from .label_free import (
     agreement,
     class_separation,
@@ -17,6 +18,11 @@ from .overlap import (
 )
 
 __all__ = [
+    "MIN_KNOWN",
+    "DriftPolicy",
+    "KnownImages",
+    "KnownLab",
+    "LabDrift",
     "aggregated_jaccard",
     "agreement",
     "assd",
@@ -31,9 +37,11 @@ __all__ = [
     "iou",
     "iou_from_confusion",
     "label_objects",
+    "learn_lab",
     "mean_dice",
     "object_dice",
     "object_f1",
     "object_hausdorff",
     "prediction_entropy",
+    "summarise_drift",
 ]

@@ -15,6 +15,8 @@ _LABEL_FREE = {
     "foreground_share": "share marked as foreground",
     "expected_foreground_share": "share expected from the labels",
     "images": "images of the new lab looked at",
+    "drift": "distance to the nearest known lab (median; 1 is the limit)",
+    "drift_share": "share of images unlike any known lab's",
 }
 
 
@@ -155,6 +157,8 @@ def _performance(candidate: Evidence | None, production: Evidence | None, rival:
     ]
     if candidate.target_dice is not None or other.target_dice is not None:
         rows.append(("Dice, the new lab's own masks", str(candidate.target_dice or "–"), str(other.target_dice or "–")))
+    if candidate.target_gain is not None:
+        rows.append(("Dice gained on the new lab's own masks", str(candidate.target_gain), "–"))
     rows += [
         (f"New lab: {_LABEL_FREE.get(name, name)}", _number(value), _number(other.label_free.get(name)))
         for name, value in candidate.label_free.items()

@@ -2,7 +2,8 @@
 
 Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence: there the stain must
 explain the candidate's segmentation at least as well as production's, and the candidate must not mark almost nothing
-or almost everything.
+or almost everything. Where the new lab sent masks of some slides, the Dice gained on these decides in place of the
+stain, by its interval: as few masks as cannot tell a gain from a loss do not promote.
 """
 
 import math
@@ -44,15 +45,18 @@ class Evidence:
 
     Args:
         source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
-        target_dice: Dice (0..1) on the new lab, where it sent a few masks.
+        target_dice: Dice (0..1) on the new lab, where it sent a few masks; only reported.
         label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
             segmentation that the stain explains), ``foreground_share`` (predicted, 0..1) and
             ``expected_foreground_share`` (in the labels of the source labs, 0..1); others are only reported.
+        target_gain: Of the candidate: Dice gained over production on the same masks, image by image (-1..1), where they
+            are of enough slides to tell.
     """
 
     source_dice: Mapping[str, float] = field(default_factory=dict)
     target_dice: Interval | None = None
     label_free: Mapping[str, float] = field(default_factory=dict)
+    target_gain: Interval | None = None
 
 
 class GatePolicy(BaseModel):
@@ -62,6 +66,7 @@ class GatePolicy(BaseModel):
         max_source_loss: Largest loss of Dice allowed on any labelled lab.
         min_separation_gain: Smallest gain of separation on the new lab, where it sent no masks.
         min_target_gain: Smallest gain of Dice on the new lab, where it sent masks.
+        max_target_loss: Largest loss of Dice there that the interval of the gain may leave possible.
         min_foreground_ratio: Smallest predicted share of foreground on the new lab, as a multiple of the expected one.
         max_foreground_ratio: Largest such multiple.
         min_first_dice: Smallest Dice on each labelled lab for the first version, when there is no production yet.
@@ -72,6 +77,7 @@ class GatePolicy(BaseModel):
     max_source_loss: Share = 0.02
     min_separation_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     min_target_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    max_target_loss: Share = 0.02
     min_foreground_ratio: Factor = 0.25
     max_foreground_ratio: Factor = 4.0
     min_first_dice: Share = 0.5
@@ -128,17 +134,16 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy)
         policy: The thresholds.
 
     Returns:
-        The verdict with its reasons. Where the new lab sent masks for both versions, their Dice takes the place of
-        separation; the guard against collapse always applies.
+        The verdict with its reasons. Where the gain on the new lab's masks is known, it takes the place of separation;
+        the guard against collapse always applies.
     """
     if production is None:
         reasons = _first(candidate, policy)
     else:
-        masks = candidate.target_dice is not None or production.target_dice is not None
-        gain = _target_gain if masks else _separation_gain
+        gain = candidate.target_gain
         reasons = (
             *_source_kept(candidate, production, policy),
-            gain(candidate, production, policy),
+            _separation_gain(candidate, production, policy) if gain is None else _target_gain(gain, policy),
             _not_collapsed(candidate, policy),
         )
     return Decision(all(reason.passed for reason in reasons), reasons)
@@ -183,20 +188,21 @@ def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) 
     return tuple(reasons)
 
 
-def _target_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
-    new, old = candidate.target_dice, production.target_dice
-    if new is None or old is None or not all(_is_share(number) for side in (new, old) for number in _ends(side)):
+def _target_gain(gain: Interval, policy: GatePolicy) -> Reason:
+    if not all(-1 - _ROUNDING <= number <= 1 + _ROUNDING for number in (gain.value, gain.low, gain.high)):  # NaN is not
         sentence = (
-            f"On the new lab's own masks Dice is {new or 'unknown'} for the candidate and {old or 'unknown'} for "
-            "production; both must be known. Evaluate both on these masks."
+            f"On the new lab's own masks the candidate's gain of Dice is {gain}; it must be known, and between -1 and "
+            "1. Evaluate both versions on these masks."
         )
-        return Reason(False, "target_dice", sentence)
-    passed = new.value - old.value >= policy.min_target_gain - _ROUNDING and new.low >= old.low - _ROUNDING
+        return Reason(False, "target_gain", sentence)
+    enough = gain.value >= policy.min_target_gain - _ROUNDING
+    sure = gain.low >= -policy.max_target_loss - _ROUNDING
     sentence = (
-        f"On the new lab's own masks the candidate reaches Dice {new}, production {old}; "
-        f"{_asked(policy.min_target_gain)}, and the lower end must not fall."
+        f"On the new lab's own masks the candidate's Dice is higher than production's by {gain}; "
+        f"{_asked(policy.min_target_gain)}, and the interval must rule out a loss of more than "
+        f"{policy.max_target_loss:.3f}{'' if sure or not enough else ': send more masks to tell'}."
     )
-    return Reason(bool(passed), "target_dice", sentence)
+    return Reason(bool(enough and sure), "target_gain", sentence)
 
 
 def _separation_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
@@ -240,10 +246,6 @@ def _no_labs() -> Reason:
 
 def _is_share(value: float | None) -> TypeGuard[float]:
     return value is not None and -_ROUNDING <= value <= 1 + _ROUNDING  # NaN is not
-
-
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
 
 
 def _asked(gain: float) -> str:

@@ -16,10 +16,12 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric
 
 from microseg.errors import VersionNotFoundError
+from microseg.metrics import KnownImages
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE
 from microseg.registry import promotion
 from microseg.registry.connection import is_server, open_client, open_experiment, registry_errors
 from microseg.registry.history import HISTORY_EXPERIMENT, Cause, Promotion, read_history
+from microseg.registry.known import read_known
 from microseg.registry.lookup import find_version, list_versions, registered_model
 from microseg.registry.promotion import Drift
 from microseg.registry.registration import fit_description, headline, register_network
@@ -178,6 +180,12 @@ class Registry:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return folder
+
+    def known_images(self, ref: VersionRef) -> KnownImages | None:
+        """What the images look like that a version was trained on or adapted to; None where that was not kept."""
+        version = self.resolve(ref)
+        with self._asking(f"give what version {version.version} knows"):
+            return read_known(self._client, version.run_id)
 
     # ---- aliases
 

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from microseg.data.slides import is_slide, open_slide
+from microseg.data.slides import find_tissue, is_slide, open_slide
 from microseg.environment import Environment
 from microseg.errors import WeightsError
 from microseg.inference import (
@@ -18,10 +19,13 @@ from microseg.inference import (
     Engine,
     Provenance,
     Segmentation,
+    image_drift,
     segment_batch,
     segment_file,
+    slide_drift,
     slide_rows,
 )
+from microseg.metrics import KnownImages
 from microseg.model import PyramidSegmenter, load_network
 from microseg.registry import MODEL_NAME, ModelVersion, Registry
 from microseg.training import resolve_device
@@ -35,6 +39,7 @@ class Segmenter:
     Args:
         network: the network.
         provenance: what made it, written with every result.
+        known: what it knows, to tell the drift of images; None: that is not told.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
         tile: longest side of a tile, pixels at the model's scale.
         halo: half of the overlap of two tiles, pixels.
@@ -43,6 +48,7 @@ class Segmenter:
     Attributes:
         engine: the network, made ready.
         provenance: what made it, with what decides its results.
+        known: what it knows.
     """
 
     def __init__(
@@ -50,12 +56,14 @@ class Segmenter:
         network: PyramidSegmenter,
         *,
         provenance: Provenance | None = None,
+        known: KnownImages | None = None,
         device: str = "auto",
         tile: int = 512,
         halo: int = 64,
         batch: int = 4,
     ) -> None:
         self.engine = Engine(network, device=resolve_device(device), tile=tile, halo=halo, batch=batch)
+        self.known = known
         made_by = provenance or Provenance(model="unregistered")
         inference = {**made_by.inference, **self.engine.parameters}
         self.provenance = made_by.model_copy(
@@ -89,7 +97,7 @@ class Segmenter:
             VersionNotFoundError: when the registry has no such version.
             WeightsError: when the folder is not there or its files cannot be used.
         """
-        options = {"tile": tile, "halo": halo, "batch": batch}
+        options: dict[str, Any] = {"tile": tile, "halo": halo, "batch": batch}
         if isinstance(model, Path) or (isinstance(model, str) and len(Path(model).parts) > 1):
             folder = Path(model)
             if not folder.is_dir():
@@ -100,7 +108,8 @@ class Segmenter:
         registry = Registry(tracking_uri or environment.tracking_uri)
         version = registry.resolve(model)
         network = load_network(registry.download(version, environment.home.models))
-        return cls(network, provenance=version_provenance(version), device=device, **options)
+        known = registry.known_images(version)
+        return cls(network, provenance=version_provenance(version), known=known, device=device, **options)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,7 +139,7 @@ class Segmenter:
             path = Path(image)
             if is_slide(path, megapixels=SLIDE_MEGAPIXELS):
                 return self._segment_slide(path, mpp)
-            return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp)
+            return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp, known=self.known)
         began = time.perf_counter()
         probabilities = self.engine.probabilities(image, mpp)  # (K, H, W)
         return Segmentation(
@@ -141,6 +150,7 @@ class Segmenter:
             provenance=self.provenance,
             source="array",
             seconds=time.perf_counter() - began,
+            drift=image_drift(self.known, image, self.engine.zoom(mpp)),
         )
 
     def segment_to(
@@ -164,7 +174,9 @@ class Segmenter:
         """
         paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
         options = BatchOptions(outputs=outputs, mpp=mpp)
-        return segment_batch(self.engine, paths, Path(out), provenance=self.provenance, options=options)
+        return segment_batch(
+            self.engine, paths, Path(out), provenance=self.provenance, options=options, known=self.known
+        )
 
     def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
         began = time.perf_counter()
@@ -174,6 +186,7 @@ class Segmenter:
             mask = np.empty((view.height, view.width), np.uint8)
             for part in rows:
                 mask[part.top : part.top + len(part.mask)] = part.mask
+            drift = None if self.known is None else slide_drift(self.known, view, find_tissue(slide))
         return Segmentation(
             mask=mask,
             probabilities=None,
@@ -183,6 +196,7 @@ class Segmenter:
             source=str(path),
             seconds=time.perf_counter() - began,
             step=(view.step_x, view.step_y),
+            drift=drift,
         )
 
 

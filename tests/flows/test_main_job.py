@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Ar
 from flows.export import export
 from flows.promote import promote
 from flows.rollback import rollback
+from flows.segment import segment
 from microseg.errors import SettingsError
 from microseg.inference import read_record
 from microseg.model import load_network
@@ -61,6 +62,42 @@ def test_evaluation_is_kept(done: Any) -> None:
     assert "agreement" in figures["candidate"]["label_free"]
     assert record.figures
     assert all(Path(figure).is_file() for figure in record.figures)
+
+
+def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
+    for number, labs in ((1, {"lab_a"}), (2, {"lab_a", "lab_b"})):
+        known = done.registry.known_images(number)
+        assert known is not None
+        assert set(known.labs) == labs
+    new, old = (done.evaluated.evidence[side]["label_free"] for side in ("candidate", "production"))
+    assert new["drift"] < old["drift"]
+    assert (new["drift_share"], old["drift_share"]) == (0, 1)
+    assert "distance to the nearest known lab" in done.registry.resolve(2).description
+    record = done.segmented
+    assert (record.compared, record.unlike, record.drifted) == (6, 0, False)
+    assert record.drift == pytest.approx(new["drift"])
+    summary = pd.read_csv(Path(record.out) / "summary.csv")
+    assert summary["drift"].median() == pytest.approx(record.drift, rel=1e-4)
+    assert done.segmented_again.drift == record.drift  # of what had been done before
+
+
+def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any, tmp_path: Path) -> None:
+    record = segment(copied.lab_b, model="1", out=tmp_path / "out")
+    assert (record.compared, record.unlike, record.drifted) == (6, 6, True)
+    assert record.drift == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["drift"])
+    assert "have drifted" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    allowed = segment(
+        copied.lab_b, model="1", out=tmp_path / "out", changes=("drift.max_share=1", "drift.max_median=99")
+    )
+    assert (allowed.skipped, allowed.unlike, allowed.drifted) == (6, 6, False)
+
+
+def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
+    copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microseg.registry.known.KNOWN_FILE", "never-written.json")  # as with versions of before
+    record = segment(copied.lab_b, out=tmp_path / "out")
+    assert (record.done, record.compared, record.drift, record.drifted) == (6, 0, None, False)
 
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from microseg.data.appearance import describe_image
 from microseg.data.dataset import Lab
 from microseg.data.images import read_image, read_mask, write_png
 from microseg.data.lab import LabCard
 from microseg.data.manifest import ManifestRow
-from microseg.evaluation import Comparison, compare, expected_foreground_share
+from microseg.evaluation import Comparison, bootstrap_interval, compare, expected_foreground_share, learn_known
+from microseg.metrics import KnownImages, KnownLab
 from microseg.model import Features, PyramidSegmenter
 from microseg.registry import Evidence, GatePolicy, Interval, decide
 
@@ -93,6 +95,36 @@ def test_without_a_new_lab_or_a_production_model(
     assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
+def test_drift_is_told_by_what_each_side_knows(
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab, new_lab: Lab
+) -> None:
+    """Production knows one lab, the candidate both; of a version that keeps nothing it is not told."""
+    one = learn_known([labelled_lab], 1.0)
+    assert list(one.labs) == ["lab_a"]
+    figures = np.array([describe_image(read_image(new_lab.image_path(row))) for row in new_lab.rows])
+    both = KnownImages(one.figures, {**one.labs, "lab_b": KnownLab(4, figures.mean(0), np.eye(len(figures[0])), 9.0)})
+
+    def told(known: tuple[KnownImages | None, KnownImages | None]) -> list[dict[str, float]]:
+        result = compare(
+            at_level(190),
+            at_level(150),
+            source=[labelled_lab],
+            target=new_lab,
+            known=known,
+            engine=Threshold,  # type: ignore[arg-type]
+        )
+        assert result.production is not None
+        return [dict(side.label_free) for side in (result.candidate, result.production)]
+
+    new, old = told((both, one))
+    assert old["drift"] == pytest.approx(np.median(one.drift(figures)))
+    assert old["drift_share"] == np.mean(one.drift(figures) > 1)
+    assert (new["drift"] < 1, new["drift_share"]) == (True, 0)
+    new, old = told((both, None))
+    assert "drift" in new
+    assert not {"drift", "drift_share"} & set(old)
+
+
 def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
     at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
 ) -> None:
@@ -103,6 +135,30 @@ def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
     assert interval is not None
     assert interval.value == pytest.approx(np.mean(each)) == result.scores["lab_c"]["dice"][0]
     assert min(each) < interval.low < interval.value < interval.high < max(each)
+
+
+def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+) -> None:
+    def gain(rows: tuple[ManifestRow, ...]) -> tuple[Interval | None, Comparison]:
+        few = dataclasses.replace(labelled_lab, card=labelled_lab.card.model_copy(update={"lab": "lab_c"}), rows=rows)
+        result = compare(at_level(190), at_level(150), source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
+        return result.candidate.target_gain, result
+
+    every, result = gain(labelled_lab.rows)
+    order = [row for split in ("train", "val", "test") for row in labelled_lab.rows if row.split == split]
+    each = [dataclasses.replace(labelled_lab, rows=(row,)) for row in order]
+    gained = [expected_dice(it, it.rows[0].split, 190) - expected_dice(it, it.rows[0].split, 150) for it in each]
+    assert every == bootstrap_interval(np.array(gained), [row.group for row in order])
+    assert every != bootstrap_interval(np.array(gained))
+    assert result.production is not None
+    assert result.production.target_gain is None
+    assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert result.candidate.target_dice is not None
+    slides = sorted({row.group for row in labelled_lab.rows})
+    two, result = gain(tuple(row for row in labelled_lab.rows if row.group in slides[:2]))
+    assert two is None
+    assert result.candidate.target_dice is not None  # reported all the same
 
 
 def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mpp: float | None = None) -> Lab:

@@ -120,6 +120,23 @@ def test_bootstrap_interval_covers_the_truth() -> None:
     assert 0.88 < np.mean([it.low <= 0.8 <= it.high for it in intervals]) < 0.99
 
 
+@pytest.mark.parametrize("number", [3, 5, 8])
+def test_of_a_few_values_too_the_interval_misses_as_rarely_as_it_says(number: int) -> None:
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap_interval(rng.normal(0.02, 0.05, number), draws=500, seed=seed) for seed in range(400)]
+    assert np.mean([it.low > 0.02 for it in intervals]) < (0.15 if number == 3 else 0.05)
+
+
+def test_images_of_one_slide_are_drawn_together() -> None:
+    values, slides = np.repeat([0.1, 0.5, 0.9, 0.3], 5), np.repeat(["a", "b", "c", "d"], 5)
+    by_slide, by_image = bootstrap_interval(values, slides.tolist()), bootstrap_interval(values)
+    assert by_slide.value == by_image.value == pytest.approx(0.45)
+    one_each = bootstrap_interval(np.array([0.1, 0.5, 0.9, 0.3]))
+    assert (by_slide.low, by_slide.high) == pytest.approx((one_each.low, one_each.high))
+    assert by_slide.low < by_image.low
+    assert by_slide.high > by_image.high
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_bootstrap_interval_holds_its_mean(values: list[float]) -> None:

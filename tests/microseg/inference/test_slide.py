@@ -16,10 +16,21 @@ from openslide import OpenSlide
 from PIL import Image
 
 from microseg.data import image_mpp
-from microseg.data.slides import open_slide
+from microseg.data.appearance import APPEARANCE, describe_image
+from microseg.data.slides import SlideView, TissueMap, find_tissue, open_slide
 from microseg.errors import DataError, ImageReadError, SettingsError
-from microseg.inference import Engine, Provenance, Segmentation, read_record, segment_slide, slide_rows
+from microseg.inference import (
+    Engine,
+    Provenance,
+    Segmentation,
+    image_drift,
+    read_record,
+    segment_slide,
+    slide_drift,
+    slide_rows,
+)
 from microseg.inference.palette import class_colour
+from microseg.metrics import KnownImages, KnownLab
 
 Picture = npt.NDArray[np.uint8]
 
@@ -283,3 +294,22 @@ def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
     _, small, large, objects = map(int, done.stdout.split())
     assert objects > 1000
     assert large - small < 60, f"{small} MB for 4 megapixels, {large} MB for 41"  # as RGB alone, 110 MB more
+
+
+def test_the_drift_of_a_slide_is_that_of_its_tissue(
+    darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
+) -> None:
+    figures = describe_image(tissue[:, :900])  # where the discs are
+    assert figures is not None
+    known = KnownImages(APPEARANCE, {"x": KnownLab(5, figures, np.eye(len(figures)), 1.0)})
+    record = segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, known=known)
+    drift = record.summary["drift"]
+    assert drift is not None
+    with open_slide(slide) as opened:
+        assert slide_drift(known, SlideView(opened), find_tissue(opened)) == drift
+        assert slide_drift(None, SlideView(opened), None) is None
+        nothing = TissueMap(np.zeros((4, 4), np.bool_))
+        assert slide_drift(known, SlideView(opened), nothing) is None
+        other = image_drift(known, 255 - tissue)
+    assert other is not None
+    assert drift < 0.5 < 1 < other

@@ -80,6 +80,9 @@ def test_sections_and_facts() -> None:
 def test_masks_of_the_target_are_shown_with_their_interval() -> None:
     card = adapted(candidate=Evidence({"lab_a": 0.84}, Interval(0.8, 0.75, 0.85)))
     assert "| Dice, the new lab's own masks | 0.800 (0.750 to 0.850) | – |" in card
+    assert "gained" not in card
+    card = adapted(candidate=Evidence({"lab_a": 0.84}, target_gain=Interval(0.1, -0.01, 0.2)))
+    assert "| Dice gained on the new lab's own masks | 0.100 (-0.010 to 0.200) | – |" in card
 
 
 def test_before_evaluation_nothing_is_claimed() -> None:

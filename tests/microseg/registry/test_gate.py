@@ -67,35 +67,56 @@ def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "min_gain", "accept"),
+    ("gain", "min_gain", "accept"),
     [
-        (Interval(0.80, 0.75, 0.85), Interval(0.60, 0.50, 0.70), 0.0, True),
-        (Interval(0.60, 0.50, 0.70), Interval(0.60, 0.50, 0.70), 0.0, True),
-        (Interval(0.59, 0.55, 0.70), Interval(0.60, 0.50, 0.70), 0.0, False),  # the estimate falls
-        (Interval(0.65, 0.45, 0.85), Interval(0.60, 0.50, 0.70), 0.0, False),  # the lower end falls
-        (Interval(0.64, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.05, False),
-        (Interval(0.65, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.05, True),
-        (Interval(NAN, 0.60, 0.70), Interval(0.60, 0.50, 0.70), 0.0, False),
-        (Interval(0.80, NAN, 0.90), Interval(0.60, 0.50, 0.70), 0.0, False),
-        (Interval(0.80, 0.70, 0.90), None, 0.0, False),
-        (None, Interval(0.60, 0.50, 0.70), 0.0, False),
+        (Interval(0.20, 0.10, 0.30), 0.0, True),
+        (Interval(0.00, 0.00, 0.00), 0.0, True),
+        (Interval(0.03, -0.02, 0.08), 0.0, True),  # a loss of just 0.02 is possible
+        (Interval(0.03, -0.03, 0.09), 0.0, False),  # a larger one is
+        (Interval(-0.01, -0.015, 0.00), 0.0, False),  # the estimate falls
+        (Interval(0.04, 0.00, 0.08), 0.05, False),
+        (Interval(0.05, 0.00, 0.10), 0.05, True),
+        (Interval(NAN, 0.00, 0.10), 0.0, False),
+        (Interval(0.20, NAN, 0.30), 0.0, False),
+        (Interval(0.20, 0.10, math.inf), 0.0, False),
     ],
 )
-def test_masks_of_the_target_take_the_place_of_separation(
-    new: Interval | None, old: Interval | None, min_gain: float, accept: bool
+def test_the_gain_on_masks_of_the_target_takes_the_place_of_separation(
+    gain: Interval, min_gain: float, accept: bool
 ) -> None:
-    candidate = Evidence({"a": 0.8}, new, label_free(separation=0.1))  # explained less than production does
-    production = Evidence({"a": 0.8}, old, label_free(separation=0.9))
+    candidate = Evidence({"a": 0.8}, None, label_free(separation=0.1), gain)  # explained less than production does
+    production = Evidence({"a": 0.8}, label_free=label_free(separation=0.9))
     decision = decide(candidate, production, GatePolicy(min_target_gain=min_gain))
     assert decision.accept is accept
-    assert failed(decision) == (set() if accept else {"target_dice"})
+    assert failed(decision) == (set() if accept else {"target_gain"})
     assert "separation" not in {reason.rule for reason in decision.reasons}
 
 
+def test_where_only_the_interval_is_too_wide_more_masks_are_asked_for() -> None:
+    def sentence(gain: Interval) -> str:
+        decision = decide(Evidence({"a": 0.8}, None, label_free(), gain), Evidence({"a": 0.8}), POLICY)
+        [told] = [reason.sentence for reason in decision.reasons if reason.rule == "target_gain"]
+        return told
+
+    assert sentence(Interval(0.03, -0.05, 0.11)) == (
+        "On the new lab's own masks the candidate's Dice is higher than production's by 0.030 (-0.050 to 0.110); at "
+        "least as much is asked, and the interval must rule out a loss of more than 0.020: send more masks to tell."
+    )
+    for gain in (Interval(0.03, 0.01, 0.05), Interval(-0.03, -0.05, 0.0)):
+        assert "send more" not in sentence(gain)
+
+
+def test_dice_on_masks_too_few_for_a_gain_is_reported_and_the_stain_decides() -> None:
+    dice = Interval(0.9, 0.9, 0.9)
+    production = Evidence({"a": 0.8}, Interval(0.1, 0.1, 0.1), label_free(separation=0.5))
+    for separation, refused_by in ((0.6, set()), (0.4, {"separation"})):
+        candidate = Evidence({"a": 0.8}, dice, label_free(separation=separation))
+        assert failed(decide(candidate, production, POLICY)) == refused_by
+
+
 def test_collapse_refuses_even_with_masks() -> None:
-    candidate = Evidence({"a": 0.8}, Interval(0.9, 0.8, 1.0), label_free(share=0.01))
-    production = Evidence({"a": 0.8}, Interval(0.5, 0.4, 0.6), label_free())
-    assert failed(decide(candidate, production, POLICY)) == {"foreground_share"}
+    candidate = Evidence({"a": 0.8}, None, label_free(share=0.01), Interval(0.4, 0.3, 0.5))
+    assert failed(decide(candidate, Evidence({"a": 0.8}, label_free=label_free()), POLICY)) == {"foreground_share"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +168,7 @@ def test_what_is_asked_is_told(gain: float, asked: str) -> None:
 def test_numbers_of_numpy_give_plain_verdicts() -> None:
     number = np.float32(0.9)
     dice, free = {"a": number}, dict.fromkeys(("separation", "foreground_share", "expected_foreground_share"), number)
-    unlabelled, labelled = Evidence(dice, None, free), Evidence(dice, Interval(number, number, number), free)
+    unlabelled, labelled = Evidence(dice, None, free), Evidence(dice, None, free, Interval(number, number, number))
     for candidate, production in ((unlabelled, None), (unlabelled, unlabelled), (labelled, labelled)):
         decision = decide(candidate, production, POLICY)
         assert decision.accept is True
@@ -167,22 +188,22 @@ shares = st.floats(0, 1)
 
 @st.composite
 def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
-    target = Interval(*(draw(shares) for _ in range(3))) if masks else None
-    return Evidence({lab: draw(shares) for lab in "ab"}, target, label_free(draw(shares), 0.3))
+    gain = Interval(*(draw(st.floats(-1, 1)) for _ in range(3))) if masks else None
+    return Evidence({lab: draw(shares) for lab in "ab"}, None, label_free(draw(shares), 0.3), gain)
 
 
 @given(st.data(), st.booleans(), st.floats(0, 0.5), st.floats(-0.5, 0.5))
 def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
     data: st.DataObject, masks: bool, loss: float, gain: float
 ) -> None:
-    policy = GatePolicy(max_source_loss=loss, min_separation_gain=gain, min_target_gain=gain)
-    production, worse = data.draw(evidence(masks=masks)), data.draw(evidence(masks=masks))
+    policy = GatePolicy(max_source_loss=loss, min_separation_gain=gain, min_target_gain=gain, max_target_loss=loss)
+    production, worse = data.draw(evidence(masks=False)), data.draw(evidence(masks=masks))
     raised = {lab: data.draw(st.floats(dice, 1)) for lab, dice in worse.source_dice.items()}
     separation = data.draw(st.floats(worse.label_free["separation"], 1))
-    target = worse.target_dice
-    if target is not None:
-        target = Interval(*(data.draw(st.floats(end, 1)) for end in (target.value, target.low, target.high)))
-    best = Evidence(raised, target, label_free(separation, 0.3))
+    more = worse.target_gain
+    if more is not None:
+        more = Interval(*(data.draw(st.floats(end, 1)) for end in (more.value, more.low, more.high)))
+    best = Evidence(raised, None, label_free(separation, 0.3), more)
     if decide(worse, production, policy).accept:
         assert decide(best, production, policy).accept
     if decide(worse, None, policy).accept:
@@ -209,10 +230,10 @@ def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
     st.dictionaries(st.sampled_from(["separation", "foreground_share", "expected_foreground_share"]), st.floats()),
 )
 def test_never_crashes_and_always_gives_reasons(
-    dice: dict[str, float], target: Interval | None, free: dict[str, float]
+    dice: dict[str, float], gain: Interval | None, free: dict[str, float]
 ) -> None:
-    for production in (None, PRODUCTION, Evidence(dice, target, free)):
-        decision = decide(Evidence(dice, target, free), production, POLICY)
+    for production in (None, PRODUCTION, Evidence(dice, None, free)):
+        decision = decide(Evidence(dice, None, free, gain), production, POLICY)
         assert decision.reasons
         assert all(isinstance(reason, Reason) and reason.sentence for reason in decision.reasons)
         assert decision.accept == all(reason.passed for reason in decision.reasons)

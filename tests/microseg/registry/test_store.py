@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from microseg.data.appearance import APPEARANCE
 from microseg.errors import RegistryError, VersionNotFoundError
+from microseg.metrics import KnownImages, KnownLab
 from microseg.model import CONFIG_FILE, WEIGHTS_FILE, load_network
 from microseg.registry import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION, Registry
 
@@ -23,6 +25,23 @@ def aliases(registry: Registry) -> dict[str, int]:
 
 
 # ---- fetching
+
+
+def test_what_a_version_knows_is_kept_with_its_run(registry: Registry, story, tmp_path: Path) -> None:
+    size = len(APPEARANCE)
+    known = KnownImages(APPEARANCE, {"lab_a": KnownLab(9, np.arange(size, dtype=float), np.eye(size), 3.5)})
+    kept = []
+    for one in (known, KnownImages(("of", "old"), {})):  # the second is told by figures that nobody takes now
+        with registry.run("training") as run:
+            run.log_known_images(one)
+            version = registry.register(
+                run, story.networks[0], example=story.example, method="source", description="A card."
+            )
+        kept.append(registry.known_images(version))
+    assert kept[1] is None
+    assert kept[0] is not None
+    assert kept[0].to_dict() == known.to_dict()
+    assert registry.known_images(1) is None  # registered without
 
 
 def test_what_is_fetched_is_what_was_registered(registry: Registry, story, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from microseg.data import write_png
 from microseg.inference import BatchOptions, Engine, Provenance, segment_batch
+from microseg.metrics import summarise_drift
 from microseg.report import write_batch_page
 
 
@@ -50,3 +52,13 @@ def test_a_batch_without_objects_and_without_images(tiny_network: Callable[..., 
     text = write_batch_page(summary).read_text(encoding="utf-8")
     assert "0 images" in text
     assert "measurements.csv" not in text
+
+
+def test_drift_is_told_and_warned_of(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
+    engine = Engine(tiny_network(), tile=64, halo=8)
+    summary = segment_batch(engine, [], tmp_path / "out", provenance=Provenance(model="m"))
+    assert "unlike any lab" not in write_batch_page(summary).read_text(encoding="utf-8")
+    for drifts, warned in (([0.4, 0.5, 1.6], False), ([0.4, 1.5, 1.6], True)):
+        text = write_batch_page(replace(summary, drift=summarise_drift(drifts))).read_text(encoding="utf-8")
+        assert f"{sum(drift > 1 for drift in drifts)} of 3 images are unlike any lab" in text
+        assert ("have drifted" in text) == warned

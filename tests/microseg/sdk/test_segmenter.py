@@ -13,6 +13,7 @@ import microseg
 from microseg.data.images import read_image, write_png
 from microseg.errors import SettingsError, VersionNotFoundError, WeightsError
 from microseg.inference import Engine, Provenance
+from microseg.metrics import KnownImages
 from microseg.model import save_network
 from microseg.registry import ModelVersion
 from microseg.sdk import Segmenter, segmenter, version_provenance
@@ -103,6 +104,10 @@ class Shelf:
     def download(self, version: ModelVersion, models: Path) -> Path:
         self.asked.append(models)
         return self.folder
+
+    def known_images(self, version: ModelVersion) -> KnownImages:
+        assert version.version == 3
+        return KnownImages(("a",), {})
 
 
 def test_from_the_registry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

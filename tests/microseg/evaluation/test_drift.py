@@ -1,0 +1,78 @@
+"""Made labs of two stains: what a model that knows one of them, or both, makes of new images of each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from microseg.data.dataset import Lab
+from microseg.data.image_list import read_image_list
+from microseg.data.images import read_image
+from microseg.data.lab import read_lab_card
+from microseg.data.manifest import ManifestRow
+from microseg.data.synthetic import LAB_A, LAB_B, LabLook, make_lab
+from microseg.evaluation import image_drifts, lab_targets, learn_known
+from microseg.inference import image_drift
+from microseg.metrics import KnownImages, summarise_drift
+
+SIDE = 96
+
+
+def made(folder: Path, look: LabLook, images: int, seed: int) -> Lab:
+    make_lab(folder, look, images=images, size=SIDE, labelled=False, seed=seed)
+    listed = read_image_list(folder)
+    rows = []
+    for path in sorted((folder / "images").iterdir()):
+        slide = next(entry.group for key, entry in listed.items() if key.startswith(path.stem))
+        assert slide is not None
+        rows.append(ManifestRow(f"images/{path.name}", None, slide, "train", SIDE, SIDE, 1.0, "0" * 64))
+    return Lab(folder, read_lab_card(folder), tuple(rows))
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Lab]:
+    folder = tmp_path_factory.mktemp("labs")
+    plan = {"a": (LAB_A, 24, 0), "b": (LAB_B, 24, 0), "new a": (LAB_A, 24, 1), "new b": (LAB_B, 12, 1)}
+    return {name: made(folder / name, *how) for name, how in plan.items()}
+
+
+def drifts(known: KnownImages, lab: Lab) -> list[float]:
+    return image_drifts(known, lab_targets(lab), 1.0)
+
+
+def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(labs: dict[str, Lab]) -> None:
+    known = learn_known([labs["a"]], 1.0)
+    own, other = (summarise_drift(drifts(known, labs[name])) for name in ("new a", "new b"))
+    assert (own.images, other.images) == (24, 12)
+    assert own.unlike <= 2  # the images of one slide
+    assert 0.2 < own.median < 0.8
+    assert not own.drifted
+    assert other.share > 0.9
+    assert other.median > 1.5
+    assert other.drifted
+
+
+def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, Lab]) -> None:
+    told: list[str] = []
+    known = learn_known([labs["a"], labs["b"]], 1.0, told.append)
+    assert len(told) == 48
+    assert {name: lab.images for name, lab in known.labs.items()} == {"lab_a": 24, "lab_b": 24}
+    for name in ("new a", "new b"):
+        assert summarise_drift(drifts(known, labs[name])).share <= 0.1
+
+
+def test_a_lab_of_few_images_is_left_out(labs: dict[str, Lab]) -> None:
+    few = Lab(labs["a"].folder, labs["a"].card, labs["a"].rows[:4])
+    assert learn_known([few], 1.0).labs == {}
+    assert np.isnan(drifts(learn_known([few], 1.0), few)).all()
+
+
+def test_scale_counts_where_it_is_known(labs: dict[str, Lab]) -> None:
+    """The same pixels, said to be half as large: at the model's scale they are another image."""
+    known, lab = learn_known([labs["a"]], 1.0), labs["new a"]
+    image = read_image(lab.image_path(lab.rows[0]))
+    (at_one,) = image_drifts(known, lab_targets(lab)[:1], 1.0)
+    (at_half,) = image_drifts(known, lab_targets(lab)[:1], 2.0)
+    assert at_one == image_drift(known, image, 1.0)
+    assert at_half == image_drift(known, image, 0.5)
+    assert at_half > at_one
