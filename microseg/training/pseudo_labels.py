@@ -31,6 +31,8 @@ _ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
 _TURNS = (0, 1)  # quarter turns
 _DONE = "done"
 
+Mask = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class TargetLab:
@@ -77,15 +79,17 @@ def label_round(
     if done.exists():
         return
     for lab in labs:
-        probabilities = _first_word(first, lab, folder / "first" / lab.name)
+        first_said = _first_word(first, lab, folder / "first" / lab.name)
+        labels = _labels(lab, rules, first_said)
         if number:
             later = [_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows]
-            both = [torch.lerp(a, b, 0.5) for a, b in zip(probabilities, later, strict=True)]
-            probabilities = max((probabilities, both, later), key=partial(_separation, lab, rules))
+            both = [torch.lerp(a, b, 0.5) for a, b in zip(first_said, later, strict=True)]
+            choices = (labels, _labels(lab, rules, both), _labels(lab, rules, later))
+            labels = max(choices, key=partial(_separation, lab, classes=len(later[0])))
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
-        for window, probability in zip(lab.windows, probabilities, strict=True):
-            write_png(target / window.name, _labels(probability, rules, lab.shift.zoom))
+        for window, mask in zip(lab.windows, labels, strict=True):
+            write_png(target / window.name, mask)
     done.touch()
 
 
@@ -110,18 +114,17 @@ def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list
     return probabilities
 
 
-def _separation(lab: TargetLab, rules: RegionRules, probabilities: Sequence[Tensor]) -> float:
+def _separation(lab: TargetLab, labels: Sequence[Mask], classes: int) -> float:
     """How distinct the classes look on the lab's windows, with these labels."""
-    values = [
-        class_separation(read_image(window), _labels(each, rules, lab.shift.zoom), len(each))
-        for window, each in zip(lab.windows, probabilities, strict=True)
-    ]
-    return float(np.mean(values))
+    pairs = zip(lab.windows, labels, strict=True)
+    return float(np.mean([class_separation(read_image(window), mask, classes) for window, mask in pairs]))
 
 
-def _labels(probability: Tensor, rules: RegionRules, zoom: float) -> npt.NDArray[np.uint8]:
-    """The most probable class of each pixel, without impossible regions: (K, H, W) → (H, W)."""
-    return remove_impossible(probability.argmax(0).numpy().astype(np.uint8), rules, zoom)
+def _labels(lab: TargetLab, rules: RegionRules, probabilities: Sequence[Tensor]) -> list[Mask]:
+    """The most probable class of each pixel, without impossible regions: (K, H, W) → (H, W), each."""
+    masks = [probability.argmax(0).numpy().astype(np.uint8) for probability in probabilities]
+    rules = rules.for_lab(masks, lab.shift.zoom)
+    return [remove_impossible(mask, rules, lab.shift.zoom) for mask in masks]
 
 
 def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:

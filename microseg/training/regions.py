@@ -17,6 +17,7 @@ from microseg.data.images import IGNORE
 __all__ = ["RegionRules", "region_rules", "remove_impossible"]
 
 _LEFT_OUT = 0.01  # share of a class's area that lies in its smallest regions, which do not count
+_HALF = 0.5  # of a class's area
 _MARGIN = 0.5  # of the smallest region that counts; below it is a speck
 _ALWAYS = 0.98  # of a class's area: in regions that touch a certain other class
 _ENOUGH = 10  # regions, to speak of always
@@ -29,11 +30,30 @@ class RegionRules:
 
     Attributes:
         smallest: area in pixels at the model's scale, below which a region is a speck.
+        typical: area of the region in whose like half of the class's area lies; 0 where that is not known.
         touches: the other classes that a region always touches; neither of the background nor the background.
     """
 
     smallest: tuple[float, ...] = ()
+    typical: tuple[float, ...] = ()
     touches: tuple[tuple[int, ...], ...] = ()
+
+    def for_lab(self, masks: Iterable[npt.NDArray[np.uint8]], zoom: float) -> "RegionRules":
+        """The rules for a lab whose regions are typically smaller: what is small is smaller there in proportion.
+
+        So a scale that was found wrongly, or finer tissue, does not make specks of a lab's objects.
+
+        Args:
+            masks: segmentations of the lab's images as they are, (H, W) each.
+            zoom: factor by which they are enlarged to the model's scale.
+        """
+        found = _areas(((mask, zoom) for mask in masks), len(self.smallest))
+        factors = [
+            min(1.0, _quantile(areas, _HALF) / known) if known and len(areas) else 1.0
+            for areas, known in zip(found, self.typical, strict=True)
+        ]
+        smallest = tuple(area * factor for area, factor in zip(self.smallest, factors, strict=True))
+        return RegionRules(smallest, self.typical, self.touches)
 
 
 def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: int) -> RegionRules:
@@ -50,19 +70,14 @@ def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: 
         The rules. A class without a region that lies wholly inside an image has the largest of the others' smallest
         areas, as a hole in what never has one, and no neighbour.
     """
-    areas: list[list[float]] = [[] for _ in range(classes)]
-    touching: list[list[npt.NDArray[np.bool_]]] = [[] for _ in range(classes)]
-    for mask, zoom in masks:
-        for label in range(classes):
-            regions, sizes = _regions(mask == label)
-            inside = np.setdiff1d(np.flatnonzero(sizes), _at_border(regions))
-            areas[label] += [float(size) * zoom**2 for size in sizes[inside]]
-            touching[label] += list(_touched(mask, regions, len(sizes), classes)[inside])
-    known = [_MARGIN * _low_quantile(np.sort(each)) if each else None for each in areas]
+    masks = list(masks)
+    areas = _areas(masks, classes)
+    known = [_MARGIN * _quantile(each, _LEFT_OUT) if len(each) else None for each in areas]
     largest = max((area for area in known if area is not None), default=0.0)
     return RegionRules(
         tuple(largest if area is None else area for area in known),
-        tuple(_always(np.array(each), touching[label], label) for label, each in enumerate(areas)),
+        tuple(_quantile(each, _HALF) if len(each) else 0.0 for each in areas),
+        tuple(_always([mask for mask, _ in masks], label, classes) for label in range(classes)),
     )
 
 
@@ -139,18 +154,42 @@ def _touched(
     return touched
 
 
-def _always(areas: npt.NDArray[np.float64], touching: list[npt.NDArray[np.bool_]], label: int) -> tuple[int, ...]:
+def _areas(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: int) -> list[npt.NDArray[np.float64]]:
+    """Areas at the model's scale, ascending, of each class's regions that lie wholly inside an image."""
+    found: list[list[float]] = [[] for _ in range(classes)]
+    for mask, zoom in masks:
+        for label in range(classes):
+            regions, sizes = _regions(mask == label)
+            found[label] += list(sizes[_inside(regions, sizes)] * zoom**2)
+    return [np.sort(np.array(each, np.float64)) for each in found]
+
+
+def _always(masks: Iterable[npt.NDArray[np.uint8]], label: int, classes: int) -> tuple[int, ...]:
     """The other classes but the background that an object's regions touch, all but a small share of the area."""
-    if label == 0 or len(areas) < _ENOUGH:
+    if label == 0:
         return ()
-    shares = areas @ np.array(touching, float) / areas.sum()  # (K,)
+    areas: list[npt.NDArray[np.intp]] = [np.zeros(0, np.intp)]
+    touching = [np.zeros((0, classes), bool)]
+    for mask in masks:
+        regions, sizes = _regions(mask == label)
+        inside = _inside(regions, sizes)
+        areas.append(sizes[inside])
+        touching.append(_touched(mask, regions, len(sizes), classes)[inside])
+    weights = np.concatenate(areas)
+    if len(weights) < _ENOUGH:
+        return ()
+    shares = weights @ np.concatenate(touching) / weights.sum()  # (K,)
     return tuple(int(other) for other in np.flatnonzero(shares >= _ALWAYS) if other not in (0, label))
 
 
-def _low_quantile(areas: npt.NDArray[np.float64]) -> float:
-    """The area of the region, from the smallest upwards, at which the share left out is reached."""
-    reached = int(np.searchsorted(np.cumsum(areas), _LEFT_OUT * areas.sum()))
-    return float(areas[reached])
+def _quantile(areas: npt.NDArray[np.float64], share: float) -> float:
+    """Of ascending areas the one at which so much of their sum is reached."""
+    return float(areas[int(np.searchsorted(np.cumsum(areas), share * areas.sum()))])
+
+
+def _inside(regions: npt.NDArray[np.int32], sizes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Numbers of the regions that lie wholly inside the image."""
+    return np.setdiff1d(np.flatnonzero(sizes), _at_border(regions))
 
 
 def _at_border(regions: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -91,7 +91,7 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
         return int(read_mask(sample.mask)[22:, 22:].sum())
 
     assert marked("as they are", RegionRules()) > 0
-    assert marked("by the rules", RegionRules((0.0, 40.0), ((), ()))) == 0
+    assert marked("by the rules", RegionRules((0.0, 40.0), (0.0, 0.0), ((), ()))) == 0
 
 
 class Says(torch.nn.Module):

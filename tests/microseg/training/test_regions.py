@@ -31,11 +31,11 @@ def cells(nucleated: int, bare: int = 0) -> Mask:
     return mask
 
 
-CELLS = RegionRules((0.0, 0.0, 0.0), ((), (2,), (1,)))
+CELLS = RegionRules((0.0,) * 3, (0.0,) * 3, ((), (2,), (1,)))
 
 
 def specks(*smallest: float) -> RegionRules:
-    return RegionRules(tuple(smallest), ((),) * len(smallest))
+    return RegionRules(tuple(smallest), (0.0,) * len(smallest), ((),) * len(smallest))
 
 
 def test_the_smallest_regions_are_half_of_those_that_count() -> None:
@@ -64,9 +64,18 @@ def test_a_class_that_is_never_within_an_image_has_the_largest_of_the_others() -
 
 def test_without_any_region_nothing_is_impossible() -> None:
     rules = region_rules([(np.zeros((9, 9), np.uint8), 1.0)], 2)
-    assert rules == RegionRules((0, 0), ((), ()))
+    assert rules == RegionRules((0, 0), (0, 0), ((), ()))
     assert remove_impossible(squares(3), rules) is not None
     assert (remove_impossible(squares(3), rules) == squares(3)).all()
+
+
+def test_where_regions_are_typically_smaller_a_speck_is_smaller_too() -> None:
+    rules = region_rules([(squares(20, 30, 30, 30), 1.0)], 2)
+    assert rules.typical == (0, 30**2)
+    assert rules.for_lab([squares(3, 15, 15)], 1.0).smallest[1] == pytest.approx(rules.smallest[1] / 4)
+    assert rules.for_lab([squares(3, 15, 15)], 2.0).smallest == rules.smallest  # at the model's scale they are not
+    assert rules.for_lab([squares(50)], 1.0).smallest == rules.smallest  # larger ones change nothing
+    assert rules.for_lab([np.zeros((9, 9), np.uint8)], 1.0) == rules
 
 
 def test_what_regions_always_touch_is_learned() -> None:
@@ -122,12 +131,12 @@ def test_a_speck_is_no_neighbour() -> None:
     """A nucleus of one pixel is removed first, and then the cytoplasm around it has none."""
     mask = cells(0, bare=1)
     mask[6, 8] = 2
-    assert not remove_impossible(mask, RegionRules((0, 0, 4), CELLS.touches)).any()
+    assert not remove_impossible(mask, RegionRules((0, 0, 4), CELLS.typical, CELLS.touches)).any()
 
 
 @given(arrays(np.uint8, (12, 15), elements=st.integers(0, 2)), st.floats(0, 40))
 def test_any_mask_keeps_its_size_and_its_classes(mask: Mask, area: float) -> None:
-    cleaned = remove_impossible(mask, RegionRules((area,) * 3, CELLS.touches))
+    cleaned = remove_impossible(mask, RegionRules((area,) * 3, CELLS.typical, CELLS.touches))
     assert cleaned.shape == mask.shape
     assert cleaned.dtype == np.uint8
     assert set(np.unique(cleaned)) <= {*np.unique(mask), 255}
