@@ -22,7 +22,7 @@ TINY = {
     "network": {"encoder": "blocks", "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
     "train": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
     "adapt": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
-    "gate": {"max_source_loss": 1.0, "min_separation_gain": 1.0},
+    "gate": {"max_source_loss": 1.0, "min_sign_gain": 1.0},
     "inference": {"tile": 64, "halo": 8},
     "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
 }
@@ -172,7 +172,7 @@ def test_it_reproduces_what_has_changed_and_nothing_else(tmp_path: Path) -> None
 
     assert "Data and pipelines are up to date." in pipeline.repro()
 
-    pipeline.params["gate"] |= {"min_separation_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
+    pipeline.params["gate"] |= {"min_sign_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
     assert ran(pipeline.repro()) == ["promote", "segment"]
     assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["version"]) == (True, "2")
 

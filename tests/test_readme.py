@@ -26,7 +26,7 @@ TINY = {
     # a network of two steps is no good: the gate must let it pass for the commands after it
     "gate": {
         "max_source_loss": 1.0,
-        "min_separation_gain": -1.0,
+        "min_sign_gain": -1.0,
         "min_foreground_ratio": 1e-9,
         "max_foreground_ratio": 1e9,
     },

@@ -1,9 +1,11 @@
 """The promotion gate: may a candidate replace the production model? A pure function of numbers.
 
-Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence: there the stain must
-explain the candidate's segmentation at least as well as production's, and the candidate must not mark almost nothing
-or almost everything. Where the new lab sent masks of some slides, the Dice gained on these decides in place of the
-stain, by its interval: as few masks as cannot tell a gain from a loss do not promote.
+Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence, none of which is
+always right: there two of three signs must speak for the candidate (how far the stain explains its segmentation, how
+far it agrees with itself on changed images, how near its share of foreground is to the one that the labels let
+expect), and it must not mark almost nothing or almost everything. Where the new lab sent masks of some slides, the
+Dice gained on these decides in place of the signs, by its interval: as few masks as cannot tell a gain from a loss do
+not promote.
 """
 
 import math
@@ -47,8 +49,9 @@ class Evidence:
         source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
         target_dice: Dice (0..1) on the new lab, where it sent a few masks; only reported.
         label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
-            segmentation that the stain explains), ``foreground_share`` (predicted, 0..1) and
-            ``expected_foreground_share`` (in the labels of the source labs, 0..1); others are only reported.
+            segmentation that the stain explains), ``agreement`` (0..1, with itself on changed images),
+            ``foreground_share`` (predicted, 0..1) and ``expected_foreground_share`` (in the labels of the source labs,
+            0..1); others are only reported.
         target_gain: Of the candidate: Dice gained over production on the same masks, image by image (-1..1), where they
             are of enough slides to tell.
     """
@@ -64,7 +67,8 @@ class GatePolicy(BaseModel):
 
     Args:
         max_source_loss: Largest loss of Dice allowed on any labelled lab.
-        min_separation_gain: Smallest gain of separation on the new lab, where it sent no masks.
+        min_signs: Of the three signs on a new lab that sent no masks, those that must speak for the candidate.
+        min_sign_gain: Smallest gain over production with which a sign does.
         min_target_gain: Smallest gain of Dice on the new lab, where it sent masks.
         max_target_loss: Largest loss of Dice there that the interval of the gain may leave possible.
         min_foreground_ratio: Smallest predicted share of foreground on the new lab, as a multiple of the expected one.
@@ -75,7 +79,8 @@ class GatePolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_source_loss: Share = 0.02
-    min_separation_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    min_signs: Annotated[int, Field(ge=1, le=3)] = 2
+    min_sign_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     min_target_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     max_target_loss: Share = 0.02
     min_foreground_ratio: Factor = 0.25
@@ -134,7 +139,7 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy)
         policy: The thresholds.
 
     Returns:
-        The verdict with its reasons. Where the gain on the new lab's masks is known, it takes the place of separation;
+        The verdict with its reasons. Where the gain on the new lab's masks is known, it takes the place of the signs;
         the guard against collapse always applies.
     """
     if production is None:
@@ -143,7 +148,7 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy)
         gain = candidate.target_gain
         reasons = (
             *_source_kept(candidate, production, policy),
-            _separation_gain(candidate, production, policy) if gain is None else _target_gain(gain, policy),
+            _signs(candidate, production, policy) if gain is None else _target_gain(gain, policy),
             _not_collapsed(candidate, policy),
         )
     return Decision(all(reason.passed for reason in reasons), reasons)
@@ -205,19 +210,33 @@ def _target_gain(gain: Interval, policy: GatePolicy) -> Reason:
     return Reason(bool(enough and sure), "target_gain", sentence)
 
 
-def _separation_gain(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
-    new, old = candidate.label_free.get("separation"), production.label_free.get("separation")
-    if not (_is_share(new) and _is_share(old)):
-        sentence = (
-            f"The new lab sent no masks, and how far its stain explains the segmentation is {_number(new)} for the "
-            f"candidate and {_number(old)} for production; both must be known. Evaluate both on the new lab's images."
-        )
-        return Reason(False, "separation", sentence)
-    sentence = (
-        f"The new lab sent no masks. Its stain explains {new:.1%} of the candidate's segmentation and {old:.1%} of "
-        f"production's; {_asked(policy.min_separation_gain)}."
+def _signs(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
+    expected = candidate.label_free.get("expected_foreground_share")
+    signs = (
+        ("separation", "{new} of the segmentation is explained by the stain (production: {old})", 1.0),
+        ("agreement", "{new} of it stays when stain and position change ({old})", 1.0),
+        (
+            "foreground_share",
+            f"{{new}} of the area is marked ({{old}}) where the labels let expect {_percent(expected)}",
+            expected,
+        ),
     )
-    return Reason(bool(new - old >= policy.min_separation_gain - _ROUNDING), "separation", sentence)
+    spoken, told = 0, []
+    for name, words, wanted in signs:
+        new, old = candidate.label_free.get(name), production.label_free.get(name)
+        speaks = (
+            _is_share(new)
+            and _is_share(old)
+            and _is_share(wanted)
+            and abs(old - wanted) - abs(new - wanted) >= policy.min_sign_gain - _ROUNDING
+        )
+        spoken += bool(speaks)
+        told.append(f"{words.format(new=_percent(new), old=_percent(old))}: {'yes' if speaks else 'no'}")
+    sentence = (
+        f"The new lab sent no masks. Of three signs that need none, {spoken} {'speaks' if spoken == 1 else 'speak'} "
+        f"for the candidate; {policy.min_signs} must, and of each {_asked(policy.min_sign_gain)}. {'; '.join(told)}."
+    )
+    return Reason(spoken >= policy.min_signs, "label_free", sentence)
 
 
 def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
@@ -246,6 +265,10 @@ def _no_labs() -> Reason:
 
 def _is_share(value: float | None) -> TypeGuard[float]:
     return value is not None and -_ROUNDING <= value <= 1 + _ROUNDING  # NaN is not
+
+
+def _percent(value: float | None) -> str:
+    return f"{value:.1%}" if _is_share(value) else _number(value)
 
 
 def _asked(gain: float) -> str:

@@ -31,10 +31,10 @@ TINY = {
     "inference": {"tile": 64, "halo": 8},
     "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
 }
-STRICT = ("gate.min_separation_gain=1.0",)
+STRICT = ("gate.min_sign_gain=1.0",)
 LENIENT = (
     "gate.max_source_loss=1.0",
-    "gate.min_separation_gain=-1.0",
+    "gate.min_sign_gain=-1.0",
     "gate.min_foreground_ratio=1e-9",
     "gate.max_foreground_ratio=1e9",
 )

@@ -163,8 +163,8 @@ def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str],
 def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
     copied.registry.rollback()
     record = tmp_path / "record.json"
-    result = run(promote.command, "2", "--set", "gate.min_separation_gain=1.0", "--record", record)
-    refused(result, "The gate refused version 2; version 1 stays in production.", "Its stain explains")
+    result = run(promote.command, "2", "--set", "gate.min_sign_gain=1.0", "--record", record)
+    refused(result, "The gate refused version 2; version 1 stays in production.", "The new lab sent no masks")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}
 

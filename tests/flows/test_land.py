@@ -83,7 +83,7 @@ def test_an_unusable_delivery_fails_and_is_told(copied: Any, lab_c: Path, run: R
 
 
 def test_the_gate_may_decide_alone(copied: Any, lab_c: Path) -> None:
-    lenient = ("gate.max_source_loss=1.0", "gate.min_separation_gain=-1.0", "gate.min_foreground_ratio=1e-9")
+    lenient = ("gate.max_source_loss=1.0", "gate.min_sign_gain=-1.0", "gate.min_foreground_ratio=1e-9")
     state = landed(
         lab_c, "promotion.approval=gate", "promotion.per_lab=true", "gate.max_foreground_ratio=1e9", *lenient
     )

@@ -102,7 +102,7 @@ def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
     assert (done.refused.accepted, done.refused.version, done.refused.production) == (False, 2, 1)
-    assert any("Its stain explains" in reason for reason in done.refused.reasons)
+    assert any("The new lab sent no masks" in reason for reason in done.refused.reasons)
     assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
 
 

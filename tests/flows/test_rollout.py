@@ -135,8 +135,8 @@ def test_the_command_of_a_refusal(copied: Any, run: Run) -> None:
 
 def test_overriding_by_command(copied: Any) -> None:
     copied.registry.rollback()
-    assert not promote("2", changes=("gate.min_separation_gain=1.0",)).accepted
-    record = promote("2", override="looked at it", by="ann", changes=("gate.min_separation_gain=1.0",))
+    assert not promote("2", changes=("gate.min_sign_gain=1.0",)).accepted
+    record = promote("2", override="looked at it", by="ann", changes=("gate.min_sign_gain=1.0",))
     assert (record.accepted, record.production) == (True, 2)
     entry = copied.registry.history()[0]
     assert entry.cause == Cause("ann", "command", "refused, overridden", "looked at it")
@@ -144,7 +144,7 @@ def test_overriding_by_command(copied: Any) -> None:
 
 def test_for_one_lab_alone_the_others_losses_do_not_count(copied: Any) -> None:
     copied.registry.rollback()
-    record = promote("2", lab="lab_b", changes=("gate.max_source_loss=0.0", "gate.min_separation_gain=-1.0",
+    record = promote("2", lab="lab_b", changes=("gate.max_source_loss=0.0", "gate.min_sign_gain=-1.0",
                      "gate.min_foreground_ratio=1e-9", "gate.max_foreground_ratio=1e9"))  # fmt: skip
     assert record.accepted
     assert (copied.registry.in_use().version, copied.registry.in_use("lab_b").version) == (1, 2)
@@ -173,10 +173,10 @@ def test_an_empty_history(fresh: Path, run: Run) -> None:
 
 def test_what_is_not_fit_is_not_promoted(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copied.registry.rollback()
-    promote("2", changes=("gate.min_separation_gain=1.0",))  # judged, and refused
+    promote("2", changes=("gate.min_sign_gain=1.0",))  # judged, and refused
     unfit = (Check("smoke image", False, "It cannot segment an image."),)
     monkeypatch.setattr(rollout, "check_fitness", lambda *_, **__: unfit)
     with pytest.raises(RegistryError, match="not fit for production: It cannot segment"):
-        promote("2", override="all the same", changes=("gate.min_separation_gain=1.0",))
+        promote("2", override="all the same", changes=("gate.min_sign_gain=1.0",))
     assert copied.aliases == {"production": 1}
     assert newest(copied)[1] == "rolled back"

@@ -18,10 +18,10 @@ def row(task: str, network: str, target: float, **scores: float) -> dict[str, An
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    """Separation ranks as the truth does; entropy likewise on ``a``, and the other way round on ``b``."""
+    """Separation and agreement rank as the truth does; entropy likewise on ``a``, and the other way round on ``b``."""
     dice = {"source_only": 0.5, "good": 0.8, "x, bad": 0.2, "x, worse": 0.1}
     return [
-        row(task, network, target, entropy=sign * target)
+        row(task, network, target, entropy=sign * target, agreement=target)
         for task, sign in (("a", -1), ("b", 1))
         for network, target in dice.items()
     ]
@@ -37,7 +37,7 @@ def test_a_constant_or_unknown_score_has_no_rank(rows: list[dict[str, Any]]) -> 
     table = rank_table(rows).set_index("score")
     assert table.loc["separation (more is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "+1.00", "+1.00"]
     assert table.loc["entropy (less is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "-1.00", "+0.00"]
-    assert table.loc["agreement (more is better)", "mean"] == "–"
+    assert table.loc["domain separability (less is better)", "mean"] == "–"
     assert table.loc["separation (more is better)", "mean, adaptations alone"] == "–"  # two are too few
 
 
@@ -48,7 +48,7 @@ def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     assert gate.loc["against source_only", "better, accepted"].startswith("2/2: 100%")
     assert gate.loc["the same, adaptations alone", "worse, accepted"] == "–"
     rules = rule_table(pairs).set_index("rule")
-    assert rules.loc["separation", "worse, refused"].startswith("12/12")
+    assert rules.loc["label free", "worse, refused"].startswith("12/12")
     first = [pair for pair in pairs if pair.first]
     scores = score_table(first).set_index("score")
     assert scores.loc["separation", "right, mean of both"] == "100%"

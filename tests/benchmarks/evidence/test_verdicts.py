@@ -37,11 +37,12 @@ def test_what_lies_between_worse_and_better_counts_for_neither() -> None:
 
 def test_the_gate_is_the_real_one() -> None:
     rows = [
-        row("source_only", 0.5), row("good", 0.6, separation=0.4), row("forgets", 0.6, source=0.8, separation=0.4),
-        row("noise", 0.1, separation=0.2), row("other seed", 0.9, seed=1),
+        row("source_only", 0.5, agreement=0.3), row("good", 0.6, separation=0.4, agreement=0.4),
+        row("forgets", 0.6, source=0.8, separation=0.4, agreement=0.4),
+        row("noise", 0.1, separation=0.2, agreement=0.2), row("other seed", 0.9, seed=1),
     ]  # fmt: skip
     pairs = {(it.gain > 0, it.refused_by): it for it in make_pairs(rows, GatePolicy()) if it.first}
-    assert {refused for _, refused in pairs} == {(), ("source_dice",), ("separation",)}
+    assert {refused for _, refused in pairs} == {(), ("source_dice",), ("label_free",)}
     accepted = pairs[True, ()]
     assert accepted.gain == pytest.approx(0.1)
     assert accepted.gains["separation"] == pytest.approx(0.1)
