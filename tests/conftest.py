@@ -25,12 +25,10 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several workers, all that shares the Prefect server goes to one of them, and each other file to one."""
-    for item in items:
-        shares = "prefect_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("prefect" if shares else item.path.as_posix()))
+    shares = "prefect_server" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("prefect" if shares else item.path.stem))
 
 
 @pytest.fixture(scope="session")

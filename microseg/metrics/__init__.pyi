@@ -1,5 +1,6 @@
 from .boundary import assd, boundary_dice, hausdorff_95
-from .drift import MIN_KNOWN, DriftPolicy, KnownImages, KnownLab, LabDrift, learn_lab, summarise_drift
+from .drift import MIN_KNOWN, KnownImages, KnownLab, LabDrift, learn_lab, summarise_drift
+from .drift_policy import DriftPolicy
 from .label_free import (
     agreement,
     class_separation,

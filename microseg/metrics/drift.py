@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from microseg.errors import DataError
+from microseg.metrics.drift_policy import DriftPolicy
 
 __all__ = ["MIN_KNOWN", "KnownImages", "KnownLab", "LabDrift", "learn_lab", "summarise_drift"]
 
@@ -106,20 +107,6 @@ class KnownImages:
             for name, lab in values["labs"].items()
         }
         return cls(tuple(values["figures"]), labs)
-
-
-@dataclass(frozen=True)
-class DriftPolicy:
-    """When images have drifted.
-
-    Attributes:
-        max_share: of images that may be unlike anything known, 0..1. One image alone never counts.
-        max_median: of the images' drifts. 0.8 is about where 95 of 100 images of a known lab lie below: a lab that is
-            near a known one shifts all its images, and few of them far enough to be unlike by themselves.
-    """
-
-    max_share: float = 0.15
-    max_median: float = 0.8
 
 
 @dataclass(frozen=True)
