@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
-WORKERS := --numprocesses auto --dist loadgroup
+WORKERS := --numprocesses auto --dist loadfile
 
 .PHONY: demo test test-all test-browser check serve format clean help
 

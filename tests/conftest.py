@@ -25,12 +25,6 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several workers, all that shares the Prefect server goes to one of them, and each other file to one."""
-    shares = "prefect_server" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("prefect" if shares else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def deliveries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A labelled lab and an unlabelled one as they are delivered, each with ``test/`` kept aside."""
