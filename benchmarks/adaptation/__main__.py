@@ -10,14 +10,13 @@ minutes. What is finished is kept: the same command goes on where it stopped.
 import argparse
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
 from benchmarks.adaptation.summary import draw, summarise
 from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.results import console_table, markdown_table
 
 _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
 
@@ -49,20 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
     summary = summarise(grid.rows)
-    table = Table(*summary.columns, title=f"{chosen.minutes:g} minutes of adaptation; mean ± standard deviation")
-    for line in summary.itertuples(index=False):
-        table.add_row(*(str(value) for value in line))
-    console.print(table)
-    (out / "table.md").write_text(_markdown(summary))
+    console.print(console_table(summary, f"{chosen.minutes:g} minutes of adaptation; mean ± standard deviation"))
+    (out / "table.md").write_text(markdown_table(summary))
     draw(grid.rows, out / "figure.png")
     console.print(f"{out / 'results.json'}\n{out / 'table.md'}\n{out / 'figure.png'}")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    columns = list(table.columns)
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]
-    return "".join(f"| {line} |\n" for line in lines)
 
 
 if __name__ == "__main__":

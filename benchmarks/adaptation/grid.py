@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +14,28 @@ import pandas as pd
 
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
-from microseg.data.atomic import replacing
+from benchmarks.results import KeptRows, Row
 from microseg.evaluation import Reference, mean_scores, score
 from microseg.inference import Engine
 from microseg.model import load_network
 
 __all__ = ["Grid", "Row"]
 
-Row = dict[str, Any]
-
 _FOLDS = 3
 _ENDLESS = 1_000_000  # steps, where minutes end a training
 
 
 @dataclass
-class Grid:
-    """A grid whose results lie in a folder.
+class Grid(KeptRows):
+    """A grid whose results lie in a folder, as do its networks.
 
     Attributes:
-        out: the folder; finished rows and networks in it are kept.
         minutes: of each adaptation.
         changes: of params.yaml.
-        rows: finished rows.
     """
 
-    out: Path
     minutes: float
     changes: tuple[str, ...] = ()
-    rows: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Read the rows that are finished."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self._file.exists():
-            self.rows = json.loads(self._file.read_text())
-
-    @property
-    def _file(self) -> Path:
-        return self.out / "results.json"
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Row]:
         """Finish the grid, row by row."""
@@ -61,9 +45,7 @@ class Grid:
                     known = next((it for it in self.rows if _key(it) == (task.name, method, seed)), None)
                     if known is None:
                         known = self._row(task, method, seed)
-                        self.rows.append(known)
-                        with replacing(self._file) as part:
-                            part.write_text(json.dumps(self.rows, indent=1) + "\n")
+                        self.add(known)
                     yield known
 
     def _row(self, task: Task, method: str, seed: int) -> Row:

@@ -18,15 +18,14 @@ What is finished is kept: the same command goes on where it stopped.
 import argparse
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.adaptation.tasks import SYNTHETIC, find_task
 from benchmarks.evidence.scores import SCORES
-from benchmarks.evidence.study import Row, Study
+from benchmarks.evidence.study import Study
 from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
 from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs, signed_score
+from benchmarks.results import Row, console_table, markdown_table
 from flows.settings import load_settings
 from microseg.errors import MicrosegError
 
@@ -77,13 +76,10 @@ def _run(chosen: argparse.Namespace) -> None:
         "The gate's rules, candidates against source_only": rule_table([pair for pair in pairs if pair.first]),
     }
     for title, table in tables.items():
-        shown = Table(*table.columns, title=title, title_justify="left")
-        for line in table.itertuples(index=False):
-            shown.add_row(*(str(value) for value in line))
-        console.print(shown)
+        console.print(console_table(table, title))
     note = f"worse: true Dice lower by more than {-WORSE:g}; better: higher by more than {BETTER:g}; 95 % intervals"
     console.print(note, highlight=False)
-    parts = [f"## {title}\n\n{_markdown(table)}" for title, table in tables.items()]
+    parts = [f"## {title}\n\n{markdown_table(table)}" for title, table in tables.items()]
     (out / "tables.md").write_text("\n".join(parts) + f"\n{note}\n")
     draw(rows, pairs, out / "figure.png")
     console.print(f"{out / 'results.json'}\n{out / 'tables.md'}\n{out / 'figure.png'}")
@@ -95,13 +91,6 @@ def _told(row: Row) -> str:
         f"{row['task']} seed {row['seed']} {row['network']}: target {row['target_dice']:.3f}; {scores}; "
         f"{row['cpu_seconds']:.0f} s of CPU"
     )
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    columns = list(table.columns)
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]
-    return "".join(f"| {line} |\n" for line in lines)
 
 
 if __name__ == "__main__":

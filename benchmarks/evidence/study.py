@@ -1,12 +1,10 @@
 """The study: measures what is missing, keeps every finished row."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,43 +13,27 @@ from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.adaptation.tasks import Task
 from benchmarks.evidence.measuring import Ground, Image, evidence, true_dice
 from benchmarks.evidence.networks import Images, Subject, kept_networks, subjects
-from microseg.data.atomic import replacing
+from benchmarks.results import KeptRows, Row
 from microseg.data.images import read_image
 from microseg.evaluation import lab_targets
 from microseg.inference import Engine
 
 __all__ = ["Row", "Study"]
 
-Row = dict[str, Any]
-
 _STATISTICS_IMAGES = 8
 
 
 @dataclass
-class Study:
-    """A study whose rows lie in a folder.
+class Study(KeptRows):
+    """A study whose rows lie in a folder, also those of other grids and numbers of images.
 
     Attributes:
-        out: the folder; finished rows in it are kept.
         grids: folders of adaptation grids.
         images: at most so many of each lab are looked at.
-        rows: finished rows, also of other grids and numbers of images.
     """
 
-    out: Path
     grids: tuple[Path, ...]
     images: int
-    rows: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Read the rows that are finished."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self._file.exists():
-            self.rows = json.loads(self._file.read_text())
-
-    @property
-    def _file(self) -> Path:
-        return self.out / "results.json"
 
     def plan(self, tasks: Sequence[Task], seeds: Sequence[int] | None) -> list[tuple[Task, Subject]]:
         """The networks to measure: task by task, seed by seed, ``source_only`` first.
@@ -96,9 +78,7 @@ class Study:
                 if subject.name != SOURCE_ONLY and key not in teachers:
                     teachers[key] = ground.masks(Engine(production[key].build()))
                 known = asked | self._measure(task, subject, ground, teachers.get(key))
-                self.rows.append(known)
-                with replacing(self._file) as part:
-                    part.write_text(json.dumps(self.rows, indent=1) + "\n")
+                self.add(known)
             yield known
 
     def _measure(self, task: Task, subject: Subject, ground: Ground, teacher: list[Image] | None) -> Row:
