@@ -47,10 +47,15 @@ class RegionRules:
             masks: segmentations of the lab's images as they are, (H, W) each.
             zoom: factor by which they are enlarged to the model's scale.
         """
-        found = _areas(((mask, zoom) for mask in masks), len(self.smallest))
+        areas: list[list[npt.NDArray[np.floating]]] = [[np.zeros(0)] for _ in self.smallest]
+        for mask in masks:
+            for label, each in enumerate(areas):
+                regions, sizes = _regions(mask == label)
+                each.append(sizes[_inside(regions, sizes)] * zoom**2)
+        found = [np.concatenate(each) for each in areas]
         factors = [
-            min(1.0, _quantile(areas, _HALF) / known) if known and len(areas) else 1.0
-            for areas, known in zip(found, self.typical, strict=True)
+            min(1.0, _quantile(each, _HALF) / known) if known and len(each) else 1.0
+            for each, known in zip(found, self.typical, strict=True)
         ]
         smallest = tuple(area * factor for area, factor in zip(self.smallest, factors, strict=True))
         return RegionRules(smallest, self.typical, self.touches)
@@ -70,14 +75,21 @@ def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: 
         The rules. A class without a region that lies wholly inside an image has the largest of the others' smallest
         areas, as a hole in what never has one, and no neighbour.
     """
-    masks = list(masks)
-    areas = _areas(masks, classes)
-    known = [_MARGIN * _quantile(each, _LEFT_OUT) if len(each) else None for each in areas]
+    areas: list[list[npt.NDArray[np.floating]]] = [[np.zeros(0)] for _ in range(classes)]
+    touching = [[np.zeros((0, classes), bool)] for _ in range(classes)]
+    for mask, zoom in masks:
+        for label in range(classes):
+            regions, sizes = _regions(mask == label)
+            inside = _inside(regions, sizes)
+            areas[label].append(sizes[inside] * zoom**2)
+            touching[label].append(_touched(mask, regions, len(sizes), classes)[inside])
+    found = [np.concatenate(each) for each in areas]
+    known = [_MARGIN * _quantile(each, _LEFT_OUT) if len(each) else None for each in found]
     largest = max((area for area in known if area is not None), default=0.0)
     return RegionRules(
         tuple(largest if area is None else area for area in known),
-        tuple(_quantile(each, _HALF) if len(each) else 0.0 for each in areas),
-        tuple(_always([mask for mask, _ in masks], label, classes) for label in range(classes)),
+        tuple(_quantile(each, _HALF) if len(each) else 0.0 for each in found),
+        tuple(_always(found[label], np.concatenate(touching[label]), label) for label in range(classes)),
     )
 
 
@@ -154,36 +166,17 @@ def _touched(
     return touched
 
 
-def _areas(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: int) -> list[npt.NDArray[np.float64]]:
-    """Areas at the model's scale, ascending, of each class's regions that lie wholly inside an image."""
-    found: list[list[float]] = [[] for _ in range(classes)]
-    for mask, zoom in masks:
-        for label in range(classes):
-            regions, sizes = _regions(mask == label)
-            found[label] += list(sizes[_inside(regions, sizes)] * zoom**2)
-    return [np.sort(np.array(each, np.float64)) for each in found]
-
-
-def _always(masks: Iterable[npt.NDArray[np.uint8]], label: int, classes: int) -> tuple[int, ...]:
+def _always(areas: npt.NDArray[np.floating], touching: npt.NDArray[np.bool_], label: int) -> tuple[int, ...]:
     """The other classes but the background that an object's regions touch, all but a small share of the area."""
-    if label == 0:
+    if label == 0 or len(areas) < _ENOUGH:
         return ()
-    areas: list[npt.NDArray[np.intp]] = [np.zeros(0, np.intp)]
-    touching = [np.zeros((0, classes), bool)]
-    for mask in masks:
-        regions, sizes = _regions(mask == label)
-        inside = _inside(regions, sizes)
-        areas.append(sizes[inside])
-        touching.append(_touched(mask, regions, len(sizes), classes)[inside])
-    weights = np.concatenate(areas)
-    if len(weights) < _ENOUGH:
-        return ()
-    shares = weights @ np.concatenate(touching) / weights.sum()  # (K,)
+    shares = areas @ touching / areas.sum()  # (K,)
     return tuple(int(other) for other in np.flatnonzero(shares >= _ALWAYS) if other not in (0, label))
 
 
-def _quantile(areas: npt.NDArray[np.float64], share: float) -> float:
-    """Of ascending areas the one at which so much of their sum is reached."""
+def _quantile(areas: npt.NDArray[np.floating], share: float) -> float:
+    """The area, from the smallest upwards, at which so much of their sum is reached."""
+    areas = np.sort(areas)
     return float(areas[int(np.searchsorted(np.cumsum(areas), share * areas.sum()))])
 
 
