@@ -127,8 +127,8 @@ def story(source: Path | None = None, target: Path | None = None, changes: tuple
     if source is None or target is None:
         source, target = clock.time("Two labs", lambda: make_labs(settings, _suffix(settings)))
     lab_a, lab_b = read_lab_card(source), read_lab_card(target)
-    kept_aside(source, lab_a)  # that all can be read: before the hours, not after them
-    if not kept_aside(target, lab_b):
+    references = {"lab_a": kept_aside(source, lab_a), "lab_b": kept_aside(target, lab_b)}  # read before the hours
+    if not references["lab_b"]:
         raise LabError(
             f"Expected images with masks in {target / 'test'} to report on, found none: add test/images and test/masks."
         )
@@ -141,9 +141,7 @@ def story(source: Path | None = None, target: Path | None = None, changes: tuple
     promoted = clock.time("Ask the gate", lambda: promote(changes=changes))
     out = settings.home.segmentations / lab_b.lab
     batch = clock.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
-    return clock.time(
-        "Report", lambda: _report(settings, (source, lab_a), (target, lab_b), adapted, promoted, batch, clock)
-    )
+    return clock.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, promoted, batch, clock))
 
 
 def _suffix(settings: Settings) -> str:
@@ -166,8 +164,8 @@ def _refuse_foreign_production(settings: Settings) -> None:
 
 def _report(
     settings: Settings,
-    source: tuple[Path, LabCard],
-    target: tuple[Path, LabCard],
+    labs: tuple[LabCard, LabCard],
+    references: Mapping[str, tuple[Reference, ...]],
     adapted: AdaptRecord,
     promoted: PromoteRecord,
     batch: SegmentRecord,
@@ -177,10 +175,8 @@ def _report(
     first, candidate = registry.resolve(adapted.base), registry.resolve(adapted.version)
     production = registry.resolve(PRODUCTION)
     registry.set_tags(candidate, {_MADE_BY_STORY: "yes"})
-    references = {
-        "lab_a": kept_aside(*source) or _held_out(first, source[1].lab, settings),
-        "lab_b": kept_aside(*target),
-    }
+    source, target = labs
+    references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
     scores["after"] = scores["candidate" if production.version == candidate.version else "before"]
     dice = {lab: Change(scores["before"][lab]["dice"], scores["after"][lab]["dice"]) for lab in references}
@@ -189,14 +185,14 @@ def _report(
         f"{name}: version {version.version}": make_engine(fetch_network(version, settings), settings)
         for name, version in (("before", first), ("candidate", candidate))
     }
-    panels = reference_panels(engines, references["lab_b"], target[1].classes, folder / "panels")
+    panels = reference_panels(engines, references["lab_b"], target.classes, folder / "panels")
     comparison = read_comparison(candidate, first, settings)
     assert comparison is not None
     decision = decide(comparison.candidate, comparison.production, settings.params.gate)
     before_evidence = comparison.production.label_free if comparison.production else {}
     lost = dice["lab_a"].before - dice["lab_b"].before
     result = Story(
-        labs={"lab_a": source[1].lab, "lab_b": target[1].lab},
+        labs={"lab_a": source.lab, "lab_b": target.lab},
         dice=dice,
         dice_per_class={
             lab: {
