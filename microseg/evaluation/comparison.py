@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from microseg.data.dataset import Lab
 from microseg.data.sampling import CropSampler, Sample
+from microseg.data.scale import model_zoom
 from microseg.evaluation.drift import image_drifts
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
@@ -167,8 +168,9 @@ def _pooled(network: PyramidSegmenter, images: Sequence[TargetImage]) -> npt.NDA
     network.eval()
     rows = []
     for image in images:
-        zoom = image.mpp / mpp if image.mpp is not None and mpp is not None else 1.0
-        crop = CropSampler([Sample(image.image, zoom=zoom)], size=_SEPARABILITY_CROP, batch=1, seed=0).draw(0)
+        crop = CropSampler(
+            [Sample(image.image, zoom=model_zoom(image.mpp, mpp))], size=_SEPARABILITY_CROP, batch=1, seed=0
+        ).draw(0)
         pyramid = network.features(crop.images.to(device)).pyramid  # (1, D, h, w)
         rows.append(pyramid.mean((0, 2, 3)).cpu().numpy())  # (D,)
     return np.array(rows, np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 from microseg.data.appearance import APPEARANCE, describe_image
 from microseg.data.dataset import Lab
 from microseg.data.images import read_image
+from microseg.data.scale import model_zoom
 from microseg.evaluation.label_free import TargetImage, lab_targets
 from microseg.inference import image_drift
 from microseg.metrics import MIN_KNOWN, KnownImages, learn_lab
@@ -30,7 +31,7 @@ def learn_known(
     for lab in labs:
         figures, groups = [], []
         for target in lab_targets(lab, _IMAGES):
-            described = describe_image(read_image(target.image), _zoom(target, mpp))
+            described = describe_image(read_image(target.image), model_zoom(target.mpp, mpp))
             if described is not None:
                 figures.append(described)
                 groups.append(target.slide or target.name)
@@ -48,9 +49,5 @@ def image_drifts(known: KnownImages, images: Sequence[TargetImage], mpp: float |
         images: to compare with that.
         mpp: the model's microns per pixel; None if unknown.
     """
-    drifts = [image_drift(known, read_image(target.image), _zoom(target, mpp)) for target in images]
+    drifts = [image_drift(known, read_image(target.image), model_zoom(target.mpp, mpp)) for target in images]
     return [np.nan if drift is None else drift for drift in drifts]
-
-
-def _zoom(target: TargetImage, mpp: float | None) -> float:
-    return target.mpp / mpp if target.mpp is not None and mpp is not None else 1.0

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from microseg.cpu import return_memory, tune_allocator
+from microseg.data.scale import model_zoom
 from microseg.errors import DataError, SettingsError
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.lanes import Lanes
@@ -265,9 +266,7 @@ def _zoom(mpp: float | None, model_mpp: float | None) -> float:
     """Factor by which an image is enlarged to the model's scale."""
     if mpp is not None and not mpp > 0:
         raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
-    if mpp is None or model_mpp is None:
-        return 1.0
-    zoom = mpp / model_mpp
+    zoom = model_zoom(mpp, model_mpp)
     if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
         raise DataError(
             f"Expected an image of about {model_mpp} microns per pixel, the model's, got {mpp}, more than "

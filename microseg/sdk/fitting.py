@@ -18,6 +18,7 @@ from microseg.data.dataset import Lab
 from microseg.data.images import read_image
 from microseg.data.manifest import ManifestRow
 from microseg.data.sampling import CropSampler, Sample
+from microseg.data.scale import model_zoom
 from microseg.data.windows import cut_windows
 from microseg.errors import LabError
 from microseg.evaluation import lab_references, lab_targets, label_free_scores, mean_scores, score
@@ -261,19 +262,18 @@ def _labelled_samples(labs: Sequence[Lab], mpp: float | None) -> list[Sample]:
 
 def _samples(lab: Lab, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
     for row in rows:
-        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, _zoom(row, mpp))
-
-
-def _zoom(row: ManifestRow, mpp: float | None) -> float:
-    """Factor by which an image is enlarged to the model's scale."""
-    return row.mpp / mpp if row.mpp is not None and mpp is not None else 1.0
+        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
 
 
 def _crop_size(labs: Sequence[Lab], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
     """Side and number of crops: not larger than the images of the lab with the largest usually are, then so many more
     of them.
     """
-    usual = [np.median([min(row.width, row.height) * _zoom(row, mpp) for row in lab.rows]) for lab in labs if lab.rows]
+    usual = [
+        np.median([min(row.width, row.height) * model_zoom(row.mpp, mpp) for row in lab.rows])
+        for lab in labs
+        if lab.rows
+    ]
     if not usual:
         raise LabError("Expected images in every lab, found none: ingest the lab first.")
     side = min(settings.crop, 32 * int(np.ceil(max(usual) / 32)))
