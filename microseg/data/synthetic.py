@@ -5,9 +5,11 @@ other for the same reasons as with real labs.
 """
 
 import csv
+import os
 import shutil
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -203,17 +205,19 @@ def _write_images(
     (folder / "images").mkdir(parents=True)
     if masks:
         (folder / "masks").mkdir()
-    slides = {}
-    for number in range(count):
+
+    def write(number: int) -> tuple[str, str]:
         slide = number // _IMAGES_PER_SLIDE
         slide_look = _vary(look, np.random.default_rng([*seed, 0, slide]))
         image, mask = _draw(slide_look, size, mpp, np.random.default_rng([*seed, 1, number]))
         name = f"{prefix}_{number:03d}.png"
-        slides[name] = f"{prefix}_slide_{slide:03d}"
         write_png(folder / "images" / name, image)
         if masks:
             write_png(folder / "masks" / name, mask)
-    return slides
+        return name, f"{prefix}_slide_{slide:03d}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and SciPy compute outside the interpreter's lock
+        return dict(pool.map(write, range(count)))
 
 
 def _vary(look: LabLook, rng: np.random.Generator) -> LabLook:

@@ -6,7 +6,6 @@ stain explains its labels, alone or together with the first one's, better than t
 feed on themselves. Regions such as the labelled labs never have are removed from all labels.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +20,11 @@ from microseg.data.images import read_image, write_png
 from microseg.data.sampling import Sample
 from microseg.metrics import class_separation
 from microseg.model import PyramidSegmenter
-from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
-from microseg.training.regions import RegionRules, remove_impossible
+from microseg.training.first_teacher import choose_share, first_teacher
+from microseg.training.regions import RegionRules, possible_labels
 from microseg.training.shift import LabShift, predict_at, to_batch
 
-__all__ = ["TargetLab", "first_teacher", "label_round", "round_samples"]
+__all__ = ["TargetLab", "label_round", "round_samples"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
 _TURNS = (0, 1)  # quarter turns
@@ -47,13 +46,6 @@ class TargetLab:
     name: str
     windows: tuple[Path, ...]
     shift: LabShift
-
-
-def first_teacher(network: PyramidSegmenter, shift: LabShift) -> PyramidSegmenter:
-    """A copy of the segmenter in use, half its statistics of what it knows and half of the lab."""
-    teacher = copy.deepcopy(network).eval()
-    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, 0.5))
-    return teacher
 
 
 def label_round(
@@ -79,12 +71,12 @@ def label_round(
     if done.exists():
         return
     for lab in labs:
-        first_said = _first_word(first, lab, folder / "first" / lab.name)
-        labels = _labels(lab, rules, first_said)
+        first_said = _first_word(first, lab, rules, folder / "first" / lab.name)
+        labels = possible_labels(first_said, rules, lab.shift.zoom)
         if number:
             later = [_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows]
             both = [torch.lerp(a, b, 0.5) for a, b in zip(first_said, later, strict=True)]
-            choices = (labels, _labels(lab, rules, both), _labels(lab, rules, later))
+            choices = (labels, *(possible_labels(said, rules, lab.shift.zoom) for said in (both, later)))
             labels = max(choices, key=partial(_separation, lab, classes=len(later[0])))
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
@@ -100,31 +92,24 @@ def round_samples(labs: Sequence[TargetLab], number: int, folder: Path) -> list[
     ]
 
 
-def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list[Tensor]:
+def _first_word(network: PyramidSegmenter, lab: TargetLab, rules: RegionRules, folder: Path) -> list[Tensor]:
     """The first teacher's probabilities, kept from round to round."""
-    teacher = first_teacher(network, lab.shift)
-    folder.mkdir(parents=True, exist_ok=True)
-    probabilities = []
-    for window in lab.windows:
-        kept = folder / f"{window.stem}.npy"
-        if not kept.exists():
+    done = folder / _DONE
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        share = choose_share(network, lab.windows, lab.shift, rules)
+        teacher = first_teacher(network, lab.shift, share)
+        for window in lab.windows:
             predicted = _predict(teacher, window, [lab.shift.zoom * zoom for zoom in _ZOOMS])
-            np.save(kept, predicted.half().numpy())
-        probabilities.append(torch.from_numpy(np.load(kept)).float())
-    return probabilities
+            np.save(folder / f"{window.stem}.npy", predicted.half().numpy())
+        done.write_text(f"{share}")
+    return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
 
 
 def _separation(lab: TargetLab, labels: Sequence[Mask], classes: int) -> float:
     """How distinct the classes look on the lab's windows, with these labels."""
     pairs = zip(lab.windows, labels, strict=True)
     return float(np.mean([class_separation(read_image(window), mask, classes) for window, mask in pairs]))
-
-
-def _labels(lab: TargetLab, rules: RegionRules, probabilities: Sequence[Tensor]) -> list[Mask]:
-    """The most probable class of each pixel, without impossible regions: (K, H, W) → (H, W), each."""
-    masks = [probability.argmax(0).numpy().astype(np.uint8) for probability in probabilities]
-    rules = rules.for_lab(masks, lab.shift.zoom)
-    return [remove_impossible(mask, rules, lab.shift.zoom) for mask in masks]
 
 
 def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:

@@ -5,16 +5,17 @@ without a nucleus, for example. How small a region can be, and which other class
 with the stain, so such errors can be told without labels of the new lab.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from torch import Tensor
 
 from microseg.data.images import IGNORE
 
-__all__ = ["RegionRules", "region_rules", "remove_impossible"]
+__all__ = ["RegionRules", "possible_labels", "region_rules", "remove_impossible"]
 
 _LEFT_OUT = 0.01  # share of a class's area that lies in its smallest regions, which do not count
 _HALF = 0.5  # of a class's area
@@ -112,6 +113,22 @@ def remove_impossible(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: flo
     wrong, open_ended = _alone(cleaned, rules)
     cleaned = _replaced(cleaned, wrong)
     return np.where(open_ended, np.uint8(IGNORE), cleaned) if open_ended.any() else cleaned
+
+
+def possible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: float) -> list[npt.NDArray[np.uint8]]:
+    """The most probable class of each pixel of a lab's images, without regions that break the rules.
+
+    Args:
+        probabilities: of the classes, on the CPU; all images together say how large the lab's regions are.
+        rules: what regions are like.
+        zoom: factor by which the images are enlarged to the model's scale.
+
+    Shape:
+        (K, H, W) → (H, W), each
+    """
+    masks = [probability.argmax(0).numpy().astype(np.uint8) for probability in probabilities]
+    rules = rules.for_lab(masks, zoom)
+    return [remove_impossible(mask, rules, zoom) for mask in masks]
 
 
 def _specks(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float) -> npt.NDArray[np.bool_]:

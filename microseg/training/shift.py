@@ -7,6 +7,7 @@ those of the labelled labs. And the lab's **own normalisation statistics**, at i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from microseg.training.normalisation import (
     statistics_distance,
 )
 
-__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "to_batch"]
+__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "spread", "to_batch"]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
@@ -30,6 +31,7 @@ _IMAGES = 10
 _SIDE = 384  # pixels, of what the network sees at each scale
 
 Image = npt.NDArray[np.uint8]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def measure_shift(
     Shape:
         images (H, W, 3), uint8
     """
-    source, target = _spread(source), _spread(target)
+    source, target = spread(source, _IMAGES), spread(target, _IMAGES)
     native = _measure(network, target, 1.0)
     zoom, zoomed = 1.0, native
     if search_scale:
@@ -101,10 +103,10 @@ def predict_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
     return resize(network(seen).softmax(1), height, width)
 
 
-def _spread(images: Sequence[Image]) -> list[Image]:
-    """So many of the images, spread evenly over them."""
-    chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
-    return [images[int(index)] for index in chosen]
+def spread(things: Sequence[_T], count: int) -> list[_T]:
+    """So many of the things, spread evenly over them."""
+    chosen = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
+    return [things[int(index)] for index in chosen]
 
 
 def _middle(image: Image, zoom: float) -> Image:
