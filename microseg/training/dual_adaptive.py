@@ -59,7 +59,8 @@ class AdaptationBatch(NamedTuple):
 class DualAdaptive(TrainingMethod):
     """The dual-adaptive pyramid network in training.
 
-    Source and target pass through the network one after the other, so that batch statistics never mix two labs.
+    Batch statistics never mix two labs: they are fixed, or source and target pass through the network one after the
+    other.
 
     Args:
         network: the segmenter in use, trained on the source labs; it is changed.
@@ -148,10 +149,9 @@ class DualAdaptive(TrainingMethod):
         """L_seg, the two domain losses behind the reversed gradient, and the cross entropy to the pseudo-labels."""
         assert batch.source.masks is not None
         settings = self.settings
-        source = self.network.features(batch.source.images)
+        source, target = self._features(batch) if self.needs_target(batch) else (self._of(batch.source), None)
         parts = {"segmentation": segmentation_loss(source.logits, batch.source.masks, alpha=settings.alpha)}
-        if self.needs_target(batch):
-            target = self.network.features(batch.target.images)
+        if target is not None:
             parts |= self.domain_losses(source, target, reversal_strength(progress, settings.ramp))
             if batch.target.masks is not None:
                 loss = segmentation_loss(target.logits, batch.target.masks, alpha=0)
@@ -196,6 +196,20 @@ class DualAdaptive(TrainingMethod):
     def classifiers(self) -> list[torch.nn.Module]:
         """The domain classifiers that are switched on."""
         return [it for it in (self.image_classifier, self.feature_classifier) if it is not None]
+
+    def _features(self, batch: AdaptationBatch) -> tuple[Features, Features]:
+        """Of both labs: in one pass, which is faster, where the statistics are fixed and so cannot mix."""
+        if self.settings.normalisation != "shared":
+            return self._of(batch.source), self._of(batch.target)
+        count = len(batch.source.images)
+        logits, pyramid, decoder = self.network.features(torch.cat([batch.source.images, batch.target.images]))
+        return (
+            Features(logits[:count], pyramid[:count], tuple(level[:count] for level in decoder)),
+            Features(logits[count:], pyramid[count:], tuple(level[count:] for level in decoder)),
+        )
+
+    def _of(self, crops: Crops) -> Features:
+        return self.network.features(crops.images)
 
     def _teacher(self) -> PyramidSegmenter:
         return copy.deepcopy(self.result()).eval()

@@ -18,12 +18,12 @@ from microseg.metrics import agreement, class_separation
 from microseg.model import PyramidSegmenter
 from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
 from microseg.training.regions import RegionRules, possible_labels
-from microseg.training.shift import LabShift, predict_at, spread, to_batch
+from microseg.training.shift import LabShift, middle, predict_at, spread, to_batch
 
 __all__ = ["choose_share", "first_teacher"]
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_WINDOWS = 10  # looked at
+_WINDOWS = 8  # looked at
 _LARGER = 1.25  # times the lab's scale
 _EQUAL = 0.98  # of the best credibility
 
@@ -53,7 +53,7 @@ def choose_share(network: PyramidSegmenter, windows: Sequence[Path], shift: LabS
     Returns:
         One of `SHARES`.
     """
-    images = [read_image(window) for window in spread(windows, _WINDOWS)]
+    images = [middle(read_image(window), shift.zoom) for window in spread(windows, _WINDOWS)]
     credible = {
         share: _credibility(first_teacher(network, shift, share), images, shift.zoom, rules) for share in SHARES
     }

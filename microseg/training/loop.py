@@ -105,7 +105,7 @@ class _Fit:
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         method.to(memory_format=torch.channels_last)
         groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, foreach=True)
         self.module, self.optimizer = fabric.setup(method, optimizer)
         self.step, self.seconds = 0, spent
         self.evaluations: dict[int, dict[str, float]] = {}

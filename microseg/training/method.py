@@ -72,8 +72,10 @@ def moving_average(average: nn.Module, current: nn.Module, decay: float) -> None
 
 
 def _lerp(averages: Iterable[torch.Tensor], currents: Iterable[torch.Tensor], decay: float) -> None:
-    for mean, now in zip(averages, currents, strict=True):
-        if mean.dtype.is_floating_point:
-            mean.lerp_(now, 1 - decay)
-        else:
+    pairs = list(zip(averages, currents, strict=True))
+    moving = [pair for pair in pairs if pair[0].dtype.is_floating_point]
+    if moving:
+        torch._foreach_lerp_([mean for mean, _ in moving], [now for _, now in moving], 1 - decay)  # hundreds at once
+    for mean, now in pairs:
+        if not mean.dtype.is_floating_point:
             mean.copy_(now)

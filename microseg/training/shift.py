@@ -22,7 +22,7 @@ from microseg.training.normalisation import (
     statistics_distance,
 )
 
-__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "spread", "to_batch"]
+__all__ = ["LabShift", "measure_shift", "middle", "predict_at", "resize", "spread", "to_batch"]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
@@ -109,8 +109,8 @@ def spread(things: Sequence[_T], count: int) -> list[_T]:
     return [things[int(index)] for index in chosen]
 
 
-def _middle(image: Image, zoom: float) -> Image:
-    """The middle of an image, so large that it has the side seen at a scale."""
+def middle(image: Image, zoom: float) -> Image:
+    """The middle of an image, so large that it has the side seen at a scale: (H, W, 3), at most 384 pixels there."""
     side = round(_SIDE / zoom)
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side]
@@ -120,7 +120,7 @@ def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) ->
     device = next(network.parameters()).device
 
     def seen(image: Image) -> Tensor:
-        batch = to_batch(_middle(image, zoom), device)
+        batch = to_batch(middle(image, zoom), device)
         height, width = (max(network.stride, round(length * zoom)) for length in batch.shape[-2:])
         return resize(batch, height, width)
 
