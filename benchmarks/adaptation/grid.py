@@ -1,9 +1,6 @@
 """The grid of tasks, methods and seeds: trains what is missing, reports, keeps every finished row."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
 from benchmarks.results import KeptRows, Row
@@ -55,19 +53,19 @@ class Grid(KeptRows):
             "task_folder": str(task.source.parent.resolve()),
             "changes": list(self.changes),
             "source": str(source_lab.folder),
-            "target": str(target_lab.folder),
+            "targets": [str(target_lab.folder)],
             "seed": seed,
             "steps": _ENDLESS,
         }
         place = work / f"seed-{seed}"
-        first = self._train(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
+        first = train_apart(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
         row: Row = {"task": task.name, "method": method, "seed": seed}
         if method == UPPER_BOUND:
             return row | self._upper_bound(task, job, first, place)
         network = first
         if method != SOURCE_ONLY:
             more = {"kind": "adapt", "method": method, "minutes": self.minutes, "start": str(first)}
-            network = self._train(job | more, place / method)
+            network = train_apart(job | more, place / method)
         minutes = 0.0 if method == SOURCE_ONLY else float(json.loads((network / "minutes.json").read_text()))
         return row | {
             **_report("source", [(network, task.references("source"))]),
@@ -82,7 +80,7 @@ class Grid(KeptRows):
         for number, (lab, held_back) in enumerate(folds):
             more: dict[str, Any] = {"kind": "train", "source": str(lab.folder), "start": str(first)}
             more |= {"minutes": self.minutes / len(folds), "task_folder": str(self.out / "none")}
-            judged.append((self._train(job | more, place / f"{UPPER_BOUND}-{number}"), held_back))
+            judged.append((train_apart(job | more, place / f"{UPPER_BOUND}-{number}"), held_back))
         source = [_report("source", [(network, task.references("source"))]) for network, _ in judged]
         row: Row = {
             "source_dice": float(np.mean([each["source_dice"] for each in source])),
@@ -90,16 +88,6 @@ class Grid(KeptRows):
             "minutes": self.minutes,
         }
         return row
-
-    def _train(self, job: dict[str, Any], folder: Path) -> Path:
-        if (folder / "minutes.json").exists():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(folder.name + ".job.json")
-        file.write_text(json.dumps(job | {"folder": str(folder)}))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-m", "benchmarks.adaptation.worker", str(file)], check=True, env=environment)
-        return folder
 
 
 def _report(side: str, judged: Sequence[tuple[Path, Sequence[Reference]]]) -> Row:

@@ -11,7 +11,7 @@ from microseg.data.synthetic import LAB_A, LAB_B, make_lab
 from microseg.errors import LabError
 from microseg.evaluation import Reference, kept_aside
 
-__all__ = ["SYNTHETIC", "Task", "find_task", "fold_labs", "open_labs"]
+__all__ = ["SYNTHETIC", "Task", "as_dataset", "find_task", "fold_labs", "open_labs"]
 
 SYNTHETIC = "synthetic"
 _VALIDATION = 0.1
@@ -74,7 +74,7 @@ def find_task(name: str, root: Path | None, work: Path) -> Task:
 
 def open_labs(task: Task, work: Path) -> tuple[Lab, Lab]:
     """Both labs as datasets, made where they are not there; ``test/`` is not in them."""
-    return _dataset(task.source, work), _dataset(task.target, work)
+    return as_dataset(task.source, work), as_dataset(task.target, work)
 
 
 def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Reference, ...]]]:
@@ -94,12 +94,13 @@ def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Refer
             if index not in chosen:
                 shutil.copy(reference.image, delivery / "images" / reference.image.name)
                 shutil.copy(reference.mask, delivery / "masks" / reference.mask.name)
-        lab = _dataset(delivery, work / f"data-{number}", validation=0.0)
+        lab = as_dataset(delivery, work / f"data-{number}", validation=0.0)
         result.append((lab, tuple(references[index] for index in sorted(chosen))))
     return result
 
 
-def _dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> Lab:
+def as_dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> Lab:
+    """A delivery as a dataset in ``work/labs``, made where it is not there; ``test/`` is not in it."""
     name = read_lab_card(folder).lab
     dataset = work / "labs" / name
     if not dataset.is_dir():

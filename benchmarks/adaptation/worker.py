@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.adaptation.guard import forbid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, STATISTICS
 from flows.settings import load_settings
-from microseg.data.dataset import open_lab
+from microseg.data.dataset import Lab, open_lab
 from microseg.data.images import read_image
 from microseg.model import load_network, save_network
 from microseg.sdk import adapt, train
@@ -46,7 +46,7 @@ def main(job: dict[str, Any]) -> None:
         )
     elif job["method"] == STATISTICS:
         network = load_network(Path(job["start"]))
-        target = open_lab(Path(job["target"]))
+        (target,) = _targets(job)
         batches = (to_batch(read_image(target.image_path(row)), fabric.device) for row in target.rows)
         write_statistics(network, measure_statistics(network.to(fabric.device), batches))
         save_network(folder, network.cpu())
@@ -56,7 +56,7 @@ def main(job: dict[str, Any]) -> None:
         adapt(
             Path(job["start"]),
             [source],
-            [open_lab(Path(job["target"]))],
+            _targets(job),
             AdaptSettings(**values),
             folder=folder,
             seed=seed,
@@ -64,6 +64,10 @@ def main(job: dict[str, Any]) -> None:
             method=method.kind,
         )
     (folder / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
+
+
+def _targets(job: dict[str, Any]) -> list[Lab]:
+    return [open_lab(Path(folder)) for folder in job["targets"]]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""Trainings in processes of their own, which cannot read what the report is made on; see `worker`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["train_apart"]
+
+
+def train_apart(job: dict[str, Any], folder: Path) -> Path:
+    """Train in a process of its own; a training that is finished is left.
+
+    Args:
+        job: what `worker` is told.
+        folder: where the network is written, with ``minutes.json``.
+
+    Returns:
+        The folder.
+    """
+    if (folder / "minutes.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(folder.name + ".job.json")
+    file.write_text(json.dumps(job | {"folder": str(folder)}))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-m", "benchmarks.adaptation.worker", str(file)], check=True, env=environment)
+    return folder
