@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from microseg.data.images import IGNORE, IMAGE_SUFFIXES, image_digest, image_mpp, read_image, read_mask
+from microseg.data.images import IGNORE, IMAGE_SUFFIXES, image_digest, read_image, read_mask
+from microseg.data.resolution import image_mpp
 from microseg.errors import ImageReadError, LabError
 
 __all__ = [
