@@ -1,7 +1,5 @@
 """Checks of a lab's delivery, file by file, before anything of it is taken over."""
 
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.data.images import IGNORE, IMAGE_SUFFIXES, image_digest, read_image, read_mask
+from microseg.data.names import image_key, image_name
 from microseg.data.resolution import image_mpp
 from microseg.errors import ImageReadError, LabError
 
@@ -22,13 +21,10 @@ __all__ = [
     "Refusal",
     "check_lab_files",
     "check_pair",
-    "image_key",
-    "image_name",
 ]
 
 MIN_SIDE = 16  # pixels; nothing can be learned from a smaller image
 
-_SUFFIX = re.compile(rf"(\.ome)*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$", re.IGNORECASE)
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
 _WORKERS = 4
@@ -85,30 +81,6 @@ class LabCheck:
     accepted: tuple[CheckedImage, ...]
     refused: tuple[Refusal, ...]
     skipped: tuple[str, ...]
-
-
-def image_name(path: Path | str) -> str:
-    """Name an image by its file: without folder, without suffix, without ``.ome``.
-
-    Args:
-        path: A file, or its name.
-
-    Returns:
-        The name.
-    """
-    return _SUFFIX.sub("", Path(path).name)
-
-
-def image_key(name: str) -> str:
-    """Tell names apart as the least able file system does: regardless of case and of how accents are written.
-
-    Args:
-        name: An image's name, as `image_name` gives it.
-
-    Returns:
-        The same text for names that cannot lie side by side.
-    """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_lab_files(

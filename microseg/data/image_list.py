@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from microseg.data.checks import image_key, image_name
+from microseg.data.names import image_key, image_name
 from microseg.data.resolution import MPP_RANGE
 from microseg.errors import LabError
 

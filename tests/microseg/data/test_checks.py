@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microseg.data.checks import CheckedImage, Refusal, check_lab_files, image_key, image_name
+from microseg.data.checks import CheckedImage, Refusal, check_lab_files
 from microseg.data.images import image_digest
 from microseg.errors import LabError
 
@@ -271,31 +271,6 @@ def test_the_same_content_twice_keeps_the_labelled_one(source):
     save(source / "images" / "b.png", noise(1))
     save(source / "masks" / "b.png", mask())
     assert reasons(source) == {"images/a.png": "expected each image once, got the same content as b.png. Remove one."}
-
-
-# --- names
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("images/a.png", "a"),
-        ("a.ome.tif", "a"),
-        ("a.OME.TIFF", "a"),
-        ("a.ome.ome.tif", "a"),
-        ("TCGA-18.x_0.png", "TCGA-18.x_0"),
-        ("a.b", "a.b"),
-        ("slide.svs", "slide.svs"),
-        ("a", "a"),
-    ],
-)
-def test_image_name(file, name):
-    assert image_name(file) == name
-
-
-def test_image_key():
-    assert image_key("\u00c9") == image_key("e\u0301")
-    assert image_key("a") != image_key("b")
 
 
 # --- what can be copied as it is
