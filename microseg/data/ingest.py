@@ -11,13 +11,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from microseg.data.checks import CheckedImage, Refusal, check_lab_files
+from microseg.data.checks import Refusal, check_lab_files
 from microseg.data.dataset import Lab, open_lab
 from microseg.data.image_list import read_image_list
 from microseg.data.images import image_digest, read_image, read_mask, write_png
 from microseg.data.lab import LabCard, check_lab_name, read_lab_card, write_lab_card
 from microseg.data.manifest import ManifestRow, write_manifest
 from microseg.data.merge import Merge, check_facts, joint_card
+from microseg.data.pair import CheckedImage
 from microseg.data.quarantine import quarantine_files
 from microseg.data.splits import assign_splits
 from microseg.errors import LabError
