@@ -1,20 +1,24 @@
 """Checks of a lab's delivery, file by file, before anything of it is taken over."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from microseg.data import pixel_limit
 from microseg.data.images import IMAGE_SUFFIXES
 from microseg.data.names import image_key, image_name
 from microseg.data.pair import CheckedImage, check_pair
+from microseg.data.slides.files import SLIDE_SUFFIXES, slide_parts
+from microseg.data.tiff import is_tiff
 from microseg.errors import LabError
 
 __all__ = [
     "LabCheck",
     "Refusal",
     "check_lab_files",
+    "slides_among",
 ]
 
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -28,10 +32,12 @@ class Refusal:
     Attributes:
         file: Path in the delivery, with forward slashes.
         reason: What was expected, what came, and what to do.
+        slide: The whole slide that this file is, or is a part of, as a path in the delivery; None when it is neither.
     """
 
     file: str
     reason: str
+    slide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ def check_lab_files(
 
     An image without a mask is accepted as unlabelled, also beside labelled ones. Of images with the same content the
     first is accepted, a labelled one before an unlabelled one. Of files with the same name none is, as nobody can
-    tell which one is meant.
+    tell which one is meant. Whole slides are refused, with all the files that they consist of: networks learn from
+    images.
 
     Args:
         source: The delivery's folder.
@@ -91,12 +98,13 @@ def check_lab_files(
 
     accepted: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for done, found in enumerate(pool.map(lambda pair: check_pair(pair[0], pair[1], classes), pairs), start=1):
+        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes), pairs)
+        for done, ((image, _), found) in enumerate(zip(pairs, checks, strict=True), start=1):
             if isinstance(found, CheckedImage):
                 accepted.append(found)
             else:
                 for path, reason in found.items():
-                    findings.refuse(path, reason)
+                    findings.refuse(path, reason, slide=path if path == image and _is_large_tiff(path) else None)
             if progress is not None:
                 progress(done, len(pairs))
 
@@ -107,8 +115,13 @@ def check_lab_files(
             findings.refuse(checked.image, f"expected each image once, got the same content as {kept}. Remove one.")
     findings.refuse_masks_alone(masks, images)
     kept_names = sorted(first.values(), key=lambda checked: checked.name)
-    refused = tuple(Refusal(file, reason) for file, reason in sorted(findings.refused.items()))
+    refused = tuple(refusal for _, refusal in sorted(findings.refused.items()))
     return LabCheck(accepted=tuple(kept_names), refused=refused, skipped=tuple(sorted(findings.skipped)))
+
+
+def slides_among(refused: Iterable[Refusal]) -> int:
+    """Count the whole slides among refused files; one of several files counts once."""
+    return len({refusal.slide for refusal in refused if refusal.slide is not None})
 
 
 class _Findings:
@@ -116,24 +129,31 @@ class _Findings:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.refused: dict[str, str] = {}
+        self.refused: dict[str, Refusal] = {}
         self.skipped: list[str] = []
 
-    def refuse(self, path: Path, reason: str) -> None:
-        """Refuse a file; the first reason stands."""
-        self.refused.setdefault(_relative(path, self.source), reason.removeprefix(f"{path}: "))
+    def refuse(self, path: Path, reason: str, slide: Path | None = None) -> None:
+        """Refuse a file, which may be a slide or a part of one; the first reason stands."""
+        file = _relative(path, self.source)
+        whole = None if slide is None else _relative(slide, self.source)
+        self.refused.setdefault(file, Refusal(file, reason.removeprefix(f"{path}: "), whole))
 
     def list_files(self, folder: str) -> dict[str, list[Path]]:
         """Group the usable files of a folder by `image_key`; the others are skipped or refused."""
         files: dict[str, list[Path]] = defaultdict(list)
         root = self.source / folder
-        for path in sorted(root.rglob("*")) if root.is_dir() else ():
+        found = sorted(root.rglob("*")) if root.is_dir() else []
+        slides = [path for path in found if folder == "images" and path.suffix.lower() in SLIDE_SUFFIXES]
+        parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
+        for path in found:
             if any(part.startswith((".", "~$")) for part in path.relative_to(root).parts):
                 self.skipped.extend([] if path.is_dir() else [_relative(path, self.source)])
             elif path.name.lower() in _SYSTEM_FILES:
                 self.skipped.append(_relative(path, self.source))
             elif path.is_dir():
                 continue
+            elif slide := parts.get(path):
+                self.refuse(path, _slide_reason(path, slide), slide)
             elif path.parent != root:
                 self.refuse(
                     path,
@@ -170,8 +190,25 @@ class _Findings:
                     self.refuse(
                         path, "expected an image of the same name in images/, found none. Send the image, or rename."
                     )
-                elif image_reason := self.refused.get(_relative(images[key][0], self.source)):
-                    self.refuse(path, f"its image {images[key][0].name} is refused: {image_reason}")
+                elif image := self.refused.get(_relative(images[key][0], self.source)):
+                    self.refuse(path, f"its image {images[key][0].name} is refused: {image.reason}")
+
+
+def _slide_reason(path: Path, slide: Path) -> str:
+    if path != slide:
+        return f"expected an image, got a part of the whole slide {slide.name}, which is refused too: see its reason."
+    return (
+        f"expected {', '.join(IMAGE_SUFFIXES)}, got a whole slide ({path.suffix}). Export regions of it as PNG "
+        "or TIFF into images/, with their slide (group) and pixel size (mpp) in images.csv; the slide itself is for "
+        "microseg segment."
+    )
+
+
+def _is_large_tiff(path: Path) -> bool:
+    """Whether a refused file is a TIFF of more pixels than are read as an image: a slide, though named as an image."""
+    from microseg.data.slides import image_pixels  # OpenSlide and GDAL take a while to load
+
+    return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > pixel_limit.MAX_PIXELS
 
 
 def _relative(path: Path, source: Path) -> str:

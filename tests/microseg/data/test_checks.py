@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microseg.data.checks import Refusal, check_lab_files
+from microseg.data import pixel_limit
+from microseg.data.checks import Refusal, check_lab_files, slides_among
 from microseg.data.images import image_digest
 from microseg.data.pair import CheckedImage
 from microseg.errors import LabError
@@ -165,6 +166,47 @@ def test_a_mask_without_image(source):
 def test_other_kinds_of_file(source, folder, name):
     (source / folder / name).write_text("x")
     assert "expected .png, .jpg" in reasons(source)[f"{folder}/{name}"]
+
+
+def test_whole_slides_are_refused_with_all_their_files(source):
+    for name in ("a.svs", "b.mrxs", "b/Slidedat.ini", "b/Data0000.dat", "c.vms", "sub/D.NDPI"):
+        (source / "images" / name).parent.mkdir(exist_ok=True)
+        (source / "images" / name).write_bytes(b"slide")
+    (source / "images" / "c.vms").write_text("ImageFile=c.jpg\n")
+    save(source / "images" / "c.jpg", noise(1))  # a part of the slide, though it can be read as an image
+    save(source / "images" / "d.jpg", noise(2))
+    check = check_lab_files(source, CLASSES)
+    assert [image.name for image in check.accepted] == ["d", "good"]
+    assert {refusal.file: refusal.slide for refusal in check.refused} == {
+        "images/a.svs": "images/a.svs",
+        "images/b.mrxs": "images/b.mrxs",
+        "images/b/Data0000.dat": "images/b.mrxs",
+        "images/b/Slidedat.ini": "images/b.mrxs",
+        "images/c.jpg": "images/c.vms",
+        "images/c.vms": "images/c.vms",
+        "images/sub/D.NDPI": "images/sub/D.NDPI",
+    }
+    assert slides_among(check.refused) == 4
+    refused = reasons(source)
+    assert "got a whole slide (.svs). Export regions of it as PNG or TIFF into images/" in refused["images/a.svs"]
+    assert "a part of the whole slide b.mrxs, which is refused too" in refused["images/b/Data0000.dat"]
+
+
+def test_a_delivery_of_slides_alone(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.svs").write_bytes(b"slide")
+    check = check_lab_files(tmp_path, CLASSES)
+    assert (check.accepted, slides_among(check.refused)) == ((), 1)
+
+
+def test_a_tiff_too_large_for_an_image_is_a_slide(source, monkeypatch):
+    monkeypatch.setattr(pixel_limit, "MAX_PIXELS", 24 * 32)
+    for name in ("large.tif", "wide.png"):
+        save(source / "images" / name, noise(1, 24, 33))
+    (source / "images" / "broken.tif").write_bytes(b"II*\0")
+    slides = {refusal.file: refusal.slide for refusal in check_lab_files(source, CLASSES).refused}
+    assert slides == {"images/broken.tif": None, "images/large.tif": "images/large.tif", "images/wide.png": None}
+    assert "Cut it into smaller regions" in reasons(source)["images/large.tif"]
 
 
 def test_files_in_subfolders(source):
