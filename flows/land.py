@@ -142,7 +142,10 @@ def command(
             f"Told Prefect that {delivery.lab} has landed ({delivery.content}); its deployment land does the rest."
         )
         return
-    console.print(land(folder.absolute(), tuple(changes or ()), return_state=True).message)
+    state = land(folder.absolute(), tuple(changes or ()), return_state=True)
+    if state.is_failed():
+        state.result()  # raises what it failed of
+    console.print(state.message)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,15 @@ def test_a_delivery_of_slides_alone_is_announced_and_fails_with_what_to_do(
     assert (fresh / "data" / "quarantine" / "lab_c" / "reasons.csv").read_text().count("got a whole slide") == slides
 
 
+def test_a_failed_landing_ends_the_command_with_its_reason(fresh: Path, lab_c: Path, run: Run) -> None:
+    (lab_c / "images.csv").unlink()
+    for image in (lab_c / "images").iterdir():
+        image.write_bytes(b"no image")
+    result = run(module.command, lab_c, "--here")
+    assert result.exit_code == 1
+    assert "expected at least one usable image" in " ".join(result.stderr.split())
+
+
 def test_what_production_was_made_with_needs_nothing(copied: Any) -> None:
     state = landed(copied.lab_b)
     assert "Version 2, in production, was made with this very dataset of lab_b." in state.message
