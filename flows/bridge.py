@@ -81,7 +81,7 @@ def ask_for_deliveries(settings: Settings, url: str) -> bool:
     Raises:
         RegistryError: the server refuses.
     """
-    return open_registry(settings).deliver_to(url, webhook_secret(settings))
+    return open_registry(settings).webhooks.deliver_to(url, webhook_secret(settings))
 
 
 def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:

@@ -56,7 +56,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     Args:
         title: above it.
         columns: their headings.
-        rows: their values; numbers are shown with three decimals, None and nan as a dash.
+        rows: their values; whole numbers are shown as such, others with three decimals, None and nan as a dash.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):

@@ -3,9 +3,8 @@
     python -m flows.ingest incoming/lab_c
 
 The folder holds images/, where labelled masks/ with the same names (class indices), and lab.yaml. Files that cannot
-be used are
-copied to the quarantine with the reason; everything else becomes a version of the lab's dataset, pushed to the DVC
-remote.
+be used, whole slides among them, go to the quarantine with the reason; everything else becomes a version of the lab's
+dataset, pushed to the DVC remote.
 """
 
 from pathlib import Path
@@ -75,6 +74,7 @@ def ingest(folder: Path, lab: str | None = None, changes: tuple[str, ...] = ()) 
         labelled=prepared.labelled,
         refused=len(prepared.refused),
         quarantine=str(settings.home.quarantine / prepared.lab) if prepared.refused else None,
+        slides=prepared.slides,
     )
 
 
@@ -100,7 +100,7 @@ def command(
         [(result.images, result.labelled, result.refused, result.digest)],
     )
     if result.quarantine:
-        console.print(f"[yellow]Refused files and the reasons: {result.quarantine}/reasons.csv[/]")
+        console.print(f"[yellow]{result.refusals}[/]")
     finish(result, record)
 
 

@@ -87,10 +87,12 @@ def _take_over(
     base = in_use(registry)
     if base is None:
         message = f"{lab} has its dataset, but nothing is in production to adapt: microseg train a first version."
+        message = f"{message} {ingested.refusals}".rstrip()
         kept.write(landing, state="held", message=message)
         return Completed(message=message)
     if base.datasets.get(lab) == ingested.digest:
         message = f"Version {base.version}, in production, was made with this very dataset of {lab}."
+        message = f"{message} {ingested.refusals}".rstrip()
         kept.write(landing, state="done", message=message)
         return Completed(message=message)
     candidate = _adapted_before(registry, landing, base)
@@ -103,7 +105,7 @@ def _take_over(
         against = {"against": str(rival.version)} if rival else {}
         evaluate(str(candidate.version), lab=lab, changes=changes, **against)
     kept.write(landing, state="waiting", message=f"Version {candidate.version} waits for a decision.")
-    message = decide_on(registry.resolve(candidate), lab, settings, changes)
+    message = f"{decide_on(registry.resolve(candidate), lab, settings, changes)} {ingested.refusals}".rstrip()
     kept.write(landing, state="done", message=message)
     return Completed(message=message)
 
@@ -136,9 +138,14 @@ def command(
         raise LabError(f"{delivery.folder}: expected a whole delivery, but {delivery.lacks}.")
     if PREFECT_API_URL.value() and not here and not changes:
         announce_landing(delivery, landings(load_settings()))
-        console.print(f"Told Prefect that {delivery.lab} has landed; its deployment land does the rest.")
+        console.print(
+            f"Told Prefect that {delivery.lab} has landed ({delivery.content}); its deployment land does the rest."
+        )
         return
-    console.print(land(folder.absolute(), tuple(changes or ()), return_state=True).message)
+    state = land(folder.absolute(), tuple(changes or ()), return_state=True)
+    if state.is_failed():
+        state.result()  # raises what it failed of
+    console.print(state.message)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class IngestRecord:
         labelled: of them, with a mask.
         refused: files put into quarantine this time.
         quarantine: where they are; None when there are none.
+        slides: whole slides among them.
     """
 
     lab: str
@@ -37,6 +38,17 @@ class IngestRecord:
     labelled: int
     refused: int
     quarantine: str | None
+    slides: int = 0
+
+    @property
+    def refusals(self) -> str:
+        """What was refused and where the reasons are, in a sentence; empty when nothing was."""
+        slides = f" (whole slides among them: {self.slides})" if self.slides else ""
+        return (
+            f"Files refused: {self.refused}{slides}; the reasons: {self.quarantine}/reasons.csv."
+            if self.refused
+            else ""
+        )
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from flows.records import SegmentRecord
 from flows.rollout import settle_drifts
 from flows.settings import Settings, load_settings
 from flows.stores import open_registry
-from microseg.data.checks import image_key, image_name
 from microseg.data.image_list import read_image_list
 from microseg.data.images import IMAGE_SUFFIXES
 from microseg.data.lab import read_lab_card
+from microseg.data.names import image_key, image_name
 from microseg.data.slides import SLIDE_SUFFIXES
 from microseg.errors import DataError
 from microseg.inference import BatchOptions, BatchSummary, Job, Outcome, Sizes, finish_batch, plan_batch, segment_part

@@ -3,7 +3,7 @@
     python -m flows.watch
 
 A lab's files are copied into ``incoming/<lab>/``, slowly and in any order. When nothing has changed there for a while,
-and there is a card and an image, Prefect is told once. `microseg serve` does this itself.
+and there is a card and an image or a slide, Prefect is told once. `microseg serve` does this itself.
 """
 
 import logging
@@ -68,7 +68,7 @@ def look(arrivals: Arrivals, settings: Settings, told: set[tuple[str, str]]) -> 
                 told.add(key)
         elif before is None or before.fingerprint != delivery.fingerprint:
             announce_landing(delivery, kept)
-            _log.info("%s has landed: told Prefect", delivery.folder)
+            _log.info("%s has landed (%s): told Prefect", delivery.folder, delivery.content)
 
 
 @microseg_command

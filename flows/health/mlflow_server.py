@@ -85,7 +85,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     """Whether MLflow's word of a promotion arrives."""
     if not is_server(settings.environment.tracking_uri):
         return
-    hooks = open_registry(settings).webhooks()
+    hooks = open_registry(settings).webhooks.addresses()
     if not hooks:
         yield Finding(
             "webhook", "warning", "MLflow tells nobody of promotions; the poll finds them later", "run microseg serve"
@@ -109,7 +109,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
         )
         return
     # only the server knows whether it can read its secret: have it send one
-    status, said = open_registry(settings).try_webhook()
+    status, said = open_registry(settings).webhooks.try_delivery()
     if status is not None and status < 400:
         yield Finding("webhook", "good", f"a signed delivery to {url} was believed")
     else:

@@ -1,9 +1,10 @@
 from .checks import LabCheck, Refusal, check_lab_files
 from .dataset import Lab, open_lab
-from .images import IGNORE, IMAGE_SUFFIXES, image_digest, image_mpp, read_image, read_mask, write_png
+from .images import IGNORE, IMAGE_SUFFIXES, image_digest, read_image, read_mask, write_png
 from .ingest import PreparedLab, prepare_lab
 from .lab import LabCard, check_lab_name, read_lab_card, write_lab_card
 from .manifest import ManifestRow, Split, read_manifest, write_manifest
+from .resolution import image_mpp
 from .splits import assign_splits
 
 __all__ = [

@@ -1,12 +1,13 @@
 """Files that appear whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["link_or_copy", "replacing"]
 
 
 @contextmanager
@@ -25,3 +26,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)  # noqa: PTH105
     finally:
         part.unlink(missing_ok=True)
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Share a file that never changes, where the file system can; else copy it.
+
+    Args:
+        path: The file.
+        target: Its other name; there is none such yet.
+    """
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)

@@ -1,35 +1,27 @@
 """Checks of a lab's delivery, file by file, before anything of it is taken over."""
 
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from microseg.data.images import IGNORE, IMAGE_SUFFIXES, image_digest, image_mpp, read_image, read_mask
-from microseg.errors import ImageReadError, LabError
+from microseg.data import pixel_limit
+from microseg.data.images import IMAGE_SUFFIXES
+from microseg.data.names import image_key, image_name
+from microseg.data.pair import CheckedImage, check_pair
+from microseg.data.slides.files import SLIDE_SUFFIXES, slide_parts
+from microseg.data.tiff import is_tiff
+from microseg.errors import LabError
 
 __all__ = [
-    "MIN_SIDE",
-    "CheckedImage",
     "LabCheck",
     "Refusal",
     "check_lab_files",
-    "check_pair",
-    "image_key",
-    "image_name",
+    "slides_among",
 ]
 
-MIN_SIDE = 16  # pixels; nothing can be learned from a smaller image
-
-_SUFFIX = re.compile(rf"(\.ome)*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$", re.IGNORECASE)
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
-_PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
 _WORKERS = 4
 
 
@@ -40,35 +32,12 @@ class Refusal:
     Attributes:
         file: Path in the delivery, with forward slashes.
         reason: What was expected, what came, and what to do.
+        slide: The whole slide that this file is, or is a part of, as a path in the delivery; None when it is neither.
     """
 
     file: str
     reason: str
-
-
-@dataclass(frozen=True)
-class CheckedImage:
-    """One image that can be taken over, with its mask.
-
-    Attributes:
-        name: Its name, without suffix.
-        image: Where it lies.
-        mask: Where its mask lies; None when unlabelled.
-        width: Pixels.
-        height: Pixels.
-        mpp: Microns per pixel that the file itself states; None when it states none.
-        sha256: `image_digest` of the image.
-        plain: Whether the file is an 8-bit RGB PNG without metadata, which can be copied as it is.
-    """
-
-    name: str
-    image: Path
-    mask: Path | None
-    width: int
-    height: int
-    mpp: float | None
-    sha256: str
-    plain: bool
+    slide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,30 +55,6 @@ class LabCheck:
     skipped: tuple[str, ...]
 
 
-def image_name(path: Path | str) -> str:
-    """Name an image by its file: without folder, without suffix, without ``.ome``.
-
-    Args:
-        path: A file, or its name.
-
-    Returns:
-        The name.
-    """
-    return _SUFFIX.sub("", Path(path).name)
-
-
-def image_key(name: str) -> str:
-    """Tell names apart as the least able file system does: regardless of case and of how accents are written.
-
-    Args:
-        name: An image's name, as `image_name` gives it.
-
-    Returns:
-        The same text for names that cannot lie side by side.
-    """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
 def check_lab_files(
     source: Path, classes: Sequence[str], *, progress: Callable[[int, int], None] | None = None
 ) -> LabCheck:
@@ -117,7 +62,8 @@ def check_lab_files(
 
     An image without a mask is accepted as unlabelled, also beside labelled ones. Of images with the same content the
     first is accepted, a labelled one before an unlabelled one. Of files with the same name none is, as nobody can
-    tell which one is meant.
+    tell which one is meant. Whole slides are refused, with all the files that they consist of: networks learn from
+    images.
 
     Args:
         source: The delivery's folder.
@@ -152,12 +98,13 @@ def check_lab_files(
 
     accepted: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for done, found in enumerate(pool.map(lambda pair: check_pair(pair[0], pair[1], classes), pairs), start=1):
+        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes), pairs)
+        for done, ((image, _), found) in enumerate(zip(pairs, checks, strict=True), start=1):
             if isinstance(found, CheckedImage):
                 accepted.append(found)
             else:
                 for path, reason in found.items():
-                    findings.refuse(path, reason)
+                    findings.refuse(path, reason, slide=path if path == image and _is_large_tiff(path) else None)
             if progress is not None:
                 progress(done, len(pairs))
 
@@ -168,8 +115,13 @@ def check_lab_files(
             findings.refuse(checked.image, f"expected each image once, got the same content as {kept}. Remove one.")
     findings.refuse_masks_alone(masks, images)
     kept_names = sorted(first.values(), key=lambda checked: checked.name)
-    refused = tuple(Refusal(file, reason) for file, reason in sorted(findings.refused.items()))
+    refused = tuple(refusal for _, refusal in sorted(findings.refused.items()))
     return LabCheck(accepted=tuple(kept_names), refused=refused, skipped=tuple(sorted(findings.skipped)))
+
+
+def slides_among(refused: Iterable[Refusal]) -> int:
+    """Count the whole slides among refused files; one of several files counts once."""
+    return len({refusal.slide for refusal in refused if refusal.slide is not None})
 
 
 class _Findings:
@@ -177,24 +129,31 @@ class _Findings:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.refused: dict[str, str] = {}
+        self.refused: dict[str, Refusal] = {}
         self.skipped: list[str] = []
 
-    def refuse(self, path: Path, reason: str) -> None:
-        """Refuse a file; the first reason stands."""
-        self.refused.setdefault(_relative(path, self.source), reason.removeprefix(f"{path}: "))
+    def refuse(self, path: Path, reason: str, slide: Path | None = None) -> None:
+        """Refuse a file, which may be a slide or a part of one; the first reason stands."""
+        file = _relative(path, self.source)
+        whole = None if slide is None else _relative(slide, self.source)
+        self.refused.setdefault(file, Refusal(file, reason.removeprefix(f"{path}: "), whole))
 
     def list_files(self, folder: str) -> dict[str, list[Path]]:
         """Group the usable files of a folder by `image_key`; the others are skipped or refused."""
         files: dict[str, list[Path]] = defaultdict(list)
         root = self.source / folder
-        for path in sorted(root.rglob("*")) if root.is_dir() else ():
+        found = sorted(root.rglob("*")) if root.is_dir() else []
+        slides = [path for path in found if folder == "images" and path.suffix.lower() in SLIDE_SUFFIXES]
+        parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
+        for path in found:
             if any(part.startswith((".", "~$")) for part in path.relative_to(root).parts):
                 self.skipped.extend([] if path.is_dir() else [_relative(path, self.source)])
             elif path.name.lower() in _SYSTEM_FILES:
                 self.skipped.append(_relative(path, self.source))
             elif path.is_dir():
                 continue
+            elif slide := parts.get(path):
+                self.refuse(path, _slide_reason(path, slide), slide)
             elif path.parent != root:
                 self.refuse(
                     path,
@@ -231,81 +190,25 @@ class _Findings:
                     self.refuse(
                         path, "expected an image of the same name in images/, found none. Send the image, or rename."
                     )
-                elif image_reason := self.refused.get(_relative(images[key][0], self.source)):
-                    self.refuse(path, f"its image {images[key][0].name} is refused: {image_reason}")
+                elif image := self.refused.get(_relative(images[key][0], self.source)):
+                    self.refuse(path, f"its image {images[key][0].name} is refused: {image.reason}")
 
 
-def check_pair(image: Path, mask: Path | None, classes: Sequence[str]) -> CheckedImage | dict[Path, str]:
-    """Check an image and its mask.
-
-    Args:
-        image: A file.
-        mask: The file of its mask; None when unlabelled.
-        classes: Names of the classes in the order of their mask values, background first.
-
-    Returns:
-        What is known of the image, or the reasons by path when it or its mask cannot be used.
-    """
-    try:
-        pixels = read_image(image)  # (H, W, 3)
-    except ImageReadError as error:
-        return {image: str(error)}
-    height, width = pixels.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        return {image: f"expected at least {MIN_SIDE} pixels a side, got {width} x {height}. Send a larger region."}
-    if mask is not None:
-        try:
-            fault = _mask_fault(read_mask(mask), (height, width), classes)
-        except ImageReadError as error:
-            fault = str(error).removeprefix(f"{mask}: ")
-        if fault is not None:
-            return {mask: fault, image: f"its mask {mask.name} is refused: {fault}"}
-    return CheckedImage(
-        name=image_name(image),
-        image=image,
-        mask=mask,
-        width=width,
-        height=height,
-        mpp=image_mpp(image),
-        sha256=image_digest(pixels),
-        plain=_is_plain_png(image),
+def _slide_reason(path: Path, slide: Path) -> str:
+    if path != slide:
+        return f"expected an image, got a part of the whole slide {slide.name}, which is refused too: see its reason."
+    return (
+        f"expected {', '.join(IMAGE_SUFFIXES)}, got a whole slide ({path.suffix}). Export regions of it as PNG "
+        "or TIFF into images/, with their slide (group) and pixel size (mpp) in images.csv; the slide itself is for "
+        "microseg segment."
     )
 
 
-def _mask_fault(labels: npt.NDArray[np.uint8], size: tuple[int, int], classes: Sequence[str]) -> str | None:
-    """Say what is wrong with a mask (H, W) of an image of ``size`` (H, W), if anything."""
-    if labels.shape != size:
-        return (
-            f"expected the image's size {size[1]} x {size[0]}, got {labels.shape[1]} x {labels.shape[0]}. "
-            "Export the mask at the image's size."
-        )
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    known = ", ".join(f"{index} = {name}" for index, name in enumerate(classes))
-    if IGNORE in found and not any(0 < value < IGNORE for value in found):
-        return (
-            f"expected class indices ({known}), got only {' and '.join(map(str, found))}. {IGNORE} means 'ignore', so "
-            f"this mask would teach nothing; write 1 where it is {classes[1]}."
-        )
-    if unknown := [value for value in found if value >= len(classes) and value != IGNORE]:
-        return (
-            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
-            "Write class indices, or name every class in lab.yaml."
-        )
-    return None
+def _is_large_tiff(path: Path) -> bool:
+    """Whether a refused file is a TIFF of more pixels than are read as an image: a slide, though named as an image."""
+    from microseg.data.slides import image_pixels  # OpenSlide and GDAL take a while to load
 
-
-def _is_plain_png(path: Path) -> bool:
-    """Tell whether a file that `read_image` accepts is an 8-bit RGB PNG of nothing but pixels."""
-    chunks: set[bytes] = set()
-    with path.open("rb") as file:
-        header = file.read(26)
-        if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:26] != b"\x08\x02":  # bit depth 8, colour type RGB
-            return False
-        file.seek(8)
-        while start := file.read(8):
-            chunks.add(start[4:])
-            file.seek(int.from_bytes(start[:4]) + 4, 1)  # the content and its checksum
-    return chunks <= _PLAIN_PNG_CHUNKS
+    return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > pixel_limit.MAX_PIXELS
 
 
 def _relative(path: Path, source: Path) -> str:

@@ -5,8 +5,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from microseg.data.checks import image_key, image_name
-from microseg.data.images import MPP_RANGE
+from microseg.data.names import image_key, image_name
+from microseg.data.resolution import MPP_RANGE
 from microseg.errors import LabError
 
 __all__ = ["IMAGE_LIST_FILE", "ImageFacts", "read_image_list"]

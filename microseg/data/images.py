@@ -16,9 +16,8 @@ truncated, broken checksum   refused, never filled in
 ===========================  =======================================================================================
 """
 
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,14 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
 from microseg.data.atomic import replacing
+from microseg.data.pixel_limit import check_pixels, too_large
+from microseg.data.tiff import read_deep_tiff
 from microseg.errors import DataError, ImageReadError
 
 __all__ = [
     "IGNORE",
     "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "MPP_RANGE",
     "image_digest",
-    "image_mpp",
-    "is_tiff",
     "read_image",
     "read_mask",
     "scale_to_rgb",
@@ -46,13 +43,9 @@ __all__ = [
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IGNORE = 255  # mask value of pixels that count neither in losses nor in metrics
-MAX_PIXELS = 178_956_970  # what Pillow itself refuses as a decompression bomb: about 13,400 squared
-MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIT_DEPTHS = (8, 12, 14, 16)
-_MICRONS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "mm": 1e3, "cm": 1e4}
 
 
 def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
@@ -72,7 +65,7 @@ def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
     """
     path = Path(path)
     with _reading(path, "an image"):
-        values = _read_deep_tiff(path)
+        values = read_deep_tiff(path)
         if values is not None:
             return scale_to_rgb(path, values)
         image = _load(path)
@@ -104,7 +97,7 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
     """
     path = Path(path)
     with _reading(path, "a mask"):
-        values = _read_deep_tiff(path)
+        values = read_deep_tiff(path)
         if values is None:
             values = _mask_values(path)
         if values.ndim == 3:
@@ -119,27 +112,6 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
                 "Save classes, not numbered objects, as an 8-bit PNG."
             )
         return values.astype(np.uint8)
-
-
-def image_mpp(path: Path | str) -> float | None:
-    """Read the pixel size that a file states about itself.
-
-    Looks at OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags and PNG ``pHYs``.
-
-    Args:
-        path: An image file.
-
-    Returns:
-        Microns per pixel; None when unstated, unequal in x and y, outside ``MPP_RANGE`` (a printing resolution such as
-        72 dpi), or when the file cannot be read.
-    """
-    path = Path(path)
-    sizes: tuple[float, float] | None = None
-    with suppress(Exception):  # whatever is wrong with the file, read_image says it
-        sizes = _tiff_mpp(path) if is_tiff(path) else _png_mpp(path)
-    if sizes is None or not MPP_RANGE[0] <= sizes[0] <= MPP_RANGE[1] or abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
-        return None
-    return round(sizes[0], 6)
 
 
 def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
@@ -194,7 +166,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except ImageReadError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
+        raise too_large(path) from error
     except Exception as error:
         raise ImageReadError(
             f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {str(error) or repr(error)}. "
@@ -202,81 +174,13 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def _too_large(path: Path) -> ImageReadError:
-    return ImageReadError(
-        f"{path}: expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions; "
-        "whole slides are read by segmentation, not as images."
-    )
-
-
 def _load(path: Path) -> Image.Image:
     """Decode with Pillow, strictly and upright."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then missing rows come out grey
     with Image.open(path, formats=_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise _too_large(path)
+        check_pixels(path, image.width * image.height)
         image.load()
         return ImageOps.exif_transpose(image)
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(4) in _TIFF_STARTS
-
-
-def _read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
-    """Read a TIFF that Pillow cannot read exactly: over 8 bits, or channels on pages of their own; else None."""
-    if not is_tiff(path):
-        return None
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        page = series.keyframe
-        paged_channels = "C" in series.axes and "C" not in page.axes
-        if page.dtype is None or (page.dtype in (np.uint8, np.bool_) and not paged_channels):
-            return None
-        if page.imagewidth * page.imagelength > MAX_PIXELS or series.size > 4 * MAX_PIXELS:
-            raise _too_large(path)
-        if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-            raise ImageReadError(
-                f"{path}: expected grey or RGB values in a TIFF of {page.dtype}, got "
-                f"{getattr(page.photometric, 'name', page.photometric)}. Export it as 8-bit RGB."
-            )
-        axes = series.axes if paged_channels else page.axes
-        try:
-            values: npt.NDArray[Any] = series.asarray() if paged_channels else page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error) or paged_channels:
-                raise
-            values, axes = _read_first_page(path), "SYX"  # compressed in a way that tifffile alone cannot undo
-        orientation = page.tags.valueof(274, 1)
-    for axis in axes:
-        if axis not in "YXSC":
-            values = values.take(0, axis=axes.index(axis))
-            axes = axes.replace(axis, "", 1)
-    values = values.transpose([axes.index(axis) for axis in "YXCS" if axis in axes])
-    return _upright(values.reshape(*values.shape[:2], -1), orientation)  # (H, W, channels)
-
-
-def _read_first_page(path: Path) -> npt.NDArray[Any]:
-    import rasterio
-
-    with rasterio.open(path) as raster:
-        values: npt.NDArray[Any] = raster.read()  # (channels, H, W)
-    return values
-
-
-def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Apply the TIFF orientation tag (1..8)."""
-    if orientation >= 5:
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return values
 
 
 def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = None) -> npt.NDArray[np.uint8]:
@@ -353,41 +257,3 @@ def _shared_channel(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             "grey or palette PNG."
         )
     return values[:, :, 0]
-
-
-def _png_mpp(path: Path) -> tuple[float, float] | None:
-    with Image.open(path, formats=("PNG",)) as image:
-        dots = image.info.get("dpi")
-    return (25_400 / dots[0], 25_400 / dots[1]) if dots else None
-
-
-def _tiff_mpp(path: Path) -> tuple[float, float] | None:
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        text = tiff.ome_metadata or page.description
-        imagej_unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()
-        resolution = [page.tags.valueof(tag) for tag in (282, 283)]
-        unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2)))
-    if tiff.is_ome:
-        return _ome_mpp(text)
-    if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
-        return float(aperio[1]), float(aperio[1])
-    microns = _MICRONS.get(imagej_unit, unit)
-    if microns is None or not all(resolution):
-        return None
-    x, y = (microns * denominator / numerator for numerator, denominator in resolution)
-    return x, y
-
-
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    sizes = []
-    for axis in "XY":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
-        microns = _MICRONS.get(unit[1] if unit else "µm")
-        if size is None or microns is None:
-            return None
-        sizes.append(float(size[1]) * microns)
-    return sizes[0], sizes[1]

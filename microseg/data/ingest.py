@@ -1,6 +1,5 @@
 """From a lab's folder to a checked dataset."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from microseg.data.checks import CheckedImage, Refusal, check_lab_files
+from microseg.data.atomic import link_or_copy
+from microseg.data.checks import Refusal, check_lab_files, slides_among
 from microseg.data.dataset import Lab, open_lab
 from microseg.data.image_list import read_image_list
 from microseg.data.images import image_digest, read_image, read_mask, write_png
 from microseg.data.lab import LabCard, check_lab_name, read_lab_card, write_lab_card
 from microseg.data.manifest import ManifestRow, write_manifest
 from microseg.data.merge import Merge, check_facts, joint_card
+from microseg.data.pair import CheckedImage
 from microseg.data.quarantine import quarantine_files
 from microseg.data.splits import assign_splits
 from microseg.errors import LabError
@@ -52,6 +53,11 @@ class PreparedLab:
     unchanged: int
     refused: tuple[Refusal, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def slides(self) -> int:
+        """Whole slides among the refused files."""
+        return slides_among(self.refused)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the same as values that JSON can hold."""
@@ -190,9 +196,10 @@ def _check_labels(source: Path, said: bool | None, images: tuple[CheckedImage, .
 
 
 def _nothing_accepted(source: Path, refused: tuple[Refusal, ...], kept: Path) -> LabError:
+    slides = f", whole slides among them: {count}" if (count := slides_among(refused)) else ""
     examples = "; ".join(f"{refusal.file}: {refusal.reason}" for refusal in refused[:3])
     return LabError(
-        f"{source}: expected at least one usable image, all {len(refused)} files are refused. {examples} "
+        f"{source}: expected at least one usable image, all {len(refused)} files are refused{slides}. {examples} "
         f"All reasons are in {kept}."
     )
 
@@ -207,7 +214,7 @@ def _replace_dataset(
     def write(row: ManifestRow) -> None:
         for path, write_anew in ((row.image, _write_image), (row.mask, _write_mask)):
             if path is not None and path in kept:
-                _link(folder / path, new / path)
+                link_or_copy(folder / path, new / path)
             elif path is not None:
                 write_anew(images[row.image], new / path)
 
@@ -245,11 +252,3 @@ def _write_image(image: CheckedImage, target: Path) -> None:
 def _write_mask(image: CheckedImage, target: Path) -> None:
     assert image.mask is not None
     write_png(target, read_mask(image.mask))
-
-
-def _link(path: Path, target: Path) -> None:
-    """Share a file that never changes, where the file system can; else copy it."""
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
 
 from microseg.data.atomic import replacing
-from microseg.data.images import IGNORE, MPP_RANGE
+from microseg.data.images import IGNORE
+from microseg.data.resolution import MPP_RANGE
 from microseg.errors import LabError
 
 __all__ = ["LAB_CARD_FILE", "LAB_CARD_TEMPLATE", "LabCard", "check_lab_name", "read_lab_card", "write_lab_card"]

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from microseg.data.atomic import replacing
 from microseg.data.images import IMAGE_SUFFIXES
 from microseg.data.lab import LAB_CARD_FILE, check_lab_name, read_lab_card
+from microseg.data.slides.files import SLIDE_SUFFIXES
 from microseg.errors import LabError
 
 __all__ = ["Arrivals", "Delivery", "Landing", "Landings", "read_delivery_folder"]
@@ -34,7 +35,8 @@ class Delivery:
         folder: its full path.
         lab: the lab's name, as ``lab.yaml`` says, else as the folder is called.
         fingerprint: of the names, sizes and times of its files.
-        images: files in ``images/``.
+        images: image files in ``images/``.
+        slides: whole slides there, which will be refused with the reason: networks learn from images.
         lacks: what is missing before it can be taken over; empty when nothing is.
     """
 
@@ -42,7 +44,13 @@ class Delivery:
     lab: str
     fingerprint: str
     images: int
+    slides: int
     lacks: str
+
+    @property
+    def content(self) -> str:
+        """How many images, and how many slides where there are any."""
+        return f"images: {self.images}" + (f", whole slides: {self.slides}" if self.slides else "")
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def read_delivery_folder(folder: Path) -> Delivery:
         raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
     files = sorted(_files(folder))
     digest = sha256()
-    unfinished, images = [], 0
+    unfinished, images, slides, elsewhere = list[str](), 0, 0, 0
     for path in files:
         try:
             facts = path.stat()
@@ -99,6 +107,9 @@ def read_delivery_folder(folder: Path) -> Delivery:
         name = path.relative_to(folder)
         digest.update(f"{name.as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
         images += name.parts[0] == "images" and path.suffix.lower() in IMAGE_SUFFIXES
+        if path.suffix.lower() in SLIDE_SUFFIXES:
+            slides += name.parts[0] == "images"
+            elsewhere += name.parts[0] not in ("images", "test")
         if path.name.lower().endswith(_UNFINISHED):
             unfinished.append(path.name)
     lab, lacks = folder.name, ""
@@ -108,11 +119,13 @@ def read_delivery_folder(folder: Path) -> Delivery:
         lacks = str(error).partition("\n")[0]
         if not (folder / LAB_CARD_FILE).is_file():
             lacks = f"{LAB_CARD_FILE} is missing"
-    if not images:
+    if not images and not slides:
         lacks = "images/ has no image yet"
+        if elsewhere:
+            lacks += f", and of the whole slides elsewhere ({elsewhere}) regions are needed there, as PNG or TIFF"
     if unfinished:
         lacks = f"{unfinished[0]} is being written"
-    return Delivery(folder, lab, digest.hexdigest()[:32], images, lacks)
+    return Delivery(folder, lab, digest.hexdigest()[:32], images, slides, lacks)
 
 
 class Arrivals:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from microseg.data.checks import CheckedImage, Refusal, image_key, image_name
+from microseg.data.checks import Refusal
 from microseg.data.dataset import Lab
 from microseg.data.image_list import IMAGE_LIST_FILE, ImageFacts
 from microseg.data.images import read_mask
 from microseg.data.lab import LabCard
 from microseg.data.manifest import ManifestRow
+from microseg.data.names import image_key, image_name
+from microseg.data.pair import CheckedImage
 from microseg.errors import LabError
 
 __all__ = ["Merge", "check_facts", "joint_card"]

@@ -2,12 +2,12 @@
 
 import csv
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
 
-from microseg.data.atomic import replacing
+from microseg.data.atomic import link_or_copy, replacing
 from microseg.data.checks import Refusal
 
 __all__ = ["REASONS_FILE", "quarantine_files"]
@@ -22,6 +22,7 @@ def quarantine_files(source: Path, refused: Iterable[Refusal], folder: Path) -> 
 
     A file that is already there with the same content and reason is not added again; one of the same name with other
     content is kept beside the first, its name lengthened by its hash. The hash is empty where a file cannot be copied.
+    Slides, which take gigabytes and are not edited, are not copied but linked where the file system can.
 
     Args:
         source: The delivery's folder, which stays as it is.
@@ -37,25 +38,26 @@ def quarantine_files(source: Path, refused: Iterable[Refusal], folder: Path) -> 
     known = {(line[0], line[1], line[3]) for line in lines if len(line) == len(_COLUMNS)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for refusal in refused:
-        digest = _keep(source / refusal.file, folder / refusal.file)
+        take = shutil.copyfile if refusal.slide is None else link_or_copy
+        digest = _keep(source / refusal.file, folder / refusal.file, take)
         if (refusal.file, refusal.reason, digest) not in known:
             lines.append([refusal.file, refusal.reason, now, digest])
     with replacing(reasons) as part, part.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *lines])
 
 
-def _keep(path: Path, kept: Path) -> str:
-    """Copy one file, giving its SHA-256; empty when it cannot be copied."""
+def _keep(path: Path, kept: Path, take: Callable[[Path, Path], object]) -> str:
+    """Take one file aside, giving its SHA-256; empty when it cannot be."""
     if not path.is_file():
         return ""
     try:
         digest = _sha256(path)
-        if kept.exists() and _sha256(kept) != digest:
+        if kept.exists() and not kept.samefile(path) and _sha256(kept) != digest:
             kept = kept.with_name(f"{kept.stem}~{digest[:12]}{kept.suffix}")
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with replacing(kept) as part:
-                shutil.copyfile(path, part)
+                take(path.resolve(), part)
     except OSError:
         return ""
     return digest

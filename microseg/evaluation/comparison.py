@@ -129,11 +129,11 @@ def _judge(
         lab.card.lab: mean_scores(score(ready.probabilities, lab_references(lab, "test"), classes, on_image))
         for lab in source
     }
-    label_free: dict[str, float] = {}
+    label_free: dict[str, int | float] = {}
     interval, masked = None, None
     if target is not None:
         looked_at = lab_targets(target, _LABEL_FREE_IMAGES)
-        label_free = label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
+        label_free |= label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
         label_free |= {"expected_foreground_share": expected, "images": len(looked_at)}
         if known is not None:
             drift = summarise_drift(image_drifts(known, looked_at, network.config.mpp))

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr, stdtrit
 
-from microseg.data.checks import check_pair, image_key, image_name
 from microseg.data.dataset import Lab
 from microseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from microseg.data.lab import LabCard
 from microseg.data.manifest import Split
+from microseg.data.names import image_key, image_name
+from microseg.data.pair import check_pair
 from microseg.errors import LabError
 from microseg.metrics import boundary_dice, dice
 from microseg.registry import Interval

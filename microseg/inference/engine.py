@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import nn
-from torch.nn import functional
 
 from microseg.cpu import return_memory, tune_allocator
-from microseg.data.scale import model_zoom
-from microseg.errors import DataError, SettingsError
+from microseg.errors import SettingsError
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.lanes import Lanes
+from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.model import PyramidSegmenter
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
-
-_SAME_SCALE = 0.05  # pixel sizes that differ by less than this part are taken as equal
-_LARGEST_ZOOM = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class Engine:
         Raises:
             DataError: when the image is not uint8 RGB, or the two pixel sizes are more than 16 times apart.
         """
-        return _rescaled(image, self.zoom(mpp), self._whole)
+        return segment_rescaled(image, self.zoom(mpp), self._whole)
 
     @property
     def batch(self) -> int:
@@ -122,7 +117,7 @@ class Engine:
         Raises:
             DataError: when the two pixel sizes are more than 16 times apart.
         """
-        return _zoom(mpp, self.mpp)
+        return engine_zoom(mpp, self.mpp)
 
     def plan(self, height: int, width: int) -> TilePlan:
         """The tiles of an image that is already at the model's scale."""
@@ -196,32 +191,14 @@ def segment_image(
     chosen = _device(network) if device is None else torch.device(device)
     settings = _settings(network, chosen, tile, halo, batch, half)
     with _evaluating(network.to(chosen)):
-        zoom = _zoom(mpp, network.config.mpp)
-        return _rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings, network.stride))
+        zoom = engine_zoom(mpp, network.config.mpp)
+        return segment_rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings, network.stride))
 
 
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 of a network's weights and statistics, the same that `save_network` writes into ``network.json``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return hashlib.sha256(save_tensors(tensors)).hexdigest()
-
-
-def _rescaled(
-    image: npt.NDArray[np.uint8], zoom: float, segment: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float32]:
-    """Segment an image at the model's scale, and bring the result back to its own."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
-        )
-    if zoom == 1:
-        return segment(image)
-    height, width = image.shape[:2]
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # (h, w, 3), as in training
-    small = torch.from_numpy(segment(rescaled))[None]  # (1, K, h, w)
-    full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
-    return np.asarray(full[0].numpy(), np.float32)
 
 
 def _segment_tiles(
@@ -260,19 +237,6 @@ def _predict(network: nn.Module, tiles: npt.NDArray[np.uint8], settings: _Settin
     with torch.autocast(kind, dtype=dtype, enabled=settings.half):
         logits = network(pixels.float().div_(255))  # (B, K, h, w)
     return np.asarray(logits.float().softmax(dim=1).contiguous().cpu().numpy(), np.float32)
-
-
-def _zoom(mpp: float | None, model_mpp: float | None) -> float:
-    """Factor by which an image is enlarged to the model's scale."""
-    if mpp is not None and not mpp > 0:
-        raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
-    zoom = model_zoom(mpp, model_mpp)
-    if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
-        raise DataError(
-            f"Expected an image of about {model_mpp} microns per pixel, the model's, got {mpp}, more than "
-            f"{_LARGEST_ZOOM} times off: give the image's true pixel size, or choose another model."
-        )
-    return zoom if abs(zoom - 1) > _SAME_SCALE else 1.0
 
 
 def _settings(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import shapely
 
 from microseg.inference.measurements import SUMS, ObjectSums, sum_objects, tabulate
-from microseg.inference.outlines import join_parts, label_objects, outline_parts, outline_text
+from microseg.inference.outlines import Annotations, join_parts, label_objects, outline_parts
 
 __all__ = ["FoundObjects", "ObjectStream"]
 
@@ -237,6 +237,7 @@ class FoundObjects:
             outlines: GeoJSON to write; None: no outlines.
         """
         mean = (step[0] * step[1]) ** 0.5
+        annotations = Annotations(classes, source, step)
         if table is not None:
             empty = tabulate(self.sums[:0], np.empty(0, np.object_), self.indices[:0], classes)
             empty.to_csv(table, index=False)
@@ -255,7 +256,7 @@ class FoundObjects:
                     zip(polygons, indices, figures, strict=True), start=numbers.start + 1
                 ):
                     measured = dict(zip(columns, row, strict=True))
-                    feature(outline_text(polygon, number, int(index), classes, measured, source=source, step=step))
+                    feature(annotations.text(polygon, number, int(index), measured))
 
 
 class _GeoJson:

@@ -8,6 +8,7 @@ import functools
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,12 @@ from microseg.data import IGNORE
 from microseg.inference.palette import class_colour
 
 __all__ = [
+    "Annotations",
     "feature_collection",
     "join_parts",
     "label_objects",
-    "outline_feature",
     "outline_objects",
     "outline_parts",
-    "outline_text",
 ]
 
 
@@ -117,64 +117,63 @@ def feature_collection(
     Reference:
         RFC 7946, and QuPath's ``QuPathTypeAdapters``: ids are UUIDs, measurements are one object of numbers.
     """
+    annotations = Annotations(classes, source, step)
     figures = measurements if measurements is not None else [{}] * len(polygons)
     features = [
-        outline_feature(polygon, number, index, classes, figure, source=source, step=step)
+        annotations.feature(polygon, number, index, figure)
         for number, (polygon, index, figure) in enumerate(zip(polygons, indices, figures, strict=True), start=1)
     ]
     return {"type": "FeatureCollection", "features": features}
 
 
-def outline_feature(
-    polygon: shapely.Polygon | None,
-    number: int,
-    index: int,
-    classes: Sequence[str],
-    figures: Mapping[str, float],
-    *,
-    source: str = "",
-    step: tuple[float, float] = (1.0, 1.0),
-) -> dict[str, Any]:
-    """GeoJSON of one object; see `feature_collection`.
+@dataclass(frozen=True)
+class Annotations:
+    """Makes GeoJSON of an image's objects, one at a time; see `feature_collection`.
 
-    Args:
-        polygon: its outline; None: the geometry is left out, to be written by `outline_text`.
-        number: of the object.
-        index: of its class.
+    Attributes:
         classes: names of the classes.
-        figures: its measurements.
-        source: what it was found in.
-        step: pixels of the image along one of the outline's, across and down.
+        source: what the objects were found in.
+        step: pixels of the image along one of the outlines', across and down.
     """
-    return {
-        "type": "Feature",
-        "id": str(uuid.uuid5(_namespace(source), str(number))),
-        "geometry": None if polygon is None else {"type": "Polygon", "coordinates": _coordinates(polygon, step)},
-        "properties": {
-            "objectType": "annotation",
-            "name": f"{classes[index]} {number}",
-            "classification": {"name": classes[index], "color": list(class_colour(index))},
-            "measurements": {name: float(value) for name, value in figures.items() if np.isfinite(value)},
-        },
-    }
 
+    classes: Sequence[str]
+    source: str = ""
+    step: tuple[float, float] = (1.0, 1.0)
 
-def outline_text(
-    polygon: shapely.Polygon,
-    number: int,
-    index: int,
-    classes: Sequence[str],
-    figures: Mapping[str, float],
-    *,
-    source: str = "",
-    step: tuple[float, float] = (1.0, 1.0),
-) -> str:
-    """The JSON text of `outline_feature`, made without a Python number for each coordinate: outlines may be long."""
-    feature = outline_feature(None, number, index, classes, figures, source=source)
-    if step != (1.0, 1.0):
-        polygon = shapely.transform(polygon, lambda coordinates: (coordinates * step).round(2))
-    geometry = f'"geometry": {shapely.to_geojson(polygon)}'
-    return json.dumps(feature, allow_nan=False).replace('"geometry": null', geometry, 1)
+    def feature(
+        self, polygon: shapely.Polygon, number: int, index: int, figures: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """One object.
+
+        Args:
+            polygon: its outline.
+            number: of the object.
+            index: of its class.
+            figures: its measurements.
+        """
+        geometry = {"type": "Polygon", "coordinates": _coordinates(polygon, self.step)}
+        return self._without_geometry(number, index, figures) | {"geometry": geometry}
+
+    def text(self, polygon: shapely.Polygon, number: int, index: int, figures: Mapping[str, float]) -> str:
+        """The JSON text of `feature`, made without a Python number for each coordinate: outlines may be long."""
+        if self.step != (1.0, 1.0):
+            polygon = shapely.transform(polygon, lambda coordinates: (coordinates * self.step).round(2))
+        geometry = f'"geometry": {shapely.to_geojson(polygon)}'
+        feature = json.dumps(self._without_geometry(number, index, figures), allow_nan=False)
+        return feature.replace('"geometry": null', geometry, 1)
+
+    def _without_geometry(self, number: int, index: int, figures: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "type": "Feature",
+            "id": str(uuid.uuid5(_namespace(self.source), str(number))),
+            "geometry": None,
+            "properties": {
+                "objectType": "annotation",
+                "name": f"{self.classes[index]} {number}",
+                "classification": {"name": self.classes[index], "color": list(class_colour(index))},
+                "measurements": {name: float(value) for name, value in figures.items() if np.isfinite(value)},
+            },
+        }
 
 
 @functools.lru_cache(maxsize=8)

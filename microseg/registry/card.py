@@ -201,4 +201,4 @@ def _cell(text: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

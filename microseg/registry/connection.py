@@ -3,7 +3,8 @@
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from microseg.errors import RegistryError
 
-__all__ = ["is_server", "open_client", "open_experiment", "registry_errors"]
+__all__ = ["Connection", "is_server", "open_client", "open_experiment", "registry_errors"]
 
 _REACH_SECONDS = 10.0
 
@@ -28,6 +29,35 @@ _HINTS = {  # the first that fits: words of the message, then codes
     "PERMISSION_DENIED": "your account may not do this: ask the server's administrator for the permission",
     "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
+
+
+class Connection:
+    """One MLflow server or database, opened at its first use.
+
+    Args:
+        tracking_uri: ``sqlite:////abs/mlflow.db`` or ``http(s)://…``.
+        artifact_root: Where the artifacts of new experiments go; see `open_experiment`.
+    """
+
+    def __init__(self, tracking_uri: str, artifact_root: str | None = None) -> None:
+        self.tracking_uri = tracking_uri
+        self._artifact_root = artifact_root
+        self._experiments: dict[str, str] = {}
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Its client; see `open_client`."""
+        return open_client(self.tracking_uri)
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, which is made where it is missing; see `open_experiment`."""
+        if name not in self._experiments:
+            self._experiments[name] = open_experiment(self.client, name, self.tracking_uri, self._artifact_root)
+        return self._experiments[name]
+
+    def asking(self, action: str) -> AbstractContextManager[None]:
+        """For a ``with`` block: errors of MLflow's say what was asked; see `registry_errors`."""
+        return registry_errors(self.tracking_uri, action)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:

@@ -51,14 +51,14 @@ class Evidence:
         label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
             segmentation that the stain explains), ``agreement`` (0..1, with itself on changed images),
             ``foreground_share`` (predicted, 0..1) and ``expected_foreground_share`` (in the labels of the source labs,
-            0..1); others are only reported.
+            0..1); others are only reported. Counts are whole numbers, also after a way through JSON.
         target_gain: Of the candidate: Dice gained over production on the same masks, image by image (-1..1), where they
             are of enough slides to tell.
     """
 
     source_dice: Mapping[str, float] = field(default_factory=dict)
     target_dice: Interval | None = None
-    label_free: Mapping[str, float] = field(default_factory=dict)
+    label_free: Mapping[str, int | float] = field(default_factory=dict)
     target_gain: Interval | None = None
 
 

@@ -1,25 +1,19 @@
 """The model registry and the log of runs: the only door to MLflow."""
 
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import cached_property
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric
 
 from microseg.errors import VersionNotFoundError
 from microseg.metrics import KnownImages
-from microseg.model import CONFIG_FILE, WEIGHTS_FILE
 from microseg.registry import promotion
-from microseg.registry.connection import is_server, open_client, open_experiment, registry_errors
+from microseg.registry.connection import Connection
+from microseg.registry.download import download_network
 from microseg.registry.history import HISTORY_EXPERIMENT, Cause, Promotion, read_history
 from microseg.registry.known import read_known
 from microseg.registry.lookup import find_version, list_versions, registered_model
@@ -29,7 +23,6 @@ from microseg.registry.run import RunLog, open_run
 from microseg.registry.version import (
     CARD_FILE,
     EXPERIMENT,
-    EXTRA_FILES,
     MODEL_NAME,
     NOTE_TAG,
     PRODUCTION,
@@ -37,7 +30,7 @@ from microseg.registry.version import (
     VersionRef,
     production_of,
 )
-from microseg.registry.webhook import ensure_webhook, try_webhook, webhook_addresses
+from microseg.registry.webhook import Webhooks
 
 __all__ = ["Registry"]
 
@@ -53,7 +46,7 @@ class Registry:
 
     def __init__(self, tracking_uri: str, *, artifact_root: str | None = None) -> None:
         self.tracking_uri = tracking_uri
-        self._artifact_root = artifact_root
+        self._connection = Connection(tracking_uri, artifact_root)
 
     # ---- runs
 
@@ -71,7 +64,12 @@ class Registry:
             RegistryError: The registry refuses or cannot be reached.
         """
         return open_run(
-            self._client, self._experiment_id, name, tags=tags or {}, params=params or {}, place=self.tracking_uri
+            self._connection.client,
+            self._connection.experiment(EXPERIMENT),
+            name,
+            tags=tags or {},
+            params=params or {},
+            place=self.tracking_uri,
         )
 
     # ---- versions
@@ -107,10 +105,10 @@ class Registry:
             WeightsError: The folder does not hold a network.
             RegistryError: The example does not fit, or the registry refuses.
         """
-        with self._asking("register a version"):
+        with self._connection.asking("register a version"):
             number = register_network(
-                self._client,
-                self._experiment_id,
+                self._connection.client,
+                self._connection.experiment(EXPERIMENT),
                 run.id,
                 folder,
                 example=example,
@@ -123,8 +121,8 @@ class Registry:
 
     def versions(self) -> tuple[ModelVersion, ...]:
         """All versions, the newest first."""
-        with self._asking("list versions"):
-            return list_versions(self._client)
+        with self._connection.asking("list versions"):
+            return list_versions(self._connection.client)
 
     def resolve(self, ref: VersionRef) -> ModelVersion:
         """Find a version by its alias or number.
@@ -137,8 +135,8 @@ class Registry:
         Raises:
             VersionNotFoundError: There is no such version; the message lists those there are.
         """
-        with self._asking("look a version up"):
-            return find_version(self._client, ref)
+        with self._connection.asking("look a version up"):
+            return find_version(self._connection.client, ref)
 
     def download(self, ref: VersionRef, cache: Path) -> Path:
         """Fetch a version's network.
@@ -154,54 +152,29 @@ class Registry:
             VersionNotFoundError: There is no such version.
             RegistryError: The version holds no such files, or its storage cannot be reached.
         """
-        version = self.resolve(ref)
-        # numbers alone are not unique across registries
-        folder = cache / f"{MODEL_NAME}-{version.version}-{version.model_id or version.run_id}"
-        if folder.is_dir():
-            return folder
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".download-{uuid4().hex}"
-        temporary.mkdir()
-        try:
-            with self._asking(f"give the files of version {version.version} (was it registered by microseg?)"):
-                root = self._client.get_model_version_download_uri(MODEL_NAME, str(version.version)).rstrip("/")
-                for name in (WEIGHTS_FILE, CONFIG_FILE):
-                    download_artifacts(
-                        artifact_uri=f"{root}/{EXTRA_FILES}/{name}",
-                        dst_path=str(temporary),
-                        tracking_uri=self.tracking_uri,
-                        registry_uri=self.tracking_uri,
-                    )
-            try:
-                os.replace(temporary, folder)  # noqa: PTH105
-            except OSError:
-                if not folder.is_dir():  # else another process fetched it meanwhile
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        return download_network(self._connection, self.resolve(ref), cache)
 
     def known_images(self, ref: VersionRef) -> KnownImages | None:
         """What the images look like that a version was trained on or adapted to; None where that was not kept."""
         version = self.resolve(ref)
-        with self._asking(f"give what version {version.version} knows"):
-            return read_known(self._client, version.run_id)
+        with self._connection.asking(f"give what version {version.version} knows"):
+            return read_known(self._connection.client, version.run_id)
 
     # ---- aliases
 
     def set_alias(self, alias: str, ref: VersionRef) -> ModelVersion:
         """Give a version an alias, taking it from whichever version had it."""
         version = self.resolve(ref)
-        with self._asking(f"set the alias {alias!r}"):
-            self._client.set_registered_model_alias(MODEL_NAME, alias, str(version.version))
+        with self._connection.asking(f"set the alias {alias!r}"):
+            self._connection.client.set_registered_model_alias(MODEL_NAME, alias, str(version.version))
         return self.resolve(version)
 
     def remove_alias(self, alias: str) -> None:
         """Take an alias away; nothing happens where no version has it."""
-        with self._asking(f"remove the alias {alias!r}"):
-            model = registered_model(self._client)
+        with self._connection.asking(f"remove the alias {alias!r}"):
+            model = registered_model(self._connection.client)
             if model is not None and alias in model.aliases:
-                self._client.delete_registered_model_alias(MODEL_NAME, alias)
+                self._connection.client.delete_registered_model_alias(MODEL_NAME, alias)
 
     # ---- production: every change leaves an entry in the history
 
@@ -230,8 +203,8 @@ class Registry:
         Returns:
             The version, now in production.
         """
-        with self._asking("promote a version"):
-            return promotion.promote(self._client, self._history_id, ref, alias, cause or Cause())
+        with self._connection.asking("promote a version"):
+            return promotion.promote(self._connection.client, self._history_id, ref, alias, cause or Cause())
 
     def rollback(self, *, alias: str = PRODUCTION, cause: Cause | None = None) -> ModelVersion | None:
         """Put ``previous`` back into production.
@@ -249,18 +222,18 @@ class Registry:
         Raises:
             VersionNotFoundError: There is no previous version.
         """
-        with self._asking("roll back"):
-            return promotion.roll_back(self._client, self._history_id, alias, cause or Cause())
+        with self._connection.asking("roll back"):
+            return promotion.roll_back(self._connection.client, self._history_id, alias, cause or Cause())
 
     def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
         """All promotions, rollbacks and refusals, the newest first; of one alias only, where it is given."""
-        with self._asking("tell the history"):
-            return read_history(self._client, self._history_id, alias)
+        with self._connection.asking("tell the history"):
+            return read_history(self._connection.client, self._history_id, alias)
 
     def drifts(self) -> tuple[Drift, ...]:
         """Aliases and legacy stages that somebody moved without microseg, and that nobody has looked at yet."""
-        with self._asking("compare aliases and history"):
-            return promotion.drifts(self._client, self._history_id)
+        with self._connection.asking("compare aliases and history"):
+            return promotion.drifts(self._connection.client, self._history_id)
 
     def put_back(self, drift: Drift, refused: str, *, cause: Cause | None = None) -> ModelVersion | None:
         """Undo a promotion that somebody made by moving an alias or a legacy stage.
@@ -273,44 +246,27 @@ class Registry:
         Returns:
             The version in use; None when there was none before.
         """
-        with self._asking("put an alias back"):
-            return promotion.put_back(self._client, self._history_id, drift, cause or Cause(), refused)
+        with self._connection.asking("put an alias back"):
+            return promotion.put_back(self._connection.client, self._history_id, drift, cause or Cause(), refused)
 
     def withdraw(self, drift: Drift, *, cause: Cause | None = None) -> None:
         """Record that somebody removed an alias; the version that had it can be rolled back to."""
-        with self._asking("record a withdrawal"):
-            promotion.withdraw(self._client, self._history_id, drift, cause or Cause())
+        with self._connection.asking("record a withdrawal"):
+            promotion.withdraw(self._connection.client, self._history_id, drift, cause or Cause())
 
-    def deliver_to(self, url: str, secret: str) -> bool:
-        """Have the server tell an address, signed with a secret, when an alias is moved.
-
-        Returns:
-            False where there is no server, only a database: it tells nobody.
-        """
-        if not is_server(self.tracking_uri):
-            return False
-        with self._asking("send webhooks (does it have MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY?)"):
-            ensure_webhook(self._client, url, secret)
-        return True
-
-    def webhooks(self) -> list[tuple[str, bool]]:
-        """Where the server tells of moved aliases, and whether each of these is switched on."""
-        with self._asking("list webhooks"):
-            return webhook_addresses(self._client)
-
-    def try_webhook(self) -> tuple[int | None, str]:
-        """Have the server send a made-up delivery: the answer's status, None when there was none, and its text."""
-        with self._asking("try a webhook"):
-            return try_webhook(self._client)
+    @property
+    def webhooks(self) -> Webhooks:
+        """What the server tells of moved aliases, and whom."""
+        return Webhooks(self._connection)
 
     # ---- what is learnt of a version later
 
     def set_tags(self, ref: VersionRef, tags: Mapping[str, str]) -> None:
         """Set or replace tags of a version."""
         version = self.resolve(ref)
-        with self._asking("set tags"):
+        with self._connection.asking("set tags"):
             for key, value in tags.items():
-                self._client.set_model_version_tag(MODEL_NAME, str(version.version), key, value)
+                self._connection.client.set_model_version_tag(MODEL_NAME, str(version.version), key, value)
 
     def describe(self, ref: VersionRef, description: str) -> None:
         """Replace the model card of a version; the whole card also goes to its run as ``model_card.md``.
@@ -320,13 +276,13 @@ class Registry:
             description: The card, in Markdown.
         """
         version = self.resolve(ref)
-        with self._asking("describe a version"):
-            self._client.update_model_version(
+        with self._connection.asking("describe a version"):
+            self._connection.client.update_model_version(
                 MODEL_NAME, str(version.version), description=fit_description(description)
             )
             if version.model_id is not None:
-                self._client.set_logged_model_tags(version.model_id, {NOTE_TAG: headline(description)})
-            self._client.log_text(version.run_id, description, CARD_FILE)
+                self._connection.client.set_logged_model_tags(version.model_id, {NOTE_TAG: headline(description)})
+            self._connection.client.log_text(version.run_id, description, CARD_FILE)
 
     def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
         """Copy files, such as an evaluation report, to the run of a version.
@@ -338,14 +294,14 @@ class Registry:
         """
         version = self.resolve(ref)
         for file in files:
-            with self._asking(f"take {file.name}"):
-                self._client.log_artifact(version.run_id, str(file), artifact_path)
+            with self._connection.asking(f"take {file.name}"):
+                self._connection.client.log_artifact(version.run_id, str(file), artifact_path)
 
     def attached(self, ref: VersionRef, artifact_path: str, suffix: str) -> list[str]:
         """Paths of the files attached to the run of a version, below a folder and with a suffix; sorted."""
         version = self.resolve(ref)
-        with self._asking("list files"):
-            files = self._client.list_artifacts(version.run_id, artifact_path)
+        with self._connection.asking("list files"):
+            files = self._connection.client.list_artifacts(version.run_id, artifact_path)
         return sorted(file.path for file in files if file.path.endswith(suffix))
 
     def log_metrics_for(
@@ -367,22 +323,9 @@ class Registry:
             for name, value in metrics.items()
             if np.isfinite(value)
         ]
-        with self._asking("log metrics"):
-            self._client.log_batch(version.run_id, metrics=batch, synchronous=True)
+        with self._connection.asking("log metrics"):
+            self._connection.client.log_batch(version.run_id, metrics=batch, synchronous=True)
 
-    # ---- inside
-
-    @cached_property
-    def _client(self) -> MlflowClient:
-        return open_client(self.tracking_uri)
-
-    @cached_property
+    @property
     def _history_id(self) -> str:
-        return open_experiment(self._client, HISTORY_EXPERIMENT, self.tracking_uri, self._artifact_root)
-
-    @cached_property
-    def _experiment_id(self) -> str:
-        return open_experiment(self._client, EXPERIMENT, self.tracking_uri, self._artifact_root)
-
-    def _asking(self, action: str) -> AbstractContextManager[None]:
-        return registry_errors(self.tracking_uri, action)
+        return self._connection.experiment(HISTORY_EXPERIMENT)

@@ -18,16 +18,15 @@ from mlflow.webhooks.constants import (
 )
 
 from microseg.errors import RegistryError
+from microseg.registry.connection import Connection, is_server
 from microseg.registry.version import MODEL_NAME
 
 __all__ = [
     "AliasMoved",
     "SignatureError",
-    "ensure_webhook",
+    "Webhooks",
     "read_delivery",
     "sign_delivery",
-    "try_webhook",
-    "webhook_addresses",
 ]
 
 WEBHOOK_NAME = "microseg"
@@ -62,35 +61,52 @@ class AliasMoved:
         return self.model == MODEL_NAME
 
 
-def ensure_webhook(client: MlflowClient, url: str, secret: str) -> bool:
-    """See that the server tells an address of moved aliases, signed; a webhook of the same name is corrected.
+class Webhooks:
+    """What an MLflow server tells of moved aliases, and whom.
 
     Args:
-        client: Of a server.
-        url: The address.
-        secret: Shared with it.
-
-    Returns:
-        Whether anything had to be changed. The secret cannot be read back, so it is set each time.
+        connection: To the server; a database tells nobody.
     """
-    found = [hook for hook in _webhooks(client) if hook.name == WEBHOOK_NAME]
-    same = [hook for hook in found if hook.url == url and set(hook.events) == set(_EVENTS)]
-    for hook in found:
-        if hook not in same[:1]:
-            client.delete_webhook(hook.webhook_id)
-    if same:
-        active = same[0].status == "ACTIVE"
-        client.update_webhook(same[0].webhook_id, secret=secret, status="ACTIVE")
-        return not active or len(found) > 1
-    client.create_webhook(
-        WEBHOOK_NAME,
-        url,
-        list(_EVENTS),
-        description="Tells microseg of a version promoted here.",
-        secret=secret,
-        status="ACTIVE",
-    )
-    return True
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def deliver_to(self, url: str, secret: str) -> bool:
+        """Have the server tell an address, signed with a secret, when an alias is moved.
+
+        A webhook of the same name is corrected. The secret cannot be read back, so it is set each time.
+
+        Args:
+            url: The address, as the server reaches it.
+            secret: Shared with it.
+
+        Returns:
+            False where there is no server, only a database.
+
+        Raises:
+            RegistryError: The server refuses or cannot be reached.
+        """
+        if not is_server(self._connection.tracking_uri):
+            return False
+        with self._connection.asking("send webhooks (does it have MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY?)"):
+            _ensure_webhook(self._connection.client, url, secret)
+        return True
+
+    def addresses(self) -> list[tuple[str, bool]]:
+        """Where the server tells of moved aliases, and whether each of these is switched on."""
+        with self._connection.asking("list webhooks"):
+            return [(hook.url, hook.status == "ACTIVE") for hook in _ours(self._connection.client)]
+
+    def try_delivery(self) -> tuple[int | None, str]:
+        """Have the server send a made-up delivery.
+
+        Returns:
+            The answer's status and text; no status when there was no answer.
+        """
+        with self._connection.asking("try a webhook"):
+            hook = _ours(self._connection.client)[0]
+            result = self._connection.client.test_webhook(hook.webhook_id)
+            return result.response_status, result.error_message or result.response_body or ""
 
 
 def read_delivery(
@@ -147,28 +163,32 @@ def sign_delivery(secret: str, delivery: str, stamp: str, body: bytes) -> str:
     return f"{WEBHOOK_SIGNATURE_VERSION},{base64.b64encode(digest).decode()}"
 
 
-def webhook_addresses(client: MlflowClient) -> list[tuple[str, bool]]:
-    """Where the server tells of moved aliases, and whether it does at present."""
-    return [(hook.url, hook.status == "ACTIVE") for hook in _webhooks(client) if hook.name == WEBHOOK_NAME]
+def _ensure_webhook(client: MlflowClient, url: str, secret: str) -> None:
+    found = _ours(client)
+    same = [hook for hook in found if hook.url == url and set(hook.events) == set(_EVENTS)]
+    for hook in found:
+        if hook not in same[:1]:
+            client.delete_webhook(hook.webhook_id)
+    if same:
+        client.update_webhook(same[0].webhook_id, secret=secret, status="ACTIVE")
+        return
+    client.create_webhook(
+        WEBHOOK_NAME,
+        url,
+        list(_EVENTS),
+        description="Tells microseg of a version promoted here.",
+        secret=secret,
+        status="ACTIVE",
+    )
 
 
-def try_webhook(client: MlflowClient) -> tuple[int | None, str]:
-    """Have the server send a made-up delivery.
-
-    Returns:
-        The answer's status and text; no status when there was no answer.
-    """
-    hook = next(hook for hook in _webhooks(client) if hook.name == WEBHOOK_NAME)
-    result = client.test_webhook(hook.webhook_id)
-    return result.response_status, result.error_message or result.response_body or ""
-
-
-def _webhooks(client: MlflowClient) -> list[Webhook]:
+def _ours(client: MlflowClient) -> list[Webhook]:
+    """The server's webhooks of microseg's name."""
     hooks: list[Webhook] = []
     token: str | None = None
     while True:
         page = client.list_webhooks(page_token=token)
-        hooks.extend(page)
+        hooks.extend(hook for hook in page if hook.name == WEBHOOK_NAME)
         token = page.token
         if not token:
             return hooks

@@ -101,11 +101,17 @@ def write_page(story: Story, panels: Sequence[Path], overlays: Sequence[Path], p
     environment = Environment(
         loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    environment.filters["number"] = lambda value: "–" if value is None or math.isnan(value) else f"{value:.3f}"
+    environment.filters["number"] = _number
     page = environment.get_template("story.html.j2").render(
         story=story, panels=[data_uri(panel) for panel in panels], overlays=[data_uri(overlay) for overlay in overlays]
     )
     _replace(path, page)
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _replace(path: Path, text: str) -> None:

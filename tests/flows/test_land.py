@@ -63,6 +63,47 @@ def test_with_nothing_in_production_the_lab_is_held(fresh: Path, lab_c: Path) ->
     assert reconcile(return_state=True).message == "Nothing to do."
 
 
+def test_whole_slides_are_refused_and_the_message_counts_them(fresh: Path, lab_c: Path) -> None:
+    for name in ("x.svs", "y.ndpi"):
+        (lab_c / "images" / name).write_bytes(b"slide")
+    state = landed(lab_c)
+    assert state.is_completed()
+    kept = fresh / "data" / "quarantine" / "lab_c"
+    assert f"Files refused: 2 (whole slides among them: 2); the reasons: {kept}/reasons.csv." in state.message
+    assert landings(load_settings()).read("lab_c").message == state.message
+    assert (kept / "images" / "x.svs").read_bytes() == b"slide"
+
+
+def test_a_delivery_of_slides_alone_is_announced_and_fails_with_what_to_do(
+    fresh: Path, lab_c: Path, announced: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for image in list((lab_c / "images").iterdir()):
+        image.rename(image.with_suffix(".svs"))
+    (lab_c / "images.csv").unlink()
+    slides = len(list((lab_c / "images").iterdir()))
+    arrivals = Arrivals(lab_c.parent, 0)
+    with caplog.at_level("INFO", logger="flows.watch"):
+        for _ in range(2):
+            watch.look(arrivals, load_settings(), set())
+    assert announced == [str(lab_c)]
+    assert f"has landed (images: 0, whole slides: {slides})" in caplog.text
+    assert landed(lab_c).is_failed()
+    landing = landings(load_settings()).read("lab_c")
+    assert landing.state == "failed"
+    assert f"all {slides} files are refused, whole slides among them: {slides}." in landing.message
+    assert "Export regions of it as PNG or TIFF into images/" in landing.message
+    assert (fresh / "data" / "quarantine" / "lab_c" / "reasons.csv").read_text().count("got a whole slide") == slides
+
+
+def test_a_failed_landing_ends_the_command_with_its_reason(fresh: Path, lab_c: Path, run: Run) -> None:
+    (lab_c / "images.csv").unlink()
+    for image in (lab_c / "images").iterdir():
+        image.write_bytes(b"no image")
+    result = run(module.command, lab_c, "--here")
+    assert result.exit_code == 1
+    assert "expected at least one usable image" in " ".join(result.stderr.split())
+
+
 def test_what_production_was_made_with_needs_nothing(copied: Any) -> None:
     state = landed(copied.lab_b)
     assert "Version 2, in production, was made with this very dataset of lab_b." in state.message

@@ -1,4 +1,5 @@
-from .opening import SLIDE_SUFFIXES, image_pixels, is_slide, open_slide
+from .files import SLIDE_SUFFIXES, slide_parts
+from .opening import image_pixels, is_slide, open_slide
 from .slide import ArraySlide, Level, Slide
 from .tissue_map import TissueMap, find_tissue
 from .view import SlideView
@@ -14,4 +15,5 @@ __all__ = [
     "image_pixels",
     "is_slide",
     "open_slide",
+    "slide_parts",
 ]

@@ -7,16 +7,16 @@ from pathlib import Path
 import tifffile
 from PIL import Image
 
-from microseg.data.images import image_mpp, is_tiff, read_image
+from microseg.data.images import read_image
+from microseg.data.resolution import image_mpp
+from microseg.data.slides.files import SLIDE_SUFFIXES
 from microseg.data.slides.slide import ArraySlide, Slide
 from microseg.data.slides.tiff import TiffSlide
 from microseg.data.slides.vendor import VendorSlide, slide_vendor
+from microseg.data.tiff import is_tiff
 from microseg.errors import ImageReadError
 
-__all__ = ["SLIDE_SUFFIXES", "image_pixels", "is_slide", "open_slide"]
-
-SLIDE_SUFFIXES: tuple[str, ...] = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
-"""Endings of slide files besides those of images; a TIFF is told by its content."""
+__all__ = ["image_pixels", "is_slide", "open_slide"]
 
 
 def open_slide(path: Path | str) -> Slide:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from microseg.data.images import image_mpp, scale_to_rgb
+from microseg.data.images import scale_to_rgb
+from microseg.data.resolution import image_mpp
 from microseg.data.slides.slide import Level, Slide, over_white
 from microseg.errors import ImageReadError
 

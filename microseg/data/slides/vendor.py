@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from openslide import OpenSlide, OpenSlideError
 
-from microseg.data.images import MPP_RANGE, image_mpp
+from microseg.data.resolution import MPP_RANGE, image_mpp
 from microseg.data.slides.slide import Level, Slide, over_white
 from microseg.errors import ImageReadError
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microseg.data.checks import CheckedImage, Refusal, check_lab_files, image_key, image_name
+from microseg.data import pixel_limit
+from microseg.data.checks import Refusal, check_lab_files, slides_among
 from microseg.data.images import image_digest
+from microseg.data.pair import CheckedImage
 from microseg.errors import LabError
 
 CLASSES = ("background", "gland")
@@ -63,13 +65,6 @@ def test_a_good_delivery(source):
         sha256=image_digest(noise(99)),
         plain=True,
     )
-
-
-def test_pixel_size_of_the_file(source):
-    save(source / "images" / "sized.png", noise(1), dpi=(50_800, 50_800))
-    check = check_lab_files(source, CLASSES)
-    assert check.accepted[1].mpp == pytest.approx(0.5, rel=1e-3)
-    assert check.accepted[1].plain
 
 
 def test_progress_counts_every_image(source):
@@ -153,49 +148,12 @@ def test_a_bad_image_is_refused_with_its_mask(source, kind, reason):
     assert refused["masks/bad.png"] == f"its image bad.png is refused: {refused['images/bad.png']}"
 
 
-def test_smallest_image(source):
-    save(source / "images" / "small.png", noise(height=16, width=16))
-    assert reasons(source) == {}
-
-
-@pytest.mark.parametrize(
-    ("labels", "reason"),
-    [
-        (mask(height=23), r"expected the image's size 32 x 24, got 32 x 23"),
-        (mask(2), r"0 = background, 1 = gland; 255 = ignore\), got 2\. .*name every class in lab.yaml"),
-        (mask(255), r"got only 0 and 255\. 255 means 'ignore'.*write 1 where it is gland"),
-        (np.full((24, 32), 255, np.uint8), "got only 255"),
-        (noise(), "got colours"),
-        (b"broken", "cannot be read"),
-        (b"", "empty file"),
-    ],
-)
-def test_a_bad_mask_is_refused_with_its_image(source, labels, reason):
+def test_a_bad_mask_is_refused_with_its_image(source):
     save(source / "images" / "bad.png", noise())
-    if isinstance(labels, bytes):
-        (source / "masks" / "bad.png").write_bytes(labels)
-    else:
-        save(source / "masks" / "bad.png", labels)
+    save(source / "masks" / "bad.png", mask(2))
     refused = reasons(source)
     assert refused.keys() == {"images/bad.png", "masks/bad.png"}
-    assert re.search(reason, refused["masks/bad.png"])
     assert refused["images/bad.png"] == f"its mask bad.png is refused: {refused['masks/bad.png']}"
-
-
-def test_masks_with_ignored_or_with_no_foreground_are_fine(source):
-    save(source / "images" / "empty.png", noise(1))
-    save(source / "masks" / "empty.png", mask(0))
-    save(source / "images" / "partly.png", noise(2))
-    partly = mask()
-    partly[20:] = 255
-    save(source / "masks" / "partly.png", partly)
-    assert reasons(source) == {}
-
-
-def test_a_third_class_is_known_where_it_is_named(source):
-    save(source / "images" / "x.png", noise())
-    save(source / "masks" / "x.png", mask(2))
-    assert reasons(source, (*CLASSES, "nerve")) == {}
 
 
 def test_a_mask_without_image(source):
@@ -208,6 +166,47 @@ def test_a_mask_without_image(source):
 def test_other_kinds_of_file(source, folder, name):
     (source / folder / name).write_text("x")
     assert "expected .png, .jpg" in reasons(source)[f"{folder}/{name}"]
+
+
+def test_whole_slides_are_refused_with_all_their_files(source):
+    for name in ("a.svs", "b.mrxs", "b/Slidedat.ini", "b/Data0000.dat", "c.vms", "sub/D.NDPI"):
+        (source / "images" / name).parent.mkdir(exist_ok=True)
+        (source / "images" / name).write_bytes(b"slide")
+    (source / "images" / "c.vms").write_text("ImageFile=c.jpg\n")
+    save(source / "images" / "c.jpg", noise(1))  # a part of the slide, though it can be read as an image
+    save(source / "images" / "d.jpg", noise(2))
+    check = check_lab_files(source, CLASSES)
+    assert [image.name for image in check.accepted] == ["d", "good"]
+    assert {refusal.file: refusal.slide for refusal in check.refused} == {
+        "images/a.svs": "images/a.svs",
+        "images/b.mrxs": "images/b.mrxs",
+        "images/b/Data0000.dat": "images/b.mrxs",
+        "images/b/Slidedat.ini": "images/b.mrxs",
+        "images/c.jpg": "images/c.vms",
+        "images/c.vms": "images/c.vms",
+        "images/sub/D.NDPI": "images/sub/D.NDPI",
+    }
+    assert slides_among(check.refused) == 4
+    refused = reasons(source)
+    assert "got a whole slide (.svs). Export regions of it as PNG or TIFF into images/" in refused["images/a.svs"]
+    assert "a part of the whole slide b.mrxs, which is refused too" in refused["images/b/Data0000.dat"]
+
+
+def test_a_delivery_of_slides_alone(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.svs").write_bytes(b"slide")
+    check = check_lab_files(tmp_path, CLASSES)
+    assert (check.accepted, slides_among(check.refused)) == ((), 1)
+
+
+def test_a_tiff_too_large_for_an_image_is_a_slide(source, monkeypatch):
+    monkeypatch.setattr(pixel_limit, "MAX_PIXELS", 24 * 32)
+    for name in ("large.tif", "wide.png"):
+        save(source / "images" / name, noise(1, 24, 33))
+    (source / "images" / "broken.tif").write_bytes(b"II*\0")
+    slides = {refusal.file: refusal.slide for refusal in check_lab_files(source, CLASSES).refused}
+    assert slides == {"images/broken.tif": None, "images/large.tif": "images/large.tif", "images/wide.png": None}
+    assert "Cut it into smaller regions" in reasons(source)["images/large.tif"]
 
 
 def test_files_in_subfolders(source):
@@ -271,50 +270,6 @@ def test_the_same_content_twice_keeps_the_labelled_one(source):
     save(source / "images" / "b.png", noise(1))
     save(source / "masks" / "b.png", mask())
     assert reasons(source) == {"images/a.png": "expected each image once, got the same content as b.png. Remove one."}
-
-
-# --- names
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("images/a.png", "a"),
-        ("a.ome.tif", "a"),
-        ("a.OME.TIFF", "a"),
-        ("a.ome.ome.tif", "a"),
-        ("TCGA-18.x_0.png", "TCGA-18.x_0"),
-        ("a.b", "a.b"),
-        ("slide.svs", "slide.svs"),
-        ("a", "a"),
-    ],
-)
-def test_image_name(file, name):
-    assert image_name(file) == name
-
-
-def test_image_key():
-    assert image_key("\u00c9") == image_key("e\u0301")
-    assert image_key("a") != image_key("b")
-
-
-# --- what can be copied as it is
-
-
-def test_only_bare_pngs_are_plain(source):
-    folder = source / "images"
-    exif = Image.Exif()
-    exif[271] = "camera"
-    save(folder / "bmp.png", noise(1), format="BMP")
-    save(folder / "exif.png", noise(2), exif=exif)
-    save(folder / "grey.png", noise(3)[:, :, 0])
-    save(folder / "profile.png", noise(4), icc_profile=b"profile")
-    rgba = np.dstack([noise(5), np.full((24, 32), 255, np.uint8)])
-    save(folder / "rgba.png", rgba)
-    save(folder / "key.png", noise(6), transparency=(1, 2, 3))
-    check = check_lab_files(source, CLASSES)
-    assert [image.name for image in check.accepted if image.plain] == ["good"]
-    assert len(check.accepted) == 7
 
 
 def test_refusal_is_a_record():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
-from microseg.data import images
-from microseg.data.images import IGNORE, image_digest, image_mpp, read_image, read_mask, write_png
+from microseg.data.images import IGNORE, image_digest, read_image, read_mask, write_png
+from microseg.data.resolution import image_mpp
 from microseg.errors import DataError, ImageReadError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -119,37 +119,9 @@ def test_sixteen_bit_grey_is_scaled_by_the_depth_that_holds_it(tmp_path, suffix,
     assert np.array_equal(read_image(path), np.repeat(expected[:, :, None], 3, axis=2))
 
 
-@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_sixteen_bit_colour_tiff(tmp_path, planarconfig, compression):
-    array = noise().astype(np.uint16) * 257
-    stored = array if planarconfig == "contig" else array.transpose(2, 0, 1)
-    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="rgb", planarconfig=planarconfig, compression=compression)
-    assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
-
-
 def test_twelve_bits_in_sixteen_are_not_black(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.full((4, 4, 3), 4095, np.uint16), photometric="rgb")
     assert (read_image(tmp_path / "x.tif") == 255).all()
-
-
-def test_sixteen_bit_lzw_tiff(tmp_path):
-    import rasterio
-
-    array = noise().astype(np.uint16) * 257
-    with rasterio.open(
-        tmp_path / "x.tif", "w", driver="GTiff", dtype="uint16", count=3, height=32, width=48,
-        compress="lzw", photometric="rgb", interleave="pixel",
-    ) as raster:  # fmt: skip
-        raster.write(array.transpose(2, 0, 1))
-    assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
-
-
-def test_sixteen_bit_rgba_tiff(tmp_path):
-    array = np.zeros((2, 2, 4), np.uint16)
-    array[0, :, 3] = 65535
-    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extrasamples=["unassalpha"])
-    assert read_image(tmp_path / "x.tif")[:, 0].tolist() == [[0] * 3, [255] * 3]
 
 
 def test_sixteen_bit_colour_png(tmp_path):
@@ -212,36 +184,6 @@ def test_first_page_of_several(tmp_path):
     first, second = Image.fromarray(noise()), Image.fromarray(noise(seed=1))
     first.save(tmp_path / "x.tif", save_all=True, append_images=[second])
     assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
-
-
-def test_first_page_of_several_with_16_bits(tmp_path):
-    stack = np.stack([noise(seed=seed)[:, :, 0] for seed in range(5)]).astype(np.uint16) * 257
-    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
-    assert np.array_equal(read_image(tmp_path / "x.tif")[:, :, 1], noise()[:, :, 0])
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("name", ["x.ome.tif", "x.tif"])
-def test_three_channel_pages_are_one_rgb_image(tmp_path, dtype, name):
-    planes = noise().transpose(2, 0, 1).astype(dtype) * (257 if dtype == np.uint16 else 1)
-    tifffile.imwrite(
-        tmp_path / name, planes, photometric="minisblack", metadata={"axes": "CYX"}, imagej=name == "x.tif"
-    )
-    assert np.array_equal(read_image(tmp_path / name), noise())
-
-
-def test_first_plane_of_a_stack_of_channels(tmp_path):
-    stack = np.stack([noise(seed=seed).transpose(2, 0, 1) for seed in range(4)])
-    tifffile.imwrite(tmp_path / "x.ome.tif", stack, photometric="minisblack", metadata={"axes": "ZCYX"})
-    assert np.array_equal(read_image(tmp_path / "x.ome.tif"), noise())
-
-
-def test_fluorescence_channels_are_refused(tmp_path):
-    tifffile.imwrite(
-        tmp_path / "x.ome.tif", np.zeros((5, 16, 16), np.uint16), photometric="minisblack", metadata={"axes": "CYX"}
-    )
-    with pytest.raises(ImageReadError, match=r"3 \(RGB\).*got 5"):
-        read_image(tmp_path / "x.ome.tif")
 
 
 # --- what read_image refuses
@@ -335,15 +277,6 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, side):
         read_image(tmp_path / "x.png")
 
 
-def test_own_limit_also_where_pillow_has_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((11, 10), np.uint16))
-    for path in (save(tmp_path / "x.png", noise(11, 10)), tmp_path / "deep.tif"):
-        with pytest.raises(ImageReadError, match="at most 100 pixels"):
-            read_image(path)
-
-
 # --- masks
 
 
@@ -423,44 +356,6 @@ def test_tiff_masks_that_are_no_class_indices_are_refused(tmp_path, array, messa
 def test_jpeg_mask_is_refused(tmp_path):
     with pytest.raises(ImageReadError, match="without loss"):
         read_mask(save(tmp_path / "m.png", CLASSES, format="JPEG"))
-
-
-# --- pixel size
-
-
-def test_mpp_of_png(tmp_path):
-    path = save(tmp_path / "x.png", noise(), dpi=(50_800, 50_800))
-    assert image_mpp(path) == pytest.approx(0.5, rel=1e-3)
-
-
-@pytest.mark.parametrize(("unit", "resolution", "mpp"), [(3, 20_000, 0.5), (2, 101_600, 0.25), (1, 20_000, None)])
-def test_mpp_of_tiff_tags(tmp_path, unit, resolution, mpp):
-    tifffile.imwrite(tmp_path / "x.tif", noise(), photometric="rgb", resolution=(resolution,) * 2, resolutionunit=unit)
-    assert image_mpp(tmp_path / "x.tif") == mpp
-
-
-@pytest.mark.parametrize(("size", "unit", "mpp"), [(0.25, "µm", 0.25), (250, "nm", 0.25), (1, "mm", None)])
-def test_mpp_of_ome(tmp_path, size, unit, mpp):
-    metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size}
-    metadata |= {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
-    tifffile.imwrite(tmp_path / "x.ome.tif", noise(), photometric="rgb", metadata=metadata)
-    assert image_mpp(tmp_path / "x.ome.tif") == mpp
-
-
-def test_mpp_of_imagej_and_aperio(tmp_path):
-    tifffile.imwrite(tmp_path / "j.tif", noise()[:, :, 0], imagej=True, resolution=(4, 4), metadata={"unit": "um"})
-    assert image_mpp(tmp_path / "j.tif") == 0.25
-    tifffile.imwrite(tmp_path / "a.tif", noise(), photometric="rgb", description="Aperio |AppMag = 20|MPP = 0.4990")
-    assert image_mpp(tmp_path / "a.tif") == 0.499
-
-
-def test_no_or_implausible_mpp(tmp_path):
-    assert image_mpp(save(tmp_path / "plain.png", noise())) is None
-    assert image_mpp(save(tmp_path / "print.png", noise(), dpi=(72, 72))) is None
-    assert image_mpp(save(tmp_path / "uneven.png", noise(), dpi=(50_800, 25_400))) is None
-    assert image_mpp(tmp_path / "none.png") is None
-    tifffile.imwrite(tmp_path / "zero.tif", noise(), photometric="rgb", resolution=(0, 0), resolutionunit=3)
-    assert image_mpp(tmp_path / "zero.tif") is None
 
 
 # --- writing and hashing

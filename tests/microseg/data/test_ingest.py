@@ -200,6 +200,26 @@ def test_nothing_accepted_leaves_the_dataset(tmp_path, prepare):
     assert reasons(tmp_path).keys() == {"images/broken.png"}
 
 
+def test_slides_beside_images_are_refused_and_counted(tmp_path, prepare):
+    source = deliver(tmp_path / "in", {"a": 1})
+    (source / "images" / "b.svs").write_bytes(b"slide")
+    (source / "images.csv").write_text("file,group\na.png,b\nb.svs,b\n")  # it is an image's line all the same
+    prepared = prepare(source)
+    assert (prepared.images, len(prepared.refused), prepared.slides) == (1, 1, 1)
+    assert "got a whole slide (.svs)" in reasons(tmp_path)["images/b.svs"]
+    assert (tmp_path / "quarantine" / "north" / "images" / "b.svs").read_bytes() == b"slide"
+
+
+def test_slides_alone_are_refused_as_a_whole(tmp_path, prepare):
+    source = deliver(tmp_path / "in", {})
+    (source / "images").mkdir()
+    for name in ("a.svs", "b.ndpi", "c.txt"):
+        (source / "images" / name).write_bytes(b"slide")
+    with pytest.raises(LabError, match=r"all 3 files are refused, whole slides among them: 2\. .*Export regions of it"):
+        prepare(source)
+    assert reasons(tmp_path).keys() == {"images/a.svs", "images/b.ndpi", "images/c.txt"}
+
+
 def test_binary_masks_with_255_are_not_taken_for_ignored(tmp_path, prepare):
     source = deliver(tmp_path / "in", {"a": 1}, card=f"{CARD}labelled: true\n")
     save(source / "masks" / "a.png", mask(255))

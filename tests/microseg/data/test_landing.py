@@ -65,6 +65,29 @@ def test_what_is_missing_is_told(lab: Path, spoil, lacks: str) -> None:
     assert lacks in read_delivery_folder(lab).lacks
 
 
+def test_slides_are_counted_and_land_too(lab: Path) -> None:
+    (lab / "images" / "b.svs").write_bytes(b"slide")
+    (lab / "images" / "c.MRXS").write_bytes(b"slide")
+    (lab / "images" / "c").mkdir()
+    (lab / "images" / "c" / "Data0000.dat").write_bytes(b"part")
+    delivery = read_delivery_folder(lab)
+    assert (delivery.images, delivery.slides, delivery.lacks) == (1, 2, "")
+    assert delivery.content == "images: 1, whole slides: 2"
+    (lab / "images" / "a.png").unlink()
+    delivery = read_delivery_folder(lab)
+    assert (delivery.images, delivery.slides, delivery.lacks) == (0, 2, "")
+
+
+def test_slides_outside_images_are_told_of(lab: Path) -> None:
+    (lab / "slides").mkdir()
+    for name in ("slides/a.svs", "b.ndpi"):
+        (lab / name).write_bytes(b"slide")
+    assert (read_delivery_folder(lab).slides, read_delivery_folder(lab).lacks) == (0, "")
+    assert read_delivery_folder(lab).content == "images: 1"
+    (lab / "images" / "a.png").unlink()
+    assert read_delivery_folder(lab).lacks.startswith("images/ has no image yet, and of the whole slides elsewhere (2)")
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="expected the folder of a lab's images"):
         read_delivery_folder(tmp_path / "lab_x")

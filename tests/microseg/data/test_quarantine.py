@@ -2,6 +2,8 @@ import csv
 import hashlib
 from datetime import datetime
 
+import pytest
+
 from microseg.data.checks import Refusal
 from microseg.data.quarantine import quarantine_files
 
@@ -46,6 +48,26 @@ def test_other_content_of_the_same_name_is_kept_beside(tmp_path):
     assert sorted(path.read_bytes() for path in (kept / "images").iterdir()) == [b"first", b"second"]
     assert (kept / "images" / "x.png").read_bytes() == b"first"
     assert len(lines(kept)) == 2
+
+
+@pytest.mark.parametrize(("slide", "links"), [("images/a.svs", 2), (None, 1)])
+def test_slides_take_no_space_of_their_own(tmp_path, slide, links):
+    source, kept = deliver(tmp_path, name="images/a.svs"), tmp_path / "q"
+    for _ in range(2):
+        quarantine_files(source, [Refusal("images/a.svs", "reason", slide)], kept)
+    assert (kept / "images" / "a.svs").read_bytes() == b"bad"
+    assert (source / "images" / "a.svs").stat().st_nlink == links
+    assert [line["sha256"] for line in lines(kept)] == [hashlib.sha256(b"bad").hexdigest()]
+    assert [path.name for path in (kept / "images").iterdir()] == ["a.svs"]
+
+
+def test_the_slide_that_a_link_leads_to_is_kept(tmp_path):
+    source, kept = deliver(tmp_path, name="archive/a.svs"), tmp_path / "q"
+    (source / "images").mkdir()
+    (source / "images" / "a.svs").symlink_to("../archive/a.svs")
+    quarantine_files(source, [Refusal("images/a.svs", "reason", "images/a.svs")], kept)
+    assert not (kept / "images" / "a.svs").is_symlink()
+    assert (kept / "images" / "a.svs").read_bytes() == b"bad"
 
 
 def test_what_cannot_be_copied_is_still_written_down(tmp_path):

@@ -209,7 +209,7 @@ def test_separability_is_about_the_labs_at_the_models_scale(
 def unknown() -> Comparison:
     nan = math.nan
     return Comparison(
-        candidate=Evidence({"lab_a": 0.8, "lab_c": nan}, Interval(nan, nan, nan), {"agreement": nan, "entropy": 0.1}),
+        candidate=Evidence({"lab_a": 0.8, "lab_c": nan}, Interval(nan, nan, nan), {"agreement": nan, "images": 32}),
         production=Evidence({"lab_a": 0.7, "lab_c": nan}, None, {"agreement": 0.5, "entropy": 0.2}),
         target="lab_b",
         scores={"lab_a": {"dice": (0.8, nan)}, "lab_b": {"dice": (nan, None)}},
@@ -225,6 +225,7 @@ def test_the_record_is_json_and_comes_back(tmp_path: Path) -> None:
     assert back.candidate.source_dice["lab_a"] == 0.8
     assert math.isnan(back.candidate.source_dice["lab_c"])
     assert math.isnan(back.candidate.label_free["agreement"])
+    assert repr(back.candidate.label_free["images"]) == "32"  # a count stays one
     assert back.candidate.target_dice is not None
     assert math.isnan(back.candidate.target_dice.low)
     assert back.production is not None

@@ -12,7 +12,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from microseg.inference.measurements import object_indices
-from microseg.inference.outlines import feature_collection, label_objects, outline_objects
+from microseg.inference.outlines import Annotations, feature_collection, label_objects, outline_objects
 
 CLASSES = ("background", "gland", "stroma")
 MASKS = arrays.arrays(
@@ -115,3 +115,15 @@ def test_measurements_must_be_as_many_as_the_objects() -> None:
 
 def test_nothing_found() -> None:
     assert collection(np.zeros((3, 3), np.uint8))["features"] == []
+
+
+@pytest.mark.parametrize("step", [(1.0, 1.0), (2.5, 1.25)])
+def test_the_text_of_an_object_is_that_of_its_feature(step: tuple[float, float]) -> None:
+    mask = np.ones((5, 7), np.uint8)
+    mask[2, 3] = 0
+    (polygon,) = outline_objects(label_objects(mask))
+    annotations = Annotations(CLASSES, "a.png", step)
+    figures = {"area_px": 34.0, "area_um2": float("nan")}
+    feature = annotations.feature(polygon, 3, 1, figures)
+    assert list(feature) == ["type", "id", "geometry", "properties"]
+    assert json.loads(annotations.text(polygon, 3, 1, figures)) == feature

@@ -11,6 +11,7 @@ def label_free(agreement: float) -> dict[str, float]:
         "foreground_share": 0.3,
         "expected_foreground_share": 0.4,
         "entropy": 0.12,
+        "images": 32,
     }
 
 
@@ -72,6 +73,7 @@ def test_sections_and_facts() -> None:
     assert "| Dice, held-out images of lab_a | 0.840 | 0.830 |" in card
     assert "| New lab: agreement with itself | 0.910 | 0.720 |" in card
     assert "| New lab: entropy | 0.120 | 0.120 |" in card
+    assert "| New lab: images of the new lab looked at | 32 | 32 |" in card
     assert "- Run: 1f2e\n- Code: c0ffee" in card
     assert 'Segmenter.load("production")' in card
     assert "not for diagnosis" in card

@@ -1,17 +1,15 @@
-"""Fetching, promoting, rolling back, and what is learnt of a version later."""
+"""Promoting, rolling back, and what is learnt of a version later."""
 
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-import torch
 
 from microseg.data.appearance import APPEARANCE
 from microseg.errors import RegistryError, VersionNotFoundError
 from microseg.metrics import KnownImages, KnownLab
-from microseg.model import CONFIG_FILE, WEIGHTS_FILE, load_network
-from microseg.registry import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION, Registry
+from microseg.registry import CANDIDATE, PREVIOUS, PRODUCTION, Registry
 
 DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
 
@@ -22,9 +20,6 @@ def client_of(registry: Registry) -> mlflow.MlflowClient:
 
 def aliases(registry: Registry) -> dict[str, int]:
     return {alias: version.version for version in registry.versions() for alias in version.aliases}
-
-
-# ---- fetching
 
 
 def test_what_a_version_knows_is_kept_with_its_run(registry: Registry, story, tmp_path: Path) -> None:
@@ -42,38 +37,6 @@ def test_what_a_version_knows_is_kept_with_its_run(registry: Registry, story, tm
     assert kept[0] is not None
     assert kept[0].to_dict() == known.to_dict()
     assert registry.known_images(1) is None  # registered without
-
-
-def test_what_is_fetched_is_what_was_registered(registry: Registry, story, tmp_path: Path) -> None:
-    source = story.networks[0]
-    folder = registry.download(1, tmp_path / "cache")
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-    assert (folder / WEIGHTS_FILE).read_bytes() == (source / WEIGHTS_FILE).read_bytes()
-    tile = torch.rand(1, 3, 32, 32)
-    with torch.inference_mode():
-        assert torch.equal(load_network(folder)(tile), load_network(source)(tile))
-
-
-def test_a_version_is_fetched_once(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (registry.download(number, tmp_path / "cache") for number in (1, 2))
-    assert first != second
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # and nothing half done is left
-
-    def unreachable(**_: object) -> None:
-        raise OSError("the storage is gone")
-
-    monkeypatch.setattr("microseg.registry.store.download_artifacts", unreachable)
-    assert registry.download("1", tmp_path / "cache") == first
-    with pytest.raises(RegistryError, match="the storage is gone"):
-        registry.download(1, tmp_path / "another cache")
-
-
-def test_a_version_of_another_making(registry: Registry, tmp_path: Path) -> None:
-    (tmp_path / "else").mkdir()
-    client_of(registry).create_model_version(MODEL_NAME, source=(tmp_path / "else").as_uri())
-    with pytest.raises(RegistryError, match=r"files of version 3 \(was it registered by microseg\?\)"):
-        registry.download(3, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 # ---- promoting

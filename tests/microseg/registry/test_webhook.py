@@ -1,11 +1,14 @@
-"""A delivery is believed only when it is signed, fresh, and MLflow's."""
+"""A delivery is believed only when it is signed, fresh, and MLflow's; one webhook of ours asks for it."""
 
+import base64
 import json
 import time
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities.webhook import WebhookEvent
 
-from microseg.registry import AliasMoved, SignatureError, read_delivery
+from microseg.registry import AliasMoved, Registry, SignatureError, read_delivery
 from microseg.registry.webhook import sign_delivery
 
 SECRET = "a secret"
@@ -76,3 +79,30 @@ def test_what_is_about_something_else() -> None:
 def test_signed_nonsense(body: bytes) -> None:
     with pytest.raises(SignatureError, match="expected MLflow's JSON"):
         read_delivery(headers(body), body, SECRET, now=NOW)
+
+
+def test_a_database_tells_nobody(registry: Registry) -> None:
+    assert not registry.webhooks.deliver_to("http://127.0.0.1:9/mlflow", SECRET)
+    assert registry.webhooks.addresses() == []
+
+
+def test_of_several_webhooks_one_is_left_and_corrected(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database keeps webhooks as a server does, which only sends them."""
+    monkeypatch.setenv("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", base64.urlsafe_b64encode(bytes(32)).decode())
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    monkeypatch.setattr("microseg.registry.webhook.is_server", lambda _uri: True)
+    client = MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+    removed = WebhookEvent.from_str("model_version_alias.deleted")
+    client.create_webhook("others", "http://127.0.0.1:9/else", [removed])
+    client.create_webhook("microseg", "http://127.0.0.1:9/before", [removed])
+    url = "http://127.0.0.1:9/mlflow"
+    for _ in range(2):
+        assert registry.webhooks.deliver_to(url, SECRET)
+        assert registry.webhooks.addresses() == [(url, True)]
+    hooks = {hook.name: hook for hook in client.list_webhooks()}
+    assert hooks.keys() == {"others", "microseg"}
+    client.update_webhook(hooks["microseg"].webhook_id, status="DISABLED")
+    assert registry.webhooks.addresses() == [(url, False)]
+    registry.webhooks.deliver_to(url, SECRET)
+    assert registry.webhooks.addresses() == [(url, True)]

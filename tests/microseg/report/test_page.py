@@ -20,7 +20,7 @@ STORY = Story(
     recovered=0.731,
     images={"lab_a": 12, "lab_b": 7},
     decision=DecisionShown(True, [(True, "It kept its Dice."), (True, "It agrees with itself.")]),
-    evidence={"agreement": (0.87, 0.61), "entropy": (0.1, None)},
+    evidence={"agreement": (0.87, 0.61), "entropy": (0.1, None), "drift": (1.0, 2.0), "images": (32, 1234)},
     first_version=1,
     candidate_version=2,
     production_version=2,
@@ -70,7 +70,7 @@ def test_the_page_tells_the_story(tmp_path: Path) -> None:
     for said in (
         "hospital-a → hospital-b", "0.500 → 0.800", "0.910 → 0.905", "73 %", "accepted",
         "version 2; in production: version 2", "(12 images)", "(7 images)", "It kept its Dice.",
-        "agreement 0.610 0.870", "entropy – 0.100", "0a.dir",
+        "agreement 0.610 0.870", "entropy – 0.100", "drift 2.000 1.000", "images 1,234 32 ", "0a.dir",
         "Train 61 s", "together 100 s", "/data/out",
     ):  # fmt: skip
         assert said in words, said
