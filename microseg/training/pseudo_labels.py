@@ -1,24 +1,21 @@
 """Pseudo-labels of a lab's windows: what a teacher takes each pixel for, as masks to train on.
 
-The first teacher is the segmenter in use, helped by what `measure_shift` found; the later ones are the average of the
-network in training. Each predicts at several scales and turns. A later teacher is heard only where the
-stain explains its labels, alone or together with the first one's, better than the first one's, so that errors do not
-feed on themselves. Regions such as the labelled labs never have are removed from all labels.
+The first teacher is the segmenter in use, helped by what was found about the lab; the later ones are the average of the
+network in training. Each predicts at several scales and turns. A later teacher never speaks alone: the mean of its word
+and the first one's decides, so that errors do not feed on themselves. Regions such as the labelled labs never have are
+removed from all labels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from microseg.data.images import read_image, write_png
 from microseg.data.sampling import Sample
-from microseg.metrics import class_separation
 from microseg.model import PyramidSegmenter
 from microseg.training.first_teacher import choose_share, first_teacher
 from microseg.training.regions import RegionRules, possible_labels
@@ -29,8 +26,6 @@ __all__ = ["TargetLab", "label_round", "round_samples"]
 _ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
 _TURNS = (0, 1)  # quarter turns
 _DONE = "done"
-
-Mask = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -71,13 +66,11 @@ def label_round(
     if done.exists():
         return
     for lab in labs:
-        first_said = _first_word(first, lab, rules, folder / "first" / lab.name)
-        labels = possible_labels(first_said, rules, lab.shift.zoom)
+        said = _first_word(first, lab, rules, folder / "first" / lab.name)
         if number:
-            later = [_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows]
-            both = [torch.lerp(a, b, 0.5) for a, b in zip(first_said, later, strict=True)]
-            choices = (labels, *(possible_labels(said, rules, lab.shift.zoom) for said in (both, later)))
-            labels = max(choices, key=partial(_separation, lab, classes=len(later[0])))
+            later = (_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows)
+            said = [torch.lerp(before, now, 0.5) for before, now in zip(said, later, strict=True)]
+        labels = possible_labels(said, rules, lab.shift.zoom)
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
         for window, mask in zip(lab.windows, labels, strict=True):
@@ -104,12 +97,6 @@ def _first_word(network: PyramidSegmenter, lab: TargetLab, rules: RegionRules, f
             np.save(folder / f"{window.stem}.npy", predicted.half().numpy())
         done.write_text(f"{share}")
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
-
-
-def _separation(lab: TargetLab, labels: Sequence[Mask], classes: int) -> float:
-    """How distinct the classes look on the lab's windows, with these labels."""
-    pairs = zip(lab.windows, labels, strict=True)
-    return float(np.mean([class_separation(read_image(window), mask, classes) for window, mask in pairs]))
 
 
 def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:

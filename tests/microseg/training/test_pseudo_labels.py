@@ -46,8 +46,8 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
 
-def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: Path) -> None:
-    """Against teachers that are told what to say: one follows the picture's two halves, the other cuts across."""
+def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
+    """Against teachers that are told what to say: the surer of two that contradict each other is followed."""
     picture = np.full((16, 16, 3), 200, np.uint8)
     picture[:, 8:] = 90
     (tmp_path / "w").mkdir()
@@ -55,16 +55,17 @@ def test_a_later_teacher_is_heard_where_it_explains_more_of_the_stain(tmp_path: 
     statistics = NormStatistics((), ())
     lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, statistics, statistics))
 
-    def masks(first: Any, later: Any, name: str) -> Any:
-        label_round([lab], 1, tmp_path / name, first=first, teacher=later, rules=RegionRules())
-        (sample,) = round_samples([lab], 1, tmp_path / name)
+    def masks(first: Any, later: Any, name: str, number: int = 1) -> Any:
+        label_round([lab], number, tmp_path / name, first=first, teacher=later, rules=RegionRules())
+        (sample,) = round_samples([lab], number, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
 
-    good, bad = Says("follows"), Says("across")
     halves = (picture[..., 0] == 90).astype(np.uint8)
-    assert np.array_equal(masks(good, bad, "a"), halves)
-    assert np.array_equal(masks(bad, good, "b"), halves)
+    sure, unsure = Says("follows"), Says("across", certainty=0.5)
+    assert np.array_equal(masks(sure, unsure, "a"), halves)
+    assert np.array_equal(masks(unsure, sure, "b"), halves)
+    assert not np.array_equal(masks(unsure, sure, "c", number=0), halves)  # nobody asks the later one yet
 
 
 def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
@@ -89,11 +90,11 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
 class Says(torch.nn.Module):
     """A segmenter of two classes that goes by brightness, or by the place."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, certainty: float = 20) -> None:
         super().__init__()
-        self.how, self.place = how, torch.nn.Parameter(torch.zeros(1))
+        self.how, self.certainty, self.place = how, certainty, torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
         score = 0.5 - x[:, :1] if self.how == "follows" else (row % 8 < 4).float() - 0.5
-        return torch.cat([-20 * score, 20 * score], dim=1)
+        return self.certainty * torch.cat([-score, score], dim=1)
