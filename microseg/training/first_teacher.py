@@ -1,8 +1,9 @@
 """The first teacher of a new lab: the segmenter in use, with as much of the lab's own statistics as serves.
 
-How much of its own normalisation statistics serves differs from lab to lab, from none to all, and no label tells. But
-what a teacher says can be looked at: the stain should explain its labels, and it should say the same of the same
-tissue seen somewhat larger. The share whose word is the most credible is taken; among equals that nearest to a half.
+How much of its own normalisation statistics serves differs from lab to lab, and no label tells. But what a teacher says
+can be looked at: the stain should explain its labels, and it should say the same of the same tissue seen somewhat
+larger. The share whose word is the most credible is taken, the largest among equals. It is a half at most: beyond that
+a segmentation goes with the stain more and more, but not with the tissue.
 """
 
 import copy
@@ -22,7 +23,7 @@ from microseg.training.shift import LabShift, middle, predict_at, spread, to_bat
 
 __all__ = ["choose_share", "first_teacher"]
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5)
 _WINDOWS = 8  # looked at
 _LARGER = 1.25  # times the lab's scale
 _EQUAL = 0.98  # of the best credibility
@@ -57,8 +58,7 @@ def choose_share(network: PyramidSegmenter, windows: Sequence[Path], shift: LabS
     credible = {
         share: _credibility(first_teacher(network, shift, share), images, shift.zoom, rules) for share in SHARES
     }
-    near = (share for share in SHARES if credible[share] >= _EQUAL * max(credible.values()))
-    return min(near, key=lambda share: abs(share - 0.5))
+    return max(share for share in SHARES if credible[share] >= _EQUAL * max(credible.values()))
 
 
 def _credibility(

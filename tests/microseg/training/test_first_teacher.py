@@ -26,9 +26,10 @@ def test_the_teachers_statistics_are_in_part_the_labs(tiny_network: Callable[...
 @pytest.mark.parametrize(
     ("known", "own", "expected"),
     [
-        (0.9, 0.5, 0.75),  # at a half and below the teacher takes everything for dark
-        (0.5, 0.9, 0.25),  # and here at a half and above
-        (0.4, 0.6, 0.5),  # both tell the halves apart: the middle
+        (0.9, 0.4, 0.5),  # below a half the teacher takes everything for dark
+        (0.5, 0.9, 0.25),  # and here at a half
+        (0.6, 1.9, 0.0),  # and here with any of its own
+        (0.4, 0.6, 0.5),  # all tell the halves apart: the largest
     ],
 )
 def test_the_share_whose_labels_the_stain_explains_is_taken(
