@@ -6,6 +6,7 @@ and the first one's decides, so that errors do not feed on themselves. Regions s
 removed from all labels.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from torch import Tensor
 from microseg.data.images import read_image, write_png
 from microseg.data.sampling import Sample
 from microseg.model import PyramidSegmenter
-from microseg.training.first_teacher import choose_share, first_teacher
+from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
 from microseg.training.regions import RegionRules, possible_labels
 from microseg.training.shift import LabShift, predict_at, to_batch
 
-__all__ = ["TargetLab", "label_round", "round_samples"]
+__all__ = ["TargetLab", "first_teacher", "label_round", "round_samples"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
 _TURNS = (0, 1)  # quarter turns
@@ -41,6 +42,13 @@ class TargetLab:
     name: str
     windows: tuple[Path, ...]
     shift: LabShift
+
+
+def first_teacher(network: PyramidSegmenter, shift: LabShift) -> PyramidSegmenter:
+    """A copy of the segmenter in use, half its statistics of what it knows and half of the lab."""
+    teacher = copy.deepcopy(network).eval()
+    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, 0.5))
+    return teacher
 
 
 def label_round(
@@ -66,7 +74,7 @@ def label_round(
     if done.exists():
         return
     for lab in labs:
-        said = _first_word(first, lab, rules, folder / "first" / lab.name)
+        said = _first_word(first, lab, folder / "first" / lab.name)
         if number:
             later = (_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows)
             said = [torch.lerp(before, now, 0.5) for before, now in zip(said, later, strict=True)]
@@ -85,17 +93,16 @@ def round_samples(labs: Sequence[TargetLab], number: int, folder: Path) -> list[
     ]
 
 
-def _first_word(network: PyramidSegmenter, lab: TargetLab, rules: RegionRules, folder: Path) -> list[Tensor]:
+def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list[Tensor]:
     """The first teacher's probabilities, kept from round to round."""
     done = folder / _DONE
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        share = choose_share(network, lab.windows, lab.shift, rules)
-        teacher = first_teacher(network, lab.shift, share)
+        teacher = first_teacher(network, lab.shift)
         for window in lab.windows:
             predicted = _predict(teacher, window, [lab.shift.zoom * zoom for zoom in _ZOOMS])
             np.save(folder / f"{window.stem}.npy", predicted.half().numpy())
-        done.write_text(f"{share}")
+        done.touch()
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
 
 

@@ -7,7 +7,6 @@ those of the labelled labs. And the lab's **own normalisation statistics**, at i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from microseg.training.normalisation import (
     statistics_distance,
 )
 
-__all__ = ["LabShift", "measure_shift", "middle", "predict_at", "resize", "spread", "to_batch"]
+__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "to_batch"]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
@@ -31,7 +30,6 @@ _IMAGES = 10
 _SIDE = 384  # pixels, of what the network sees at each scale
 
 Image = npt.NDArray[np.uint8]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def measure_shift(
     Shape:
         images (H, W, 3), uint8
     """
-    source, target = spread(source, _IMAGES), spread(target, _IMAGES)
+    source, target = _spread(source), _spread(target)
     native = _measure(network, target, 1.0)
     zoom, zoomed = 1.0, native
     if search_scale:
@@ -103,14 +101,14 @@ def predict_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
     return resize(network(seen).softmax(1), height, width)
 
 
-def spread(things: Sequence[_T], count: int) -> list[_T]:
-    """So many of the things, spread evenly over them."""
-    chosen = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
-    return [things[int(index)] for index in chosen]
+def _spread(images: Sequence[Image]) -> list[Image]:
+    """So many of the images, spread evenly over them."""
+    chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
+    return [images[int(index)] for index in chosen]
 
 
-def middle(image: Image, zoom: float) -> Image:
-    """The middle of an image, so large that it has the side seen at a scale: (H, W, 3), at most 384 pixels there."""
+def _middle(image: Image, zoom: float) -> Image:
+    """The middle of an image, so large that it has the side seen at a scale."""
     side = round(_SIDE / zoom)
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side]
@@ -120,7 +118,7 @@ def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) ->
     device = next(network.parameters()).device
 
     def seen(image: Image) -> Tensor:
-        batch = to_batch(middle(image, zoom), device)
+        batch = to_batch(_middle(image, zoom), device)
         height, width = (max(network.stride, round(length * zoom)) for length in batch.shape[-2:])
         return resize(batch, height, width)
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from microseg.data.images import read_image, read_mask, write_png
-from microseg.training import LabShift, NormStatistics, TargetLab, measure_statistics
-from microseg.training.first_teacher import choose_share, first_teacher
-from microseg.training.pseudo_labels import label_round, round_samples
+from microseg.training import LabShift, NormStatistics, TargetLab, measure_statistics, mix_statistics, read_statistics
+from microseg.training.pseudo_labels import first_teacher, label_round, round_samples
 from microseg.training.regions import RegionRules
 from microseg.training.shift import predict_at, to_batch
 
@@ -25,6 +24,16 @@ def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
     return TargetLab("lab_b", windows, LabShift(0.5, statistics, statistics))
 
 
+def test_half_of_the_first_teachers_statistics_are_of_the_lab(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
+    network = tiny_network()
+    before = read_statistics(network).means[0]
+    teacher = first_teacher(network, lab.shift)
+    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.5)
+    assert torch.equal(read_statistics(teacher).means[0], wanted.means[0])
+    assert torch.equal(read_statistics(network).means[0], before)
+    assert not teacher.training
+
+
 def test_a_round_is_written_once_and_can_be_trained_on(
     lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -34,8 +43,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
     assert all(mask.shape == (24, 40) for mask in masks)
-    share = choose_share(first, lab.windows, lab.shift, RegionRules())
-    teacher, batch = first_teacher(first, lab.shift, share), to_batch(read_image(lab.windows[0]), torch.device("cpu"))
+    teacher, batch = first_teacher(first, lab.shift), to_batch(read_image(lab.windows[0]), torch.device("cpu"))
     seen = [predict_at(teacher, batch, 0.5 * zoom) for zoom in (0.8, 1.0, 1.25)]  # the lab's own zoom is 0.5
     turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
