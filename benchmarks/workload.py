@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from microseg.data import read_image, read_mask
 from microseg.data.synthetic import LAB_A, make_lab
-from microseg.model import NetworkConfig, PyramidSegmenter, save_network
+from microseg.model import NetworkConfig, PyramidSegmenter, encoder_normalisation, save_network
 
 __all__ = ["make_images", "make_network", "make_slide"]
 
@@ -21,11 +21,12 @@ _BLOCK = 512  # pixels; slides are made of such sections
 _KINDS = 8
 
 
-def make_network(folder: Path, *, steps: int = 40) -> None:
-    """Train the default network (resnet18) for a moment, so that its masks look like masks, and save it.
+def make_network(folder: Path, *, encoder: str = "resnet18", steps: int = 40) -> None:
+    """Train a network for a moment, so that its masks look like masks, and save it.
 
     Args:
         folder: gets the network.
+        encoder: of the network.
         steps: of training; every layer takes part.
     """
     torch.manual_seed(0)
@@ -34,7 +35,9 @@ def make_network(folder: Path, *, steps: int = 40) -> None:
     pixels = np.stack([read_image(path) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(np.stack([read_mask(lab / "masks" / path.name) for path in paths])).long()
-    network = PyramidSegmenter(NetworkConfig(classes=("background", "gland"), mpp=MPP)).train()
+    mean, std = encoder_normalisation(encoder)
+    config = NetworkConfig(classes=("background", "gland"), mpp=MPP, encoder=encoder, mean=mean, std=std)
+    network = PyramidSegmenter(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):
         some = torch.arange(4) + 4 * (step % 2)

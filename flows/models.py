@@ -67,6 +67,8 @@ def fetch_segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
         tile=inference.tile,
         halo=inference.halo,
         batch=inference.batch,
+        runtime=inference.runtime,
+        compiled=inference.compile,
     )
 
 
@@ -74,7 +76,15 @@ def make_engine(network: PyramidSegmenter, settings: Settings) -> Engine:
     """A network, made ready to segment."""
     inference = settings.params.inference
     device = resolve_device(settings.params.device)
-    return Engine(network, device=device, tile=inference.tile, halo=inference.halo, batch=inference.batch)
+    return Engine(
+        network,
+        device=device,
+        tile=inference.tile,
+        halo=inference.halo,
+        batch=inference.batch,
+        runtime=inference.runtime,
+        compiled=inference.compile,
+    )
 
 
 def fetch_lab(lab: str, digest: str | None, settings: Settings) -> tuple[Lab, str]:

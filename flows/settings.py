@@ -63,6 +63,8 @@ class InferenceSettings(_Section):
     tile: PositiveInt = 512
     halo: int = Field(64, ge=0)
     batch: PositiveInt = 4
+    runtime: Literal["torch", "openvino"] = "torch"
+    compile: bool = False
     outputs: tuple[str, ...] = OUTPUTS
     slide_megapixels: float = Field(SLIDE_MEGAPIXELS, gt=0)
     skip_glass: bool = True

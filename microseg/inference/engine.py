@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from microseg.errors import SettingsError
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.lanes import Lanes
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
+from microseg.inference.runtimes import OpenVinoTiles, check_runtime
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.model import PyramidSegmenter
 
@@ -50,6 +52,9 @@ class Engine:
         batch: tiles computed at once; on a CPU at most as many as PyTorch has threads.
         half: compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
             about 0.01; processors that know bfloat16 take half the time.
+        runtime: what computes: ``torch``, or ``openvino``, on the CPU alone; see `OpenVinoTiles`.
+        compiled: have PyTorch compile the network for whole batches on CUDA, which takes a while with the first of
+            them, and again for each size of tiles until it has eight; further sizes are computed as without.
 
     Attributes:
         classes: names of the classes.
@@ -58,7 +63,10 @@ class Engine:
         weights_sha256: of the network's weights, as in its ``network.json``.
 
     Raises:
-        SettingsError: when the tile is too small for its halo, or a number is not positive.
+        SettingsError: when the tile is too small for its halo, or a number is not positive; when the runtime is
+            unknown, not installed, or does not go with the device or with 16 bits; when it shall be compiled for
+            another device than CUDA.
+        ModelError: when the runtime's probabilities are not PyTorch's.
     """
 
     def __init__(
@@ -70,22 +78,29 @@ class Engine:
         halo: int = 64,
         batch: int = 4,
         half: bool | None = None,
+        runtime: str = "torch",
+        compiled: bool = False,
     ) -> None:
         self._settings = _settings(network, torch.device(device), tile, halo, batch, half)
+        self._runtime = runtime
+        check_runtime(runtime, device=self._settings.device.type, half=self._settings.half, compiled=compiled)
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.weights_sha256 = weights_digest(network)
         example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
         folded = fold_batch_norm(network, example.to(_device(network)))
-        self._network = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folded = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
+        self._compute = self._ready(folded, compiled)
         del folded
         return_memory()  # of the copies that folding took
-        self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What besides the weights and the image decides the result, to be recorded with it."""
         chosen = asdict(self._settings)
-        return {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
+        decisive = {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
+        # PyTorch goes without saying, as in records of before there was a choice
+        return decisive if self._runtime == "torch" else decisive | {"runtime": self._runtime}
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         """Class probabilities of every pixel of an image.
@@ -129,7 +144,7 @@ class Engine:
         Shape:
             (B, h, w, 3) → (B, K, h, w)
         """
-        return _predict(self._network, tiles, self._settings)
+        return self._compute(tiles)
 
     def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
         """Class probabilities of tiles of one size as they come, in order; some are computed ahead.
@@ -146,6 +161,21 @@ class Engine:
                 yield from computing.popleft().result()
         for future in computing:
             yield from future.result()
+
+    def _ready(self, folded: nn.Module, compiled: bool) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+        """What computes a batch of tiles, (B, h, w, 3) → (B, K, h, w)."""
+        if self._runtime == "openvino":
+            threads = torch.get_num_threads()
+            return OpenVinoTiles(folded, stride=self.stride, lanes=self._lanes.count, threads=threads)
+        if not compiled:
+            return partial(_predict, folded, settings=self._settings)
+        fast = torch.compile(folded, dynamic=False)
+
+        def compute(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            whole = len(tiles) == self.batch  # each number of tiles that an image has left over would be compiled too
+            return _predict(fast if whole else folded, tiles, self._settings)
+
+        return compute
 
     def _whole(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         plan = self.plan(*image.shape[:2])

@@ -44,6 +44,8 @@ class Segmenter:
         tile: longest side of a tile, pixels at the model's scale.
         halo: half of the overlap of two tiles, pixels.
         batch: tiles computed at once.
+        runtime: ``torch`` or ``openvino``; see `Engine`.
+        compiled: have PyTorch compile the network for CUDA; see `Engine`.
 
     Attributes:
         engine: the network, made ready.
@@ -61,8 +63,18 @@ class Segmenter:
         tile: int = 512,
         halo: int = 64,
         batch: int = 4,
+        runtime: str = "torch",
+        compiled: bool = False,
     ) -> None:
-        self.engine = Engine(network, device=resolve_device(device), tile=tile, halo=halo, batch=batch)
+        self.engine = Engine(
+            network,
+            device=resolve_device(device),
+            tile=tile,
+            halo=halo,
+            batch=batch,
+            runtime=runtime,
+            compiled=compiled,
+        )
         self.known = known
         made_by = provenance or Provenance(model="unregistered")
         inference = {**made_by.inference, **self.engine.parameters}
@@ -80,6 +92,8 @@ class Segmenter:
         tile: int = 512,
         halo: int = 64,
         batch: int = 4,
+        runtime: str = "torch",
+        compiled: bool = False,
     ) -> "Segmenter":
         """Load a segmenter by its name in the registry, or from a folder. Nothing in its files is executed.
 
@@ -92,12 +106,20 @@ class Segmenter:
             tile: see the class.
             halo: see the class.
             batch: see the class.
+            runtime: see the class.
+            compiled: see the class.
 
         Raises:
             VersionNotFoundError: when the registry has no such version.
             WeightsError: when the folder is not there or its files cannot be used.
         """
-        options: dict[str, Any] = {"tile": tile, "halo": halo, "batch": batch}
+        options: dict[str, Any] = {
+            "tile": tile,
+            "halo": halo,
+            "batch": batch,
+            "runtime": runtime,
+            "compiled": compiled,
+        }
         if isinstance(model, Path) or (isinstance(model, str) and len(Path(model).parts) > 1):
             folder = Path(model)
             if not folder.is_dir():

@@ -1,0 +1,189 @@
+"""How long a tile takes in PyTorch, ONNX Runtime and OpenVINO, side by side in one process.
+
+  torch                    the engine as it is by default: batch normalisation folded, each lane computes a tile
+  engine with openvino     the engine with inference.runtime: openvino
+  onnxruntime, openvino    the exported ONNX graph by these programs alone: so many tiles at once, each by so many
+                           threads; or as OpenVINO's hints for latency and for throughput choose it
+All compute in 32 bits, on the same tiles, from pixels to probabilities, with as many threads together. They take turns,
+so that what else the machine does meets all of them; ratios are taken turn by turn.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from microseg.model import PyramidSegmenter
+
+__all__ = ["main"]
+
+Tiles = Sequence[npt.NDArray[np.uint8]]
+Compute = Callable[[Tiles], list[npt.NDArray[np.float32]]]
+
+_NEEDED = ("onnxruntime", "onnxscript", "openvino")
+_BASE = "torch"
+_EPILOG = """\
+A ratio of 2 means: half the time of torch. "ready" is what making it took, once, before the first tile.
+The machine's other work is in all figures: look at the spread.
+
+Example: python -m benchmarks.runtimes --json runtimes.json
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.runtimes",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--turns", type=int, default=7, help="times that each computes the tiles (default: 7)")
+    parser.add_argument("--tiles", type=int, default=4, help="of one turn (default: 4)")
+    parser.add_argument("--tile", type=int, default=512, help="side of a tile in pixels (default: 512)")
+    parser.add_argument("--threads", type=int, help="of the processor; by default as many as PyTorch takes")
+    parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="of the network made (default: %(default)s)")
+    parser.add_argument("--network", type=Path, metavar="FOLDER", help="a trained one; by default one is made")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    chosen = parser.parse_args(arguments)
+    for name in ("turns", "tiles"):
+        if getattr(chosen, name) < 1:
+            parser.error(f"--{name}: expected at least 1, got {getattr(chosen, name)}")
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise SystemExit(f"Expected {', '.join(missing)}, not installed: pip install 'microseg[onnx,openvino]'")
+    with tempfile.TemporaryDirectory(prefix="microseg-runtimes-") as folder:
+        figures = _measure(Path(folder), chosen)
+    _print_table(figures)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.workload import make_images, make_network
+    from microseg.data import read_image
+    from microseg.model import load_network
+
+    torch.set_num_threads(chosen.threads or torch.get_num_threads())
+    if not chosen.network:
+        make_network(folder / "network", encoder=chosen.encoder)
+    network = load_network(chosen.network or folder / "network").eval()
+    tiles = [read_image(path) for path in make_images(folder / "images", count=chosen.tiles, side=chosen.tile)]
+    ready: dict[str, float] = {}
+    sides: dict[str, Compute] = {}
+    for name, make in _sides(network, folder, chosen.tile, torch.get_num_threads()).items():
+        began = time.perf_counter()
+        sides[name] = make()
+        ready[name] = time.perf_counter() - began
+    expected = np.stack(sides[_BASE](tiles))  # (N, K, T, T)
+    difference = {name: float(np.abs(np.stack(side(tiles)) - expected).max()) for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(chosen.turns):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side(tiles)
+            seconds[name].append((time.perf_counter() - began) / len(tiles))
+    return {
+        "tile": chosen.tile,
+        "tiles": chosen.tiles,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "encoder": network.config.encoder,
+        "seconds": seconds,
+        "ratio": {
+            name: [base / own for base, own in zip(seconds[_BASE], taken, strict=True)]
+            for name, taken in seconds.items()
+        },
+        "difference": difference,
+        "ready": ready,
+    }
+
+
+def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -> dict[str, Callable[[], Compute]]:
+    """What makes each side ready."""
+    from microseg.export import export_model
+    from microseg.inference import Engine
+
+    def engine(runtime: str) -> Compute:
+        made = Engine(network, tile=tile, halo=0, batch=threads, runtime=runtime)  # the tiles are whole images
+        return lambda tiles: list(made.predictions(tiles))
+
+    graph = export_model(network, folder / "network.onnx", kind="onnx", tile=tile).path
+    sides: dict[str, Callable[[], Compute]] = {
+        _BASE: partial(engine, "torch"),
+        "engine with openvino": partial(engine, "openvino"),
+    }
+    for lanes in dict.fromkeys((threads, 1)):
+        shape = f"{lanes} x {threads // lanes}"
+        sides[f"onnxruntime, {shape}"] = partial(_onnxruntime, graph, lanes, threads // lanes)
+        sides[f"openvino, {shape}"] = partial(_openvino, graph, tile, threads, {"NUM_STREAMS": lanes})
+    for hint in ("LATENCY", "THROUGHPUT"):
+        sides[f"openvino, {hint.lower()}"] = partial(_openvino, graph, tile, threads, {"PERFORMANCE_HINT": hint})
+    return sides
+
+
+def _onnxruntime(graph: Path, lanes: int, threads: int) -> Compute:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return _beside(lanes, lambda x: session.run(None, {"image": x})[0])
+
+
+def _openvino(graph: Path, tile: int, threads: int, options: Mapping[str, Any]) -> Compute:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(graph)
+    model.reshape([1, 3, tile, tile])
+    common = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(model, "CPU", {**common, **options})
+    lanes = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    return _beside(lanes, lambda x: compiled.create_infer_request().infer({0: x})[0])
+
+
+def _beside(lanes: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Compute:
+    """Tiles computed beside one another, each by itself."""
+    pool = ThreadPoolExecutor(lanes)
+
+    def one(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return run(np.ascontiguousarray(tile.transpose(2, 0, 1)[None], np.float32) / np.float32(255))[0]
+
+    return lambda tiles: list(pool.map(one, tiles))
+
+
+def _print_table(figures: Mapping[str, Any]) -> None:
+    print(
+        f"{figures['encoder']}, tiles of {figures['tile']} x {figures['tile']}, {figures['threads']} threads; "
+        f"median (least to most) of {len(figures['seconds'][_BASE])} turns of {figures['tiles']} tiles\n"
+    )
+    print("| computed by | ms a tile | torch's time / its | probabilities differ by | ready, s |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, seconds in figures["seconds"].items():
+        milliseconds = _spread([1000 * value for value in seconds], 0)
+        ratio = _spread(figures["ratio"][name], 2)
+        print(
+            f"| {name} | {milliseconds} | {ratio} | {figures['difference'][name]:.0e} | {figures['ready'][name]:.1f} |"
+        )
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
