@@ -160,7 +160,9 @@ def _beside(lanes: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.
     pool = ThreadPoolExecutor(lanes)
 
     def one(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return run(np.ascontiguousarray(tile.transpose(2, 0, 1)[None], np.float32) / np.float32(255))[0]
+        pixels = np.ascontiguousarray(tile.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, T, T)
+        probabilities: npt.NDArray[np.float32] = run(pixels)[0]  # (K, T, T)
+        return probabilities
 
     return lambda tiles: list(pool.map(one, tiles))
 

@@ -258,7 +258,9 @@ def _blend(plan: TilePlan, seen: Iterable[npt.NDArray[np.float32]], height: int,
 
 
 @torch.inference_mode()
-def _predict(network: nn.Module, tiles: npt.NDArray[np.uint8], settings: _Settings) -> npt.NDArray[np.float32]:
+def _predict(
+    network: Callable[[torch.Tensor], torch.Tensor], tiles: npt.NDArray[np.uint8], settings: _Settings
+) -> npt.NDArray[np.float32]:
     kind = settings.device.type
     dtype = torch.float16 if kind == "cuda" else torch.bfloat16
     given = torch.from_numpy(tiles)
