@@ -1,7 +1,7 @@
-"""Which files are slides, and which are parts of one: told by names, without opening any."""
+"""Which files are slides, and which are parts of one: told without decoding any."""
 
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["SLIDE_SUFFIXES", "slide_parts"]
@@ -9,8 +9,7 @@ __all__ = ["SLIDE_SUFFIXES", "slide_parts"]
 SLIDE_SUFFIXES: tuple[str, ...] = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 """Endings of slide files besides those of images; a TIFF is told by its content."""
 
-_LONGEST_LIST = 2**20  # bytes of a VMS or VMU that are looked at; they list file names
-_LISTED = re.compile(r"^\s*[^=\n]+=\s*(\S[^\n]*?)\s*$", re.MULTILINE)
+_LONGEST_LIST = 2**18  # bytes of a VMS or VMU that are looked at; they list file names
 
 
 def slide_parts(slide: Path) -> Iterator[Path]:
@@ -26,9 +25,9 @@ def slide_parts(slide: Path) -> Iterator[Path]:
     if kind == ".mrxs":
         yield from (path for path in sorted(slide.with_suffix("").rglob("*")) if path.is_file())
     elif kind in (".vms", ".vmu") and slide.is_file():
-        with slide.open("rb") as file:
+        text = ""
+        with suppress(OSError), slide.open("rb") as file:  # it is refused, whether it can be read or not
             text = file.read(_LONGEST_LIST).decode(errors="replace")
-        for name in _LISTED.findall(text):
-            part = slide.parent / Path(name.replace("\\", "/")).name
-            if part != slide and part.name.isprintable() and part.is_file():
-                yield part
+        listed = {line.partition("=")[2].strip().replace("\\", "/").rpartition("/")[2] for line in text.splitlines()}
+        beside = (path for path in sorted(slide.parent.iterdir()) if path.name in listed and path != slide)
+        yield from (path for path in beside if path.is_file())
