@@ -1,13 +1,11 @@
-"""The whole of it: a labelled lab, a first segmenter, a new lab lands, adaptation, judgement, promotion, batch, one
-page.
+"""The whole of it: two labs, a first segmenter, adaptation, judgement, promotion, a batch, and one page.
 
     python -m flows.story
     python -m flows.story --source data/labs_in/he --target data/labs_in/ihc
 
 Without folders two labs are made: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). Everything goes through the
-flows that
-production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder, which no
-flow reads.
+flows that production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder,
+which no flow reads.
 """
 
 import shutil
@@ -88,9 +86,7 @@ def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
 
 @task
 def start_production(version: int, settings: Settings) -> None:
-    """Put the story's first segmenter into production, unless that would replace a model that the story did not
-    make.
-    """
+    """Put the story's first segmenter into production."""
     registry = open_registry(settings)
     registry.set_tags(version, {_MADE_BY_STORY: "yes"})
     registry.promote(version, cause=Cause(via="story", reason="The story begins with it."))

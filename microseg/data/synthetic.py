@@ -91,17 +91,17 @@ LAB_A = LabLook(
     scanner=Scanner(white=(0.95, 0.94, 0.95), overlap=0.25, gamma=1.0, blur=0.55, photons=3000.0, jpeg_quality=90),
 )
 
-LAB_B = LabLook(
+LAB_B = LabLook(  # the stroma takes the marker up too, as it often does
     name="lab_b",
     stain="DAB-H",
     amounts=StainAmounts(
-        epithelial_nucleus=(0.34, 0.0, 0.26),
-        cytoplasm=(0.14, 0.0, 0.40),
+        epithelial_nucleus=(0.34, 0.0, 0.18),
+        cytoplasm=(0.14, 0.0, 0.28),
         mucus=(0.08, 0.0, 0.04),
         secretion=(0.03, 0.0, 0.12),
-        stroma=(0.16, 0.0, 0.20),
+        stroma=(0.16, 0.0, 0.28),
         stromal_nucleus=(0.50, 0.0, 0.05),
-        muscle=(0.20, 0.0, 0.26),
+        muscle=(0.20, 0.0, 0.34),
         red_cell=(0.08, 0.0, 0.30),
     ),
     positive=0.7,

@@ -66,8 +66,9 @@ def test_the_labs_carry_their_stains(sections):
     he, dab = stain_amounts(pink, ["haematoxylin", "eosin"]), stain_amounts(brown, ["haematoxylin", "dab"])
     assert he[mask_a == 0, 1].mean() > 0.10  # stroma takes eosin
     assert he[mask_a == 1, 0].mean() > 1.5 * he[mask_a == 0, 0].mean()  # the nuclei stand in the glands
-    assert np.percentile(dab[mask_b == 1, 1], 90) > 1.5 * dab[mask_b == 0, 1].mean()  # some glands are positive
-    assert np.median(dab[mask_b == 1, 1]) < dab[mask_b == 0, 1].mean()  # not all are
+    inside = dab[mask_b == 1, 1]
+    assert np.percentile(inside, 90) > 1.8 * np.median(inside)  # some glands are positive (1.5 if none were)
+    assert np.median(inside) < dab[mask_b == 0, 1].mean()  # not all are
 
 
 def test_positive_glands_follow_the_look():
