@@ -126,6 +126,11 @@ class Engine:
         """Tiles computed at once."""
         return self._settings.batch
 
+    @property
+    def lanes(self) -> int:
+        """Tiles computed beside one another, each by a share of the threads."""
+        return self._lanes.count
+
     def zoom(self, mpp: float | None) -> float:
         """Factor by which an image of this pixel size is enlarged to the model's scale; 1 where one is unknown.
 

@@ -1,11 +1,12 @@
 """The images of a part of a batch, on their way: read, segmented, written, with a few in flight at any time."""
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from microseg.metrics import KnownImages
 __all__ = ["Part", "complete_provenance", "segment_one"]
 
 _READERS, _WRITERS = 2, 2
-_AHEAD = 2  # images read, or being read, before the network wants them
+_AHEAD = 1  # images read, or being read, before the network wants them
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,30 @@ class _Streamed:
     mpp: float | None
 
 
+_Made = Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]
+
+
+class _Room:
+    """Memory for some images at once, or for one slide alone."""
+
+    def __init__(self, places: int) -> None:
+        self._places, self._free, self._slide = places, threading.Semaphore(places), threading.Lock()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """For an image."""
+        with self._free:
+            yield
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """For a slide: waits until the images before it are done; those after it wait for it."""
+        with self._slide, ExitStack() as taken:
+            for _ in range(self._places):
+                taken.enter_context(self._free)
+            yield
+
+
 @dataclass(frozen=True)
 class Part:
     """Some images of a batch; the attributes are the arguments of `segment_part`."""
@@ -59,19 +84,32 @@ class Part:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Leaving early waits for what is being written."""
-        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_WRITERS) as writers:
+        at_once = self.engine.lanes  # a lane that has no tile of one image left begins with the next one
+        room = _Room(at_once)
+        with (
+            ThreadPoolExecutor(_READERS) as readers,
+            ThreadPoolExecutor(at_once) as predictors,
+            ThreadPoolExecutor(_WRITERS) as writers,
+        ):
             waiting = iter(jobs)
-            reading = deque((job, readers.submit(self.read, job)) for job in islice(waiting, _AHEAD))
+
+            def begin(job: Job) -> tuple[Job, Future[_Made]]:
+                return job, predictors.submit(self.predict, job, readers.submit(self.read, job), room)
+
+            predicting = deque(begin(job) for job in islice(waiting, at_once + _AHEAD))
             writing: deque[Future[Outcome]] = deque()
-            while reading:
-                job, future = reading.popleft()
-                reading.extend((ahead, readers.submit(self.read, ahead)) for ahead in islice(waiting, 1))
-                made = self.predict(job, future)
+            while predicting:
+                job, future = predicting.popleft()
+                try:
+                    made = future.result()
+                except _OutputError as error:
+                    raise error.cause from None
+                predicting.extend(begin(ahead) for ahead in islice(waiting, 1))
                 if isinstance(made, Outcome):
                     yield made
                     continue
                 writing.append(writers.submit(self.write, job, *made))
-                if len(writing) > _WRITERS:
+                while writing and (writing[0].done() or len(writing) > _WRITERS):
                     yield writing.popleft().result()
             for finished in writing:
                 yield finished.result()
@@ -99,19 +137,19 @@ class Part:
                 return record
         return None
 
-    def predict(
-        self, job: Job, future: "Future[_Loaded | _Streamed | Record]"
-    ) -> Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]:
+    def predict(self, job: Job, future: "Future[_Loaded | _Streamed | Record]", room: _Room) -> _Made:
         """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
         try:
             loaded = future.result()
             if isinstance(loaded, Record):
                 return self.outcome(job, self.out / f"{job.name}.json", loaded.mpp, skipped=True)
             if isinstance(loaded, _Streamed):
-                return self.stream(job, loaded)
-            return _segment(self.engine, job.path, loaded, self.provenance, self.known), loaded.image
-        except _OutputError as error:
-            raise error.cause from None
+                with room.whole():
+                    return self.stream(job, loaded)
+            with room.place():
+                return _segment(self.engine, job.path, loaded, self.provenance, self.known), loaded.image
+        except _OutputError:
+            raise
         except Exception as error:
             return _failed(job, error)
 

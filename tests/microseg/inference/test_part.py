@@ -124,10 +124,13 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(
         return save(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Segmentation, "save", full)
+    for number in range(5, 20):
+        images.append(images[0].with_name(f"{number}.png"))
+        images[-1].write_bytes(images[0].read_bytes())
     with pytest.raises(OSError, match="No space"):
         segment_batch(counting, images, out, provenance=provenance)
     assert (out / "0.json").exists()
-    assert counting.calls < 5
+    assert counting.calls < 15
 
 
 def test_few_images_are_in_memory_at_once(
