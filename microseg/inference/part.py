@@ -52,23 +52,22 @@ _Made = Outcome | tuple[Segmentation, npt.NDArray[np.uint8]]
 
 
 class _Room:
-    """Memory for some images at once, or for one slide alone."""
+    """Memory for some images at once, or for one slide alone.
+
+    Attributes:
+        place: to be held while an image is segmented.
+    """
 
     def __init__(self, places: int) -> None:
-        self._places, self._free, self._slide = places, threading.Semaphore(places), threading.Lock()
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """For an image."""
-        with self._free:
-            yield
+        self.place = threading.Semaphore(places)
+        self._places, self._slide = places, threading.Lock()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """For a slide: waits until the images before it are done; those after it wait for it."""
+        """For a slide: waits until no image holds a place, and takes all."""
         with self._slide, ExitStack() as taken:
             for _ in range(self._places):
-                taken.enter_context(self._free)
+                taken.enter_context(self.place)
             yield
 
 
@@ -146,7 +145,7 @@ class Part:
             if isinstance(loaded, _Streamed):
                 with room.whole():
                     return self.stream(job, loaded)
-            with room.place():
+            with room.place:
                 return _segment(self.engine, job.path, loaded, self.provenance, self.known), loaded.image
         except _OutputError:
             raise
