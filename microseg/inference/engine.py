@@ -1,6 +1,5 @@
 """The engine: an image in, class probabilities out."""
 
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from microseg.cpu import return_memory, tune_allocator
@@ -23,7 +21,7 @@ from microseg.inference.lanes import Lanes
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.runtimes import OpenVinoTiles, check_runtime
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
-from microseg.model import PyramidSegmenter
+from microseg.model import PyramidSegmenter, weights_digest
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
 
@@ -228,12 +226,6 @@ def segment_image(
     with _evaluating(network.to(chosen)):
         zoom = engine_zoom(mpp, network.config.mpp)
         return segment_rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings, network.stride))
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's weights and statistics, the same that `save_network` writes into ``network.json``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(save_tensors(tensors)).hexdigest()
 
 
 def _segment_tiles(

