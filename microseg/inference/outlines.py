@@ -7,6 +7,7 @@ objects: as one, their outline would cross itself, which is not valid geometry.
 import functools
 import json
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 from rasterio import Affine
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
 from skimage.measure import label
 
@@ -29,6 +31,8 @@ __all__ = [
     "outline_objects",
     "outline_parts",
 ]
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterio catches them, but not in several threads
 
 
 def label_objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:

@@ -24,6 +24,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # at start: catching warnings is not for threads
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
 _READABLE = (
     _PHOTOMETRIC.MINISBLACK,
@@ -88,9 +89,7 @@ class TiffSlide(Slide):
         self._open.close()
 
     def _dataset(self, path: Path, offset: int) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return self._open.enter_context(rasterio.open(f"GTIFF_DIR:off:{offset}:{path}"))
+        return self._open.enter_context(rasterio.open(f"GTIFF_DIR:off:{offset}:{path}"))
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         bands = self._bands(level, x, y, width, height)  # (bands, h, w)

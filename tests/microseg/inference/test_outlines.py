@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import uuid
 
 import numpy as np
@@ -127,3 +129,17 @@ def test_the_text_of_an_object_is_that_of_its_feature(step: tuple[float, float])
     feature = annotations.feature(polygon, 3, 1, figures)
     assert list(feature) == ["type", "id", "geometry", "properties"]
     assert json.loads(annotations.text(polygon, 3, 1, figures)) == feature
+
+
+def test_several_threads_outline_without_a_warning() -> None:
+    program = """
+import concurrent.futures, numpy
+from microseg.inference.outlines import label_objects, outline_objects
+
+labels = label_objects((numpy.random.default_rng(0).random((100, 100)) > 0.5).astype(numpy.uint8))
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    counts = set(pool.map(lambda _: len(outline_objects(labels)), range(100)))
+assert counts == {labels.max()}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
