@@ -68,7 +68,7 @@ class InferenceSettings(_Section):
     outputs: tuple[str, ...] = OUTPUTS
     slide_megapixels: float = Field(SLIDE_MEGAPIXELS, gt=0)
     skip_glass: bool = True
-    chunk: PositiveInt = 50
+    chunk: PositiveInt = 100
     workers: PositiveInt = 1
     cluster: str | None = None
 
