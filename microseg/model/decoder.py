@@ -59,12 +59,13 @@ class PyramidDecoder(nn.Module):
         initialise(self)
 
     def forward(self, encoded: list[Tensor], pyramid: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of Dn…D1."""
+        """Outputs of Dn…D1. The list of encoder maps is empty afterwards: each is let go once it is used."""
         levels: list[Tensor] = []
         x = pyramid
-        for block, skip in zip(self.blocks, reversed(encoded), strict=True):
+        for block in self.blocks:
             if levels:
                 x = functional.interpolate(x, scale_factor=2.0, mode="bilinear")  # (B, previous, h, w), skip's size
-            x = block(torch.cat((x, skip), dim=1))  # (B, filters[i], h, w)
+            x = torch.cat((x, encoded.pop()), dim=1)  # (B, previous + skip, h, w)
+            x = block(x)  # (B, filters[i], h, w)
             levels.append(x)
         return tuple(levels)
