@@ -57,6 +57,7 @@ def measure_objects(
     probabilities: npt.NDArray[np.float32] | None = None,
     labels: npt.NDArray[np.int32] | None = None,
     polygons: npt.NDArray[np.object_] | None = None,
+    indices: npt.NDArray[np.uint8] | None = None,
     step: float = 1.0,
 ) -> pd.DataFrame:
     """Measure every object of a mask.
@@ -69,6 +70,7 @@ def measure_objects(
         probabilities: of the classes. None: ``mean_probability`` is NaN.
         labels: from `label_objects`, where already made.
         polygons: from `outline_objects`, where already made.
+        indices: from `object_indices`, where already made.
         step: pixels of the image along one of the mask; measurements are in those of the image.
 
     Shape:
@@ -88,7 +90,7 @@ def measure_objects(
     """
     labels = label_objects(mask) if labels is None else labels
     polygons = outline_objects(labels) if polygons is None else polygons
-    indices = object_indices(mask, labels, len(polygons))
+    indices = object_indices(mask, labels, len(polygons)) if indices is None else indices
     certainty = None
     if probabilities is not None:
         certainty = np.take_along_axis(probabilities, np.minimum(mask, len(classes) - 1)[None], axis=0)[0]
@@ -205,6 +207,7 @@ def summarise_image(
     mpp: float | None = None,
     probabilities: npt.NDArray[np.float32] | None = None,
     labels: npt.NDArray[np.int32] | None = None,
+    indices: npt.NDArray[np.uint8] | None = None,
 ) -> dict[str, float]:
     """Figures of a whole image.
 
@@ -214,6 +217,7 @@ def summarise_image(
         mpp: microns per pixel; None if unknown.
         probabilities: of the classes; None if not kept.
         labels: from `label_objects`, where already made.
+        indices: from `object_indices`, where already made.
 
     Shape:
         mask (H, W), probabilities (K, H, W)
@@ -224,7 +228,8 @@ def summarise_image(
         where all classes are equally likely. NaN where unknown.
     """
     labels = label_objects(mask) if labels is None else labels
-    objects = np.bincount(object_indices(mask, labels, int(labels.max(initial=0))), minlength=len(classes))
+    indices = object_indices(mask, labels, int(labels.max(initial=0))) if indices is None else indices
+    objects = np.bincount(indices, minlength=len(classes))
     pixels = np.bincount(mask.ravel(), minlength=len(classes))
     summary = {"area_mm2": np.nan if mpp is None else mask.size * mpp**2 / 1e6}
     for index, name in enumerate(classes[1:], start=1):
@@ -286,7 +291,7 @@ def _certainty(probabilities: npt.NDArray[np.float32]) -> tuple[float, float]:
     classes, height, width = probabilities.shape
     highest = entropy = 0.0
     for top in range(0, height, _ROWS):
-        rows = probabilities[:, top : top + _ROWS].astype(np.float64)  # (K, rows, W)
-        highest += float(rows.max(axis=0).sum())
-        entropy -= float((rows * np.log(np.maximum(rows, 1e-12))).sum())
+        rows = probabilities[:, top : top + _ROWS]  # (K, rows, W)
+        highest += float(rows.max(axis=0).sum(dtype=np.float64))
+        entropy -= float((rows * np.log(np.maximum(rows, 1e-12))).sum(dtype=np.float64))
     return highest / (height * width), entropy / (height * width * np.log(classes))

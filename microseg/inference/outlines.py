@@ -5,6 +5,7 @@ objects: as one, their outline would cross itself, which is not valid geometry.
 """
 
 import functools
+import itertools
 import json
 import uuid
 import warnings
@@ -81,9 +82,19 @@ def outline_parts(labels: npt.NDArray[np.int32], top: int = 0) -> Iterator[tuple
         The number of the object, and a polygon in pixels of the image.
     """
     down = Affine.translation(0, top)
+    numbers: list[int] = []
+    rings: list[list[tuple[float, float]]] = []
+    owners: list[int] = []  # of each ring: which polygon
     for geometry, number in shapes(labels, mask=labels > 0, connectivity=4, transform=down):
-        rings = [ring[::-1] for ring in geometry["coordinates"]]  # outer rings anticlockwise, as RFC 7946 asks
-        yield int(number), shapely.Polygon(rings[0], rings[1:])
+        rings += geometry["coordinates"]
+        owners += [len(numbers)] * len(geometry["coordinates"])
+        numbers.append(int(number))
+    if not numbers:
+        return
+    points = np.array(list(itertools.chain.from_iterable(rings)))  # (N, 2)
+    lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
+    # outer rings anticlockwise, as RFC 7946 asks
+    yield from zip(numbers, shapely.reverse(shapely.polygons(lines, indices=owners)), strict=True)
 
 
 def join_parts(parts: Sequence[shapely.Polygon]) -> shapely.Polygon:

@@ -1,6 +1,5 @@
 """A segmentation: what was found in one image, where that came from, and the files that keep it."""
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pandas as pd
 import tifffile
 from PIL import Image
@@ -74,6 +74,11 @@ class Segmentation:
         return outline_objects(self.labels)
 
     @cached_property
+    def _indices(self) -> npt.NDArray[np.uint8]:
+        """Class index of each object."""
+        return object_indices(self.mask, self.labels, int(self.labels.max(initial=0)))
+
+    @cached_property
     def objects(self) -> pd.DataFrame:
         """Measurements of each object, in pixels of the image; see `measure_objects`."""
         return measure_objects(
@@ -85,13 +90,21 @@ class Segmentation:
             probabilities=self.probabilities,
             labels=self.labels,
             polygons=self.polygons,
+            indices=self._indices,
         )
 
     @cached_property
     def summary(self) -> dict[str, float]:
         """Figures of the whole image; see `summarise_image`. Where it is known, ``drift`` is one of them."""
         mpp = None if self.mpp is None else self.mpp * self._step
-        found = summarise_image(self.mask, self.classes, mpp=mpp, probabilities=self.probabilities, labels=self.labels)
+        found = summarise_image(
+            self.mask,
+            self.classes,
+            mpp=mpp,
+            probabilities=self.probabilities,
+            labels=self.labels,
+            indices=self._indices,
+        )
         return found if self.drift is None else found | {"drift": self.drift}
 
     @property
@@ -102,10 +115,9 @@ class Segmentation:
         """Outlines and measurements of all objects as GeoJSON; see `feature_collection`."""
         columns = [column for column in self.objects.columns if column not in ("image", "label", "class")]
         figures = [dict(zip(columns, row, strict=True)) for row in self.objects[columns].itertuples(index=False)]
-        indices = object_indices(self.mask, self.labels, len(self.polygons)).tolist()
         return feature_collection(
             self.polygons,
-            indices,
+            self._indices.tolist(),
             self.classes,
             measurements=figures,
             source=self.source_sha256 or self.source,
@@ -157,7 +169,7 @@ class Segmentation:
         name = output_names([source], folder)[0] if name is None else name
         writers: dict[str, Callable[[Path], object]] = {
             "labels": self._write_labels,
-            "outlines": lambda path: path.write_text(json.dumps(self.outlines(), allow_nan=False), encoding="utf-8"),
+            "outlines": lambda path: path.write_bytes(orjson.dumps(self.outlines())),
             "overlay": lambda path: Image.fromarray(self.overlay(image)).save(path, quality=90, subsampling=0),
             "objects": lambda path: self._write_objects(path, name),
             "probabilities": self._write_probabilities,
