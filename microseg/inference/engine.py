@@ -20,7 +20,8 @@ from microseg.inference.folding import fold_batch_norm
 from microseg.inference.lanes import Lanes
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.runtimes import OpenVinoTiles, check_runtime
-from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
+from microseg.inference.tiling import HALO, TILE, TilePlan, cut_tile, plan_spans, plan_tiles
+from microseg.inference.tracing import TracedNetwork
 from microseg.model import PyramidSegmenter, weights_digest
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
@@ -72,8 +73,8 @@ class Engine:
         network: PyramidSegmenter,
         *,
         device: str | torch.device = "cpu",
-        tile: int = 512,
-        halo: int = 64,
+        tile: int = TILE,
+        halo: int = HALO,
         batch: int = 4,
         half: bool | None = None,
         runtime: str = "torch",
@@ -171,7 +172,8 @@ class Engine:
             threads = torch.get_num_threads()
             return OpenVinoTiles(folded, stride=self.stride, lanes=self._lanes.count, threads=threads)
         if not compiled:
-            return partial(_predict, folded, settings=self._settings)
+            traced = self._settings.device.type == "cpu" and not self._settings.half
+            return partial(_predict, TracedNetwork(folded) if traced else folded, settings=self._settings)
         fast = torch.compile(folded, dynamic=False)
 
         def compute(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -191,8 +193,8 @@ def segment_image(
     image: npt.NDArray[np.uint8],
     *,
     device: str | torch.device | None = None,
-    tile: int = 512,
-    halo: int = 64,
+    tile: int = TILE,
+    halo: int = HALO,
     batch: int = 4,
     half: bool | None = None,
     mpp: float | None = None,

@@ -1,0 +1,69 @@
+"""Graphs of a network: without Python between its layers, threads that compute beside one another do not wait."""
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+__all__ = ["TracedNetwork"]
+
+_OFTEN = 16  # tiles of one size, from where on making a graph of them pays
+_SIZES = 8
+_TOLERANCE = 1e-4  # of the largest logit
+
+# that sizes become constants, which is what is meant; and that PyTorch may give graphs up, the network is there then
+warnings.filterwarnings("ignore", category=TracerWarning)
+warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+
+
+class TracedNetwork:
+    """A network on a CPU, of which a graph is made for each size of input that is met often.
+
+    Python's lock is taken at every layer of a network, and held for milliseconds by whoever writes outlines at the same
+    time. A graph takes it once. Sizes met rarely, and those after the eighth, are computed by the network itself, as
+    are those whose graph gives something else.
+
+    Args:
+        network: in evaluation mode, on the CPU; its weights must not change any more.
+
+    Shape:
+        (B, 3, h, w) → (B, K, h, w)
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._met: Counter[torch.Size] = Counter()
+        self._graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+        self._counting = threading.Lock()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits."""
+        graph = self._graphs.get(x.shape)
+        if graph is not None:
+            return graph(x)
+        with self._counting:
+            self._met[x.shape] += 1
+            due = self._met[x.shape] == _OFTEN and len(self._graphs) < _SIZES
+        if due:
+            self._graphs[x.shape] = _graph(self._network, x.shape)
+        logits: Tensor = self._network(x)
+        return logits
+
+
+@torch.inference_mode(mode=False)  # a graph made in it could be used in it alone
+@torch.no_grad()
+def _graph(network: nn.Module, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    """The graph for inputs of a shape; the network, where it cannot be traced or gives something else."""
+    example = torch.rand(shape).to(memory_format=torch.channels_last)
+    try:
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        graph = torch.jit.freeze(traced)
+        expected = network(example)
+        error = (graph(example) - expected).abs().max()
+    except (RuntimeError, AttributeError):
+        return network
+    return graph if error <= _TOLERANCE * max(1.0, float(expected.abs().max())) else network
