@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from microseg.environment import Environment, Home
 from microseg.errors import SettingsError
-from microseg.inference import OUTPUTS, SLIDE_MEGAPIXELS
+from microseg.inference import HALO, OUTPUTS, SLIDE_MEGAPIXELS, TILE
 from microseg.metrics import DriftPolicy
 from microseg.model import NetworkConfig, encoder_normalisation
 from microseg.registry import GatePolicy
@@ -60,8 +60,8 @@ class NetworkSettings(_Section):
 class InferenceSettings(_Section):
     """How images are segmented, and what is written of them."""
 
-    tile: PositiveInt = 512
-    halo: int = Field(64, ge=0)
+    tile: PositiveInt = TILE
+    halo: int = Field(HALO, ge=0)
     batch: PositiveInt = 4
     runtime: Literal["torch", "openvino"] = "torch"
     compile: bool = False

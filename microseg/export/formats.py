@@ -15,6 +15,7 @@ from microseg.data.atomic import replacing
 from microseg.errors import ModelError, SettingsError
 from microseg.export.bioimageio import write_bioimageio
 from microseg.export.graph import Exported, Probabilities, check_same, example_tile, tile_probabilities
+from microseg.inference import HALO, TILE
 from microseg.model import PyramidSegmenter
 
 __all__ = ["FORMATS", "export_model"]
@@ -35,8 +36,8 @@ def export_model(
     path: Path,
     *,
     kind: str,
-    tile: int = 512,
-    halo: int = 64,
+    tile: int = TILE,
+    halo: int = HALO,
     name: str = "microseg",
     description: str = "",
     version: str | None = None,

@@ -12,13 +12,15 @@ from .record import Provenance, Record, read_record
 from .segmentation import Segmentation
 from .slide import segment_slide, slide_rows
 from .tables import BatchSummary, Job, Outcome, finish_batch
-from .tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
+from .tiling import HALO, TILE, Span, Tile, TilePlan, cut_tile, plan_tiles
 
 __all__ = [
+    "HALO",
     "OBJECT_COLUMNS",
     "OUTPUTS",
     "SLIDE_MEGAPIXELS",
     "SUFFIXES",
+    "TILE",
     "BatchOptions",
     "BatchSummary",
     "Engine",

@@ -12,8 +12,10 @@ from microseg.data.slides import find_tissue, is_slide, open_slide
 from microseg.environment import Environment
 from microseg.errors import WeightsError
 from microseg.inference import (
+    HALO,
     OUTPUTS,
     SLIDE_MEGAPIXELS,
+    TILE,
     BatchOptions,
     BatchSummary,
     Engine,
@@ -60,8 +62,8 @@ class Segmenter:
         provenance: Provenance | None = None,
         known: KnownImages | None = None,
         device: str = "auto",
-        tile: int = 512,
-        halo: int = 64,
+        tile: int = TILE,
+        halo: int = HALO,
         batch: int = 4,
         runtime: str = "torch",
         compiled: bool = False,
@@ -89,8 +91,8 @@ class Segmenter:
         *,
         tracking_uri: str | None = None,
         device: str = "auto",
-        tile: int = 512,
-        halo: int = 64,
+        tile: int = TILE,
+        halo: int = HALO,
         batch: int = 4,
         runtime: str = "torch",
         compiled: bool = False,

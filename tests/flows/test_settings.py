@@ -106,7 +106,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str],
         ("data.test=1", "data.test: Input should be less than 1, got 1"),
         ("device=tpu", "got 'tpu'"),
         ("train.zoom=[2, 1]", "train: zoom: expected the smaller factor first, got (2.0, 1.0)"),
-        ("inference.halo=300", "inference: halo: expected less than half of the tile (512), got 300"),
+        ("inference.halo=350", "inference: halo: expected less than half of the tile (640), got 350"),
         (
             "inference.outputs=[masks]",
             "outputs: expected some of ['labels', 'outlines', 'overlay', 'objects'], got ['masks']",

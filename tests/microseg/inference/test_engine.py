@@ -110,7 +110,7 @@ def test_the_digest_is_the_one_in_the_networks_file(tmp_path: Path) -> None:
     save_network(tmp_path, network)
     card = json.loads((tmp_path / "network.json").read_text())
     assert weights_digest(network) == card["weights_sha256"] == Engine(network).weights_sha256
-    assert Engine(network).parameters == {"tile": 512, "halo": 64, "half": False, "model_mpp": None}
+    assert Engine(network).parameters == {"tile": 640, "halo": 96, "half": False, "model_mpp": None}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (5, 3)])

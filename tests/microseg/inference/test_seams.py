@@ -8,11 +8,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from benchmarks.workload import make_network
 from microseg.data import read_image
 from microseg.data.slides import ArraySlide
-from microseg.data.synthetic import LAB_A, make_lab
+from microseg.data.synthetic import LAB_A, make_lab, make_section
 from microseg.inference import Engine, slide_rows
-from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.model import NetworkConfig, PyramidSegmenter, load_network
 
 SHIFT = 80  # pixels by which the second segmentation's tiles lie elsewhere; a multiple of the stride
 NEAR, FAR = 6, 24
@@ -36,6 +37,25 @@ def network(section: npt.NDArray[np.uint8]) -> PyramidSegmenter:
     return network
 
 
+def places(engine: Engine, side: int, shift: int = SHIFT, far: int = FAR) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Where the tiles of a square image have their borders, and what is far from any, if all tiles lie elsewhere too.
+
+    Returns:
+        Two masks of the image without its first rows and columns: its tiles are those that lie elsewhere.
+    """
+    first, second = engine.plan(side, side), engine.plan(side - shift, side - shift)
+    one, other = ([(a.inner_stop + b.inner_start) // 2 for a, b in itertools.pairwise(p.rows)] for p in (first, second))
+    assert one
+    at = np.arange(side - shift)
+    distance_one = np.min([np.abs(at - (seam - shift)) for seam in one], axis=0)
+    distance_other = np.min([np.abs(at - seam) for seam in (*other, 0)], axis=0)  # and the second one's edge
+    near = (distance_one <= NEAR) & (distance_other > far)
+    rest = (distance_one > far) & (distance_other > far)
+    assert near.sum() > NEAR
+    assert rest.sum() > far
+    return (near[:, None] & rest[None, :]) | (near[None, :] & rest[:, None]), rest[:, None] & rest[None, :]
+
+
 def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo: int) -> tuple[float, float]:
     """Share of pixels that change when all tiles lie elsewhere: at the borders of the first tiles, and far from any."""
     engine = Engine(network, tile=256, halo=halo)
@@ -44,19 +64,8 @@ def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo
         _, rows = slide_rows(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
         masks.append(np.concatenate([part.mask for part in rows]))
     changed = masks[0][SHIFT:, SHIFT:] != masks[1]
-    first = engine.plan(*section.shape[:2])
-    second = engine.plan(*changed.shape)
-    one, other = ([(a.inner_stop + b.inner_start) // 2 for a, b in itertools.pairwise(p.rows)] for p in (first, second))
-    assert len(one) >= 2
-    at = np.arange(changed.shape[0])
-    distance_one = np.min([np.abs(at - (seam - SHIFT)) for seam in one], axis=0)
-    distance_other = np.min([np.abs(at - seam) for seam in (*other, 0)], axis=0)  # and the second one's edge
-    near = (distance_one <= NEAR) & (distance_other > FAR)
-    far = (distance_one > FAR) & (distance_other > FAR)
-    assert near.sum() > NEAR
-    assert far.sum() > FAR
-    borders = (near[:, None] & far[None, :]) | (near[None, :] & far[:, None])
-    return float(changed[borders].mean()), float(changed[np.ix_(far, far)].mean())
+    border, rest = places(engine, len(section))
+    return float(changed[border].mean()), float(changed[rest].mean())
 
 
 def test_borders_are_no_worse_than_elsewhere(network: PyramidSegmenter, section: npt.NDArray[np.uint8]) -> None:
@@ -65,3 +74,25 @@ def test_borders_are_no_worse_than_elsewhere(network: PyramidSegmenter, section:
     assert border <= 1.2 * elsewhere
     cut, _ = disagreement(network, section, halo=0)
     assert cut > 1.5 * border  # what it would be with tiles side by side
+
+
+@pytest.mark.long
+def test_the_usual_tiles_of_the_usual_network(tmp_path: Path) -> None:
+    make_network(tmp_path / "network")
+    network = load_network(tmp_path / "network")
+    section, _ = make_section(LAB_A, 1280, 1.0, seed=5)
+
+    def changes(engine: Engine) -> tuple[float, float]:
+        border, elsewhere = [], []
+        for shift in (96, 160, 224):
+            here, there = (engine.probabilities(part)[1] for part in (section, section[shift:, shift:]))
+            change = np.abs(here[shift:, shift:] - there)
+            masks = places(engine, len(section), shift, 40)
+            border.append(change[masks[0]].mean())
+            elsewhere.append(change[masks[1]].mean())
+        return float(np.mean(border)), float(np.mean(elsewhere))
+
+    border, elsewhere = changes(Engine(network))
+    assert border <= 1.5 * elsewhere
+    cut, _ = changes(Engine(network, halo=0))
+    assert cut > 10 * border
