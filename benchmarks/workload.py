@@ -21,7 +21,7 @@ _BLOCK = 512  # pixels; slides are made of such sections
 _KINDS = 8
 
 
-def make_network(folder: Path, *, encoder: str = "resnet18", steps: int = 40) -> None:
+def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps: int = 40) -> None:
     """Train a network for a moment, so that its masks look like masks, and save it.
 
     Args:
