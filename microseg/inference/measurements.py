@@ -45,7 +45,7 @@ Shares = npt.NDArray[np.floating] | npt.NDArray[np.uint8]
 
 _ROUNDING = 1e-5  # squared pixels: of coordinates up to 100,000 the variance is no better known
 _ROWS = 256  # of an image, taken at once
-_PIXELS = 2**20  # of an image, whose objects are summed at once
+_PIXELS = 2**18  # of an image, whose objects are summed at once
 
 
 def measure_objects(

@@ -18,7 +18,7 @@ from microseg.inference.outlines import Annotations, join_parts, label_objects, 
 __all__ = ["FoundObjects", "ObjectStream"]
 
 _CONTEXT = 2  # rows above and below a piece, which its perimeters depend on
-_PIXELS = 2**20  # of a piece, at most
+_PIXELS = 2**18  # of a piece, at most
 _BATCH = 4096  # outlines read back at once
 
 Rows = npt.NDArray[np.uint8]

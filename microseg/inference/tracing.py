@@ -11,7 +11,7 @@ from torch.jit._trace import TracerWarning
 
 __all__ = ["TracedNetwork"]
 
-_OFTEN = 16  # tiles of one size, from where on making a graph of them pays
+_OFTEN = 32  # tiles of one size, from where on making a graph of them pays
 _SIZES = 8
 _TOLERANCE = 1e-4  # of the largest logit
 

@@ -1,6 +1,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,13 +86,11 @@ def test_no_more_graphs_than_eight(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_threads_and_an_engine_give_the_network_s_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_OFTEN", 4)
     network = small_network()
-    tiles = torch.randint(
-        0, 256, (24, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    ).numpy()
-    seen = list(Engine(network, tile=48, halo=4).predictions(tiles))
+    tiles = np.random.default_rng(1).integers(0, 256, (24, 48, 48, 3), np.uint8)
+    seen = np.stack(list(Engine(network, tile=48, halo=4).predictions(tiles)))
     with torch.inference_mode():
         expected = network(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255).softmax(1)
-    torch.testing.assert_close(torch.tensor(seen), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(seen), expected, atol=1e-5, rtol=0)
     traced, together = TracedNetwork(network), threading.Barrier(4)
 
     def compute(_number: int) -> Tensor:
