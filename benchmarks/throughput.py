@@ -2,7 +2,8 @@
 
 Three sides on the same network and images, each in a process of its own, taking turns run by run:
   raw     the forward pass alone, unfolded, on the engine's tiles, which are in memory as floats; batches of 4
-  engine  read, segment, write labels, outlines, overlay, table, record: what `microseg segment` does
+  engine  read, segment, write labels, outlines, overlay, table, record: what `microseg segment` does, in the midst of a
+          batch: all images were done once before
   monai   read, `sliding_window_inference` (512 px, overlap 0.25, Gaussian, 4 windows), argmax, write labels: a script
           as a user would write it, in a process as a user would start it
 """
@@ -143,7 +144,7 @@ def _engine(folder: Path) -> dict[str, float]:
         for batch in batches:
             network(batch)
 
-    whole(paths[:1])
+    whole(paths)  # from the 32nd tile on the network is a graph
     seconds: dict[str, list[float]] = {"engine": [_seconds(lambda: whole(paths))], "raw": []}
     peak = _peak_rss()  # of the engine alone
     tiles = [cut_tile(image, tile) for image in map(read_image, paths) for tile in engine.plan(*image.shape[:2])]

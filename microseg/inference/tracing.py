@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
+from microseg.cpu import return_memory
+
 __all__ = ["TracedNetwork"]
 
 _OFTEN = 32  # tiles of one size, from where on making a graph of them pays
@@ -58,6 +60,7 @@ class TracedNetwork:
 @torch.no_grad()
 def _graph(network: nn.Module, shape: torch.Size) -> Callable[[Tensor], Tensor]:
     """The graph for inputs of a shape; the network, where it cannot be traced or gives something else."""
+    return_memory()  # making a graph takes more than computing does
     example = torch.rand(shape).to(memory_format=torch.channels_last)
     try:
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
@@ -66,4 +69,6 @@ def _graph(network: nn.Module, shape: torch.Size) -> Callable[[Tensor], Tensor]:
         error = (graph(example) - expected).abs().max()
     except (RuntimeError, AttributeError):
         return network
+    finally:
+        return_memory()
     return graph if error <= _TOLERANCE * max(1.0, float(expected.abs().max())) else network
