@@ -3,7 +3,7 @@ from .drift import image_drift, slide_drift
 from .engine import Engine, segment_image, weights_digest
 from .folding import fold_batch_norm
 from .measurements import OBJECT_COLUMNS, measure_objects, summarise_image
-from .options import SLIDE_MEGAPIXELS, BatchOptions, Sizes
+from .options import HALO, SLIDE_MEGAPIXELS, TILE, BatchOptions, Sizes
 from .outlines import feature_collection, label_objects, outline_objects
 from .outputs import OUTPUTS, SUFFIXES, file_sha256
 from .overlay import draw_overlay, draw_panel
@@ -12,7 +12,7 @@ from .record import Provenance, Record, read_record
 from .segmentation import Segmentation
 from .slide import segment_slide, slide_rows
 from .tables import BatchSummary, Job, Outcome, finish_batch
-from .tiling import HALO, TILE, Span, Tile, TilePlan, cut_tile, plan_tiles
+from .tiling import Span, Tile, TilePlan, cut_tile, plan_tiles
 
 __all__ = [
     "HALO",

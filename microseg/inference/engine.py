@@ -18,9 +18,10 @@ from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import SettingsError
 from microseg.inference.folding import fold_batch_norm
 from microseg.inference.lanes import Lanes
+from microseg.inference.options import HALO, TILE
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.runtimes import OpenVinoTiles, check_runtime
-from microseg.inference.tiling import HALO, TILE, TilePlan, cut_tile, plan_spans, plan_tiles
+from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.inference.tracing import TracedNetwork
 from microseg.model import PyramidSegmenter, weights_digest
 

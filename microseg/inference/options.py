@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 from microseg.inference.outputs import OUTPUTS, check_outputs
 
-__all__ = ["SLIDE_MEGAPIXELS", "BatchOptions", "Sizes"]
+__all__ = ["HALO", "SLIDE_MEGAPIXELS", "TILE", "BatchOptions", "Sizes"]
+
+TILE, HALO = 640, 96
+"""Usual tile and halo, in pixels: three of the body encoders' strides, from where on a tile's border changes no more
+than where tiles happen to lie, which the pyramid pooling sees."""
 
 SLIDE_MEGAPIXELS = 16.0
 """Images above this are segmented as slides: as a whole they would take about 60 bytes a pixel."""

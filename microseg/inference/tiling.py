@@ -14,11 +14,7 @@ import numpy.typing as npt
 
 from microseg.errors import SettingsError
 
-__all__ = ["HALO", "TILE", "Span", "Tile", "TilePlan", "cut_tile", "plan_spans", "plan_tiles"]
-
-TILE, HALO = 640, 96
-"""Usual tile and halo, in pixels: three of the body encoders' strides, from where on a tile's border changes no more
-than where tiles happen to lie, which the pyramid pooling sees."""
+__all__ = ["Span", "Tile", "TilePlan", "cut_tile", "plan_spans", "plan_tiles"]
 
 
 @dataclass(frozen=True)
