@@ -59,6 +59,7 @@ def places(engine: Engine, side: int, shift: int = SHIFT, far: int = FAR) -> tup
 def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo: int) -> tuple[float, float]:
     """Share of pixels that change when all tiles lie elsewhere: at the borders of the first tiles, and far from any."""
     engine = Engine(network, tile=256, halo=halo)
+    assert len(engine.plan(*section.shape[:2]).rows) >= 3
     masks = []
     for pixels in (section, section[SHIFT:, SHIFT:]):
         _, rows = slide_rows(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)

@@ -49,7 +49,7 @@ def test_a_size_met_often_is_computed_by_a_graph_to_the_same_result() -> None:
 
 @torch.inference_mode()
 def test_what_cannot_be_traced_or_gives_something_else_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sums(nn.Module):  # decides by the values, which a graph forgets
+    class Sums(nn.Module):  # gives something else each time
         def __init__(self) -> None:
             super().__init__()
             self.calls = 0
