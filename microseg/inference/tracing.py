@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from microseg.cpu import return_memory
+from microseg.inference.folding import same_logits
 
 __all__ = ["TracedNetwork"]
 
 _OFTEN = 32  # tiles of one size, from where on making a graph of them pays
 _SIZES = 8
-_TOLERANCE = 1e-4  # of the largest logit
 
 # that sizes become constants, which is what is meant; and that PyTorch may give graphs up, the network is there then
 warnings.filterwarnings("ignore", category=TracerWarning)
@@ -65,10 +65,9 @@ def _graph(network: nn.Module, shape: torch.Size) -> Callable[[Tensor], Tensor]:
     try:
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         graph = torch.jit.freeze(traced)
-        expected = network(example)
-        error = (graph(example) - expected).abs().max()
+        same = same_logits(graph(example), network(example))
     except (RuntimeError, AttributeError):
         return network
     finally:
         return_memory()
-    return graph if error <= _TOLERANCE * max(1.0, float(expected.abs().max())) else network
+    return graph if same else network
