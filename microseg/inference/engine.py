@@ -17,6 +17,7 @@ from torch import nn
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import SettingsError
 from microseg.inference.folding import fold_batch_norm
+from microseg.inference.fusing import fuse_convolutions
 from microseg.inference.lanes import Lanes
 from microseg.inference.options import HALO, TILE
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
@@ -86,12 +87,8 @@ class Engine:
         check_runtime(runtime, device=self._settings.device.type, half=self._settings.half, compiled=compiled)
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.weights_sha256 = weights_digest(network)
-        example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
-        folded = fold_batch_norm(network, example.to(_device(network)))
-        folded = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
-        self._compute = self._ready(folded, compiled)
-        del folded
+        self._compute = self._ready(network, compiled)
         return_memory()  # of the copies that folding took
 
     @property
@@ -167,14 +164,20 @@ class Engine:
         for future in computing:
             yield from future.result()
 
-    def _ready(self, folded: nn.Module, compiled: bool) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    def _ready(
+        self, network: PyramidSegmenter, compiled: bool
+    ) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
         """What computes a batch of tiles, (B, h, w, 3) → (B, K, h, w)."""
+        example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
+        folded = fold_batch_norm(network, example.to(_device(network)))
+        folded = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._runtime == "openvino":
             threads = torch.get_num_threads()
             return OpenVinoTiles(folded, stride=self.stride, lanes=self._lanes.count, threads=threads)
+        if self._settings.device.type == "cpu" and not self._settings.half:
+            return partial(_predict, TracedNetwork(fuse_convolutions(folded, example)), settings=self._settings)
         if not compiled:
-            traced = self._settings.device.type == "cpu" and not self._settings.half
-            return partial(_predict, TracedNetwork(folded) if traced else folded, settings=self._settings)
+            return partial(_predict, folded, settings=self._settings)
         fast = torch.compile(folded, dynamic=False)
 
         def compute(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

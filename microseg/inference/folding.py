@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-__all__ = ["fold_batch_norm", "same_logits"]
+__all__ = ["fold_batch_norm", "inputs_from", "same_logits"]
 
 Network = TypeVar("Network", bound=nn.Module)
+Giver = TypeVar("Giver", bound=nn.Module)
 
 _TOLERANCE = 1e-4  # of the largest logit
 
@@ -35,7 +36,7 @@ def fold_batch_norm(network: Network, example: torch.Tensor) -> Network:
     same = copy.deepcopy(network).eval()
     expected = same(example)
     folded = copy.deepcopy(same)
-    pairs = _pairs(folded, example)
+    pairs = inputs_from(nn.Conv2d, nn.BatchNorm2d, folded, example)
     for norm, convolution in pairs.items():
         _fold(convolution, norm)
     for parent in list(folded.modules()):
@@ -50,21 +51,40 @@ def same_logits(given: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((given - expected).abs().max() <= _TOLERANCE * max(1.0, float(expected.abs().max())))
 
 
-def _pairs(network: nn.Module, example: torch.Tensor) -> dict[nn.Module, nn.Conv2d]:
-    """The convolution of each normalisation that takes one's output unchanged."""
-    made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the tensor is kept, so that its id stays its own
-    pairs: dict[nn.Module, nn.Conv2d] = {}
+@torch.inference_mode(mode=False)  # tensors made in it do not tell that they were changed
+@torch.no_grad()
+def inputs_from(
+    givers: type[Giver],
+    takers: type[nn.Module] | tuple[type[nn.Module], ...],
+    network: nn.Module,
+    example: torch.Tensor,
+) -> dict[nn.Module, Giver]:
+    """By running a network: the layers of some kind that take the output of one of another kind, unchanged.
+
+    Args:
+        givers: kind of the layers whose output is followed.
+        takers: kinds of the layers that are looked for.
+        network: what has these layers.
+        example: (B, 3, H, W), an input to run it on.
+
+    Returns:
+        For each layer found, the one that gives its input.
+    """
+    made: dict[int, tuple[Giver, torch.Tensor, int]] = {}  # the tensor is kept, so that its id stays its own
+    pairs: dict[nn.Module, Giver] = {}
 
     def remember(module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        made[id(output)] = module, output
+        assert isinstance(module, givers)
+        made[id(output)] = module, output, output._version
 
     def look_up(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if id(inputs[0]) in made:
-            pairs[module] = made[id(inputs[0])][0]
+            giver, given, version = made[id(inputs[0])]
+            if given._version == version:  # else something was added to it meanwhile
+                pairs[module] = giver
 
-    hooks = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(look_up) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, givers)]
+    hooks += [m.register_forward_pre_hook(look_up) for m in network.modules() if isinstance(m, takers)]
     network(example)
     for hook in hooks:
         hook.remove()

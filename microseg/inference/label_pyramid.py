@@ -29,7 +29,7 @@ class _Level:
         self._empty = zlib.compress(bytes(_TILE * _TILE), _COMPRESSION)
 
     def add(self, rows: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Take rows (n, W), and give every row of tiles that they complete."""
+        """Take rows (n, W), and give every second pixel of each row of tiles that they complete."""
         while len(rows):
             taken = min(len(rows), _TILE - self._filled)
             self._rows[self._filled : self._filled + taken, : self.width] = rows[:taken]
@@ -38,8 +38,8 @@ class _Level:
                 yield self.flush()
 
     def flush(self) -> npt.NDArray[np.uint8]:
-        """Write what is there as a row of tiles, and give its rows."""
-        rows = self._rows[: self._filled, : self.width].copy()
+        """Write what is there as a row of tiles, and give every second pixel of it."""
+        half = self._rows[: self._filled : 2, : self.width : 2].copy()
         for left in range(0, self._rows.shape[1], _TILE):
             tile = self._rows[:, left : left + _TILE]
             data = zlib.compress(tile.tobytes(), _COMPRESSION) if tile.any() else self._empty
@@ -47,7 +47,7 @@ class _Level:
             self._lengths.append(len(data))
         self._rows[:] = 0
         self._filled = 0
-        return rows
+        return half
 
     @property
     def filled(self) -> int:
@@ -96,7 +96,7 @@ class LabelPyramid:
         """
         for number, level in enumerate(self._levels):
             if level.filled:
-                self._add(number + 1, level.flush()[::2, ::2])
+                self._add(number + 1, level.flush())
         colours = colour_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
         options: dict[str, Any] = {"tile": (_TILE, _TILE), "compression": "zlib", "dtype": np.uint8}
         options |= {"photometric": "palette", "colormap": colours}
@@ -127,8 +127,8 @@ class LabelPyramid:
     def _add(self, number: int, rows: npt.NDArray[np.uint8]) -> None:
         if number == len(self._levels):
             return
-        for band in self._levels[number].add(rows):
-            self._add(number + 1, band[::2, ::2])
+        for half in self._levels[number].add(rows):
+            self._add(number + 1, half)
 
 
 def enumerate_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -78,6 +78,8 @@ class ObjectStream:
         step = max(_CONTEXT, _PIXELS // self._width)
         for start in range(0, len(mask), step):
             self._add(mask[start : start + step], certainty[start : start + step])
+        if self._waiting is not None:  # a part of all rows, which need not wait with it
+            self._waiting = self._waiting[0].copy(), self._waiting[1].copy()
 
     def finish(self) -> "FoundObjects":
         """All objects; nothing can be added afterwards."""

@@ -180,7 +180,7 @@ def test_a_slide_that_cannot_be_written_ends_the_batch(
         segment_batch(counting, images, tmp_path / "out", provenance=provenance, options=options)
 
 
-COUNT = 60  # images: enough that a busy machine does not finish them before it kills
+COUNT = 60  # images
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -190,7 +190,7 @@ from microseg.model import NetworkConfig, PyramidSegmenter
 
 class Slow(Engine):
     def probabilities(self, image, mpp=None):
-        time.sleep(0.1)
+        time.sleep(float(sys.argv[3]))
         return super().probabilities(image, mpp)
 
 config = NetworkConfig(classes=("background", "gland"), encoder="blocks", filters=(4,), pyramid_filters=4)
@@ -211,7 +211,8 @@ def test_what_was_finished_before_the_process_was_killed_stays(
         (images[0].parent / f"{number}.png").write_bytes(images[number % 5].read_bytes())
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(images[0].parent), str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    slowly = [*command, "0.5"]  # a busy machine shall not finish them all before it kills
+    process = subprocess.Popen(slowly, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(out.glob("*.json"))) < 3:
         time.sleep(0.02)
     os.kill(process.pid, how)
@@ -221,7 +222,7 @@ def test_what_was_finished_before_the_process_was_killed_stays(
     for name in finished:
         Segmentation.load(out / f"{name}.json")
         assert all((out / file).is_file() for file in read_record(out / f"{name}.json").outputs.values())
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(COUNT - len(finished)), str(len(finished)), "0"]
     assert all((out / f"{name}.json").stat().st_mtime_ns == when for name, when in finished.items())
     assert not list(out.glob(".*"))
