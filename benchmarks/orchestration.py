@@ -42,6 +42,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     # imported here: they read the environment
     from prefect.testing.utilities import prefect_test_harness
 
+    from benchmarks.workload import MPP, make_network
     from flows.models import fetch_segmenter
     from flows.segment import segment
     from flows.settings import load_settings
@@ -49,17 +50,16 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     from microseg.data import write_png
     from microseg.data.synthetic import LAB_A, make_section
     from microseg.inference import BatchOptions, segment_batch
-    from microseg.model import NetworkConfig, PyramidSegmenter, save_network
 
     settings = load_settings()
     folder = home / "images"
     folder.mkdir()
-    section, _ = make_section(LAB_A, size, 1.0, seed=0)
+    section, _ = make_section(LAB_A, size, MPP, seed=0)
     for number in range(images):
         image = section.copy()
         image[0, 0] = (number // 256, number % 256, 0)  # so that no two are the same
         write_png(folder / f"{number:04d}.png", image)
-    save_network(home / "network", PyramidSegmenter(NetworkConfig(classes=("background", "gland"), mpp=1.0)))
+    make_network(home / "network", encoder=settings.params.network.encoder)
     registry = open_registry(settings)
     with registry.run("benchmark") as run:
         example = np.zeros((64, 64, 3), np.uint8)

@@ -1,6 +1,6 @@
 """How long a tile takes in PyTorch, ONNX Runtime and OpenVINO, side by side in one process.
 
-  torch                    the engine as it is by default: batch normalisation folded, each lane computes a tile
+  torch                    the engine as it is by default, in the midst of a batch
   engine with openvino     the engine with inference.runtime: openvino
   onnxruntime, openvino    the exported ONNX graph by these programs alone: so many tiles at once, each by so many
                            threads; or as OpenVINO's hints for latency and for throughput choose it
@@ -34,6 +34,7 @@ Compute = Callable[[Tiles], list[npt.NDArray[np.float32]]]
 
 _NEEDED = ("onnxruntime", "onnxscript", "openvino")
 _BASE = "torch"
+_WARM = 40  # tiles, before which the engine makes a graph of its network
 _EPILOG = """\
 A ratio of 2 means: half the time of torch. "ready" is what making it took, once, before the first tile.
 The machine's other work is in all figures: look at the spread.
@@ -89,6 +90,8 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         ready[name] = time.perf_counter() - began
     expected = np.stack(sides[_BASE](tiles))  # (N, K, T, T)
     difference = {name: float(np.abs(np.stack(side(tiles)) - expected).max()) for name, side in sides.items()}
+    for _ in range(0, _WARM, len(tiles)):
+        sides[_BASE](tiles)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(chosen.turns):
         for name, side in sides.items():

@@ -14,9 +14,10 @@ from microseg.data import read_image, read_mask
 from microseg.data.synthetic import LAB_A, make_lab
 from microseg.model import NetworkConfig, PyramidSegmenter, encoder_normalisation, save_network
 
-__all__ = ["make_images", "make_network", "make_slide"]
+__all__ = ["MPP", "make_images", "make_network", "make_slide"]
 
 MPP = 1.0
+"""Microns per pixel of all that is made here."""
 _BLOCK = 512  # pixels; slides are made of such sections
 _KINDS = 8
 

@@ -115,12 +115,16 @@ def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: flo
     """Resize a mask; enlarged borders are smooth, not stairs of pixels."""
     if factor <= 1:
         return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), np.uint8)
-    best, strongest = np.zeros(size[::-1], np.uint8), np.zeros(size[::-1], np.uint8)
-    for index in np.unique(mask):
-        share = Image.fromarray((mask == index).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        strength = np.asarray(share.filter(ImageFilter.GaussianBlur(0.25 * factor)), np.uint8)
-        stronger = strength > strongest
-        best[stronger], strongest[stronger] = index, strength[stronger]
+    best, strongest = np.zeros(size[::-1], np.uint8), np.full(size[::-1], 255, np.int16)
+    shares = []
+    for index in np.unique(mask[mask > 0]):
+        picture = Image.fromarray((mask == index).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+        share = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.25 * factor)), np.uint8)
+        strongest -= share  # what is left is the background's
+        shares.append((index, share))
+    for index, share in shares:
+        stronger = share > strongest
+        best[stronger], strongest[stronger] = index, share[stronger]
     return best
 
 

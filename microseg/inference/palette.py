@@ -1,5 +1,7 @@
 """The colours of the classes, the same in outlines, label images and overlays."""
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,10 +42,13 @@ def class_colour(index: int) -> Colour:
     return red, green, blue
 
 
+@functools.cache
 def colour_table() -> npt.NDArray[np.uint8]:
-    """Colours of all mask values.
+    """Colours of all mask values; not to be written to.
 
     Shape:
         (256, 3)
     """
-    return np.array([class_colour(index) for index in range(256)], np.uint8)
+    table = np.array([class_colour(index) for index in range(256)], np.uint8)
+    table.setflags(write=False)
+    return table

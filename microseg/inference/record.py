@@ -1,5 +1,6 @@
 """The record of a segmentation: the JSON file that leads from its outputs back to image, model, run and data."""
 
+import functools
 import platform
 from contextlib import suppress
 from datetime import datetime
@@ -119,8 +120,9 @@ def find_record(path: Path) -> Path:
     return found[0]
 
 
+@functools.cache
 def software_versions() -> dict[str, str]:
-    """Versions of what takes part in a segmentation."""
+    """Versions of what takes part in a segmentation; not to be changed."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

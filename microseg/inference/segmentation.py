@@ -33,6 +33,8 @@ from microseg.inference.record import Provenance, Record, find_record, read_reco
 
 __all__ = ["Segmentation"]
 
+_LEAST = 500  # pixels of the longer side of an overlay; beyond it drawing takes longer than segmenting
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -136,7 +138,7 @@ class Segmentation:
         picture = read_image(self.source) if image is None else image
         if self.step != (1.0, 1.0):
             picture = np.asarray(Image.fromarray(picture).resize(self.mask.shape[::-1]), np.uint8)
-        return draw_overlay(picture, self.mask)
+        return draw_overlay(picture, self.mask, least=_LEAST)
 
     def save(
         self,
