@@ -119,7 +119,7 @@ def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: flo
     shares = []
     for index in np.unique(mask[mask > 0]):
         picture = Image.fromarray((mask == index).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        share = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.25 * factor)), np.uint8)
+        share = np.asarray(picture.filter(ImageFilter.GaussianBlur(max(1, 0.25 * factor))), np.uint8)
         strongest -= share  # what is left is the background's
         shares.append((index, share))
     for index, share in shares:
