@@ -182,7 +182,8 @@ def test_a_slide_that_cannot_be_written_ends_the_batch(
 
 COUNT = 60  # images
 KILLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes away from what runs behind it
 from pathlib import Path
 import numpy as np
 from microseg.inference import Engine, Provenance, segment_batch
