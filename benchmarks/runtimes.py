@@ -1,9 +1,8 @@
-"""How long a tile takes in PyTorch, ONNX Runtime and OpenVINO, side by side in one process.
+"""How long a tile takes in the engine, ONNX Runtime and OpenVINO, side by side in one process.
 
-  torch                    the engine as it is by default, in the midst of a batch
-  engine with openvino     the engine with inference.runtime: openvino
-  onnxruntime, openvino    the exported ONNX graph by these programs alone: so many tiles at once, each by so many
-                           threads; or as OpenVINO's hints for latency and for throughput choose it
+  engine                   microseg's, which computes with PyTorch, in the midst of a batch
+  onnxruntime, openvino    the exported ONNX graph by these programs: so many tiles at once, each by so many threads; or
+                           as OpenVINO's hints for latency and for throughput choose it
 All compute in 32 bits, on the same tiles, from pixels to probabilities, with as many threads together. They take turns,
 so that what else the machine does meets all of them; ratios are taken turn by turn.
 """
@@ -33,10 +32,10 @@ Tiles = Sequence[npt.NDArray[np.uint8]]
 Compute = Callable[[Tiles], list[npt.NDArray[np.float32]]]
 
 _NEEDED = ("onnxruntime", "onnxscript", "openvino")
-_BASE = "torch"
+_BASE = "engine"
 _WARM = 40  # tiles, before which the engine makes a graph of its network
 _EPILOG = """\
-A ratio of 2 means: half the time of torch. "ready" is what making it took, once, before the first tile.
+A ratio of 2 means: half the time of the engine. "ready" is what making it took, once, before the first tile.
 The machine's other work is in all figures: look at the spread.
 
 Example: python -m benchmarks.runtimes --json runtimes.json
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(chosen, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(chosen, name)}")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise SystemExit(f"Expected {', '.join(missing)}, not installed: pip install 'microseg[onnx,openvino]'")
+        raise SystemExit(f"Expected {', '.join(missing)}, not installed: pip install 'microseg[onnx]' openvino")
     with tempfile.TemporaryDirectory(prefix="microseg-runtimes-") as folder:
         figures = _measure(Path(folder), chosen)
     _print_table(figures)
@@ -119,15 +118,12 @@ def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -
     from microseg.export import export_model
     from microseg.inference import Engine
 
-    def engine(runtime: str) -> Compute:
-        made = Engine(network, tile=tile, halo=0, batch=threads, runtime=runtime)  # the tiles are whole images
+    def engine() -> Compute:
+        made = Engine(network, tile=tile, halo=0, batch=threads)  # the tiles are whole images
         return lambda tiles: list(made.predictions(tiles))
 
     graph = export_model(network, folder / "network.onnx", kind="onnx", tile=tile).path
-    sides: dict[str, Callable[[], Compute]] = {
-        _BASE: partial(engine, "torch"),
-        "engine with openvino": partial(engine, "openvino"),
-    }
+    sides: dict[str, Callable[[], Compute]] = {_BASE: engine}
     for lanes in dict.fromkeys((threads, 1)):
         shape = f"{lanes} x {threads // lanes}"
         sides[f"onnxruntime, {shape}"] = partial(_onnxruntime, graph, lanes, threads // lanes)
@@ -175,7 +171,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
         f"{figures['encoder']}, tiles of {figures['tile']} x {figures['tile']}, {figures['threads']} threads; "
         f"median (least to most) of {len(figures['seconds'][_BASE])} turns of {figures['tiles']} tiles\n"
     )
-    print("| computed by | ms a tile | torch's time / its | probabilities differ by | ready, s |")
+    print("| computed by | ms a tile | engine's time / its | probabilities differ by | ready, s |")
     print("| --- | --- | --- | --- | --- |")
     for name, seconds in figures["seconds"].items():
         milliseconds = _spread([1000 * value for value in seconds], 0)

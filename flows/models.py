@@ -67,7 +67,6 @@ def fetch_segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
         tile=inference.tile,
         halo=inference.halo,
         batch=inference.batch,
-        runtime=inference.runtime,
         compiled=inference.compile,
     )
 
@@ -82,7 +81,6 @@ def make_engine(network: PyramidSegmenter, settings: Settings) -> Engine:
         tile=inference.tile,
         halo=inference.halo,
         batch=inference.batch,
-        runtime=inference.runtime,
         compiled=inference.compile,
     )
 

@@ -63,7 +63,6 @@ class InferenceSettings(_Section):
     tile: PositiveInt = TILE
     halo: int = Field(HALO, ge=0)
     batch: PositiveInt = 4
-    runtime: Literal["torch", "openvino"] = "torch"
     compile: bool = False
     outputs: tuple[str, ...] = OUTPUTS
     slide_megapixels: float = Field(SLIDE_MEGAPIXELS, gt=0)

@@ -21,7 +21,6 @@ from microseg.inference.fusing import fuse_convolutions
 from microseg.inference.lanes import Lanes
 from microseg.inference.options import HALO, TILE
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
-from microseg.inference.runtimes import OpenVinoTiles, check_runtime
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.inference.tracing import TracedNetwork
 from microseg.model import PyramidSegmenter, weights_digest
@@ -53,7 +52,6 @@ class Engine:
         batch: tiles computed at once; on a CPU at most as many as PyTorch has threads.
         half: compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
             about 0.01; processors that know bfloat16 take half the time.
-        runtime: what computes: ``torch``, or ``openvino``, on the CPU alone; see `OpenVinoTiles`.
         compiled: have PyTorch compile the network for whole batches on CUDA, which takes a while with the first of
             them, and again for each size of tiles until it has eight; further sizes are computed as without.
 
@@ -64,10 +62,8 @@ class Engine:
         weights_sha256: of the network's weights, as in its ``network.json``.
 
     Raises:
-        SettingsError: when the tile is too small for its halo, or a number is not positive; when the runtime is
-            unknown, not installed, or does not go with the device or with 16 bits; when it shall be compiled for
-            another device than CUDA.
-        ModelError: when the runtime's probabilities are not PyTorch's.
+        SettingsError: when the tile is too small for its halo, or a number is not positive; when it shall be compiled
+            for another device than CUDA.
     """
 
     def __init__(
@@ -79,12 +75,14 @@ class Engine:
         halo: int = HALO,
         batch: int = 4,
         half: bool | None = None,
-        runtime: str = "torch",
         compiled: bool = False,
     ) -> None:
         self._settings = _settings(network, torch.device(device), tile, halo, batch, half)
-        self._runtime = runtime
-        check_runtime(runtime, device=self._settings.device.type, half=self._settings.half, compiled=compiled)
+        if compiled and self._settings.device.type != "cuda":
+            raise SettingsError(
+                f"Expected device cuda for inference.compile, got {self._settings.device.type}: set inference.compile "
+                "to false, or device to cuda."
+            )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.weights_sha256 = weights_digest(network)
         self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
@@ -95,9 +93,7 @@ class Engine:
     def parameters(self) -> dict[str, Any]:
         """What besides the weights and the image decides the result, to be recorded with it."""
         chosen = asdict(self._settings)
-        decisive = {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
-        # PyTorch goes without saying, as in records of before there was a choice
-        return decisive if self._runtime == "torch" else decisive | {"runtime": self._runtime}
+        return {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         """Class probabilities of every pixel of an image.
@@ -171,9 +167,6 @@ class Engine:
         example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # (1, 3, h, w)
         folded = fold_batch_norm(network, example.to(_device(network)))
         folded = folded.to(device=self._settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self._runtime == "openvino":
-            threads = torch.get_num_threads()
-            return OpenVinoTiles(folded, stride=self.stride, lanes=self._lanes.count, threads=threads)
         if self._settings.device.type == "cpu" and not self._settings.half:
             return partial(_predict, TracedNetwork(fuse_convolutions(folded, example)), settings=self._settings)
         if not compiled:

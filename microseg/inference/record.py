@@ -14,7 +14,7 @@ from microseg.errors import DataError
 
 __all__ = ["Provenance", "Record", "find_record", "read_record", "software_versions"]
 
-_PACKAGES = ("microseg", "torch", "timm", "numpy", "openvino")
+_PACKAGES = ("microseg", "torch", "timm", "numpy")
 
 
 class Provenance(BaseModel):

@@ -46,7 +46,6 @@ class Segmenter:
         tile: longest side of a tile, pixels at the model's scale.
         halo: half of the overlap of two tiles, pixels.
         batch: tiles computed at once.
-        runtime: ``torch`` or ``openvino``; see `Engine`.
         compiled: have PyTorch compile the network for CUDA; see `Engine`.
 
     Attributes:
@@ -65,7 +64,6 @@ class Segmenter:
         tile: int = TILE,
         halo: int = HALO,
         batch: int = 4,
-        runtime: str = "torch",
         compiled: bool = False,
     ) -> None:
         self.engine = Engine(
@@ -74,7 +72,6 @@ class Segmenter:
             tile=tile,
             halo=halo,
             batch=batch,
-            runtime=runtime,
             compiled=compiled,
         )
         self.known = known
@@ -94,7 +91,6 @@ class Segmenter:
         tile: int = TILE,
         halo: int = HALO,
         batch: int = 4,
-        runtime: str = "torch",
         compiled: bool = False,
     ) -> "Segmenter":
         """Load a segmenter by its name in the registry, or from a folder. Nothing in its files is executed.
@@ -108,7 +104,6 @@ class Segmenter:
             tile: see the class.
             halo: see the class.
             batch: see the class.
-            runtime: see the class.
             compiled: see the class.
 
         Raises:
@@ -119,7 +114,6 @@ class Segmenter:
             "tile": tile,
             "halo": halo,
             "batch": batch,
-            "runtime": runtime,
             "compiled": compiled,
         }
         if isinstance(model, Path) or (isinstance(model, str) and len(Path(model).parts) > 1):

@@ -11,7 +11,7 @@ from flows.settings import load_settings
 from microseg.errors import SettingsError
 from microseg.model import PyramidSegmenter
 
-CHANGES = ("device=cpu", "inference.tile=96", "inference.halo=16", "inference.batch=3", "inference.runtime=openvino")
+CHANGES = ("device=cpu", "inference.tile=96", "inference.halo=16", "inference.batch=3")
 
 
 def test_every_setting_reaches_the_engine(
@@ -34,7 +34,7 @@ def test_every_setting_reaches_the_engine(
         settings = load_settings((*CHANGES, f"inference.compile={str(compiled).lower()}"))
         models.make_engine(network, settings)
         models.fetch_segmenter(version, settings)  # type: ignore[arg-type]
-    expected = {"device": "cpu", "tile": 96, "halo": 16, "batch": 3, "runtime": "openvino"}
+    expected = {"device": "cpu", "tile": 96, "halo": 16, "batch": 3}
     assert seen == [expected | {"compiled": compiled} for compiled in (False, False, True, True)]
 
 

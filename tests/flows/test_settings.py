@@ -111,7 +111,6 @@ def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str],
             "inference.outputs=[masks]",
             "outputs: expected some of ['labels', 'outlines', 'overlay', 'objects'], got ['masks']",
         ),
-        ("inference.runtime=onnx", "inference.runtime: Input should be 'torch' or 'openvino', got 'onnx'"),
         ("network.pyramid_bins=[]", "network: pyramid_bins: expected at least one value, got none"),
     ],
 )
