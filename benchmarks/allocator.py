@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.spread import spread
+
 __all__ = ["main"]
 
 _BATCH = (4, 3, 256, 256)
@@ -165,16 +167,11 @@ def _print_table(measured: Mapping[str, Mapping[str, list[tuple[float, float]]]]
             a, b = zip(*pairs, strict=True)
             ratios = [without / with_ for without, with_ in pairs]
             label = name if number == 0 else ""
-            rows.append((label, _TITLES[task], _spread(a, 3), _spread(b, 3), _spread(ratios, 2)))
+            rows.append((label, _TITLES[task], spread(a, 3), spread(b, 3), spread(ratios, 2)))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     print(f"batch {' x '.join(map(str, _BATCH))}, {os.cpu_count()} cores; median (least to most) of the runs")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _spread(values: list[float] | tuple[float, ...], digits: int) -> str:
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ so that what else the machine does meets all of them; ratios are taken turn by t
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.spread import spread
 
 if TYPE_CHECKING:
     from microseg.model import PyramidSegmenter
@@ -174,16 +175,11 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     print("| computed by | ms a tile | engine's time / its | probabilities differ by | ready, s |")
     print("| --- | --- | --- | --- | --- |")
     for name, seconds in figures["seconds"].items():
-        milliseconds = _spread([1000 * value for value in seconds], 0)
-        ratio = _spread(figures["ratio"][name], 2)
+        milliseconds = spread([1000 * value for value in seconds], 0)
+        ratio = spread(figures["ratio"][name], 2)
         print(
             f"| {name} | {milliseconds} | {ratio} | {figures['difference'][name]:.0e} | {figures['ready'][name]:.1f} |"
         )
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ every module is imported once, each by a process of its own, and compared with t
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Sequence
+
+from benchmarks.spread import spread
 
 __all__ = ["main"]
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         seconds, megabytes = zip(*(taken[name] for taken in rounds), strict=True)
         ratios = [[taken[name][part] / taken[_BASELINE][part] for taken in rounds] for part in (0, 1)]
-        cells = (_spread(seconds, 2), _spread(megabytes, 0), _spread(ratios[0], 3), _spread(ratios[1], 3))
+        cells = (spread(seconds, 2), spread(megabytes, 0), spread(ratios[0], 3), spread(ratios[1], 3))
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -46,12 +47,6 @@ def measure(module: str) -> tuple[float, float]:
         raise SystemExit(f"{module} cannot be imported: see above.")
     kilobytes = used.ru_maxrss / 1024 if sys.platform == "darwin" else used.ru_maxrss
     return used.ru_utime + used.ru_stime, kilobytes / 1024
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Median, and the least and the most."""
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":
