@@ -1,7 +1,6 @@
 from .batch import plan_batch, segment_batch, segment_file, segment_part
 from .drift import image_drift, slide_drift
 from .engine import Engine, segment_image, weights_digest
-from .folding import fold_batch_norm
 from .measurements import OBJECT_COLUMNS, measure_objects, summarise_image
 from .options import HALO, SLIDE_MEGAPIXELS, TILE, BatchOptions, Sizes
 from .outlines import feature_collection, label_objects, outline_objects
@@ -40,7 +39,6 @@ __all__ = [
     "feature_collection",
     "file_sha256",
     "finish_batch",
-    "fold_batch_norm",
     "image_drift",
     "label_objects",
     "measure_objects",

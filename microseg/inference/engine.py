@@ -16,7 +16,6 @@ from torch import nn
 
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import SettingsError
-from microseg.inference.folding import fold_batch_norm
 from microseg.inference.fusing import fuse_convolutions
 from microseg.inference.lanes import Lanes
 from microseg.inference.options import HALO, TILE
@@ -24,6 +23,7 @@ from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
 from microseg.inference.tracing import TracedNetwork
 from microseg.model import PyramidSegmenter, weights_digest
+from microseg.model.folding import fold_batch_norm
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
 

@@ -14,7 +14,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microseg.inference.folding import inputs_from, same_logits
+from microseg.model.folding import inputs_from, same_logits
 
 __all__ = ["fuse_convolutions"]
 

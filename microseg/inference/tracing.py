@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from microseg.cpu import return_memory
-from microseg.inference.folding import same_logits
+from microseg.model.folding import same_logits
 
 __all__ = ["TracedNetwork"]
 

@@ -11,6 +11,7 @@ normalisation statistics that both labs share, and pseudo-labels of the target's
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,6 +26,7 @@ from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.losses import domain_loss, segmentation_loss
 from microseg.model import FeatureDomainClassifier, Features, ImageDomainClassifier, PyramidSegmenter, reverse_gradient
+from microseg.training.frozen import FrozenNorms
 from microseg.training.method import Losses, TrainingMethod
 from microseg.training.normalisation import (
     NormStatistics,
@@ -104,10 +106,12 @@ class DualAdaptive(TrainingMethod):
         self.rules = _rules(source, len(network.config.classes)) if settings.region_rules else RegionRules()
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
+        self._frozen: FrozenNorms | None = None
         if settings.normalisation == "shared":
             shared = _shared_statistics(network, targets)
             for each in (self.network, *([self.averaged] if self.averaged is not None else [])):
                 write_statistics(each, shared)
+            self._frozen = FrozenNorms(self.network)
 
     def train(self, mode: bool = True) -> Self:
         """As of any module; shared statistics stay as they are."""
@@ -149,7 +153,7 @@ class DualAdaptive(TrainingMethod):
         """L_seg, the two domain losses behind the reversed gradient, and the cross entropy to the pseudo-labels."""
         assert batch.source.masks is not None
         settings = self.settings
-        source, target = self._features(batch) if self.needs_target(batch) else (self._of(batch.source), None)
+        source, target = self._features(batch) if self.needs_target(batch) else (self._of(batch.source.images), None)
         parts = {"segmentation": segmentation_loss(source.logits, batch.source.masks, alpha=settings.alpha)}
         if target is not None:
             parts |= self.domain_losses(source, target, reversal_strength(progress, settings.ramp))
@@ -200,16 +204,17 @@ class DualAdaptive(TrainingMethod):
     def _features(self, batch: AdaptationBatch) -> tuple[Features, Features]:
         """Of both labs: in one pass, which is faster, where the statistics are fixed and so cannot mix."""
         if self.settings.normalisation != "shared":
-            return self._of(batch.source), self._of(batch.target)
+            return self._of(batch.source.images), self._of(batch.target.images)
         count = len(batch.source.images)
-        logits, pyramid, decoder = self.network.features(torch.cat([batch.source.images, batch.target.images]))
+        logits, pyramid, decoder = self._of(torch.cat([batch.source.images, batch.target.images]))
         return (
             Features(logits[:count], pyramid[:count], tuple(level[:count] for level in decoder)),
             Features(logits[count:], pyramid[count:], tuple(level[count:] for level in decoder)),
         )
 
-    def _of(self, crops: Crops) -> Features:
-        return self.network.features(crops.images)
+    def _of(self, images: torch.Tensor) -> Features:
+        with nullcontext() if self._frozen is None else self._frozen.folded():
+            return self.network.features(images)
 
     def _teacher(self) -> PyramidSegmenter:
         return copy.deepcopy(self.result()).eval()

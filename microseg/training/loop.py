@@ -105,7 +105,8 @@ class _Fit:
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         method.to(memory_format=torch.channels_last)
         groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, foreach=True)
+        alone = fabric.device.type == "cpu"  # in one pass over the weights; on a card 16 bits do not go with it
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=alone, foreach=not alone)
         self.module, self.optimizer = fabric.setup(method, optimizer)
         self.step, self.seconds = 0, spent
         self.evaluations: dict[int, dict[str, float]] = {}

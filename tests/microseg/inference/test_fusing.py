@@ -4,10 +4,10 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from microseg.inference import fusing as module
-from microseg.inference.folding import fold_batch_norm
 from microseg.inference.fusing import fuse_convolutions
 from microseg.inference.tracing import TracedNetwork
 from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.model.folding import fold_batch_norm
 
 
 def parts(network: nn.Module) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -230,3 +231,21 @@ def test_a_checkpoint_of_another_run_is_refused(fabric: Fabric, tmp_path: Path) 
     with pytest.raises(TrainingError, match=r"written by a run with other settings or data: delete it, or choose"):
         run(Slide(), settings, fabric, checkpoint=file, fingerprint="another")
     assert file.read_bytes() == kept
+
+
+def test_weights_gradients_and_moments_lie_alike_in_memory(
+    dual_adaptive: Callable[..., TrainingMethod], fabric: Fabric, tmp_path: Path
+) -> None:
+    """On a processor AdamW goes over all three in the order of memory, and would not tell if they differed."""
+    settings, file = numbers(steps=4, checkpoint_every=2), tmp_path / "run.checkpoint"
+    for hooks, steps in ((Hooks(on_step=stop_after(3)), 3), (Hooks(), 4)):  # the second goes on from a checkpoint
+        made = loop._Fit(dual_adaptive(), settings, fabric, hooks, file, "f", 0.0)
+        with suppress(KeyboardInterrupt):
+            made.run()
+        assert made.step == steps
+        moved = [it for group in made.optimizer.param_groups for it in group["params"]]
+        assert len(moved) > 10
+        for parameter in moved:
+            state = made.optimizer.state[parameter]
+            for beside in (parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
+                assert beside.stride() == parameter.stride()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from microseg.inference.folding import fold_batch_norm
 from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.model.folding import fold_batch_norm
 
 
 def with_statistics(network: nn.Module, size: int) -> nn.Module:
