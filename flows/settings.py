@@ -132,7 +132,7 @@ class Params(_Section):
     seed: int = Field(0, ge=0)
     device: str = Field("auto", pattern="^(cpu|cuda|mps|auto)$")
     devices: PositiveInt = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     train: TrainSettings = TrainSettings()
