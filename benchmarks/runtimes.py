@@ -73,14 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from benchmarks.workload import make_images, make_network
+    from benchmarks.workload import given_or_made, make_images
     from microseg.data import read_image
-    from microseg.model import load_network
 
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
-    if not chosen.network:
-        make_network(folder / "network", encoder=chosen.encoder)
-    network = load_network(chosen.network or folder / "network").eval()
+    network = given_or_made(chosen.network, folder / "network", encoder=chosen.encoder)
     tiles = [read_image(path) for path in make_images(folder / "images", count=chosen.tiles, side=chosen.tile)]
     ready: dict[str, float] = {}
     sides: dict[str, Compute] = {}

@@ -62,21 +62,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from benchmarks.workload import MPP, make_network
+    from benchmarks.workload import MPP, given_or_made
     from microseg.data.synthetic import LAB_A, LAB_B, make_lab
-    from microseg.model import load_network
 
-    if not chosen.network:
-        make_network(folder / "network", encoder=chosen.encoder)
-    network = load_network(chosen.network or folder / "network")
+    network = given_or_made(chosen.network, folder / "network", encoder=chosen.encoder)
     for name, lab in (("source", LAB_A), ("target", LAB_B)):
         labelled, size = name == "source", 2 * chosen.crop
         make_lab(folder / name, lab, images=4, size=size, mpp=MPP, labelled=labelled, test_images=0, seed=0)
-    sides: dict[str, AbstractContextManager[None]]
     seconds: dict[str, list[float]] = {_BASE: [], "microseg": []}
     losses: dict[str, float] = {}
     for turn in range(chosen.turns):
-        sides = {_BASE: _as_pytorch_does(), "microseg": nullcontext()}
+        sides: dict[str, AbstractContextManager[None]] = {_BASE: _as_pytorch_does(), "microseg": nullcontext()}
         for name, side in sides.items():
             with side:
                 taken, losses[name] = _steps(network, folder, folder / f"{name}-{turn}", chosen.steps, chosen.crop)

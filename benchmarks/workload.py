@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from microseg.data import read_image, read_mask
 from microseg.data.synthetic import LAB_A, make_lab
-from microseg.model import NetworkConfig, PyramidSegmenter, encoder_normalisation, save_network
+from microseg.model import NetworkConfig, PyramidSegmenter, encoder_normalisation, load_network, save_network
 
-__all__ = ["MPP", "make_images", "make_network", "make_slide"]
+__all__ = ["MPP", "given_or_made", "make_images", "make_network", "make_slide"]
 
 MPP = 1.0
 """Microns per pixel of all that is made here."""
@@ -48,6 +48,19 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     save_network(folder, network.eval())
+
+
+def given_or_made(given: Path | None, folder: Path, *, encoder: str) -> PyramidSegmenter:
+    """A network that somebody trained, or where none is given one by `make_network`; in evaluation mode.
+
+    Args:
+        given: its folder.
+        folder: gets the network that is made.
+        encoder: of that one.
+    """
+    if given is None:
+        make_network(folder, encoder=encoder)
+    return load_network(given or folder).eval()
 
 
 def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
