@@ -25,7 +25,6 @@ class FrozenNorms:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
         parameter, training = next(network.parameters()), network.training
         example = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(parameter)  # (1, 3, h, w)
         network.eval()
