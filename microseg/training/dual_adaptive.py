@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 
@@ -26,6 +27,7 @@ from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.losses import domain_loss, segmentation_loss
 from microseg.model import FeatureDomainClassifier, Features, ImageDomainClassifier, PyramidSegmenter, reverse_gradient
+from microseg.training.colour_votes import colours_tell_classes
 from microseg.training.frozen import FrozenNorms
 from microseg.training.method import Losses, TrainingMethod
 from microseg.training.normalisation import (
@@ -43,6 +45,8 @@ from microseg.training.shift import to_batch
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
 _MASKS = 100  # of the source, read to know what its regions are like
+_COLOURED = 40  # images of the source, read to know whether colour tells their classes
+_SIDE = 512  # of them, pixels
 _SAME_SCALE = 1.1  # labs whose scales differ by less share their crops
 
 
@@ -103,7 +107,9 @@ class DualAdaptive(TrainingMethod):
         self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
-        self.rules = _rules(source, len(network.config.classes)) if settings.region_rules else RegionRules()
+        classes = len(network.config.classes)
+        self.rules = learned_rules(source, classes) if settings.region_rules else RegionRules()
+        self.colours_vote = settings.colour_votes and _colours_tell(source, classes)
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         self._frozen: FrozenNorms | None = None
@@ -127,7 +133,15 @@ class DualAdaptive(TrainingMethod):
             return
         if fabric.is_global_zero:
             first = self._first[0].to(fabric.device)
-            label_round(self.targets, number, self.folder, first=first, teacher=self._teacher(), rules=self.rules)
+            label_round(
+                self.targets,
+                number,
+                self.folder,
+                first=first,
+                teacher=self._teacher(),
+                rules=self.rules,
+                colours=self.colours_vote,
+            )
         fabric.barrier()
         self._round = number
         self.target = self._sampler(round_samples(self.targets, number, self.folder), seed=self.seed + 2 + number)
@@ -244,11 +258,26 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
 
 
-def _rules(source: Sequence[Sample], classes: int) -> RegionRules:
-    """Learned from a random choice of the source's masks."""
-    chosen = [source[index] for index in np.random.default_rng(0).permutation(len(source))[:_MASKS]]
-    masks = ((read_mask(sample.mask), sample.zoom) for sample in chosen if sample.mask is not None)
+def learned_rules(source: Sequence[Sample], classes: int) -> RegionRules:
+    """What regions are like, from a random choice of the source's masks."""
+    masks = ((read_mask(sample.mask), sample.zoom) for sample in _some(source, _MASKS) if sample.mask is not None)
     return region_rules(masks, classes)
+
+
+def _colours_tell(source: Sequence[Sample], classes: int) -> bool:
+    """From the middles of a random choice of the source's images."""
+    chosen = [(read_image(it.image), read_mask(it.mask)) for it in _some(source, _COLOURED) if it.mask is not None]
+    images, masks = zip(*((_middle(image), _middle(mask)) for image, mask in chosen), strict=True)
+    return colours_tell_classes(images, masks, classes)
+
+
+def _some(source: Sequence[Sample], count: int) -> list[Sample]:
+    return [source[index] for index in np.random.default_rng(0).permutation(len(source))[:count]]
+
+
+def _middle(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    top, left = (max(0, (length - _SIDE) // 2) for length in pixels.shape[:2])
+    return pixels[top : top + _SIDE, left : left + _SIDE]
 
 
 def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:

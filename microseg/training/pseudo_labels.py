@@ -18,6 +18,7 @@ from torch import Tensor
 from microseg.data.images import read_image, write_png
 from microseg.data.sampling import Sample
 from microseg.model import PyramidSegmenter
+from microseg.training.colour_votes import colour_groups, voted_labels
 from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
 from microseg.training.regions import RegionRules, possible_labels
 from microseg.training.shift import LabShift, predict_at, to_batch
@@ -59,6 +60,7 @@ def label_round(
     first: PyramidSegmenter,
     teacher: PyramidSegmenter,
     rules: RegionRules,
+    colours: bool,
 ) -> None:
     """Write the masks of a round; a round that is there is left.
 
@@ -69,6 +71,7 @@ def label_round(
         first: the segmenter in use.
         teacher: the average of the network in training; not asked in round 0.
         rules: what regions are like; others are removed.
+        colours: whether the pixels of a colour vote together; see `voted_labels`.
     """
     done = _round_folder(folder, number) / _DONE
     if done.exists():
@@ -78,7 +81,12 @@ def label_round(
         if number:
             later = (_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows)
             said = [torch.lerp(before, now, 0.5) for before, now in zip(said, later, strict=True)]
-        labels = possible_labels(said, rules, lab.shift.zoom)
+        if colours:
+            labels = voted_labels(
+                said, colour_groups([read_image(window) for window in lab.windows]), rules, lab.shift.zoom
+            )
+        else:
+            labels = possible_labels(said, rules, lab.shift.zoom)
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
         for window, mask in zip(lab.windows, labels, strict=True):

@@ -126,7 +126,7 @@ def possible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: f
     Shape:
         (K, H, W) → (H, W), each
     """
-    masks = [probability.argmax(0).numpy().astype(np.uint8) for probability in probabilities]
+    masks = [probability.max(0).indices.numpy().astype(np.uint8) for probability in probabilities]
     rules = rules.for_lab(masks, zoom)
     return [remove_impossible(mask, rules, zoom) for mask in masks]
 

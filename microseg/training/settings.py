@@ -77,6 +77,8 @@ class AdaptSettings(FitSettings):
             that training and use see the same network; ``running``: those of each batch, as usual.
         pseudo_labels: weight of the cross entropy to pseudo-labels on target crops; 0 switches them off.
         region_rules: take out of the pseudo-labels what the labelled labs never have; see `region_rules`.
+        colour_votes: let pixels of one colour vote together on their pseudo-labels, where colour tells the classes in
+            the labelled labs; see `voted_labels`.
         rounds: how often the pseudo-labels are made anew, evenly over the training.
     """
 
@@ -93,4 +95,5 @@ class AdaptSettings(FitSettings):
     normalisation: Literal["shared", "running"] = "shared"
     pseudo_labels: NonNegativeFloat = 1.0
     region_rules: bool = True
+    colour_votes: bool = True
     rounds: PositiveInt = 3
