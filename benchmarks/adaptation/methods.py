@@ -55,6 +55,7 @@ ABLATIONS: dict[str, Method] = {
     "without_pseudo_labels": Method({"pseudo_labels": 0.0}),
     "without_region_rules": Method({"region_rules": False}),
     "without_colour_votes": Method({"colour_votes": False}),
+    "without_colour_views": Method({"colour_views": False}),
     "without_rounds": Method({"rounds": 1}),
     "without_shared_statistics": Method({"normalisation": "running"}),
     "without_transfer": Method({"transfer": 0.0}),

@@ -16,19 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 
 from microseg.data.colour import ColourStatistics, colour_statistics, jitter_colour, transfer_colour
-from microseg.data.images import read_image, read_mask
+from microseg.data.images import read_image
 from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.losses import domain_loss, segmentation_loss
 from microseg.model import FeatureDomainClassifier, Features, ImageDomainClassifier, PyramidSegmenter, reverse_gradient
-from microseg.training.colour_votes import colours_tell_classes
 from microseg.training.frozen import FrozenNorms
+from microseg.training.knowledge import learn_from
 from microseg.training.method import Losses, TrainingMethod
 from microseg.training.normalisation import (
     NormStatistics,
@@ -38,15 +36,11 @@ from microseg.training.normalisation import (
     write_statistics,
 )
 from microseg.training.pseudo_labels import TargetLab, label_round, round_samples
-from microseg.training.regions import RegionRules, region_rules
 from microseg.training.settings import AdaptSettings
 from microseg.training.shift import to_batch
 
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
-_MASKS = 100  # of the source, read to know what its regions are like
-_COLOURED = 40  # images of the source, read to know whether colour tells their classes
-_SIDE = 512  # of them, pixels
 _SAME_SCALE = 1.1  # labs whose scales differ by less share their crops
 
 
@@ -107,9 +101,7 @@ class DualAdaptive(TrainingMethod):
         self.colours = _colours(windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
-        classes = len(network.config.classes)
-        self.rules = learned_rules(source, classes) if settings.region_rules else RegionRules()
-        self.colours_vote = settings.colour_votes and _colours_tell(source, classes)
+        self.knowledge = learn_from(source, len(network.config.classes), settings)
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         self._frozen: FrozenNorms | None = None
@@ -134,13 +126,7 @@ class DualAdaptive(TrainingMethod):
         if fabric.is_global_zero:
             first = self._first[0].to(fabric.device)
             label_round(
-                self.targets,
-                number,
-                self.folder,
-                first=first,
-                teacher=self._teacher(),
-                rules=self.rules,
-                colours=self.colours_vote,
+                self.targets, number, self.folder, first=first, teacher=self._teacher(), knowledge=self.knowledge
             )
         fabric.barrier()
         self._round = number
@@ -256,28 +242,6 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     others = {1 / lab.shift.zoom for lab in targets if max(lab.shift.zoom, 1 / lab.shift.zoom) > _SAME_SCALE}
     zooms = [1.0, 1.0, *sorted(others)] if others else [1.0]
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
-
-
-def learned_rules(source: Sequence[Sample], classes: int) -> RegionRules:
-    """What regions are like, from a random choice of the source's masks."""
-    masks = ((read_mask(sample.mask), sample.zoom) for sample in _some(source, _MASKS) if sample.mask is not None)
-    return region_rules(masks, classes)
-
-
-def _colours_tell(source: Sequence[Sample], classes: int) -> bool:
-    """From the middles of a random choice of the source's images."""
-    chosen = [(read_image(it.image), read_mask(it.mask)) for it in _some(source, _COLOURED) if it.mask is not None]
-    images, masks = zip(*((_middle(image), _middle(mask)) for image, mask in chosen), strict=True)
-    return colours_tell_classes(images, masks, classes)
-
-
-def _some(source: Sequence[Sample], count: int) -> list[Sample]:
-    return [source[index] for index in np.random.default_rng(0).permutation(len(source))[:count]]
-
-
-def _middle(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    top, left = (max(0, (length - _SIDE) // 2) for length in pixels.shape[:2])
-    return pixels[top : top + _SIDE, left : left + _SIDE]
 
 
 def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:

@@ -15,18 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microseg.data.colour import ColourStatistics, transfer_colour
 from microseg.data.images import read_image, write_png
 from microseg.data.sampling import Sample
 from microseg.model import PyramidSegmenter
 from microseg.training.colour_votes import colour_groups, voted_labels
+from microseg.training.knowledge import Knowledge
 from microseg.training.normalisation import mix_statistics, read_statistics, write_statistics
-from microseg.training.regions import RegionRules, possible_labels
+from microseg.training.regions import possible_labels
 from microseg.training.shift import LabShift, predict_at, to_batch
 
 __all__ = ["TargetLab", "first_teacher", "label_round", "round_samples"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # about the scale that the teacher knows
 _TURNS = (0, 1)  # quarter turns
+_BOLD = 0.75  # share of the lab's statistics, where the labels do not hang on it alone
+_HALF_WAY = 0.5  # from an image's colours to the labelled labs'
 _DONE = "done"
 
 
@@ -45,10 +49,10 @@ class TargetLab:
     shift: LabShift
 
 
-def first_teacher(network: PyramidSegmenter, shift: LabShift) -> PyramidSegmenter:
-    """A copy of the segmenter in use, half its statistics of what it knows and half of the lab."""
+def first_teacher(network: PyramidSegmenter, shift: LabShift, share: float = 0.5) -> PyramidSegmenter:
+    """A copy of the segmenter in use, a share of its statistics of the lab and the others of what it knows."""
     teacher = copy.deepcopy(network).eval()
-    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, 0.5))
+    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, share))
     return teacher
 
 
@@ -59,8 +63,7 @@ def label_round(
     *,
     first: PyramidSegmenter,
     teacher: PyramidSegmenter,
-    rules: RegionRules,
-    colours: bool,
+    knowledge: Knowledge,
 ) -> None:
     """Write the masks of a round; a round that is there is left.
 
@@ -70,23 +73,22 @@ def label_round(
         folder: of all rounds.
         first: the segmenter in use.
         teacher: the average of the network in training; not asked in round 0.
-        rules: what regions are like; others are removed.
-        colours: whether the pixels of a colour vote together; see `voted_labels`.
+        knowledge: what the labelled labs tell.
     """
     done = _round_folder(folder, number) / _DONE
     if done.exists():
         return
     for lab in labs:
-        said = _first_word(first, lab, folder / "first" / lab.name)
+        said = _first_word(first, lab, folder / "first" / lab.name, knowledge.colours)
         if number:
-            later = (_predict(teacher, window, sorted({1.0, lab.shift.zoom**0.5})) for window in lab.windows)
+            zooms = sorted({1.0, lab.shift.zoom**0.5})
+            later = (_predict(teacher, _read(window), zooms, _TURNS).cpu() for window in lab.windows)
             said = [torch.lerp(before, now, 0.5) for before, now in zip(said, later, strict=True)]
-        if colours:
-            labels = voted_labels(
-                said, colour_groups([read_image(window) for window in lab.windows]), rules, lab.shift.zoom
-            )
+        if knowledge.votes:
+            groups = colour_groups([read_image(window) for window in lab.windows])
+            labels = voted_labels(said, groups, knowledge.rules, lab.shift.zoom)
         else:
-            labels = possible_labels(said, rules, lab.shift.zoom)
+            labels = possible_labels(said, knowledge.rules, lab.shift.zoom)
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
         for window, mask in zip(lab.windows, labels, strict=True):
@@ -101,28 +103,44 @@ def round_samples(labs: Sequence[TargetLab], number: int, folder: Path) -> list[
     ]
 
 
-def _first_word(network: PyramidSegmenter, lab: TargetLab, folder: Path) -> list[Tensor]:
-    """The first teacher's probabilities, kept from round to round."""
+def _first_word(
+    network: PyramidSegmenter, lab: TargetLab, folder: Path, colours: ColourStatistics | None
+) -> list[Tensor]:
+    """The first teacher's probabilities, kept from round to round; where colours are given, half of what it says is of
+    images half way to them.
+    """
     done = folder / _DONE
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        teacher = first_teacher(network, lab.shift)
+        zooms = [lab.shift.zoom * zoom for zoom in _ZOOMS]
+        usual = first_teacher(network, lab.shift)
+        bold = first_teacher(network, lab.shift, _BOLD)
         for window in lab.windows:
-            predicted = _predict(teacher, window, [lab.shift.zoom * zoom for zoom in _ZOOMS])
-            np.save(folder / f"{window.stem}.npy", predicted.half().numpy())
+            image = _read(window)
+            if colours is None:
+                predicted = _predict(usual, image, zooms, _TURNS)
+            else:
+                near = transfer_colour(image, colours, torch.tensor([_HALF_WAY]))
+                views = _predict(bold, image, zooms, _TURNS[:1]), _predict(usual, near, zooms, _TURNS[1:])
+                predicted = torch.lerp(*views, 0.5)
+            np.save(folder / f"{window.stem}.npy", predicted.half().cpu().numpy())
         done.touch()
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
 
 
-def _predict(teacher: PyramidSegmenter, window: Path, zooms: Sequence[float]) -> Tensor:
-    """(K, H, W), on the CPU: the mean over scales and turns."""
-    batch = to_batch(read_image(window), next(teacher.parameters()).device)
+def _predict(teacher: PyramidSegmenter, image: Tensor, zooms: Sequence[float], turns: Sequence[int]) -> Tensor:
+    """(1, 3, H, W) → (K, H, W): the mean over scales and turns."""
+    batch = image.to(next(teacher.parameters()).device)
     views = [
         torch.rot90(predict_at(teacher, torch.rot90(batch, turn, (2, 3)), zoom), -turn, (2, 3))
         for zoom in zooms
-        for turn in _TURNS
+        for turn in turns
     ]
-    return torch.stack(views).mean(0)[0].cpu()
+    return torch.stack(views).mean(0)[0]
+
+
+def _read(window: Path) -> Tensor:
+    return to_batch(read_image(window), torch.device("cpu"))
 
 
 def _round_folder(folder: Path, number: int) -> Path:

@@ -79,6 +79,8 @@ class AdaptSettings(FitSettings):
         region_rules: take out of the pseudo-labels what the labelled labs never have; see `region_rules`.
         colour_votes: let pixels of one colour vote together on their pseudo-labels, where colour tells the classes in
             the labelled labs; see `voted_labels`.
+        colour_views: let the first teacher see the new lab in colours near the labelled labs' too, where colour does
+            not tell the classes.
         rounds: how often the pseudo-labels are made anew, evenly over the training.
     """
 
@@ -96,4 +98,5 @@ class AdaptSettings(FitSettings):
     pseudo_labels: NonNegativeFloat = 1.0
     region_rules: bool = True
     colour_votes: bool = True
+    colour_views: bool = True
     rounds: PositiveInt = 3
