@@ -200,8 +200,8 @@ def test_what_regions_are_like_is_learned_from_the_sources_masks(
     dual_adaptive: Make, noise: tuple[list[Sample], list[Sample]]
 ) -> None:
     masks = [(read_mask(it.mask), it.zoom) for it in noise[0] if it.mask is not None]
-    assert dual_adaptive().rules == region_rules(masks, 2) != RegionRules()
-    assert dual_adaptive(region_rules=False).rules == RegionRules()
+    assert dual_adaptive().knowledge.rules == region_rules(masks, 2) != RegionRules()
+    assert dual_adaptive(region_rules=False).knowledge.rules == RegionRules()
 
 
 def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(

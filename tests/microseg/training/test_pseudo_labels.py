@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from microseg.data.colour import colour_statistics
 from microseg.data.images import read_image, read_mask, write_png
 from microseg.training import LabShift, NormStatistics, TargetLab, measure_statistics, mix_statistics, read_statistics
+from microseg.training.knowledge import Knowledge
 from microseg.training.pseudo_labels import first_teacher, label_round, round_samples
 from microseg.training.regions import RegionRules
 from microseg.training.shift import predict_at, to_batch
@@ -38,7 +40,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
-    label_round([lab], 0, tmp_path / "work", first=first, teacher=later, rules=RegionRules())
+    label_round([lab], 0, tmp_path / "work", first=first, teacher=later, knowledge=Knowledge())
     samples = round_samples([lab], 0, tmp_path / "work")
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
@@ -49,7 +51,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
     assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
     label_round(
-        [lab], 0, tmp_path / "work", first=later, teacher=later, rules=RegionRules()
+        [lab], 0, tmp_path / "work", first=later, teacher=later, knowledge=Knowledge()
     )  # it is there: left as it is
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
@@ -64,7 +66,7 @@ def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
     lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), LabShift(1.0, statistics, statistics))
 
     def masks(first: Any, later: Any, name: str, number: int = 1) -> Any:
-        label_round([lab], number, tmp_path / name, first=first, teacher=later, rules=RegionRules())
+        label_round([lab], number, tmp_path / name, first=first, teacher=later, knowledge=Knowledge())
         (sample,) = round_samples([lab], number, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
@@ -86,7 +88,7 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
 
     def marked(name: str, rules: RegionRules) -> int:
         teacher = Says("follows")
-        label_round([lab], 0, tmp_path / name, first=teacher, teacher=teacher, rules=rules)
+        label_round([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=Knowledge(rules))
         (sample,) = round_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
         return int(read_mask(sample.mask)[22:, 22:].sum())
@@ -95,8 +97,46 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
     assert marked("by the rules", RegionRules((0.0, 40.0), (0.0, 0.0), ((), ()))) == 0
 
 
+def test_pixels_of_one_colour_vote_together(tmp_path: Path) -> None:
+    """A teacher that takes one of five dark squares for ground is outvoted."""
+    picture = np.full((60, 60, 3), 200, np.uint8)
+    for top, left in ((4, 4), (4, 44), (44, 4), (44, 44), (24, 24)):
+        picture[top : top + 12, left : left + 12] = 90
+    write_png(tmp_path / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), LabShift(1.0, statistics, statistics))
+
+    def marked(name: str, votes: bool) -> Any:
+        teacher = Says("follows but in the middle")
+        label_round([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=Knowledge(votes=votes))
+        (sample,) = round_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)[24:36, 24:36]
+
+    assert not marked("each by itself", votes=False).any()
+    assert marked("together", votes=True).all()
+
+
+def test_the_first_teacher_sees_the_images_in_known_colours_too(tmp_path: Path) -> None:
+    """Two teachers' views differ where one goes by brightness and the known colours are darker."""
+    write_png(tmp_path / "0.png", np.full((16, 16, 3), 140, np.uint8))
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), LabShift(1.0, statistics, statistics))
+    dark = colour_statistics(torch.full((1, 3, 4, 4), 0.2))
+
+    def marked(name: str, knowledge: Knowledge) -> Any:
+        teacher = Says("follows")
+        label_round([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=knowledge)
+        (sample,) = round_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)
+
+    assert not marked("as it is", Knowledge()).any()
+    assert marked("both", Knowledge(colours=dark)).all()
+
+
 class Says(torch.nn.Module):
-    """A segmenter of two classes that goes by brightness, or by the place."""
+    """A segmenter of two classes that goes by brightness, by the place, or by both."""
 
     def __init__(self, how: str, certainty: float = 20) -> None:
         super().__init__()
@@ -104,5 +144,8 @@ class Says(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
-        score = 0.5 - x[:, :1] if self.how == "follows" else (row % 8 < 4).float() - 0.5
+        score = (row % 8 < 4).float() - 0.5 if self.how == "across" else 0.5 - x[:, :1]
+        if self.how == "follows but in the middle":
+            down, along = ((torch.arange(length) / length - 0.5).abs() < 0.2 for length in x.shape[2:])
+            score = torch.where(down[:, None] & along, -0.01, score)
         return self.certainty * torch.cat([-score, score], dim=1)
