@@ -2,8 +2,9 @@
 
 A segmenter that a new lab confuses takes things of one colour for this here and for that there, such as red cells that
 its own lab never had. Where colour tells the classes in the labelled labs, all pixels of one colour in the new lab vote
-together on what they are, so that what is right more often than not becomes right. Where classes differ by shape or
-texture instead, colours say nothing and are not asked.
+together on what they are. Where the vote is for another class than the segmenter, nothing is said about a pixel: not
+everything of one colour is of one class either. Where classes differ by shape or texture instead, colours say nothing
+and are not asked.
 """
 
 import warnings
@@ -15,7 +16,8 @@ from scipy import ndimage
 from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 
-from microseg.training.regions import RegionRules, possible_labels
+from microseg.data.images import IGNORE
+from microseg.training.regions import RegionRules, most_probable, possible_labels
 
 __all__ = ["colour_groups", "colours_tell_classes", "voted_labels"]
 
@@ -78,7 +80,7 @@ def colours_tell_classes(images: Sequence[Image], masks: Sequence[Mask], classes
 def voted_labels(
     probabilities: Sequence[Tensor], groups: Sequence[npt.NDArray[np.uint8]], rules: RegionRules, zoom: float
 ) -> list[Mask]:
-    """The classes of a lab's pixels by what a segmenter says and by the vote of the pixels of their colour.
+    """The classes of a lab's pixels where what a segmenter says and the vote of the pixels of their colour agree.
 
     Args:
         probabilities: of the classes, on the CPU.
@@ -88,8 +90,12 @@ def voted_labels(
 
     Shape:
         (K, H, W) and (H, W) → (H, W), each
+
+    Returns:
+        Class indices; 255, ignored, where the vote is for another class than the segmenter.
     """
-    labels = possible_labels(probabilities, rules, zoom)
+    alone = labels = possible_labels(probabilities, rules, zoom)
+    both = list(probabilities)
     for _ in range(_ROUNDS):
         votes = _votes(labels, groups, len(probabilities[0]))
         shares = probabilities[0].new_tensor(votes / votes.sum(1, keepdims=True))  # (32, K)
@@ -98,7 +104,8 @@ def voted_labels(
             for said, group in zip(probabilities, groups, strict=True)
         ]
         labels = possible_labels(both, rules, zoom)
-    return labels
+    each = zip(labels, most_probable(both), alone, strict=True)
+    return [np.where((label == voted) & (voted != said), np.uint8(IGNORE), label) for label, voted, said in each]
 
 
 def _votes(masks: Sequence[Mask], groups: Sequence[npt.NDArray[np.uint8]], classes: int) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microseg.data.images import IGNORE
 
-__all__ = ["RegionRules", "possible_labels", "region_rules", "remove_impossible"]
+__all__ = ["RegionRules", "most_probable", "possible_labels", "region_rules", "remove_impossible"]
 
 _LEFT_OUT = 0.01  # share of a class's area that lies in its smallest regions, which do not count
 _HALF = 0.5  # of a class's area
@@ -115,6 +115,11 @@ def remove_impossible(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: flo
     return np.where(open_ended, np.uint8(IGNORE), cleaned) if open_ended.any() else cleaned
 
 
+def most_probable(probabilities: Sequence[Tensor]) -> list[npt.NDArray[np.uint8]]:
+    """The most probable class of each pixel: (K, H, W) → (H, W), each."""
+    return [each.max(0).indices.numpy().astype(np.uint8) for each in probabilities]  # faster than argmax
+
+
 def possible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: float) -> list[npt.NDArray[np.uint8]]:
     """The most probable class of each pixel of a lab's images, without regions that break the rules.
 
@@ -126,7 +131,7 @@ def possible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: f
     Shape:
         (K, H, W) → (H, W), each
     """
-    masks = [probability.max(0).indices.numpy().astype(np.uint8) for probability in probabilities]
+    masks = most_probable(probabilities)
     rules = rules.for_lab(masks, zoom)
     return [remove_impossible(mask, rules, zoom) for mask in masks]
 
