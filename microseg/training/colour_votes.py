@@ -17,6 +17,7 @@ from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 
 from microseg.data.images import IGNORE
+from microseg.data.stain import optical_density
 from microseg.training.regions import RegionRules, most_probable, possible_labels
 
 __all__ = ["colour_groups", "colours_tell_classes", "voted_labels"]
@@ -47,7 +48,7 @@ def colour_groups(images: Sequence[Image], seed: int = 0) -> list[npt.NDArray[np
     """
     rng = np.random.default_rng(seed)
     share = -(-_PIXELS // len(images))
-    densities = [_density(image) for image in images]
+    densities = [ndimage.gaussian_filter(optical_density(image), (1, 1, 0)) for image in images]
     chosen = np.concatenate([each[rng.integers(0, len(each), share)] for each in (d.reshape(-1, 3) for d in densities)])
     chosen += rng.normal(0, _GRAIN, chosen.shape).astype(np.float32)
     with warnings.catch_warnings():
@@ -116,8 +117,3 @@ def _votes(masks: Sequence[Mask], groups: Sequence[npt.NDArray[np.uint8]], class
         pairs = group[known].astype(np.intp) * classes + mask[known]
         votes += np.bincount(pairs, minlength=votes.size).reshape(votes.shape)
     return votes
-
-
-def _density(image: Image) -> npt.NDArray[np.float32]:
-    density = -np.log((image.astype(np.float32) + 1) / 256)
-    return np.asarray(ndimage.gaussian_filter(density, (1, 1, 0)), np.float32)
