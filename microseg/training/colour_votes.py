@@ -99,11 +99,8 @@ def voted_labels(
     both = list(probabilities)
     for _ in range(_ROUNDS):
         votes = _votes(labels, groups, len(probabilities[0]))
-        shares = probabilities[0].new_tensor(votes / votes.sum(1, keepdims=True))  # (32, K)
-        both = [
-            said * shares[group.astype(np.intp)].permute(2, 0, 1)
-            for said, group in zip(probabilities, groups, strict=True)
-        ]
+        shares = probabilities[0].new_tensor((votes / votes.sum(1, keepdims=True)).T)  # (K, 32)
+        both = [said * shares[:, group.astype(np.intp)] for said, group in zip(probabilities, groups, strict=True)]
         labels = possible_labels(both, rules, zoom)
     each = zip(labels, most_probable(both), alone, strict=True)
     return [np.where((label == voted) & (voted != said), np.uint8(IGNORE), label) for label, voted, said in each]
