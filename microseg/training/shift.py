@@ -56,7 +56,8 @@ def measure_shift(
         network: the segmenter trained on the labelled labs; not changed.
         source: images of the labelled labs at the model's scale.
         target: images of the new lab, likewise as far as microns per pixel are known.
-        search_scale: whether the target's scale is to be found; else it is taken to be the model's.
+        search_scale: whether the target's scale is to be found, among those at which no image becomes too small to have
+            statistics; else it is taken to be the model's.
 
     Shape:
         images (H, W, 3), uint8
@@ -66,7 +67,9 @@ def measure_shift(
     zoom, zoomed = 1.0, native
     if search_scale:
         reference = _measure(network, source, 1.0)
-        measured = {scale: native if scale == 1 else _measure(network, target, scale) for scale in SCALES}
+        least = _least_side(network) / min(min(image.shape[:2]) for image in target)
+        scales = [scale for scale in SCALES if scale >= least and scale != 1]
+        measured = {1.0: native} | {scale: _measure(network, target, scale) for scale in scales}
         distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
         zoom = _modest_scale(distances)
         zoomed = measured[zoom]
@@ -114,12 +117,17 @@ def _middle(image: Image, zoom: float) -> Image:
     return image[top : top + side, left : left + side]
 
 
+def _least_side(network: PyramidSegmenter) -> int:
+    """Of an image, in pixels: with less its deepest features are one pixel, which has no variance."""
+    return int(2 * network.stride)
+
+
 def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> NormStatistics:
     device = next(network.parameters()).device
 
     def seen(image: Image) -> Tensor:
         batch = to_batch(_middle(image, zoom), device)
-        height, width = (max(network.stride, round(length * zoom)) for length in batch.shape[-2:])
+        height, width = (max(_least_side(network), round(length * zoom)) for length in batch.shape[-2:])
         return resize(batch, height, width)
 
     return measure_statistics(network, (seen(image) for image in images))

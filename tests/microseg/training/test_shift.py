@@ -76,3 +76,11 @@ def test_predictions_at_another_scale_have_the_size_of_the_image(network: Any) -
     probabilities = predict_at(network, torch.rand(1, 3, 30, 50), 0.5)
     assert probabilities.shape == (1, 2, 30, 50)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 30, 50))
+
+
+def test_images_hardly_larger_than_the_networks_stride_have_statistics(network: Any) -> None:
+    """At half their size the deepest features of such an image would be a single pixel."""
+    small = pictures(side=network.stride + 1)
+    shift = measure_shift(network, pictures(), small, search_scale=True)
+    assert shift.zoom >= 1.0
+    assert all(torch.isfinite(variance).all() for variance in shift.statistics.variances)
