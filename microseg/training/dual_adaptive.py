@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, Self
 import torch
 from lightning_fabric import Fabric
 
-from microseg.data.colour import ColourStatistics, colour_statistics, jitter_colour, transfer_colour
+from microseg.data.colour import jitter_colour, transfer_colour
 from microseg.data.images import read_image
 from microseg.data.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.losses import domain_loss, segmentation_loss
 from microseg.model import FeatureDomainClassifier, Features, ImageDomainClassifier, PyramidSegmenter, reverse_gradient
 from microseg.training.frozen import FrozenNorms
-from microseg.training.knowledge import learn_from
+from microseg.training.knowledge import Knowledge, image_colours, learn_from
 from microseg.training.method import Losses, TrainingMethod
 from microseg.training.normalisation import (
     NormStatistics,
@@ -37,7 +37,6 @@ from microseg.training.normalisation import (
 )
 from microseg.training.pseudo_labels import TargetLab, label_round, round_samples
 from microseg.training.settings import AdaptSettings
-from microseg.training.shift import to_batch
 
 __all__ = ["AdaptationBatch", "DualAdaptive", "reversal_strength"]
 
@@ -98,10 +97,11 @@ class DualAdaptive(TrainingMethod):
         self.source = self._sampler(_at_scales(source, targets), seed=seed)
         windows = [window for lab in targets for window in lab.windows]
         self.target = self._sampler([Sample(window) for window in windows], seed=seed + 1)
-        self.colours = _colours(windows)
+        self.colours = image_colours(read_image(window) for window in windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_filters) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_filters) if settings.lambda_feature else None
-        self.knowledge = learn_from(source, len(network.config.classes), settings)
+        classes = len(network.config.classes)
+        self.knowledge = learn_from(source, classes, settings) if settings.pseudo_labels else Knowledge()
         self._round = -1
         self._first = (copy.deepcopy(network),)  # in a tuple, so that it is no part of this module
         self._frozen: FrozenNorms | None = None
@@ -251,8 +251,3 @@ def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) 
         own = mix_statistics(lab.shift.statistics, lab.shift.zoomed_statistics, 0.5)
         shared = mix_statistics(shared, own, 1 / (len(targets) + number + 1))  # 1/(2n) each in the end
     return shared
-
-
-def _colours(windows: Sequence[Path]) -> ColourStatistics:
-    each = [colour_statistics(to_batch(read_image(window), torch.device("cpu"))) for window in windows]
-    return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))

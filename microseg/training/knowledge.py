@@ -1,6 +1,6 @@
 """What the labelled labs tell about any lab: what regions are like, and whether colour tells the classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,9 @@ from microseg.data.sampling import Sample
 from microseg.training.colour_votes import colours_tell_classes
 from microseg.training.regions import RegionRules, region_rules
 from microseg.training.settings import AdaptSettings
-from microseg.training.shift import to_batch
+from microseg.training.shift import middle, to_batch
 
-__all__ = ["Knowledge", "learn_from"]
+__all__ = ["Knowledge", "image_colours", "learn_from"]
 
 _MASKS = 100  # read to know what regions are like
 _IMAGES = 40  # read to know their colours, and whether these tell the classes
@@ -57,20 +57,18 @@ def learn_from(source: Sequence[Sample], classes: int, settings: AdaptSettings) 
     if not (settings.colour_votes or settings.colour_views):
         return Knowledge(rules)
     pairs = [(read_image(it.image), read_mask(it.mask)) for it in chosen[:_IMAGES] if it.mask is not None]
-    images, masks = [_middle(image) for image, _ in pairs], [_middle(mask) for _, mask in pairs]
+    images, masks = ([middle(it, _SIDE) for it in each] for each in zip(*pairs, strict=True))
     if colours_tell_classes(images, masks, classes):
         return Knowledge(rules, votes=settings.colour_votes)
     return Knowledge(rules, colours=_mean_colours(images) if settings.colour_views else None)
 
 
-def _mean_colours(images: Sequence[npt.NDArray[np.uint8]]) -> ColourStatistics:
+def image_colours(images: Iterable[npt.NDArray[np.uint8]]) -> ColourStatistics:
+    """The colour statistics of B images, (H, W, 3) each."""
     each = [colour_statistics(to_batch(image, torch.device("cpu"))) for image in images]
-    return ColourStatistics(
-        torch.cat([one.mean for one in each]).mean(0, keepdim=True),
-        torch.cat([one.covariance for one in each]).mean(0, keepdim=True),
-    )
+    return ColourStatistics(torch.cat([one.mean for one in each]), torch.cat([one.covariance for one in each]))
 
 
-def _middle(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    top, left = (max(0, (length - _SIDE) // 2) for length in pixels.shape[:2])
-    return pixels[top : top + _SIDE, left : left + _SIDE]
+def _mean_colours(images: Iterable[npt.NDArray[np.uint8]]) -> ColourStatistics:
+    each = image_colours(images)
+    return ColourStatistics(each.mean.mean(0, keepdim=True), each.covariance.mean(0, keepdim=True))

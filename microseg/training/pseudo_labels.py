@@ -114,7 +114,7 @@ def _first_word(
         folder.mkdir(parents=True, exist_ok=True)
         zooms = [lab.shift.zoom * zoom for zoom in _ZOOMS]
         usual = first_teacher(network, lab.shift)
-        bold = first_teacher(network, lab.shift, _BOLD)
+        bold = usual if colours is None else first_teacher(network, lab.shift, _BOLD)
         for window in lab.windows:
             image = _read(window)
             if colours is None:

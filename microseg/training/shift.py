@@ -21,7 +21,7 @@ from microseg.training.normalisation import (
     statistics_distance,
 )
 
-__all__ = ["LabShift", "measure_shift", "predict_at", "resize", "to_batch"]
+__all__ = ["LabShift", "measure_shift", "middle", "predict_at", "resize", "to_batch"]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # of what the best scale brings, which a scale nearer to 1 may miss
@@ -110,11 +110,10 @@ def _spread(images: Sequence[Image]) -> list[Image]:
     return [images[int(index)] for index in chosen]
 
 
-def _middle(image: Image, zoom: float) -> Image:
-    """The middle of an image, so large that it has the side seen at a scale."""
-    side = round(_SIDE / zoom)
-    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-    return image[top : top + side, left : left + side]
+def middle(pixels: Image, side: int) -> Image:
+    """The middle of an image or a mask, of so many pixels on each side, or less where it is smaller."""
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
 
 
 def _least_side(network: PyramidSegmenter) -> int:
@@ -126,7 +125,7 @@ def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) ->
     device = next(network.parameters()).device
 
     def seen(image: Image) -> Tensor:
-        batch = to_batch(_middle(image, zoom), device)
+        batch = to_batch(middle(image, round(_SIDE / zoom)), device)
         height, width = (max(_least_side(network), round(length * zoom)) for length in batch.shape[-2:])
         return resize(batch, height, width)
 
