@@ -56,8 +56,8 @@ def measure_shift(
         network: the segmenter trained on the labelled labs; not changed.
         source: images of the labelled labs at the model's scale.
         target: images of the new lab, likewise as far as microns per pixel are known.
-        search_scale: whether the target's scale is to be found, among those at which no image becomes too small to have
-            statistics; else it is taken to be the model's.
+        search_scale: whether the target's scale is to be found, each scale on the images that do not become too small
+            there to have statistics; else it is taken to be the model's.
 
     Shape:
         images (H, W, 3), uint8
@@ -67,9 +67,11 @@ def measure_shift(
     zoom, zoomed = 1.0, native
     if search_scale:
         reference = _measure(network, source, 1.0)
-        least = _least_side(network) / min(min(image.shape[:2]) for image in target)
-        scales = [scale for scale in SCALES if scale >= least and scale != 1]
-        measured = {1.0: native} | {scale: _measure(network, target, scale) for scale in scales}
+        measured = {1.0: native}
+        for scale in SCALES:
+            large = [image for image in target if min(image.shape[:2]) * scale >= _least_side(network)]
+            if large and scale != 1:
+                measured[scale] = _measure(network, large, scale)
         distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
         zoom = _modest_scale(distances)
         zoomed = measured[zoom]

@@ -84,3 +84,10 @@ def test_images_hardly_larger_than_the_networks_stride_have_statistics(network: 
     shift = measure_shift(network, pictures(), small, search_scale=True)
     assert shift.zoom >= 1.0
     assert all(torch.isfinite(variance).all() for variance in shift.statistics.variances)
+
+
+def test_one_small_image_does_not_keep_the_others_scale_from_being_found(network: Any) -> None:
+    lab = pictures(radius=12, side=144)
+    small = disks(7, side=network.stride + 1)[0]
+    found = measure_shift(network, pictures(), [*lab, small], search_scale=True).zoom
+    assert found == measure_shift(network, pictures(), lab, search_scale=True).zoom < 1.0
