@@ -16,7 +16,7 @@ help:
 	@echo "make serve      a Prefect server and an MLflow server on this machine"
 
 demo: $(STAMP)
-	@$(BIN)/python -m flows.story $(if $(SOURCE),--source "$(SOURCE)") $(if $(TARGET),--target "$(TARGET)") $(ARGS)
+	@$(BIN)/python -m flows.demo $(if $(SOURCE),--source "$(SOURCE)") $(if $(TARGET),--target "$(TARGET)") $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(WORKERS) -m "not long" $(ARGS)
@@ -36,7 +36,7 @@ check: $(STAMP)
 	@$(BIN)/lint-imports
 
 serve: $(STAMP)
-	@$(BIN)/python -m flows.servers $(ARGS)
+	@$(BIN)/python -m flows.service.local_servers $(ARGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

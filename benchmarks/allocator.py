@@ -124,8 +124,9 @@ def _measure() -> dict[str, float]:
     import torch  # before microseg, which would set the waiting policy that is not there on purpose
 
     from microseg.cpu import tune_allocator
-    from microseg.losses import segmentation_loss
-    from microseg.model import NetworkConfig, PyramidSegmenter
+    from microseg.models.config import NetworkConfig
+    from microseg.models.network import PyramidSegmenter
+    from microseg.training.losses.segmentation import segmentation_loss
 
     if _TUNE in os.environ:
         tune_allocator()

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from microseg.data.appearance import APPEARANCE, describe_image
-from microseg.data.images import IMAGE_SUFFIXES, read_image
-from microseg.data.synthetic import LAB_A, make_section
-from microseg.inference import Engine, image_drift
-from microseg.metrics import MIN_KNOWN, KnownImages, learn_lab
-from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
+from microseg.inference.engine import Engine
+from microseg.inference.out_of_distribution import image_ood_score
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
+from microseg.slides.images import IMAGE_SUFFIXES, read_image
+from microseg.synthetic.labs import LAB_A, make_section
 
 __all__ = ["main"]
 
@@ -54,8 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _cost(encoder: str, runs: int) -> dict[str, list[float]]:
     network = PyramidSegmenter(NetworkConfig(classes=("background", "gland"), encoder=encoder)).eval()
-    engine, size = Engine(network), len(APPEARANCE)
-    known = KnownImages(APPEARANCE, {"lab_a": learn_lab(np.random.default_rng(0).normal(size=(20, size)), [""] * 20)})
+    engine, size = Engine(network), len(APPEARANCE_FEATURES)
+    reference = ReferenceDistribution(
+        APPEARANCE_FEATURES,
+        {"lab_a": fit_lab_distribution(np.random.default_rng(0).normal(size=(20, size)), [""] * 20)},
+    )
     section = make_section(LAB_A, 500, 1.0, seed=0)[0]
     image = np.tile(section, (2, 2, 1))[:_SIDE, :_SIDE]
     measured: dict[str, list[float]] = {"segment_s": [], "drift_s": [], "ratio": []}
@@ -63,7 +68,7 @@ def _cost(encoder: str, runs: int) -> dict[str, list[float]]:
         began = time.perf_counter()
         engine.probabilities(image)
         between = time.perf_counter()
-        image_drift(known, image)
+        image_ood_score(reference, image)
         ended = time.perf_counter()
         if run >= 0:
             for key, value in (("segment_s", between - began), ("drift_s", ended - between)):
@@ -78,34 +83,36 @@ def _cost(encoder: str, runs: int) -> dict[str, list[float]]:
 def _task(task: Path) -> list[dict[str, Any]]:
     described = {lab.name: _describe(lab / "images") for lab in sorted(task.iterdir()) if (lab / "images").is_dir()}
     rows = []
-    for known, other in permutations(described, 2):
-        if len(described[known]) < 2 * MIN_KNOWN:
+    for reference, other in permutations(described, 2):
+        if len(described[reference]) < 2 * MIN_REFERENCE_IMAGES:
             continue
-        row = {"task": task.name, "known": known, "other": other} | _apart(described[known], described[other])
+        row = {"task": task.name, "reference": reference, "other": other} | _apart(
+            described[reference], described[other]
+        )
         rows.append(row)
         told = "  ".join(f"{name} {_spread(row[name])}" for name in ("own", "new", "median_own", "median_new"))
-        print(f"{task.name}: {known} known by {row['learnt']}, beside {other}: {told}")
+        print(f"{task.name}: {reference} known by {row['learnt']}, beside {other}: {told}")
     return rows
 
 
 def _describe(folder: Path) -> npt.NDArray[np.float64]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     some = np.unique(np.linspace(0, len(files) - 1, min(_MOST, len(files))).astype(int))
-    rows = [describe_image(read_image(files[index])) for index in some]
+    rows = [image_features(read_image(files[index])) for index in some]
     return np.array([row for row in rows if row is not None])
 
 
-def _apart(known: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> dict[str, Any]:
-    learnt = min(len(known) // 2, 60)
+def _apart(reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> dict[str, Any]:
+    learnt = min(len(reference) // 2, 60)
     found: dict[str, Any] = {"learnt": learnt, "own": [], "new": [], "median_own": [], "median_new": []}
     for half in range(_HALVES):
-        order = np.random.default_rng(half).permutation(len(known))
-        lab = learn_lab(known[order[:learnt]], [str(index) for index in range(learnt)])
-        knows = KnownImages(APPEARANCE, {"known": lab})
-        own, new = knows.drift(known[order[learnt:]]), knows.drift(other)
-        for name, drifts in (("own", own), ("new", new)):
-            found[name].append(float((drifts > 1).mean()))
-            found[f"median_{name}"].append(float(np.median(drifts)))
+        order = np.random.default_rng(half).permutation(len(reference))
+        lab = fit_lab_distribution(reference[order[:learnt]], [str(index) for index in range(learnt)])
+        knows = ReferenceDistribution(APPEARANCE_FEATURES, {"reference": lab})
+        own, new = knows.ood_score(reference[order[learnt:]]), knows.ood_score(other)
+        for name, scores in (("own", own), ("new", new)):
+            found[name].append(float((scores > 1).mean()))
+            found[f"median_{name}"].append(float(np.median(scores)))
     return found
 
 

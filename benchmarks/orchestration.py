@@ -43,13 +43,13 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     from prefect.testing.utilities import prefect_test_harness
 
     from benchmarks.workload import MPP, make_network
-    from flows.models import fetch_segmenter
     from flows.segment import segment
-    from flows.settings import load_settings
-    from flows.stores import open_registry
-    from microseg.data import write_png
-    from microseg.data.synthetic import LAB_A, make_section
-    from microseg.inference import BatchOptions, segment_batch
+    from flows.workspace import open_workspace
+    from microseg.config.settings import load_settings
+    from microseg.inference.batch import segment_batch
+    from microseg.inference.options import BatchOptions
+    from microseg.slides.images import write_png
+    from microseg.synthetic.labs import LAB_A, make_section
 
     settings = load_settings()
     folder = home / "images"
@@ -60,7 +60,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
         image[0, 0] = (number // 256, number % 256, 0)  # so that no two are the same
         write_png(folder / f"{number:04d}.png", image)
     make_network(home / "network", encoder=settings.params.network.encoder)
-    registry = open_registry(settings)
+    registry = open_workspace(settings).registry
     with registry.run("benchmark") as run:
         example = np.zeros((64, 64, 3), np.uint8)
         version = registry.register(run, home / "network", example=example, method="none", description="None.")
@@ -71,7 +71,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
         for number in range(-1, pairs):  # the first pair warms both up
             few = paths[:20] if number < 0 else paths
             began = time.perf_counter()
-            segmenter = fetch_segmenter(version, settings)
+            segmenter = open_workspace(settings).segmenter(version)
             options = BatchOptions(outputs=settings.params.inference.outputs)
             segment_batch(
                 segmenter.engine, few, home / f"engine-{number}", provenance=segmenter.provenance, options=options

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from microseg.data.atomic import replacing
+from microseg.files import atomic_write
 
 __all__ = ["KeptRows", "Row", "console_table", "markdown_table"]
 
@@ -40,7 +40,7 @@ class KeptRows:
     def add(self, row: Row) -> None:
         """Keep one more."""
         self.rows.append(row)
-        with replacing(self.file) as part:
+        with atomic_write(self.file) as part:
             part.write_text(json.dumps(self.rows, indent=1) + "\n")
 
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from benchmarks.spread import spread
 
 if TYPE_CHECKING:
-    from microseg.model import PyramidSegmenter
+    from microseg.models.network import PyramidSegmenter
 
 __all__ = ["main"]
 
@@ -74,7 +74,7 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.workload import given_or_made, make_images
-    from microseg.data import read_image
+    from microseg.slides.images import read_image
 
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
     network = given_or_made(chosen.network, folder / "network", encoder=chosen.encoder)
@@ -113,8 +113,8 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -> dict[str, Callable[[], Compute]]:
     """What makes each side ready."""
-    from microseg.export import export_model
-    from microseg.inference import Engine
+    from microseg.inference.engine import Engine
+    from microseg.models.export.formats import export_model
 
     def engine() -> Compute:
         made = Engine(network, tile=tile, halo=0, batch=threads)  # the tiles are whole images
@@ -122,22 +122,22 @@ def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -
 
     graph = export_model(network, folder / "network.onnx", kind="onnx", tile=tile).path
     sides: dict[str, Callable[[], Compute]] = {_BASE: engine}
-    for lanes in dict.fromkeys((threads, 1)):
-        shape = f"{lanes} x {threads // lanes}"
-        sides[f"onnxruntime, {shape}"] = partial(_onnxruntime, graph, lanes, threads // lanes)
-        sides[f"openvino, {shape}"] = partial(_openvino, graph, tile, threads, {"NUM_STREAMS": lanes})
+    for parallel_tiles in dict.fromkeys((threads, 1)):
+        shape = f"{parallel_tiles} x {threads // parallel_tiles}"
+        sides[f"onnxruntime, {shape}"] = partial(_onnxruntime, graph, parallel_tiles, threads // parallel_tiles)
+        sides[f"openvino, {shape}"] = partial(_openvino, graph, tile, threads, {"NUM_STREAMS": parallel_tiles})
     for hint in ("LATENCY", "THROUGHPUT"):
         sides[f"openvino, {hint.lower()}"] = partial(_openvino, graph, tile, threads, {"PERFORMANCE_HINT": hint})
     return sides
 
 
-def _onnxruntime(graph: Path, lanes: int, threads: int) -> Compute:
+def _onnxruntime(graph: Path, parallel_tiles: int, threads: int) -> Compute:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    return _beside(lanes, lambda x: session.run(None, {"image": x})[0])
+    return _beside(parallel_tiles, lambda x: session.run(None, {"image": x})[0])
 
 
 def _openvino(graph: Path, tile: int, threads: int, options: Mapping[str, Any]) -> Compute:
@@ -148,13 +148,13 @@ def _openvino(graph: Path, tile: int, threads: int, options: Mapping[str, Any]) 
     model.reshape([1, 3, tile, tile])
     common = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(model, "CPU", {**common, **options})
-    lanes = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    return _beside(lanes, lambda x: compiled.create_infer_request().infer({0: x})[0])
+    parallel_tiles = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    return _beside(parallel_tiles, lambda x: compiled.create_infer_request().infer({0: x})[0])
 
 
-def _beside(lanes: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Compute:
+def _beside(parallel_tiles: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Compute:
     """Tiles computed beside one another, each by itself."""
-    pool = ThreadPoolExecutor(lanes)
+    pool = ThreadPoolExecutor(parallel_tiles)
 
     def one(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         pixels = np.ascontiguousarray(tile.transpose(2, 0, 1)[None], np.float32) / np.float32(255)  # (1, 3, T, T)

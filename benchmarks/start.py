@@ -14,7 +14,14 @@ from benchmarks.spread import spread
 __all__ = ["main"]
 
 _BASELINE = "flows.segment"
-_MODULES = ("flows.settings", "flows.servers", "flows.watch", "flows.history", "flows.bridge", "flows.status")
+_MODULES = (
+    "microseg.config.params",
+    "flows.service.local_servers",
+    "flows.service.drop_folder",
+    "flows.health.history",
+    "flows.service.webhook_receiver",
+    "flows.health.status",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -124,9 +124,12 @@ def _engine(folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from microseg.data import read_image
-    from microseg.inference import Engine, Provenance, cut_tile, segment_batch
-    from microseg.model import load_network
+    from microseg.inference.batch import segment_batch
+    from microseg.inference.engine import Engine
+    from microseg.inference.tiling import cut_tile
+    from microseg.models.files import load_network
+    from microseg.outputs.record import Provenance
+    from microseg.slides.images import read_image
 
     network = load_network(folder / "network").eval()
     engine = Engine(network)
@@ -180,7 +183,7 @@ def _monai(folder: Path) -> dict[str, float]:
     from monai.inferers.utils import sliding_window_inference
     from PIL import Image
 
-    from microseg.model import load_network
+    from microseg.models.files import load_network
 
     network = load_network(folder / "network").eval()
     out = folder / "monai"
@@ -228,8 +231,10 @@ def _slide(folder: Path, side: str, tissue: str) -> dict[str, float]:
 
 
 def _segment_slide(folder: Path, path: Path) -> float:
-    from microseg.inference import Engine, Provenance, segment_slide
-    from microseg.model import load_network
+    from microseg.inference.engine import Engine
+    from microseg.inference.slide import segment_slide
+    from microseg.models.files import load_network
+    from microseg.outputs.record import Provenance
 
     engine = Engine(load_network(folder / "network"))
     out = folder / "slides"

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from microseg.data import read_image, read_mask
-from microseg.data.synthetic import LAB_A, make_lab
-from microseg.model import NetworkConfig, PyramidSegmenter, encoder_normalisation, load_network, save_network
+from microseg.annotations.index_masks import read_mask
+from microseg.models.config import NetworkConfig
+from microseg.models.encoder_normalization import encoder_normalization
+from microseg.models.files import load_network, save_network
+from microseg.models.network import PyramidSegmenter
+from microseg.slides.images import read_image
+from microseg.synthetic.labs import LAB_A, make_lab
 
 __all__ = ["MPP", "given_or_made", "make_images", "make_network", "make_slide"]
 
@@ -36,7 +40,7 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
     pixels = np.stack([read_image(path) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(np.stack([read_mask(lab / "masks" / path.name) for path in paths])).long()
-    mean, std = encoder_normalisation(encoder)
+    mean, std = encoder_normalization(encoder)
     config = NetworkConfig(classes=("background", "gland"), mpp=MPP, encoder=encoder, mean=mean, std=std)
     network = PyramidSegmenter(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)

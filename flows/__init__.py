@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from microseg.environment import Environment
+from microseg.config.environment import Environment
 
 # Prefect reads its environment when it is imported, and wants its home to be there, so this comes first.
 os.environ.setdefault("PREFECT_HOME", str(Environment().home.prefect))

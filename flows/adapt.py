@@ -10,17 +10,16 @@ from typing import Annotated
 import typer
 from prefect import flow, task
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console, show_table
-from flows.models import ADAPTED_METHOD, fetch_lab, fetch_labs, fetch_network, publish
+from flows.cli.console import console, show_table
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.cli.training_progress import training_progress
 from flows.records import AdaptRecord
-from flows.settings import Settings, load_settings
-from flows.stores import open_registry
-from flows.telling import training_progress
+from flows.workspace import ADAPTED_METHOD, open_workspace
+from microseg.api.training import adapt as adapt_segmenter
+from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
-from microseg.registry import CANDIDATE, PRODUCTION, ModelVersion
-from microseg.sdk import adapt as adapt_segmenter
-from microseg.training import make_fabric
+from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
+from microseg.training.devices import make_fabric
 
 __all__ = ["adapt", "command"]
 
@@ -31,18 +30,18 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
 
     Labs that the base was adapted to before are adapted to again, so that they are not lost.
     """
-    source, earlier = fetch_labs({name: it for name, it in base.datasets.items() if name != lab}, settings)
+    source, earlier = open_workspace(settings).labs({name: it for name, it in base.datasets.items() if name != lab})
     if not source:
         raise LabError(
             f"Expected labelled labs among the datasets of version {base.version}, found none: {dict(base.datasets)}."
         )
-    targets = [*earlier, fetch_lab(lab, digest, settings)[0]]
-    params, registry = settings.params, open_registry(settings)
+    targets = [*earlier, open_workspace(settings).lab(lab, digest)[0]]
+    params, registry = settings.params, open_workspace(settings).registry
     logged = params.model_dump(include={"seed", "adapt"})
     with registry.run(f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}) as run:
         with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
             fitted = adapt_segmenter(
-                fetch_network(base, settings),
+                open_workspace(settings).network(base),
                 source,
                 targets,
                 params.adapt,
@@ -53,15 +52,13 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
             )
         with console.status("Registering the candidate"):
             tags = {"base_version": str(base.version), "target": lab}
-            version = publish(
-                registry,
+            version = open_workspace(settings).register_model(
                 run,
                 fitted,
                 source=source,
                 target=targets,
                 digests={**base.datasets, lab: digest},
                 method=ADAPTED_METHOD,
-                settings=settings,
                 tags=tags,
             )
     return registry.set_alias(CANDIDATE, version), fitted.result.seconds
@@ -78,14 +75,14 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    base_version = open_registry(settings).resolve(base)
-    _, digest = fetch_lab(lab, digest, settings)
+    base_version = open_workspace(settings).registry.resolve(base)
+    _, digest = open_workspace(settings).lab(lab, digest)
     version, seconds = fit_and_register(base_version, lab, digest, settings)
     source = {name: it for name, it in base_version.datasets.items() if name != lab}
     return AdaptRecord(version.version, version.run_id, base_version.version, source, {lab: digest}, seconds)
 
 
-@microseg_command
+@cli_command
 def command(
     lab: Annotated[str, typer.Argument(help="Name of the ingested lab.")],
     base: Annotated[str, typer.Option(help="Version or alias to start from.")] = PRODUCTION,

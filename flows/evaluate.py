@@ -11,16 +11,17 @@ import typer
 from prefect import flow, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console, progress_bar, show_table
-from flows.models import describe, fetch_lab, fetch_labs, fetch_network, make_engine
+from flows.cli.console import console, progress_bar, show_table
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.records import EvaluateRecord
-from flows.settings import Settings, load_settings
-from flows.stores import open_registry
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
 from microseg.errors import VersionNotFoundError
-from microseg.evaluation import Comparison, compare
-from microseg.registry import CANDIDATE, PRODUCTION, ModelVersion, Registry, decide
-from microseg.report import comparison_panels, data_uri
+from microseg.evaluation.comparison import Comparison, compare
+from microseg.registry.gate import decide
+from microseg.registry.registry import Registry
+from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
+from microseg.report.panels import comparison_panels, data_uri
 
 __all__ = ["command", "comparison_rows", "evaluate", "read_comparison"]
 
@@ -32,19 +33,22 @@ def compare_versions(
     candidate: ModelVersion, production: ModelVersion | None, lab: str | None, settings: Settings
 ) -> Comparison:
     """Measure both versions on the same images."""
-    source, _ = fetch_labs(candidate.datasets, settings)
+    source, _ = open_workspace(settings).labs(candidate.datasets)
     source = [one for one in source if one.card.lab != lab] or source  # the new lab may have sent a few masks
-    target = fetch_lab(lab, candidate.datasets.get(lab), settings)[0] if lab else None
-    registry, sides = open_registry(settings), 1 if production is None else 2
+    target = open_workspace(settings).lab(lab, candidate.datasets.get(lab))[0] if lab else None
+    registry, sides = open_workspace(settings).registry, 1 if production is None else 2
     images = sum(len(one.select(split="test", labelled=True)) for one in source) + (len(target.rows) if target else 0)
     with progress_bar("Evaluating", sides * images) as advance:
         return compare(
-            fetch_network(candidate, settings),
-            fetch_network(production, settings) if production else None,
+            open_workspace(settings).network(candidate),
+            open_workspace(settings).network(production) if production else None,
             source=source,
             target=target,
-            known=(registry.known_images(candidate), registry.known_images(production) if production else None),
-            engine=lambda network: make_engine(network, settings),
+            reference=(
+                registry.reference_distribution(candidate),
+                registry.reference_distribution(production) if production else None,
+            ),
+            engine=lambda network: open_workspace(settings).engine(network),
             on_image=advance,
         )
 
@@ -54,10 +58,12 @@ def draw_panels(
     candidate: ModelVersion, production: ModelVersion | None, lab: str, folder: Path, settings: Settings
 ) -> list[Path]:
     """Pictures of both versions' segmentations of the new lab, side by side."""
-    target = fetch_lab(lab, candidate.datasets.get(lab), settings)[0]
+    target = open_workspace(settings).lab(lab, candidate.datasets.get(lab))[0]
     sides = {"production": production, "candidate": candidate}
     engines = {
-        f"{name} (version {version.version})": make_engine(fetch_network(version, settings), settings)
+        f"{name} (version {version.version})": open_workspace(settings).engine(
+            open_workspace(settings).network(version)
+        )
         for name, version in sides.items()
         if version is not None
     }
@@ -94,7 +100,7 @@ def evaluate(
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    registry = open_registry(settings)
+    registry = open_workspace(settings).registry
     version = registry.resolve(candidate)
     other = _other(registry, against, version)
     lab = lab or version.tags.get("target")
@@ -104,13 +110,8 @@ def evaluate(
     file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
     attach(registry, version, comparison, file, panels)
-    describe(
-        registry,
-        version,
-        comparison,
-        decide(comparison.candidate, comparison.production, settings.params.gate),
-        other,
-        settings,
+    open_workspace(settings).update_model_card(
+        version, comparison, decide(comparison.candidate, comparison.production, settings.params.gate), other
     )
     return EvaluateRecord(
         version.version,
@@ -158,7 +159,7 @@ def _other(registry: Registry, against: str, version: ModelVersion) -> ModelVers
     return None if other.version == version.version else other
 
 
-@microseg_command
+@cli_command
 def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to judge.")] = CANDIDATE,
     against: Annotated[str, typer.Option(help="Version or alias to compare with.")] = PRODUCTION,

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from prefect import flow, task
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console
-from flows.models import fetch_network
+from flows.cli.console import console
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.records import ExportRecord
-from flows.settings import Settings, load_settings
-from flows.stores import open_registry
-from microseg.export import FORMATS, Exported, export_model
-from microseg.registry import MODEL_NAME, PRODUCTION, ModelVersion
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
+from microseg.models.export.formats import FORMATS, export_model
+from microseg.models.export.graph import Exported
+from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion
 
 __all__ = ["command", "export"]
 
@@ -26,10 +26,10 @@ def export_version(version: ModelVersion, kind: str, path: Path, settings: Setti
     """Write the file and compare its answer with the network's."""
     inference = settings.params.inference
     return export_model(
-        fetch_network(version, settings),
+        open_workspace(settings).network(version),
         path,
         kind=kind,
-        tile=inference.tile,
+        tile=inference.tile_size,
         halo=inference.halo,
         name=f"{MODEL_NAME} {version.version}",
         description=version.description,
@@ -50,14 +50,14 @@ def export(
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    version = open_registry(settings).resolve(model)
+    version = open_workspace(settings).registry.resolve(model)
     folder = out or settings.home.root / "exports"
     path = folder / f"{MODEL_NAME}-{version.version}{FORMATS.get(kind, '')}"
     made = export_version(version, kind, path, settings)
     return ExportRecord(version.version, made.format, str(made.path), made.tile, made.difference)
 
 
-@microseg_command
+@cli_command
 def command(
     model: Annotated[str, typer.Argument(help="Version or alias.")] = PRODUCTION,
     kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "bioimageio",
@@ -67,7 +67,7 @@ def command(
 ) -> None:
     """Export a model for other programs: bioimage.io package, ONNX, TorchScript or an exported PyTorch graph.
 
-    The file takes tiles of the size in params.yaml (inference.tile), and its answer is compared with the network's
+    The file takes tiles of the size in params.yaml (inference.tile_size), and its answer is compared with the network's
     before it is kept. Example: microseg export production --format onnx
     """
     result = export(model, kind, out.absolute() if out else None, tuple(changes or ()))

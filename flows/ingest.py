@@ -14,42 +14,44 @@ import typer
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console, progress_bar, show_table
+from flows.cli.console import console, progress_bar, show_table
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.records import IngestRecord
-from flows.settings import Settings, load_settings
-from flows.stores import dataset_store
-from microseg.data.ingest import PreparedLab, prepare_lab
-from microseg.data.lab import read_lab_card
-from microseg.versioning import DatasetVersion
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
+from microseg.datasets.ingest import IngestResult, ingest_lab
+from microseg.datasets.lab import read_lab_metadata
+from microseg.datasets.versions.version import DatasetVersion
 
 __all__ = ["command", "ingest"]
 
 
 @task
-def take_over(folder: Path, lab: str | None, settings: Settings) -> PreparedLab:
+def check_and_ingest(folder: Path, lab: str | None, settings: Settings) -> IngestResult:
     """Check every file, take over what can be used, put the rest into quarantine."""
     home, data = settings.home, settings.params.data
-    if folder.is_dir() and dataset_store(settings).bring_back(name := read_lab_card(folder, lab=lab).lab):
+    if folder.is_dir() and open_workspace(settings).datasets.ensure_present(
+        name := read_lab_metadata(folder, lab=lab).lab
+    ):
         console.print(f"The dataset of {name} was not on this machine: its last version is back.")
     with progress_bar(f"Checking {folder.name}", None) as advance:
-        return prepare_lab(
+        return ingest_lab(
             folder,
             home.labs,
             home.quarantine,
             name=lab,
-            val_fraction=data.validation,
-            test_fraction=data.test,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
             seed=settings.params.seed,
             progress=lambda done, total: advance(f"{done} of {total}"),
         )
 
 
 @task
-def make_version(lab: str, settings: Settings) -> DatasetVersion:
+def create_version(lab: str, settings: Settings) -> DatasetVersion:
     """Version the dataset and push it to the remote."""
     with console.status(f"Versioning {lab} with DVC"):
-        return dataset_store(settings).commit(lab)
+        return open_workspace(settings).datasets.commit(lab)
 
 
 @flow(name="ingest", flow_run_name="ingest {folder}")
@@ -62,8 +64,8 @@ def ingest(folder: Path, lab: str | None = None, changes: tuple[str, ...] = ()) 
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    prepared = take_over(folder, lab, settings)
-    version = make_version(prepared.lab, settings)
+    prepared = check_and_ingest(folder, lab, settings)
+    version = create_version(prepared.lab, settings)
     if prepared.refused:
         rows = [{"file": refusal.file, "reason": refusal.reason} for refusal in prepared.refused]
         create_table_artifact(rows, key=f"refused-{_key(prepared.lab)}", description=f"Refused files of {prepared.lab}")
@@ -82,7 +84,7 @@ def _key(lab: str) -> str:
     return lab.lower().replace("_", "-")
 
 
-@microseg_command
+@cli_command
 def command(
     folder: Annotated[Path, typer.Argument(help="The lab's folder: images/, masks/ where labelled, lab.yaml.")],
     lab: Annotated[str | None, typer.Option(help="The lab's name, where lab.yaml does not state one.")] = None,

@@ -11,13 +11,14 @@ from typing import Annotated
 
 import typer
 
-from flows.command import microseg_command
-from flows.settings import load_settings
-from flows.stores import open_registry
-from flows.story import make_labs
-from microseg.data.lab import read_lab_card
+from flows.cli.options import cli_command
+from flows.demo import make_labs
+from flows.workspace import open_workspace
+from microseg.config.settings import load_settings
+from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import MicrosegError
-from microseg.registry import Cause, is_production
+from microseg.registry.history import AuditInfo
+from microseg.registry.version import is_production
 
 __all__ = ["alias", "app", "labs"]
 
@@ -25,28 +26,28 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Steps of dvc
 
 
 @app.command()
-@microseg_command
+@cli_command
 def labs(folder: Annotated[Path, typer.Argument(help="Where the labs go.")]) -> None:
     """Make the demo's two labs, as they would be delivered."""
     folder.mkdir(parents=True, exist_ok=True)
     for delivered in make_labs.fn(load_settings()):
-        delivered.rename(folder / read_lab_card(delivered).lab)
+        delivered.rename(folder / read_lab_metadata(delivered).lab)
 
 
 @app.command()
-@microseg_command
+@cli_command
 def alias(
     name: Annotated[str, typer.Argument(help="The alias, such as production.")],
     record: Annotated[Path, typer.Argument(help="Record of the flow that made the version.")],
 ) -> None:
     """Give the version that a flow made an alias, so that the stages after it find it. No gate is asked."""
-    registry = open_registry(load_settings())
+    registry = open_workspace(load_settings()).registry
     try:
         version = int(json.loads(record.read_text())["version"])
     except (OSError, ValueError, KeyError) as error:
         raise MicrosegError(f"{record}: expected the record of train or adapt, got {error!r}. Run it first.") from error
     if is_production(name):
-        registry.promote(version, alias=name, cause=Cause(via="pipeline", reason="The pipeline begins with it."))
+        registry.promote(version, alias=name, cause=AuditInfo(via="pipeline", reason="The pipeline begins with it."))
     else:
         registry.set_alias(name, version)
 

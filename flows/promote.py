@@ -10,18 +10,19 @@ import typer
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.causes import cause
-from flows.command import LabOption, RecordOption, SetOption, finish, microseg_command
-from flows.console import console
+from flows.audit import cause
+from flows.cli.console import console
+from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.evaluate import evaluate, read_comparison
-from flows.models import describe, policy_for
 from flows.records import PromoteRecord
-from flows.rollout import check_version, settle_drifts
-from flows.settings import Settings, load_settings
-from flows.stores import in_use, open_registry
+from flows.validate_promotion import apply_pending_changes, check_version
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
-from microseg.evaluation import Comparison
-from microseg.registry import CANDIDATE, OVERRIDDEN, Decision, ModelVersion, decide, production_of
+from microseg.evaluation.comparison import Comparison
+from microseg.registry.gate import Decision, decide
+from microseg.registry.verdict import OVERRIDDEN
+from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
 __all__ = ["command", "promote"]
 
@@ -29,21 +30,20 @@ __all__ = ["command", "promote"]
 @task
 def apply_gate(version: ModelVersion, comparison: Comparison, lab: str | None, settings: Settings) -> Decision:
     """Ask the gate, and write its verdict on the version's card."""
-    registry = open_registry(settings)
-    decision = decide(comparison.candidate, comparison.production, policy_for(lab, settings))
-    describe(registry, version, comparison, decision, in_use(registry, lab), settings)
+    decision = decide(comparison.candidate, comparison.production, open_workspace(settings).gate_settings(lab))
+    open_workspace(settings).update_model_card(version, comparison, decision, open_workspace(settings).production(lab))
     return decision
 
 
 @task
-def put_into_production(
+def move_alias(
     version: ModelVersion, lab: str | None, gate: str, reason: str, by: str | None, settings: Settings
 ) -> None:
     """Look whether the version can be used at all, then move the alias."""
     if faults := [check.sentence for check in check_version(version, settings) if not check.passed]:
         raise RegistryError(f"Version {version.version} is not fit for production: {' '.join(faults)}")
     told = cause(by=by, gate=gate, reason=reason)
-    open_registry(settings).promote(version, alias=production_of(lab), cause=told)
+    open_workspace(settings).registry.promote(version, alias=production_of(lab), cause=told)
 
 
 @flow(name="promote", flow_run_name="promote {candidate}")
@@ -64,10 +64,10 @@ def promote(
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    registry = open_registry(settings)
-    settle_drifts(settings)  # so that what is in production is known to be fit
+    registry = open_workspace(settings).registry
+    apply_pending_changes(settings)  # so that what is in production is known to be fit
     version = registry.resolve(candidate)
-    current = in_use(registry, lab)
+    current = open_workspace(settings).production(lab)
     if production_of(lab) in version.aliases:
         return PromoteRecord(
             version.version, True, version.version, [f"Version {version.version} is in production already."]
@@ -85,15 +85,15 @@ def promote(
     verdict = "accepted" if decision.accept else OVERRIDDEN if accepted else "refused"
     reasons = [reason.sentence for reason in decision.reasons]
     if accepted:
-        put_into_production(version, lab, verdict, override or "", by, settings)
+        move_alias(version, lab, verdict, override or "", by, settings)
     lines = [f"- {'✓' if reason.passed else '✗'} {reason.sentence}" for reason in decision.reasons]
     lines += [f"- Overridden: {override}"] if verdict == OVERRIDDEN else []
     create_markdown_artifact("\n".join([f"# Version {version.version}: {verdict}", *lines]), key="gate")
-    now = in_use(registry, lab)
+    now = open_workspace(settings).production(lab)
     return PromoteRecord(version.version, accepted, now.version if now else None, reasons)
 
 
-@microseg_command
+@cli_command
 def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
     lab: LabOption = None,

@@ -12,13 +12,13 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows.command import SetOption, microseg_command
-from flows.console import console
-from flows.events import LAB_LANDED, announce
-from flows.rollout import settle_drifts
-from flows.settings import Settings, load_settings
-from flows.stores import in_use, landings, open_registry
-from microseg.data.landing import Landing
+from flows.cli.console import console
+from flows.cli.options import SetOption, cli_command
+from flows.service.events import LAB_ARRIVED, emit
+from flows.validate_promotion import apply_pending_changes
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
+from microseg.datasets.onboarding import Onboarding
 from microseg.errors import RegistryError
 
 __all__ = ["command", "reconcile"]
@@ -38,20 +38,20 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
         Completed, or Failed when a version was refused; the message says what was found.
     """
     settings = load_settings(changes)
-    settled = settle_drifts(settings)
+    settled = apply_pending_changes(settings)
     begun = [_begin_again(landing) for landing in _cut_short(settings)]
     message = " ".join([*(it.message for it in settled), *begun]) or "Nothing to do."
     return Completed(message=message) if all(it.accepted for it in settled) else Failed(message=message)
 
 
-def _cut_short(settings: Settings) -> list[Landing]:
+def _cut_short(settings: Settings) -> list[Onboarding]:
     """Landings that nobody works on, though they are neither done nor failed."""
-    kept, found = landings(settings), []
+    kept, found = open_workspace(settings).onboarding, []
     for landing in kept.all():
         late = datetime.now(UTC) - datetime.fromisoformat(landing.when) > _LATE
         lost = landing.state == "announced" and late
         ended = landing.state == "running" and landing.attempts < _ATTEMPTS
-        possible = landing.state == "held" and in_use(open_registry(settings)) is not None
+        possible = landing.state == "held" and open_workspace(settings).production() is not None
         if not (lost or ended or possible):
             continue
         with kept.claimed(landing.lab, wait=False) as free:
@@ -61,18 +61,18 @@ def _cut_short(settings: Settings) -> list[Landing]:
     return found
 
 
-def _begin_again(landing: Landing) -> str:
+def _begin_again(landing: Onboarding) -> str:
     if PREFECT_API_URL.value():
-        announce(LAB_LANDED, f"microseg.lab.{landing.lab}", {"lab": landing.lab, "folder": landing.folder})
+        emit(LAB_ARRIVED, f"microseg.lab.{landing.lab}", {"lab": landing.lab, "folder": landing.folder})
         return f"The landing of {landing.lab} was cut short ({landing.state}): announced again."
-    return f"The landing of {landing.lab} was cut short ({landing.state}): microseg land {landing.folder}."
+    return f"The landing of {landing.lab} was cut short ({landing.state}): microseg onboard {landing.folder}."
 
 
-@microseg_command
+@cli_command
 def command(changes: SetOption = None) -> None:
     """Settle what was promoted in MLflow without word of it, and begin landings again that were cut short.
 
-    `microseg serve` does this every few minutes. Example: microseg reconcile
+    `microseg serve` does this every few minutes. Example: microseg service reconcile
     """
     state = reconcile(tuple(changes or ()), return_state=True)
     if not state.is_completed():

@@ -157,11 +157,11 @@ class SegmentRecord:
     skipped: int
     failed: int
     seconds: float
-    unsized: int = 0
+    missing_pixel_size: int = 0
     compared: int = 0
-    unlike: int = 0
-    drift: float | None = None
-    drifted: bool = False
+    ood_images: int = 0
+    ood_score: float | None = None
+    is_ood: bool = False
 
 
 @dataclass(frozen=True)

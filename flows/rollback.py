@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 from prefect import flow
 
-from flows.causes import cause
-from flows.command import LabOption, RecordOption, SetOption, finish, microseg_command
-from flows.console import console
+from flows.audit import cause
+from flows.cli.console import console
+from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.records import PromoteRecord
-from flows.settings import load_settings
-from flows.stores import in_use, open_registry
+from flows.workspace import open_workspace
+from microseg.config.settings import load_settings
 from microseg.errors import VersionNotFoundError
-from microseg.registry import production_of
+from microseg.registry.version import production_of
 
 __all__ = ["command", "rollback"]
 
@@ -35,17 +35,17 @@ def rollback(
     Raises:
         VersionNotFoundError: there is nothing to go back to.
     """
-    registry = open_registry(load_settings(changes))
-    left = in_use(registry, lab)
-    registry.rollback(alias=production_of(lab), cause=cause(by=by, reason=reason))
-    now = in_use(registry, lab)
+    workspace = open_workspace(load_settings(changes))
+    left = workspace.production(lab)
+    workspace.registry.rollback(alias=production_of(lab), cause=cause(by=by, reason=reason))
+    now = workspace.production(lab)
     if now is None:
         raise VersionNotFoundError(f"Nothing is in production any more for {lab}: promote a version.")
     said = f"Rolled back from version {left.version if left else '–'} to version {now.version}."
     return PromoteRecord(now.version, True, now.version, [said])
 
 
-@microseg_command
+@cli_command
 def command(
     lab: LabOption = None,
     reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",

@@ -18,30 +18,32 @@ from prefect import flow, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console, progress_bar, show_table
-from flows.fan_out import fan_out
-from flows.models import fetch_segmenter
+from flows.cli.console import console, progress_bar, show_table
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.distribute import map_on_dask
 from flows.records import SegmentRecord
-from flows.rollout import settle_drifts
-from flows.settings import Settings, load_settings
-from flows.stores import open_registry
-from microseg.data.image_list import read_image_list
-from microseg.data.images import IMAGE_SUFFIXES
-from microseg.data.lab import read_lab_card
-from microseg.data.names import image_key, image_name
-from microseg.data.slides import SLIDE_SUFFIXES
+from flows.validate_promotion import apply_pending_changes
+from flows.workspace import open_workspace
+from microseg.api.segmenter import Segmenter
+from microseg.config.settings import Settings, load_settings
+from microseg.datasets.image_table import read_image_table
+from microseg.datasets.lab import read_lab_metadata
+from microseg.datasets.names import image_key, image_name
 from microseg.errors import DataError
-from microseg.inference import BatchOptions, BatchSummary, Job, Outcome, Sizes, finish_batch, plan_batch, segment_part
-from microseg.registry import PRODUCTION, ModelVersion, production_of
-from microseg.report import data_uri, write_batch_page
-from microseg.sdk import Segmenter
+from microseg.inference.batch import plan_batch, segment_images
+from microseg.inference.options import BatchOptions, Sizes
+from microseg.outputs.tables import BatchSummary, ImageResult, ImageTask, finish_batch
+from microseg.registry.version import PRODUCTION, ModelVersion, production_of
+from microseg.report.batch_page import write_batch_page
+from microseg.report.panels import data_uri
+from microseg.slides.files import SLIDE_SUFFIXES
+from microseg.slides.images import IMAGE_SUFFIXES
 
 __all__ = ["command", "segment"]
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchSpec:
     """How all images of a batch are segmented.
 
     Attributes:
@@ -65,23 +67,23 @@ class Chunk:
 
     first: int
     last: int
-    jobs: tuple[Job, ...]
+    jobs: tuple[ImageTask, ...]
 
 
 @task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="images {part.first} to {part.last}")
 def segment_chunk(
-    part: Chunk, order: Order, progress: Callable[[], None] | None = None
-) -> tuple[str, tuple[Outcome, ...]]:
+    part: Chunk, order: BatchSpec, progress: Callable[[], None] | None = None
+) -> tuple[str, tuple[ImageResult, ...]]:
     """Segment some images with the version that is in use when it begins."""
     version = _version(order.model, order.lab, order.settings)
     segmenter = _ready(version, order.settings)
-    outcomes = segment_part(
+    outcomes = segment_images(
         segmenter.engine,
         part.jobs,
         order.out,
         provenance=segmenter.provenance,
         options=order.options,
-        known=segmenter.known,
+        reference=segmenter.reference,
         progress=None if progress is None else lambda _done, _total: progress(),
     )
     return str(version.version), outcomes
@@ -113,13 +115,13 @@ def segment(
     version = _version(model, lab, settings)  # before anything is made: there may be none
     out = out or settings.home.segmentations / folder.absolute().name
     sizes = _sizes(folder, images) if mpp is None else mpp
-    order = Order(model, lab, out, _options(sizes, keep, settings), settings)
-    chunks = _chunks(plan_batch(images, out), settings.params.inference.chunk)
+    order = BatchSpec(model, lab, out, _options(sizes, keep, settings), settings)
+    chunks = _chunks(plan_batch(images, out), settings.params.inference.chunk_size)
     with progress_bar(
         f"Segmenting with version {version.version}", sum(len(chunk.jobs) for chunk in chunks)
     ) as advance:
-        if settings.params.inference.workers > 1 or settings.params.inference.cluster:
-            done = fan_out(segment_chunk, chunks, order, settings, lambda chunk: [advance("") for _ in chunk.jobs])
+        if settings.params.inference.workers > 1 or settings.params.inference.dask_scheduler:
+            done = map_on_dask(segment_chunk, chunks, order, settings, lambda chunk: [advance("") for _ in chunk.jobs])
         else:
             done = [segment_chunk(chunk, order, lambda: advance("")) for chunk in chunks]
     outcomes = [outcome for _, part in done for outcome in part]
@@ -128,7 +130,7 @@ def segment(
         out,
         outputs=order.options.outputs,
         seconds=time.perf_counter() - began,
-        drift=settings.params.drift.policy,
+        ood_score=settings.params.out_of_distribution,
     )
     write_batch_page(summary)
     _show_in_prefect(summary, out)
@@ -141,11 +143,11 @@ def segment(
         summary.skipped,
         summary.failed,
         summary.seconds,
-        summary.unsized,
-        summary.drift.images,
-        summary.drift.unlike,
-        summary.drift.median if summary.drift.images else None,
-        summary.drift.drifted,
+        summary.missing_pixel_size,
+        summary.ood_score.images,
+        summary.ood_score.ood_images,
+        summary.ood_score.median if summary.ood_score.images else None,
+        summary.ood_score.is_ood,
     )
 
 
@@ -160,18 +162,18 @@ def _options(sizes: Sizes, keep: bool, settings: Settings) -> BatchOptions:
     )
 
 
-def _chunks(jobs: Sequence[Job], size: int) -> list[Chunk]:
+def _chunks(jobs: Sequence[ImageTask], size: int) -> list[Chunk]:
     starts = range(0, len(jobs), size)
     return [Chunk(start + 1, min(start + size, len(jobs)), tuple(jobs[start : start + size])) for start in starts]
 
 
 def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
     """The version to segment with; in production it is one that was found fit, though somebody just moved an alias."""
-    registry = open_registry(settings)
+    registry = open_workspace(settings).registry
     if model != PRODUCTION:
         return registry.resolve(model)
-    if any(drift.alias in (PRODUCTION, production_of(lab)) for drift in registry.drifts()):
-        settle_drifts(settings)
+    if any(drift.alias in (PRODUCTION, production_of(lab)) for drift in registry.pending_changes()):
+        apply_pending_changes(settings)
     return registry.in_use(lab)
 
 
@@ -183,13 +185,13 @@ def _ready(version: ModelVersion, settings: Settings) -> Segmenter:
     key = (version.version, version.run_id, settings.model_dump_json())
     if key not in _READY:
         _READY.clear()
-        _READY[key] = fetch_segmenter(version, settings)
+        _READY[key] = open_workspace(settings).segmenter(version)
     return _READY[key]
 
 
 def _lab(folder: Path) -> str | None:
     """Whose images these are, where the folder says."""
-    return read_lab_card(folder).lab if (folder / "lab.yaml").is_file() else None
+    return read_lab_metadata(folder).lab if (folder / "lab.yaml").is_file() else None
 
 
 def _images(folder: Path) -> list[Path]:
@@ -205,8 +207,8 @@ def _images(folder: Path) -> list[Path]:
 
 def _sizes(folder: Path, images: Sequence[Path]) -> Mapping[str, float]:
     """Microns per pixel by file name, as images.csv says, or else for all images lab.yaml."""
-    listed = read_image_list(folder)
-    lab = read_lab_card(folder).mpp if (folder / "lab.yaml").is_file() else None
+    listed = read_image_table(folder)
+    lab = read_lab_metadata(folder).mpp if (folder / "lab.yaml").is_file() else None
     sizes = {}
     for path in images:
         entry = listed.get(image_key(image_name(path.name)))
@@ -219,7 +221,7 @@ def _sizes(folder: Path, images: Sequence[Path]) -> Mapping[str, float]:
 def _show_in_prefect(summary: BatchSummary, out: Path) -> None:
     counts = {"images": summary.images, "done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
     create_table_artifact(
-        [counts | {"seconds": round(summary.seconds, 1), "drift": str(summary.drift)}],
+        [counts | {"seconds": round(summary.seconds, 1), "drift": str(summary.ood_score)}],
         key="batch",
         description=f"Outputs in {out}",
     )
@@ -227,7 +229,7 @@ def _show_in_prefect(summary: BatchSummary, out: Path) -> None:
         create_image_artifact(data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
 
 
-@microseg_command
+@cli_command
 def command(
     folder: Annotated[Path, typer.Argument(help="A folder of images, or a lab's folder with images/ and lab.yaml.")],
     model: Annotated[str, typer.Option(help="Version or alias.")] = PRODUCTION,
@@ -252,17 +254,17 @@ def command(
         [(result.images, result.done, result.skipped, result.failed, round(result.seconds, 1))],
     )
     console.print(f"Outputs: {result.out}  (begin with index.html)")
-    if result.unsized:
+    if result.missing_pixel_size:
         console.print(
-            f"[yellow]{result.unsized} images have no known pixel size and were taken to be at the model's: "
+            f"[yellow]{result.missing_pixel_size} images have no known pixel size and were taken to be at the model's: "
             "give --mpp, a line file,mpp in images.csv, or mpp in lab.yaml.[/yellow]"
         )
-    if result.drift is not None:
-        colour = "yellow" if result.drifted else "default"
-        advice = " Adapt to their lab: microseg ingest, then microseg adapt." if result.drifted else ""
+    if result.ood_score is not None:
+        color = "yellow" if result.is_ood else "default"
+        advice = " Adapt to their lab: microseg ingest, then microseg adapt." if result.is_ood else ""
         console.print(
-            f"[{colour}]{result.unlike} of {result.compared} images are unlike any lab that the model knows "
-            f"(median distance: {result.drift:.2f} of the limit).{advice}[/]"
+            f"[{color}]{result.ood_images} of {result.compared} images are unlike any lab that the model knows "
+            f"(median distance: {result.ood_score:.2f} of the limit).{advice}[/]"
         )
     finish(result, record)
     if result.failed:

@@ -10,20 +10,21 @@ import numpy as np
 import typer
 from prefect import flow, task
 
-from flows.causes import cause
-from flows.command import RecordOption, SetOption, finish, microseg_command
-from flows.console import console, progress_bar, show_table
-from flows.models import SOURCE_METHOD, describe, fetch_lab, fetch_network, publish
+from flows.audit import cause
+from flows.cli.console import console, progress_bar, show_table
+from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.cli.training_progress import training_progress
 from flows.records import TrainRecord
-from flows.settings import Settings, load_settings
-from flows.stores import open_registry
-from flows.telling import training_progress
-from microseg.data.dataset import Lab
+from flows.workspace import SOURCE_METHOD, open_workspace
+from microseg.api.training import train as train_segmenter
+from microseg.config.settings import Settings, load_settings
+from microseg.datasets.dataset import Lab
 from microseg.errors import LabError, VersionNotFoundError
-from microseg.evaluation import Comparison, compare
-from microseg.registry import PRODUCTION, ModelVersion, decide
-from microseg.sdk import train as train_segmenter
-from microseg.training import make_fabric
+from microseg.evaluation.comparison import Comparison, compare
+from microseg.models.config import NetworkConfig
+from microseg.registry.gate import decide
+from microseg.registry.version import PRODUCTION, ModelVersion
+from microseg.training.devices import make_fabric
 
 __all__ = ["command", "train"]
 
@@ -31,9 +32,9 @@ __all__ = ["command", "train"]
 @task
 def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersion:
     """Train on the labs' datasets and register the network."""
-    labs = [fetch_lab(lab, digest, settings)[0] for lab, digest in digests.items()]
-    params, registry = settings.params, open_registry(settings)
-    config = params.network.config(labs[0].card.classes, _common_mpp(labs))
+    labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
+    params, registry = settings.params, open_workspace(settings).registry
+    config = NetworkConfig.from_settings(params.network, labs[0].card.classes, _common_mpp(labs))
     name = "train " + " ".join(digests)
     with registry.run(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
@@ -48,20 +49,24 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 progress=progress,
             )
         with console.status("Registering the segmenter"):
-            return publish(registry, run, fitted, source=labs, digests=digests, method=SOURCE_METHOD, settings=settings)
+            return open_workspace(settings).register_model(
+                run, fitted, source=labs, digests=digests, method=SOURCE_METHOD
+            )
 
 
 @task
 def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: Settings) -> Comparison:
     """Dice of the new version on the labs' held-out images."""
-    labs = [fetch_lab(lab, digest, settings)[0] for lab, digest in digests.items()]
+    labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
     total = sum(len(lab.select(split="test", labelled=True)) for lab in labs)
     with progress_bar("Evaluating on held-out images", total) as advance:
-        comparison = compare(fetch_network(version, settings), None, source=labs, target=None, on_image=advance)
+        comparison = compare(
+            open_workspace(settings).network(version), None, source=labs, target=None, on_image=advance
+        )
     figures = {
         f"{name}/{lab}": v[0] for lab, s in comparison.scores.items() for name, v in s.items() if v[0] is not None
     }
-    open_registry(settings).log_metrics_for(version, figures)
+    open_workspace(settings).registry.log_metrics_for(version, figures)
     return comparison
 
 
@@ -70,12 +75,12 @@ def put_first_into_production(
     version: ModelVersion, comparison: Comparison, settings: Settings
 ) -> tuple[bool, list[str]]:
     """Promote the version if nothing is in production yet and the gate accepts it as a first one."""
-    registry = open_registry(settings)
+    registry = open_workspace(settings).registry
     try:
         current = registry.resolve(PRODUCTION)
     except VersionNotFoundError:
         decision = decide(comparison.candidate, None, settings.params.gate)
-        describe(registry, version, comparison, decision, None, settings)
+        open_workspace(settings).update_model_card(version, comparison, decision, None)
         if decision.accept:
             told = cause(gate="accepted", reason="The first version.")
             registry.promote(version, cause=told)
@@ -96,7 +101,7 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     settings = load_settings(changes)
     if not labs:
         raise LabError("Expected at least one labelled lab to train on, got none: give the names of ingested labs.")
-    digests = {lab: fetch_lab(lab, None, settings)[1] for lab in labs}
+    digests = {lab: open_workspace(settings).lab(lab, None)[1] for lab in labs}
     version = fit_and_register(digests, settings)
     comparison = evaluate_held_out(version, digests, settings)
     production, reasons = put_first_into_production(version, comparison, settings)
@@ -109,7 +114,7 @@ def _common_mpp(labs: Sequence[Lab]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-@microseg_command
+@cli_command
 def command(
     labs: Annotated[list[str], typer.Argument(help="Names of ingested, labelled labs.")],
     record: RecordOption = None,

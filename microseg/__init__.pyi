@@ -1,3 +1,4 @@
-from .sdk import Segmenter, adapt
+from .api.segmenter import Segmenter
+from .api.training import adapt, train
 
-__all__ = ["Segmenter", "adapt"]
+__all__ = ["Segmenter", "adapt", "train"]

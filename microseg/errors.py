@@ -9,6 +9,7 @@ __all__ = [
     "LabError",
     "MicrosegError",
     "ModelError",
+    "PluginError",
     "RegistryError",
     "SettingsError",
     "TrainingError",
@@ -44,6 +45,10 @@ class ModelError(MicrosegError, ValueError):
 
 class WeightsError(ModelError):
     """Weights are missing, unreachable, or belong to another architecture."""
+
+
+class PluginError(MicrosegError, LookupError):
+    """An extension is not installed or cannot be imported."""
 
 
 class TrainingError(MicrosegError, RuntimeError):

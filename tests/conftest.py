@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import microseg  # noqa: F401 (before PyTorch: it decides how the threads wait)
-from microseg.data.dataset import Lab, open_lab
-from microseg.data.ingest import prepare_lab
-from microseg.data.synthetic import LAB_A, LAB_B, make_lab
+from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.ingest import ingest_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
 
 if TYPE_CHECKING:
-    from microseg.model import NetworkConfig, PyramidSegmenter
+    from microseg.models.config import NetworkConfig
+    from microseg.models.network import PyramidSegmenter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are too small to share among threads
 for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
@@ -38,7 +39,7 @@ def deliveries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def labs(deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Lab]:
     """The same two as datasets; not to be changed."""
     root = tmp_path_factory.mktemp("data")
-    a, b = (open_lab(prepare_lab(it, root / "labs", root / "quarantine", seed=1).folder) for it in deliveries)
+    a, b = (open_lab_dataset(ingest_lab(it, root / "labs", root / "quarantine", seed=1).folder) for it in deliveries)
     return a, b
 
 
@@ -57,10 +58,10 @@ def new_lab(labs: tuple[Lab, Lab]) -> Lab:
 @pytest.fixture
 def tiny_config() -> Callable[..., "NetworkConfig"]:
     """Makes the configuration of a network of two blocks."""
-    from microseg.model import NetworkConfig
+    from microseg.models.config import NetworkConfig
 
     def make(**values: Any) -> NetworkConfig:
-        small: dict[str, Any] = {"encoder": "blocks", "filters": (4, 8), "pyramid_bins": (1, 2), "pyramid_filters": 4}
+        small: dict[str, Any] = {"encoder": "blocks", "channels": (4, 8), "pyramid_bins": (1, 2), "pyramid_channels": 4}
         return NetworkConfig(**{"classes": ("background", "gland"), "mpp": 1.0} | small | values)
 
     return make
@@ -71,7 +72,7 @@ def tiny_network(tiny_config: Callable[..., "NetworkConfig"]) -> Callable[..., "
     """Makes such a network, with the random weights of a seed."""
     import torch
 
-    from microseg.model import PyramidSegmenter
+    from microseg.models.network import PyramidSegmenter
 
     def make(seed: int = 0, **values: Any) -> PyramidSegmenter:
         torch.manual_seed(seed)

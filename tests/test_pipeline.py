@@ -19,12 +19,18 @@ from dvc.repo import Repo
 ROOT = Path(__file__).parent.parent
 TINY = {
     "device": "cpu",
-    "network": {"encoder": "blocks", "weights": None, "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
-    "train": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
-    "adapt": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
-    "gate": {"max_source_loss": 1.0, "min_sign_gain": 1.0},
-    "inference": {"tile": 64, "halo": 8},
-    "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
+    "network": {
+        "encoder": "blocks",
+        "weights": None,
+        "channels": [4, 8],
+        "pyramid_bins": [1, 2],
+        "pyramid_channels": 4,
+    },
+    "train": {"steps": 2, "crop_size": 32, "batch_size": 2, "warmup_steps": 0},
+    "adapt": {"steps": 2, "crop_size": 32, "batch_size": 2, "warmup_steps": 0},
+    "gate": {"max_source_loss": 1.0, "min_criterion_gain": 1.0},
+    "inference": {"tile_size": 64, "halo": 8},
+    "demo": {"images_a": 8, "images_b": 4, "test_images": 2, "image_size": 64},
 }
 
 
@@ -172,11 +178,11 @@ def test_it_reproduces_what_has_changed_and_nothing_else(tmp_path: Path) -> None
 
     assert "Data and pipelines are up to date." in pipeline.repro()
 
-    pipeline.params["gate"] |= {"min_sign_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
+    pipeline.params["gate"] |= {"min_criterion_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
     assert ran(pipeline.repro()) == ["promote", "segment"]
     assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["version"]) == (True, "2")
 
-    # version 2 is in production now, yet the adaptation begins where it began before, and so does the judgement
+    # version 2 is in production now, yet the adaptation begins where it began before, and so does the judgment
     pipeline.params["adapt"]["steps"] = 3
     assert ran(pipeline.repro()) == ["adapt", "evaluate", "promote", "segment"]
     assert (pipeline.record("adapt")["base"], pipeline.record("adapt")["version"]) == (1, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.cli import COMMANDS
+from flows.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,14 +19,14 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 TINY = {
-    "network": {"encoder": "blocks", "filters": [4, 8], "pyramid_filters": 8},
-    "train": {"steps": 2, "crop": 32, "warmup": 0},
-    "adapt": {"steps": 2, "crop": 32, "warmup": 0},
-    "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
+    "network": {"encoder": "blocks", "weights": None, "channels": [4, 8], "pyramid_channels": 8},
+    "train": {"steps": 2, "crop_size": 32, "warmup_steps": 0},
+    "adapt": {"steps": 2, "crop_size": 32, "warmup_steps": 0},
+    "demo": {"images_a": 8, "images_b": 4, "test_images": 2, "image_size": 64},
     # a network of two steps is no good: the gate must let it pass for the commands after it
     "gate": {
         "max_source_loss": 1.0,
-        "min_sign_gain": -1.0,
+        "min_criterion_gain": -1.0,
         "min_foreground_ratio": 1e-9,
         "max_foreground_ratio": 1e9,
     },
@@ -41,16 +41,16 @@ def test_every_command_exists() -> None:
         if words[0] == "make":
             assert words[1] in targets, line
         elif words[0] == "microseg":
-            assert words[1] in {*COMMANDS, "--help"}, line
+            assert words[1] in {*COMMANDS, "service", "--help"}, line
         else:
             assert words[0] in {".", "export", "dvc", "uv", "curl"}, line
 
 
 def test_lab_card_is_valid() -> None:
-    from microseg.data.lab import LabCard
+    from microseg.datasets.lab import LabMetadata
 
     (card,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert LabCard.model_validate(yaml.safe_load(card)).lab == "lab_c"
+    assert LabMetadata.model_validate(yaml.safe_load(card)).lab == "lab_c"
 
 
 @pytest.mark.long
@@ -84,7 +84,7 @@ def _fake_installation(checkout: Path) -> None:
     folder.mkdir(parents=True)
     scripts = {
         "python": f"exec {shlex.quote(sys.executable)}",
-        "microseg": "exec python -m flows.cli",
+        "microseg": "exec python -m flows.cli.main",
         "dvc": "exec python -m dvc",
     }
     for name, run in scripts.items():

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
-from benchmarks.adaptation.summary import draw, summarise
+from benchmarks.adaptation.summary import draw, summarize
 from benchmarks.adaptation.tasks import SYNTHETIC, find_task
 from benchmarks.results import console_table, markdown_table
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{number}/{total}  {row['task']} {row['method']} seed {row['seed']}: "
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
-    summary = summarise(grid.rows)
+    summary = summarize(grid.rows)
     console.print(console_table(summary, f"{chosen.minutes:g} minutes of adaptation; mean ± standard deviation"))
     (out / "table.md").write_text(markdown_table(summary))
     draw(grid.rows, out / "figure.png")

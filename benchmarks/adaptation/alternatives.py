@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microseg.data.colour import colour_statistics
-from microseg.losses import domain_loss
-from microseg.model import Features, reverse_gradient
-from microseg.training import AdaptationBatch, DualAdaptive
+from microseg.models.gradient_reversal import reverse_gradient
+from microseg.models.network import Features
+from microseg.training.adaptation.dual_adaptive import AdaptationBatch, DualAdaptive
+from microseg.training.color_augmentation import color_statistics
+from microseg.training.losses.domain import domain_loss
 from microseg.training.method import Losses
 
 __all__ = ["EntropyAdversary", "FourierTransfer", "OutputAdversary", "ReinhardTransfer"]
@@ -22,13 +23,13 @@ class OutputAdversary(DualAdaptive):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        classes, filters = len(self.network.config.classes), 32
+        classes, channels = len(self.network.config.classes), 32
         self.output_classifier = nn.Sequential(
-            nn.Conv2d(classes, filters, kernel_size=4, stride=2, padding=1),
+            nn.Conv2d(classes, channels, kernel_size=4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(filters, 2 * filters, kernel_size=4, stride=2, padding=1),
+            nn.Conv2d(channels, 2 * channels, kernel_size=4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * filters, 1, kernel_size=4, stride=2, padding=1),
+            nn.Conv2d(2 * channels, 1, kernel_size=4, stride=2, padding=1),
         )
 
     def classifiers(self) -> list[nn.Module]:
@@ -65,10 +66,10 @@ class ReinhardTransfer(DualAdaptive):
     (after Reinhard et al. 2001, there in lαβ).
     """
 
-    def recolour(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Channel by channel."""
-        picks = torch.randint(len(self.colours.mean), (len(images),), generator=generator)
-        own, wanted = colour_statistics(images), self.colours[picks]
+        picks = torch.randint(len(self.colors.mean), (len(images),), generator=generator)
+        own, wanted = color_statistics(images), self.colors[picks]
         spread = [it.covariance.diagonal(dim1=1, dim2=2).sqrt() for it in (own, wanted)]  # (B, 3) each
         scale = (spread[1] / spread[0]).float()[:, :, None, None]
         mean = [it.mean.float()[:, :, None, None] for it in (own, wanted)]
@@ -79,7 +80,7 @@ class ReinhardTransfer(DualAdaptive):
 class FourierTransfer(DualAdaptive):
     """FDA: the lowest frequencies' amplitudes from a target crop (Yang & Soatto, CVPR 2020)."""
 
-    def recolour(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Swap the middle of the spectrum's amplitude."""
         step = int(torch.randint(2**31, (), generator=generator))
         others = self.target.draw(step).images[: len(images)]

@@ -3,8 +3,8 @@
     python -m benchmarks.adaptation.development --lab labs/wbc/jtsc --shift smear --out var/development/wbc_dev
 
 Only the lab's training images and masks are read, ``test/`` is not: what is reported on has no part in any choice. The
-result is a task as ``benchmarks.adaptation`` takes it. Shifts: ``smear`` (larger, other colours for each class, red
-cells that the first lab does not have), ``dab`` (haematoxylin paler, some objects brown), ``smaller`` (half the size,
+result is a task as ``benchmarks.adaptation`` takes it. Shifts: ``smear`` (larger, other colors for each class, red
+cells that the first lab does not have), ``dab`` (hematoxylin paler, some objects brown), ``smaller`` (half the size,
 other stain).
 """
 
@@ -19,21 +19,22 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from microseg.data.images import read_image, read_mask, write_png
+from microseg.annotations.index_masks import read_mask
+from microseg.slides.images import read_image, write_png
 
 __all__ = ["SHIFTS", "make_task"]
 
 Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 Shift = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], np.random.Generator], Pair]
 
-# unit vectors of haematoxylin, eosin and DAB in optical density (Ruifrok & Johnston 2001)
+# unit vectors of hematoxylin, eosin and DAB in optical density (Ruifrok & Johnston 2001)
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _SIDE = 300  # pixels of a smear's images
 
 
 def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
-    """Enlarged 1.6 times, each class in another colour, on a larger ground with red cells. Three classes."""
+    """Enlarged 1.6 times, each class in another color, on a larger ground with red cells. Three classes."""
     image, mask = _resize(image, mask, 1.6 * np.exp(rng.normal(0, 0.08)))
     density = _density(ndimage.gaussian_filter(image.astype(float), (0.5, 0.5, 0)))
     wanted = np.array([[0.02, 0.1, 0.2], [0.35, 0.35, 0.1], [1.3, 1.5, 0.5]]) + rng.normal(0, 0.05, (3, 3))
@@ -65,16 +66,16 @@ def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.ran
 
 
 def dab(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
-    """H&E as DAB-H: haematoxylin paler, eosin nearly gone, some of the objects of class 1 brown."""
+    """H&E as DAB-H: hematoxylin paler, eosin nearly gone, some of the objects of class 1 brown."""
     amounts = np.clip(_density(image) @ np.linalg.inv(_STAINS), 0, None)
-    haematoxylin, eosin = amounts[..., 0], amounts[..., 1]
+    hematoxylin, eosin = amounts[..., 0], amounts[..., 1]
     objects, count = ndimage.label(mask == 1)
     positive = rng.random(count + 1) < rng.uniform(0.05, 0.35)
     positive[0] = False
     brown = ndimage.gaussian_filter(positive[objects].astype(float), 1.2)
     grain = ndimage.gaussian_filter(rng.normal(0, 1, mask.shape), 3)
-    dab_amount = np.clip(1.1 * brown * (0.8 + 1.8 * grain + haematoxylin), 0, None)
-    blue = 0.12 + 0.45 * haematoxylin * (1 - 0.7 * brown) * rng.uniform(0.6, 1.1) + 0.12 * eosin
+    dab_amount = np.clip(1.1 * brown * (0.8 + 1.8 * grain + hematoxylin), 0, None)
+    blue = 0.12 + 0.45 * hematoxylin * (1 - 0.7 * brown) * rng.uniform(0.6, 1.1) + 0.12 * eosin
     density = blue[..., None] * _STAINS[0] + dab_amount[..., None] * _STAINS[2] + 0.03
     density = ndimage.gaussian_filter(density, (0.6, 0.6, 0))
     return _picture(density + rng.normal(0, 0.015, density.shape)), mask

@@ -13,9 +13,9 @@ from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
 from benchmarks.results import KeptRows, Row
-from microseg.evaluation import Reference, mean_scores, score
-from microseg.inference import Engine
-from microseg.model import load_network
+from microseg.evaluation.references import Reference, mean_scores, score
+from microseg.inference.engine import Engine
+from microseg.models.files import load_network
 
 __all__ = ["Grid", "Row"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
-from microseg.training import DualAdaptive
+from microseg.training.adaptation.dual_adaptive import DualAdaptive
 
 __all__ = ["ABLATIONS", "DEFAULT", "METHODS", "SOURCE_ONLY", "STATISTICS", "UPPER_BOUND", "Method"]
 
@@ -27,11 +27,11 @@ class Method:
 _PLAIN: dict[str, Any] = {
     "lambda_image": 0.0,
     "lambda_feature": 0.0,
-    "colour": 0.3,
+    "color": 0.3,
     "transfer": 0.0,
     "strong": 0.0,
     "search_scale": False,
-    "normalisation": "running",
+    "normalization": "running",
     "pseudo_labels": 0.0,
 }
 """Further training on the source, as in the first: what each alternative adds its one idea to."""
@@ -46,7 +46,7 @@ METHODS: dict[str, Method] = {
     "advent": Method(_PLAIN, EntropyAdversary),
     "fda": Method(_PLAIN, FourierTransfer),
     "reinhard": Method(_PLAIN, ReinhardTransfer),
-    "colour_transport": Method(_PLAIN | {"transfer": 1.0}),
+    "color_transport": Method(_PLAIN | {"transfer": 1.0}),
     DEFAULT: Method({}),
 }
 
@@ -54,12 +54,12 @@ ABLATIONS: dict[str, Method] = {
     "without_adversaries": Method({"lambda_image": 0.0, "lambda_feature": 0.0}),
     "without_pseudo_labels": Method({"pseudo_labels": 0.0}),
     "without_region_rules": Method({"region_rules": False}),
-    "without_colour_votes": Method({"colour_votes": False}),
-    "without_colour_views": Method({"colour_views": False}),
+    "without_color_votes": Method({"color_votes": False}),
+    "without_color_views": Method({"color_views": False}),
     "without_rounds": Method({"rounds": 1}),
-    "without_shared_statistics": Method({"normalisation": "running"}),
+    "without_shared_statistics": Method({"normalization": "running"}),
     "without_transfer": Method({"transfer": 0.0}),
-    "without_strong_colour": Method({"colour": 0.3, "strong": 0.3}),
+    "without_strong_color": Method({"color": 0.3, "strong": 0.3}),
     "without_scale": Method({"search_scale": False}),
 }
 """``default`` without one of its parts."""

@@ -21,13 +21,13 @@ from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import DEFAULT
 from benchmarks.adaptation.tasks import as_dataset
 from benchmarks.results import KeptRows, Row, console_table, markdown_table
-from microseg.data.lab import read_lab_card
-from microseg.data.scanner import Scanner
-from microseg.data.synthetic import LAB_A, LAB_B, LabLook, make_lab
-from microseg.data.tissue import Tissue
-from microseg.evaluation import kept_aside, mean_scores, score
-from microseg.inference import Engine
-from microseg.model import load_network
+from microseg.datasets.lab import read_lab_metadata
+from microseg.evaluation.references import held_out_references, mean_scores, score
+from microseg.inference.engine import Engine
+from microseg.models.files import load_network
+from microseg.synthetic.labs import LAB_A, LAB_B, LabLook, make_lab
+from microseg.synthetic.scanner import Scanner
+from microseg.synthetic.tissue import Tissue
 
 __all__ = ["LAB_C", "STEPS", "LabSequence", "Step"]
 
@@ -135,7 +135,7 @@ class LabSequence(KeptRows):
             known = {"step": step, "seed": seed, "minutes": self.minutes}
             for name in labs:
                 delivery = self._place(seed) / "made" / name
-                references = kept_aside(delivery, read_lab_card(delivery))
+                references = held_out_references(delivery, read_lab_metadata(delivery))
                 known[name] = mean_scores(score(engine.probabilities, references, engine.classes))["dice"]
             self.add(known)
         return known

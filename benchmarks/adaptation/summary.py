@@ -10,10 +10,10 @@ import pandas as pd
 
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 
-__all__ = ["draw", "summarise"]
+__all__ = ["draw", "summarize"]
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def summarize(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One line for each task and method: mean ± spread (standard deviation over seeds) and share of the gap recovered.
 
     The gap is that between ``source_only`` and ``upper_bound`` of the same seed; where a seed has no upper bound, the

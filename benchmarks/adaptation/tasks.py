@@ -4,12 +4,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from microseg.data.dataset import Lab, open_lab
-from microseg.data.ingest import prepare_lab
-from microseg.data.lab import read_lab_card
-from microseg.data.synthetic import LAB_A, LAB_B, make_lab
+from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.ingest import ingest_lab
+from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError
-from microseg.evaluation import Reference, kept_aside
+from microseg.evaluation.references import Reference, held_out_references
+from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
 
 __all__ = ["SYNTHETIC", "Task", "as_dataset", "find_task", "fold_labs", "open_labs"]
 
@@ -34,7 +34,7 @@ class Task:
     def references(self, role: str) -> tuple[Reference, ...]:
         """The images and masks that the report is made on; for the report only."""
         folder = self.source if role == "source" else self.target
-        found = kept_aside(folder, read_lab_card(folder))
+        found = held_out_references(folder, read_lab_metadata(folder))
         if not found:
             raise LabError(f"{folder}: expected test/images and test/masks to report on, found none.")
         return found
@@ -101,8 +101,8 @@ def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Refer
 
 def as_dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> Lab:
     """A delivery as a dataset in ``work/labs``, made where it is not there; ``test/`` is not in it."""
-    name = read_lab_card(folder).lab
+    name = read_lab_metadata(folder).lab
     dataset = work / "labs" / name
     if not dataset.is_dir():
-        prepare_lab(folder, work / "labs", work / "quarantine", val_fraction=validation, test_fraction=0.0)
-    return open_lab(dataset)
+        ingest_lab(folder, work / "labs", work / "quarantine", val_fraction=validation, test_fraction=0.0)
+    return open_lab_dataset(dataset)

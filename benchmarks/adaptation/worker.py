@@ -11,13 +11,16 @@ from typing import Any
 
 from benchmarks.adaptation.guard import forbid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, STATISTICS
-from flows.settings import load_settings
-from microseg.data.dataset import Lab, open_lab
-from microseg.data.images import read_image
-from microseg.model import load_network, save_network
-from microseg.sdk import adapt, train
-from microseg.training import AdaptSettings, make_fabric, measure_statistics, write_statistics
-from microseg.training.shift import to_batch
+from microseg.api.training import adapt, train
+from microseg.config.params import AdaptSettings
+from microseg.config.settings import load_settings
+from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.models.config import NetworkConfig
+from microseg.models.files import load_network, save_network
+from microseg.slides.images import read_image
+from microseg.training.adaptation.domain_shift import to_batch
+from microseg.training.adaptation.normalization import measure_statistics, write_statistics
+from microseg.training.devices import make_fabric
 
 __all__ = ["main"]
 
@@ -27,7 +30,7 @@ def main(job: dict[str, Any]) -> None:
     forbid(Path(job["task_folder"]))
     params = load_settings(job["changes"]).params
     folder, seed = Path(job["folder"]), int(job["seed"])
-    source = open_lab(Path(job["source"]))
+    source = open_lab_dataset(Path(job["source"]))
     fabric = make_fabric(params.device)
     began = time.monotonic()
     if job["kind"] == "train":
@@ -36,7 +39,7 @@ def main(job: dict[str, Any]) -> None:
             settings = settings.model_copy(update={"minutes": job["minutes"], "steps": job["steps"]})
         train(
             [source],
-            params.network.config(source.card.classes, source.card.mpp),
+            NetworkConfig.from_settings(params.network, source.card.classes, source.card.mpp),
             settings,
             folder=folder,
             seed=seed,
@@ -67,7 +70,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 def _targets(job: dict[str, Any]) -> list[Lab]:
-    return [open_lab(Path(folder)) for folder in job["targets"]]
+    return [open_lab_dataset(Path(folder)) for folder in job["targets"]]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.evidence.study import Study
 from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
 from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs, signed_score
 from benchmarks.results import Row, console_table, markdown_table
-from flows.settings import load_settings
+from microseg.config.settings import load_settings
 from microseg.errors import MicrosegError
 
 _IMAGES = 16
@@ -65,7 +65,7 @@ def _run(chosen: argparse.Namespace) -> None:
     rows: list[Row] = []
     for row in study.run(planned):
         rows.append(row)
-        console.print(f"{len(rows)}/{len(planned)}  {_told(row)}", markup=False, highlight=False)
+        console.print(f"{len(rows)}/{len(planned)}  {_message(row)}", markup=False, highlight=False)
     pairs = make_pairs(rows, policy)
     tables = {
         f"Rank correlation of each score with true Dice on the target ({len(rows)} networks)": rank_table(rows),
@@ -85,7 +85,7 @@ def _run(chosen: argparse.Namespace) -> None:
     console.print(f"{out / 'results.json'}\n{out / 'tables.md'}\n{out / 'figure.png'}")
 
 
-def _told(row: Row) -> str:
+def _message(row: Row) -> str:
     scores = ", ".join(f"{name.replace('_', ' ')} {SCORES[name] * signed_score(row, name):.2f}" for name in SCORES)
     return (
         f"{row['task']} seed {row['seed']} {row['network']}: target {row['target_dice']:.3f}; {scores}; "

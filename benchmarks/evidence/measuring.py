@@ -10,17 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.adaptation.tasks import Task, open_labs
-from benchmarks.evidence.scores import share_shift, soft_neighbourhood_density
-from microseg.data.dataset import Lab
-from microseg.data.images import read_image, read_mask
-from microseg.evaluation import Reference, compare, lab_targets, mean_scores, score
-from microseg.inference import Engine
-from microseg.metrics import agreement, class_shares
-from microseg.model import PyramidSegmenter
+from benchmarks.evidence.scores import share_shift, soft_neighborhood_density
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.evaluation.comparison import compare
+from microseg.evaluation.criteria import class_shares, cohen_kappa
+from microseg.evaluation.label_free import lab_targets
+from microseg.evaluation.references import Reference, mean_scores, score
+from microseg.inference.engine import Engine
+from microseg.models.network import PyramidSegmenter
+from microseg.slides.images import read_image
 
 __all__ = ["Ground", "evidence", "true_dice"]
 
-_PIXELS = 1500  # of all images together, for the neighbourhood density
+_PIXELS = 1500  # of all images together, for the neighborhood density
 
 Image = npt.NDArray[np.uint8]
 
@@ -88,12 +91,12 @@ def evidence(network: PyramidSegmenter, ground: Ground, teacher: Sequence[Image]
     masks = [_mask(each) for each in seen]
     shares = np.mean([class_shares(mask, len(classes)) for mask in masks], axis=0)
     agreements = [
-        agreement(*pair, len(classes)) for pair in zip(masks, masks if teacher is None else teacher, strict=True)
+        cohen_kappa(*pair, len(classes)) for pair in zip(masks, masks if teacher is None else teacher, strict=True)
     ]
     agreeing = [value for value in agreements if np.isfinite(value)]
     more = {
         "teacher_agreement": float(np.mean(agreeing)) if agreeing else float("nan"),
-        "neighbourhood_density": soft_neighbourhood_density(_sample(seen)),
+        "neighborhood_density": soft_neighborhood_density(_sample(seen)),
         "share_shift": share_shift(shares, ground.expected),
     }
     known = {name: value for name, value in {**compared.candidate.label_free, **more}.items() if np.isfinite(value)}

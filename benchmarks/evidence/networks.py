@@ -12,7 +12,8 @@ import numpy.typing as npt
 from benchmarks.adaptation.methods import DEFAULT, SOURCE_ONLY, UPPER_BOUND
 from benchmarks.evidence.spoiling import between, noisy, tilted, untrained, with_statistics_of
 from microseg.errors import SettingsError
-from microseg.model import PyramidSegmenter, load_network
+from microseg.models.files import load_network
+from microseg.models.network import PyramidSegmenter
 
 __all__ = ["Subject", "kept_networks", "subjects"]
 

@@ -5,16 +5,16 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SCORES", "share_shift", "soft_neighbourhood_density"]
+__all__ = ["SCORES", "share_shift", "soft_neighborhood_density"]
 
 SCORES = MappingProxyType(
     {
-        "separation": 1,
-        "agreement": 1,
+        "stain_explained_variance": 1,
+        "augmentation_consistency": 1,
         "entropy": -1,
         "teacher_agreement": 1,
         "domain_separability": -1,
-        "neighbourhood_density": 1,
+        "neighborhood_density": 1,
         "share_shift": -1,
         "source_dice": 1,
     }
@@ -24,7 +24,7 @@ SCORES = MappingProxyType(
 _TEMPERATURE = 0.05
 
 
-def soft_neighbourhood_density(probabilities: npt.NDArray[np.float32]) -> float:
+def soft_neighborhood_density(probabilities: npt.NDArray[np.float32]) -> float:
     """How densely pixels lie among others that are predicted alike: entropy of the similarities to all others.
 
     Args:

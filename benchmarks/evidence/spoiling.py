@@ -8,18 +8,19 @@ import numpy.typing as npt
 import torch
 
 from microseg.errors import ModelError
-from microseg.model import NetworkConfig, PyramidSegmenter
-from microseg.training import measure_statistics, write_statistics
-from microseg.training.shift import to_batch
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+from microseg.training.adaptation.domain_shift import to_batch
+from microseg.training.adaptation.normalization import measure_statistics, write_statistics
 
 __all__ = ["between", "noisy", "tilted", "untrained", "with_statistics_of"]
 
-_LEAST_VARIANCE = 1e-5  # of a batch normalisation, where a line between two networks would lead below 0
+_LEAST_VARIANCE = 1e-5  # of a batch normalization, where a line between two networks would lead below 0
 
 
 @torch.no_grad()
 def tilted(network: PyramidSegmenter, label: int, amount: float) -> PyramidSegmenter:
-    """The network with one class favoured everywhere.
+    """The network with one class favored everywhere.
 
     Args:
         network: not changed.
@@ -80,7 +81,7 @@ def untrained(config: NetworkConfig, seed: int) -> PyramidSegmenter:
 
 
 def with_statistics_of(network: PyramidSegmenter, images: Iterable[npt.NDArray[np.uint8]]) -> PyramidSegmenter:
-    """The network with its normalisation statistics measured anew on other images.
+    """The network with its normalization statistics measured anew on other images.
 
     Args:
         network: not changed.

@@ -14,9 +14,9 @@ from benchmarks.adaptation.tasks import Task
 from benchmarks.evidence.measuring import Ground, Image, evidence, true_dice
 from benchmarks.evidence.networks import Images, Subject, kept_networks, subjects
 from benchmarks.results import KeptRows, Row
-from microseg.data.images import read_image
-from microseg.evaluation import lab_targets
-from microseg.inference import Engine
+from microseg.evaluation.label_free import lab_targets
+from microseg.inference.engine import Engine
+from microseg.slides.images import read_image
 
 __all__ = ["Row", "Study"]
 

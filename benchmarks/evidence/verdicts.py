@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.evidence.scores import SCORES
-from microseg.registry import Evidence, GatePolicy, decide
+from microseg.config.params import GateSettings
+from microseg.registry.gate import Evidence, decide
 
 __all__ = ["BETTER", "TOGETHER", "WORSE", "Pair", "Rate", "leave_one_out", "make_pairs", "rates", "signed_score"]
 
@@ -82,7 +83,7 @@ def signed_score(row: Mapping[str, Any], score: str) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def make_pairs(rows: Sequence[Mapping[str, Any]], policy: GatePolicy) -> list[Pair]:
+def make_pairs(rows: Sequence[Mapping[str, Any]], policy: GateSettings) -> list[Pair]:
     """Every network as a candidate for every other of its task and seed."""
     return [
         _pair(candidate, production, policy)
@@ -92,7 +93,7 @@ def make_pairs(rows: Sequence[Mapping[str, Any]], policy: GatePolicy) -> list[Pa
     ]
 
 
-def _pair(candidate: Mapping[str, Any], production: Mapping[str, Any], policy: GatePolicy) -> Pair:
+def _pair(candidate: Mapping[str, Any], production: Mapping[str, Any], policy: GateSettings) -> Pair:
     decision = decide(_evidence(candidate), _evidence(production), policy)
     return Pair(
         candidate["task"],

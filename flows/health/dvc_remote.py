@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.health.finding import Finding
-from flows.settings import Settings
-from flows.stores import dataset_store
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings
 from microseg.errors import MicrosegError
 
 __all__ = ["remote"]
@@ -14,10 +14,10 @@ __all__ = ["remote"]
 
 def remote(settings: Settings) -> Iterator[Finding]:
     """Whether datasets can be pushed."""
-    address, store = settings.environment.dvc_remote, dataset_store(settings)
+    address, store = settings.environment.dvc_remote, open_workspace(settings).datasets
     shown = re.sub(r"//[^/@]+@", "//***@", address)
     try:
-        store.try_remote()
+        store.check_remote()
     except MicrosegError as error:
         yield Finding("DVC remote", "fault", str(error), "correct MICROSEG_DVC_REMOTE, or what it needs to be reached")
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from flows.health.finding import Finding
-from flows.settings import Settings
+from microseg.config.settings import Settings
 
 __all__ = ["disk", "home", "packages"]
 

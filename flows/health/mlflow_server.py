@@ -8,10 +8,11 @@ import httpx
 from packaging.version import Version
 
 from flows.health.finding import Finding
-from flows.settings import Settings
-from flows.stores import dataset_store, in_use, open_registry
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings
 from microseg.errors import MicrosegError
-from microseg.registry import PRODUCTION, is_server
+from microseg.registry.connection import is_server
+from microseg.registry.version import PRODUCTION
 
 __all__ = ["aliases", "registry", "webhook"]
 
@@ -21,7 +22,7 @@ def registry(settings: Settings) -> Iterator[Finding]:
     uri = settings.environment.tracking_uri
     shown = re.sub(r"//[^/@]+@", "//***@", uri)
     try:
-        open_registry(settings).versions()
+        open_workspace(settings).registry.versions()
     except MicrosegError as error:  # among them: hosts that the server was not told of
         yield Finding("MLflow", "fault", str(error), "see mlflow/README.md")
         return
@@ -42,8 +43,8 @@ def registry(settings: Settings) -> Iterator[Finding]:
 
 def aliases(settings: Settings) -> Iterator[Finding]:
     """Aliases are case-sensitive; one that is spelled otherwise promotes nothing, and nobody is told."""
-    opened = open_registry(settings)
-    known = {path.stem for path in (dataset_store(settings).root / "history").glob("*.jsonl")}
+    opened = open_workspace(settings).registry
+    known = {path.stem for path in (open_workspace(settings).datasets.root / "history").glob("*.jsonl")}
     odd = False
     for one in opened.versions():
         for alias in one.aliases:
@@ -65,17 +66,17 @@ def aliases(settings: Settings) -> Iterator[Finding]:
                     f"version {one.version} has {alias!r}, which puts nothing into production",
                     f"set {PRODUCTION!r}, in lower case, and remove this one",
                 )
-    for drift in opened.drifts():
+    for change in opened.pending_changes():
         odd = True
         yield Finding(
             "aliases",
             "warning",
-            f"{drift.alias} was moved from version {drift.settled or '–'} to {drift.version or '–'}, and nobody has "
+            f"{change.alias} was moved from version {change.settled or '–'} to {change.version or '–'}, and nobody has "
             "looked at it",
-            "microseg rollout, or see that microseg serve runs",
+            "microseg service validate-promotion, or see that microseg serve runs",
         )
     if not odd:
-        current = in_use(opened)
+        current = open_workspace(settings).production()
         yield Finding(
             "aliases", "good", f"version {current.version} is in production" if current else "none is set yet"
         )
@@ -85,7 +86,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     """Whether MLflow's word of a promotion arrives."""
     if not is_server(settings.environment.tracking_uri):
         return
-    hooks = open_registry(settings).webhooks.addresses()
+    hooks = open_workspace(settings).registry.webhooks.addresses()
     if not hooks:
         yield Finding(
             "webhook", "warning", "MLflow tells nobody of promotions; the poll finds them later", "run microseg serve"
@@ -109,7 +110,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
         )
         return
     # only the server knows whether it can read its secret: have it send one
-    status, said = open_registry(settings).webhooks.try_delivery()
+    status, said = open_workspace(settings).registry.webhooks.try_delivery()
     if status is not None and status < 400:
         yield Finding("webhook", "good", f"a signed delivery to {url} was believed")
     else:

@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.health.finding import Finding
-from flows.settings import Settings
+from microseg.config.settings import Settings
 
 __all__ = ["prefect", "schedules"]
 

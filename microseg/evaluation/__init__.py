@@ -1,5 +1,1 @@
-"""How good a segmenter is: with reference masks, and without."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Evaluation: overlap and object metrics, label-free criteria, comparison of two models."""

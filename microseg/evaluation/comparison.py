@@ -12,16 +12,17 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 
-from microseg.data.dataset import Lab
-from microseg.data.sampling import CropSampler, Sample
-from microseg.data.scale import model_zoom
-from microseg.evaluation.drift import image_drifts
+from microseg.datasets.dataset import Lab
+from microseg.datasets.sampling import CropSampler, Sample
+from microseg.evaluation.criteria import domain_separability
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+from microseg.evaluation.reference_distribution import ood_scores
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
-from microseg.inference import Engine
-from microseg.metrics import KnownImages, domain_separability, summarise_drift
-from microseg.model import PyramidSegmenter
-from microseg.registry import Evidence, Interval
+from microseg.inference.engine import Engine
+from microseg.models.network import PyramidSegmenter
+from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
+from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.slides.scale import model_zoom
 
 __all__ = ["Comparison", "compare"]
 
@@ -48,13 +49,13 @@ class Comparison:
     scores: Mapping[str, Mapping[str, tuple[float | None, float | None]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what is not known is null."""
+        """As JSON values; what is not reference is null."""
         plain: dict[str, Any] = _without_nan(asdict(self))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
-        """Back from `to_dict`; a figure that was not known is nan."""
+        """Back from `to_dict`; a figure that was not reference is nan."""
         sides = {side: _with_nan(values[side]) for side in ("candidate", "production")}
         return TypeAdapter(cls).validate_python(dict(values) | sides)
 
@@ -72,7 +73,7 @@ def compare(
     *,
     source: Sequence[Lab],
     target: Lab | None,
-    known: tuple[KnownImages | None, KnownImages | None] = (None, None),
+    reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None] = (None, None),
     engine: Callable[[PyramidSegmenter], Engine] = Engine,
     on_image: Callable[[str], None] = lambda _name: None,
 ) -> Comparison:
@@ -84,7 +85,7 @@ def compare(
         source: labelled labs; their ``test`` split is scored.
         target: the new lab. Without masks it gives label-free evidence; where it sent some, also Dice on them, and
             where these are of three slides or more, the Dice gained, image by image.
-        known: what the candidate and the network in use know, to tell how far the new lab lies from that; None where
+        reference: reference distributions of the candidate and of the network in use, for the score; None where
             that was not kept.
         engine: makes a network ready to segment.
         on_image: called with an image's name each time that one is done.
@@ -94,8 +95,8 @@ def compare(
     """
     expected = expected_foreground_share(source)
     judge = partial(_judge, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
-    new = judge(candidate, known=known[0])
-    old = None if production is None else judge(production, known=known[1])
+    new = judge(candidate, reference=reference[0])
+    old = None if production is None else judge(production, reference=reference[1])
     scores = {
         lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in figures.items()}
         for lab, figures in new.scores.items()
@@ -104,7 +105,7 @@ def compare(
     return Comparison(evidence, old.evidence if old else None, target.card.lab if target else None, scores)
 
 
-def _gain(new: pd.Series | None, old: pd.Series | None) -> Interval | None:
+def _gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | None:
     """Dice gained on the new lab's masks: the difference on each image, drawn by slide."""
     if new is None or old is None:
         return None
@@ -119,7 +120,7 @@ def _judge(
     *,
     source: Sequence[Lab],
     target: Lab | None,
-    known: KnownImages | None,
+    reference: ReferenceDistribution | None,
     engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
     on_image: Callable[[str], None],
@@ -135,9 +136,9 @@ def _judge(
         looked_at = lab_targets(target, _LABEL_FREE_IMAGES)
         label_free |= label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
         label_free |= {"expected_foreground_share": expected, "images": len(looked_at)}
-        if known is not None:
-            drift = summarise_drift(image_drifts(known, looked_at, network.config.mpp))
-            label_free |= {"drift": drift.median, "drift_share": drift.share}
+        if reference is not None:
+            ood_score = summarize_scores(ood_scores(reference, looked_at, network.config.mpp))
+            label_free |= {"ood_score": ood_score.median, "drift_share": ood_score.share}
         images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
         others = lab_targets(target, _SEPARABILITY_IMAGES)
         if min(len(images), len(others)) > 1:

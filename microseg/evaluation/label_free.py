@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from microseg.data.colour import jitter_colour
-from microseg.data.dataset import Lab
-from microseg.data.images import read_image, read_mask
-from microseg.data.sampling import step_generator
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.datasets.sampling import step_generator
+from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_entropy, stain_explained_variance
 from microseg.evaluation.references import Segment
-from microseg.metrics import agreement, class_separation, class_shares, prediction_entropy
+from microseg.slides.images import read_image
+from microseg.training.color_augmentation import jitter_color
 
 __all__ = ["TargetImage", "expected_foreground_share", "lab_targets", "label_free_scores"]
 
@@ -60,11 +61,11 @@ def label_free_scores(
         images: of the new lab.
         classes: number of classes.
         on_image: called with each image's name when it is done.
-        views: changed copies of each image to ask for ``agreement``; without any it is left out.
+        views: changed copies of each image to ask for ``cohen_kappa``; without any it is left out.
 
     Returns:
         ``separation``: share of the stain's variance that the segmentation explains, 0..1; see `class_separation`.
-        ``agreement``: of the prediction with those on the same image recoloured, turned and flipped, mapped back:
+        ``cohen_kappa``: of the prediction with those on the same image recolored, turned and flipped, mapped back:
         Cohen's kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the
         predictions, 0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
     """
@@ -74,20 +75,25 @@ def label_free_scores(
         probabilities = segment(image, target.mpp)
         mask = probabilities.argmax(0).astype(np.uint8)
         row = {
-            "separation": class_separation(image, mask, classes),
+            "stain_explained_variance": stain_explained_variance(image, mask, classes),
             "entropy": prediction_entropy(probabilities),
             "foreground_share": 1 - float(class_shares(mask, classes)[0]),
         }
         if views:
-            row["agreement"] = _mean(
+            row["augmentation_consistency"] = _mean(
                 [_agrees(segment, target, image, mask, classes, number, view) for view in range(views)]
             )
         rows.append(row)
         on_image(target.name)
-    names = ("separation", *(("agreement",) if views else ()), "entropy", "foreground_share")
+    names = (
+        "stain_explained_variance",
+        *(("augmentation_consistency",) if views else ()),
+        "entropy",
+        "foreground_share",
+    )
     scores = {name: _mean([row[name] for row in rows]) for name in names}
-    collapsed = views and rows and np.isnan(scores["agreement"])
-    return scores | ({"agreement": 0.0} if collapsed else {})
+    collapsed = views and rows and np.isnan(scores["augmentation_consistency"])
+    return scores | ({"augmentation_consistency": 0.0} if collapsed else {})
 
 
 def _agrees(
@@ -100,7 +106,7 @@ def _agrees(
     view: int,
 ) -> float:
     changed, back = _changed(image, number, view)
-    return agreement(mask, back(segment(changed, target.mpp).argmax(0).astype(np.uint8)), classes)
+    return cohen_kappa(mask, back(segment(changed, target.mpp).argmax(0).astype(np.uint8)), classes)
 
 
 def expected_foreground_share(labs: Sequence[Lab]) -> float:
@@ -116,12 +122,12 @@ def expected_foreground_share(labs: Sequence[Lab]) -> float:
 def _changed(
     image: npt.NDArray[np.uint8], number: int, view: int
 ) -> tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
-    """The image recoloured and turned, and the function that turns a mask of it back."""
+    """The image recolored and turned, and the function that turns a mask of it back."""
     generator = step_generator(0, number, view)
     turns, flip = 1 + view % 3, view % 2 == 1
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-    coloured = (jitter_colour(batch, _STRENGTH, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    turned = np.rot90(coloured, turns)
+    colored = (jitter_color(batch, _STRENGTH, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    turned = np.rot90(colored, turns)
     changed = np.ascontiguousarray(turned[:, ::-1] if flip else turned)
 
     def back(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -9,17 +9,27 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr, stdtrit
 
-from microseg.data.dataset import Lab
-from microseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
-from microseg.data.lab import LabCard
-from microseg.data.manifest import Split
-from microseg.data.names import image_key, image_name
-from microseg.data.pair import check_pair
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import Split
+from microseg.datasets.names import image_key, image_name
+from microseg.datasets.pair import check_pair
 from microseg.errors import LabError
-from microseg.metrics import boundary_dice, dice
-from microseg.registry import Interval
+from microseg.evaluation.boundary import boundary_dice
+from microseg.evaluation.overlap import dice
+from microseg.registry.gate import ConfidenceInterval
+from microseg.slides.images import IMAGE_SUFFIXES, read_image
 
-__all__ = ["Reference", "Segment", "bootstrap_interval", "kept_aside", "lab_references", "mean_scores", "score"]
+__all__ = [
+    "Reference",
+    "Segment",
+    "bootstrap_interval",
+    "held_out_references",
+    "lab_references",
+    "mean_scores",
+    "score",
+]
 
 Segment = Callable[[npt.NDArray[np.uint8], float | None], npt.NDArray[np.float32]]
 """RGB image (H, W, 3) and its microns per pixel → class probabilities (K, H, W)."""
@@ -52,7 +62,7 @@ def lab_references(lab: Lab, split: Split) -> tuple[Reference, ...]:
     )
 
 
-def kept_aside(folder: Path, card: LabCard) -> tuple[Reference, ...]:
+def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...]:
     """The images and masks that a lab keeps aside to report on, in ``<folder>/test``; none where there are none.
 
     They are in no dataset, so no training can reach them.
@@ -145,7 +155,7 @@ def bootstrap_interval(
     seed: int = 0,
     share: float = 0.95,
     draws: int = 2000,
-) -> Interval:
+) -> ConfidenceInterval:
     """Mean with its bootstrap interval over images, or over slides.
 
     The percentiles are moved outwards as Student's t and the bias of the variance ask for: of a few values the plain
@@ -163,14 +173,14 @@ def bootstrap_interval(
     """
     there = np.isfinite(values)
     if not there.any():
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return ConfidenceInterval(float("nan"), float("nan"), float("nan"))
     known = values[there]
     units = np.arange(known.size) if slides is None else np.unique(np.array(slides)[there], return_inverse=True)[1]
     sums, counts = np.bincount(units, known), np.bincount(units)  # (U,)
     picks = np.random.default_rng(seed).integers(counts.size, size=(draws, counts.size))
     means = sums[picks].sum(1) / counts[picks].sum(1)  # (draws,)
     low, high = np.quantile(means, [tail := _tail(counts.size, share), 1 - tail])
-    return Interval(float(known.mean()), float(low), float(high))
+    return ConfidenceInterval(float(known.mean()), float(low), float(high))
 
 
 def _tail(units: int, share: float) -> float:

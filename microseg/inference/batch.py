@@ -3,7 +3,7 @@
 Reading, the network and writing overlap, with a few images in flight at any time. What counts as done is decided by the
 record that each image's outputs end with, so a batch that was killed goes on where it was.
 
-A batch can be done in parts, one after the other or by several processes at once: `plan_batch`, then `segment_part`
+A batch can be done in parts, one after the other or by several processes at once: `plan_batch`, then `segment_images`
 for each part, then `finish_batch`. `segment_batch` is the three in one.
 """
 
@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from microseg.config.params import OutOfDistributionSettings
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
+from microseg.inference.image_pipeline import Part, complete_provenance, segment_one
 from microseg.inference.options import BatchOptions
-from microseg.inference.outputs import output_names, remove_partial
-from microseg.inference.part import Part, complete_provenance, segment_one
-from microseg.inference.record import Provenance
-from microseg.inference.segmentation import Segmentation
-from microseg.inference.tables import BatchSummary, Job, Outcome, finish_batch
-from microseg.metrics import DriftPolicy, KnownImages
+from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.outputs.files import output_names, remove_partial
+from microseg.outputs.record import Provenance
+from microseg.outputs.segmentation import Segmentation
+from microseg.outputs.tables import BatchSummary, ImageResult, ImageTask, finish_batch
 
-__all__ = ["plan_batch", "segment_batch", "segment_file", "segment_part"]
+__all__ = ["plan_batch", "segment_batch", "segment_file", "segment_images"]
 
 _USUAL = BatchOptions()
 
@@ -32,7 +33,7 @@ def segment_file(
     *,
     provenance: Provenance,
     mpp: float | None = None,
-    known: KnownImages | None = None,
+    reference: ReferenceDistribution | None = None,
 ) -> Segmentation:
     """Segment one image file.
 
@@ -41,7 +42,7 @@ def segment_file(
         path: of the image.
         provenance: of the network; weights and settings are added from the engine.
         mpp: microns per pixel, where the file does not say or is wrong.
-        known: what the network knows, to tell the image's drift.
+        reference: what the network knows, to tell the image's drift.
 
     Returns:
         The segmentation, with probabilities; nothing is written.
@@ -50,7 +51,7 @@ def segment_file(
         ImageReadError: the file is not a readable image.
         DataError: its pixel size is far from the model's.
     """
-    return segment_one(engine, path, complete_provenance(provenance, engine), mpp, known)
+    return segment_one(engine, path, complete_provenance(provenance, engine), mpp, reference)
 
 
 def segment_batch(
@@ -60,8 +61,8 @@ def segment_batch(
     *,
     provenance: Provenance,
     options: BatchOptions = _USUAL,
-    known: KnownImages | None = None,
-    drift: DriftPolicy | None = None,
+    reference: ReferenceDistribution | None = None,
+    ood_score: OutOfDistributionSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
     """Segment images into a folder.
@@ -77,8 +78,8 @@ def segment_batch(
             time writes to a folder.
         provenance: of the network; weights and settings are added from the engine.
         options: what is asked for.
-        known: what the network knows, to tell how far the images lie from that; None: it is not told.
-        drift: see `finish_batch`.
+        reference: what the network knows, to tell how far the images lie from that; None: it is not told.
+        ood_score: see `finish_batch`.
         progress: called with the number of images finished and of all.
 
     Returns:
@@ -90,12 +91,14 @@ def segment_batch(
     """
     started = time.perf_counter()
     jobs = plan_batch(images, out)
-    outcomes = segment_part(engine, jobs, out, provenance=provenance, options=options, known=known, progress=progress)
+    outcomes = segment_images(
+        engine, jobs, out, provenance=provenance, options=options, reference=reference, progress=progress
+    )
     seconds = time.perf_counter() - started
-    return finish_batch(outcomes, out, outputs=options.outputs, seconds=seconds, drift=drift)
+    return finish_batch(outcomes, out, outputs=options.outputs, seconds=seconds, ood_score=ood_score)
 
 
-def plan_batch(images: Sequence[Path], out: Path) -> tuple[Job, ...]:
+def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
     """Give each image of a batch the name of its outputs.
 
     Args:
@@ -109,19 +112,19 @@ def plan_batch(images: Sequence[Path], out: Path) -> tuple[Job, ...]:
     paths = list({path.resolve(): path for path in map(Path, images)}.values())
     if out.resolve() in {path.resolve().parent for path in paths}:
         raise DataError(f"Expected a folder of its own for the outputs, got that of the images, {out}: choose another.")
-    return tuple(Job(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
+    return tuple(ImageTask(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
 
 
-def segment_part(
+def segment_images(
     engine: Engine,
-    jobs: Sequence[Job],
+    jobs: Sequence[ImageTask],
     out: Path,
     *,
     provenance: Provenance,
     options: BatchOptions = _USUAL,
-    known: KnownImages | None = None,
+    reference: ReferenceDistribution | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[ImageResult, ...]:
     """Segment some images of a batch; nobody else may work on the same ones at this time.
 
     Args:
@@ -130,7 +133,7 @@ def segment_part(
         out: the batch's folder.
         provenance: of the network; weights and settings are added from the engine.
         options: of the batch.
-        known: see `segment_batch`.
+        reference: see `segment_batch`.
         progress: called with the number of images finished and of all of these.
 
     Returns:
@@ -143,8 +146,8 @@ def segment_part(
     complete = complete_provenance(provenance, engine)
     for_slides = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
     complete = complete.model_copy(update={"inference": complete.inference | for_slides})
-    outcomes: dict[str, Outcome] = {}
-    for outcome in Part(engine, out, complete, options, known).run(jobs):
+    outcomes: dict[str, ImageResult] = {}
+    for outcome in Part(engine, out, complete, options, reference).run(jobs):
         outcomes[outcome.job.name] = outcome
         if progress is not None:
             progress(len(outcomes), len(jobs))

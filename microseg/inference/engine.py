@@ -16,14 +16,15 @@ from torch import nn
 
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import SettingsError
-from microseg.inference.fusing import fuse_convolutions
-from microseg.inference.lanes import Lanes
+from microseg.inference.backends.batch_norm_folding import fold_batch_norm
+from microseg.inference.backends.fused_convolutions import fuse_convolutions
+from microseg.inference.backends.tile_executor import TileExecutor
+from microseg.inference.backends.tracing import TracedNetwork
 from microseg.inference.options import HALO, TILE
 from microseg.inference.rescaling import engine_zoom, segment_rescaled
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
-from microseg.inference.tracing import TracedNetwork
-from microseg.model import PyramidSegmenter, weights_digest
-from microseg.model.folding import fold_batch_norm
+from microseg.models.files import weights_digest
+from microseg.models.network import PyramidSegmenter
 
 __all__ = ["Engine", "segment_image", "weights_digest"]
 
@@ -40,7 +41,7 @@ class _Settings:
 class Engine:
     """A network made ready to segment many images.
 
-    It works on a copy with batch normalisation folded into the convolutions; the network given is not changed. On a CPU
+    It works on a copy with batch normalization folded into the convolutions; the network given is not changed. On a CPU
     tiles are computed beside one another, each by its share of the threads: threads that share one tile wait for each
     other at every layer.
 
@@ -85,7 +86,7 @@ class Engine:
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.weights_sha256 = weights_digest(network)
-        self._lanes = Lanes(batch if self._settings.device.type == "cpu" else 1)
+        self._lanes = TileExecutor(batch if self._settings.device.type == "cpu" else 1)
         self._compute = self._ready(network, compiled)
         return_memory()  # of the copies that folding took
 
@@ -120,7 +121,7 @@ class Engine:
         return self._settings.batch
 
     @property
-    def lanes(self) -> int:
+    def parallel_tiles(self) -> int:
         """Tiles computed beside one another, each by a share of the threads."""
         return self._lanes.count
 

@@ -3,16 +3,13 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from microseg.inference.outputs import OUTPUTS, check_outputs
+from microseg.config.params import InferenceSettings
+from microseg.outputs.files import OUTPUTS, check_outputs
 
 __all__ = ["HALO", "SLIDE_MEGAPIXELS", "TILE", "BatchOptions", "Sizes"]
 
-TILE, HALO = 640, 96
-"""Usual tile and halo, in pixels: three of the body encoders' strides, from where on a tile's border changes no more
-than where tiles happen to lie, which the pyramid pooling sees."""
-
-SLIDE_MEGAPIXELS = 16.0
-"""Images above this are segmented as slides: as a whole they would take about 60 bytes a pixel."""
+_DEFAULTS = InferenceSettings()
+TILE, HALO, SLIDE_MEGAPIXELS = _DEFAULTS.tile_size, _DEFAULTS.halo, _DEFAULTS.slide_megapixels
 
 Sizes = float | Mapping[str, float] | None
 """Microns per pixel of all images, or of some by file name; None, or not named: what the files say."""

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from microseg.data.scale import model_zoom
 from microseg.errors import DataError
+from microseg.slides.scale import model_zoom
 
 __all__ = ["engine_zoom", "segment_rescaled"]
 

@@ -14,26 +14,21 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.cpu import return_memory
-from microseg.data.slides import Slide, SlideView, TissueMap, find_tissue, open_slide
 from microseg.errors import DataError, SettingsError
-from microseg.inference.drift import slide_drift
 from microseg.inference.engine import Engine
-from microseg.inference.label_pyramid import LabelPyramid
-from microseg.inference.object_stream import FoundObjects, ObjectStream
-from microseg.inference.outputs import (
-    OUTPUTS,
-    SUFFIXES,
-    check_outputs,
-    file_sha256,
-    output_names,
-    publish,
-    staged,
-)
-from microseg.inference.overlay import draw_overlay
-from microseg.inference.record import Provenance, Record, software_versions
-from microseg.inference.stream import Certainty, MaskRows, stream_mask
+from microseg.inference.out_of_distribution import slide_ood_score
+from microseg.inference.stream import Confidence, MaskRows, stream_mask
 from microseg.inference.tiling import Tile
-from microseg.metrics import KnownImages
+from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.outputs.files import OUTPUTS, SUFFIXES, check_outputs, file_sha256, output_names, publish, staged
+from microseg.outputs.label_pyramid import LabelPyramid
+from microseg.outputs.object_stream import ObjectStream, StreamedObjects
+from microseg.outputs.overlay import draw_overlay
+from microseg.outputs.record import Provenance, Record, software_versions
+from microseg.slides.opening import open_slide
+from microseg.slides.slide import Slide
+from microseg.slides.tissue import TissueMap, find_tissue
+from microseg.slides.view import SlideView
 
 __all__ = ["segment_slide", "slide_rows"]
 
@@ -52,7 +47,7 @@ def segment_slide(
     skip_glass: bool = True,
     name: str | None = None,
     sha256: str | None = None,
-    known: KnownImages | None = None,
+    reference: ReferenceDistribution | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Record:
     """Segment a slide into files, each written whole or not at all, and the record last.
@@ -70,7 +65,7 @@ def segment_slide(
         skip_glass: leave out tiles that show bare glass only; they are background.
         name: how the files' names begin; None: as the slide's, unless another image has taken that.
         sha256: of the file; None: computed.
-        known: what the network knows, to tell the slide's drift.
+        reference: what the network knows, to tell the slide's drift.
         progress: called with the share of the slide that is done, 0..1.
 
     Returns:
@@ -92,13 +87,13 @@ def segment_slide(
         name = output_names([path], out)[0] if name is None else name
         sha256 = sha256 or file_sha256(path)
         files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
-        certainty = Certainty()
+        certainty = Confidence()
         outlined = bool({"outlines", "objects"} & set(outputs))
         with staged(out, name) as staging, _Collector(view, len(engine.classes), staging, outlined) as collector:
             _collect(engine, view, tissue, certainty, collector, progress)
             objects = collector.objects.finish()
             summary = _summary(collector, objects, engine.classes, slide, stated, tissue, certainty)
-            drift = slide_drift(known, view, tissue)
+            ood_score = slide_ood_score(reference, view, tissue)
             made = {output: staging / file for output, file in files.items()}
             _write_files(made, slide, view, collector, objects, engine, stated, name, sha256)
             record = Record(
@@ -112,7 +107,7 @@ def segment_slide(
                 classes=engine.classes,
                 provenance=provenance,
                 outputs=files,
-                summary=summary if drift is None else summary | {"drift": drift},
+                summary=summary if ood_score is None else summary | {"ood_score": ood_score},
                 created=datetime.now(UTC),
                 seconds=round(time.perf_counter() - started, 3),
                 software=software_versions(),
@@ -139,7 +134,7 @@ def slide_rows(
         DataError: as `segment_slide`.
     """
     view, tissue = _prepare(engine, slide, mpp, skip_glass)
-    return view, stream_mask(engine, view, _wanted(view, tissue), Certainty())
+    return view, stream_mask(engine, view, _wanted(view, tissue), Confidence())
 
 
 def _prepare(engine: Engine, slide: Slide, mpp: float | None, skip_glass: bool) -> tuple[SlideView, TissueMap | None]:
@@ -206,7 +201,7 @@ def _collect(
     engine: Engine,
     view: SlideView,
     tissue: TissueMap | None,
-    certainty: Certainty,
+    certainty: Confidence,
     collector: _Collector,
     progress: Callable[[float], None] | None,
 ) -> None:
@@ -232,7 +227,7 @@ def _write_files(
     slide: Slide,
     view: SlideView,
     collector: _Collector,
-    objects: FoundObjects,
+    objects: StreamedObjects,
     engine: Engine,
     mpp: float | None,
     name: str,
@@ -262,14 +257,14 @@ def _write_files(
 
 def _summary(
     collector: _Collector,
-    objects: FoundObjects,
+    objects: StreamedObjects,
     classes: tuple[str, ...],
     slide: Slide,
     mpp: float | None,
     tissue: TissueMap | None,
-    certainty: Certainty,
+    certainty: Confidence,
 ) -> dict[str, int | float | None]:
-    """Figures of the whole slide, named as those of `summarise_image`; confidence is over what the network saw."""
+    """Figures of the whole slide, named as those of `summarize_image`; confidence is over what the network saw."""
     counts = np.bincount(objects.indices, minlength=len(classes))
     total = int(collector.pixels.sum())
     summary: dict[str, int | float | None] = {

@@ -13,15 +13,15 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from microseg.data.slides import SlideView
 from microseg.inference.engine import Engine
 from microseg.inference.tiling import Span, Tile, TilePlan
+from microseg.slides.view import SlideView
 
-__all__ = ["Certainty", "MaskRows", "stream_mask"]
+__all__ = ["Confidence", "MaskRows", "stream_mask"]
 
 _READERS = 2
 
-Probabilities = npt.NDArray[np.float32]
+SoftmaxNetwork = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MaskRows:
 
 
 @dataclass
-class Certainty:
+class Confidence:
     """How sure the network was, over all pixels that it saw.
 
     Attributes:
@@ -53,7 +53,7 @@ class Certainty:
     highest: float = 0.0
     entropy: float = 0.0
 
-    def add(self, probabilities: Probabilities, highest: npt.NDArray[np.float32]) -> None:
+    def add(self, probabilities: SoftmaxNetwork, highest: npt.NDArray[np.float32]) -> None:
         """Count in the pixels of a block, (K, h, w) and (h, w)."""
         self.pixels += highest.size
         self.highest += float(highest.sum(dtype=np.float64))
@@ -62,12 +62,12 @@ class Certainty:
 
 
 def stream_mask(
-    engine: Engine, view: SlideView, wanted: Callable[[Tile], bool], certainty: Certainty
+    engine: Engine, view: SlideView, wanted: Callable[[Tile], bool], certainty: Confidence
 ) -> Iterator[MaskRows]:
     """Segment a slide from top to bottom.
 
     The mask equals that of `Engine.probabilities` for the same pixels, but for tiles that are not wanted: there it is
-    background, into which the neighbours fade.
+    background, into which the neighbors fade.
 
     Args:
         engine: the network.
@@ -81,7 +81,7 @@ def stream_mask(
     plan = engine.plan(view.height, view.width)
     chosen = {(r, c): tile for r, c, tile in _numbered(plan) if wanted(tile)}
     computed = _predictions(engine, view, list(chosen.values()))
-    above: list[Probabilities | None] = [None] * len(plan.columns)
+    above: list[SoftmaxNetwork | None] = [None] * len(plan.columns)
     for number, row in enumerate(plan.rows):
         blender = _Row(row, _final(plan.rows, number, view.height), len(engine.classes), view.width, certainty)
         for column in range(len(plan.columns)):
@@ -99,8 +99,8 @@ class _Row:
     final: int  # rows that no later row of tiles adds to
     classes: int
     width: int
-    total: Certainty
-    left: Probabilities | None = None  # what the tile before gives to the columns shared with this one
+    total: Confidence
+    left: SoftmaxNetwork | None = None  # what the tile before gives to the columns shared with this one
     mask: npt.NDArray[np.uint8] = field(init=False)
     certainty: npt.NDArray[np.uint8] = field(init=False)
 
@@ -109,8 +109,8 @@ class _Row:
         self.certainty = np.zeros((self.final, self.width), np.uint8)
 
     def add(
-        self, span: Span, final: int, seen: Probabilities | None, above: Probabilities | None
-    ) -> Probabilities | None:
+        self, span: Span, final: int, seen: SoftmaxNetwork | None, above: SoftmaxNetwork | None
+    ) -> SoftmaxNetwork | None:
         """Add a tile.
 
         Args:
@@ -147,7 +147,7 @@ class _Row:
         self._finish(block[:, : self.final], slice(span.inner_start, span.inner_start + final), seen is not None)
         return block[:, self.final :].copy() if self.span.fade_out else None
 
-    def _finish(self, block: Probabilities, columns: slice, computed: bool) -> None:
+    def _finish(self, block: SoftmaxNetwork, columns: slice, computed: bool) -> None:
         best = block.argmax(axis=0)  # (h, w)
         highest = np.take_along_axis(block, best[None], axis=0)[0]
         self.mask[:, columns] = best
@@ -156,7 +156,7 @@ class _Row:
             self.total.add(block, highest)
 
 
-def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iterator[Probabilities]:
+def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iterator[SoftmaxNetwork]:
     """What the network gives for each tile, in order; tiles are read, and computed, ahead."""
     with ThreadPoolExecutor(_READERS) as readers:
         waiting = iter(tiles)

@@ -1,6 +1,6 @@
 """Tiles: how an image of any size is cut, and how the pieces are joined without seams.
 
-Neighbouring tiles overlap by two halos. The outer half of each halo, where the network sees the tile's border, is
+Neighboring tiles overlap by two halos. The outer half of each halo, where the network sees the tile's border, is
 thrown away; over the inner halves the two tiles fade into one another. The weights sum to one at every pixel.
 """
 

@@ -11,20 +11,18 @@ not promote.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, TypeGuard
+from typing import TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from microseg.config.params import GateSettings
 
-__all__ = ["Decision", "Evidence", "GatePolicy", "Interval", "Reason", "decide"]
+__all__ = ["ConfidenceInterval", "Decision", "Evidence", "RuleResult", "decide"]
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _ROUNDING = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A value with its bootstrap confidence interval.
 
     Args:
@@ -49,7 +47,7 @@ class Evidence:
         source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
         target_dice: Dice (0..1) on the new lab, where it sent a few masks; only reported.
         label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
-            segmentation that the stain explains), ``agreement`` (0..1, with itself on changed images),
+            segmentation that the stain explains), ``cohen_kappa`` (0..1, with itself on changed images),
             ``foreground_share`` (predicted, 0..1) and ``expected_foreground_share`` (in the labels of the source labs,
             0..1); others are only reported. Counts are whole numbers, also after a way through JSON.
         target_gain: Of the candidate: Dice gained over production on the same masks, image by image (-1..1), where they
@@ -57,48 +55,13 @@ class Evidence:
     """
 
     source_dice: Mapping[str, float] = field(default_factory=dict)
-    target_dice: Interval | None = None
+    target_dice: ConfidenceInterval | None = None
     label_free: Mapping[str, int | float] = field(default_factory=dict)
-    target_gain: Interval | None = None
-
-
-class GatePolicy(BaseModel):
-    """What a candidate has to keep and to gain.
-
-    Args:
-        max_source_loss: Largest loss of Dice allowed on any labelled lab.
-        min_signs: Of the three signs on a new lab that sent no masks, those that must speak for the candidate.
-        min_sign_gain: Smallest gain over production with which a sign does.
-        min_target_gain: Smallest gain of Dice on the new lab, where it sent masks.
-        max_target_loss: Largest loss of Dice there that the interval of the gain may leave possible.
-        min_foreground_ratio: Smallest predicted share of foreground on the new lab, as a multiple of the expected one.
-        max_foreground_ratio: Largest such multiple.
-        min_first_dice: Smallest Dice on each labelled lab for the first version, when there is no production yet.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_source_loss: Share = 0.02
-    min_signs: Annotated[int, Field(ge=1, le=3)] = 2
-    min_sign_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
-    min_target_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
-    max_target_loss: Share = 0.02
-    min_foreground_ratio: Factor = 0.25
-    max_foreground_ratio: Factor = 4.0
-    min_first_dice: Share = 0.5
-
-    @model_validator(mode="after")
-    def _check_ratios(self) -> "GatePolicy":
-        if self.min_foreground_ratio >= self.max_foreground_ratio:
-            raise ValueError(
-                f"expected min_foreground_ratio below max_foreground_ratio, got {self.min_foreground_ratio} and "
-                f"{self.max_foreground_ratio}; the defaults are 0.25 and 4"
-            )
-        return self
+    target_gain: ConfidenceInterval | None = None
 
 
 @dataclass(frozen=True)
-class Reason:
+class RuleResult:
     """One rule's verdict.
 
     Args:
@@ -122,13 +85,13 @@ class Decision:
     """
 
     accept: bool
-    reasons: tuple[Reason, ...]
+    reasons: tuple[RuleResult, ...]
 
     def __str__(self) -> str:
         return "\n".join(f"{'passed' if reason.passed else 'REFUSED'}: {reason.sentence}" for reason in self.reasons)
 
 
-def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy) -> Decision:
+def decide(candidate: Evidence, production: Evidence | None, policy: GateSettings) -> Decision:
     """Accept or refuse a candidate.
 
     Missing, non-finite or impossible numbers refuse: evidence that is not there is never taken as good.
@@ -154,21 +117,21 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GatePolicy)
     return Decision(all(reason.passed for reason in reasons), reasons)
 
 
-def _first(candidate: Evidence, policy: GatePolicy) -> tuple[Reason, ...]:
+def _first(candidate: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     if not candidate.source_dice:
         return (_no_labs(),)
     reasons = []
     for lab, dice in sorted(candidate.source_dice.items()):
-        passed = _is_share(dice) and dice >= policy.min_first_dice - _ROUNDING
+        passed = _is_share(dice) and dice >= policy.min_initial_dice - _ROUNDING
         sentence = (
             f"On the held-out images of {lab} the first model reaches Dice {_number(dice)}; "
-            f"at least {policy.min_first_dice:.3f} is asked of a first model."
+            f"at least {policy.min_initial_dice:.3f} is asked of a first model."
         )
-        reasons.append(Reason(bool(passed), f"first_dice/{lab}", sentence))
+        reasons.append(RuleResult(bool(passed), f"first_dice/{lab}", sentence))
     return tuple(reasons)
 
 
-def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) -> tuple[Reason, ...]:
+def _source_kept(candidate: Evidence, production: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
     if not labs:
         return (_no_labs(),)
@@ -181,7 +144,7 @@ def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) 
                 f"On the held-out images of {lab} Dice is {_number(new)} for the candidate and {_number(old)} for "
                 "production; both must be known to tell whether anything was lost. Evaluate both on this lab."
             )
-            reasons.append(Reason(False, rule, sentence))
+            reasons.append(RuleResult(False, rule, sentence))
             continue
         loss = old - new
         change = f"loses {loss:.3f}" if loss > 0 else f"gains {-loss:.3f}"
@@ -189,17 +152,17 @@ def _source_kept(candidate: Evidence, production: Evidence, policy: GatePolicy) 
             f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."
         )
-        reasons.append(Reason(bool(loss <= policy.max_source_loss + _ROUNDING), rule, sentence))
+        reasons.append(RuleResult(bool(loss <= policy.max_source_loss + _ROUNDING), rule, sentence))
     return tuple(reasons)
 
 
-def _target_gain(gain: Interval, policy: GatePolicy) -> Reason:
+def _target_gain(gain: ConfidenceInterval, policy: GateSettings) -> RuleResult:
     if not all(-1 - _ROUNDING <= number <= 1 + _ROUNDING for number in (gain.value, gain.low, gain.high)):  # NaN is not
         sentence = (
             f"On the new lab's own masks the candidate's gain of Dice is {gain}; it must be known, and between -1 and "
             "1. Evaluate both versions on these masks."
         )
-        return Reason(False, "target_gain", sentence)
+        return RuleResult(False, "target_gain", sentence)
     enough = gain.value >= policy.min_target_gain - _ROUNDING
     sure = gain.low >= -policy.max_target_loss - _ROUNDING
     sentence = (
@@ -207,14 +170,14 @@ def _target_gain(gain: Interval, policy: GatePolicy) -> Reason:
         f"{_asked(policy.min_target_gain)}, and the interval must rule out a loss of more than "
         f"{policy.max_target_loss:.3f}{'' if sure or not enough else ': send more masks to tell'}."
     )
-    return Reason(bool(enough and sure), "target_gain", sentence)
+    return RuleResult(bool(enough and sure), "target_gain", sentence)
 
 
-def _signs(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Reason:
+def _signs(candidate: Evidence, production: Evidence, policy: GateSettings) -> RuleResult:
     expected = candidate.label_free.get("expected_foreground_share")
     signs = (
-        ("separation", "{new} of the segmentation is explained by the stain (production: {old})", 1.0),
-        ("agreement", "{new} of it stays when stain and position change ({old})", 1.0),
+        ("stain_explained_variance", "{new} of the segmentation is explained by the stain (production: {old})", 1.0),
+        ("augmentation_consistency", "{new} of it stays when stain and position change ({old})", 1.0),
         (
             "foreground_share",
             f"{{new}} of the area is marked ({{old}}) where the labels let expect {_percent(expected)}",
@@ -228,18 +191,19 @@ def _signs(candidate: Evidence, production: Evidence, policy: GatePolicy) -> Rea
             _is_share(new)
             and _is_share(old)
             and _is_share(wanted)
-            and abs(old - wanted) - abs(new - wanted) >= policy.min_sign_gain - _ROUNDING
+            and abs(old - wanted) - abs(new - wanted) >= policy.min_criterion_gain - _ROUNDING
         )
         spoken += bool(speaks)
         told.append(f"{words.format(new=_percent(new), old=_percent(old))}: {'yes' if speaks else 'no'}")
     sentence = (
         f"The new lab sent no masks. Of three signs that need none, {spoken} {'speaks' if spoken == 1 else 'speak'} "
-        f"for the candidate; {policy.min_signs} must, and of each {_asked(policy.min_sign_gain)}. {'; '.join(told)}."
+        f"for the candidate; {policy.min_criteria} must, and of each {_asked(policy.min_criterion_gain)}. "
+        f"{'; '.join(told)}."
     )
-    return Reason(spoken >= policy.min_signs, "label_free", sentence)
+    return RuleResult(spoken >= policy.min_criteria, "label_free", sentence)
 
 
-def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
+def _not_collapsed(candidate: Evidence, policy: GateSettings) -> RuleResult:
     share = candidate.label_free.get("foreground_share")
     expected = candidate.label_free.get("expected_foreground_share")
     if not (_is_share(share) and _is_share(expected) and expected > 0):
@@ -247,18 +211,18 @@ def _not_collapsed(candidate: Evidence, policy: GatePolicy) -> Reason:
             f"The candidate marks {_number(share)} of the new lab's area, where {_number(expected)} is expected; both "
             "must be known, and the expected share above 0, to tell whether it has collapsed."
         )
-        return Reason(False, "foreground_share", sentence)
+        return RuleResult(False, "foreground_share", sentence)
     ratio = share / expected
     low, high = policy.min_foreground_ratio, policy.max_foreground_ratio
     sentence = (
         f"The candidate marks {share:.1%} of the new lab's area; the labelled labs let expect {expected:.1%}. "
         f"That is {ratio:.2f} times as much; between {low:g} and {high:g} times is allowed."
     )
-    return Reason(bool(low - _ROUNDING <= ratio <= high + _ROUNDING), "foreground_share", sentence)
+    return RuleResult(bool(low - _ROUNDING <= ratio <= high + _ROUNDING), "foreground_share", sentence)
 
 
-def _no_labs() -> Reason:
-    return Reason(
+def _no_labs() -> RuleResult:
+    return RuleResult(
         False, "source_dice", "Dice is not known on any labelled lab; evaluate on at least one lab's held-out images."
     )
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-__all__ = ["HISTORY_EXPERIMENT", "Cause", "Promotion", "last_entry", "last_settled", "read_history", "recorded"]
+__all__ = ["HISTORY_EXPERIMENT", "AuditInfo", "Promotion", "last_applied", "last_entry", "read_history", "recorded"]
 
 HISTORY_EXPERIMENT = "microseg-promotions"
 
@@ -22,12 +22,12 @@ _INTERRUPTED = timedelta(minutes=15)  # an entry that was not ended by then neve
 
 
 @dataclass(frozen=True)
-class Cause:
+class AuditInfo:
     """Why and by whom a version goes into production, as far as that is known.
 
     Args:
         by: Who; None where it cannot be known, as of a click in MLflow's page.
-        via: Which way: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"story"`` …
+        via: Which way: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"demo"`` …
         gate: The gate's verdict on the version: ``"accepted"``, ``"refused, overridden"``, ``"not asked"`` …
         reason: In words.
     """
@@ -57,7 +57,7 @@ class Promotion:
     action: str
     before: int | None
     version: int | None
-    cause: Cause = field(default_factory=Cause)
+    cause: AuditInfo = field(default_factory=AuditInfo)
     state: str = "done"
 
     @property
@@ -75,7 +75,7 @@ def recorded(
     action: str,
     before: int | None,
     version: int | None,
-    cause: Cause,
+    cause: AuditInfo,
     done: bool = True,
 ) -> Iterator[None]:
     """Write an entry while what it tells of is done in the block; FAILED when that raises.
@@ -127,7 +127,7 @@ def last_entry(client: MlflowClient, experiment_id: str, alias: str) -> Promotio
     return next(iter(read_history(client, experiment_id, alias, limit=1)), None)
 
 
-def last_settled(client: MlflowClient, experiment_id: str, alias: str) -> Promotion | None:
+def last_applied(client: MlflowClient, experiment_id: str, alias: str) -> Promotion | None:
     """The last entry after which a version was in use, or none was; None when the history knows nothing."""
     wanted = f"tags.`{_PREFIX}alias` = '{alias}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
@@ -148,7 +148,7 @@ def _read(run: Run) -> Promotion:
         action=tags.get("action", "promoted"),
         before=_version(tags.get("from", "")),
         version=_version(tags.get("to", "")),
-        cause=Cause(tags.get("by") or None, tags.get("via", ""), tags.get("gate", ""), tags.get("reason", "")),
+        cause=AuditInfo(tags.get("by") or None, tags.get("via", ""), tags.get("gate", ""), tags.get("reason", "")),
         state=state,
     )
 

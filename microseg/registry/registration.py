@@ -13,7 +13,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from microseg.model import NetworkConfig
+from microseg.models.config import NetworkConfig
 from microseg.registry.connection import is_server
 from microseg.registry.run import logged_datasets
 from microseg.registry.version import CANDIDATE, DATASET_TAG, MODEL_ID_TAG, MODEL_NAME, NOTE_TAG, PREVIOUS, PRODUCTION
@@ -49,7 +49,7 @@ def register_network(
         client: Where to.
         experiment_id: The run's experiment.
         run_id: The run that trained it; its logged datasets become the version's.
-        folder: Written by `microseg.model.save_network`.
+        folder: Written by `microseg.models.files.save_network`.
         example: A tile, (T, T, 3).
         method: How it was trained.
         commit: Of the code; None if unknown.
@@ -63,8 +63,8 @@ def register_network(
         WeightsError: The folder does not hold a network.
         RegistryError: The example does not fit.
     """
-    from microseg.model import load_network  # PyTorch takes seconds to load, and only this needs it
-    from microseg.registry.served import write_served_model
+    from microseg.models.files import load_network
+    from microseg.registry.serving import write_mlflow_model
 
     network = load_network(folder)
     run = client.get_run(run_id)
@@ -81,7 +81,7 @@ def register_network(
         record = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
         with tempfile.TemporaryDirectory() as temporary:
             target = Path(temporary) / "model"
-            write_served_model(target, record, network, folder, example, description)
+            write_mlflow_model(target, record, network, folder, example, description)
             client.log_model_artifacts(logged.model_id, str(target))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")

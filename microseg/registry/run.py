@@ -10,9 +10,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from microseg.metrics import KnownImages
+from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.registry.connection import registry_errors
-from microseg.registry.known import KNOWN_FILE
+from microseg.registry.reference_distribution import REFERENCE_FILE
 
 __all__ = ["RunLog", "logged_datasets", "open_run"]
 
@@ -94,9 +94,9 @@ class RunLog:
         with registry_errors(self._place, f"take {artifact_file}"):
             self._client.log_dict(self.id, dict(content), artifact_file)
 
-    def log_known_images(self, known: KnownImages) -> None:
+    def log_reference_distribution(self, reference: ReferenceDistribution) -> None:
         """Keep what the images look like that the run's network was trained on or adapted to."""
-        self.log_dict(known.to_dict(), KNOWN_FILE)
+        self.log_dict(reference.to_dict(), REFERENCE_FILE)
 
     def set_tag(self, key: str, value: str) -> None:
         """Set or replace a tag."""

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from microseg.data.atomic import replacing
-from microseg.inference import BatchSummary, read_record
+from microseg.files import atomic_write
+from microseg.outputs.record import read_record
+from microseg.outputs.tables import BatchSummary
 
 __all__ = ["write_batch_page"]
 
@@ -36,7 +37,7 @@ def write_batch_page(summary: BatchSummary) -> Path:
         summary=summary, records=records, failures=failures, provenance=facts["provenance"], names=names, most=_MOST
     )
     path = folder / "index.html"
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
 

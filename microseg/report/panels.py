@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from microseg.data.dataset import Lab
-from microseg.data.images import read_image, read_mask
-from microseg.evaluation import Reference, lab_targets
-from microseg.inference import Engine, draw_overlay, draw_panel
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.evaluation.label_free import lab_targets
+from microseg.evaluation.references import Reference
+from microseg.inference.engine import Engine
+from microseg.outputs.overlay import draw_overlay, draw_panel
+from microseg.slides.images import read_image
 
 __all__ = ["comparison_panels", "data_uri", "reference_panels"]
 

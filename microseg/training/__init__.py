@@ -1,5 +1,1 @@
-"""Training: one step for each method, one loop, checkpoints."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Training of segmenters: loop, losses, checkpoints, supervised training and adaptation."""

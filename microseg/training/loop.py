@@ -1,4 +1,4 @@
-"""The one training loop: optimise, average, evaluate, keep the best, checkpoint, resume."""
+"""The one training loop: optimize, average, evaluate, keep the best, checkpoint, resume."""
 
 import copy
 import math
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from microseg.config.params import FitSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import TrainingError
-from microseg.model import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter
 from microseg.training.checkpoint import read_checkpoint, write_checkpoint
 from microseg.training.method import TrainingMethod
-from microseg.training.settings import FitSettings
 
 __all__ = ["Evaluate", "FitResult", "Hooks", "fit"]
 
@@ -142,9 +142,11 @@ class _Fit:
         fabric.backward(losses["total"])
         # each player by itself: the adversaries' gradients must not shrink the segmenter's
         segmenter = self.method.network
-        fabric.clip_gradients(segmenter, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        fabric.clip_gradients(
+            segmenter, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
+        )
         for group in self.optimizer.param_groups[1:]:
-            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip)
+            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.grad_clip_norm)
         figures = {name: self._mean(value) for name, value in losses.items()}
         if not math.isfinite(figures["total"]):
             raise TrainingError(
@@ -164,12 +166,12 @@ class _Fit:
 
     def _shared(self, seconds: float) -> float:
         """The first process's clock, where it decides on the learning rate and the end."""
-        return seconds if self.settings.minutes is None else self.fabric.broadcast(seconds)
+        return seconds if self.settings.max_minutes is None else self.fabric.broadcast(seconds)
 
     def _why_stop(self) -> str:
         if self.step >= self.settings.steps:
             return "steps"
-        if self.settings.minutes is not None and self.seconds >= 60 * self.settings.minutes:
+        if self.settings.max_minutes is not None and self.seconds >= 60 * self.settings.max_minutes:
             return "minutes"
         return ""
 
@@ -223,8 +225,8 @@ class _Fit:
 def _progress(step: int, seconds: float, settings: FitSettings) -> float:
     """The share of the training that lies behind, by steps or by minutes, whichever is further."""
     progress = step / settings.steps
-    if settings.minutes is not None:
-        progress = max(progress, min(1.0, seconds / (60 * settings.minutes)))
+    if settings.max_minutes is not None:
+        progress = max(progress, min(1.0, seconds / (60 * settings.max_minutes)))
     return progress
 
 
@@ -232,9 +234,9 @@ def _schedule(step: int, seconds: float, settings: FitSettings) -> float:
     """The share of the peak learning rate: a linear rise, then a cosine to 1 % at the end of the steps or the
     minutes.
     """
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    if settings.minutes is not None:
-        progress = max(progress, min(1.0, seconds / (60 * settings.minutes)))
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    if settings.max_minutes is not None:
+        progress = max(progress, min(1.0, seconds / (60 * settings.max_minutes)))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))

@@ -9,12 +9,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from microseg.model import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter
 
 __all__ = ["Losses", "TrainingMethod", "moving_average"]
 
 Losses = dict[str, torch.Tensor]
-"""Scalars by name; ``total`` is the one that is minimised, the others are only reported."""
+"""Scalars by name; ``total`` is the one that is minimized, the others are only reported."""
 
 
 class TrainingMethod(nn.Module, ABC):
@@ -43,13 +43,13 @@ class TrainingMethod(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters to optimise, as PyTorch's optimisers take them."""
+        """The parameters to optimize, as PyTorch's optimizers take them."""
 
     def before_step(self, progress: float, fabric: Fabric) -> None:
         """Prepare what the next batches are drawn from."""
 
     def after_step(self, step: int) -> None:
-        """Follow the network after the optimiser has changed it."""
+        """Follow the network after the optimizer has changed it."""
         if self.averaged is not None:
             moving_average(self.averaged, self.network, min(self.average, (1 + step) / (10 + step)))
 

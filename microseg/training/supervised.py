@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from microseg.data.colour import jitter_colour
-from microseg.data.sampling import Crops, CropSampler, step_generator
+from microseg.config.params import FitSettings
+from microseg.datasets.sampling import Crops, CropSampler, step_generator
 from microseg.errors import TrainingError
-from microseg.losses import segmentation_loss
-from microseg.model import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter
+from microseg.training.color_augmentation import jitter_color
+from microseg.training.losses.segmentation import segmentation_loss
 from microseg.training.method import Losses, TrainingMethod
-from microseg.training.settings import FitSettings
 
 __all__ = ["Supervised"]
 
@@ -26,7 +26,7 @@ class Supervised(TrainingMethod):
     """
 
     def __init__(self, network: PyramidSegmenter, labelled: CropSampler, settings: FitSettings) -> None:
-        super().__init__(network, settings.average)
+        super().__init__(network, settings.ema_decay)
         if not labelled.labelled:
             raise TrainingError(
                 "Expected a mask for every image of the labelled lab, some have none: see its manifest.csv."
@@ -34,15 +34,15 @@ class Supervised(TrainingMethod):
         self.labelled, self.settings = labelled, settings
 
     def batch(self, step: int, *, rank: int, world: int) -> Crops:
-        """Crops with masks, their colours changed at random."""
+        """Crops with masks, their colors changed at random."""
         crops = self.labelled.draw(step, rank=rank, world=world)
         generator = step_generator(self.labelled.seed, step, rank)
-        return Crops(jitter_colour(crops.images, self.settings.colour, generator), crops.masks)
+        return Crops(jitter_color(crops.images, self.settings.source_color_jitter, generator), crops.masks)
 
     def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
         """L_seg = CE + α (1 − Dice)."""
         assert batch.masks is not None
-        loss = segmentation_loss(self.network(batch.images), batch.masks, alpha=self.settings.alpha)
+        loss = segmentation_loss(self.network(batch.images), batch.masks, alpha=self.settings.dice_weight)
         return {"total": loss, "segmentation": loss.detach()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import runtimes
-from microseg.model import PyramidSegmenter, save_network
+from microseg.models.files import save_network
+from microseg.models.network import PyramidSegmenter
 
 
 def test_each_side_gives_the_engines_probabilities(

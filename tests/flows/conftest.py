@@ -19,29 +19,35 @@ from flows.promote import promote
 from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, SegmentRecord, TrainRecord
 from flows.segment import segment
 from flows.train import train
-from microseg.data.synthetic import LAB_A, make_lab
-from microseg.registry import Registry
+from microseg.registry.registry import Registry
+from microseg.synthetic.labs import LAB_A, make_lab
 
 TINY = {
     "device": "cpu",
-    "network": {"encoder": "blocks", "filters": [4, 8], "pyramid_bins": [1, 2], "pyramid_filters": 4},
-    "train": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
-    "adapt": {"steps": 2, "crop": 32, "batch": 2, "warmup": 0},
-    "gate": {"min_first_dice": 0.0},
-    "inference": {"tile": 64, "halo": 8},
-    "demo": {"images_a": 8, "images_b": 4, "test": 2, "size": 64},
+    "network": {
+        "encoder": "blocks",
+        "weights": None,
+        "channels": [4, 8],
+        "pyramid_bins": [1, 2],
+        "pyramid_channels": 4,
+    },
+    "train": {"steps": 2, "crop_size": 32, "batch_size": 2, "warmup_steps": 0},
+    "adapt": {"steps": 2, "crop_size": 32, "batch_size": 2, "warmup_steps": 0},
+    "gate": {"min_initial_dice": 0.0},
+    "inference": {"tile_size": 64, "halo": 8},
+    "demo": {"images_a": 8, "images_b": 4, "test_images": 2, "image_size": 64},
 }
-STRICT = ("gate.min_sign_gain=1.0",)
+STRICT = ("gate.min_criterion_gain=1.0",)
 LENIENT = (
     "gate.max_source_loss=1.0",
-    "gate.min_sign_gain=-1.0",
+    "gate.min_criterion_gain=-1.0",
     "gate.min_foreground_ratio=1e-9",
     "gate.max_foreground_ratio=1e9",
 )
 
 
 @dataclass(frozen=True)
-class Job:
+class MainJob:
     """The main job, done once: what every flow gave, and who had which alias when the gate had refused."""
 
     home: Path
@@ -105,7 +111,7 @@ def job(
     empty_registry: Path,
     deliveries: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Job:
+) -> MainJob:
     """The main job in a home of its own, which no test changes. Its path has a space in it."""
     home = tmp_path_factory.mktemp("a home")
     (home / "mlflow").mkdir()
@@ -124,7 +130,7 @@ def job(
         after_refusal = aliases(home)
         promoted = promote(changes=LENIENT)
         segmented, segmented_again = segment(lab_b), segment(lab_b)
-    return Job(
+    return MainJob(
         home,
         lab_b,
         ingested,
@@ -141,7 +147,7 @@ def job(
 
 
 @pytest.fixture
-def done(job: Job, params: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def done(job: MainJob, params: Path, monkeypatch: pytest.MonkeyPatch) -> MainJob:
     """The home in which the main job was done, in force; only to be looked at."""
     monkeypatch.setenv("MICROSEG_HOME", str(job.home))
     monkeypatch.setenv("MICROSEG_PARAMS", str(params))
@@ -149,7 +155,7 @@ def done(job: Job, params: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 @pytest.fixture
-def copied(done: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def copied(done: MainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MainJob:
     """A copy of it, in force."""
     home = tmp_path / "a copy"
     for part in ("data", "dvc-remote", "mlflow"):

@@ -80,12 +80,14 @@ def until(found: Callable[[], object], what: str) -> None:
 def started(folder: Path, params: Path, *options: str, **sections: Any) -> Iterator[Servers]:
     """The command as its own process, in a home of its own; sections replace those of the parameters."""
     home, said = folder / "a home", folder / "said.txt"
-    values = yaml.safe_load(params.read_text()) | {"schedule": {"segment": "30 4 * * *", "timezone": "Europe/Berlin"}}
+    values = yaml.safe_load(params.read_text()) | {
+        "schedule": {"segment_cron": "30 4 * * *", "timezone": "Europe/Berlin"}
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(values | sections))
     ports = free_ports(3)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-    command = [sys.executable, "-m", "flows.servers", *options]
+    command = [sys.executable, "-m", "flows.service.local_servers", *options]
     command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--bridge-port", str(ports[2])]
     with said.open("w") as file:
         process = subprocess.Popen(

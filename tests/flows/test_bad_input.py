@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 from prefect.client.orchestration import get_client
 
-from flows import adapt, evaluate, ingest, promote, rollback, segment, story, train
-from microseg.data.images import read_image, write_png
+from flows import adapt, demo, evaluate, ingest, promote, rollback, segment, train
+from microseg.slides.images import read_image, write_png
 
 Run = Callable[..., Result]
 
@@ -132,7 +132,7 @@ def test_a_delivery_that_cannot_be_used(
         (promote, [], ["'candidate'"]),
         (rollback, [], ["'previous'"]),
         (segment, ["absent folder"], ["absent folder", "expected a folder of images"]),
-        (story, ["--source", "lab_x"], ["both --source and --target"]),
+        (demo, ["--source", "lab_x"], ["both --source and --target"]),
         (train, ["lab_x", "--set", "train.step=5"], ["train.step: unknown", "steps"]),
         (train, ["lab_x", "--set", "train.steps=none"], ["train.steps"]),
     ],
@@ -151,7 +151,7 @@ def test_with_nothing_there_yet(fresh: Path, run: Run, flow: Any, arguments: lis
         (evaluate, ["7"], ["version '7'"]),
         (segment, ["{lab_b}", "--model", "7"], ["version '7'"]),
         (segment, ["{lab_b}", "--out", "{lab_b}/images"], ["a folder of its own for the outputs"]),
-        (story, [], ["is in production and was not made by the demo", "MICROSEG_HOME"]),
+        (demo, [], ["is in production and was not made by the demo", "MICROSEG_HOME"]),
     ],
 )
 def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
@@ -163,7 +163,7 @@ def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str],
 def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
     copied.registry.rollback()
     record = tmp_path / "record.json"
-    result = run(promote.command, "2", "--set", "gate.min_sign_gain=1.0", "--record", record)
+    result = run(promote.command, "2", "--set", "gate.min_criterion_gain=1.0", "--record", record)
     refused(result, "The gate refused version 2; version 1 stays in production.", "The new lab sent no masks")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter
 
-from microseg.registry import PRODUCTION, Registry
+from microseg.registry.registry import Registry
+from microseg.registry.version import PRODUCTION
 from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
 
 selenium = pytest.importorskip("selenium.webdriver")
@@ -41,7 +42,7 @@ def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytes
             for flow, parameters in (
                 ("ingest", {"folder": str(deliveries[0])}),
                 ("train", {"labs": ["lab_a"]}),
-                ("land", {"folder": str(deliveries[1])}),
+                ("onboard", {"folder": str(deliveries[1])}),
             ):
                 deployment = client.read_deployment_by_name(f"{flow}/microseg")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
@@ -130,7 +131,7 @@ def test_the_landing_shows_what_there_is_to_decide(
     servers: Servers, browser: Any, picture: Callable[[str], None]
 ) -> None:
     with connected(servers) as client:
-        run = runs_of(client, "land")[0]
+        run = runs_of(client, "onboard")[0]
         wanted = {"key": {"any_": ["decision"]}, "flow_run_id": {"any_": [str(run.id)]}}
         [artifact] = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted))
     browser.get(f"{servers.prefect}/artifacts/artifact/{artifact.id}")

@@ -14,10 +14,10 @@ from flows.export import export
 from flows.promote import promote
 from flows.rollback import rollback
 from flows.segment import segment
+from microseg.datasets.versions.store import DatasetStore
 from microseg.errors import SettingsError
-from microseg.inference import read_record
-from microseg.model import load_network
-from microseg.versioning import DatasetStore
+from microseg.models.files import load_network
+from microseg.outputs.record import read_record
 
 
 def test_ingestion_makes_a_version(done: Any) -> None:
@@ -59,45 +59,50 @@ def test_evaluation_is_kept(done: Any) -> None:
     figures = json.loads(Path(record.comparison).read_text())
     assert figures == record.evidence
     assert set(figures["candidate"]["source_dice"]) == {"lab_a"}
-    assert "agreement" in figures["candidate"]["label_free"]
+    assert "augmentation_consistency" in figures["candidate"]["label_free"]
     assert record.figures
     assert all(Path(figure).is_file() for figure in record.figures)
 
 
 def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
     for number, labs in ((1, {"lab_a"}), (2, {"lab_a", "lab_b"})):
-        known = done.registry.known_images(number)
+        known = done.registry.reference_distribution(number)
         assert known is not None
         assert set(known.labs) == labs
     new, old = (done.evaluated.evidence[side]["label_free"] for side in ("candidate", "production"))
-    assert new["drift"] < old["drift"]
+    assert new["ood_score"] < old["ood_score"]
     assert (new["drift_share"], old["drift_share"]) == (0, 1)
     assert "distance to the nearest known lab" in done.registry.resolve(2).description
     record = done.segmented
-    assert (record.compared, record.unlike, record.drifted) == (6, 0, False)
-    assert record.drift == pytest.approx(new["drift"])
+    assert (record.compared, record.ood_images, record.is_ood) == (6, 0, False)
+    assert record.ood_score == pytest.approx(new["ood_score"])
     summary = pd.read_csv(Path(record.out) / "summary.csv")
-    assert summary["drift"].median() == pytest.approx(record.drift, rel=1e-4)
-    assert done.segmented_again.drift == record.drift  # of what had been done before
+    assert summary["ood_score"].median() == pytest.approx(record.ood_score, rel=1e-4)
+    assert done.segmented_again.ood_score == record.ood_score  # of what had been done before
 
 
 def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any, tmp_path: Path) -> None:
     record = segment(copied.lab_b, model="1", out=tmp_path / "out")
-    assert (record.compared, record.unlike, record.drifted) == (6, 6, True)
-    assert record.drift == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["drift"])
+    assert (record.compared, record.ood_images, record.is_ood) == (6, 6, True)
+    assert record.ood_score == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["ood_score"])
     assert "have drifted" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     allowed = segment(
-        copied.lab_b, model="1", out=tmp_path / "out", changes=("drift.max_share=1", "drift.max_median=99")
+        copied.lab_b,
+        model="1",
+        out=tmp_path / "out",
+        changes=("drift.max_share=1", "out_of_distribution.max_median_score=99"),
     )
-    assert (allowed.skipped, allowed.unlike, allowed.drifted) == (6, 6, False)
+    assert (allowed.skipped, allowed.ood_images, allowed.is_ood) == (6, 6, False)
 
 
 def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
     copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microseg.registry.known.KNOWN_FILE", "never-written.json")  # as with versions of before
+    monkeypatch.setattr(
+        "microseg.registry.reference_distribution.KNOWN_FILE", "never-written.json"
+    )  # as with versions of before
     record = segment(copied.lab_b, out=tmp_path / "out")
-    assert (record.done, record.compared, record.drift, record.drifted) == (6, 0, None, False)
+    assert (record.done, record.compared, record.ood_score, record.is_ood) == (6, 0, None, False)
 
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
@@ -172,7 +177,7 @@ def test_nothing_is_written_outside_the_home(done: Any) -> None:
 
 
 def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
-    record = export("production", "torchscript", tmp_path, changes=("inference.tile=32", "inference.halo=4"))
+    record = export("production", "torchscript", tmp_path, changes=("inference.tile_size=32", "inference.halo=4"))
     assert (record.version, record.format, record.tile) == (2, "torchscript", 32)
     network = load_network(done.registry.download(2, done.home / "models"))
     tile = torch.rand(1, 3, 32, 32)

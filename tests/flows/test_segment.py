@@ -15,9 +15,9 @@ import tifffile
 
 from flows import segment as module
 from flows.segment import segment
-from microseg.data.images import write_png
-from microseg.data.synthetic import LAB_B, make_section
-from microseg.inference import read_record
+from microseg.outputs.record import read_record
+from microseg.slides.images import write_png
+from microseg.synthetic.labs import LAB_B, make_section
 
 
 def slides(folder: Path, number: int, size: int = 64) -> Path:
@@ -33,7 +33,7 @@ def slides(folder: Path, number: int, size: int = 64) -> Path:
 
 def test_the_next_chunk_takes_the_new_version(copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = slides(tmp_path / "slides", 6)
-    real, chunks = module.segment_part, []
+    real, chunks = module.segment_images, []
 
     def and_promote(*arguments: Any, **options: Any) -> Any:
         made = real(*arguments, **options)
@@ -41,8 +41,8 @@ def test_the_next_chunk_takes_the_new_version(copied: Any, tmp_path: Path, monke
         copied.registry.set_alias("production", 1)  # a click, after the first chunk
         return made
 
-    monkeypatch.setattr(module, "segment_part", and_promote)
-    record = segment(folder, changes=("inference.chunk=2",))
+    monkeypatch.setattr(module, "segment_images", and_promote)
+    record = segment(folder, changes=("inference.chunk_size=2",))
     assert chunks == [2, 2, 2]
     assert (record.version, record.done) == ("2, 1", 6)
     models = pd.read_csv(Path(record.out) / "summary.csv")["model"].tolist()
@@ -60,19 +60,28 @@ def test_slides_and_sizes(copied: Any, tmp_path: Path) -> None:
     pixels, _ = make_section(LAB_B, 256, 1.0, seed=1)
     tifffile.imwrite(folder / "whole.svs", pixels, tile=(128, 128), photometric="rgb")
     (folder / "images.csv").write_text("file,mpp\nwhole.svs,1.0\n")
-    record = segment(folder, changes=("inference.chunk=2", "inference.skip_glass=false"))
-    assert (record.done, record.failed, record.unsized) == (3, 0, 2)
+    record = segment(folder, changes=("inference.chunk_size=2", "inference.skip_glass=false"))
+    assert (record.done, record.failed, record.missing_pixel_size) == (3, 0, 2)
     made = read_record(Path(record.out) / "whole.json")
     assert (made.mpp, made.summary["computed_fraction"]) == (1.0, 1)
     assert made.provenance.inference["skip_glass"] is False
     again = segment(folder, keep=True)
-    assert (again.skipped, again.unsized) == (3, 2)
+    assert (again.skipped, again.missing_pixel_size) == (3, 2)
 
 
 @pytest.mark.long
 def test_a_killed_batch_of_500_does_each_image_once(copied: Any, tmp_path: Path) -> None:
     folder, out = slides(tmp_path / "slides", 500), tmp_path / "out"
-    command = [sys.executable, "-m", "flows.segment", str(folder), "--out", str(out), "--set", "inference.chunk=100"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.segment",
+        str(folder),
+        "--out",
+        str(out),
+        "--set",
+        "inference.chunk_size=100",
+    ]
     log = (tmp_path / "log.txt").open("w")
     process = subprocess.Popen(command, env=os.environ, stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + 240
@@ -104,7 +113,7 @@ def test_two_dask_workers_one_of_which_is_killed(copied: Any, tmp_path: Path) ->
         "import sys; from pathlib import Path; from flows.segment import segment\n"
         "if __name__ == '__main__':\n"
         "    record = segment(Path(sys.argv[1]), out=Path(sys.argv[2]), "
-        "changes=('inference.workers=2', 'inference.chunk=10'))\n"
+        "changes=('inference.workers=2', 'inference.chunk_size=10'))\n"
         "    print(record.done, record.skipped, record.failed)\n"
     )
     (tmp_path / "run.py").write_text(script)

@@ -16,10 +16,11 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from microseg.data.landing import Landings
-from microseg.data.synthetic import LAB_B, make_lab
-from microseg.registry import MODEL_NAME, PRODUCTION, Registry
-from microseg.versioning import DatasetStore
+from microseg.datasets.onboarding import OnboardingStore
+from microseg.datasets.versions.store import DatasetStore
+from microseg.registry.registry import Registry
+from microseg.registry.version import MODEL_NAME, PRODUCTION
+from microseg.synthetic.labs import LAB_B, make_lab
 from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
@@ -72,18 +73,18 @@ def test_files_that_trickle_in_start_one_adaptation(
     for image in sorted((deliveries[1] / "images").iterdir()):
         shutil.copy(image, incoming / "images")
         time.sleep(1)
-    assert not runs_of(client, "land")
+    assert not runs_of(client, "onboard")
     time.sleep(5)
-    assert not runs_of(client, "land")  # quiet, but without a card
+    assert not runs_of(client, "onboard")  # quiet, but without a card
     for name in ("images.csv", "lab.yaml"):
         shutil.copy(deliveries[1] / name, incoming)
-    run = next_run(client, "land", 0)
+    run = next_run(client, "onboard", 0)
     assert run.state.is_completed(), run.state.message
     assert run.state.message.startswith("Version 2 is the candidate for lab_b.")
     assert registry.resolve("candidate").datasets.keys() == {"lab_a", "lab_b"}
     time.sleep(8)
-    assert len(runs_of(client, "land")) == 1
-    assert Landings(servers.home / "records" / "landings").read("lab_b").state == "done"
+    assert len(runs_of(client, "onboard")) == 1
+    assert OnboardingStore(servers.home / "records" / "onboarding_store").read("lab_b").state == "done"
 
 
 def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
@@ -91,7 +92,7 @@ def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
 ) -> None:
     more = make_lab(tmp_path / "lab_b", LAB_B, images=9, size=64, labelled=False, seed=1)  # those 6, and 3 more
     shutil.copytree(more, servers.home / "incoming" / "lab_b", dirs_exist_ok=True)
-    run = next_run(client, "land", 1)
+    run = next_run(client, "onboard", 1)
     assert run.state.is_completed(), run.state.message
     store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
     assert len(store.history("lab_b")) == 2
@@ -104,7 +105,7 @@ def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: S
     event = {
         "id": "5a7e9a2c-0d3c-4a53-9f2d-2a8a54d8b6f1",
         "occurred": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "event": "microseg.lab.landed",
+        "event": "microseg.lab.arrived",
         "resource": {"prefect.resource.id": "microseg.lab.lab_b"},
         "payload": {"folder": str(servers.home / "incoming" / "lab_b")},
     }
@@ -116,7 +117,7 @@ def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: S
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.status == 204
-    run = next_run(client, "land", 2)
+    run = next_run(client, "onboard", 2)
     assert run.state.is_completed()
     assert run.state.message.startswith("Nothing to do: this delivery of lab_b was taken over.")
 
@@ -174,7 +175,7 @@ def test_a_person_decides_in_prefect(
     assert client.read_flow_run(run.id).state_name == "Suspended"
     candidate = registry.resolve("candidate")
     assert candidate.tags["target"] == "lab_d"
-    assert Landings(servers.home / "records" / "landings").read("lab_d").state == "waiting"
+    assert OnboardingStore(servers.home / "records" / "onboarding_store").read("lab_d").state == "waiting"
     answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
     resumed = client.resume_flow_run(run.id, run_input=answer)
     assert resumed.status.value == "ACCEPT", resumed

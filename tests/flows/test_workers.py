@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.serve import deployments
-from flows.settings import load_settings
+from flows.service.serve import deployments
+from microseg.config.settings import load_settings
 from tests.flows.live import DEPLOYMENTS, connected, ended, runs_of, started, until
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
-from microseg.data.colour import colour_statistics
-from microseg.data.images import write_png
-from microseg.data.sampling import Sample
-from microseg.training import AdaptSettings, LabShift, TargetLab, read_statistics
+from microseg.config.params import AdaptSettings
+from microseg.datasets.sampling import Sample
+from microseg.slides.images import write_png
+from microseg.training.adaptation.domain_shift import DomainShift
+from microseg.training.adaptation.normalization import read_statistics
+from microseg.training.adaptation.pseudo_labels import TargetLab
+from microseg.training.color_augmentation import color_statistics
 
 Make = Callable[..., Any]
 
@@ -25,9 +28,9 @@ def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
         write_png(file, rng.integers(60, 200, (32, 32, 3), dtype=np.uint8))
     write_png(tmp_path / "mask.png", rng.integers(0, 2, (32, 32), dtype=np.uint8))
     statistics = read_statistics(tiny_network())
-    lab = TargetLab("lab_b", tuple(files[2:]), LabShift(1.0, statistics, statistics))
+    lab = TargetLab("lab_b", tuple(files[2:]), DomainShift(1.0, statistics, statistics))
     source = [Sample(file, tmp_path / "mask.png") for file in files[:2]]
-    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_labels": 0, "normalisation": "running", "zoom": (1, 1)}
+    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_labels": 0, "normalization": "running", "zoom": (1, 1)}
 
     def build(kind: type) -> Any:
         settings = AdaptSettings(steps=8, **off)  # type: ignore[arg-type]
@@ -57,15 +60,15 @@ def test_self_information_by_hand(make: Make) -> None:
 def test_reinhard_gives_mean_and_spread_of_a_window(make: Make) -> None:
     method = make(ReinhardTransfer)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    moved = colour_statistics(method.recolour(images, torch.Generator().manual_seed(1)))
+    moved = color_statistics(method.recolor(images, torch.Generator().manual_seed(1)))
     for mean in moved.mean:
-        assert min(float((mean - wanted).abs().max()) for wanted in method.colours.mean) < 0.05
+        assert min(float((mean - wanted).abs().max()) for wanted in method.colors.mean) < 0.05
 
 
 def test_fourier_changes_the_lowest_frequencies_only(make: Make) -> None:
     method = make(FourierTransfer)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
-    moved = method.recolour(images, torch.Generator().manual_seed(1))
+    moved = method.recolor(images, torch.Generator().manual_seed(1))
     before, after = torch.fft.fft2(images), torch.fft.fft2(moved)
     torch.testing.assert_close(after[..., 3:14, 3:14], before[..., 3:14, 3:14], atol=1e-2, rtol=1e-2)
     assert (after[..., 0, 0].abs() - before[..., 0, 0].abs()).abs().min() > 0.1

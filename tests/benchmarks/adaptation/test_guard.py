@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from microseg.data.dataset import Lab
+from microseg.datasets.dataset import Lab
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,7 +21,7 @@ forbid(lab.parent)
 import os
 import numpy as np
 from PIL import Image
-from microseg.data.images import read_mask
+from microseg.annotations.index_masks import read_mask
 mask = next(path for path in map(Path, sys.argv[2:]))
 ways = {
     "open": lambda: open(mask, "rb"),
@@ -88,8 +88,8 @@ def test_the_grid_from_end_to_end(deliveries: tuple[Path, Path], tmp_path: Path)
     shutil.rmtree(tmp_path / "data" / "small" / "lab_b" / "masks", ignore_errors=True)
     command = [
         sys.executable, "-m", "benchmarks.adaptation", "--data", tmp_path / "data", "--task", "small",
-        "--minutes", "0.02", "--out", tmp_path / "out", "--set", "network.encoder=blocks", "network.filters=[4, 8]",
-        "network.weights=null", "train.steps=2", "train.crop=32", "adapt.crop=32",
+        "--minutes", "0.02", "--out", tmp_path / "out", "--set", "network.encoder=blocks", "network.channels=[4, 8]",
+        "network.weights=null", "train.steps=2", "train.crop_size=32", "adapt.crop_size=32",
     ]  # fmt: skip
     methods = ["source_only", "default", "adabn", "adaptsegnet", "advent", "fda", "reinhard", "dapnet", "upper_bound"]
     subprocess.run([*command, "--methods", *methods], cwd=ROOT, check=True)

@@ -14,8 +14,14 @@ def test_steps_start_from_what_was_trained_before() -> None:
 
 @pytest.mark.long
 def test_the_sequence_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = ["network.encoder=blocks", "network.filters=[4,8]", "network.weights=null", "train.steps=2", "train.crop=32"]
-    arguments = ["--out", str(tmp_path), "--minutes", "0.02", "--images", "8", "--set", *tiny, "adapt.crop=32"]
+    tiny = [
+        "network.encoder=blocks",
+        "network.channels=[4,8]",
+        "network.weights=null",
+        "train.steps=2",
+        "train.crop_size=32",
+    ]
+    arguments = ["--out", str(tmp_path), "--minutes", "0.02", "--images", "8", "--set", *tiny, "adapt.crop_size=32"]
     main(arguments)
     rows = LabSequence(tmp_path).rows
     assert [row["step"] for row in rows] == ["first", *(step.name for step in STEPS)]

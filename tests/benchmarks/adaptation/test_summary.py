@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from benchmarks.adaptation.summary import summarise
+from benchmarks.adaptation.summary import summarize
 
 
 def row(method: str, seed: int, target: float) -> dict[str, object]:
@@ -14,7 +14,7 @@ def test_the_share_of_the_gap_by_hand() -> None:
         row("source_only", 0, 0.5), row("source_only", 1, 0.6), row("upper_bound", 0, 0.9), row("upper_bound", 1, 0.8),
         row("default", 0, 0.8), row("default", 1, 0.65),
     ]  # fmt: skip
-    table = summarise(rows).set_index("method")
+    table = summarize(rows).set_index("method")
     assert table.loc["default", "recovered"] == "50 ± 35 %"  # of 0.75 and 0.25
     assert table.loc["default", "worst"] == "+0.050"
     assert table.loc["default", "target"] == "0.725 ± 0.106"
@@ -23,15 +23,15 @@ def test_the_share_of_the_gap_by_hand() -> None:
 
 def test_a_seed_without_upper_bound_takes_the_others_mean() -> None:
     rows = [row("source_only", 0, 0.5), row("source_only", 1, 0.5), row("upper_bound", 0, 1.0), row("default", 1, 0.75)]
-    assert summarise(rows).set_index("method").loc["default", "recovered"] == "50 %"
+    assert summarize(rows).set_index("method").loc["default", "recovered"] == "50 %"
 
 
 def test_no_gap_no_share() -> None:
     rows = [row("source_only", 0, 0.5), row("upper_bound", 0, 0.4), row("default", 0, 0.6)]
-    assert summarise(rows).set_index("method").loc["default", "recovered"] == "–"
-    assert not math.isnan(float(summarise(rows).set_index("method").loc["default", "worst"]))
+    assert summarize(rows).set_index("method").loc["default", "recovered"] == "–"
+    assert not math.isnan(float(summarize(rows).set_index("method").loc["default", "worst"]))
 
 
 @pytest.mark.parametrize("method", ["source_only", "default"])
 def test_without_an_upper_bound_there_is_still_a_table(method: str) -> None:
-    assert len(summarise([row(method, 0, 0.5)])) == 1
+    assert len(summarize([row(method, 0, 0.5)])) == 1

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.evidence.networks import kept_networks, subjects
 from microseg.errors import SettingsError
-from microseg.model import save_network
+from microseg.models.files import save_network
 
 Make = Callable[..., Any]
 

@@ -49,7 +49,7 @@ def test_beyond_the_second_variances_stay_positive(tiny_network: Make) -> None:
 
 def test_no_line_between_two_architectures(tiny_network: Make) -> None:
     with pytest.raises(ModelError, match="one architecture"):
-        between(tiny_network(), tiny_network(filters=(4, 4)), 0.5)
+        between(tiny_network(), tiny_network(channels=(4, 4)), 0.5)
 
 
 def test_noise_is_of_the_size_asked_and_the_same_each_time(tiny_network: Make) -> None:

@@ -14,11 +14,12 @@ from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.measuring import Ground, evidence
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
-from microseg.data.images import read_mask, write_png
-from microseg.data.lab import read_lab_card
-from microseg.evaluation import kept_aside, mean_scores, score
-from microseg.inference import Engine
-from microseg.model import load_network, save_network
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.lab import read_lab_metadata
+from microseg.evaluation.references import held_out_references, mean_scores, score
+from microseg.inference.engine import Engine
+from microseg.models.files import load_network, save_network
+from microseg.slides.images import write_png
 
 Make = Callable[..., Any]
 
@@ -106,7 +107,7 @@ def test_the_truth_is_that_of_the_kept_masks_and_no_score_sees_it(
 def test_source_dice_is_of_the_labelled_labs_kept_images(data: Path, tiny_network: Make, tmp_path: Path) -> None:
     task = Task("one", data / "one" / "lab_a", data / "one" / "lab_b")
     network = tiny_network(mpp=0.5)
-    references = kept_aside(task.source, read_lab_card(task.source))
+    references = held_out_references(task.source, read_lab_metadata(task.source))
     table = score(Engine(network).probabilities, references, network.config.classes)
     found = evidence(network, Ground.of(task, tmp_path, 16), None)
     assert found["source_dice"] == pytest.approx(mean_scores(table)["dice"])

@@ -5,11 +5,11 @@ import pytest
 
 from benchmarks.evidence.summary import draw, gate_table, rank_correlation, rank_table, rule_table, score_table
 from benchmarks.evidence.verdicts import make_pairs
-from microseg.registry import GatePolicy
+from microseg.config.params import GateSettings
 
 
 def row(task: str, network: str, target: float, **scores: float) -> dict[str, Any]:
-    known = {"separation": target, "foreground_share": 0.2, "expected_foreground_share": 0.2} | scores
+    known = {"stain_explained_variance": target, "foreground_share": 0.2, "expected_foreground_share": 0.2} | scores
     return {
         "task": task, "seed": 0, "network": network, "made": "," in network, "source_dice": 0.9,
         "target_dice": target, "label_free": known,
@@ -21,7 +21,7 @@ def rows() -> list[dict[str, Any]]:
     """Separation and agreement rank as the truth does; entropy likewise on ``a``, and the other way round on ``b``."""
     dice = {"source_only": 0.5, "good": 0.8, "x, bad": 0.2, "x, worse": 0.1}
     return [
-        row(task, network, target, entropy=sign * target, agreement=target)
+        row(task, network, target, entropy=sign * target, cohen_kappa=target)
         for task, sign in (("a", -1), ("b", 1))
         for network, target in dice.items()
     ]
@@ -29,8 +29,11 @@ def rows() -> list[dict[str, Any]]:
 
 def test_rank_correlation_by_hand() -> None:
     """Ranks 1 2 3 4 and 2 1 4 3: 1 − 6·4 / (4·15)."""
-    rows = [row("a", "n", target, separation=s) for target, s in ((0.1, 0.2), (0.2, 0.1), (0.3, 0.4), (0.4, 0.3))]
-    assert rank_correlation(rows, "separation") == pytest.approx(0.6)
+    rows = [
+        row("a", "n", target, stain_explained_variance=s)
+        for target, s in ((0.1, 0.2), (0.2, 0.1), (0.3, 0.4), (0.4, 0.3))
+    ]
+    assert rank_correlation(rows, "stain_explained_variance") == pytest.approx(0.6)
 
 
 def test_a_constant_or_unknown_score_has_no_rank(rows: list[dict[str, Any]]) -> None:
@@ -42,7 +45,7 @@ def test_a_constant_or_unknown_score_has_no_rank(rows: list[dict[str, Any]]) -> 
 
 
 def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    pairs = make_pairs(rows, GatePolicy())
+    pairs = make_pairs(rows, GateSettings())
     gate = gate_table(pairs).set_index("candidates")
     assert gate.loc["against source_only", "worse, accepted"].startswith("0/4: 0% (0% to ")
     assert gate.loc["against source_only", "better, accepted"].startswith("2/2: 100%")
@@ -51,6 +54,6 @@ def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     assert rules.loc["label free", "worse, refused"].startswith("12/12")
     first = [pair for pair in pairs if pair.first]
     scores = score_table(first).set_index("score")
-    assert scores.loc["separation", "right, mean of both"] == "100%"
+    assert scores.loc["stain_explained_variance", "right, mean of both"] == "100%"
     draw(rows, pairs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000

@@ -10,15 +10,20 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from microseg.data.appearance import describe_image
-from microseg.data.dataset import Lab
-from microseg.data.images import read_image, read_mask, write_png
-from microseg.data.lab import LabCard
-from microseg.data.manifest import ManifestRow
-from microseg.evaluation import Comparison, bootstrap_interval, compare, expected_foreground_share, learn_known
-from microseg.metrics import KnownImages, KnownLab
-from microseg.model import Features, PyramidSegmenter
-from microseg.registry import Evidence, GatePolicy, Interval, decide
+from microseg.annotations.index_masks import read_mask
+from microseg.config.params import GateSettings
+from microseg.datasets.appearance import image_features
+from microseg.datasets.dataset import Lab
+from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import ManifestRow
+from microseg.evaluation.comparison import Comparison, compare
+from microseg.evaluation.label_free import expected_foreground_share
+from microseg.evaluation.reference_distribution import fit_reference_distribution
+from microseg.evaluation.references import bootstrap_interval
+from microseg.models.network import Features, PyramidSegmenter
+from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
+from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.slides.images import read_image, write_png
 
 
 class Threshold:
@@ -73,7 +78,7 @@ def test_both_are_judged_on_the_same_images(
         assert side.label_free["foreground_share"] == pytest.approx(np.mean(shares))
         assert side.label_free["expected_foreground_share"] == expected_foreground_share([labelled_lab])
         assert 0 <= side.label_free["domain_separability"] <= 1
-        assert 0 < side.label_free["agreement"] <= 1
+        assert 0 < side.label_free["augmentation_consistency"] <= 1
         assert side.target_dice is None
     assert result.candidate != result.production
     assert result.scores.keys() == {"lab_a"}
@@ -81,7 +86,7 @@ def test_both_are_judged_on_the_same_images(
 
 
 def _references(lab: Lab) -> list[Any]:
-    from microseg.evaluation import lab_references
+    from microseg.evaluation.references import lab_references
 
     return list(lab_references(lab, "test"))
 
@@ -99,30 +104,32 @@ def test_drift_is_told_by_what_each_side_knows(
     at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab, new_lab: Lab
 ) -> None:
     """Production knows one lab, the candidate both; of a version that keeps nothing it is not told."""
-    one = learn_known([labelled_lab], 1.0)
+    one = fit_reference_distribution([labelled_lab], 1.0)
     assert list(one.labs) == ["lab_a"]
-    figures = np.array([describe_image(read_image(new_lab.image_path(row))) for row in new_lab.rows])
-    both = KnownImages(one.figures, {**one.labs, "lab_b": KnownLab(4, figures.mean(0), np.eye(len(figures[0])), 9.0)})
+    figures = np.array([image_features(read_image(new_lab.image_path(row))) for row in new_lab.rows])
+    both = ReferenceDistribution(
+        one.figures, {**one.labs, "lab_b": LabDistribution(4, figures.mean(0), np.eye(len(figures[0])), 9.0)}
+    )
 
-    def told(known: tuple[KnownImages | None, KnownImages | None]) -> list[dict[str, float]]:
+    def told(reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None]) -> list[dict[str, float]]:
         result = compare(
             at_level(190),
             at_level(150),
             source=[labelled_lab],
             target=new_lab,
-            known=known,
+            reference=reference,
             engine=Threshold,  # type: ignore[arg-type]
         )
         assert result.production is not None
         return [dict(side.label_free) for side in (result.candidate, result.production)]
 
     new, old = told((both, one))
-    assert old["drift"] == pytest.approx(np.median(one.drift(figures)))
-    assert old["drift_share"] == np.mean(one.drift(figures) > 1)
-    assert (new["drift"] < 1, new["drift_share"]) == (True, 0)
+    assert old["ood_score"] == pytest.approx(np.median(one.ood_score(figures)))
+    assert old["drift_share"] == np.mean(one.ood_score(figures) > 1)
+    assert (new["ood_score"] < 1, new["drift_share"]) == (True, 0)
     new, old = told((both, None))
-    assert "drift" in new
-    assert not {"drift", "drift_share"} & set(old)
+    assert "ood_score" in new
+    assert not {"ood_score", "drift_share"} & set(old)
 
 
 def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
@@ -140,7 +147,7 @@ def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
 def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
     at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
 ) -> None:
-    def gain(rows: tuple[ManifestRow, ...]) -> tuple[Interval | None, Comparison]:
+    def gain(rows: tuple[ManifestRow, ...]) -> tuple[ConfidenceInterval | None, Comparison]:
         few = dataclasses.replace(labelled_lab, card=labelled_lab.card.model_copy(update={"lab": "lab_c"}), rows=rows)
         result = compare(at_level(190), at_level(150), source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
         return result.candidate.target_gain, result
@@ -166,24 +173,24 @@ def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mp
     for stem, image in images.items():
         write_png(folder / f"{stem}.png", image)
         rows.append(ManifestRow(f"{stem}.png", None, stem, "train", image.shape[1], image.shape[0], mpp, "0" * 64))
-    return Lab(folder, LabCard(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
+    return Lab(folder, LabMetadata(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
 
 
 def test_separability_is_about_the_labs_at_the_models_scale(
     tiny_network: Callable[..., PyramidSegmenter], tmp_path: Path
 ) -> None:
-    """A lab against itself scanned twice as finely, and against one of another colour."""
+    """A lab against itself scanned twice as finely, and against one of another color."""
     rng = np.random.default_rng(0)
 
-    def waves(colour: tuple[int, int, int], mpp: float) -> npt.NDArray[np.uint8]:
+    def waves(color: tuple[int, int, int], mpp: float) -> npt.NDArray[np.uint8]:
         y, x = np.mgrid[: round(64 / mpp), : round(64 / mpp)] * mpp  # microns
         phases = rng.uniform(0, 2 * np.pi, (2, 3))
         wave = np.sin(x[..., None] / 4 + phases[0]) + np.sin(y[..., None] / 5 + phases[1])
-        return (np.array(colour) + 25 * wave).astype(np.uint8)
+        return (np.array(color) + 25 * wave).astype(np.uint8)
 
-    def lab(name: str, colour: tuple[int, int, int], mpp: float) -> Lab:
+    def lab(name: str, color: tuple[int, int, int], mpp: float) -> Lab:
         (tmp_path / name).mkdir()
-        return lab_of(tmp_path / name, name, {f"{name}{n}": waves(colour, mpp) for n in range(8)}, mpp)
+        return lab_of(tmp_path / name, name, {f"{name}{n}": waves(color, mpp) for n in range(8)}, mpp)
 
     pink, fine, brown = (
         lab("pink", (190, 120, 170), 1.0),
@@ -192,7 +199,7 @@ def test_separability_is_about_the_labs_at_the_models_scale(
     )
 
     def features(pixels: torch.Tensor) -> Features:
-        """The colour, and how steep it is along a row."""
+        """The color, and how steep it is along a row."""
         slope = (pixels[..., 1:] - pixels[..., :-1]).abs()
         return Features(pixels, torch.cat([pixels[..., 1:], slope], 1), ())
 
@@ -209,8 +216,12 @@ def test_separability_is_about_the_labs_at_the_models_scale(
 def unknown() -> Comparison:
     nan = math.nan
     return Comparison(
-        candidate=Evidence({"lab_a": 0.8, "lab_c": nan}, Interval(nan, nan, nan), {"agreement": nan, "images": 32}),
-        production=Evidence({"lab_a": 0.7, "lab_c": nan}, None, {"agreement": 0.5, "entropy": 0.2}),
+        candidate=Evidence(
+            {"lab_a": 0.8, "lab_c": nan},
+            ConfidenceInterval(nan, nan, nan),
+            {"augmentation_consistency": nan, "images": 32},
+        ),
+        production=Evidence({"lab_a": 0.7, "lab_c": nan}, None, {"augmentation_consistency": 0.5, "entropy": 0.2}),
         target="lab_b",
         scores={"lab_a": {"dice": (0.8, nan)}, "lab_b": {"dice": (nan, None)}},
     )
@@ -224,7 +235,7 @@ def test_the_record_is_json_and_comes_back(tmp_path: Path) -> None:
     assert back.scores["lab_a"]["dice"] == (0.8, None)
     assert back.candidate.source_dice["lab_a"] == 0.8
     assert math.isnan(back.candidate.source_dice["lab_c"])
-    assert math.isnan(back.candidate.label_free["agreement"])
+    assert math.isnan(back.candidate.label_free["augmentation_consistency"])
     assert repr(back.candidate.label_free["images"]) == "32"  # a count stays one
     assert back.candidate.target_dice is not None
     assert math.isnan(back.candidate.target_dice.low)
@@ -236,7 +247,7 @@ def test_the_gate_decides_the_same_from_the_record() -> None:
     """A lab that nothing is known of refuses; it must not be forgotten on the way through the file."""
     for nothing in (unknown(), dataclasses.replace(unknown(), production=None)):
         back = Comparison.from_dict(json.loads(json.dumps(nothing.to_dict())))
-        policy = GatePolicy()
+        policy = GateSettings()
         before, after = (decide(it.candidate, it.production, policy) for it in (nothing, back))
         assert before == after
         assert not after.accept

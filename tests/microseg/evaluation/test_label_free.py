@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from microseg.data.dataset import Lab
-from microseg.data.images import read_mask, write_png
-from microseg.evaluation import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+from microseg.slides.images import write_png
 
 Picture = npt.NDArray[np.uint8]
 
@@ -42,7 +43,7 @@ def test_a_network_that_sees_the_same_everywhere_agrees_with_itself(
     target: Callable[..., TargetImage], blob: Picture
 ) -> None:
     scores = label_free_scores(dark, [target(blob)], 2)
-    assert scores["agreement"] > 0.97  # the views are blurred a little
+    assert scores["augmentation_consistency"] > 0.97  # the views are blurred a little
     assert scores["foreground_share"] == pytest.approx(12 * 24 / (40 * 60))
     assert scores["entropy"] == pytest.approx(0, abs=1e-6)
 
@@ -58,11 +59,11 @@ def test_agreement_of_a_network_that_looks_at_the_place_only(target: Callable[..
         )
 
     scores = label_free_scores(left, [target(np.full((32, 32, 3), 200, np.uint8))], 2)
-    assert scores["agreement"] == pytest.approx((0 + 1) / 2)  # kappa of two halves that cross is 0
+    assert scores["augmentation_consistency"] == pytest.approx((0 + 1) / 2)  # kappa of two halves that cross is 0
     assert scores["foreground_share"] == 0.5
 
 
-def test_views_differ_in_colour_and_position(target: Callable[..., TargetImage], blob: Picture) -> None:
+def test_views_differ_in_color_and_position(target: Callable[..., TargetImage], blob: Picture) -> None:
     seen: list[Picture] = []
 
     def segment(image: Picture, mpp: float | None) -> npt.NDArray[np.float32]:
@@ -87,7 +88,7 @@ def test_a_collapsed_network_agrees_about_nothing(target: Callable[..., TargetIm
         return certain(np.zeros(image.shape[:2], bool))
 
     scores = label_free_scores(nothing, [target(blob)], 2)
-    assert scores["agreement"] == 0
+    assert scores["augmentation_consistency"] == 0
     assert scores["foreground_share"] == 0
 
 
@@ -100,7 +101,7 @@ def test_means_over_images_that_say_something(target: Callable[..., TargetImage]
         return dark(image, mpp)
 
     scores = label_free_scores(segment, [target(blob, "a", 0.5), target(white, "b")], 2, told.append)
-    assert scores["agreement"] > 0.97
+    assert scores["augmentation_consistency"] > 0.97
     assert scores["foreground_share"] == pytest.approx(12 * 24 / (40 * 60) / 2)
     assert told == ["a", "b"]
     assert seen == [0.5] * 3 + [None] * 3

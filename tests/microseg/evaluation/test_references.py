@@ -11,17 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from microseg.data.dataset import Lab
-from microseg.data.images import image_digest, read_image, read_mask, write_png
-from microseg.data.lab import LabCard
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import Lab
+from microseg.datasets.lab import LabMetadata
 from microseg.errors import LabError
-from microseg.evaluation import Reference, bootstrap_interval, kept_aside, lab_references, mean_scores, score
+from microseg.evaluation.references import (
+    Reference,
+    bootstrap_interval,
+    held_out_references,
+    lab_references,
+    mean_scores,
+    score,
+)
+from microseg.slides.images import image_digest, read_image, write_png
 
 CLASSES = ("background", "gland", "lumen")
 
 
-def card(mpp: float | None = None) -> LabCard:
-    return LabCard(lab="lab_b", stain="DAB-H", classes=CLASSES[:2], mpp=mpp)
+def card(mpp: float | None = None) -> LabMetadata:
+    return LabMetadata(lab="lab_b", stain="DAB-H", classes=CLASSES[:2], mpp=mpp)
 
 
 def one_hot(mask: npt.NDArray[np.uint8], classes: int = 3) -> npt.NDArray[np.float32]:
@@ -30,7 +38,7 @@ def one_hot(mask: npt.NDArray[np.uint8], classes: int = 3) -> npt.NDArray[np.flo
 
 @pytest.fixture
 def two_images(tmp_path: Path) -> tuple[list[Reference], Callable[..., Any]]:
-    """Two images of one grey each, with masks, and an engine that answers each with a prepared mask."""
+    """Two images of one gray each, with masks, and an engine that answers each with a prepared mask."""
     truths = [[[1, 1, 0, 0], [2, 255, 255, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]]
     answers = [[[1, 0, 0, 0], [2, 2, 2, 0]], [[0, 0, 0, 0], [1, 1, 1, 0]]]
     references = []
@@ -166,7 +174,7 @@ def test_references_of_a_lab(labelled_lab: Lab, new_lab: Lab) -> None:
 
 
 def test_kept_aside(deliveries: tuple[Path, Path]) -> None:
-    references = kept_aside(deliveries[1], card(mpp=0.5))
+    references = held_out_references(deliveries[1], card(mpp=0.5))
     assert [it.name for it in references] == ["lab_b_test_000", "lab_b_test_001"]
     assert all(it.mpp == 0.5 for it in references)
     for it in references:
@@ -181,23 +189,23 @@ def test_what_is_kept_aside_is_in_no_dataset(deliveries: tuple[Path, Path], labs
         for lab in labs
         for row in lab.select(labelled=True)
     }
-    for it in (*kept_aside(deliveries[0], card()), *kept_aside(deliveries[1], card())):
+    for it in (*held_out_references(deliveries[0], card()), *held_out_references(deliveries[1], card())):
         assert image_digest(read_image(it.image)) not in known
         assert image_digest(np.dstack([read_mask(it.mask)] * 3)) not in masks
     assert len(known) == 14
 
 
 def test_nothing_kept_aside(tmp_path: Path) -> None:
-    assert kept_aside(tmp_path, card()) == ()
+    assert held_out_references(tmp_path, card()) == ()
     (tmp_path / "test" / "images").mkdir(parents=True)
-    assert kept_aside(tmp_path, card()) == ()
+    assert held_out_references(tmp_path, card()) == ()
 
 
 def test_an_image_kept_aside_needs_its_mask(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(deliveries[1], tmp_path / "lab")
     (tmp_path / "lab" / "test" / "masks" / "lab_b_test_001.png").unlink()
     with pytest.raises(LabError, match=r"lab_b_test_001\.png: expected a mask of the same name in .*masks, found none"):
-        kept_aside(tmp_path / "lab", card())
+        held_out_references(tmp_path / "lab", card())
 
 
 @pytest.mark.parametrize(
@@ -213,14 +221,14 @@ def test_a_mask_kept_aside_is_checked_as_on_ingestion(
     shutil.copytree(deliveries[1] / "test", tmp_path / "test")
     write_png(tmp_path / "test" / "masks" / "lab_b_test_001.png", pixels)
     with pytest.raises(LabError, match=rf"masks/lab_b_test_001\.png: {fault}"):
-        kept_aside(tmp_path, card())
+        held_out_references(tmp_path, card())
 
 
 def test_files_of_operating_systems_are_no_images(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(deliveries[1] / "test", tmp_path / "test")
     for name in (".DS_Store", "._lab_b_test_000.png", "Thumbs.db"):
         (tmp_path / "test" / "images" / name).write_bytes(b"?")
-    assert len(kept_aside(tmp_path, card())) == 2
+    assert len(held_out_references(tmp_path, card())) == 2
 
 
 def test_names_are_compared_as_on_ingestion(tmp_path: Path) -> None:
@@ -228,5 +236,5 @@ def test_names_are_compared_as_on_ingestion(tmp_path: Path) -> None:
         (tmp_path / "test" / folder).mkdir(parents=True)
         pixels = np.zeros((20, 20, 3) if folder == "images" else (20, 20), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "test" / folder / name, format="PNG" if folder == "masks" else "TIFF")
-    (it,) = kept_aside(tmp_path, card())
+    (it,) = held_out_references(tmp_path, card())
     assert (it.name, it.mask.name) == ("S1", "s1.PNG")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from microseg.inference import Engine
+from microseg.inference.engine import Engine
 
 __all__ = ["Counting", "visible"]
 

@@ -9,20 +9,14 @@ import pandas as pd
 import pytest
 import tifffile
 
-from microseg.data import write_png
 from microseg.errors import DataError, SettingsError
-from microseg.inference import (
-    BatchOptions,
-    Engine,
-    Provenance,
-    Segmentation,
-    finish_batch,
-    plan_batch,
-    read_record,
-    segment_batch,
-    segment_file,
-    segment_part,
-)
+from microseg.inference.batch import plan_batch, segment_batch, segment_file, segment_images
+from microseg.inference.engine import Engine
+from microseg.inference.options import BatchOptions
+from microseg.outputs.record import Provenance, read_record
+from microseg.outputs.segmentation import Segmentation
+from microseg.outputs.tables import finish_batch
+from microseg.slides.images import write_png
 from tests.microseg.inference.counting import Counting
 
 
@@ -146,10 +140,10 @@ def test_unknown_pixel_sizes_are_counted(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     options = BatchOptions(outputs=["labels"], mpp={"1.png": 0.5})
-    for mpp, unsized in ((0.5, 4), (None, 0)):
+    for mpp, missing_pixel_size in ((0.5, 4), (None, 0)):
         engine = Engine(brightness(mpp=mpp), tile=128, halo=16)
         summary = segment_batch(engine, images, tmp_path / "out", provenance=provenance, options=options)
-        assert summary.unsized == unsized
+        assert summary.missing_pixel_size == missing_pixel_size
 
 
 def test_in_parts_it_is_the_same_batch(
@@ -161,7 +155,7 @@ def test_in_parts_it_is_the_same_batch(
     seen, outcomes = list[tuple[int, int]](), []
     jobs = pickle.loads(pickle.dumps(plan_batch(images, out)))  # noqa: S301
     for start in range(0, 5, 2):
-        part = segment_part(
+        part = segment_images(
             counting,
             jobs[start : start + 2],
             out,

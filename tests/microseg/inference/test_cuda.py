@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from microseg.errors import SettingsError
-from microseg.inference import Engine
-from microseg.model.folding import fold_batch_norm
+from microseg.inference.backends.batch_norm_folding import fold_batch_norm
+from microseg.inference.engine import Engine
 from tests.microseg.inference.test_engine import Local, noise, pyramid_network
 
 

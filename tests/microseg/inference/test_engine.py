@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from microseg.errors import SettingsError
 from microseg.inference.engine import Engine, segment_image, weights_digest
-from microseg.model import NetworkConfig, PyramidSegmenter, save_network
+from microseg.models.config import NetworkConfig
+from microseg.models.files import save_network
+from microseg.models.network import PyramidSegmenter
 
 
 class Local(PyramidSegmenter):
@@ -37,7 +39,7 @@ def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 def pyramid_network(encoder: str = "blocks") -> PyramidSegmenter:
     torch.manual_seed(0)
-    config = NetworkConfig(classes=("background", "gland"), encoder=encoder, filters=(8, 16), pyramid_filters=16)
+    config = NetworkConfig(classes=("background", "gland"), encoder=encoder, channels=(8, 16), pyramid_channels=16)
     return PyramidSegmenter(config).eval()
 
 

@@ -7,7 +7,7 @@ import pytest
 from microseg.errors import DataError
 from microseg.inference.engine import Engine, segment_image
 from microseg.inference.rescaling import engine_zoom
-from microseg.model import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter
 
 
 def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -34,8 +34,8 @@ def test_images_of_another_scale_are_brought_to_the_models(brightness: Callable[
         assert probabilities.shape == (2, 60, 100)
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
         mask = probabilities.argmax(0)
-        agreement = (mask == (image[..., 0] > 127)).mean()
-        assert agreement > 0.97, mpp
+        cohen_kappa = (mask == (image[..., 0] > 127)).mean()
+        assert cohen_kappa > 0.97, mpp
     np.testing.assert_array_equal(segment_image(network, image, mpp=0.51), segment_image(network, image))
 
 

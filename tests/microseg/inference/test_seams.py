@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from benchmarks.workload import make_network
-from microseg.data import read_image
-from microseg.data.slides import ArraySlide
-from microseg.data.synthetic import LAB_A, make_lab, make_section
-from microseg.inference import Engine, slide_rows
-from microseg.model import NetworkConfig, PyramidSegmenter, load_network
+from microseg.inference.engine import Engine
+from microseg.inference.slide import slide_rows
+from microseg.models.config import NetworkConfig
+from microseg.models.files import load_network
+from microseg.models.network import PyramidSegmenter
+from microseg.slides.images import read_image
+from microseg.slides.slide import ArraySlide
+from microseg.synthetic.labs import LAB_A, make_lab, make_section
 
 SHIFT = 80  # pixels by which the second segmentation's tiles lie elsewhere; a multiple of the stride
 NEAR, FAR = 6, 24
@@ -29,7 +32,7 @@ def section(tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.uint8]:
 def network(section: npt.NDArray[np.uint8]) -> PyramidSegmenter:
     """Of random weights, with pyramid pooling; its classes are as frequent as one another."""
     torch.manual_seed(3)
-    config = NetworkConfig(classes=("background", "gland"), encoder="blocks", filters=(8, 16, 16), pyramid_filters=16)
+    config = NetworkConfig(classes=("background", "gland"), encoder="blocks", channels=(8, 16, 16), pyramid_channels=16)
     network = PyramidSegmenter(config).eval()
     with torch.no_grad():
         logits = network(torch.from_numpy(section).permute(2, 0, 1)[None].float() / 255)[0]

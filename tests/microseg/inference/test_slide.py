@@ -15,22 +15,19 @@ import tifffile
 from openslide import OpenSlide
 from PIL import Image
 
-from microseg.data import image_mpp
-from microseg.data.appearance import APPEARANCE, describe_image
-from microseg.data.slides import SlideView, TissueMap, find_tissue, open_slide
+from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.errors import DataError, ImageReadError, SettingsError
-from microseg.inference import (
-    Engine,
-    Provenance,
-    Segmentation,
-    image_drift,
-    read_record,
-    segment_slide,
-    slide_drift,
-    slide_rows,
-)
-from microseg.inference.palette import class_colour
-from microseg.metrics import KnownImages, KnownLab
+from microseg.inference.engine import Engine
+from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
+from microseg.inference.slide import segment_slide, slide_rows
+from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
+from microseg.outputs.palette import class_color
+from microseg.outputs.record import Provenance, read_record
+from microseg.outputs.segmentation import Segmentation
+from microseg.slides.opening import open_slide
+from microseg.slides.pixel_size import image_mpp
+from microseg.slides.tissue import TissueMap, find_tissue
+from microseg.slides.view import SlideView
 
 Picture = npt.NDArray[np.uint8]
 
@@ -103,7 +100,7 @@ def test_the_files_are_those_of_the_whole_image(
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
     assert shapely.is_valid(shapes).all()
     assert shapely.equals(shapes, whole.polygons).all()
-    assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_colour(1)}
+    assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_color(1)}
     assert shares[-1] == 1
     assert shares == sorted(shares)
 
@@ -144,7 +141,7 @@ def test_the_label_image_is_a_pyramid_with_its_pixel_size_twice(
         assert float(peer.properties["openslide.mpp-x"]) == pytest.approx(0.5)
         assert peer.dimensions == (1400, 1100)
         y, x = np.argwhere(mask == 1)[5000]
-        assert peer.read_region((int(x), int(y)), 0, (1, 1)).getpixel((0, 0))[:3] == class_colour(1)
+        assert peer.read_region((int(x), int(y)), 0, (1, 1)).getpixel((0, 0))[:3] == class_color(1)
     with open_slide(path) as own:
         assert [level.downsample for level in own.levels] == [1, 2, 4]
 
@@ -176,8 +173,8 @@ def test_another_scale(
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
     assert shapely.is_valid(shapes).all()
     assert shapely.area(shapes).sum() == pytest.approx(dark.sum(), rel=0.02)
-    centre = shapely.centroid(shapes[0])
-    assert (centre.x, centre.y) == pytest.approx((table["centroid_x_px"][0], table["centroid_y_px"][0]), abs=1.5)
+    center = shapely.centroid(shapes[0])
+    assert (center.x, center.y) == pytest.approx((table["centroid_x_px"][0], table["centroid_y_px"][0]), abs=1.5)
     again = loaded.save(tmp_path / "again", image=tissue)
     assert read_record(again["record"]).width == 1400
     assert image_mpp(again["labels"]) == 0.5
@@ -252,8 +249,11 @@ import resource, sys
 from pathlib import Path
 import numpy as np, tifffile, torch
 from torch import nn
-from microseg.inference import Engine, Provenance, segment_slide
-from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.inference.engine import Engine
+from microseg.outputs.record import Provenance
+from microseg.inference.slide import segment_slide
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
 
 class Darkness(PyramidSegmenter):
     def __init__(self):
@@ -299,17 +299,19 @@ def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
 def test_the_drift_of_a_slide_is_that_of_its_tissue(
     darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
 ) -> None:
-    figures = describe_image(tissue[:, :900])  # where the discs are
+    figures = image_features(tissue[:, :900])  # where the discs are
     assert figures is not None
-    known = KnownImages(APPEARANCE, {"x": KnownLab(5, figures, np.eye(len(figures)), 1.0)})
-    record = segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, known=known)
-    drift = record.summary["drift"]
-    assert drift is not None
+    reference = ReferenceDistribution(
+        APPEARANCE_FEATURES, {"x": LabDistribution(5, figures, np.eye(len(figures)), 1.0)}
+    )
+    record = segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, reference=reference)
+    ood_score = record.summary["ood_score"]
+    assert ood_score is not None
     with open_slide(slide) as opened:
-        assert slide_drift(known, SlideView(opened), find_tissue(opened)) == drift
-        assert slide_drift(None, SlideView(opened), None) is None
+        assert slide_ood_score(reference, SlideView(opened), find_tissue(opened)) == ood_score
+        assert slide_ood_score(None, SlideView(opened), None) is None
         nothing = TissueMap(np.zeros((4, 4), np.bool_))
-        assert slide_drift(known, SlideView(opened), nothing) is None
-        other = image_drift(known, 255 - tissue)
+        assert slide_ood_score(reference, SlideView(opened), nothing) is None
+        other = image_ood_score(reference, 255 - tissue)
     assert other is not None
-    assert drift < 0.5 < 1 < other
+    assert ood_score < 0.5 < 1 < other

@@ -6,11 +6,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from microseg.data.slides import ArraySlide, SlideView
-from microseg.inference import Engine
-from microseg.inference.stream import Certainty, MaskRows, stream_mask
+from microseg.inference.engine import Engine
+from microseg.inference.stream import Confidence, MaskRows, stream_mask
 from microseg.inference.tiling import Tile
-from microseg.model import NetworkConfig, PyramidSegmenter
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+from microseg.slides.slide import ArraySlide
+from microseg.slides.view import SlideView
 
 Picture = npt.NDArray[np.uint8]
 
@@ -26,7 +28,9 @@ def view(pixels: Picture, zoom: float = 1.0) -> SlideView:
 def small_network(classes: int = 3) -> PyramidSegmenter:
     torch.manual_seed(0)
     names = ("background", "gland", "stroma")[:classes]
-    return PyramidSegmenter(NetworkConfig(classes=names, encoder="blocks", filters=(8, 16), pyramid_filters=16)).eval()
+    return PyramidSegmenter(
+        NetworkConfig(classes=names, encoder="blocks", channels=(8, 16), pyramid_channels=16)
+    ).eval()
 
 
 def joined(rows: list[MaskRows]) -> tuple[Picture, Picture]:
@@ -39,7 +43,7 @@ def joined(rows: list[MaskRows]) -> tuple[Picture, Picture]:
 def test_the_mask_is_that_of_the_whole_image(size: tuple[int, int]) -> None:
     engine, image = Engine(small_network(), tile=96, halo=16, batch=3), noise(*size)
     whole = engine.probabilities(image)
-    total = Certainty()
+    total = Confidence()
     mask, certainty = joined(list(stream_mask(engine, view(image), lambda _tile: True, total)))
     highest = np.sort(whole, axis=0)
     decided = highest[-1] - highest[-2] > 1e-4
@@ -59,7 +63,7 @@ def test_the_mask_at_another_scale(zoom: float) -> None:
 
     size = (round(400 * zoom), round(300 * zoom))
     whole = engine.probabilities(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)))
-    mask, _ = joined(list(stream_mask(engine, view(image, zoom), lambda _tile: True, Certainty())))
+    mask, _ = joined(list(stream_mask(engine, view(image, zoom), lambda _tile: True, Confidence())))
     assert mask.shape == whole.shape[1:]
     assert (mask == whole.argmax(0)).mean() > 0.995
 
@@ -78,7 +82,7 @@ def test_what_is_not_wanted_is_background_and_costs_nothing(brightness: Callable
     def right_half(tile: Tile) -> bool:
         return tile.columns.inner_start >= 250
 
-    total = Certainty()
+    total = Confidence()
     mask, certainty = joined(list(stream_mask(engine, view(image), right_half, total)))
     plan = engine.plan(400, 500)
     assert engine.tiles == sum(map(right_half, plan)) < len(plan) / 2 + 4
@@ -102,7 +106,7 @@ def test_holes_among_tiles_sum_to_one(brightness: Callable[..., PyramidSegmenter
     def wanted(tile: Tile) -> bool:
         return chosen[tile.rows.start, tile.columns.start]
 
-    mask, _ = joined(list(stream_mask(engine, view(image), wanted, Certainty())))
+    mask, _ = joined(list(stream_mask(engine, view(image), wanted, Confidence())))
     expected = np.zeros((600, 600), np.float32)
     bright = engine.probabilities(image)[1]
     for tile in plan:
@@ -135,6 +139,6 @@ def test_few_tiles_are_in_memory_at_once(brightness: Callable[..., PyramidSegmen
 
     slide.read = counting  # type: ignore[method-assign]
     engine.predict = watching  # type: ignore[method-assign]
-    list(stream_mask(engine, slide, lambda _tile: True, Certainty()))
+    list(stream_mask(engine, slide, lambda _tile: True, Confidence()))
     assert len(ahead) > 20
     assert max(ahead) <= 4 * engine.batch

@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from microseg.model import NetworkConfig, PyramidSegmenter, save_network
-from microseg.registry import Registry
+from microseg.models.config import NetworkConfig
+from microseg.models.files import save_network
+from microseg.models.network import PyramidSegmenter
+from microseg.registry.registry import Registry
 
 TILE = 32
 DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
@@ -21,7 +23,7 @@ DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
 
 
 @dataclass(frozen=True)
-class Story:
+class DemoReport:
     """A registry's database with version 1 (trained on lab_a) and version 2 (adapted to lab_b), without aliases."""
 
     database: Path
@@ -43,9 +45,9 @@ def make_network(folder: Path, *, seed: int, mpp: float | None = 0.5) -> Path:
     config = NetworkConfig(
         classes=("background", "gland"),
         encoder="blocks",
-        filters=(4, 8),
+        channels=(4, 8),
         pyramid_bins=(1, 2),
-        pyramid_filters=4,
+        pyramid_channels=4,
         mpp=mpp,
     )
     save_network(folder, PyramidSegmenter(config))
@@ -69,7 +71,7 @@ def empty_database(fresh: Fresh) -> Path:
 
 
 @pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Story:
+def demo(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> DemoReport:
     folder = tmp_path_factory.mktemp("mlflow with a space")
     database = folder / "mlflow.db"
     shutil.copy(empty_database, database)
@@ -86,7 +88,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
         registry.register(
             run, networks[1], example=example, method="dual_adaptive_pyramid", description="Second.", tags={"why": "b"}
         )
-    return Story(database, networks, example)
+    return DemoReport(database, networks, example)
 
 
 @pytest.fixture
@@ -107,6 +109,6 @@ def empty(open_copy: Callable[[Path], Registry], empty_database: Path) -> Regist
 
 
 @pytest.fixture
-def registry(open_copy: Callable[[Path], Registry], story: Story) -> Registry:
+def registry(open_copy: Callable[[Path], Registry], demo: DemoReport) -> Registry:
     """A registry with the two versions of the story."""
-    return open_copy(story.database)
+    return open_copy(demo.database)

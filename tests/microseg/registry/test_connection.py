@@ -8,8 +8,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED
 
 from microseg.errors import RegistryError
-from microseg.registry import Registry
 from microseg.registry.connection import registry_errors
+from microseg.registry.registry import Registry
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:

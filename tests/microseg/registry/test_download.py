@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from microseg.errors import RegistryError
-from microseg.model import CONFIG_FILE, WEIGHTS_FILE, load_network
-from microseg.registry import MODEL_NAME, Registry
+from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.files import load_network
+from microseg.registry.registry import Registry
+from microseg.registry.version import MODEL_NAME
 
 
-def test_what_is_fetched_is_what_was_registered(registry: Registry, story, tmp_path: Path) -> None:
-    source = story.networks[0]
+def test_what_is_fetched_is_what_was_registered(registry: Registry, demo, tmp_path: Path) -> None:
+    source = demo.networks[0]
     folder = registry.download(1, tmp_path / "cache")
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     assert (folder / WEIGHTS_FILE).read_bytes() == (source / WEIGHTS_FILE).read_bytes()

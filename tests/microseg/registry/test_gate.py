@@ -8,16 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from microseg.registry import Decision, Evidence, GatePolicy, Interval, Reason, decide
+from microseg.config.params import GateSettings
+from microseg.registry.gate import ConfidenceInterval, Decision, Evidence, RuleResult, decide
 
-POLICY = GatePolicy()
+POLICY = GateSettings()
 NAN = math.nan
 
 
 def label_free(
-    separation: float = 0.9, share: float = 0.3, expected: float = 0.4, agreement: float | None = None
+    stain_explained_variance: float = 0.9,
+    share: float = 0.3,
+    expected: float = 0.4,
+    augmentation_consistency: float | None = None,
 ) -> dict[str, float]:
-    known = {"separation": separation, "agreement": separation if agreement is None else agreement}
+    known = {
+        "stain_explained_variance": stain_explained_variance,
+        "augmentation_consistency": stain_explained_variance
+        if augmentation_consistency is None
+        else augmentation_consistency,
+    }
     return known | {"foreground_share": share, "expected_foreground_share": expected}
 
 
@@ -72,31 +81,33 @@ def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
 @pytest.mark.parametrize(
     ("gain", "min_gain", "accept"),
     [
-        (Interval(0.20, 0.10, 0.30), 0.0, True),
-        (Interval(0.00, 0.00, 0.00), 0.0, True),
-        (Interval(0.03, -0.02, 0.08), 0.0, True),  # a loss of just 0.02 is possible
-        (Interval(0.03, -0.03, 0.09), 0.0, False),  # a larger one is
-        (Interval(-0.01, -0.015, 0.00), 0.0, False),  # the estimate falls
-        (Interval(0.04, 0.00, 0.08), 0.05, False),
-        (Interval(0.05, 0.00, 0.10), 0.05, True),
-        (Interval(NAN, 0.00, 0.10), 0.0, False),
-        (Interval(0.20, NAN, 0.30), 0.0, False),
-        (Interval(0.20, 0.10, math.inf), 0.0, False),
+        (ConfidenceInterval(0.20, 0.10, 0.30), 0.0, True),
+        (ConfidenceInterval(0.00, 0.00, 0.00), 0.0, True),
+        (ConfidenceInterval(0.03, -0.02, 0.08), 0.0, True),  # a loss of just 0.02 is possible
+        (ConfidenceInterval(0.03, -0.03, 0.09), 0.0, False),  # a larger one is
+        (ConfidenceInterval(-0.01, -0.015, 0.00), 0.0, False),  # the estimate falls
+        (ConfidenceInterval(0.04, 0.00, 0.08), 0.05, False),
+        (ConfidenceInterval(0.05, 0.00, 0.10), 0.05, True),
+        (ConfidenceInterval(NAN, 0.00, 0.10), 0.0, False),
+        (ConfidenceInterval(0.20, NAN, 0.30), 0.0, False),
+        (ConfidenceInterval(0.20, 0.10, math.inf), 0.0, False),
     ],
 )
 def test_the_gain_on_masks_of_the_target_takes_the_place_of_the_signs(
-    gain: Interval, min_gain: float, accept: bool
+    gain: ConfidenceInterval, min_gain: float, accept: bool
 ) -> None:
-    candidate = Evidence({"a": 0.8}, None, label_free(separation=0.1), gain)  # explained less than production does
-    production = Evidence({"a": 0.8}, label_free=label_free(separation=0.9))
-    decision = decide(candidate, production, GatePolicy(min_target_gain=min_gain))
+    candidate = Evidence(
+        {"a": 0.8}, None, label_free(stain_explained_variance=0.1), gain
+    )  # explained less than production does
+    production = Evidence({"a": 0.8}, label_free=label_free(stain_explained_variance=0.9))
+    decision = decide(candidate, production, GateSettings(min_target_gain=min_gain))
     assert decision.accept is accept
     assert failed(decision) == (set() if accept else {"target_gain"})
     assert "label_free" not in {reason.rule for reason in decision.reasons}
 
 
 @pytest.mark.parametrize(
-    ("separation", "agreement", "share", "speak"),
+    ("stain_explained_variance", "augmentation_consistency", "share", "speak"),
     [
         (0.5, 0.9, 0.35, 2),  # red cells left out: less of the stain is explained, and rightly
         (0.9, 0.5, 0.35, 2),
@@ -107,8 +118,12 @@ def test_the_gain_on_masks_of_the_target_takes_the_place_of_the_signs(
         (0.5, 0.5, 0.15, 0),
     ],
 )
-def test_two_of_three_signs_decide(separation: float, agreement: float, share: float, speak: int) -> None:
-    candidate = Evidence({"a": 0.8}, None, label_free(separation, share, agreement=agreement))
+def test_two_of_three_signs_decide(
+    stain_explained_variance: float, augmentation_consistency: float, share: float, speak: int
+) -> None:
+    candidate = Evidence(
+        {"a": 0.8}, None, label_free(stain_explained_variance, share, augmentation_consistency=augmentation_consistency)
+    )
     decision = decide(candidate, Evidence({"a": 0.8}, None, label_free(0.6)), POLICY)
     [reason] = [reason for reason in decision.reasons if reason.rule == "label_free"]
     assert reason.passed == (speak >= 2)
@@ -117,36 +132,36 @@ def test_two_of_three_signs_decide(separation: float, agreement: float, share: f
 
 
 def test_how_many_signs_are_asked_is_a_setting() -> None:
-    candidate = Evidence({"a": 0.8}, None, label_free(0.5, agreement=0.9))
+    candidate = Evidence({"a": 0.8}, None, label_free(0.5, augmentation_consistency=0.9))
     production = Evidence({"a": 0.8}, None, label_free(0.6))
     assert decide(candidate, production, POLICY).accept
-    assert not decide(candidate, production, GatePolicy(min_signs=3)).accept
+    assert not decide(candidate, production, GateSettings(min_criteria=3)).accept
 
 
 def test_where_only_the_interval_is_too_wide_more_masks_are_asked_for() -> None:
-    def sentence(gain: Interval) -> str:
+    def sentence(gain: ConfidenceInterval) -> str:
         decision = decide(Evidence({"a": 0.8}, None, label_free(), gain), Evidence({"a": 0.8}), POLICY)
         [told] = [reason.sentence for reason in decision.reasons if reason.rule == "target_gain"]
         return told
 
-    assert sentence(Interval(0.03, -0.05, 0.11)) == (
+    assert sentence(ConfidenceInterval(0.03, -0.05, 0.11)) == (
         "On the new lab's own masks the candidate's Dice is higher than production's by 0.030 (-0.050 to 0.110); at "
         "least as much is asked, and the interval must rule out a loss of more than 0.020: send more masks to tell."
     )
-    for gain in (Interval(0.03, 0.01, 0.05), Interval(-0.03, -0.05, 0.0)):
+    for gain in (ConfidenceInterval(0.03, 0.01, 0.05), ConfidenceInterval(-0.03, -0.05, 0.0)):
         assert "send more" not in sentence(gain)
 
 
 def test_dice_on_masks_too_few_for_a_gain_is_reported_and_the_signs_decide() -> None:
-    dice = Interval(0.9, 0.9, 0.9)
-    production = Evidence({"a": 0.8}, Interval(0.1, 0.1, 0.1), label_free(separation=0.5))
-    for separation, refused_by in ((0.6, set()), (0.4, {"label_free"})):
-        candidate = Evidence({"a": 0.8}, dice, label_free(separation=separation))
+    dice = ConfidenceInterval(0.9, 0.9, 0.9)
+    production = Evidence({"a": 0.8}, ConfidenceInterval(0.1, 0.1, 0.1), label_free(stain_explained_variance=0.5))
+    for stain_explained_variance, refused_by in ((0.6, set()), (0.4, {"label_free"})):
+        candidate = Evidence({"a": 0.8}, dice, label_free(stain_explained_variance=stain_explained_variance))
         assert failed(decide(candidate, production, POLICY)) == refused_by
 
 
 def test_collapse_refuses_even_with_masks() -> None:
-    candidate = Evidence({"a": 0.8}, None, label_free(share=0.01), Interval(0.4, 0.3, 0.5))
+    candidate = Evidence({"a": 0.8}, None, label_free(share=0.01), ConfidenceInterval(0.4, 0.3, 0.5))
     assert failed(decide(candidate, Evidence({"a": 0.8}, label_free=label_free()), POLICY)) == {"foreground_share"}
 
 
@@ -193,7 +208,7 @@ def test_sentences_tell_the_numbers() -> None:
 )
 def test_what_is_asked_is_told(gain: float, asked: str) -> None:
     candidate = Evidence({"a": 0.8, "b": 0.7}, None, label_free())
-    decision = decide(candidate, PRODUCTION, GatePolicy(min_sign_gain=gain))
+    decision = decide(candidate, PRODUCTION, GateSettings(min_criterion_gain=gain))
     [sentence] = [reason.sentence for reason in decision.reasons if reason.rule == "label_free"]
     assert f"of each {asked}. " in sentence
 
@@ -201,7 +216,10 @@ def test_what_is_asked_is_told(gain: float, asked: str) -> None:
 def test_numbers_of_numpy_give_plain_verdicts() -> None:
     number = np.float32(0.9)
     dice, free = {"a": number}, dict.fromkeys(label_free(), number)
-    unlabelled, labelled = Evidence(dice, None, free), Evidence(dice, None, free, Interval(number, number, number))
+    unlabelled, labelled = (
+        Evidence(dice, None, free),
+        Evidence(dice, None, free, ConfidenceInterval(number, number, number)),
+    )
     for candidate, production in ((unlabelled, None), (unlabelled, unlabelled), (labelled, labelled)):
         decision = decide(candidate, production, POLICY)
         assert decision.accept is True
@@ -209,11 +227,11 @@ def test_numbers_of_numpy_give_plain_verdicts() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_source_loss": -0.1}, {"min_foreground_ratio": 5}, {"min_first_dice": NAN}, {"typo": 1}]
+    "wrong", [{"max_source_loss": -0.1}, {"min_foreground_ratio": 5}, {"min_initial_dice": NAN}, {"typo": 1}]
 )
 def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        GatePolicy(**wrong)
+        GateSettings(**wrong)
 
 
 shares = st.floats(0, 1)
@@ -221,7 +239,7 @@ shares = st.floats(0, 1)
 
 @st.composite
 def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
-    gain = Interval(*(draw(st.floats(-1, 1)) for _ in range(3))) if masks else None
+    gain = ConfidenceInterval(*(draw(st.floats(-1, 1)) for _ in range(3))) if masks else None
     return Evidence({lab: draw(shares) for lab in "ab"}, None, label_free(draw(shares), 0.3), gain)
 
 
@@ -229,14 +247,14 @@ def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
 def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
     data: st.DataObject, masks: bool, loss: float, gain: float
 ) -> None:
-    policy = GatePolicy(max_source_loss=loss, min_sign_gain=gain, min_target_gain=gain, max_target_loss=loss)
+    policy = GateSettings(max_source_loss=loss, min_criterion_gain=gain, min_target_gain=gain, max_target_loss=loss)
     production, worse = data.draw(evidence(masks=False)), data.draw(evidence(masks=masks))
     raised = {lab: data.draw(st.floats(dice, 1)) for lab, dice in worse.source_dice.items()}
-    separation = data.draw(st.floats(worse.label_free["separation"], 1))
+    stain_explained_variance = data.draw(st.floats(worse.label_free["stain_explained_variance"], 1))
     more = worse.target_gain
     if more is not None:
-        more = Interval(*(data.draw(st.floats(end, 1)) for end in (more.value, more.low, more.high)))
-    best = Evidence(raised, None, label_free(separation, 0.3), more)
+        more = ConfidenceInterval(*(data.draw(st.floats(end, 1)) for end in (more.value, more.low, more.high)))
+    best = Evidence(raised, None, label_free(stain_explained_variance, 0.3), more)
     if decide(worse, production, policy).accept:
         assert decide(best, production, policy).accept
     if decide(worse, None, policy).accept:
@@ -245,8 +263,8 @@ def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
 
 @given(evidence(masks=False), st.sampled_from(["a", "b", *label_free()]))
 def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
-    lenient = GatePolicy(
-        max_source_loss=1, min_signs=3, min_sign_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9
+    lenient = GateSettings(
+        max_source_loss=1, min_criteria=3, min_criterion_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9
     )
     assert decide(known, PRODUCTION, lenient).accept
     spoilt = Evidence(
@@ -259,14 +277,16 @@ def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
 
 @given(
     st.dictionaries(st.sampled_from("ab"), st.floats()),
-    st.one_of(st.none(), st.builds(Interval, st.floats(), st.floats(), st.floats())),
-    st.dictionaries(st.sampled_from(["separation", "foreground_share", "expected_foreground_share"]), st.floats()),
+    st.one_of(st.none(), st.builds(ConfidenceInterval, st.floats(), st.floats(), st.floats())),
+    st.dictionaries(
+        st.sampled_from(["stain_explained_variance", "foreground_share", "expected_foreground_share"]), st.floats()
+    ),
 )
 def test_never_crashes_and_always_gives_reasons(
-    dice: dict[str, float], gain: Interval | None, free: dict[str, float]
+    dice: dict[str, float], gain: ConfidenceInterval | None, free: dict[str, float]
 ) -> None:
     for production in (None, PRODUCTION, Evidence(dice, None, free)):
         decision = decide(Evidence(dice, None, free, gain), production, POLICY)
         assert decision.reasons
-        assert all(isinstance(reason, Reason) and reason.sentence for reason in decision.reasons)
+        assert all(isinstance(reason, RuleResult) and reason.sentence for reason in decision.reasons)
         assert decision.accept == all(reason.passed for reason in decision.reasons)

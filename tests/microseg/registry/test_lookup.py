@@ -4,7 +4,8 @@ import mlflow
 import pytest
 
 from microseg.errors import VersionNotFoundError
-from microseg.registry import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION, Registry
+from microseg.registry.registry import Registry
+from microseg.registry.version import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION
 
 
 def client_of(registry: Registry) -> mlflow.MlflowClient:

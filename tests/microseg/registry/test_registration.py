@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from microseg.errors import RegistryError, WeightsError
-from microseg.registry import MODEL_NAME, Registry
+from microseg.registry.registry import Registry
+from microseg.registry.version import MODEL_NAME
 
 DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
 DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
@@ -60,8 +61,8 @@ def test_a_broken_folder_is_not_registered(empty: Registry, tmp_path: Path) -> N
     assert client_of(empty).get_run(run.id).info.status == "FAILED"
 
 
-def test_a_version_that_cannot_be_served_is_not_registered(registry: Registry, story) -> None:
-    folder = story.networks[0]
+def test_a_version_that_cannot_be_served_is_not_registered(registry: Registry, demo) -> None:
+    folder = demo.networks[0]
     with pytest.raises(RegistryError), registry.run("odd") as run:
         registry.register(run, folder, example=np.zeros((32, 16, 3), np.uint8), method="m", description="d")
     assert len(registry.versions()) == 2

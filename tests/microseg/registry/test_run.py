@@ -10,7 +10,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 
 from microseg.errors import RegistryError
-from microseg.registry import EXPERIMENT, Registry
+from microseg.registry.registry import Registry
+from microseg.registry.version import EXPERIMENT
 
 DIGEST = "0123456789abcdef0123456789abcdef.dir"
 

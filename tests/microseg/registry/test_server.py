@@ -14,8 +14,9 @@ import mlflow
 import pytest
 
 from microseg.errors import RegistryError
-from microseg.model import WEIGHTS_FILE
-from microseg.registry import MODEL_NAME, Registry
+from microseg.models.file_names import WEIGHTS_FILE
+from microseg.registry.registry import Registry
+from microseg.registry.version import MODEL_NAME
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
@@ -57,16 +58,16 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_register_promote_fetch_and_roll_back(server: str, story, tmp_path: Path) -> None:
+def test_register_promote_fetch_and_roll_back(server: str, demo, tmp_path: Path) -> None:
     registry = Registry(server, artifact_root=str(tmp_path / "not for a server"))
     versions = []
-    for network in story.networks:
+    for network in demo.networks:
         with registry.run("source lab_a") as run:
             run.log_dataset("lab_a", DIGEST, "/data/lab_a.dvc", "source")
             run.log_metrics({"loss": 0.5}, step=1)
             run.log_dict({"a": 1}, "a.json")
             versions.append(
-                registry.register(run, network, example=story.example, method="source", description="A card.")
+                registry.register(run, network, example=demo.example, method="source", description="A card.")
             )
     first, second = versions
     registry.promote(first)
@@ -74,7 +75,7 @@ def test_register_promote_fetch_and_roll_back(server: str, story, tmp_path: Path
     assert registry.resolve("production").version == 2
     assert registry.rollback().version == 1
     folder = registry.download("production", tmp_path / "cache")
-    assert (folder / WEIGHTS_FILE).read_bytes() == (story.networks[0] / WEIGHTS_FILE).read_bytes()
+    assert (folder / WEIGHTS_FILE).read_bytes() == (demo.networks[0] / WEIGHTS_FILE).read_bytes()
     registry.log_metrics_for(first, {"dice/lab_a": 0.8}, dataset=("lab_a", DIGEST))
 
     client = mlflow.MlflowClient(tracking_uri=server, registry_uri=server)

@@ -7,10 +7,13 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from microseg.data import write_png
-from microseg.inference import BatchOptions, Engine, Provenance, segment_batch
-from microseg.metrics import summarise_drift
-from microseg.report import write_batch_page
+from microseg.inference.batch import segment_batch
+from microseg.inference.engine import Engine
+from microseg.inference.options import BatchOptions
+from microseg.models.reference_distribution import summarize_scores
+from microseg.outputs.record import Provenance
+from microseg.report.batch_page import write_batch_page
+from microseg.slides.images import write_png
 
 
 class Links(HTMLParser):
@@ -58,7 +61,7 @@ def test_drift_is_told_and_warned_of(tiny_network: Callable[..., Any], tmp_path:
     engine = Engine(tiny_network(), tile=64, halo=8)
     summary = segment_batch(engine, [], tmp_path / "out", provenance=Provenance(model="m"))
     assert "unlike any lab" not in write_batch_page(summary).read_text(encoding="utf-8")
-    for drifts, warned in (([0.4, 0.5, 1.6], False), ([0.4, 1.5, 1.6], True)):
-        text = write_batch_page(replace(summary, drift=summarise_drift(drifts))).read_text(encoding="utf-8")
-        assert f"{sum(drift > 1 for drift in drifts)} of 3 images are unlike any lab" in text
+    for scores, warned in (([0.4, 0.5, 1.6], False), ([0.4, 1.5, 1.6], True)):
+        text = write_batch_page(replace(summary, ood_score=summarize_scores(scores))).read_text(encoding="utf-8")
+        assert f"{sum(ood_score > 1 for ood_score in scores)} of 3 images are unlike any lab" in text
         assert ("have drifted" in text) == warned

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from microseg import inference
-from microseg.data.dataset import Lab
-from microseg.data.images import read_image
-from microseg.evaluation import lab_references
-from microseg.report import comparison_panels, data_uri, panels, reference_panels
+from microseg.datasets.dataset import Lab
+from microseg.evaluation.references import lab_references
+from microseg.report import panels
+from microseg.report.panels import comparison_panels, data_uri, reference_panels
+from microseg.slides.images import read_image
 
 
 class Painter:

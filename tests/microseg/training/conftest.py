@@ -8,19 +8,17 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from microseg.data.images import write_png
-from microseg.data.sampling import CropSampler, Sample
-from microseg.model import NetworkConfig, PyramidSegmenter
-from microseg.training import (
-    AdaptSettings,
-    DualAdaptive,
-    LabShift,
-    Supervised,
-    TargetLab,
-    TrainSettings,
-    make_fabric,
-    measure_statistics,
-)
+from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.datasets.sampling import CropSampler, Sample
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+from microseg.slides.images import write_png
+from microseg.training.adaptation.domain_shift import DomainShift
+from microseg.training.adaptation.dual_adaptive import DualAdaptive
+from microseg.training.adaptation.normalization import measure_statistics
+from microseg.training.adaptation.pseudo_labels import TargetLab
+from microseg.training.devices import make_fabric
+from microseg.training.supervised import Supervised
 
 SIDE = 16
 
@@ -52,10 +50,10 @@ def source(noise: tuple[list[Sample], list[Sample]]) -> CropSampler:
 def new_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
     """The other lab, with statistics that are its own."""
     network = PyramidSegmenter(
-        NetworkConfig(classes=("a", "b"), encoder="blocks", filters=(4, 8), pyramid_bins=(1, 2), pyramid_filters=4)
+        NetworkConfig(classes=("a", "b"), encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4)
     )
     statistics = measure_statistics(network, [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))])
-    return TargetLab("lab_b", tuple(it.image for it in noise[1]), LabShift(1.0, statistics, statistics))
+    return TargetLab("lab_b", tuple(it.image for it in noise[1]), DomainShift(1.0, statistics, statistics))
 
 
 @pytest.fixture
@@ -70,7 +68,14 @@ def dual_adaptive(
     def make(seed: int = 0, **values: Any) -> DualAdaptive:
         shift = values.pop("shift", new_lab.shift)
         lab = dataclasses.replace(new_lab, shift=shift)
-        given = {"steps": 8, "batch": 2, "crop": SIDE, "zoom": (1, 1), "lambda_image": 0.05, "lambda_feature": 0.05}
+        given = {
+            "steps": 8,
+            "batch_size": 2,
+            "crop_size": SIDE,
+            "zoom_range": (1, 1),
+            "lambda_image": 0.05,
+            "lambda_feature": 0.05,
+        }
         settings = AdaptSettings(**given | values)
         folder = tmp_path / "work"
         return DualAdaptive(tiny_network(seed), noise[0], [lab], settings, crop=SIDE, batch=2, seed=3, folder=folder)
@@ -83,7 +88,7 @@ def supervised(source: CropSampler, tiny_network: Callable[..., Any]) -> Callabl
     """The same for supervised training."""
 
     def make(seed: int = 0, **values: Any) -> Supervised:
-        settings = TrainSettings(**{"steps": 8, "batch": 2, "crop": SIDE} | values)
+        settings = TrainSettings(**{"steps": 8, "batch_size": 2, "crop_size": SIDE} | values)
         return Supervised(tiny_network(seed), source, settings)
 
     return make

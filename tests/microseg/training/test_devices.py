@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from microseg.errors import SettingsError
-from microseg.training import make_fabric, resolve_device
+from microseg.training.devices import make_fabric, resolve_device
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:

@@ -11,9 +11,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from microseg.config.params import TrainSettings
 from microseg.errors import TrainingError
-from microseg.training import FitResult, Hooks, TrainingMethod, TrainSettings, fit, loop
+from microseg.training import loop
 from microseg.training.checkpoint import read_checkpoint
+from microseg.training.loop import FitResult, Hooks, fit
+from microseg.training.method import TrainingMethod
 
 
 class Slide(TrainingMethod):
@@ -41,7 +44,9 @@ def weight(method: TrainingMethod) -> float:
 
 
 def numbers(**values: Any) -> TrainSettings:
-    return TrainSettings(**{"steps": 6, "warmup": 0, "weight_decay": 0, "average": 0, "evaluate_every": 1} | values)
+    return TrainSettings(
+        **{"steps": 6, "warmup_steps": 0, "weight_decay": 0, "ema_decay": 0, "evaluate_every": 1} | values
+    )
 
 
 def run(method: TrainingMethod, settings: TrainSettings, fabric: Fabric, **values: Any) -> FitResult:
@@ -169,7 +174,14 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 ) -> None:
     """Bit by bit: weights, average, classifiers, batch statistics, evaluations."""
     make, file = request.getfixturevalue(kind), tmp_path / "run.checkpoint"
-    numbers_ = {"steps": 7, "warmup": 2, "evaluate_every": 3, "checkpoint_every": 2, "average": 0.9, "colour": 0.4}
+    numbers_ = {
+        "steps": 7,
+        "warmup_steps": 2,
+        "evaluate_every": 3,
+        "checkpoint_every": 2,
+        "ema_decay": 0.9,
+        "color": 0.4,
+    }
 
     def judge(network: Any) -> Mapping[str, float]:
         picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from microseg.training import Supervised
 from microseg.training.method import moving_average
+from microseg.training.supervised import Supervised
 
 
 def test_moving_average_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_moving_average_by_hand() -> None:
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (8, 0.5), (10_000, 0.98)])
 def test_the_average_follows_quickly_at_first(supervised: Callable[..., Supervised], step: int, decay: float) -> None:
-    method = supervised(average=0.98)
+    method = supervised(ema_decay=0.98)
     assert method.averaged is not None
     with torch.no_grad():
         method.averaged.head.bias.fill_(0.0)
@@ -39,7 +39,7 @@ def test_the_average_follows_quickly_at_first(supervised: Callable[..., Supervis
 
 
 def test_result_is_the_average_where_one_is_kept(supervised: Callable[..., Supervised]) -> None:
-    averaged, plain = supervised(average=0.9), supervised(average=0)
+    averaged, plain = supervised(ema_decay=0.9), supervised(ema_decay=0)
     assert averaged.result() is averaged.averaged
     assert plain.averaged is None
     assert plain.result() is plain.network
@@ -49,7 +49,7 @@ def test_result_is_the_average_where_one_is_kept(supervised: Callable[..., Super
 def test_a_network_that_another_training_gave_out_can_be_trained(
     supervised: Callable[..., Supervised], source: Any
 ) -> None:
-    frozen = supervised(average=0.9).result()
+    frozen = supervised(ema_decay=0.9).result()
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     method = Supervised(frozen, source, supervised().settings)
     method(method.batch(0, rank=0, world=1), 0)["total"].backward()

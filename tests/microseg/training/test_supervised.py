@@ -3,16 +3,17 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from microseg.data.sampling import CropSampler
+from microseg.config.params import TrainSettings
+from microseg.datasets.sampling import CropSampler
 from microseg.errors import TrainingError
-from microseg.losses import segmentation_loss
-from microseg.training import Supervised, TrainSettings
+from microseg.training.losses.segmentation import segmentation_loss
+from microseg.training.supervised import Supervised
 
 Make = Callable[..., Supervised]
 
 
 def test_loss_is_the_segmentation_loss_of_the_batch(supervised: Make) -> None:
-    method, twin = supervised(alpha=0.7), supervised(alpha=0.7)
+    method, twin = supervised(dice_weight=0.7), supervised(dice_weight=0.7)
     batch = method.batch(2, rank=0, world=1)
     losses = method(batch, 2)
     assert batch.masks is not None
@@ -23,10 +24,10 @@ def test_loss_is_the_segmentation_loss_of_the_batch(supervised: Make) -> None:
 
 
 def test_batches_are_a_function_of_the_step(supervised: Make, source: CropSampler) -> None:
-    one, other = supervised(colour=0.5), supervised(seed=9, colour=0.5)
+    one, other = supervised(source_color_jitter=0.5), supervised(seed=9, source_color_jitter=0.5)
     assert torch.equal(one.batch(4, rank=0, world=1).images, other.batch(4, rank=0, world=1).images)
     assert not torch.equal(one.batch(4, rank=0, world=1).images, one.batch(5, rank=0, world=1).images)
-    plain, drawn = supervised(colour=0.0).batch(4, rank=0, world=1), source.draw(4)
+    plain, drawn = supervised(source_color_jitter=0.0).batch(4, rank=0, world=1), source.draw(4)
     assert torch.equal(plain.images, drawn.images)
     changed = one.batch(4, rank=0, world=1)
     assert changed.masks is not None
@@ -35,8 +36,8 @@ def test_batches_are_a_function_of_the_step(supervised: Make, source: CropSample
     assert not torch.equal(changed.images, drawn.images)
 
 
-def test_processes_change_their_colours_each_by_itself(supervised: Make, source: CropSampler) -> None:
-    method = supervised(colour=0.5)
+def test_processes_change_their_colors_each_by_itself(supervised: Make, source: CropSampler) -> None:
+    method = supervised(source_color_jitter=0.5)
     for rank in (0, 1):
         mine = method.batch(0, rank=rank, world=2)
         drawn = source.draw(0, rank=rank, world=2)
@@ -47,7 +48,7 @@ def test_processes_change_their_colours_each_by_itself(supervised: Make, source:
 
 
 def test_a_few_steps_lower_the_loss(supervised: Make) -> None:
-    method = supervised(average=0, learning_rate=0.02)
+    method = supervised(ema_decay=0, learning_rate=0.02)
     batch = method.batch(0, rank=0, world=1)
     optimizer = torch.optim.Adam(method.parameter_groups())
     losses = []

@@ -1,0 +1,287 @@
+"""The whole of it: two labs, a first segmenter, adaptation, judgment, promotion, a batch, and one page.
+
+    python -m flows.demo
+    python -m flows.demo --source data/labs_in/he --target data/labs_in/ihc
+
+Without folders two labs are made: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). Everything goes through the
+flows that production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder,
+which no flow reads.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from prefect import flow, task
+
+from flows.adapt import adapt
+from flows.cli.console import console, progress_bar, show_table
+from flows.cli.options import SetOption, cli_command
+from flows.evaluate import evaluate, read_comparison
+from flows.ingest import ingest
+from flows.promote import promote
+from flows.records import AdaptRecord, PromoteRecord, SegmentRecord
+from flows.segment import segment
+from flows.train import train
+from flows.workspace import open_workspace
+from microseg.config.settings import Settings, load_settings
+from microseg.datasets.lab import LabMetadata, read_lab_metadata
+from microseg.errors import LabError, RegistryError, VersionNotFoundError
+from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
+from microseg.registry.gate import decide
+from microseg.registry.history import AuditInfo
+from microseg.registry.version import PRODUCTION, ModelVersion
+from microseg.report.demo_page import Change, DecisionSummary, DemoReport, write_page, write_report
+from microseg.report.panels import reference_panels
+from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+
+__all__ = ["command", "demo"]
+
+_MADE_BY_STORY = "demo"
+_OVERLAYS = 4
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Clock:
+    """Seconds of each step."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def time(self, name: str, step: Callable[[], T]) -> T:
+        """Run a step, telling its name, and remember how long it took."""
+        console.rule(f"[bold]{name}", align="left")
+        before = time.monotonic()
+        result = step()
+        self.steps[name] = round(time.monotonic() - before, 1)
+        return result
+
+
+@task
+def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
+    """Make the two labs of the story, as they would be delivered; the suffix goes behind their names."""
+    demo, seed = settings.params.demo, settings.params.seed
+    folders = []
+    for made, images, labelled, number in ((LAB_A, demo.images_a, True, 0), (LAB_B, demo.images_b, False, 1)):
+        look = replace(made, name=made.name + suffix)
+        folder = settings.home.demo / "delivered" / look.name
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo
+        with console.status(f"Making {folder.name}: {images} sections"):
+            make_lab(
+                folder,
+                look,
+                images=images,
+                size=demo.image_size,
+                labelled=labelled,
+                test_images=demo.test_images,
+                seed=2 * seed + number,
+            )
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@task
+def start_production(version: int, settings: Settings) -> None:
+    """Put the story's first segmenter into production."""
+    registry = open_workspace(settings).registry
+    registry.set_tags(version, {_MADE_BY_STORY: "yes"})
+    registry.promote(version, cause=AuditInfo(via="demo", reason="The story begins with it."))
+
+
+@task
+def score_versions(
+    versions: Mapping[str, ModelVersion], references: Mapping[str, tuple[Reference, ...]], settings: Settings
+) -> dict[str, dict[str, Mapping[str, float]]]:
+    """The truth: each version's Dice on each lab's images with masks that no training saw."""
+    total = len(versions) * sum(len(images) for images in references.values())
+    scores: dict[str, dict[str, Mapping[str, float]]] = {}
+    with progress_bar("Scoring on images kept aside", total) as advance:
+        for name, version in versions.items():
+            engine = open_workspace(settings).engine(open_workspace(settings).network(version))
+            scores[name] = {
+                lab: mean_scores(score(engine.probabilities, images, engine.classes, advance))
+                for lab, images in references.items()
+            }
+    return scores
+
+
+@flow(name="demo")
+def demo(source: Path | None = None, target: Path | None = None, changes: tuple[str, ...] = ()) -> DemoReport:
+    """Run the whole of it and write the report.
+
+    Args:
+        source: a labelled lab's folder; one is made by default.
+        target: a new lab's folder; one is made by default.
+        changes: parameters that replace those of params.yaml, ``section.name=value``.
+    """
+    clock, settings = _Clock(), load_settings(changes)
+    _refuse_foreign_production(settings)
+    if source is None or target is None:
+        source, target = clock.time("Two labs", lambda: make_labs(settings, _suffix(settings)))
+    lab_a, lab_b = read_lab_metadata(source), read_lab_metadata(target)
+    references = {
+        "lab_a": held_out_references(source, lab_a),
+        "lab_b": held_out_references(target, lab_b),
+    }  # read before the hours
+    if not references["lab_b"]:
+        raise LabError(
+            f"Expected images with masks in {target / 'test'} to report on, found none: add test/images and test/masks."
+        )
+    clock.time(f"Ingest {lab_a.lab}", lambda: ingest(source, changes=changes))
+    first = clock.time("Train the first segmenter", lambda: train((lab_a.lab,), changes=changes))
+    start_production(first.version, settings)
+    clock.time(f"{lab_b.lab} lands", lambda: ingest(target, changes=changes))
+    adapted = clock.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
+    clock.time("Evaluate the candidate", lambda: evaluate(changes=changes))
+    promoted = clock.time("Ask the gate", lambda: promote(changes=changes))
+    out = settings.home.segmentations / lab_b.lab
+    batch = clock.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
+    return clock.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, promoted, batch, clock))
+
+
+def _suffix(settings: Settings) -> str:
+    """Another seed makes other labs, which must not be taken for further deliveries of these."""
+    return f"_{settings.params.seed}" if settings.params.seed else ""
+
+
+def _refuse_foreign_production(settings: Settings) -> None:
+    """The story puts a model of its own into production: never in place of one that people work with."""
+    try:
+        current = open_workspace(settings).registry.resolve(PRODUCTION)
+    except VersionNotFoundError:
+        return
+    if _MADE_BY_STORY not in current.tags:
+        raise RegistryError(
+            f"Version {current.version} is in production and was not made by the demo, which would replace it: "
+            "run the demo with another home, for example MICROSEG_HOME=/tmp/microseg-demo."
+        )
+
+
+def _report(
+    settings: Settings,
+    labs: tuple[LabMetadata, LabMetadata],
+    references: Mapping[str, tuple[Reference, ...]],
+    adapted: AdaptRecord,
+    promoted: PromoteRecord,
+    batch: SegmentRecord,
+    clock: _Clock,
+) -> DemoReport:
+    registry = open_workspace(settings).registry
+    first, candidate = registry.resolve(adapted.base), registry.resolve(adapted.version)
+    production = registry.resolve(PRODUCTION)
+    registry.set_tags(candidate, {_MADE_BY_STORY: "yes"})
+    source, target = labs
+    references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}
+    scores = score_versions({"before": first, "candidate": candidate}, references, settings)
+    scores["after"] = scores["candidate" if production.version == candidate.version else "before"]
+    dice = {lab: Change(scores["before"][lab]["dice"], scores["after"][lab]["dice"]) for lab in references}
+    folder = settings.home.demo
+    engines = {
+        f"{name}: version {version.version}": open_workspace(settings).engine(open_workspace(settings).network(version))
+        for name, version in (("before", first), ("candidate", candidate))
+    }
+    panels = reference_panels(engines, references["lab_b"], target.classes, folder / "panels")
+    comparison = read_comparison(candidate, first, settings)
+    assert comparison is not None
+    decision = decide(comparison.candidate, comparison.production, settings.params.gate)
+    before_evidence = comparison.production.label_free if comparison.production else {}
+    lost = dice["lab_a"].before - dice["lab_b"].before
+    result = DemoReport(
+        labs={"lab_a": source.lab, "lab_b": target.lab},
+        dice=dice,
+        dice_per_class={
+            lab: {
+                name.removeprefix("dice_"): Change(scores["before"][lab][name], scores["after"][lab][name])
+                for name in scores["before"][lab]
+                if name.startswith("dice_")
+            }
+            for lab in references
+        },
+        candidate_dice={lab: values["dice"] for lab, values in scores["candidate"].items()},
+        upper_bound=None,
+        recovered=(dice["lab_b"].after - dice["lab_b"].before) / lost if lost > 0 else None,
+        images={lab: len(images) for lab, images in references.items()},
+        decision=DecisionSummary(promoted.accepted, [(reason.passed, reason.sentence) for reason in decision.reasons]),
+        evidence={name: (value, before_evidence.get(name)) for name, value in comparison.candidate.label_free.items()},
+        first_version=first.version,
+        candidate_version=candidate.version,
+        production_version=production.version,
+        lineage=_lineage(production, batch, settings),
+        batch={"images": batch.images, "done": batch.done, "skipped": batch.skipped, "failed": batch.failed},
+        timings=clock.steps,
+        seconds=round(time.monotonic() - clock.began, 1),
+        outputs={
+            "page": str(folder / "report.html"),
+            "report": str(folder / "report.json"),
+            "panels": str(folder / "panels"),
+            "segmentations": batch.out,
+            "measurements": str(Path(batch.out) / "measurements.csv"),
+            "datasets": str(settings.home.labs),
+        },
+    )
+    write_report(result, folder / "report.json")
+    overlays = sorted(Path(batch.out).glob("*.overlay.jpg"))[:_OVERLAYS]
+    write_page(result, panels, overlays, folder / "report.html")
+    return result
+
+
+def _held_out(version: ModelVersion, lab: str, settings: Settings) -> tuple[Reference, ...]:
+    return lab_references(open_workspace(settings).lab(lab, version.datasets[lab])[0], "test")
+
+
+def _lineage(production: ModelVersion, batch: SegmentRecord, settings: Settings) -> dict[str, str]:
+    return {
+        "outputs": batch.out,
+        "model": f"version {production.version} ({production.tags.get('method', '')})",
+        "run": production.run_id,
+        **{f"dataset {lab}": digest for lab, digest in production.datasets.items()},
+        "code": production.tags.get("commit", "unknown"),
+        "parameters": str(settings.params_file),
+        "registry": settings.environment.tracking_uri,
+    }
+
+
+@cli_command
+def command(
+    source: Annotated[
+        Path | None, typer.Option(help="A labelled lab: images/, masks/, lab.yaml, optional test/.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="A new lab: images/, lab.yaml, and test/ to report on.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
+    changes: SetOption = None,
+) -> None:
+    """Run the whole of it: two labs, training, adaptation, judgment, promotion, batch segmentation, one page.
+
+    Example: microseg demo --source labs/he --target labs/ihc
+    """
+    if (source is None) != (target is None):
+        raise LabError("Expected both --source and --target, or neither: the labs of a story share their classes.")
+    more = (*(changes or ()), *([f"seed={seed}"] if seed is not None else []))
+    result = demo(source.absolute() if source else None, target.absolute() if target else None, more)
+    rows = [
+        (f"{result.labs[key]}, Dice on {result.images[key]} images", change.before, change.after)
+        for key, change in result.dice.items()
+    ]
+    show_table("What happened", ("", "before", "after"), rows)
+    verdict = "accepted and in production" if result.decision.accepted else "refused by the gate"
+    console.print(
+        f"Candidate (version {result.candidate_version}) {verdict}; "
+        f"version {result.production_version} is in production."
+    )
+    if result.recovered is not None:
+        console.print(
+            f"{100 * result.recovered:.0f} % of the Dice lost between the labs came back, in {result.seconds:.0f} s."
+        )
+    console.print(f"The page:     {result.outputs['page']}")
+    console.print(f"The outputs:  {result.outputs['segmentations']}")
+    console.print("The models:   make serve, then the MLflow page that it names")
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,0 +1,72 @@
+"""The batches that run by themselves."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.segment import segment
+from microseg.config.settings import load_settings
+from microseg.errors import DataError
+from microseg.slides.files import SLIDE_SUFFIXES
+from microseg.slides.images import IMAGE_SUFFIXES
+
+__all__ = ["segment_scheduled"]
+
+_KNOWN = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
+
+
+@flow(name="segment-waiting", flow_run_name="segment what waits")
+def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ()) -> State[Any]:
+    """Segment what is new or changed in a folder, with the production model.
+
+    The folder itself is a batch, and so is each folder in it: of images and slides, or a lab's with images/ and
+    lab.yaml, which is segmented with the lab's own version where it has one. What an earlier version has made of an
+    unchanged image is left, unless ``schedule.resegment`` says otherwise.
+
+    Args:
+        folder: the watched one; ``schedule.folder`` of params.yaml by default.
+        changes: parameters that replace those of params.yaml, ``section.name=value``.
+
+    Returns:
+        Completed, saying what was done.
+
+    Raises:
+        DataError: there are files, but no images.
+    """
+    settings = load_settings(changes)
+    folder = folder or settings.home.root / settings.params.schedule.folder
+    batches = [
+        place for place in (folder, *sorted(folder.glob("*/"))) if place.name != "images" and _holds_images(place)
+    ]
+    if not batches:
+        if any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")):
+            raise DataError(
+                f"{folder}: expected images or slides ({', '.join(_KNOWN)}), found other files. Take them out."
+            )
+        return Completed(message=f"Nothing to do: {folder} holds no images.")
+    told = []
+    for place in batches:
+        out = settings.home.segmentations / folder.name
+        out = out if place == folder else out / place.name
+        batch = segment(place, out=out, keep=not settings.params.schedule.resegment, changes=changes)
+        counts = f"{batch.done} segmented, {batch.skipped} were before, {batch.failed} could not be"
+        told.append(f"{counts}; outputs in {batch.out}.")
+        if batch.is_ood:
+            told.append(
+                f"Drifted: {batch.ood_images} of {batch.compared} images are unlike any lab that the model knows."
+            )
+    return Completed(message=" ".join(told))
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether a folder is a batch: it has images, or images/ with some."""
+    places = (folder, folder / "images")
+    return any(
+        path.suffix.lower() in _KNOWN and path.is_file() and not path.name.startswith(".")
+        for place in places
+        if place.is_dir()
+        for path in place.iterdir()
+    )

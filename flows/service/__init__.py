@@ -1,0 +1,1 @@
+"""The service: deployments, drop folder, webhook receiver, local servers."""

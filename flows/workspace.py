@@ -1,0 +1,268 @@
+"""The registry, datasets and models of one process: each is opened, verified and loaded once.
+
+PyTorch and MLflow are imported when they are first needed: commands that only look at the home start at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microseg.config.params import GateSettings
+from microseg.config.settings import Settings
+from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.onboarding import OnboardingStore
+from microseg.datasets.versions.store import DatasetStore
+from microseg.datasets.versions.version import code_commit
+from microseg.errors import VersioningError, VersionNotFoundError
+
+if TYPE_CHECKING:
+    from microseg.api.segmenter import Segmenter
+    from microseg.api.training import TrainingResult
+    from microseg.evaluation.comparison import Comparison
+    from microseg.inference.engine import Engine
+    from microseg.models.network import PyramidSegmenter
+    from microseg.registry.gate import Decision
+    from microseg.registry.model_card import ModelCardLab
+    from microseg.registry.registry import Registry
+    from microseg.registry.run import RunLog
+    from microseg.registry.version import ModelVersion
+
+__all__ = ["ADAPTED_METHOD", "SOURCE_METHOD", "Workspace", "open_workspace"]
+
+SOURCE_METHOD = "supervised"
+ADAPTED_METHOD = "dual_adaptive_pyramid"
+
+_NETWORKS = 3  # kept in memory: a candidate, the production model and one more
+_SERVED_TILE = 256  # pixels; `mlflow models serve` takes tiles of this size
+
+
+@lru_cache(maxsize=4)
+def open_workspace(settings: Settings) -> Workspace:
+    """The workspace of some settings; the same one for the same settings.
+
+    Args:
+        settings: Where things are, and the parameters.
+    """
+    return Workspace(settings)
+
+
+class Workspace:
+    """The registry, datasets and models that the settings name.
+
+    Args:
+        settings: Where things are, and the parameters.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.datasets = DatasetStore(settings.home.data, settings.environment.dvc_remote)
+        self.onboarding = OnboardingStore(settings.home.records / "onboarding")
+        self._labs: dict[str, tuple[tuple[str, int], Lab]] = {}
+        self._networks: OrderedDict[str, PyramidSegmenter] = OrderedDict()
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The model registry."""
+        from microseg.registry.registry import Registry
+
+        return Registry(self.settings.environment.tracking_uri)
+
+    def production(self, lab: str | None = None) -> ModelVersion | None:
+        """The version in production for a lab's images, or for all; None when there is none."""
+        try:
+            return self.registry.in_use(lab)
+        except VersionNotFoundError:
+            return None
+
+    def gate_settings(self, lab: str | None) -> GateSettings:
+        """What the gate requires: a version for one lab only cannot harm the other labs."""
+        settings = self.settings.params.gate
+        return settings if lab is None else settings.model_copy(update={"max_source_loss": 1.0})
+
+    def network(self, version: ModelVersion) -> PyramidSegmenter:
+        """Network of a version, from the registry; it is shared, so copy it before changing it."""
+        from microseg.models.files import load_network
+
+        if version.run_id not in self._networks:
+            self._networks[version.run_id] = load_network(self.registry.download(version, self.settings.home.models))
+        self._networks.move_to_end(version.run_id)
+        while len(self._networks) > _NETWORKS:
+            self._networks.popitem(last=False)
+        return self._networks[version.run_id]
+
+    def segmenter(self, version: ModelVersion) -> Segmenter:
+        """Segmenter of a version."""
+        from microseg.api.segmenter import Segmenter, version_provenance
+
+        inference = self.settings.params.inference
+        return Segmenter(
+            self.network(version),
+            provenance=version_provenance(version),
+            reference=self.registry.reference_distribution(version),
+            device=self.settings.params.device,
+            tile=inference.tile_size,
+            halo=inference.halo,
+            batch=inference.batch_size,
+            compiled=inference.compile,
+        )
+
+    def engine(self, network: PyramidSegmenter) -> Engine:
+        """Inference engine of a network."""
+        from microseg.inference.engine import Engine
+        from microseg.training.devices import resolve_device
+
+        inference = self.settings.params.inference
+        return Engine(
+            network,
+            device=resolve_device(self.settings.params.device),
+            tile=inference.tile_size,
+            halo=inference.halo,
+            batch=inference.batch_size,
+            compiled=inference.compile,
+        )
+
+    def lab(self, lab: str, digest: str | None = None) -> tuple[Lab, str]:
+        """Dataset of a lab at a version, verified once per process.
+
+        Args:
+            lab: Name of the lab.
+            digest: Version of the dataset; None for the latest.
+
+        Raises:
+            VersioningError: There is none.
+        """
+        if digest is None:
+            current = self.datasets.current(lab)
+            if current is None:
+                raise VersioningError(f"Expected a dataset of lab {lab!r}, found none: run `microseg ingest` first.")
+            digest = current.digest
+        manifest = self.datasets.labs / lab / "manifest.csv"
+        known = self._labs.get(lab)
+        if known is not None and manifest.is_file() and known[0] == (digest, manifest.stat().st_mtime_ns):
+            return known[1], digest
+        dataset = open_lab_dataset(self.datasets.checkout(lab, digest))
+        self._labs[lab] = ((digest, manifest.stat().st_mtime_ns), dataset)
+        return dataset, digest
+
+    def labs(self, digests: Mapping[str, str]) -> tuple[list[Lab], list[Lab]]:
+        """Datasets that a model version was trained on: the labelled labs, and the others.
+
+        Args:
+            digests: Version of each lab's dataset.
+        """
+        labs = [self.lab(lab, digest)[0] for lab, digest in sorted(digests.items())]
+        labelled = [lab for lab in labs if lab.select(split="train", labelled=True)]
+        return labelled, [lab for lab in labs if lab not in labelled]
+
+    def register_model(
+        self,
+        run: RunLog,
+        trained: TrainingResult,
+        *,
+        source: Sequence[Lab],
+        target: Sequence[Lab] = (),
+        digests: Mapping[str, str],
+        method: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a trained network with its model card, datasets and reference distribution.
+
+        Args:
+            run: Run of the training.
+            trained: The trained network.
+            source: Labelled labs.
+            target: Unlabelled labs.
+            digests: Version of each lab's dataset.
+            method: Name of the training method.
+            tags: Further tags of the version.
+        """
+        from microseg.datasets.sampling import CropSampler, Sample
+        from microseg.evaluation.reference_distribution import fit_reference_distribution
+        from microseg.models.files import load_network
+        from microseg.registry.model_card import model_card
+
+        for role, labs in (("source", source), ("target", target)):
+            for lab in labs:
+                run.log_dataset(lab.card.lab, digests[lab.card.lab], self.settings.environment.dvc_remote, role)
+        commit = code_commit(Path(__file__).parent)
+        run.log_metrics(
+            {"seconds": trained.result.seconds, "steps": trained.result.steps, "best_step": trained.result.best_step}
+        )
+        run.set_tag("stopped", trained.result.stopped)
+        network = load_network(trained.folder).config
+        run.log_reference_distribution(fit_reference_distribution([*source, *target], network.mpp))
+        card = model_card(
+            method=method,
+            classes=network.classes,
+            mpp=network.mpp,
+            labs=_card_labs(source, target, digests),
+            params=self._training_params(method),
+            run_id=run.id,
+            commit=commit,
+        )
+        first = Sample(source[0].image_path(source[0].rows[0]))
+        tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
+        example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
+        return self.registry.register(
+            run, trained.folder, example=example, method=method, description=card, commit=commit, tags=tags
+        )
+
+    def update_model_card(
+        self,
+        version: ModelVersion,
+        comparison: Comparison,
+        decision: Decision | None,
+        production: ModelVersion | None,
+    ) -> None:
+        """Write a version's model card anew, with its evaluation, and store the gate's decision with the version.
+
+        Args:
+            version: The evaluated version.
+            comparison: The evidence.
+            decision: The gate's decision; None when it was not asked yet.
+            production: The version it was compared with.
+        """
+        from microseg.registry.model_card import model_card
+        from microseg.registry.verdict import verdict_tags
+
+        network = self.network(version).config
+        source, target = self.labs(version.datasets)
+        method = version.tags.get("method", "unknown")
+        card = model_card(
+            method=method,
+            classes=network.classes,
+            mpp=network.mpp,
+            labs=_card_labs(source, target, version.datasets),
+            params=self._training_params(method),
+            candidate=comparison.candidate,
+            production=comparison.production,
+            decision=decision,
+            production_version=production.version if production else None,
+            pictures=self.registry.attached(version, "evaluation", ".jpg"),
+            run_id=version.run_id,
+            commit=version.tags.get("commit"),
+        )
+        self.registry.describe(version, card)
+        if decision is not None:
+            self.registry.set_tags(version, verdict_tags(decision, production))
+
+    def _training_params(self, method: str) -> dict[str, Any]:
+        params = self.settings.params
+        section = params.train if method == SOURCE_METHOD else params.adapt
+        return {"encoder": params.network.encoder, "seed": params.seed, **section.model_dump(mode="json")}
+
+
+def _card_labs(source: Sequence[Lab], target: Sequence[Lab], digests: Mapping[str, str]) -> list[ModelCardLab]:
+    from microseg.registry.model_card import ModelCardLab
+
+    return [
+        ModelCardLab(
+            lab.card.lab, role, digests[lab.card.lab], lab.card.stain, len(lab.rows), len(lab.select(labelled=True))
+        )
+        for role, labs in (("source", source), ("target", target))
+        for lab in labs
+    ]

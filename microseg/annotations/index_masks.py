@@ -1,0 +1,88 @@
+"""Masks: images whose values are class indices."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from microseg.errors import ImageReadError
+from microseg.slides.images import FORMATS, decode, read_errors
+from microseg.slides.tiff import read_deep_tiff
+
+__all__ = ["IGNORE", "read_mask"]
+
+IGNORE = 255  # mask value of pixels that count neither in losses nor in metrics
+
+
+def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
+    """Read a mask file as class indices.
+
+    Palette files give their indices, gray files their values, color files the value that all their channels share.
+
+    Args:
+        path: A PNG, TIFF or BMP file.
+
+    Shape:
+        (H, W)
+
+    Returns:
+        The class index of each pixel; ``IGNORE`` (255) where a pixel is not to be counted.
+
+    Raises:
+        ImageReadError: As `read_image`; also for JPEG (its compression changes class indices), for colors that are
+            not gray, for partial transparency and for values outside 0..255.
+    """
+    path = Path(path)
+    with read_errors(path, "a mask"):
+        values = read_deep_tiff(path)
+        if values is None:
+            values = _mask_values(path)
+        if values.ndim == 3:
+            values = _shared_channel(path, values)
+        if values.dtype.kind == "f":
+            raise ImageReadError(
+                f"{path}: expected whole numbers (class indices), got {values.dtype}. Save the mask as an 8-bit PNG."
+            )
+        if values.min() < 0 or values.max() > IGNORE:
+            raise ImageReadError(
+                f"{path}: expected class indices 0..254 (255 = ignore), got {values.min()}..{values.max()}. "
+                "Save classes, not numbered objects, as an 8-bit PNG."
+            )
+        return values.astype(np.uint8)
+
+
+def _mask_values(path: Path) -> npt.NDArray[Any]:
+    """Decode a mask with Pillow, keeping the stored numbers."""
+    with Image.open(path, formats=FORMATS) as header:
+        if header.format in ("JPEG", "MPO"):
+            raise ImageReadError(
+                f"{path}: expected a mask without loss (PNG, TIFF or BMP), got JPEG, whose compression changes class "
+                "indices. Export the mask as PNG."
+            )
+        rawmode = header.tile[0].args if header.tile else None
+    image = decode(path)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA", "LA", "PA"):
+        raise ImageReadError(f"{path}: expected class indices, got color mode {image.mode}. Save it as an 8-bit PNG.")
+    if image.mode == "PA":
+        image = image.convert("RGBA")
+    values: npt.NDArray[Any] = np.asarray(image)
+    kind, _, coding = str(rawmode[0] if isinstance(rawmode, tuple) else rawmode).partition(";")
+    if kind in ("1", "L"):  # Pillow shows 0 as white where the file says so, and spreads 2 and 4 bits over 0..255
+        values = (~values if "I" in coding else values) // {"2": 85, "4": 17}.get(coding[:1], 1)
+    return values
+
+
+def _shared_channel(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Reduce (H, W, channels) to the one value that all colors share."""
+    if values.shape[2] in (2, 4):
+        if (values[:, :, -1] != np.iinfo(values.dtype).max).any():
+            raise ImageReadError(f"{path}: expected an opaque mask, got transparency. Save it as an 8-bit PNG.")
+        values = values[:, :, :-1]
+    if (values != values[:, :, :1]).any():
+        raise ImageReadError(
+            f"{path}: expected one class index a pixel, got colors. Save the class indices (0, 1, 2 …) as an 8-bit "
+            "gray or palette PNG."
+        )
+    return values[:, :, 0]

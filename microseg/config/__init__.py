@@ -1,0 +1,1 @@
+"""Parameters, environment variables and the folders below ``MICROSEG_HOME``."""

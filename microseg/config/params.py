@@ -1,0 +1,276 @@
+"""All parameters, with their defaults, units and ranges.
+
+These models own the defaults. `params.yaml` repeats them for editing and for DVC; a test keeps both equal. See
+`microseg.config.settings` for where values are read from.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+__all__ = [
+    "AdaptSettings",
+    "ArchitectureSettings",
+    "DataSettings",
+    "DemoSettings",
+    "FitSettings",
+    "GateSettings",
+    "InferenceSettings",
+    "NetworkSettings",
+    "OnboardingSettings",
+    "OutOfDistributionSettings",
+    "PromotionSettings",
+    "ScheduleSettings",
+    "TrainSettings",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Channels = Annotated[int, Field(ge=1, le=8192)]
+ZoomRange = tuple[PositiveFloat, PositiveFloat]
+
+
+class Section(BaseModel):
+    """A section of the parameters: frozen, and without unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSettings(Section):
+    """How a labelled lab is split, by patient or slide."""
+
+    val_fraction: float = Field(0.15, ge=0, lt=1)
+    """Fraction of a labelled lab's slides on which checkpoints are selected."""
+    test_fraction: float = Field(0.15, ge=0, lt=1)
+    """Fraction held out for evaluation and for the gate."""
+
+
+class ArchitectureSettings(Section):
+    """The architecture of the segmentation network."""
+
+    encoder: str = "tf_efficientnet_lite0"
+    """``blocks``, a name of the entry-point group ``microseg.encoders``, or any timm model with ``features_only``."""
+    channels: tuple[Channels, ...] = Field((32, 64, 128, 256), min_length=1)
+    """Channels of E1…E4, for ``encoder: blocks``; their number is the number of blocks."""
+    decoder_channels: tuple[Channels, ...] | None = None
+    """Channels of the decoder blocks, deepest first (Dn…D1); null to follow the encoder."""
+    pyramid_bins: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 3, 6), min_length=1)
+    """Grid sizes of the pyramid pooling module."""
+    pyramid_channels: Channels = 128
+    """Channels of the pyramid pooling module's output."""
+
+    @model_validator(mode="after")
+    def _check_decoder(self) -> Self:
+        if self.encoder == "blocks" and self.decoder_channels is not None:
+            expected, given = len(self.channels), len(self.decoder_channels)
+            if expected != given:
+                raise ValueError(f"expected {expected} decoder_channels, one per encoder block, got {given}")
+        return self
+
+
+class NetworkSettings(ArchitectureSettings):
+    """The network of `microseg train`; classes and pixel size come from the labelled labs."""
+
+    weights: str | None = "imagenet"
+    """Weights of the encoder: ``imagenet``, a file, or null for random weights."""
+
+
+class FitSettings(Section):
+    """What supervised training and adaptation share: length, batches, optimizer, checkpoints."""
+
+    steps: PositiveInt = 300
+    """Number of optimization steps."""
+    max_minutes: PositiveFloat | None = None
+    """Stop after this time, whatever the step; null for no limit."""
+    batch_size: PositiveInt = 4
+    """Crops per batch, of each lab."""
+    crop_size: PositiveInt = 192
+    """Side of a crop, in pixels at the model's pixel size; less where the images are smaller."""
+    zoom_range: ZoomRange = (0.67, 1.5)
+    """Range of the random zoom of crops."""
+    source_color_jitter: NonNegativeFloat = 0.6
+    """Strength of random color changes of labelled crops, 0 for none; see `jitter_color`."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW."""
+    warmup_steps: int = Field(20, ge=0)
+    """Steps over which the learning rate rises; after them it falls as a cosine to 1 % of its peak."""
+    grad_clip_norm: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    dice_weight: NonNegativeFloat = 1.0
+    """α in the segmentation loss CE + α · (1 − Dice)."""
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights, which is the result; 0 takes the last weights."""
+    evaluate_every: PositiveInt = 150
+    """Steps between two evaluations on held-out images."""
+    patience: int = Field(0, ge=0)
+    """Evaluations without a better score after which training stops; 0 for never."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _check_zoom_range(self) -> Self:
+        if self.zoom_range[0] > self.zoom_range[1]:
+            raise ValueError(f"zoom_range: expected the smaller factor first, got {list(self.zoom_range)}")
+        return self
+
+
+class TrainSettings(FitSettings):
+    """Supervised training of the first segmenter on labelled labs."""
+
+
+class AdaptSettings(FitSettings):
+    """Adaptation of a segmenter to unlabelled labs."""
+
+    steps: PositiveInt = 240
+    zoom_range: ZoomRange = (0.75, 1.33)
+    source_color_jitter: NonNegativeFloat = 0.7
+    learning_rate: PositiveFloat = 5e-4
+    evaluate_every: PositiveInt = 80
+    lambda_image: NonNegativeFloat = 0.02
+    """Weight λ_img of the image-level adversarial loss; 0 disables the level."""
+    lambda_feature: NonNegativeFloat = 0.02
+    """Weight λ_feat of the feature-level adversarial loss; 0 disables the level."""
+    grl_warmup: Fraction = 0.5
+    """Fraction of the training over which both weights rise from 0 (Ganin & Lempitsky 2015)."""
+    classifier_learning_rate: PositiveFloat = 1e-3
+    """Learning rate of the two domain classifiers."""
+    color_transfer_prob: Fraction = 0.5
+    """Probability that a source crop is given the colors of a target image."""
+    target_color_jitter: NonNegativeFloat = 0.7
+    """Strength of random color changes of target crops."""
+    search_scale: bool = True
+    """Estimate the scale of a lab whose pixel size is not stated; otherwise it is assumed to be the model's."""
+    normalization: Literal["shared", "running"] = "shared"
+    """Batch-norm statistics: ``shared`` by all labs and fixed before training, or ``running``, those of each batch."""
+    pseudo_label_weight: NonNegativeFloat = 1.0
+    """Weight of the cross entropy to pseudo-labels on target crops; 0 disables them."""
+    region_rules: bool = True
+    """Remove regions from pseudo-labels that never occur in the labelled labs; see `region_rules`."""
+    color_cluster_voting: bool = True
+    """Let pixels of one color cluster vote on their pseudo-label, where color tells the source labs' classes."""
+    color_aligned_tta: bool = True
+    """Where color does not tell the classes, make the initial predictions on color-aligned images as well."""
+    pseudo_label_rounds: PositiveInt = 3
+    """How often pseudo-labels are made anew, evenly over the training."""
+
+
+class GateSettings(Section):
+    """What a candidate has to keep and to gain before it may replace the production model."""
+
+    max_source_loss: Fraction = 0.02
+    """Largest loss of Dice on any labelled source lab."""
+    min_criteria: Annotated[int, Field(ge=1, le=3)] = 2
+    """Label-free criteria, of three, that have to be met on the target lab."""
+    min_criterion_gain: Difference = 0.0
+    """Gain from which a label-free criterion is met."""
+    min_target_gain: Difference = 0.0
+    """Lower bound of the Dice gained on the target lab's masks, where it has enough of them."""
+    max_target_loss: Fraction = 0.02
+    """Largest loss of Dice on the target lab's masks that still counts as no change."""
+    min_foreground_ratio: Ratio = 0.25
+    """Smallest foreground fraction, relative to the expected one, that does not count as collapsed."""
+    max_foreground_ratio: Ratio = 4.0
+    """Largest foreground fraction, relative to the expected one, that does not count as collapsed."""
+    min_initial_dice: Fraction = 0.5
+    """Dice that a first model has to reach on each labelled lab."""
+
+    @model_validator(mode="after")
+    def _check_ratios(self) -> Self:
+        if self.min_foreground_ratio >= self.max_foreground_ratio:
+            raise ValueError(
+                "min_foreground_ratio: expected less than max_foreground_ratio "
+                f"({self.max_foreground_ratio:g}), got {self.min_foreground_ratio:g}"
+            )
+        return self
+
+
+class InferenceSettings(Section):
+    """How images are segmented, and which files are written of them."""
+
+    tile_size: PositiveInt = 640
+    """Side of a tile, in pixels at the model's pixel size."""
+    halo: int = Field(96, ge=0)
+    """Half the overlap of two tiles; below three encoder strides (96) the borders of tiles become visible."""
+    batch_size: PositiveInt = 4
+    """Tiles computed at once; on a CPU at most one per core."""
+    compile: bool = False
+    """Compile the network with ``torch.compile``, on CUDA only."""
+    outputs: tuple[str, ...] = ("labels", "outlines", "overlay", "objects")
+    """Output writers, of the entry-point group ``microseg.output_writers``."""
+    slide_megapixels: PositiveFloat = 16.0
+    """Images above this size, and all slides, are read and written a few rows at a time."""
+    skip_glass: bool = True
+    """Do not compute tiles of a slide that show bare glass."""
+    chunk_size: PositiveInt = 100
+    """Images of a batch that are segmented by one task."""
+    workers: PositiveInt = 1
+    """Processes that share a batch; above 1 needs ``pip install 'microseg[cluster]'``."""
+    dask_scheduler: str | None = None
+    """Address of a Dask scheduler, such as ``tcp://10.0.0.5:8786``, in place of local processes."""
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if not self.outputs:
+            raise ValueError("outputs: expected at least one output writer, got []")
+        if 2 * self.halo >= self.tile_size:
+            raise ValueError(f"halo: expected less than half of tile_size ({self.tile_size}), got {self.halo}")
+        return self
+
+
+class OutOfDistributionSettings(Section):
+    """When a batch counts as out of distribution. A score above 1 is beyond the limit of a single image."""
+
+    max_share: Fraction = 0.15
+    """Largest fraction of images that may be out of distribution."""
+    max_median_score: PositiveFloat = 0.8
+    """Largest median score of a batch."""
+
+
+class DemoSettings(Section):
+    """The synthetic labs of ``make demo``."""
+
+    images_a: PositiveInt = 48
+    """Labelled images of the source lab."""
+    images_b: PositiveInt = 32
+    """Unlabelled images of the target lab."""
+    test_images: PositiveInt = 12
+    """Held-out test images of each lab."""
+    image_size: PositiveInt = 256
+    """Side of an image, in pixels."""
+
+
+class OnboardingSettings(Section):
+    """Where new labs arrive, and when their files are complete."""
+
+    drop_folder: Path = Path("incoming")
+    """Folder of incoming labs, each in a folder of its own; relative to microseg's home, or a full path."""
+    quiet_period: PositiveFloat = 120
+    """Seconds without any change after which an incoming dataset is considered complete."""
+
+
+class PromotionSettings(Section):
+    """Who decides on a candidate, and which images it is for."""
+
+    approval: Literal["mlflow", "prefect", "gate"] = "mlflow"
+    """``mlflow``: a person sets the alias there; ``prefect``: the run waits for a person; ``gate``: at once."""
+    per_lab: bool = False
+    """Promote a candidate for its own lab only (``production-<lab>``)."""
+
+
+class ScheduleSettings(Section):
+    """What runs by itself, and when."""
+
+    segment_cron: str = "0 3 * * *"
+    """Cron expression of batch segmentation."""
+    timezone: str = "UTC"
+    """Time zone of the cron expression."""
+    folder: Path = Path("to-segment")
+    """Folder to segment, in microseg's home or a full path; each folder in it with images is a batch of its own."""
+    resegment: bool = False
+    """Segment unchanged images again when a new version is in production."""
+    reconcile_minutes: PositiveFloat = 5
+    """Minutes between two searches for promotions and incoming labs that no event reported."""

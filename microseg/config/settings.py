@@ -1,0 +1,144 @@
+"""Reads the parameters and the environment.
+
+The value of a parameter is the first that is stated: by ``--set section.name=value``, in the file of parameters, as the
+default in `microseg.config.params`. The file is the one that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the
+current folder, else there is none.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
+
+from microseg.config.environment import Environment, Home
+from microseg.config.params import (
+    AdaptSettings,
+    DataSettings,
+    DemoSettings,
+    GateSettings,
+    InferenceSettings,
+    NetworkSettings,
+    OnboardingSettings,
+    OutOfDistributionSettings,
+    PromotionSettings,
+    ScheduleSettings,
+    Section,
+    TrainSettings,
+)
+from microseg.errors import SettingsError
+
+__all__ = ["Params", "Settings", "load_settings"]
+
+
+class Params(Section):
+    """All parameters."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of splits, crops, color changes and initial weights."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of training and inference; ``auto`` takes a GPU where there is one."""
+    devices: PositiveInt = 1
+    """Processes or GPUs of one machine that share a training."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Precision of training, by the names of Lightning Fabric."""
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    train: TrainSettings = TrainSettings()
+    adapt: AdaptSettings = AdaptSettings()
+    gate: GateSettings = GateSettings()
+    inference: InferenceSettings = InferenceSettings()
+    out_of_distribution: OutOfDistributionSettings = OutOfDistributionSettings()
+    demo: DemoSettings = DemoSettings()
+    onboarding: OnboardingSettings = OnboardingSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+
+class Settings(Section):
+    """The parameters and the environment of a run."""
+
+    environment: Environment
+    params: Params
+    params_file: Path | None
+    """File that the parameters were read from; None for the defaults."""
+
+    @property
+    def home(self) -> Home:
+        """The folders below ``MICROSEG_HOME``."""
+        return self.environment.home
+
+
+def load_settings(changes: Sequence[str] = ()) -> Settings:
+    """Read the environment and the parameters.
+
+    Args:
+        changes: Values that override those of the file, as ``section.name=value`` with a YAML value.
+
+    Raises:
+        SettingsError: The file is missing or not YAML, or a value is unknown or out of range.
+    """
+    environment = Environment()
+    file = _params_file(environment.microseg_params)
+    values = {} if file is None else _read_yaml(file)
+    for change in changes:
+        _override(values, change)
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        errors = "\n".join(f"  {_describe(detail)}" for detail in error.errors())
+        origin = " ".join([str(file or "parameters"), *(["with --set", *changes] if changes else [])])
+        raise SettingsError(f"{origin}: these values are invalid; correct them:\n{errors}") from error
+    return Settings(environment=environment, params=params, params_file=file)
+
+
+def _params_file(stated: Path | None) -> Path | None:
+    if stated is not None and not stated.is_file():
+        raise SettingsError(
+            f"MICROSEG_PARAMS: expected a file of parameters at {stated.absolute()}, found none. Correct the path, "
+            "or unset it to use params.yaml of the current folder or the defaults."
+        )
+    file = stated or Path("params.yaml")
+    return file if file.is_file() else None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {error}. Correct it there.") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}. Write name: value.")
+    return {name: value for name, value in values.items() if value is not None}  # null: all of it commented out
+
+
+def _override(values: dict[str, Any], change: str) -> None:
+    name, separator, text = change.partition("=")
+    if not separator:
+        raise SettingsError(f"--set: expected section.name=value, for example train.steps=500, got {change!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {name}: expected a YAML value, for example [0.8, 1.25], got {text!r}.") from error
+    *path, last = name.split(".")
+    for part in path:
+        section = values.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise SettingsError(f"--set {change}: {part} is a value, not a section. Remove what follows it.")
+        values = section
+    values[last] = value
+
+
+def _describe(detail: ErrorDetails) -> str:
+    """One line on one value: what was expected and what was found."""
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        section: Any = Params
+        for part in detail["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{name}: unknown parameter, expected one of {', '.join(section.model_fields)}"
+    if detail["type"] == "value_error":
+        return f"{name}: {detail['msg']}".removeprefix(": ").replace("Value error, ", "")
+    return f"{name}: {detail['msg']}, got {detail['input']!r}"

@@ -1,5 +1,0 @@
-"""Image files to arrays, and labs' folders to checked datasets."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

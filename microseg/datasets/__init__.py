@@ -1,0 +1,1 @@
+"""Datasets of labs: metadata, checks, ingest, manifest, splits, sampling, versions."""

@@ -1,0 +1,68 @@
+"""Where refused files are kept, with the reasons: never deleted, never silently skipped."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from hashlib import file_digest
+from pathlib import Path
+
+from microseg.datasets.checks import RejectedFile
+from microseg.files import atomic_write, link_or_copy
+
+__all__ = ["REASONS_FILE", "quarantine_files"]
+
+REASONS_FILE = "reasons.csv"
+
+_COLUMNS = ["file", "reason", "when", "sha256"]
+
+
+def quarantine_files(source: Path, refused: Iterable[RejectedFile], folder: Path) -> None:
+    """Copy refused files aside and add the reasons to ``reasons.csv``.
+
+    A file that is already there with the same content and reason is not added again; one of the same name with other
+    content is kept beside the first, its name lengthened by its hash. The hash is empty where a file cannot be copied.
+    Slides, which take gigabytes and are not edited, are not copied but linked where the file system can.
+
+    Args:
+        source: The delivery's folder, which stays as it is.
+        refused: Files of the delivery, and why.
+        folder: The lab's quarantine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reasons = folder / REASONS_FILE
+    lines: list[list[str]] = []
+    if reasons.is_file():
+        with reasons.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))[1:]
+    known = {(line[0], line[1], line[3]) for line in lines if len(line) == len(_COLUMNS)}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for refusal in refused:
+        take = shutil.copyfile if refusal.slide is None else link_or_copy
+        digest = _keep(source / refusal.file, folder / refusal.file, take)
+        if (refusal.file, refusal.reason, digest) not in known:
+            lines.append([refusal.file, refusal.reason, now, digest])
+    with atomic_write(reasons) as part, part.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *lines])
+
+
+def _keep(path: Path, kept: Path, take: Callable[[Path, Path], object]) -> str:
+    """Take one file aside, giving its SHA-256; empty when it cannot be."""
+    if not path.is_file():
+        return ""
+    try:
+        digest = _sha256(path)
+        if kept.exists() and not kept.samefile(path) and _sha256(kept) != digest:
+            kept = kept.with_name(f"{kept.stem}~{digest[:12]}{kept.suffix}")
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(kept) as part:
+                take(path.resolve(), part)
+    except OSError:
+        return ""
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

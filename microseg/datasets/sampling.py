@@ -1,0 +1,189 @@
+"""Random crops of labs' images, drawn as a pure function of the step.
+
+A batch depends on the seed and the number of the step alone. So a run that was interrupted goes on with exactly the
+batches that it would have had, with nothing to save, and several processes share a batch without talking to one
+another.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from microseg.annotations.index_masks import read_mask
+from microseg.errors import DataError
+from microseg.slides.images import read_image
+
+__all__ = ["CropSampler", "Crops", "Sample", "step_generator"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to draw crops from.
+
+    Attributes:
+        image: path of the image.
+        mask: path of its mask of class indices; None where the image has no label.
+        zoom: factor by which the image is enlarged before cropping: its microns per pixel over the model's.
+    """
+
+    image: Path
+    mask: Path | None = None
+    zoom: float = 1.0
+
+
+class Crops(NamedTuple):
+    """A batch of crops.
+
+    Attributes:
+        images: (B, 3, S, S) float32 in 0..1.
+        masks: (B, S, S) int64 class indices, 255 where ignored; None where any of the images has no label.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor | None
+
+
+class CropSampler:
+    """Draws batches of square crops with random place, zoom, flip and quarter turn.
+
+    Every image is drawn once before any is drawn again.
+
+    Args:
+        samples: the images; all with a mask, or the batches carry no masks.
+        size: side of a crop in pixels at the model's scale.
+        batch: number of crops in a batch, over all processes.
+        seed: of the whole sequence of batches.
+        zoom: range of the random zoom, drawn uniformly in its logarithm; (1, 1) for none.
+        cache_bytes: decoded images are kept up to this size, the least recently used are dropped first.
+
+    Raises:
+        DataError: when there is no sample, or size, batch or zoom are not positive.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        size: int,
+        batch: int,
+        seed: int,
+        zoom: tuple[float, float] = (1.0, 1.0),
+        cache_bytes: int = 2**30,
+    ) -> None:
+        if not samples:
+            raise DataError("Expected at least one image to draw crops from, got none: check the dataset's split.")
+        if size < 1 or batch < 1 or not 0 < zoom[0] <= zoom[1]:
+            raise DataError(
+                f"Expected a positive crop size, batch and zoom range, got size={size}, batch={batch}, zoom={zoom}."
+            )
+        self.samples = tuple(samples)
+        self.size, self.batch, self.seed, self.zoom = size, batch, seed, zoom
+        self.labelled = all(sample.mask is not None for sample in samples)
+        self._cache: OrderedDict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]] = OrderedDict()
+        self._cached_bytes, self._cache_bytes = 0, cache_bytes
+
+    def draw(self, step: int, *, rank: int = 0, world: int = 1) -> Crops:
+        """The batch of one step, or this process's share of it.
+
+        Args:
+            step: number of the step, from 0.
+            rank: number of this process.
+            world: number of processes; each draws every ``world``-th crop of the batch.
+
+        Returns:
+            B = batch / world crops, rounded up for the first processes.
+
+        Raises:
+            DataError: when there are more processes than crops, or a mask has not the size of its image.
+            ImageReadError: when a file cannot be read.
+        """
+        if world > self.batch:
+            raise DataError(
+                f"Expected at least one crop a process, got a batch of {self.batch} for {world} processes: enlarge it."
+            )
+        images, masks = [], []
+        for index in range(step * self.batch + rank, (step + 1) * self.batch, world):
+            image, mask = self._crop(index)
+            images.append(image)
+            masks.append(mask)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
+        labels = torch.from_numpy(np.stack([m for m in masks if m is not None])).long() if self.labelled else None
+        return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels)
+
+    def unlabelled(self) -> "CropSampler":
+        """A sampler of the same crops that knows no mask."""
+        return CropSampler(
+            [replace(sample, mask=None) for sample in self.samples],
+            size=self.size,
+            batch=self.batch,
+            seed=self.seed,
+            zoom=self.zoom,
+            cache_bytes=self._cache_bytes,
+        )
+
+    def _crop(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        epoch, position = divmod(index, len(self.samples))
+        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
+        sample = int(order[position])
+        rng = np.random.default_rng((self.seed, 1, index))
+        image, mask = self._read(sample)
+        zoom = self.samples[sample].zoom * np.exp(rng.uniform(*np.log(self.zoom)))
+        side = self.size / zoom  # of the window, in the image's own pixels
+        image, mask = (
+            _pad_to(image, int(np.ceil(side)), "symmetric"),
+            None if mask is None else _pad_to(mask, int(np.ceil(side)), "symmetric"),
+        )
+        top = rng.uniform(0, image.shape[0] - side)
+        left = rng.uniform(0, image.shape[1] - side)
+        box = (left, top, left + side, top + side)
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+
+        def cut(array: npt.NDArray[np.uint8], filter_: Image.Resampling) -> npt.NDArray[np.uint8]:
+            window = Image.fromarray(array).resize((self.size, self.size), filter_, box)
+            turned = np.rot90(np.asarray(window), turns)
+            return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
+
+        nearest = Image.Resampling.NEAREST
+        return cut(image, Image.Resampling.BILINEAR), None if mask is None else cut(mask, nearest)
+
+    def _read(self, sample: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        if sample in self._cache:
+            self._cache.move_to_end(sample)
+            return self._cache[sample]
+        paths = self.samples[sample]
+        pair = read_image(paths.image), None if paths.mask is None or not self.labelled else read_mask(paths.mask)
+        if pair[1] is not None and pair[0].shape[:2] != pair[1].shape:
+            raise DataError(
+                f"Expected mask {paths.mask} to have the size of its image, {pair[0].shape[:2]}, got {pair[1].shape}: "
+                "ingest the lab again, which refuses such pairs."
+            )
+        self._cache[sample] = pair
+        self._cached_bytes += _bytes(pair)
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
+        return pair
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A source of randomness on the CPU that depends on these numbers alone."""
+    (state,) = np.random.SeedSequence((seed, 2, step, rank)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _bytes(pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]) -> int:
+    return pair[0].nbytes + (0 if pair[1] is None else pair[1].nbytes)
+
+
+def _pad_to(array: npt.NDArray[np.uint8], side: int, mode: str) -> npt.NDArray[np.uint8]:
+    missing = [max(0, side - length) for length in array.shape[:2]]
+    if not any(missing):
+        return array
+    width = [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, width, mode=mode)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,1 @@
+"""The segmentation network: encoders, pyramid pooling, decoder, domain classifiers, files."""

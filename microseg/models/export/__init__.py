@@ -1,0 +1,1 @@
+"""Export of a network to bioimage.io, ONNX, TorchScript and PyTorch graphs."""

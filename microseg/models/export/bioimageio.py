@@ -1,0 +1,125 @@
+"""A package of the bioimage.io model zoo, for Fiji (DeepImageJ), Icy, ilastik, QuPath and others."""
+
+import zipfile
+from datetime import UTC, datetime
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+
+from microseg.models.config import NetworkConfig
+
+__all__ = ["write_bioimageio"]
+
+_FORMAT = "0.5.4"
+_PAPER = "https://arxiv.org/abs/1909.11524"
+_DISCLAIMER = "Made with microseg. Check it on images of your own lab before you rely on it.\n"
+
+
+def write_bioimageio(
+    folder: Path,
+    config: NetworkConfig,
+    weights: Path,
+    *,
+    example: npt.NDArray[np.float32],
+    expected: npt.NDArray[np.float32],
+    halo: int,
+    name: str,
+    description: str,
+    version: str | None,
+) -> Path:
+    """Write the package: description, weights, and an input with the output that belongs to it.
+
+    Args:
+        folder: where the package and its parts are made.
+        config: of the network.
+        weights: the TorchScript file, in that folder.
+        example: (1, 3, T, T), in 0..1.
+        expected: (1, K, T, T), what the network makes of it.
+        halo: pixels at a tile's border whose result is best thrown away.
+        name: of the model.
+        description: Markdown.
+        version: of the model; None if it has none.
+
+    Returns:
+        The package, a zip file in the folder.
+
+    Reference:
+        Model description specification 0.5, https://github.com/bioimage-io/spec-bioimage-io
+    """
+    np.save(folder / "test_input.npy", example * np.float32(255))
+    np.save(folder / "test_output.npy", expected)
+    (folder / "README.md").write_text(f"# {name}\n\n{description or _DISCLAIMER}\n", encoding="utf-8")
+    described = _describe(folder, config, weights, example.shape[-1], halo, name, version)
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    package = folder / "package.zip"
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in ("rdf.yaml", "README.md", "test_input.npy", "test_output.npy", weights.name):
+            archive.write(folder / file, file)
+    return package
+
+
+def _describe(
+    folder: Path, config: NetworkConfig, weights: Path, tile: int, halo: int, name: str, version: str | None
+) -> dict[str, Any]:
+    size: dict[str, Any] = {} if config.mpp is None else {"scale": config.mpp, "unit": "micrometer"}
+    same = {axis: {"tensor_id": "image", "axis_id": axis} for axis in "yx"}
+    described: dict[str, Any] = {
+        "type": "model",
+        "format_version": _FORMAT,
+        "name": name,
+        "description": f"Segments histology images into {', '.join(config.classes)}.",
+        "timestamp": datetime.now(UTC).isoformat(),
+        "authors": [{"name": "microseg"}],
+        "cite": [{"text": "Hou, Liu et al., Dual Adaptive Pyramid Network, MICCAI 2019", "url": _PAPER}],
+        "license": "Apache-2.0",
+        "documentation": "README.md",
+        "tags": ["histology", "segmentation", "2d", "rgb", "pytorch"],
+        "inputs": [
+            {
+                "id": "image",
+                "description": "RGB, 0..255",
+                "axes": [
+                    {"type": "batch"},
+                    {"type": "channel", "channel_names": ["red", "green", "blue"]},
+                    *({"type": "space", "id": axis, "size": tile, **size} for axis in "yx"),
+                ],
+                "test_tensor": _file(folder / "test_input.npy"),
+                "data": {"type": "float32", "range": [0.0, 255.0]},
+                "preprocessing": [
+                    {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+                    {"id": "scale_linear", "kwargs": {"gain": 1 / 255, "offset": 0.0}},
+                ],
+            }
+        ],
+        "outputs": [
+            {
+                "id": "probabilities",
+                "description": "Probability of each class",
+                "axes": [
+                    {"type": "batch"},
+                    {"type": "channel", "channel_names": [_identifier(label) for label in config.classes]},
+                    *({"type": "space", "id": axis, "size": same[axis], "halo": halo, **size} for axis in "yx"),
+                ],
+                "test_tensor": _file(folder / "test_output.npy"),
+                "data": {"type": "float32", "range": [0.0, 1.0]},
+            }
+        ],
+        "weights": {"torchscript": _file(weights) | {"pytorch_version": torch.__version__.split("+")[0]}},
+    }
+    return described if version is None else described | {"version": version}
+
+
+def _file(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        return {"source": path.name, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _identifier(name: str) -> str:
+    """A name as the specification wants it: letters, digits and underscores."""
+    cleaned = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
+    return cleaned if cleaned[:1].isalpha() else f"class_{cleaned}"

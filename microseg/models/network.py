@@ -1,0 +1,111 @@
+"""The segmenter: encoder, pyramid pooling module, decoder."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from microseg.errors import ModelError
+from microseg.models.config import NetworkConfig
+from microseg.models.decoder import PyramidDecoder, mirrored_channels
+from microseg.models.encoders import build_encoder, encoder_channels
+from microseg.models.pyramid_pooling import PyramidPooling
+
+__all__ = ["Features", "PyramidSegmenter"]
+
+
+class Features(NamedTuple):
+    """What one forward pass gives for training.
+
+    Args:
+        logits: (B, K, H, W), at input size.
+        pyramid: (B, pyramid_filters, h, w), output of the pyramid pooling module, for D_img.
+        decoder: Outputs of Dn…D1, deepest first, for D_feat.
+    """
+
+    logits: Tensor
+    pyramid: Tensor
+    decoder: tuple[Tensor, ...]
+
+
+class PyramidSegmenter(nn.Module):
+    """The segmentation network of the dual-adaptive pyramid network, without its domain classifiers.
+
+    Inputs of any size are padded inside to a multiple of the stride (by reflection, or by repeating the border where
+    the image is too small for it), and the logits cropped back.
+
+    Args:
+        config: The architecture.
+
+    Attributes:
+        config: The same.
+        stride: Input pixels per location of the encoder's last output.
+        pyramid_channels: Filters that `ImageDomainClassifier` sees.
+        decoder_channels: Filters of the decoder levels, deepest first, that `FeatureDomainClassifier` sees.
+
+    Shape:
+        (B, 3, H, W), float, in 0..1 → (B, K, H, W), logits
+
+    Raises:
+        ModelError: The encoder is unknown, or ``decoder_channels`` do not fit it; the input has another shape.
+
+    Reference:
+        Hou, Liu, et al., "Dual adaptive pyramid network for cross-stain histopathology image segmentation",
+        MICCAI 2019, arXiv 1909.11524.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        levels = encoder_channels(self.encoder)
+        self.pyramid_channels = config.pyramid_channels
+        self.decoder_channels = config.decoder_channels or mirrored_channels(config.encoder, levels)
+        self.stride = 2 ** len(levels)
+        self.pyramid = PyramidPooling(levels[-1], config.pyramid_channels, config.pyramid_bins)
+        self.decoder = PyramidDecoder(levels, config.pyramid_channels, self.decoder_channels)
+        self.head = nn.Conv2d(self.decoder_channels[-1], len(config.classes), kernel_size=1)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of each class at each pixel."""
+        return self.features(x).logits
+
+    def features(self, x: Tensor) -> Features:
+        """Logits, and the features that the domain classifiers look at."""
+        self._check(x)
+        height, width = x.shape[-2:]
+        x = (x - self.mean) / self.std  # (B, 3, H, W)
+        x = _pad_axis(_pad_axis(x, axis=-1, multiple=self.stride), axis=-2, multiple=self.stride)  # (B, 3, H', W')
+        encoded = self.encoder(x)  # n maps, the i-th (B, filters[i], H'/2**(i+1), W'/2**(i+1))
+        pyramid = self.pyramid(encoded[-1])  # (B, pyramid_filters, H'/stride, W'/stride)
+        decoded = self.decoder(encoded, pyramid)  # n maps, deepest first; the last (B, filters, H'/2, W'/2)
+        logits = functional.interpolate(self.head(decoded[-1]), scale_factor=2.0, mode="bilinear")  # (B, K, H', W')
+        return Features(logits[..., :height, :width], pyramid, decoded)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] < 1 or x.shape[3] < 1 or not x.is_floating_point():
+            raise ModelError(
+                f"expected a float batch (B, 3, H, W) with values in 0..1, got {x.dtype} {tuple(x.shape)}; "
+                "divide uint8 images by 255 and put channels second"
+            )
+        if self.training and x.shape[0] == 1 and max(x.shape[-2:]) <= self.stride:
+            raise ModelError(
+                f"expected more than one image, or one larger than {self.stride} px, to train on, "
+                f"got one of {tuple(x.shape[-2:])}; batch normalization needs more than one value"
+            )
+
+
+def _pad_axis(x: Tensor, *, axis: int, multiple: int) -> Tensor:
+    """Pad the end of one axis to a multiple, by reflection where the axis is long enough for it."""
+    size = x.shape[axis]
+    missing = -size % multiple
+    if missing == 0:
+        return x
+    widths = (0, missing, 0, 0) if axis == -1 else (0, 0, 0, missing)
+    return functional.pad(x, widths, mode="reflect" if missing < size else "replicate")

@@ -1,0 +1,1 @@
+"""What is written of a segmentation: label images, outlines, measurements, overlays, records."""

@@ -1,0 +1,61 @@
+"""Extension points: a package adds a slide reader, an annotation format or another part under an entry-point group.
+
+A package states what it adds in its ``pyproject.toml``, under a name of its own::
+
+    [project.entry-points."microseg.encoders"]
+    my_encoder = "my_package:MyEncoder"
+
+The built-in ones are declared in the same way. Nothing is imported before it is used.
+"""
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from microseg.errors import PluginError
+
+__all__ = ["GROUPS", "load_plugin", "plugin_names"]
+
+GROUPS = {
+    "microseg.slide_readers": "whole-slide reader",
+    "microseg.annotations": "annotation format",
+    "microseg.encoders": "encoder",
+    "microseg.heads": "prediction head",
+    "microseg.adaptation_methods": "adaptation method",
+    "microseg.output_writers": "output writer",
+}
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    """Names that are registered under a group, sorted; see `GROUPS`."""
+    return tuple(sorted(_entry_points(group)))
+
+
+def load_plugin(group: str, name: str) -> Any:
+    """Import what is registered under a name.
+
+    Args:
+        group: One of `GROUPS`.
+        name: Name of the entry point.
+
+    Raises:
+        PluginError: Nothing has that name, or its package cannot be imported.
+    """
+    found = _entry_points(group)
+    if name not in found:
+        raise PluginError(
+            f"Expected the name of a {GROUPS[group]} ({', '.join(sorted(found))}), got {name!r}. Correct it, or "
+            f"install the package that provides it (entry-point group {group})."
+        )
+    try:
+        return found[name].load()
+    except Exception as error:  # a package of others: anything may happen while it is imported
+        raise PluginError(
+            f"The {GROUPS[group]} {name!r} ({found[name].value}) cannot be imported: {type(error).__name__}: {error}. "
+            "Update or uninstall its package."
+        ) from error
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}

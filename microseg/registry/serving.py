@@ -1,0 +1,91 @@
+"""The network as an MLflow model that anyone can serve: an exported graph, without pickle or microseg's code."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mlflow import pyfunc
+from mlflow import pytorch as mlflow_pytorch
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import Tensor, nn
+
+from microseg.errors import RegistryError
+from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.network import PyramidSegmenter
+from microseg.models.softmax import SoftmaxNetwork
+from microseg.registry.version import CARD_FILE
+
+__all__ = ["write_mlflow_model"]
+
+_TOLERANCE = 1e-4
+
+
+def write_mlflow_model(
+    folder: Path, model: Model, network: PyramidSegmenter, source: Path, example: npt.NDArray[np.uint8], card: str
+) -> None:
+    """Write an MLflow model whose served form gives the probabilities of the network.
+
+    ``data/model.pt2`` is the exported graph, for `mlflow models serve` and ``pyfunc``; ``extra_files/`` holds the
+    network's own two files, to load, adapt or tile it with microseg, and its card.
+
+    Args:
+        folder: Written whole; must not exist.
+        model: MLflow's record of the model.
+        network: In evaluation mode, on the CPU.
+        source: The folder that the network was read from.
+        example: A tile, (T, T, 3); the served model takes tiles of this size.
+        card: The model card, in Markdown.
+
+    Raises:
+        RegistryError: The example is not a square RGB tile, or the exported graph differs from the network.
+    """
+    if example.ndim != 3 or example.shape[0] != example.shape[1] or example.shape[2] != 3 or example.dtype != np.uint8:
+        raise RegistryError(
+            f"expected a square RGB tile, uint8 (T, T, 3), as example, got {example.dtype} {example.shape}; "
+            "give one tile at the size used in training"
+        )
+    served = SoftmaxNetwork(network).eval()
+    tile = torch.from_numpy(np.array(example)).permute(2, 0, 1).unsqueeze(0).float() / 255  # (1, 3, T, T)
+    batch = torch.cat([tile, tile.flip(-1)])  # (2, 3, T, T): of a batch of one, export makes a constant
+    size, classes = example.shape[0], len(network.config.classes)
+    signature = ModelSignature(
+        # without a name: MLflow hands a named input over as a dict, which its PyTorch models refuse
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes, size, size), "probabilities")]),
+    )
+    card_file = folder.parent / CARD_FILE
+    card_file.write_text(card, encoding="utf-8")
+    mlflow_pytorch.save_model(
+        served,
+        folder,
+        mlflow_model=model,
+        signature=signature,
+        input_example=(batch,),
+        extra_files=[str(source / WEIGHTS_FILE), str(source / CONFIG_FILE), str(card_file)],
+        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        serialization_format="pt2",
+    )
+    # MLflow leaves this flavor out when the example is a tensor; an array would be stored as megabytes of JSON
+    pyfunc.add_to_model(
+        model,
+        loader_module="mlflow.pytorch",
+        data="data",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+        model_config={"device": "cpu"},  # an exported graph stays on the device it was exported on
+    )
+    model.save(str(folder / "MLmodel"))
+    _check_same(folder, served, tile)
+
+
+def _check_same(folder: Path, served: nn.Module, tile: Tensor) -> None:
+    graph = torch.export.load(folder / "data" / "model.pt2").module()
+    with torch.inference_mode():
+        difference = (graph(tile) - served(tile)).abs().max().item()
+    if not difference <= _TOLERANCE:
+        raise RegistryError(
+            f"expected the exported graph to give the network's probabilities, they differ by up to {difference:.2g}; "
+            "the network cannot be served as it is: does its forward pass depend on the values of its input?"
+        )

@@ -1,0 +1,187 @@
+"""Image files to arrays, and back.
+
+How each kind of file becomes a uint8 RGB image:
+
+===========================  =======================================================================================
+gray, 1-bit                  the same value in all three channels
+palette                      the palette's colors
+with transparency            laid over white, the background of a brightfield slide
+CMYK                         converted to RGB; color profiles are not applied
+16-bit (PNG gray, TIFF)      scaled by the smallest of 8, 12, 14 and 16 bits that holds the largest value of the image
+16-bit color PNG            scaled by 16 bits, as the PNG standard prescribes
+float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is refused
+EXIF or TIFF orientation     applied
+several pages                the first one; separate pages of three channels (OME, ImageJ) are one RGB image
+truncated, broken checksum   refused, never filled in
+===========================  =======================================================================================
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+
+from microseg.errors import DataError, ImageReadError
+from microseg.files import atomic_write
+from microseg.slides.pixel_limit import check_pixels, image_too_large
+from microseg.slides.tiff import read_deep_tiff
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "decode",
+    "image_digest",
+    "read_errors",
+    "read_image",
+    "scale_to_rgb",
+    "write_png",
+]
+
+IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_BIT_DEPTHS = (8, 12, 14, 16)
+
+
+def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
+    """Read an image file as RGB; the module's table says how each kind is converted.
+
+    Args:
+        path: A PNG, JPEG, TIFF (also OME-TIFF) or BMP file, recognized by its content.
+
+    Shape:
+        (H, W, 3)
+
+    Returns:
+        The pixels, 0..255, RGB.
+
+    Raises:
+        ImageReadError: The file is missing, empty, truncated, of another kind, or has over ``MAX_PIXELS`` pixels.
+    """
+    path = Path(path)
+    with read_errors(path, "an image"):
+        values = read_deep_tiff(path)
+        if values is not None:
+            return scale_to_rgb(path, values)
+        image = decode(path)
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        if image.mode == "F" or image.mode.startswith("I"):
+            return scale_to_rgb(path, np.asarray(image))
+        return np.array(image.convert("RGB"))
+
+
+def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
+    """Hash what an image shows, whatever file format held it.
+
+    Args:
+        pixels: An image or a mask.
+
+    Shape:
+        (H, W, 3) or (H, W)
+
+    Returns:
+        SHA-256 of the shape and the pixel values, 64 hexadecimal digits.
+    """
+    digest = sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def write_png(path: Path | str, array: npt.NDArray[np.uint8]) -> None:
+    """Write an image or a mask as PNG, whole or not at all.
+
+    Args:
+        path: The file to write; its folder exists.
+        array: RGB pixels or class indices.
+
+    Shape:
+        (H, W, 3) for an image, (H, W) for a mask
+
+    Raises:
+        DataError: The array has another type or shape.
+    """
+    path = Path(path)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
+        raise DataError(
+            f"{path}: expected uint8 of shape (H, W, 3) or (H, W), got {array.dtype} of shape {array.shape}. "
+            "Convert it before writing."
+        )
+    with atomic_write(path) as part:
+        Image.fromarray(np.ascontiguousarray(array)).save(part, format="PNG")
+
+
+@contextmanager
+def read_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageReadError`; damaged files make them raise nearly anything."""
+    try:
+        if not path.is_file():
+            raise ImageReadError(f"{path}: expected {what} file, found none. Check the path.")
+        if path.stat().st_size == 0:
+            raise ImageReadError(f"{path}: expected {what}, got an empty file (0 bytes). Export or copy it again.")
+        yield
+    except ImageReadError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise image_too_large(path) from error
+    except Exception as error:
+        raise ImageReadError(
+            f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {str(error) or repr(error)}. "
+            "The file is damaged, truncated or of another kind; export or copy it again."
+        ) from error
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode with Pillow, strictly and upright."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then missing rows come out gray
+    with Image.open(path, formats=FORMATS) as image:
+        check_pixels(path, image.width * image.height)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = None) -> npt.NDArray[np.uint8]:
+    """Scale values of any type to RGB; the module's table says how.
+
+    Args:
+        path: Of the file, for messages.
+        values: Gray, RGB or RGBA.
+        highest: The image's largest value, where ``values`` is a part of it only; what is larger is cut off.
+
+    Shape:
+        (H, W) or (H, W, 1 | 3 | 4) → (H, W, 3)
+
+    Raises:
+        ImageReadError: Other channels, or values that no image has.
+    """
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.shape[2] not in (1, 3, 4):
+        raise ImageReadError(
+            f"{path}: expected 1 (gray), 3 (RGB) or 4 (RGBA) channels, got {values.shape[2]}. "
+            "Export a brightfield image as RGB; fluorescence channels are not supported."
+        )
+    lowest, highest = values.min(), values.max() if highest is None else highest
+    if values.dtype.kind == "f":
+        if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
+            raise ImageReadError(f"{path}: expected floats in 0..1, got {lowest}..{highest}. Export it as 8-bit RGB.")
+        full = 1.0
+    else:
+        depth = next((depth for depth in _BIT_DEPTHS if highest < 2**depth), None)
+        if lowest < 0 or depth is None:
+            raise ImageReadError(
+                f"{path}: expected whole numbers in 0..65535, got {lowest}..{highest}. Export it as 8-bit RGB."
+            )
+        full = float(2**depth - 1)
+    scaled = values.clip(0).astype(np.float32) * np.float32(255 / full)  # (H, W, channels)
+    if values.shape[2] == 4:
+        alpha = scaled[:, :, 3:] / 255
+        scaled = scaled[:, :, :3] * alpha + 255 * (1 - alpha)
+    rounded = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.repeat(rounded, 3, axis=2) if rounded.shape[2] == 1 else rounded

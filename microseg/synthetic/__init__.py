@@ -1,0 +1,1 @@
+"""Synthetic labs with known ground truth, for tests and the demo."""

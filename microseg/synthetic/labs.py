@@ -1,0 +1,293 @@
+"""Synthetic labs: drawn sections of glandular mucosa with known truth, for tests and the demonstration.
+
+Two labs share the anatomy and differ in stain, scanner and preparation, so that a segmenter trained on one loses on the
+other for the same reasons as with real labs.
+"""
+
+import csv
+import os
+import shutil
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.datasets.lab import LabMetadata, write_lab_metadata
+from microseg.datasets.stain import transmitted_light
+from microseg.errors import LabError
+from microseg.slides.images import write_png
+from microseg.synthetic.scanner import Scanner, scan
+from microseg.synthetic.tissue import Section, Tissue, grow_section
+
+__all__ = ["CLASSES", "LAB_A", "LAB_B", "LabLook", "StainAmounts", "make_lab", "make_section"]
+
+CLASSES = ("background", "gland")
+
+_IMAGES_PER_SLIDE = 2
+
+Amount = tuple[float, float, float]
+"""Hematoxylin, eosin and DAB, in optical density along each stain's unit vector."""
+
+_CLEAR: Amount = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class StainAmounts:
+    """How much of each stain a compartment takes up: (hematoxylin, eosin, DAB), in optical density.
+
+    The DAB of ``cytoplasm`` and ``epithelial_nucleus`` is what a fully positive gland takes.
+    """
+
+    epithelial_nucleus: Amount
+    cytoplasm: Amount
+    mucus: Amount
+    secretion: Amount
+    stroma: Amount
+    stromal_nucleus: Amount
+    muscle: Amount
+    red_cell: Amount
+
+
+@dataclass(frozen=True)
+class LabLook:
+    """Everything that makes one lab's pictures its own. Make another with ``dataclasses.replace``.
+
+    Args:
+        name: The lab's name; also the start of its file names.
+        stain: The stain, as written on the lab's card.
+        amounts: Uptake of the stains.
+        scanner: The scanner.
+        tissue: Architecture after this lab's preparation.
+        positive: Share of glands that take up DAB.
+        slide_variation: Spread from slide to slide, as a fraction (standard deviation of the logarithm).
+    """
+
+    name: str
+    stain: str
+    amounts: StainAmounts
+    scanner: Scanner = field(default_factory=Scanner)
+    tissue: Tissue = field(default_factory=Tissue)
+    positive: float = 0.5
+    slide_variation: float = 0.14
+
+
+LAB_A = LabLook(
+    name="lab_a",
+    stain="H&E",
+    amounts=StainAmounts(
+        epithelial_nucleus=(0.95, 0.25, 0.0),
+        cytoplasm=(0.20, 0.25, 0.0),
+        mucus=(0.10, 0.06, 0.0),
+        secretion=(0.06, 0.12, 0.0),
+        stroma=(0.10, 0.28, 0.0),
+        stromal_nucleus=(0.90, 0.22, 0.0),
+        muscle=(0.12, 0.42, 0.0),
+        red_cell=(0.05, 0.70, 0.0),
+    ),
+    scanner=Scanner(white=(0.95, 0.94, 0.95), overlap=0.25, gamma=1.0, blur=0.55, photons=3000.0, jpeg_quality=90),
+)
+
+LAB_B = LabLook(  # the stroma takes the marker up too, as it often does
+    name="lab_b",
+    stain="DAB-H",
+    amounts=StainAmounts(
+        epithelial_nucleus=(0.34, 0.0, 0.18),
+        cytoplasm=(0.14, 0.0, 0.28),
+        mucus=(0.08, 0.0, 0.04),
+        secretion=(0.03, 0.0, 0.12),
+        stroma=(0.16, 0.0, 0.28),
+        stromal_nucleus=(0.50, 0.0, 0.05),
+        muscle=(0.20, 0.0, 0.34),
+        red_cell=(0.08, 0.0, 0.30),
+    ),
+    positive=0.7,
+    scanner=Scanner(white=(0.93, 0.92, 0.86), overlap=0.08, gamma=1.1, blur=0.9, photons=1500.0, jpeg_quality=70),
+    tissue=Tissue(gland_diameter=84.0, nucleus_spacing=6.0, nucleus_size=(8.6, 4.8), stromal_nuclei=2200.0),
+)
+
+
+def make_section(
+    look: LabLook, size: int, mpp: float, seed: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draws one section, as the lab's scanner stores it, and its true mask.
+
+    Args:
+        look: The lab; taken as it is, without variation from slide to slide.
+        size: Side of the picture, in pixels.
+        mpp: Microns per pixel.
+        seed: Same seed, same section, bit by bit.
+
+    Shape:
+        image (size, size, 3), mask (size, size).
+
+    Returns:
+        The RGB image, and the class index of each pixel (see ``CLASSES``): a gland is epithelium and lumen.
+
+    Reference:
+        Ruifrok & Johnston 2001 for the stain vectors; light is absorbed by the Beer-Lambert law.
+    """
+    return _draw(look, size, mpp, np.random.default_rng(seed))
+
+
+def make_lab(
+    folder: Path | str,
+    look: LabLook,
+    *,
+    images: int,
+    size: int = 256,
+    mpp: float = 1.0,
+    labelled: bool,
+    test_images: int = 0,
+    seed: int,
+) -> Path:
+    """Writes a lab as it would arrive: images, its card, a table of slides and, where labelled, masks.
+
+    Two images at a time come from one slide (``group``), which has its own staining, scanner state and architecture.
+    Test images come from slides of their own and always have masks. The folder appears whole or not at all.
+
+    Args:
+        folder: Where to; must not exist, or be empty.
+        look: The lab; its name goes onto the card and into the file names.
+        images: Number of images in ``images/``.
+        size: Side of each image, in pixels.
+        mpp: Microns per pixel.
+        labelled: Whether ``masks/`` is written.
+        test_images: Number of images in ``test/images/``, with ``test/masks/``.
+        seed: Same seed and look, same files, bit by bit. Fewer images give the first ones of more.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LabError: The folder holds something already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LabError(f"expected a new or empty folder, got {folder}, which holds files; choose another or empty it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_lab(building, look, images, size, mpp, labelled, test_images, seed)
+        building.chmod(0o755)
+        building.replace(folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write_lab(
+    folder: Path, look: LabLook, images: int, size: int, mpp: float, labelled: bool, test_images: int, seed: int
+) -> None:
+    """Fills a lab's folder; see :func:`make_lab`."""
+    card = LabMetadata(
+        lab=look.name, stain=look.stain, classes=CLASSES, mpp=mpp, tissue="colon (synthetic)", labelled=labelled
+    )
+    write_lab_metadata(folder, card)
+    lab_seed = [seed, zlib.crc32(look.name.encode())]  # labs of one seed do not share their sections
+    slides = _write_images(folder, look.name, look, images, size, mpp, labelled, [*lab_seed, 0])
+    if test_images:
+        _write_images(folder / "test", f"{look.name}_test", look, test_images, size, mpp, True, [*lab_seed, 1])
+    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("file", "group", "mpp"))
+        table.writerows((name, slide, f"{mpp:g}") for name, slide in slides.items())
+
+
+def _write_images(
+    folder: Path, prefix: str, look: LabLook, count: int, size: int, mpp: float, masks: bool, seed: list[int]
+) -> dict[str, str]:
+    """Writes ``images/`` and, where asked for, ``masks/``; returns the slide of each file."""
+    (folder / "images").mkdir(parents=True)
+    if masks:
+        (folder / "masks").mkdir()
+
+    def write(number: int) -> tuple[str, str]:
+        slide = number // _IMAGES_PER_SLIDE
+        slide_look = _vary(look, np.random.default_rng([*seed, 0, slide]))
+        image, mask = _draw(slide_look, size, mpp, np.random.default_rng([*seed, 1, number]))
+        name = f"{prefix}_{number:03d}.png"
+        write_png(folder / "images" / name, image)
+        if masks:
+            write_png(folder / "masks" / name, mask)
+        return name, f"{prefix}_slide_{slide:03d}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and SciPy compute outside the interpreter's lock
+        return dict(pool.map(write, range(count)))
+
+
+def _vary(look: LabLook, rng: np.random.Generator) -> LabLook:
+    """One slide of the lab: the strength of each stain, the scanner's state and the architecture vary."""
+    spread = look.slide_variation
+    red, green, blue = 1.0 + rng.normal(0.0, 0.15 * spread, 3)
+    strength = np.exp(rng.normal(0.0, spread, 3) + rng.normal(0.0, 0.6 * spread))  # of each stain; section thickness
+    amounts = {each.name: _scale(getattr(look.amounts, each.name), strength) for each in fields(StainAmounts)}
+    size, height, nuclei, contour, gamma, blur = np.exp(rng.normal(0.0, spread, 6))
+    scanner, tissue = look.scanner, look.tissue
+    return replace(
+        look,
+        amounts=StainAmounts(**amounts),
+        scanner=replace(
+            scanner,
+            white=(scanner.white[0] * red, scanner.white[1] * green, scanner.white[2] * blue),
+            gamma=scanner.gamma * gamma**0.5,
+            blur=scanner.blur * blur,
+        ),
+        tissue=replace(
+            tissue,
+            gland_diameter=tissue.gland_diameter * size,
+            epithelium_height=tissue.epithelium_height * height,
+            stromal_nuclei=tissue.stromal_nuclei * nuclei**2,
+            irregularity=tissue.irregularity * contour**2,
+            goblet_fraction=tissue.goblet_fraction * rng.uniform(0.2, 1.6),
+            branching=tissue.branching * rng.uniform(0.3, 1.6),
+        ),
+    )
+
+
+def _scale(amount: Amount, factors: npt.NDArray[np.float64]) -> Amount:
+    hematoxylin, eosin, dab = (float(value) for value in np.asarray(amount) * factors)
+    return hematoxylin, eosin, dab
+
+
+def _draw(
+    look: LabLook, size: int, mpp: float, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Image and mask of one section of a slide."""
+    oversampling = 1 if mpp <= 0.5 else 2  # samples along the side of a pixel; half a micron resolves what is drawn
+    shape = (size * oversampling, size * oversampling)
+    section = grow_section(look.tissue, shape, mpp / oversampling, rng)
+    light = transmitted_light(_stain(section, look, rng))  # (H, W, 3)
+    image = scan(light, look.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
+    inside = (section.gland > 0).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
+    return image, (inside >= 0.5).astype(np.uint8)
+
+
+def _stain(section: Section, look: LabLook, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Amounts of the three stains at each sample (H, W, 3): compartments laid over each other, with texture."""
+    amounts = look.amounts
+    glands = int(section.gland.max()) + 1
+    positivity = np.where(rng.random(glands) < look.positive, rng.beta(3.0, 1.5, glands), 0.15 * rng.random(glands))
+    marker = positivity.astype(np.float32)[section.gland] * (1.0 + 0.3 * section.coarse + 0.12 * section.medium)
+
+    texture = 1.0 + 0.06 * section.fine + 0.07 * section.medium + 0.06 * section.coarse
+    stroma = np.maximum(1.0 + 0.24 * section.fibers + 0.12 * section.medium + 0.26 * section.coarse, 0.1)
+    plain, marked = texture[..., None], np.stack([texture, texture, texture * np.maximum(marker, 0.0)], axis=-1)
+
+    stained: npt.NDArray[np.float32] = np.asarray(amounts.stroma, np.float32) * stroma[..., None]
+    for amount, cover, grain in (
+        (amounts.muscle, section.wall, plain),
+        (amounts.cytoplasm, section.epithelium, marked),
+        (amounts.mucus, section.goblet, plain),
+        (_CLEAR, np.maximum(section.lumen, section.gap), plain),
+        (amounts.secretion, section.secretion, plain),
+        (amounts.red_cell, section.red_cells, plain),
+        (amounts.stromal_nucleus, section.stromal_nuclei, plain),
+        (amounts.epithelial_nucleus, section.epithelial_nuclei, marked),
+    ):
+        stained += cover[..., None] * (np.asarray(amount, np.float32) * grain - stained)
+    return stained

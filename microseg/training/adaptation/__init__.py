@@ -1,0 +1,1 @@
+"""Unsupervised domain adaptation: the dual-adaptive pyramid network; one idea per file."""

@@ -1,4 +1,0 @@
-from .provenance import DatasetVersion, code_commit
-from .store import DatasetStore, HistoryEntry
-
-__all__ = ["DatasetStore", "DatasetVersion", "HistoryEntry", "code_commit"]

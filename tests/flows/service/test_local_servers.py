@@ -1,0 +1,135 @@
+"""The servers as `make serve` starts them: real ones, with deployments that really run.
+
+A fault of the stack that nothing else shows: with some versions of Prefect's dependencies the server starts and
+answers, and schedules create no runs.
+"""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from click.testing import Result
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.states import Scheduled
+
+from flows.service.local_servers import command
+from microseg.datasets.versions.store import DatasetStore
+from microseg.models.files import load_network
+from microseg.registry.registry import Registry
+from tests.flows.live import DEPLOYMENTS, PATIENCE, Servers, answer, connected, ended, free_ports, started, until
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.fixture(scope="module")
+def servers(params: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with started(tmp_path_factory.mktemp("servers"), params) as it:
+        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.said.read_text()
+        yield it
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[SyncPrefectClient]:
+    with connected(servers) as client:
+        until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
+        yield client
+
+
+@pytest.mark.server
+def test_both_answer_and_are_named(servers: Servers) -> None:
+    assert answer(f"{servers.prefect}/api/health") == "true"
+    assert answer(f"{servers.mlflow}/health") == "OK"
+    said = servers.said.read_text()
+    assert f"export PREFECT_API_URL={servers.prefect}/api\n" in said
+    assert f"export MLFLOW_TRACKING_URI={servers.mlflow}\n" in said
+    assert f"export MICROSEG_HOME='{servers.home}'\n" in said
+    assert (servers.home / "mlflow" / "mlflow.db").is_file()
+    assert (servers.home / "prefect" / "prefect.db").is_file()
+    assert {path.name for path in servers.home.parent.iterdir()} == {"a home", "said.txt", "params.yaml"}
+
+
+@pytest.mark.server
+def test_the_batch_gets_its_scheduled_runs_and_runs(servers: Servers, client: SyncPrefectClient) -> None:
+    batch = client.read_deployment_by_name("segment-waiting/microseg")
+    scheduled = FlowRunFilter.model_validate(
+        {"deployment_id": {"any_": [batch.id]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+    )
+    until(lambda: len(client.read_flow_runs(flow_run_filter=scheduled)) >= 3, "three scheduled runs")
+    runs = sorted(client.read_flow_runs(flow_run_filter=scheduled), key=lambda run: run.expected_start_time)
+    times = [run.expected_start_time.astimezone(BERLIN) for run in runs]
+    assert {(time.hour, time.minute) for time in times} == {(4, 30)}
+    assert [time.date() - times[0].date() for time in times] == [timedelta(days=days) for days in range(len(times))]
+    assert datetime.now(UTC) < times[0] <= datetime.now(UTC) + timedelta(days=1, hours=1)
+    assert all(run.auto_scheduled for run in runs)
+
+    client.set_flow_run_state(runs[0].id, Scheduled(scheduled_time=datetime.now(UTC)), force=True)  # its time has come
+    run = ended(client, runs[0])
+    assert run.state.is_completed()
+    assert run.state.message == f"Nothing to do: {servers.home / 'to-segment'} holds no images."
+
+
+@pytest.mark.server
+def test_flows_started_on_the_server_work_in_the_same_home(
+    servers: Servers, client: SyncPrefectClient, deliveries: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
+        deployment = client.read_deployment_by_name(f"{flow}/microseg")
+        run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
+        assert run.state.is_completed(), run.state.message
+    store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
+    assert store.current("lab_a").files == 18  # 8 images, their masks, the card and the manifest
+    with_server, without = Registry(servers.mlflow), Registry(f"sqlite:///{servers.home / 'mlflow' / 'mlflow.db'}")
+    for number, registry in enumerate((with_server, without)):
+        assert registry.resolve("production").datasets == {"lab_a": store.current("lab_a").digest}
+        network = load_network(registry.download("production", tmp_path / str(number)))
+        assert network.config.encoder == "blocks"
+
+
+@pytest.mark.server
+def test_ctrl_c_ends_all(servers: Servers, client: SyncPrefectClient) -> None:
+    """The last test of these servers."""
+    servers.process.send_signal(signal.SIGINT)
+    assert servers.process.wait(PATIENCE) == 0
+    assert servers.said.read_text().endswith("All ended.\n")
+    for url in (f"{servers.prefect}/api/health", f"{servers.mlflow}/health"):
+        with pytest.raises(OSError, match="refused"):
+            answer(url)
+
+
+@pytest.mark.server
+def test_a_server_that_cannot_start_is_told_with_its_last_words(params: Path, tmp_path: Path) -> None:
+    database = tmp_path / "a home" / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    database.write_text("no database")
+    with started(tmp_path, params, "--no-deployments") as it:
+        assert it.process.wait(PATIENCE) == 1
+        said = it.said.read_text()
+        assert "The MLflow server ended with exit code" in said
+        assert "file is not a database" in said
+        with pytest.raises(OSError, match="refused"):
+            answer(f"{it.prefect}/api/health")
+
+
+def test_a_port_that_is_taken(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
+    [free] = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run(command, "--prefect-port", free, "--mlflow-port", port)
+    assert result.exit_code == 1
+    assert f"Expected port {port} to be free" in result.stderr
+    assert "--mlflow-port" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_port_for_both(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
+    result = run(command, "--prefect-port", 4200, "--mlflow-port", 4200)
+    assert result.exit_code == 1
+    assert "Expected a port for each server" in result.stderr

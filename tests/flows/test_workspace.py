@@ -1,0 +1,43 @@
+"""What params.yaml says of inference reaches the engine."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.workspace import Workspace
+from microseg.config.settings import load_settings
+from microseg.errors import SettingsError
+from microseg.models.network import PyramidSegmenter
+
+CHANGES = ("device=cpu", "inference.tile_size=96", "inference.halo=16", "inference.batch_size=3")
+
+
+def test_every_setting_reaches_the_engine(
+    tiny_network: Callable[..., PyramidSegmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, version = tiny_network(), SimpleNamespace(run_id="r1")
+    seen: list[dict[str, Any]] = []
+
+    def engine(given: PyramidSegmenter, **options: Any) -> SimpleNamespace:
+        assert given is network
+        seen.append(options)
+        return SimpleNamespace(parameters={}, weights_sha256="")
+
+    monkeypatch.setattr("microseg.inference.engine.Engine", engine)
+    monkeypatch.setattr("microseg.api.segmenter.Engine", engine)
+    monkeypatch.setattr(Workspace, "network", lambda *_: network)
+    monkeypatch.setattr("microseg.api.segmenter.version_provenance", lambda _: None)
+    monkeypatch.setattr(Workspace, "registry", SimpleNamespace(reference_distribution=lambda _: None))
+    for compiled in (False, True):
+        workspace = Workspace(load_settings((*CHANGES, f"inference.compile={str(compiled).lower()}")))
+        workspace.engine(network)
+        workspace.segmenter(version)  # type: ignore[arg-type]
+    expected = {"device": "cpu", "tile": 96, "halo": 16, "batch": 3}
+    assert seen == [expected | {"compiled": compiled} for compiled in (False, False, True, True)]
+
+
+def test_compiling_is_refused_where_there_is_no_cuda(tiny_network: Callable[..., PyramidSegmenter]) -> None:
+    with pytest.raises(SettingsError, match=r"set inference.compile to false, or device to cuda"):
+        Workspace(load_settings(("device=cpu", "inference.compile=true"))).engine(tiny_network())

@@ -1,0 +1,307 @@
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from microseg.api import training
+from microseg.api.training import TrainingResult, adapt, train
+from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.datasets.dataset import Lab
+from microseg.datasets.sampling import CropSampler, Sample
+from microseg.errors import LabError, TrainingError
+from microseg.inference.engine import weights_digest
+from microseg.models.config import NetworkConfig
+from microseg.models.files import load_network, save_network
+from microseg.models.network import PyramidSegmenter
+from microseg.training.devices import make_fabric
+from microseg.training.launch import Progress
+
+Config = Callable[..., NetworkConfig]
+SHORT = {
+    "steps": 3,
+    "batch_size": 2,
+    "crop_size": 32,
+    "warmup_steps": 1,
+    "evaluate_every": 2,
+    "checkpoint_every": 1,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Fabric:
+    return make_fabric("cpu")
+
+
+@pytest.fixture
+def fit(tiny_config: Config, labs: tuple[Lab, Lab], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
+    def make(folder: str = "first", **values: Any) -> TrainingResult:
+        progress = values.pop("progress", None)
+        return train(
+            labs[:1],
+            tiny_config(),
+            TrainSettings(**SHORT | values),
+            folder=tmp_path / folder,
+            fabric=fabric,
+            progress=progress,
+        )
+
+    return make
+
+
+@pytest.fixture
+def fit_to_new(labs: tuple[Lab, Lab], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
+    def make(base: PyramidSegmenter | Path, folder: str = "adapted", **values: Any) -> TrainingResult:
+        progress, source, target = (values.pop(name, None) for name in ("progress", "source", "target"))
+        return adapt(
+            base,
+            source or labs[:1],
+            target or labs[1:],
+            AdaptSettings(**SHORT | values),
+            folder=tmp_path / folder,
+            fabric=fabric,
+            progress=progress,
+        )
+
+    return make
+
+
+def stop_at(step: int) -> Progress:
+    def on_step(done: int, _losses: Mapping[str, float]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return Progress(on_step=on_step)
+
+
+def test_train_and_adapt(
+    fit: Callable[..., TrainingResult],
+    fit_to_new: Callable[..., TrainingResult],
+    labs: tuple[Lab, Lab],
+    deliveries: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """From datasets to a network on disk, twice; and no sampler is ever handed a file that is kept aside."""
+    handed: list[Sample] = []
+    original = CropSampler.__init__
+
+    def spy(self: CropSampler, samples: list[Sample], **values: Any) -> None:
+        handed.extend(samples)
+        original(self, samples, **values)
+
+    monkeypatch.setattr(CropSampler, "__init__", spy)
+    told: list[tuple[str, int, Mapping[str, float]]] = []
+    progress = Progress(lambda *it: told.append(("step", *it)), lambda *it: told.append(("evaluation", *it)))
+
+    first = fit(progress=progress)
+    assert first.folder == tmp_path / "first"
+    assert sorted(file.name for file in first.folder.iterdir()) == ["network.json", "weights.safetensors"]
+    network = load_network(first.folder)
+    assert (network.config.classes, network.config.mpp) == (("background", "gland"), 1.0)
+    assert [(kind, step) for kind, step, _ in told] == [
+        ("step", 1), ("step", 2), ("evaluation", 2), ("step", 3), ("evaluation", 3)
+    ]  # fmt: skip
+    assert told[2][2].keys() == {"source_dice", "score"}
+    train_images = {labs[0].image_path(row) for row in labs[0].select(split="train")}
+    assert {sample.image for sample in handed} == train_images
+    assert {sample.mask for sample in handed} == {labs[0].mask_path(row) for row in labs[0].select(split="train")}
+
+    handed.clear()
+    told.clear()
+    second = fit_to_new(first.folder, progress=progress)
+    adapted = load_network(second.folder)
+    assert adapted.config == network.config
+    assert weights_digest(adapted) != weights_digest(network)
+    assert weights_digest(load_network(first.folder)) == weights_digest(network)
+    assert told[0][2].keys() >= {"total", "segmentation", "domain_image", "domain_feature", "pseudo_labels"}
+    assert told[2][2].keys() == {
+        "source_dice", "target_separation", "target_entropy", "target_foreground_share", "score"
+    }  # fmt: skip
+    known = [told[2][2][name] for name in ("source_dice", "target_separation")]
+    assert told[2][2]["score"] == pytest.approx(np.nansum(known))
+    windows = {sample for sample in handed if sample.image not in train_images}
+    assert {sample.image.parent for sample in windows} == {tmp_path / "adapted.work" / "windows" / "lab_b"}
+    given = {sample.mask.parents[1].name for sample in windows if sample.mask}
+    assert given == {"round-0", "round-1", "round-2"}  # no mask but those that the network gave itself
+    assert not (tmp_path / "adapted.work").exists()
+
+    for lab, delivery in zip(labs, deliveries, strict=True):
+        assert (delivery / "test" / "masks").is_dir()
+        paths = [path for sample in handed for path in (sample.image, sample.mask) if path is not None]
+        assert not any(delivery in path.parents for path in paths)
+        aside = {file.read_bytes() for file in (delivery / "test").rglob("*.png")}
+        assert not any(path.read_bytes() in aside for path in paths if path.exists())
+        assert len(aside) == 4
+        assert lab.folder not in delivery.parents
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("kind", ["train", "adapt"])
+def test_an_interrupted_run_goes_on(
+    kind: str,
+    fit: Callable[..., TrainingResult],
+    fit_to_new: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    save_network(tmp_path / "base", tiny_network())
+
+    def make(folder: str, **values: Any) -> TrainingResult:
+        return fit(folder, **values) if kind == "train" else fit_to_new(tmp_path / "base", folder, **values)
+
+    whole = make("whole")
+    with pytest.raises(KeyboardInterrupt):
+        make("parts", progress=stop_at(2))
+    assert (tmp_path / "parts.checkpoint").is_file()
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(TrainingError, match="other settings or data"):
+        make("parts", learning_rate=0.5)
+    steps: list[int] = []
+    parts = make("parts", progress=Progress(on_step=lambda step, _losses: steps.append(step)))
+    assert steps == [2, 3]
+    assert not (tmp_path / "parts.checkpoint").exists()
+    assert (parts.folder / "weights.safetensors").read_bytes() == (whole.folder / "weights.safetensors").read_bytes()
+    assert parts.result.evaluations == whole.result.evaluations
+
+
+def test_the_checkpoint_is_there_until_the_network_is_written(
+    fit: Callable[..., TrainingResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(folder: Path, network: PyramidSegmenter) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_network", full)
+        with pytest.raises(OSError, match="No space"):
+            fit()
+    assert (tmp_path / "first.checkpoint").is_file()
+    steps: list[int] = []
+    fit(progress=Progress(on_step=lambda step, _losses: steps.append(step)))
+    assert steps == [3]
+
+
+def test_adaptation_from_another_network_does_not_go_on_from_the_checkpoint(
+    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit_to_new(tiny_network(0), progress=stop_at(2))
+    with pytest.raises(TrainingError, match="other settings or data"):
+        fit_to_new(tiny_network(1))
+
+
+def test_a_dataset_with_other_masks_or_roles_does_not_go_on_from_the_checkpoint(
+    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any], labelled_lab: Lab, new_lab: Lab
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit_to_new(tiny_network(0), progress=stop_at(2))
+    rows = tuple(dataclasses.replace(row, mask=None) if row.split == "val" else row for row in labelled_lab.rows)
+    with pytest.raises(TrainingError, match="other settings or data"):
+        fit_to_new(tiny_network(0), source=[dataclasses.replace(labelled_lab, rows=rows)])
+    with pytest.raises(TrainingError, match="other settings or data"):
+        fit_to_new(tiny_network(0), source=[labelled_lab, new_lab], target=[labelled_lab, new_lab])
+
+
+def test_the_network_in_use_is_not_changed(
+    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
+) -> None:
+    base = tiny_network().eval()
+    before = weights_digest(base)
+    fit_to_new(base, steps=1)
+    assert weights_digest(base) == before
+    assert not base.training
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+def test_masks_of_the_new_lab_are_not_read(
+    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any], labelled_lab: Lab, tmp_path: Path
+) -> None:
+    shutil.copytree(labelled_lab.folder / "images", tmp_path / "lab_c" / "images")
+    few = dataclasses.replace(
+        labelled_lab, folder=tmp_path / "lab_c", card=labelled_lab.card.model_copy(update={"lab": "lab_c"})
+    )
+    assert all(row.mask is not None and not few.mask_path(row).exists() for row in few.rows)
+    fit_to_new(tiny_network(), target=[few], steps=1)
+
+
+def test_one_seed_one_network(fit: Callable[..., TrainingResult]) -> None:
+    torch.manual_seed(99)
+    one, other = fit("one", steps=1), fit("other", steps=1)
+    assert (one.folder / "weights.safetensors").read_bytes() == (other.folder / "weights.safetensors").read_bytes()
+
+
+def test_classes_must_be_those_of_the_network(
+    fit_to_new: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    tiny_config: Config,
+    labelled_lab: Lab,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        LabError, match=r"lab lab_a to have the classes \['background', 'tumour'\], got .*correct lab\.yaml"
+    ):
+        train([labelled_lab], tiny_config(classes=("background", "tumour")), TrainSettings(), folder=tmp_path / "n")
+    with pytest.raises(LabError, match="lab lab_a to have the classes"):
+        fit_to_new(tiny_network(classes=("background", "tumour")))
+
+
+def test_labels_are_needed(
+    fit_to_new: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    tiny_config: Config,
+    new_lab: Lab,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(LabError, match=r"Expected labelled images to train on, found none in the labs given \(lab_b\)"):
+        train([new_lab], tiny_config(), TrainSettings(), folder=tmp_path / "n")
+    with pytest.raises(LabError, match="Expected labelled images"):
+        fit_to_new(tiny_network(), source=[new_lab])
+    with pytest.raises(LabError, match=r"found none: ingest|found none in the labs given \(none\)"):
+        train([], tiny_config(), TrainSettings(), folder=tmp_path / "n")
+
+
+def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="Expected images of a new lab to adapt to, found none"):
+        adapt(tiny_network(), [labelled_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
+
+
+@pytest.mark.parametrize(
+    ("side", "mpp", "crop", "batch", "expected"),
+    [
+        (600, 1.0, 256, 4, (256, 4)),  # larger images than crops
+        (128, 1.0, 256, 4, (128, 16)),  # crops of the images' size, four times as many
+        (100, 1.0, 256, 4, (128, 16)),  # rounded up to 32
+        (64, 1.0, 256, 4, (64, 16)),  # not more than four times as many
+        (256, 0.5, 256, 4, (128, 16)),  # 128 pixels at the model's scale
+        (256, None, 256, 2, (256, 2)),  # scale unknown
+    ],
+)
+def test_crops_are_not_larger_than_images(
+    labelled_lab: Lab, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
+) -> None:
+    rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in labelled_lab.rows)
+    lab = dataclasses.replace(labelled_lab, rows=rows)
+    assert training._crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
+
+
+def test_images_are_brought_to_the_models_scale(labelled_lab: Lab) -> None:
+    rows = (
+        dataclasses.replace(labelled_lab.rows[0], mpp=0.25),
+        dataclasses.replace(labelled_lab.rows[1], mpp=None),
+    )
+    assert [it.zoom for it in training._samples(labelled_lab, rows, 0.5, masks=True)] == [0.5, 1.0]
+    assert [it.zoom for it in training._samples(labelled_lab, rows, None, masks=False)] == [1.0, 1.0]
+
+
+def test_the_last_network_is_taken_where_no_image_is_held_out_to_judge(
+    fabric: Fabric, tiny_config: Config, labelled_lab: Lab, tmp_path: Path
+) -> None:
+    lab = dataclasses.replace(labelled_lab, rows=labelled_lab.select(split="train"))
+    fitted = train([lab], tiny_config(), TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)
+    assert (fitted.result.best_step, fitted.result.evaluations) == (3, {})

@@ -1,0 +1,240 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from microseg.datasets import sampling
+from microseg.datasets.sampling import CropSampler, Sample, step_generator
+from microseg.errors import DataError, ImageReadError
+from microseg.slides.images import write_png
+
+
+def gray(level: int, height: int = 20, width: int = 24) -> npt.NDArray[np.uint8]:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def write_sample(folder: Path, name: str, image: npt.NDArray[np.uint8], zoom: float = 1.0, mask: Any = None) -> Sample:
+    write_png(folder / f"{name}.png", image)
+    if mask is not None:
+        write_png(folder / f"{name}-mask.png", mask)
+    return Sample(folder / f"{name}.png", None if mask is None else folder / f"{name}-mask.png", zoom)
+
+
+@pytest.fixture
+def grays(tmp_path: Path) -> list[Sample]:
+    """Seven images, the level of each its number times 10; the mask is its number."""
+    return [write_sample(tmp_path, str(n), gray(10 * n), mask=np.full((20, 24), n, np.uint8)) for n in range(7)]
+
+
+def numbers(sampler: CropSampler, step: int, **share: int) -> list[int]:
+    return [round(float(image.mean()) * 25.5) for image in sampler.draw(step, **share).images]
+
+
+def test_every_image_once_an_epoch(grays: list[Sample]) -> None:
+    sampler = CropSampler(grays, size=8, batch=3, seed=1, zoom=(0.8, 1.2))
+    drawn = [number for step in range(7) for number in numbers(sampler, step)]
+    epochs = [drawn[start : start + 7] for start in range(0, 21, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_batch_is_a_function_of_seed_and_step(grays: list[Sample]) -> None:
+    one, other = (CropSampler(grays, size=8, batch=3, seed=1, zoom=(0.8, 1.2)) for _ in range(2))
+    forwards = [one.draw(step) for step in range(5)]
+    torch.manual_seed(9)
+    np.random.seed(9)
+    for step in (4, 0, 2):
+        images, masks = other.draw(step)
+        assert torch.equal(images, forwards[step].images)
+        assert masks is not None
+        assert torch.equal(masks, forwards[step].masks)  # type: ignore[arg-type]
+    differently = CropSampler(grays, size=8, batch=3, seed=2, zoom=(0.8, 1.2))
+    assert [numbers(differently, step) for step in range(5)] != [numbers(one, step) for step in range(5)]
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(step=st.integers(0, 50), world=st.integers(1, 4), batch=st.integers(4, 6))
+def test_processes_share_a_batch(grays: list[Sample], step: int, world: int, batch: int) -> None:
+    sampler = CropSampler(grays, size=8, batch=batch, seed=1)
+    whole = sampler.draw(step).images
+    parts = [sampler.draw(step, rank=rank, world=world).images for rank in range(world)]
+    for rank, part in enumerate(parts):
+        assert torch.equal(part, whole[rank::world])
+    assert sum(map(len, parts)) == batch
+
+
+def test_more_processes_than_crops_are_refused(grays: list[Sample]) -> None:
+    with pytest.raises(DataError, match="a batch of 2 for 3 processes: enlarge it"):
+        CropSampler(grays, size=8, batch=2, seed=0).draw(0, rank=2, world=3)
+
+
+def test_pixels_are_the_images(tmp_path: Path) -> None:
+    """Without zoom a crop is a window of the image, turned and flipped; the mask is the same window."""
+    image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+    mask = (np.arange(144) % 7).astype(np.uint8).reshape(12, 12)
+    sampler = CropSampler([write_sample(tmp_path, "a", image, mask=mask)], size=12, batch=8, seed=0)
+    images, masks = sampler.draw(0)
+    assert masks is not None
+    assert (images.dtype, masks.dtype) == (torch.float32, torch.int64)
+    seen = Counter()
+    for crop, labels in zip(images, masks, strict=True):
+        pixels = (crop.permute(1, 2, 0) * 255).round().byte().numpy()
+        ways = {
+            (turns, flip): (
+                np.rot90(image, turns)[:, :: -1 if flip else 1],
+                np.rot90(mask, turns)[:, :: -1 if flip else 1],
+            )
+            for turns in range(4)
+            for flip in (False, True)
+        }
+        (way,) = [way for way, (turned, _) in ways.items() if np.array_equal(turned, pixels)]
+        assert np.array_equal(ways[way][1], labels)
+        seen[way] += 1
+    assert len({turns for turns, _ in seen}) > 1
+    assert len({flip for _, flip in seen}) == 2
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    height=st.integers(9, 70),
+    width=st.integers(9, 70),
+    size=st.integers(8, 40),
+    own=st.sampled_from([0.5, 0.8, 1.0, 1.7]),
+    seed=st.integers(0, 1000),
+)
+def test_masks_follow_their_images(
+    tmp_path_factory: Any, height: int, width: int, size: int, own: float, seed: int
+) -> None:
+    """The image tells its own mask: a smooth surface, and the mask its half above a level."""
+    folder = tmp_path_factory.mktemp("surface")
+    y, x = np.mgrid[:height, :width]
+    surface = 127.5 + 60 * np.sin(x / 9 + 1) + 60 * np.cos(y / 7)
+    image = np.repeat(surface.astype(np.uint8)[:, :, None], 3, axis=2)
+    sample = write_sample(folder, "a", image, own, mask=(image[:, :, 0] > 127).astype(np.uint8))
+    images, masks = CropSampler([sample], size=size, batch=4, seed=seed, zoom=(0.7, 1.4)).draw(0)
+    assert images.shape == (4, 3, size, size)
+    assert masks is not None
+    clear = (images[:, 0] * 255 - 127.5).abs() > 30  # further from the border than rounding and smoothing reach
+    assert torch.equal((images[:, 0] > 0.5)[clear].long(), masks[clear])
+
+
+@pytest.mark.parametrize(("own", "expected"), [(1.0, 8), (2.0, 16), (0.5, 4)])
+def test_the_scale_is_the_models(tmp_path: Path, own: float, expected: int) -> None:
+    """Stripes of 4 px an 8 px period: at a zoom of 2 their period is 16."""
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, np.arange(128) % 8 < 4] = 255
+    sampler = CropSampler([write_sample(tmp_path, "a", stripes, own)], size=64, batch=6, seed=0)
+    for image in sampler.draw(0).images:
+        rows = image[0] if image[0].std(1).mean() > image[0].std(0).mean() else image[0].T
+        spectrum = np.abs(np.fft.rfft((rows - rows.mean()).numpy().mean(0)))
+        assert 64 / spectrum.argmax() == expected
+
+
+def test_random_zoom_stays_in_its_range(tmp_path: Path) -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 256, 0).repeat(3, 2)  # 1 level a pixel
+    sampler = CropSampler([write_sample(tmp_path, "a", ramp)], size=32, batch=64, seed=0, zoom=(0.5, 2.0))
+    spans = (sampler.draw(0).images[:, 0].amax((1, 2)) - sampler.draw(0).images[:, 0].amin((1, 2))) * 255
+    zooms = 31 / spans
+    assert 0.45 < zooms.min() < 0.6
+    assert 1.6 < zooms.max() < 2.3
+    assert 0.8 < float(zooms.log().mean().exp()) < 1.25  # even in the logarithm: as often half as double
+
+
+def test_small_images_are_mirrored_at_their_border(tmp_path: Path) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:, :3] = 200
+    mask = (image[:, :, 0] > 0).astype(np.uint8)
+    images, masks = CropSampler([write_sample(tmp_path, "a", image, mask=mask)], size=16, batch=4, seed=0).draw(0)
+    assert masks is not None
+    assert torch.equal((images[:, 0] > 0.5).long(), masks)
+    assert set(np.unique(images.mul(255).round())) == {0, 200}
+    assert float(masks.float().mean()) == pytest.approx(0.5, abs=0.13)  # mirrored, not padded with one value
+
+
+def test_ignored_pixels_stay_ignored(tmp_path: Path) -> None:
+    mask = np.zeros((20, 24), np.uint8)
+    mask[:, 12:] = 255
+    sampler = CropSampler([write_sample(tmp_path, "a", gray(9), mask=mask)], size=16, batch=4, seed=0, zoom=(0.6, 1.5))
+    masks = sampler.draw(0).masks
+    assert masks is not None
+    assert set(masks.unique().tolist()) == {0, 255}
+
+
+def test_no_masks_where_one_is_missing(grays: list[Sample]) -> None:
+    missing = Path("nowhere.png")
+    sampler = CropSampler([*grays, Sample(grays[0].image)], size=8, batch=8, seed=0)
+    assert not sampler.labelled
+    assert sampler.draw(0).masks is None
+    wrong = CropSampler([Sample(grays[0].image, missing)], size=8, batch=1, seed=0)
+    assert wrong.labelled
+    with pytest.raises(ImageReadError, match=r"nowhere\.png"):
+        wrong.draw(0)
+    assert wrong.unlabelled().draw(0).masks is None
+
+
+def test_unlabelled_gives_the_same_crops(grays: list[Sample]) -> None:
+    sampler = CropSampler(grays, size=8, batch=3, seed=5, zoom=(0.7, 1.4))
+    assert torch.equal(sampler.unlabelled().draw(2).images, sampler.draw(2).images)
+
+
+def test_refuses_masks_of_another_size(tmp_path: Path) -> None:
+    sample = write_sample(tmp_path, "a", gray(9), mask=np.zeros((20, 20), np.uint8))
+    with pytest.raises(
+        DataError, match=r"mask .*a-mask\.png to have the size of its image, \(20, 24\), got \(20, 20\)"
+    ):
+        CropSampler([sample], size=8, batch=1, seed=0).draw(0)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"batch": 0}, {"zoom": (0.0, 1.0)}, {"zoom": (1.2, 0.8)}])
+def test_refuses_impossible_numbers(grays: list[Sample], wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="positive crop size, batch and zoom range"):
+        CropSampler(grays, **{"size": 8, "batch": 1, "seed": 0} | wrong)
+    with pytest.raises(DataError, match=r"at least one image.*check the dataset"):
+        CropSampler([], size=8, batch=1, seed=0)
+
+
+def test_decoded_images_are_kept_up_to_a_size(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Counter[Path]()
+
+    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_image) -> Any:
+        read[path] += 1
+        return original(path)
+
+    monkeypatch.setattr(sampling, "read_image", counting)
+    everything = CropSampler(grays, size=8, batch=7, seed=0)
+    for step in range(3):
+        everything.draw(step)
+    assert set(read.values()) == {1}
+    read.clear()
+    three = CropSampler(grays, size=8, batch=7, seed=0, cache_bytes=3 * 20 * 24 * 4)
+    for step in range(3):
+        three.draw(step)
+        assert len(three._cache) == 3
+        assert three._cached_bytes == 3 * 20 * 24 * 4
+    assert max(read.values()) > 1
+
+
+def test_step_generators_are_independent() -> None:
+    draws = {
+        key: float(torch.rand((), generator=step_generator(*key)))
+        for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 5, 2))
+    }
+    assert len(set(draws.values())) == 5
+    assert float(torch.rand((), generator=step_generator(0, 5, 2))) == draws[0, 5, 2]
+
+
+def test_resampling_is_that_of_the_engine(tmp_path: Path) -> None:
+    """A whole image at another scale: the same pixels that inference computes on."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    crop = CropSampler([write_sample(tmp_path, "a", image, 0.5)], size=32, batch=1, seed=0).draw(0).images[0]
+    rescaled = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
+    pixels = (crop.permute(1, 2, 0) * 255).round().byte().numpy()
+    assert any(np.array_equal(np.rot90(rescaled, turns)[:, ::step], pixels) for turns in range(4) for step in (1, -1))

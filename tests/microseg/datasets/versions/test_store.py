@@ -1,0 +1,449 @@
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from microseg.datasets.versions import store
+from microseg.datasets.versions.store import DatasetStore
+from microseg.errors import LabError, VersioningError
+
+LABS = ("north", "south")
+NO_SUCH = f"{'0' * 32}.dir"
+
+
+def fill(folder, contents):
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def objects(folder):
+    """The files that DVC keeps below a cache or a remote."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.parent.name == "md5")
+
+
+ONE = {"images/a.png": b"a", "images/b.png": b"b", "masks/a.png": b"mask", "lab.yaml": b"lab: north\r\n"}
+TWO = ONE | {"images/b.png": b"changed", "images/c.png": b"c"}
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    datasets = DatasetStore(tmp_path / "data", str(tmp_path / "remote"))
+    for lab in LABS:
+        fill(datasets.labs / lab, ONE if lab == "north" else {"images/s.png": b"s"})
+    return datasets
+
+
+def wipe_cache(datasets):
+    shutil.rmtree(datasets.root / ".dvc" / "cache")
+
+
+# --- commit
+
+
+def test_digest_is_that_of_dvcs_specification(datasets):
+    listed = [{"md5": hashlib.md5(ONE[name]).hexdigest(), "relpath": name} for name in sorted(ONE)]
+    digest = hashlib.md5(json.dumps(listed).encode()).hexdigest()
+    version = datasets.commit("north")
+    assert (version.lab, version.digest) == ("north", f"{digest}.dir")
+    assert (version.files, version.bytes) == (4, sum(map(len, ONE.values())))
+
+
+def test_the_command_line_of_dvc_sees_a_clean_repository(datasets, monkeypatch):
+    from dvc.cli import main
+
+    monkeypatch.chdir(datasets.root)
+    datasets.commit("north")
+    assert main(["status", "--quiet"]) == main(["status", "--quiet", "--cloud"]) == 0
+    fill(datasets.labs / "north", {"images/new.png": b"new"})
+    assert main(["status", "--quiet"]) == 1
+
+
+def test_a_commit_leaves_the_dataset_as_it_is(datasets):
+    before = contents(datasets.labs / "north")
+    datasets.commit("north")
+    assert contents(datasets.labs / "north") == before
+    assert os.access(datasets.labs / "north" / "images" / "a.png", os.W_OK)
+
+
+def test_committing_again_gives_the_same_and_no_history(datasets):
+    assert datasets.current("north") is None
+    assert datasets.history("north") == ()
+    first = datasets.commit("north")
+    assert datasets.commit("north") == first == datasets.current("north")
+    (entry,) = datasets.history("north")
+    assert (entry.digest, entry.files, entry.bytes) == (first.digest, first.files, first.bytes)
+    assert datetime.fromisoformat(entry.when).tzinfo is not None
+
+
+def test_history_goes_back_and_forth(datasets):
+    digests = []
+    for version in (ONE, TWO, ONE):
+        shutil.rmtree(datasets.labs / "north")
+        fill(datasets.labs / "north", version)
+        digests.append(datasets.commit("north").digest)
+    assert digests[0] == digests[2] != digests[1]
+    assert [entry.digest for entry in datasets.history("north")] == digests
+    assert datasets.current("north").digest == digests[2]
+
+
+def test_labs_are_independent(datasets):
+    north = datasets.commit("north")
+    south = datasets.commit("south")
+    assert datasets.current("north") == north
+    assert datasets.current("south") == south
+    assert contents(datasets.checkout("south", south.digest)) == {"images/s.png": b"s"}
+
+
+def test_nothing_to_commit(datasets):
+    with pytest.raises(VersioningError, match="expected the dataset of lab east, found none"):
+        datasets.commit("east")
+    (datasets.labs / "east").mkdir()
+    with pytest.raises(VersioningError, match="expected the dataset of lab east, found none"):
+        datasets.commit("east")
+
+
+@pytest.mark.parametrize("call", ["commit", "current", "history", "checkout"])
+def test_names_that_are_not_plain(datasets, call):
+    with pytest.raises(LabError, match="lower-case letters"):
+        getattr(datasets, call)("../north", *([NO_SUCH] if call == "checkout" else []))
+
+
+def test_a_dataset_whose_replacement_was_killed_is_mended_first(datasets):
+    (datasets.labs / "north").rename(datasets.labs / ".north.old")
+    assert datasets.commit("north").files == len(ONE)
+
+
+# --- checkout
+
+
+def test_an_old_version_comes_back_byte_by_byte(datasets, monkeypatch, tmp_path):
+    first = datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    second = datasets.commit("north")
+    monkeypatch.chdir(tmp_path)  # DVC resolves some paths against the current folder
+    old = datasets.checkout("north", first.digest)
+    assert old == datasets.root / "checkouts" / "north" / first.digest
+    assert contents(old) == ONE
+    assert contents(datasets.checkout("north", second.digest)) == TWO
+    assert contents(datasets.labs / "north") == TWO
+    assert Path.cwd() == tmp_path
+    assert {path.name for path in old.parent.iterdir()} == {first.digest, second.digest}
+
+
+def test_an_old_version_comes_back_from_the_remote_alone(datasets, tmp_path):
+    first = datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    datasets.commit("north")
+    wipe_cache(datasets)
+    assert contents(datasets.checkout("north", first.digest)) == ONE
+    elsewhere = DatasetStore(tmp_path / "another machine", datasets.remote)
+    assert contents(elsewhere.checkout("north", first.digest)) == ONE
+
+
+def test_a_dataset_that_is_gone_is_brought_back_as_it_was_last(datasets):
+    datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    datasets.commit("north")
+    assert not datasets.ensure_present("north")  # it is there
+    shutil.rmtree(datasets.labs / "north")
+    wipe_cache(datasets)
+    assert datasets.ensure_present("north")
+    assert contents(datasets.labs / "north") == TWO
+    fill(datasets.labs / "north", {"images/d.png": b"d"})  # it can be changed, the version cannot
+    assert datasets.commit("north").files == len(TWO) + 1
+
+
+def test_nothing_is_brought_back_of_a_lab_that_is_not_known(datasets):
+    assert not datasets.ensure_present("east")
+    assert not (datasets.labs / "east").exists()
+
+
+def test_an_old_version_comes_back_from_the_cache_alone(datasets, tmp_path):
+    version = datasets.commit("north")
+    shutil.rmtree(tmp_path / "remote")
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+
+
+def test_a_version_is_read_only_and_used_again(datasets, monkeypatch):
+    version = datasets.commit("north")
+    folder = datasets.checkout("north", version.digest)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in folder.rglob("*") if path.is_file())
+    monkeypatch.setattr(store, "opened", None)  # DVC is not needed any more
+    assert datasets.checkout("north", version.digest) == folder
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "added"])
+def test_a_version_that_someone_changed_is_brought_back_anew(datasets, damage):
+    version = datasets.commit("north")
+    folder = datasets.checkout("north", version.digest)
+    path = folder / ("new.png" if damage == "added" else "images/a.png")
+    path.unlink(missing_ok=True)
+    if damage != "missing":
+        path.write_bytes(b"other")
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+
+
+def test_changing_a_version_does_not_change_the_cache(datasets):
+    version = datasets.commit("north")
+    path = datasets.checkout("north", version.digest) / "images" / "a.png"
+    path.chmod(0o644)
+    path.write_bytes(b"other")
+    assert contents(datasets.labs / "north") == ONE
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+
+
+def test_a_damaged_cache_is_fetched_anew(datasets):
+    version = datasets.commit("north")
+    for path in objects(datasets.root / ".dvc" / "cache"):
+        path.chmod(0o644)
+        path.write_bytes(b"damaged")
+        path.chmod(0o444)
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+
+
+def test_what_a_killed_checkout_left_is_cleared(datasets):
+    version = datasets.commit("north")
+    fill(datasets.root / "checkouts" / "north" / ".0.part", {"half": b"half"})
+    folder = datasets.checkout("north", version.digest)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_no_such_version(datasets):
+    datasets.commit("north")
+    with pytest.raises(
+        VersioningError, match=f"lab north: expected version {NO_SUCH} in .*remote, got no such version"
+    ):
+        datasets.checkout("north", NO_SUCH)
+    with pytest.raises(VersioningError, match="hexadecimal digits"):
+        datasets.checkout("north", "../../etc")
+    assert not list((datasets.root / "checkouts" / "north").iterdir())
+
+
+def test_an_incomplete_remote(datasets, tmp_path):
+    version = datasets.commit("north")
+    wipe_cache(datasets)
+    next(path for path in objects(tmp_path / "remote") if path.suffix != ".dir").unlink()
+    with pytest.raises(VersioningError, match=f"{version.digest} in .*got one that lacks 1 of 4 files"):
+        datasets.checkout("north", version.digest)
+    assert not list((datasets.root / "checkouts" / "north").iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["", ".dir"])
+def test_a_damaged_remote(datasets, tmp_path, suffix):
+    version = datasets.commit("north")
+    wipe_cache(datasets)
+    path = next(path for path in objects(tmp_path / "remote") if path.suffix == suffix)
+    path.chmod(0o644)
+    path.write_bytes(b"[]")
+    with pytest.raises(VersioningError, match=f"lab north: expected version {version.digest}"):
+        datasets.checkout("north", version.digest)
+    assert not list((datasets.root / "checkouts" / "north").iterdir())
+
+
+# --- the remote
+
+
+def test_a_commit_brings_back_what_the_remote_lost(datasets, tmp_path):
+    version = datasets.commit("north")
+    before = contents(tmp_path / "remote")
+    next(path for path in objects(tmp_path / "remote") if path.suffix != ".dir").unlink()
+    assert datasets.commit("north") == version
+    assert contents(tmp_path / "remote") == before
+    shutil.rmtree(tmp_path / "remote")
+    datasets.commit("north")
+    assert contents(tmp_path / "remote") == before
+
+
+def test_another_remote_gets_everything(datasets, tmp_path):
+    version = datasets.commit("north")
+    moved = DatasetStore(datasets.root, str(tmp_path / "another"))
+    moved.commit("north")
+    shutil.rmtree(tmp_path / "remote")
+    wipe_cache(datasets)
+    assert contents(moved.checkout("north", version.digest)) == ONE
+
+
+def test_settings_made_by_hand_stay(datasets, tmp_path):
+    datasets.commit("north")
+    config = datasets.root / ".dvc" / "config"
+    config.write_text(f"{config.read_text()}    verify = true\n")
+    DatasetStore(datasets.root, str(tmp_path / "another")).commit("north")
+    assert "verify = true" in config.read_text()
+    assert "another" in config.read_text()
+
+
+def test_remote_inside_by_default(tmp_path):
+    datasets = DatasetStore(tmp_path / "data", None)
+    fill(datasets.labs / "north", ONE)
+    version = datasets.commit("north")
+    wipe_cache(datasets)
+    assert len(objects(tmp_path / "data" / "remote")) == 5
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+
+
+def test_relative_remote(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    datasets = DatasetStore(Path("data"), "remote")
+    fill(datasets.labs / "north", ONE)
+    monkeypatch.chdir("/")
+    datasets.commit("north")
+    assert len(objects(tmp_path / "remote")) == 5
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder that cannot be written", "an unknown kind"])
+def test_a_remote_that_cannot_be_used(datasets, tmp_path, kind):
+    remote = tmp_path / "unusable"
+    if kind == "a file":
+        remote.write_text("no folder")
+    elif kind == "a folder that cannot be written":
+        remote.mkdir()
+        (remote / "files").write_text("no folder")
+    else:
+        remote = "carrier-pigeon://coop"
+    datasets = DatasetStore(datasets.root, str(remote))
+    with pytest.raises(VersioningError, match=r"lab north: expected to push .*north to .*, got .*is the right remote"):
+        datasets.commit("north")
+    assert datasets.history("north") == ()
+    assert datasets.current("north") is None
+
+
+def test_a_remote_that_loses_what_it_is_given(datasets, monkeypatch):
+    from dvc.data_cloud import DataCloud
+
+    monkeypatch.setattr(DataCloud, "transfer", lambda *_, **__: None)
+    with pytest.raises(VersioningError, match="a remote that lacks 5 of 5 files after the push"):
+        datasets.commit("north")
+    assert datasets.current("north") is None
+
+
+# --- where the store lies
+
+
+def test_inside_a_git_checkout_and_another_dvc_repository(tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    monkeypatch.setattr(logging.getLogger("dvc"), "handlers", [])  # DVC's keep the output of whoever imported it first
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("/data/\n")
+    Repo.init(str(tmp_path)).close()
+    outer = contents(tmp_path)
+    datasets = DatasetStore(tmp_path / "data", None)
+    fill(datasets.labs / "north", ONE)
+    version = datasets.commit("north")
+    wipe_cache(datasets)
+    assert contents(datasets.checkout("north", version.digest)) == ONE
+    assert {name: content for name, content in contents(tmp_path).items() if not name.startswith("data/")} == outer
+    assert not list((tmp_path / "data").rglob(".gitignore"))
+
+
+def test_a_store_that_was_moved(datasets, tmp_path):
+    version = datasets.commit("north")
+    datasets.root.rename(tmp_path / "moved")
+    moved = DatasetStore(tmp_path / "moved", datasets.remote)
+    assert moved.commit("north") == version
+    assert not datasets.root.exists()
+    assert (moved.root / ".dvc" / "tmp" / "site").is_dir()  # DVC's own memory lies in the store, not in the system
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(VersioningError, match="expected a writable folder"):
+        DatasetStore(tmp_path / "file" / "data", None).commit("north")
+
+
+def test_only_labs_are_versioned(datasets):
+    fill(datasets.root, {"quarantine/north/x.png": b"x", "incoming/dvc.yaml": b"one that DVC cannot read: ["})
+    version = datasets.commit("north")
+    assert version.files == len(ONE)
+    assert len(objects(datasets.root / ".dvc" / "cache")) == 5
+
+
+def test_damaged_history(datasets):
+    datasets.commit("north")
+    path = datasets.root / "history" / "north.jsonl"
+    path.write_text(path.read_text() + "{half")
+    with pytest.raises(VersioningError, match=r"north\.jsonl: expected one JSON object a line"):
+        datasets.history("north")
+
+
+# --- manners
+
+
+def logger_settings():
+    import dvc  # noqa: F401 - its own set-up of the loggers comes first
+
+    loggers = [
+        logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects", "dvc.progress", "dvc_data.callbacks")
+    ]
+    return [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+
+
+def test_nothing_is_printed_and_loggers_are_left_as_they_were(datasets, capfd, caplog, monkeypatch):
+    from dvc.ui import ui
+    from rich.console import Console
+
+    monkeypatch.setenv("DVC_IGNORE_ISATTY", "1")  # as on a terminal
+    monkeypatch.setattr(ui, "error_console", Console(stderr=True, force_terminal=True))
+    before = logger_settings()
+    datasets.commit("north")
+    with pytest.raises(VersioningError):
+        datasets.checkout("north", NO_SUCH)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert logger_settings() == before
+
+
+def test_loggers_are_left_as_they_were_by_several_stores_at_once(tmp_path):
+    before = logger_settings()
+    stores = [DatasetStore(tmp_path / name, None) for name in "abcd"]
+    for each in stores:
+        fill(each.labs / "north", ONE)
+    threads = [threading.Thread(target=each.commit, args=("north",)) for each in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logger_settings() == before
+    assert all(each.current("north") for each in stores)
+
+
+def test_dvc_is_not_imported_before_it_is_needed():
+    code = "import sys; from microseg.datasets.versions.store import DatasetStore; s = DatasetStore('x', None); s.current('north'); "
+    code += "assert 'dvc' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(store.__file__).parents[2])
+
+
+def test_many_at_once(datasets):
+    results, failures = [], []
+
+    def work(lab):
+        try:
+            version = datasets.commit(lab)
+            results.append((lab, contents(datasets.checkout(lab, version.digest))))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(lab,)) for lab in LABS * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert all(found == (ONE if lab == "north" else {"images/s.png": b"s"}) for lab, found in results)
+    assert [len(datasets.history(lab)) for lab in LABS] == [1, 1]

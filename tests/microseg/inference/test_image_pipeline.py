@@ -1,0 +1,228 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from microseg.errors import ImageReadError
+from microseg.inference import image_pipeline
+from microseg.inference.batch import segment_batch, segment_file
+from microseg.inference.engine import Engine
+from microseg.inference.options import BatchOptions
+from microseg.outputs.record import Provenance, read_record
+from microseg.outputs.segmentation import Segmentation
+from microseg.slides.images import write_png
+from tests.microseg.inference.counting import Counting, visible
+
+
+def test_a_broken_image_is_recorded_and_passed_over(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    images[1].write_bytes(images[1].read_bytes()[:90])
+    gone = tmp_path / "images" / "gone.png"
+    summary = segment_batch(counting, [*images, gone], tmp_path / "out", provenance=provenance)
+    assert (summary.done, summary.failed) == (4, 2)
+    failures = pd.read_csv(summary.failures)
+    assert failures["image"].tolist() == [str(images[1]), str(gone)]
+    assert failures["reason"].str.contains("expected an image").all()
+    assert not (tmp_path / "out" / "1.json").exists()
+    write_png(images[1], np.zeros((8, 8, 3), np.uint8))
+    summary = segment_batch(counting, images, tmp_path / "out", provenance=provenance)
+    assert (summary.done, summary.skipped, summary.failed) == (1, 4, 0)
+    assert len(pd.read_csv(summary.failures)) == 0
+    with pytest.raises(ImageReadError):
+        segment_file(counting, gone, provenance=provenance)
+
+
+def test_an_image_that_the_network_fails_on_is_passed_over(
+    engine: Engine, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(engine, "probabilities", fail)
+    summary = segment_batch(engine, images[:1], tmp_path / "out", provenance=provenance)
+    assert summary.failed == 1
+    assert pd.read_csv(summary.failures)["reason"].tolist() == ["RuntimeError: out of memory"]
+
+
+def test_only_what_changed_is_redone(
+    counting: Counting, images: list[Path], provenance: Provenance, squares: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def done(by: Provenance = provenance, **changed: Any) -> int:
+        options = BatchOptions(**{"outputs": ("labels", "objects"), **changed})
+        return segment_batch(counting, images, out, provenance=by, options=options).done
+
+    assert done() == 5
+    write_png(images[2], squares[::-1])
+    assert done() == 1  # another image
+    np.testing.assert_array_equal(Segmentation.load(out / "2.json").mask, (squares[::-1, :, 0] > 127))
+    (out / "4.labels.tif").unlink()
+    assert done() == 1  # a file is gone
+    assert done(outputs=("labels",)) == 0  # fewer outputs are there already
+    assert done(outputs=("labels", "outlines")) == 5
+    assert done(mpp={"1.png": 0.5}, outputs=("labels",)) == 1  # another pixel size
+    assert (done(), done()) == (5, 0)
+    assert done(provenance.model_copy(update={"model": "microseg-segmenter/4"})) == 5
+    assert done(provenance.model_copy(update={"model": "microseg-segmenter/4", "commit": "beef"})) == 0
+
+
+def test_other_weights_and_settings_are_redone_even_under_the_same_name(
+    brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    network = brightness()
+    engines = [Engine(network, tile=128, halo=16), Engine(network, tile=160, halo=16)]
+    network.scale.data += 1
+    engines.append(Engine(network, tile=160, halo=16))
+    engines.append(Engine(network, tile=160, halo=16, batch=1))  # does not change the result
+    options = BatchOptions(outputs=["labels"])
+    done = [segment_batch(e, images[:2], tmp_path, provenance=provenance, options=options).done for e in engines]
+    assert done == [2, 2, 2, 0]
+
+
+def test_a_killed_batch_leaves_nothing_half_and_goes_on(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    counting.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        segment_batch(counting, images, out, provenance=provenance)
+    records = list(out.glob("*.json"))
+    assert {path.stem for path in records} == {"0", "1", "2"}  # what was being written was finished
+    for path in records:
+        assert visible(out) >= {*read_record(path).outputs.values()}
+    assert len(visible(out)) == 3 * 5
+    (out / ".3.abcd1234.partial").mkdir()  # as kill -9 leaves it
+    (out / ".3.abcd1234.partial" / "3.geojson").write_text('{"type"')
+    counting.stop_at = None
+    summary = segment_batch(counting, images, out, provenance=provenance)
+    assert (summary.done, summary.skipped) == (2, 3)
+    assert not [name for name in visible(out) if name.startswith(".")]
+
+
+def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save = tmp_path / "out", Segmentation.save
+
+    def full(self: Segmentation, *args: object) -> dict[str, Path]:
+        if self.source.endswith("1.png"):
+            raise OSError(28, "No space left on device")
+        return save(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmentation, "save", full)
+    for number in range(5, 20):
+        images.append(images[0].with_name(f"{number}.png"))
+        images[-1].write_bytes(images[0].read_bytes())
+    with pytest.raises(OSError, match="No space"):
+        segment_batch(counting, images, out, provenance=provenance)
+    assert (out / "0.json").exists()
+    assert counting.calls < 15
+
+
+def test_few_images_are_in_memory_at_once(
+    brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers that are stuck stop the readers: no more than the window is read."""
+
+    read, wait, save = list[Path](), threading.Event(), Segmentation.save
+
+    def reading(path: Path) -> npt.NDArray[np.uint8]:
+        read.append(path)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def slow(self: Segmentation, *args: object) -> dict[str, Path]:
+        if not wait.wait(0.5):
+            wait.set()
+        return save(self, *args)  # type: ignore[arg-type]
+
+    paths = [image for image in images for _ in range(1)]
+    more = [images[0].with_name(f"more{n}.png") for n in range(15)]
+    for path in more:
+        path.write_bytes(images[0].read_bytes())
+    monkeypatch.setattr(image_pipeline, "read_image", reading)
+    monkeypatch.setattr(Segmentation, "save", slow)
+    first: list[int] = []
+    segment_batch(
+        Engine(brightness(), tile=128, halo=16),
+        [*paths, *more],
+        tmp_path / "out",
+        provenance=provenance,
+        options=BatchOptions(outputs=["labels"]),
+        progress=lambda *_: first.append(len(read)),
+    )
+    assert first[0] <= 2 + 1 + 2 + 1  # ahead, in the network, being written, the next
+
+
+def test_a_slide_that_cannot_be_written_ends_the_batch(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("microseg.inference.image_pipeline.segment_slide", full)
+    options = BatchOptions(slide_megapixels=1e-6)
+    with pytest.raises(OSError, match="No space"):
+        segment_batch(counting, images, tmp_path / "out", provenance=provenance, options=options)
+
+
+COUNT = 60  # images
+KILLED = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes away from what runs behind it
+from pathlib import Path
+import numpy as np
+from microseg.inference.engine import Engine
+from microseg.outputs.record import Provenance
+from microseg.inference.batch import segment_batch
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+
+class Slow(Engine):
+    def probabilities(self, image, mpp=None):
+        time.sleep(float(sys.argv[3]))
+        return super().probabilities(image, mpp)
+
+config = NetworkConfig(classes=("background", "gland"), encoder="blocks", filters=(4,), pyramid_filters=4)
+import torch
+torch.manual_seed(0)
+engine = Slow(PyramidSegmenter(config), tile=128, halo=16)
+images, out = sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2])
+summary = segment_batch(engine, images, out, provenance=Provenance(model="m"))
+print(summary.done, summary.skipped, summary.failed)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_what_was_finished_before_the_process_was_killed_stays(
+    images: list[Path], tmp_path: Path, how: signal.Signals
+) -> None:
+    for number in range(5, COUNT):
+        (images[0].parent / f"{number}.png").write_bytes(images[number % 5].read_bytes())
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(images[0].parent), str(out)]
+    slowly = [*command, "0.5"]  # a busy machine shall not finish them all before it kills
+    process = subprocess.Popen(slowly, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("*.json"))) < 3:
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    process.wait()
+    finished = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert 3 <= len(finished) < COUNT
+    for name in finished:
+        Segmentation.load(out / f"{name}.json")
+        assert all((out / file).is_file() for file in read_record(out / f"{name}.json").outputs.values())
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(COUNT - len(finished)), str(len(finished)), "0"]
+    assert all((out / f"{name}.json").stat().st_mtime_ns == when for name, when in finished.items())
+    assert not list(out.glob(".*"))

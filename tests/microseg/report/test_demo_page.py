@@ -1,0 +1,151 @@
+import dataclasses
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from microseg.report.demo_page import Change, DecisionSummary, DemoReport, write_page, write_report
+from microseg.report.panels import data_uri
+from microseg.slides.images import write_png
+
+STORY = DemoReport(
+    labs={"lab_a": "hospital-a", "lab_b": "hospital-b"},
+    dice={"lab_a": Change(0.91, 0.905), "lab_b": Change(0.5, 0.8)},
+    dice_per_class={"lab_a": {"gland": Change(0.91, 0.905)}, "lab_b": {"gland": Change(0.5, 0.8)}},
+    candidate_dice={"lab_a": 0.905, "lab_b": 0.8},
+    upper_bound=None,
+    recovered=0.731,
+    images={"lab_a": 12, "lab_b": 7},
+    decision=DecisionSummary(True, [(True, "It kept its Dice."), (True, "It agrees with itself.")]),
+    evidence={
+        "augmentation_consistency": (0.87, 0.61),
+        "entropy": (0.1, None),
+        "ood_score": (1.0, 2.0),
+        "images": (32, 1234),
+    },
+    first_version=1,
+    candidate_version=2,
+    production_version=2,
+    lineage={"dataset hospital-a": "0a.dir", "run": "r1"},
+    batch={"images": 7, "done": 7, "skipped": 0, "failed": 0},
+    timings={"Train": 61.2},
+    seconds=99.9,
+    outputs={"segmentations": "/data/out"},
+)
+
+
+class Page(HTMLParser):
+    """The words, the addresses and whether what was opened is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words, self.addresses, self.open = "", list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"] and data.strip():
+            self.words += " ".join(data.split()) + " "
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    write_png(tmp_path / "p.png", np.full((4, 4, 3), 200, np.uint8))
+    return tmp_path / "p.png"
+
+
+def page(demo: DemoReport, tmp_path: Path, panels: tuple[Path, ...] = (), overlays: tuple[Path, ...] = ()) -> Page:
+    write_page(demo, panels, overlays, tmp_path / "pages" / "report.html")
+    assert [file.name for file in (tmp_path / "pages").iterdir()] == ["report.html"]
+    return Page((tmp_path / "pages" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_tells_the_story(tmp_path: Path) -> None:
+    words = page(STORY, tmp_path).words
+    for said in (
+        "hospital-a → hospital-b", "0.500 → 0.800", "0.910 → 0.905", "73 %", "accepted",
+        "version 2; in production: version 2", "(12 images)", "(7 images)", "It kept its Dice.",
+        "agreement 0.610 0.870", "entropy – 0.100", "drift 2.000 1.000", "images 1,234 32 ", "0a.dir",
+        "Train 61 s", "together 100 s", "/data/out",
+    ):  # fmt: skip
+        assert said in words, said
+    assert "could not be read" not in words
+    assert "would have reached" not in words
+
+
+def test_a_refusal_is_told_as_one(tmp_path: Path) -> None:
+    reasons = DecisionSummary(False, [(True, "It kept its Dice."), (False, "It marks everything.")])
+    demo = dataclasses.replace(
+        STORY,
+        decision=reasons,
+        production_version=1,
+        batch=STORY.batch | {"failed": 2},
+        upper_bound=0.86,
+        recovered=None,  # type: ignore[operator]
+    )
+    seen = page(demo, tmp_path)
+    assert "refused" in seen.words
+    assert "accepted" not in seen.words
+    assert "version 2; in production: version 1" in seen.words
+    assert "the candidate would have reached Dice 0.800 on hospital-b and 0.905 on hospital-a" in seen.words
+    assert "2 could not be read" in seen.words
+    assert "it would reach 0.860" in seen.words
+    assert "– of the Dice lost" in seen.words
+    text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
+    assert '<li class="fail">It marks everything.' in text
+    assert '<li class="pass">It kept its Dice.' in text
+
+
+def test_classes_are_shown_where_there_are_several(tmp_path: Path) -> None:
+    classes = {"gland": Change(0.5, 0.8), "lumen": Change(0.25, math.nan)}
+    demo = dataclasses.replace(STORY, dice_per_class={"lab_a": {}, "lab_b": classes})
+    words = page(demo, tmp_path).words
+    assert "gland 0.500 0.800" in words
+    assert "lumen 0.250 –" in words
+    assert "gland 0.500 0.800" not in page(STORY, tmp_path).words
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path, picture: Path) -> None:
+    seen = page(STORY, tmp_path, (picture, picture), (picture,))
+    assert seen.addresses == [data_uri(picture)] * 3
+    assert seen.open == []
+
+
+def test_names_are_text_and_not_html(tmp_path: Path) -> None:
+    name = "<script>alert('&')</script>"
+    demo = dataclasses.replace(
+        STORY,
+        labs={"lab_a": name, "lab_b": name},
+        decision=DecisionSummary(True, [(True, name)]),
+        lineage={name: name},
+        outputs={"segmentations": name},
+    )
+    seen = page(demo, tmp_path)
+    assert seen.words.count("alert('&')") >= 6
+    assert "script" not in (tmp_path / "pages" / "report.html").read_text(encoding="utf-8").replace(
+        "&lt;script", ""
+    ).replace("/script&gt;", "")
+
+
+def test_the_record_is_json(tmp_path: Path) -> None:
+    unknown: dict[str, Any] = {"evidence": {"augmentation_consistency": (math.nan, None)}, "upper_bound": math.inf}
+    write_report(dataclasses.replace(STORY, **unknown), tmp_path / "deep" / "report.json")
+    text = (tmp_path / "deep" / "report.json").read_text()
+    back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert back["evidence"] == {"augmentation_consistency": [None, None]}
+    assert back["upper_bound"] is None
+    assert back["dice"]["lab_b"] == {"before": 0.5, "after": 0.8}
+    assert back["decision"]["reasons"][0] == [True, "It kept its Dice."]
+    assert back.keys() == {field.name for field in dataclasses.fields(DemoReport)}
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["report.json"]

@@ -1,0 +1,192 @@
+"""All kinds of slides give the pixels that tifffile and OpenSlide see in them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+from openslide import OpenSlide
+from PIL import Image
+
+from microseg.errors import DataError, ImageReadError
+from microseg.slides.images import read_image
+from microseg.slides.opening import is_slide, open_slide
+from microseg.slides.openslide_reader import VendorSlide
+from microseg.slides.slide import ArraySlide, Level
+from microseg.slides.tiff_reader import TiffSlide
+
+Picture = npt.NDArray[np.uint8]
+REGION = (300, 211, 257, 130)  # x, y, width, height: over several tiles, beginning within one
+
+
+def cut(pixels: Picture, x: int, y: int, width: int, height: int) -> Picture:
+    return pixels[y : y + height, x : x + width]
+
+
+@pytest.mark.parametrize("ome", [False, True])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pyramids(
+    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path], ome: bool, compression: str | None
+) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture, ome=ome, compression=compression)
+    with open_slide(path) as slide, OpenSlide(str(path)) as peer:
+        assert isinstance(slide, TiffSlide)
+        assert slide.mpp == 0.5
+        assert slide.levels == (Level(900, 700, 1.0), Level(450, 350, 2.0), Level(225, 175, 4.0))
+        np.testing.assert_array_equal(slide.read(0, *REGION), cut(tifffile.imread(path), *REGION))
+        np.testing.assert_array_equal(
+            slide.read(0, *REGION), np.asarray(peer.read_region(REGION[:2], 0, REGION[2:]))[..., :3]
+        )
+        np.testing.assert_array_equal(slide.read(2, 10, 20, 200, 100), picture[::4, ::4][20:120, 10:210])
+        if not ome:  # of a pyramid in sub-images OpenSlide sees the first level only
+            assert peer.level_dimensions == tuple((level.width, level.height) for level in slide.levels)
+            assert float(peer.properties["openslide.mpp-x"]) == slide.mpp
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", ["gray", "white is 0", "rgb", "rgba", "separate planes", "palette", "jpeg", "strips"])
+def test_regions_are_those_of_the_whole_image(tmp_path: Path, picture: Picture, kind: str, bits: int) -> None:
+    path, pixels = tmp_path / "image.tif", picture if bits == 8 else picture.astype(np.uint16) * 16
+    if kind in ("palette", "jpeg") and bits == 16:
+        pytest.skip("there is no such thing")
+    if kind == "palette":
+        colors = np.random.default_rng(0).integers(0, 256, (3, 256), np.uint16) * 257
+        tifffile.imwrite(path, pixels[..., 0], photometric="palette", colormap=colors, tile=(128, 128))
+    elif kind == "jpeg":
+        Image.fromarray(picture).save(path, compression="jpeg", quality=90)
+    elif kind == "strips":
+        tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=16)
+    elif kind == "separate planes":
+        tifffile.imwrite(path, pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", tile=(128, 128))
+    elif kind == "rgba":
+        alpha = np.linspace(0, pixels.max(), pixels.shape[1]).astype(pixels.dtype)
+        layered = np.dstack([pixels, np.broadcast_to(alpha, pixels.shape[:2])])
+        tifffile.imwrite(path, layered, photometric="rgb", extrasamples=["unassalpha"], tile=(128, 128))
+    elif kind == "rgb":
+        tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128))
+    else:
+        photometric = "minisblack" if kind == "gray" else "miniswhite"
+        tifffile.imwrite(path, pixels[..., 1], photometric=photometric, tile=(128, 128))
+    if kind == "white is 0" and bits == 16:
+        pytest.skip("read_image refuses these")
+    with open_slide(path) as slide:
+        assert isinstance(slide, TiffSlide)
+        difference = np.abs(slide.read(0, *REGION).astype(int) - cut(read_image(path), *REGION))
+        assert difference.max() <= (1 if kind == "rgba" else 0)
+
+
+def test_cmyk(tmp_path: Path, picture: Picture) -> None:
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / "print.tif")
+    with open_slide(tmp_path / "print.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
+
+
+def test_first_of_several_pages_and_channels_on_pages(tmp_path: Path, picture: Picture) -> None:
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([picture, 255 - picture]), photometric="rgb", tile=(128, 128))
+    planes = picture.transpose(2, 0, 1)
+    tifffile.imwrite(
+        tmp_path / "c.ome.tif", planes, photometric="minisblack", tile=(128, 128), metadata={"axes": "CYX"}
+    )
+    for name in ("pages.tif", "c.ome.tif"):
+        with open_slide(tmp_path / name) as slide:
+            assert isinstance(slide, TiffSlide)
+            np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
+
+
+def test_depth_is_the_same_in_all_regions(tmp_path: Path, picture: Picture) -> None:
+    pixels = (picture // 16).astype(np.uint16)
+    pixels[600:, 800:] = 4000
+    tifffile.imwrite(tmp_path / "deep.tif", pixels, photometric="rgb", tile=(128, 128))
+    with open_slide(tmp_path / "deep.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, *REGION), cut(read_image(tmp_path / "deep.tif"), *REGION))
+
+
+def test_what_cannot_be_read_by_regions_is_held_in_memory(tmp_path: Path, picture: Picture) -> None:
+    Image.fromarray(picture).save(tmp_path / "image.png", dpi=(50_800, 50_800))
+    turned = Image.fromarray(picture)
+    turned.getexif()[274] = 6
+    turned.save(tmp_path / "turned.tif", exif=turned.getexif())
+    for name, mpp in (("image.png", 0.5), ("turned.tif", None)):
+        with open_slide(tmp_path / name) as slide:
+            assert isinstance(slide, ArraySlide)
+            assert slide.mpp == mpp
+            whole = read_image(tmp_path / name)
+            assert (slide.height, slide.width) == whole.shape[:2]
+            np.testing.assert_array_equal(slide.read(0, *REGION), cut(whole, *REGION))
+
+
+def test_a_scanners_file_goes_through_openslide(
+    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
+) -> None:
+    """Aperio's format is a tiled TIFF whose description says so."""
+    description = "Aperio Image Library v11\r\n900x700 [0,0,900x700] (128x128)|AppMag = 20|MPP = 0.4990"
+    path = write_pyramid(tmp_path / "slide.svs", picture, mpp=None, description=description)
+    with open_slide(path) as slide:
+        assert isinstance(slide, VendorSlide)
+        assert slide.mpp == 0.499
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
+        np.testing.assert_array_equal(slide.read(1, 20, 30, 64, 32), picture[::2, ::2][30:62, 20:84])
+    assert is_slide(path, megapixels=1000)
+
+
+def test_size_decides_whether_an_image_is_a_slide(tmp_path: Path, picture: Picture) -> None:
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(picture).save(tmp_path / name)
+        assert not is_slide(tmp_path / name, megapixels=0.63)
+        assert is_slide(tmp_path / name, megapixels=0.62)
+    (tmp_path / "a.txt").write_text("no image")
+    assert not is_slide(tmp_path / "a.txt", megapixels=0)
+    assert not is_slide(tmp_path / "gone.tif", megapixels=0)
+    assert is_slide(tmp_path / "gone.svs", megapixels=0) is False
+
+
+def test_reading_is_safe_from_several_threads(
+    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
+) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture, compression="zlib")
+    places = [(x, y) for x in range(0, 800, 50) for y in range(0, 600, 100)]
+    with open_slide(path) as slide, ThreadPoolExecutor(4) as pool:
+        for (x, y), region in zip(places, pool.map(lambda at: slide.read(0, *at, 100, 100), places), strict=True):
+            np.testing.assert_array_equal(region, cut(picture, x, y, 100, 100))
+
+
+def test_thumbnail(tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture)
+    expected = np.asarray(Image.fromarray(picture).resize((90, 70), Image.Resampling.BOX))
+    with open_slide(path) as slide:
+        assert np.abs(slide.thumbnail(90).astype(int) - expected).max() < 16  # made from the coarsest level
+        assert slide.thumbnail(5000).shape == picture.shape
+    with ArraySlide(picture, path, None) as slide:
+        np.testing.assert_allclose(slide.thumbnail(90).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 901, 5), (899, 699, 2, 1), (0, 0, 0, 5)])
+def test_regions_outside_are_refused(tmp_path: Path, picture: Picture, region: tuple[int, int, int, int]) -> None:
+    with ArraySlide(picture, tmp_path, None) as slide, pytest.raises(DataError, match="inside 900 x 700"):
+        slide.read(0, *region)
+
+
+def test_missing_damaged_and_other_files(tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]) -> None:
+    with pytest.raises(ImageReadError, match="found none"):
+        open_slide(tmp_path / "gone.tif")
+    (tmp_path / "text.svs").write_text("no slide")
+    with pytest.raises(ImageReadError, match="cannot be read"):
+        open_slide(tmp_path / "text.svs")
+    path = write_pyramid(tmp_path / "slide.tif", picture, compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages.first.dataoffsets[9]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        slide.read(0, 0, 0, 100, 100)
+        with pytest.raises(ImageReadError, match="damaged there"):
+            slide.read(0, 0, 0, 900, 400)
+    for size in (300, len(content) // 2, len(content) - 10_000):
+        path.write_bytes(content[:size])
+        with pytest.raises(ImageReadError):
+            open_slide(path)

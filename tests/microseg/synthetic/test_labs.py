@@ -1,0 +1,168 @@
+import csv
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.image_table import read_image_table
+from microseg.datasets.lab import read_lab_metadata
+from microseg.datasets.stain import stain_amounts
+from microseg.errors import LabError
+from microseg.slides.images import read_image
+from microseg.synthetic import labs
+from microseg.synthetic.labs import LAB_A, LAB_B, make_lab, make_section
+
+SIZE, MPP = 96, 2.0  # 192 microns, drawn coarsely: cheap
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("look", [LAB_A, LAB_B], ids=["a", "b"])
+def test_a_section_is_what_its_seed_says(look):
+    image, mask = make_section(look, SIZE, MPP, 3)
+    again, mask_again = make_section(look, SIZE, MPP, 3)
+    other, other_mask = make_section(look, SIZE, MPP, 4)
+    assert image.shape == (SIZE, SIZE, 3)
+    assert mask.shape == (SIZE, SIZE)
+    assert image.dtype == mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 1}
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(mask, mask_again)
+    assert (mask != other_mask).mean() > 0.1
+    assert (image != other).mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def sections():
+    return {look.name: [make_section(look, SIZE, MPP, seed) for seed in range(6)] for look in (LAB_A, LAB_B)}
+
+
+@pytest.mark.parametrize("name", ["lab_a", "lab_b"])
+def test_glands_take_a_third_to_a_half(sections, name):
+    shares = [mask.mean() for _, mask in sections[name]]
+    assert 0.30 < np.mean(shares) < 0.50
+    assert 0.10 < min(shares) <= max(shares) < 0.70
+
+
+def test_white_alone_does_not_tell_a_gland(sections):
+    white = np.stack([image.min(axis=2) > 220 for image, _ in sections["lab_a"]])
+    gland = np.stack([mask > 0 for _, mask in sections["lab_a"]])
+    assert white[gland].mean() > 0.10  # lumen
+    assert white[~gland].mean() > 0.02  # vessels, fat, clefts
+    assert 0.5 < gland[white].mean() < 0.95
+
+
+def test_the_labs_carry_their_stains(sections):
+    pink, mask_a, brown, mask_b = (
+        np.stack(each) for name in ("lab_a", "lab_b") for each in zip(*sections[name], strict=True)
+    )
+    he, dab = stain_amounts(pink, ["hematoxylin", "eosin"]), stain_amounts(brown, ["hematoxylin", "dab"])
+    assert he[mask_a == 0, 1].mean() > 0.10  # stroma takes eosin
+    assert he[mask_a == 1, 0].mean() > 1.5 * he[mask_a == 0, 0].mean()  # the nuclei stand in the glands
+    inside = dab[mask_b == 1, 1]
+    assert np.percentile(inside, 90) > 1.8 * np.median(inside)  # some glands are positive (1.5 if none were)
+    assert np.median(inside) < dab[mask_b == 0, 1].mean()  # not all are
+
+
+def test_positive_glands_follow_the_look():
+    share = []
+    for positive in (0.0, 1.0):
+        image, mask = make_section(replace(LAB_B, positive=positive), SIZE, MPP, 1)
+        share.append(stain_amounts(image, ["hematoxylin", "dab"])[mask == 1, 1].mean())
+    assert share[1] > share[0] + 0.1
+
+
+def test_a_lab_as_delivered(tmp_path):
+    folder = make_lab(tmp_path / "in" / "x", LAB_A, images=3, size=64, mpp=2.0, labelled=True, test_images=2, seed=5)
+    names = ["lab_a_000.png", "lab_a_001.png", "lab_a_002.png"]
+    tests = ["lab_a_test_000.png", "lab_a_test_001.png"]
+    assert folder == tmp_path / "in" / "x"
+    assert set(tree(folder)) == {
+        "lab.yaml",
+        "images.csv",
+        *(f"{part}/{name}" for part in ("images", "masks") for name in names),
+        *(f"test/{part}/{name}" for part in ("images", "masks") for name in tests),
+    }
+    assert list(tmp_path.joinpath("in").iterdir()) == [folder]  # nothing half-made beside it
+    card = read_lab_metadata(folder)
+    assert (card.lab, card.stain, card.classes, card.mpp, card.labelled) == (
+        "lab_a",
+        "H&E",
+        ("background", "gland"),
+        2.0,
+        True,
+    )
+    with (folder / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == names
+    assert [row["group"] for row in rows] == ["lab_a_slide_000", "lab_a_slide_000", "lab_a_slide_001"]
+    assert {fact.mpp for fact in read_image_table(folder).values()} == {2.0}
+    for part in ("images", "test/images"):
+        for path in (folder / part).iterdir():
+            mask = read_mask(path.parent.parent / "masks" / path.name)
+            assert read_image(path).shape == (64, 64, 3)
+            assert set(np.unique(mask)) <= {0, 1}
+
+
+def test_an_unlabelled_lab_has_masks_for_its_test_only(tmp_path):
+    folder = make_lab(tmp_path / "b", LAB_B, images=1, size=64, labelled=False, test_images=1, seed=0)
+    assert not (folder / "masks").exists()
+    assert len(list((folder / "test" / "masks").iterdir())) == 1
+    assert not read_lab_metadata(folder).labelled
+
+
+def test_same_seed_same_files_and_more_images_begin_with_the_fewer(tmp_path):
+    def make(name, images, seed=1):
+        return tree(make_lab(tmp_path / name, LAB_B, images=images, size=48, labelled=True, seed=seed))
+
+    one, again, more, other = make("one", 2), make("again", 2), make("more", 3), make("other", 2, seed=2)
+    assert one == again
+    images = {name: digest for name, digest in one.items() if name.endswith(".png")}
+    assert images.items() <= more.items()
+    assert all(other[name] != digest for name, digest in images.items() if name.startswith("images/"))
+
+
+def test_train_test_and_labs_of_one_seed_share_no_section(tmp_path):
+    a = make_lab(tmp_path / "a", LAB_A, images=1, size=64, labelled=True, test_images=1, seed=0)
+    c = make_lab(tmp_path / "c", replace(LAB_A, name="lab_c"), images=1, size=64, labelled=True, seed=0)
+    masks = [
+        read_mask(path).tobytes()
+        for path in (a / "masks/lab_a_000.png", a / "test/masks/lab_a_test_000.png", c / "masks/lab_c_000.png")
+    ]
+    assert len(set(masks)) == 3
+    assert read_lab_metadata(c).lab == "lab_c"
+
+
+def test_images_of_a_slide_look_alike(tmp_path):
+    look = replace(LAB_A, slide_variation=0.4)
+    folder = make_lab(tmp_path / "a", look, images=8, size=64, mpp=2.0, labelled=False, seed=0)
+    colors = np.array([read_image(path).mean(axis=(0, 1)) for path in sorted((folder / "images").iterdir())])
+    slides = colors.reshape(4, 2, 3)
+    within = np.abs(slides[:, 0] - slides[:, 1]).mean()
+    between = np.abs(slides[:, None].mean(axis=2) - slides[None].mean(axis=2)).mean() * 4 / 3
+    assert between > 1.5 * within
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LabError, match=r"expected a new or empty folder.*choose another"):
+        make_lab(tmp_path, LAB_A, images=1, size=48, labelled=False, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, array):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(labs, "write_png", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_lab(tmp_path / "a", LAB_A, images=1, size=48, labelled=False, seed=0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,94 @@
+"""On a network that really segments: it is told dark disks from a light ground, at the scale of its own images."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from microseg.models.config import NetworkConfig
+from microseg.models.network import PyramidSegmenter
+from microseg.training.adaptation.domain_shift import estimate_domain_shift, predict_at, to_batch
+from microseg.training.adaptation.normalization import read_statistics
+from microseg.training.losses.segmentation import segmentation_loss
+
+Image = npt.NDArray[np.uint8]
+
+
+def disks(seed: int, *, radius: float = 6, side: int = 96, light: float = 200, dark: float = 90) -> tuple[Image, Image]:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    mask = np.zeros((side, side), bool)
+    for _ in range(round(0.25 * side * side / (3.14 * radius * radius))):
+        top, left = rng.uniform(0, side, 2)
+        mask |= (y - top) ** 2 + (x - left) ** 2 < radius**2
+    image = np.where(mask, dark, light)[..., None] + rng.normal(0, 12, (side, side, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), mask.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        classes=("ground", "disk"), encoder="blocks", channels=(8, 12, 16), pyramid_bins=(1, 2), pyramid_channels=8
+    )
+    trained = PyramidSegmenter(config).train()
+    optimizer = torch.optim.Adam(trained.parameters(), lr=0.01)
+    for step in range(60):
+        pairs = [disks(10 * step + number) for number in range(2)]
+        batch = torch.cat([to_batch(image, torch.device("cpu")) for image, _ in pairs])
+        masks = torch.tensor(np.stack([mask for _, mask in pairs])).long()
+        optimizer.zero_grad()
+        segmentation_loss(trained(batch), masks).backward()
+        optimizer.step()
+    return trained.eval()
+
+
+def pictures(**look: Any) -> list[Image]:
+    return [disks(1000 + seed, **look)[0] for seed in range(6)]
+
+
+def test_a_lab_like_the_known_one_has_its_scale(network: Any) -> None:
+    assert estimate_domain_shift(network, pictures(), pictures(), search_scale=True).zoom == 1.0
+
+
+@pytest.mark.parametrize(("radius", "low", "high"), [(12, 0.39, 0.7), (3, 1.5, 2.6)])
+def test_another_scale_is_found(network: Any, radius: float, low: float, high: float) -> None:
+    found = estimate_domain_shift(network, pictures(), pictures(radius=radius, side=144), search_scale=True).zoom
+    assert low <= found <= high
+
+
+def test_a_known_scale_is_not_searched(network: Any) -> None:
+    shift = estimate_domain_shift(network, pictures(), pictures(radius=12), search_scale=False)
+    assert shift.zoom == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(shift.statistics.means, shift.zoomed_statistics.means, strict=True))
+
+
+def test_the_network_is_left_as_it_was(network: Any) -> None:
+    before = read_statistics(network)
+    estimate_domain_shift(network, pictures(), pictures(dark=150), search_scale=True)
+    after = read_statistics(network)
+    assert all(torch.equal(a, b) for a, b in zip(before.means, after.means, strict=True))
+    assert not network.training
+
+
+def test_predictions_at_another_scale_have_the_size_of_the_image(network: Any) -> None:
+    probabilities = predict_at(network, torch.rand(1, 3, 30, 50), 0.5)
+    assert probabilities.shape == (1, 2, 30, 50)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 30, 50))
+
+
+def test_images_hardly_larger_than_the_networks_stride_have_statistics(network: Any) -> None:
+    """At half their size the deepest features of such an image would be a single pixel."""
+    small = pictures(side=network.stride + 1)
+    shift = estimate_domain_shift(network, pictures(), small, search_scale=True)
+    assert shift.zoom >= 1.0
+    assert all(torch.isfinite(variance).all() for variance in shift.statistics.variances)
+
+
+def test_one_small_image_does_not_keep_the_others_scale_from_being_found(network: Any) -> None:
+    lab = pictures(radius=12, side=144)
+    small = disks(7, side=network.stride + 1)[0]
+    found = estimate_domain_shift(network, pictures(), [*lab, small], search_scale=True).zoom
+    assert found == estimate_domain_shift(network, pictures(), lab, search_scale=True).zoom < 1.0

@@ -1,0 +1,164 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from microseg.annotations.index_masks import read_mask
+from microseg.slides.images import read_image, write_png
+from microseg.training.adaptation.domain_shift import DomainShift, predict_at, to_batch
+from microseg.training.adaptation.normalization import (
+    NormStatistics,
+    measure_statistics,
+    mix_statistics,
+    read_statistics,
+)
+from microseg.training.adaptation.pseudo_labels import (
+    TargetLab,
+    initial_teacher,
+    pseudo_labelled_samples,
+    write_pseudo_labels,
+)
+from microseg.training.adaptation.region_rules import RegionRules
+from microseg.training.adaptation.source_priors import SourcePriors
+from microseg.training.color_augmentation import color_statistics
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
+    rng = np.random.default_rng(0)
+    windows = tuple(tmp_path / "windows" / f"{number}.png" for number in range(2))
+    windows[0].parent.mkdir()
+    for window in windows:
+        write_png(window, rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    statistics = measure_statistics(tiny_network(), [torch.rand(1, 3, 32, 32)])
+    return TargetLab("lab_b", windows, DomainShift(0.5, statistics, statistics))
+
+
+def test_half_of_the_first_teachers_statistics_are_of_the_lab(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
+    network = tiny_network()
+    before = read_statistics(network).means[0]
+    teacher = initial_teacher(network, lab.shift)
+    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.5)
+    assert torch.equal(read_statistics(teacher).means[0], wanted.means[0])
+    assert torch.equal(read_statistics(network).means[0], before)
+    assert not teacher.training
+
+
+def test_a_round_is_written_once_and_can_be_trained_on(
+    lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, later = tiny_network(0), tiny_network(1).eval()
+    write_pseudo_labels([lab], 0, tmp_path / "work", first=first, teacher=later, knowledge=SourcePriors())
+    samples = pseudo_labelled_samples([lab], 0, tmp_path / "work")
+    assert [sample.image for sample in samples] == list(lab.windows)
+    masks = [read_mask(sample.mask) for sample in samples if sample.mask]
+    assert all(mask.shape == (24, 40) for mask in masks)
+    teacher, batch = initial_teacher(first, lab.shift), to_batch(read_image(lab.windows[0]), torch.device("cpu"))
+    seen = [predict_at(teacher, batch, 0.5 * zoom) for zoom in (0.8, 1.0, 1.25)]  # the lab's own zoom is 0.5
+    turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
+    expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
+    assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
+    write_pseudo_labels(
+        [lab], 0, tmp_path / "work", first=later, teacher=later, knowledge=SourcePriors()
+    )  # it is there: left as it is
+    assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
+
+
+def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
+    """Against teachers that are told what to say: the surer of two that contradict each other is followed."""
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    picture[:, 8:] = 90
+    (tmp_path / "w").mkdir()
+    write_png(tmp_path / "w" / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), DomainShift(1.0, statistics, statistics))
+
+    def masks(first: Any, later: Any, name: str, number: int = 1) -> Any:
+        write_pseudo_labels([lab], number, tmp_path / name, first=first, teacher=later, knowledge=SourcePriors())
+        (sample,) = pseudo_labelled_samples([lab], number, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)
+
+    halves = (picture[..., 0] == 90).astype(np.uint8)
+    sure, unsure = Says("follows"), Says("across", certainty=0.5)
+    assert np.array_equal(masks(sure, unsure, "a"), halves)
+    assert np.array_equal(masks(unsure, sure, "b"), halves)
+    assert not np.array_equal(masks(unsure, sure, "c", number=0), halves)  # nobody asks the later one yet
+
+
+def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    picture[4:20, 4:20] = 90
+    picture[26:28, 26:28] = 90  # a speck
+    write_png(tmp_path / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
+
+    def marked(name: str, rules: RegionRules) -> int:
+        teacher = Says("follows")
+        write_pseudo_labels([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=SourcePriors(rules))
+        (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return int(read_mask(sample.mask)[22:, 22:].sum())
+
+    assert marked("as they are", RegionRules()) > 0
+    assert marked("by the rules", RegionRules((0.0, 40.0), (0.0, 0.0), ((), ()))) == 0
+
+
+def test_pixels_of_one_color_vote_together(tmp_path: Path) -> None:
+    """What a teacher says of one of five dark squares, that it is ground, does not count."""
+    picture = np.full((60, 60, 3), 200, np.uint8)
+    for top, left in ((4, 4), (4, 44), (44, 4), (44, 44), (24, 24)):
+        picture[top : top + 12, left : left + 12] = 90
+    write_png(tmp_path / "0.png", picture)
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
+
+    def marked(name: str, votes: bool) -> Any:
+        teacher = Says("follows but in the middle")
+        write_pseudo_labels(
+            [lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=SourcePriors(votes=votes)
+        )
+        (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)[24:36, 24:36]
+
+    assert not marked("each by itself", votes=False).any()
+    assert (marked("together", votes=True) == 255).all()
+
+
+def test_the_first_teacher_sees_the_images_in_known_colors_too(tmp_path: Path) -> None:
+    """Two teachers' views differ where one goes by brightness and the known colors are darker."""
+    write_png(tmp_path / "0.png", np.full((16, 16, 3), 140, np.uint8))
+    statistics = NormStatistics((), ())
+    lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
+    dark = color_statistics(torch.full((1, 3, 4, 4), 0.2))
+
+    def marked(name: str, knowledge: SourcePriors) -> Any:
+        teacher = Says("follows")
+        write_pseudo_labels([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=knowledge)
+        (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
+        assert sample.mask is not None
+        return read_mask(sample.mask)
+
+    assert not marked("as it is", SourcePriors()).any()
+    assert marked("both", SourcePriors(colors=dark)).all()
+
+
+class Says(torch.nn.Module):
+    """A segmenter of two classes that goes by brightness, by the place, or by both."""
+
+    def __init__(self, how: str, certainty: float = 20) -> None:
+        super().__init__()
+        self.how, self.certainty, self.place = how, certainty, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
+        score = (row % 8 < 4).float() - 0.5 if self.how == "across" else 0.5 - x[:, :1]
+        if self.how == "follows but in the middle":
+            down, along = ((torch.arange(length) / length - 0.5).abs() < 0.2 for length in x.shape[2:])
+            score = torch.where(down[:, None] & along, -0.01, score)
+        return self.certainty * torch.cat([-score, score], dim=1)

@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microseg.training.color_augmentation import ColorStatistics, color_statistics, jitter_color, transfer_color
+
+
+def pictures(seed: int, count: int = 2, side: int = 24, low: float = 0.35, high: float = 0.75) -> torch.Tensor:
+    """Images of two correlated stains and noise, so pale that a change of color clips nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    stains = torch.rand(count, 2, side, side, generator=generator)
+    vectors = torch.rand(count, 3, 2, generator=generator)
+    density = torch.einsum("bcs,bshw->bchw", vectors, stains) + 0.6 * torch.rand(
+        count, 3, side, side, generator=generator
+    )
+    span = density.amax((1, 2, 3), keepdim=True)
+    return high - (high - low) * density / span
+
+
+def test_statistics_by_hand() -> None:
+    """Two pixels, white and gray 1/4: densities 0 and log of (1/4 · 255/256 + 1/256)."""
+    image = torch.tensor([1.0, 0.25]).expand(1, 3, 1, 2)
+    density = -math.log(0.25 * 255 / 256 + 1 / 256)
+    got = color_statistics(image)
+    torch.testing.assert_close(got.mean, torch.full((1, 3), density / 2, dtype=torch.float64), rtol=1e-5, atol=0)
+    expected = torch.full((1, 3, 3), (density / 2) ** 2, dtype=torch.float64) + 1e-4 * torch.eye(3)
+    torch.testing.assert_close(got.covariance, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_statistics_against_numpy() -> None:
+    images = pictures(0, count=3)
+    got = color_statistics(images)
+    for image, mean, covariance in zip(images.double().numpy(), got.mean, got.covariance, strict=True):
+        density = -np.log(image * 255 / 256 + 1 / 256).reshape(3, -1)
+        np.testing.assert_allclose(mean, density.mean(1), rtol=1e-5)
+        np.testing.assert_allclose(covariance, np.cov(density, ddof=0) + 1e-4 * np.eye(3), rtol=1e-4, atol=1e-7)
+
+
+def test_statistics_of_some() -> None:
+    all_, pick = color_statistics(pictures(0, count=3)), torch.tensor([2, 0, 2])
+    assert torch.equal(all_[pick].mean, all_.mean[[2, 0, 2]])
+    assert torch.equal(all_[pick].covariance, all_.covariance[[2, 0, 2]])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_full_transfer_gives_the_targets_statistics(seed: int) -> None:
+    images, target = pictures(seed), color_statistics(pictures(seed + 1, low=0.4, high=0.7))
+    moved = transfer_color(images, target, torch.ones(2))
+    assert moved.min() > 0
+    assert moved.max() < 1
+    got = color_statistics(moved)
+    torch.testing.assert_close(got.mean, target.mean, rtol=0, atol=1e-4)
+    # 1e-4 was added to both sides' variances, to be invertible; an image that has less in some direction keeps less
+    torch.testing.assert_close(got.covariance, target.covariance, rtol=0.02, atol=2e-4)
+
+
+def test_no_transfer_leaves_the_image() -> None:
+    images, target = pictures(0, low=0.0, high=1.0), color_statistics(pictures(1))
+    torch.testing.assert_close(transfer_color(images, target, torch.zeros(2)), images, rtol=0, atol=1e-5)
+
+
+def test_each_image_moves_by_its_own_amount_to_its_own_target() -> None:
+    images, target = pictures(0), color_statistics(pictures(1))
+    own = color_statistics(images)
+    moved = color_statistics(transfer_color(images, target, torch.tensor([0.25, 1.0])))
+    torch.testing.assert_close(moved.mean[0], own.mean[0] + 0.25 * (target.mean - own.mean)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(moved.mean[1], target.mean[1], rtol=0, atol=1e-4)
+
+
+def test_a_transfer_to_itself_changes_nothing() -> None:
+    images = pictures(0)
+    torch.testing.assert_close(
+        transfer_color(images, color_statistics(images), torch.ones(2)), images, rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("flat", [0.0, 0.5, 1.0])
+def test_images_of_one_color_can_be_transferred(flat: float) -> None:
+    """Bare glass, or a black frame: there is no covariance to invert."""
+    moved = transfer_color(torch.full((2, 3, 8, 8), flat), color_statistics(pictures(0)), torch.ones(2))
+    assert moved.isfinite().all()
+    assert moved.std((2, 3)).max() < 1e-5
+    given = ColorStatistics(torch.zeros(2, 3).double(), 1e-4 * torch.eye(3).double().expand(2, 3, 3))
+    assert transfer_color(pictures(0), given, torch.ones(2)).isfinite().all()
+
+
+def test_strength_0_changes_nothing() -> None:
+    images = pictures(0, low=0.0, high=1.0)
+    assert torch.equal(jitter_color(images, 0.0, torch.Generator().manual_seed(0)), images)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), strength=st.floats(0.01, 3.0))
+def test_jitter_stays_in_range_and_is_a_function_of_its_generator(seed: int, strength: float) -> None:
+    images = pictures(seed, low=0.0, high=1.0)
+    before = images.clone()
+    one, other = (jitter_color(images, strength, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(images, before)
+    assert (one.shape, one.dtype) == (images.shape, images.dtype)
+    assert one.isfinite().all()
+    assert one.min() >= 0
+    assert one.max() <= 1
+    assert not torch.equal(one, jitter_color(images, strength, torch.Generator().manual_seed(seed + 1)))
+
+
+def test_a_stronger_jitter_changes_more() -> None:
+    images, changes = pictures(0, count=16), []
+    for strength in (0.1, 0.4, 1.0):
+        changed = jitter_color(images, strength, torch.Generator().manual_seed(0))
+        changes.append(float((changed - images).abs().mean()))
+    assert 0 < 2 * changes[0] < changes[1] < changes[2] / 1.5
+
+
+def test_jitter_moves_nothing() -> None:
+    """What lay left of an edge stays left of it, or the masks would no longer be true."""
+    images = torch.full((32, 3, 24, 24), 0.9)
+    images[:, :, :, 10:] = 0.3
+    changed = jitter_color(images, 1.0, torch.Generator().manual_seed(0)).mean(1)  # (B, H, W)
+    profile = changed.mean(1)  # (B, W)
+    steps = (profile[:, 1:] - profile[:, :-1]).abs().argmax(1)
+    contrast = (profile[:, :5].mean(1) - profile[:, -5:].mean(1)).abs()
+    assert (steps[contrast > 0.1] == 9).all()
+    assert int((contrast > 0.1).sum()) > 24
+
+
+def test_images_of_a_batch_change_each_by_itself() -> None:
+    changed = jitter_color(pictures(0, count=1).expand(6, -1, -1, -1), 1.0, torch.Generator().manual_seed(0))
+    assert min(float((a - b).abs().max()) for n, a in enumerate(changed) for b in changed[:n]) > 0.01
