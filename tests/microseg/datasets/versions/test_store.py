@@ -424,8 +424,12 @@ def test_loggers_are_left_as_they_were_by_several_stores_at_once(tmp_path):
 
 
 def test_dvc_is_not_imported_before_it_is_needed():
-    code = "import sys; from microseg.datasets.versions.store import DatasetStore; s = DatasetStore('x', None); s.current('north'); "
-    code += "assert 'dvc' not in sys.modules"
+    code = """
+import sys
+from microseg.datasets.versions.store import DatasetStore
+DatasetStore("x", None).current("north")
+assert "dvc" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(store.__file__).parents[2])
 
 
