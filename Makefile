@@ -1,28 +1,37 @@
-# Each target does all its own set-up. Needs Python 3.11 or newer with pip.
+# Every target sets up what it needs in .venv. Requires Python 3.11 or newer with pip.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
-WORKERS := --numprocesses auto --dist loadfile
+LOG    := $(VENV)/install.log
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-all test-browser check serve format clean help
+.PHONY: help demo test test-all test-browser check serve format lock clean
 
 help:
-	@echo "make demo       the whole story on two made labs;  SOURCE=<folder> TARGET=<folder> for your own"
-	@echo "make test       the fast tests"
-	@echo "make test-all   all tests, the long ones too"
-	@echo "make test-browser  the pages people look at, in Chromium (Debian, Ubuntu: installs it)"
-	@echo "make check      ruff, mypy, import-linter"
-	@echo "make serve      a Prefect server and an MLflow server on this machine"
+	@echo "make demo          Run everything on two synthetic labs; SOURCE=<folder> TARGET=<folder> for two labs of your own"
+	@echo "make serve         Run a Prefect server and an MLflow server on this machine, and all flows"
+	@echo "make test          Run the tests, without those that take minutes"
+	@echo "make test-all      Run all tests"
+	@echo "make test-browser  Run the tests of the web pages in Chromium (installs it on Debian and Ubuntu)"
+	@echo "make check         Run ruff, mypy and import-linter"
+	@echo "make format        Format the code"
+	@echo "make lock          Write constraints.txt again from pyproject.toml; UPGRADE=1 takes the newest releases"
+	@echo "make clean         Delete the virtual environment and var/, where demo and serve store all they write"
+	@echo "ARGS=\"...\"         Options for the command that demo, serve and the tests run"
 
 demo: $(STAMP)
-	@$(BIN)/python -m flows.demo $(if $(SOURCE),--source "$(SOURCE)") $(if $(TARGET),--target "$(TARGET)") $(ARGS)
+	@$(BIN)/microseg demo $(if $(SOURCE),--source "$(SOURCE)") $(if $(TARGET),--target "$(TARGET)") $(ARGS)
+
+serve: $(STAMP)
+	@$(BIN)/microseg service local-servers $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(WORKERS) -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(ARGS)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-browser: $(STAMP)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
@@ -35,21 +44,25 @@ check: $(STAMP)
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports
 
-serve: $(STAMP)
-	@$(BIN)/python -m flows.service.local_servers $(ARGS)
-
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# One file for all supported versions of Python. Without CUDA's libraries and Triton: each build of PyTorch pins its own.
+lock: $(STAMP)
+	@$(PIP) install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) \
+		--custom-compile-command "make lock" --all-extras --group dev --output-file constraints.txt pyproject.toml
+	@grep -v -E '^(nvidia-|cuda-|triton)' constraints.txt >$(VENV)/constraints.txt && cp $(VENV)/constraints.txt .
+
 clean:
 	rm -rf $(VENV) var
 
-# pip from the virtual environment itself: any pip of Python 3.11 may be too old for dependency groups
-$(STAMP): pyproject.toml
+# pip comes from the virtual environment: the one of Python 3.11 may be too old for dependency groups.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "microseg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing microseg and what it needs into $(VENV) (some minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[pretrained]" --group dev
+	@echo "Installing microseg and its dependencies into $(VENV) (some minutes the first time) ..."
+	@{ $(PIP) install --upgrade "pip>=25.1" && $(PIP) install --constraint constraints.txt --editable ".[pretrained]" --group dev; } \
+		>$(LOG) 2>&1 || { cat $(LOG) >&2; echo "The installation failed; see the messages above." >&2; exit 1; }
 	@touch $(STAMP)
