@@ -34,7 +34,7 @@ def compare_versions(
 ) -> Comparison:
     """Measure both versions on the same images."""
     source, _ = open_workspace(settings).labs(candidate.datasets)
-    source = [one for one in source if one.card.lab != lab] or source  # the new lab may have sent a few masks
+    source = [one for one in source if one.metadata.lab != lab] or source  # the new lab may have sent a few masks
     target = open_workspace(settings).lab(lab, candidate.datasets.get(lab))[0] if lab else None
     registry, sides = open_workspace(settings).registry, 1 if production is None else 2
     images = sum(len(one.select(split="test", labelled=True)) for one in source) + (len(target.rows) if target else 0)

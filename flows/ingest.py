@@ -21,7 +21,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.ingest import IngestResult, ingest_lab
 from microseg.datasets.lab import read_lab_metadata
-from microseg.datasets.versions.version import DatasetVersion
+from microseg.datasets.versions.store import DatasetVersion
 
 __all__ = ["command", "ingest"]
 

@@ -26,9 +26,7 @@ from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.image_table import read_image_table
-from microseg.datasets.lab import read_lab_metadata
-from microseg.datasets.names import image_key, image_name
+from microseg.datasets.lab import image_key, image_name, read_image_table, read_lab_metadata
 from microseg.errors import DataError
 from microseg.inference.batch import plan_batch, segment_images
 from microseg.inference.options import BatchOptions, Sizes
@@ -36,8 +34,8 @@ from microseg.outputs.tables import BatchSummary, ImageResult, ImageTask, finish
 from microseg.registry.version import PRODUCTION, ModelVersion, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
-from microseg.slides.files import SLIDE_SUFFIXES
 from microseg.slides.images import IMAGE_SUFFIXES
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES
 
 __all__ = ["command", "segment"]
 

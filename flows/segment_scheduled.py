@@ -10,8 +10,8 @@ from prefect.states import Completed
 from flows.segment import segment
 from microseg.config.settings import load_settings
 from microseg.errors import DataError
-from microseg.slides.files import SLIDE_SUFFIXES
 from microseg.slides.images import IMAGE_SUFFIXES
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES
 
 __all__ = ["segment_scheduled"]
 

@@ -18,7 +18,7 @@ from flows.records import TrainRecord
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.errors import LabError, VersionNotFoundError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.models.config import NetworkConfig
@@ -34,7 +34,7 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
     """Train on the labs' datasets and register the network."""
     labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
     params, registry = settings.params, open_workspace(settings).registry
-    config = NetworkConfig.from_settings(params.network, labs[0].card.classes, _common_mpp(labs))
+    config = NetworkConfig.from_settings(params.network, labs[0].metadata.classes, _common_mpp(labs))
     name = "train " + " ".join(digests)
     with registry.run(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
@@ -109,7 +109,7 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     return TrainRecord(version.version, version.run_id, digests, dice, production, reasons)
 
 
-def _common_mpp(labs: Sequence[Lab]) -> float | None:
+def _common_mpp(labs: Sequence[LabDataset]) -> float | None:
     known = [row.mpp for lab in labs for row in lab.rows if row.mpp is not None]
     return float(np.median(known)) if known else None
 

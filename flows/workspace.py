@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from microseg.config.params import GateSettings
 from microseg.config.settings import Settings
-from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
-from microseg.datasets.versions.store import DatasetStore
-from microseg.datasets.versions.version import code_commit
+from microseg.datasets.versions.store import DatasetStore, code_commit
 from microseg.errors import VersioningError, VersionNotFoundError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Workspace:
         self.settings = settings
         self.datasets = DatasetStore(settings.home.data, settings.environment.dvc_remote)
         self.onboarding = OnboardingStore(settings.home.records / "onboarding")
-        self._labs: dict[str, tuple[tuple[str, int], Lab]] = {}
+        self._labs: dict[str, tuple[tuple[str, int], LabDataset]] = {}
         self._networks: OrderedDict[str, PyramidSegmenter] = OrderedDict()
 
     @cached_property
@@ -125,7 +124,7 @@ class Workspace:
             compiled=inference.compile,
         )
 
-    def lab(self, lab: str, digest: str | None = None) -> tuple[Lab, str]:
+    def lab(self, lab: str, digest: str | None = None) -> tuple[LabDataset, str]:
         """Dataset of a lab at a version, verified once per process.
 
         Args:
@@ -148,7 +147,7 @@ class Workspace:
         self._labs[lab] = ((digest, manifest.stat().st_mtime_ns), dataset)
         return dataset, digest
 
-    def labs(self, digests: Mapping[str, str]) -> tuple[list[Lab], list[Lab]]:
+    def labs(self, digests: Mapping[str, str]) -> tuple[list[LabDataset], list[LabDataset]]:
         """Datasets that a model version was trained on: the labelled labs, and the others.
 
         Args:
@@ -163,8 +162,8 @@ class Workspace:
         run: RunLog,
         trained: TrainingResult,
         *,
-        source: Sequence[Lab],
-        target: Sequence[Lab] = (),
+        source: Sequence[LabDataset],
+        target: Sequence[LabDataset] = (),
         digests: Mapping[str, str],
         method: str,
         tags: Mapping[str, str] | None = None,
@@ -187,7 +186,7 @@ class Workspace:
 
         for role, labs in (("source", source), ("target", target)):
             for lab in labs:
-                run.log_dataset(lab.card.lab, digests[lab.card.lab], self.settings.environment.dvc_remote, role)
+                run.log_dataset(lab.metadata.lab, digests[lab.metadata.lab], self.settings.environment.dvc_remote, role)
         commit = code_commit(Path(__file__).parent)
         run.log_metrics(
             {"seconds": trained.result.seconds, "steps": trained.result.steps, "best_step": trained.result.best_step}
@@ -256,12 +255,19 @@ class Workspace:
         return {"encoder": params.network.encoder, "seed": params.seed, **section.model_dump(mode="json")}
 
 
-def _card_labs(source: Sequence[Lab], target: Sequence[Lab], digests: Mapping[str, str]) -> list[ModelCardLab]:
+def _card_labs(
+    source: Sequence[LabDataset], target: Sequence[LabDataset], digests: Mapping[str, str]
+) -> list[ModelCardLab]:
     from microseg.registry.model_card import ModelCardLab
 
     return [
         ModelCardLab(
-            lab.card.lab, role, digests[lab.card.lab], lab.card.stain, len(lab.rows), len(lab.select(labelled=True))
+            lab.metadata.lab,
+            role,
+            digests[lab.metadata.lab],
+            lab.metadata.stain,
+            len(lab.rows),
+            len(lab.select(labelled=True)),
         )
         for role, labs in (("source", source), ("target", target))
         for lab in labs

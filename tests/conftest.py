@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import microseg  # noqa: F401 (before PyTorch: it decides how the threads wait)
-from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
 
@@ -36,7 +36,7 @@ def deliveries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def labs(deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Lab]:
+def labs(deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[LabDataset, LabDataset]:
     """The same two as datasets; not to be changed."""
     root = tmp_path_factory.mktemp("data")
     a, b = (open_lab_dataset(ingest_lab(it, root / "labs", root / "quarantine", seed=1).folder) for it in deliveries)
@@ -44,13 +44,13 @@ def labs(deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def labelled_lab(labs: tuple[Lab, Lab]) -> Lab:
+def labelled_lab(labs: tuple[LabDataset, LabDataset]) -> LabDataset:
     """Labelled: 4 images of 64 px in train, 2 in val, 2 in test."""
     return labs[0]
 
 
 @pytest.fixture
-def new_lab(labs: tuple[Lab, Lab]) -> Lab:
+def new_lab(labs: tuple[LabDataset, LabDataset]) -> LabDataset:
     """Unlabelled: 6 images of 64 px."""
     return labs[1]
 

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError
@@ -72,12 +72,12 @@ def find_task(name: str, root: Path | None, work: Path) -> Task:
     return Task(name, with_masks[0], without[0])
 
 
-def open_labs(task: Task, work: Path) -> tuple[Lab, Lab]:
+def open_labs(task: Task, work: Path) -> tuple[LabDataset, LabDataset]:
     """Both labs as datasets, made where they are not there; ``test/`` is not in them."""
     return as_dataset(task.source, work), as_dataset(task.target, work)
 
 
-def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Reference, ...]]]:
+def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[LabDataset, tuple[Reference, ...]]]:
     """Cross-validation over the target's test images: a labelled lab of the others, and the fold to report on."""
     references = task.references("target")
     card = (task.target / "lab.yaml").read_text()
@@ -99,7 +99,7 @@ def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[Lab, tuple[Refer
     return result
 
 
-def as_dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> Lab:
+def as_dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> LabDataset:
     """A delivery as a dataset in ``work/labs``, made where it is not there; ``test/`` is not in it."""
     name = read_lab_metadata(folder).lab
     dataset = work / "labs" / name

@@ -14,7 +14,7 @@ from benchmarks.adaptation.methods import ABLATIONS, METHODS, STATISTICS
 from microseg.api.training import adapt, train
 from microseg.config.params import AdaptSettings
 from microseg.config.settings import load_settings
-from microseg.datasets.dataset import Lab, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network, save_network
 from microseg.slides.images import read_image
@@ -39,7 +39,7 @@ def main(job: dict[str, Any]) -> None:
             settings = settings.model_copy(update={"minutes": job["minutes"], "steps": job["steps"]})
         train(
             [source],
-            NetworkConfig.from_settings(params.network, source.card.classes, source.card.mpp),
+            NetworkConfig.from_settings(params.network, source.metadata.classes, source.metadata.mpp),
             settings,
             folder=folder,
             seed=seed,
@@ -69,7 +69,7 @@ def main(job: dict[str, Any]) -> None:
     (folder / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
 
 
-def _targets(job: dict[str, Any]) -> list[Lab]:
+def _targets(job: dict[str, Any]) -> list[LabDataset]:
     return [open_lab_dataset(Path(folder)) for folder in job["targets"]]
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.adaptation.tasks import Task, open_labs
 from benchmarks.evidence.scores import share_shift, soft_neighborhood_density
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.comparison import compare
 from microseg.evaluation.criteria import class_shares, cohen_kappa
 from microseg.evaluation.label_free import lab_targets
@@ -38,8 +38,8 @@ class Ground:
         held_out: the labelled lab's own test images, as many.
     """
 
-    source: Lab
-    target: Lab
+    source: LabDataset
+    target: LabDataset
     held_out: tuple[Reference, ...]
 
     @classmethod
@@ -63,7 +63,7 @@ class Ground:
     @cached_property
     def expected(self) -> npt.NDArray[np.float64]:
         """Share of the area of each class in the labelled lab's training masks. (K,)."""
-        classes = len(self.source.card.classes)
+        classes = len(self.source.metadata.classes)
         rows = self.source.select(split="train", labelled=True)
         shares = np.array([class_shares(read_mask(self.source.mask_path(row)), classes) for row in rows])  # (N, K)
         return np.asarray(shares.mean(0), np.float64)
@@ -109,7 +109,7 @@ def true_dice(network: PyramidSegmenter, references: Sequence[Reference], engine
     return float(mean_scores(score(ready.probabilities, references, network.config.classes))["dice"])
 
 
-def _probabilities(engine: Engine, lab: Lab) -> list[npt.NDArray[np.float32]]:
+def _probabilities(engine: Engine, lab: LabDataset) -> list[npt.NDArray[np.float32]]:
     return [engine.probabilities(read_image(each.image), each.mpp) for each in lab_targets(lab)]
 
 

@@ -8,8 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, decode, read_errors
-from microseg.slides.tiff import read_deep_tiff
+from microseg.slides.images import FORMATS, decode, read_deep_tiff, read_errors
 
 __all__ = ["IGNORE", "read_mask"]
 

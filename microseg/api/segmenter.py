@@ -24,7 +24,7 @@ from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.tables import BatchSummary
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, ModelVersion
-from microseg.slides.opening import is_slide, open_slide
+from microseg.slides.readers import is_slide, open_slide
 from microseg.slides.tissue import find_tissue
 from microseg.training.devices import resolve_device
 

@@ -15,10 +15,8 @@ import numpy.typing as npt
 from lightning_fabric import Fabric
 
 from microseg.config.params import AdaptSettings, FitSettings, TrainSettings
-from microseg.datasets.dataset import Lab
-from microseg.datasets.manifest import ManifestRow
-from microseg.datasets.sampling import CropSampler, Sample
-from microseg.datasets.windows import cut_windows
+from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows
 from microseg.errors import LabError
 from microseg.evaluation.label_free import lab_targets, label_free_scores
 from microseg.evaluation.references import lab_references, mean_scores, score
@@ -27,7 +25,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.files import load_encoder_weights, load_network, save_network
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image
-from microseg.slides.scale import model_zoom
+from microseg.slides.pixel_size import model_zoom
 from microseg.training.adaptation.domain_shift import estimate_domain_shift
 from microseg.training.adaptation.dual_adaptive import DualAdaptive
 from microseg.training.adaptation.pseudo_labels import TargetLab
@@ -56,7 +54,7 @@ class TrainingResult:
 
 
 def train(
-    labs: Sequence[Lab],
+    labs: Sequence[LabDataset],
     config: NetworkConfig,
     settings: TrainSettings,
     *,
@@ -100,8 +98,8 @@ def train(
 
 def adapt(
     network: PyramidSegmenter | Path,
-    source: Sequence[Lab],
-    target: Sequence[Lab],
+    source: Sequence[LabDataset],
+    target: Sequence[LabDataset],
     settings: AdaptSettings | None = None,
     *,
     folder: Path,
@@ -149,16 +147,16 @@ def adapt(
 
 
 def _target_lab(
-    network: PyramidSegmenter, lab: Lab, known: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
+    network: PyramidSegmenter, lab: LabDataset, known: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
 ) -> TargetLab:
     """A new lab's windows and what is found about it."""
     mpp = network.config.mpp
     samples = list(_samples(lab, lab.rows, mpp, masks=False))
-    windows = cut_windows(samples, work / "windows" / lab.card.lab)
+    windows = cut_windows(samples, work / "windows" / lab.metadata.lab)
     unknown = mpp is None or any(row.mpp is None for row in lab.rows)
     images = [read_image(file) for file in windows]
     shift = estimate_domain_shift(network, known, images, search_scale=search and unknown)
-    return TargetLab(lab.card.lab, windows, shift)
+    return TargetLab(lab.metadata.lab, windows, shift)
 
 
 def _checkpoint_file(folder: Path) -> Path:
@@ -186,8 +184,8 @@ class _Job:
 
     method: Supervised | DualAdaptive
     settings: FitSettings
-    source: tuple[Lab, ...]
-    target: tuple[Lab, ...]
+    source: tuple[LabDataset, ...]
+    target: tuple[LabDataset, ...]
     folder: Path
     seed: int
     spent: float = 0.0
@@ -213,7 +211,9 @@ def _fit(fabric: Fabric, job: _Job, progress: Progress) -> TrainingResult:
     return TrainingResult(job.folder, result)
 
 
-def _judge(network: PyramidSegmenter, *, source: Sequence[Lab], target: Sequence[Lab]) -> Mapping[str, float]:
+def _judge(
+    network: PyramidSegmenter, *, source: Sequence[LabDataset], target: Sequence[LabDataset]
+) -> Mapping[str, float]:
     """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, and how far the classes
     segmented on the new labs look apart.
     """
@@ -238,31 +238,32 @@ def _segment(network: PyramidSegmenter, image: npt.NDArray[np.uint8], mpp: float
     return segment_image(network, image, mpp=mpp)
 
 
-def _same_classes(labs: Sequence[Lab], classes: tuple[str, ...]) -> None:
+def _same_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
     for lab in labs:
-        if lab.card.classes != classes:
+        if lab.metadata.classes != classes:
             raise LabError(
-                f"Expected lab {lab.card.lab} to have the classes {list(classes)}, got {list(lab.card.classes)}: "
+                f"Expected lab {lab.metadata.lab} to have the classes {list(classes)}, "
+                f"got {list(lab.metadata.classes)}: "
                 "all labs of one segmenter share their classes; correct lab.yaml and ingest again."
             )
 
 
-def _labelled_samples(labs: Sequence[Lab], mpp: float | None) -> list[Sample]:
+def _labelled_samples(labs: Sequence[LabDataset], mpp: float | None) -> list[Sample]:
     samples = [
         sample for lab in labs for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
     ]
     if not samples:
-        names = ", ".join(lab.card.lab for lab in labs) or "none"
+        names = ", ".join(lab.metadata.lab for lab in labs) or "none"
         raise LabError(f"Expected labelled images to train on, found none in the labs given ({names}).")
     return samples
 
 
-def _samples(lab: Lab, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
+def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
     for row in rows:
         yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
 
 
-def _crop_size(labs: Sequence[Lab], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
+def _crop_size(labs: Sequence[LabDataset], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
     """Side and number of crops: not larger than the images of the lab with the largest usually are, then so many more
     of them.
     """

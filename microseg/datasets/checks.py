@@ -6,20 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from microseg.datasets.names import image_key, image_name
-from microseg.datasets.pair import CheckedImage, check_pair
-from microseg.errors import LabError
-from microseg.slides import pixel_limit
-from microseg.slides.files import SLIDE_SUFFIXES, slide_parts
-from microseg.slides.images import IMAGE_SUFFIXES
-from microseg.slides.tiff import is_tiff
+import numpy as np
+import numpy.typing as npt
 
-__all__ = [
-    "LabCheck",
-    "RejectedFile",
-    "check_lab_files",
-    "count_slides",
-]
+from microseg.annotations.index_masks import IGNORE, read_mask
+from microseg.datasets.lab import image_key, image_name
+from microseg.errors import ImageReadError, LabError
+from microseg.slides import images
+from microseg.slides.images import IMAGE_SUFFIXES, image_digest, is_tiff, read_image
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES, slide_parts
+from microseg.slides.pixel_size import image_mpp
+
+__all__ = ["MIN_SIDE", "CheckedImage", "LabCheck", "RejectedFile", "check_lab_files", "check_pair", "count_slides"]
 
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 _WORKERS = 4
@@ -38,6 +36,31 @@ class RejectedFile:
     file: str
     reason: str
     slide: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """One image that can be taken over, with its mask.
+
+    Attributes:
+        name: Its name, without suffix.
+        image: Where it lies.
+        mask: Where its mask lies; None when unlabelled.
+        width: Pixels.
+        height: Pixels.
+        mpp: Microns per pixel that the file itself states; None when it states none.
+        sha256: `image_digest` of the image.
+        plain: Whether the file is an 8-bit RGB PNG without metadata, which can be copied as it is.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None
+    width: int
+    height: int
+    mpp: float | None
+    sha256: str
+    plain: bool
 
 
 @dataclass(frozen=True)
@@ -206,9 +229,9 @@ def _slide_reason(path: Path, slide: Path) -> str:
 
 def _is_large_tiff(path: Path) -> bool:
     """Whether a refused file is a TIFF of more pixels than are read as an image: a slide, though named as an image."""
-    from microseg.slides.opening import image_pixels
+    from microseg.slides.readers import image_pixels
 
-    return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > pixel_limit.MAX_PIXELS
+    return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > images.MAX_PIXELS
 
 
 def _relative(path: Path, source: Path) -> str:
@@ -217,3 +240,81 @@ def _relative(path: Path, source: Path) -> str:
 
 def _is_unicode(name: str) -> bool:
     return name == name.encode(errors="replace").decode()
+
+
+MIN_SIDE = 16  # pixels; nothing can be learned from a smaller image
+
+_PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
+
+
+def check_pair(image: Path, mask: Path | None, classes: Sequence[str]) -> CheckedImage | dict[Path, str]:
+    """Check an image and its mask.
+
+    Args:
+        image: A file.
+        mask: The file of its mask; None when unlabelled.
+        classes: Names of the classes in the order of their mask values, background first.
+
+    Returns:
+        What is known of the image, or the reasons by path when it or its mask cannot be used.
+    """
+    try:
+        pixels = read_image(image)  # (H, W, 3)
+    except ImageReadError as error:
+        return {image: str(error)}
+    height, width = pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        return {image: f"expected at least {MIN_SIDE} pixels a side, got {width} x {height}. Send a larger region."}
+    if mask is not None:
+        try:
+            fault = _mask_fault(read_mask(mask), (height, width), classes)
+        except ImageReadError as error:
+            fault = str(error).removeprefix(f"{mask}: ")
+        if fault is not None:
+            return {mask: fault, image: f"its mask {mask.name} is refused: {fault}"}
+    return CheckedImage(
+        name=image_name(image),
+        image=image,
+        mask=mask,
+        width=width,
+        height=height,
+        mpp=image_mpp(image),
+        sha256=image_digest(pixels),
+        plain=_is_plain_png(image),
+    )
+
+
+def _mask_fault(labels: npt.NDArray[np.uint8], size: tuple[int, int], classes: Sequence[str]) -> str | None:
+    """Say what is wrong with a mask (H, W) of an image of ``size`` (H, W), if anything."""
+    if labels.shape != size:
+        return (
+            f"expected the image's size {size[1]} x {size[0]}, got {labels.shape[1]} x {labels.shape[0]}. "
+            "Export the mask at the image's size."
+        )
+    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    known = ", ".join(f"{index} = {name}" for index, name in enumerate(classes))
+    if IGNORE in found and not any(0 < value < IGNORE for value in found):
+        return (
+            f"expected class indices ({known}), got only {' and '.join(map(str, found))}. {IGNORE} means 'ignore', so "
+            f"this mask would teach nothing; write 1 where it is {classes[1]}."
+        )
+    if unknown := [value for value in found if value >= len(classes) and value != IGNORE]:
+        return (
+            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
+            "Write class indices, or name every class in lab.yaml."
+        )
+    return None
+
+
+def _is_plain_png(path: Path) -> bool:
+    """Tell whether a file that `read_image` accepts is an 8-bit RGB PNG of nothing but pixels."""
+    chunks: set[bytes] = set()
+    with path.open("rb") as file:
+        header = file.read(26)
+        if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:26] != b"\x08\x02":  # bit depth 8, color type RGB
+            return False
+        file.seek(8)
+        while start := file.read(8):
+            chunks.add(start[4:])
+            file.seek(int.from_bytes(start[:4]) + 4, 1)  # the content and its checksum
+    return chunks <= _PLAIN_PNG_CHUNKS

@@ -1,27 +1,76 @@
-"""A lab's dataset: its folder, its card and its manifest, together."""
+"""The dataset of one lab: its metadata, its manifest and its files.
 
-from dataclasses import dataclass
-from pathlib import Path
+A dataset is a folder with ``lab.yaml``, ``images/``, ``masks/`` where labelled, and ``manifest.csv``, which has one
+line for each image.
+"""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
-from microseg.datasets.manifest import ManifestRow, Split, read_manifest
-from microseg.errors import LabError
+from microseg.errors import DataError, LabError
+from microseg.files import atomic_write
 
-__all__ = ["Lab", "open_lab_dataset"]
+__all__ = [
+    "MANIFEST_FILE",
+    "LabDataset",
+    "ManifestRow",
+    "Split",
+    "assign_splits",
+    "open_lab_dataset",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_FILE = "manifest.csv"
+
+Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
-class Lab:
-    """A lab's prepared dataset.
+class ManifestRow:
+    """One image of a lab's dataset.
+
+    Attributes:
+        image: Path in the dataset's folder, ``images/<name>.png``.
+        mask: Path in the dataset's folder, ``masks/<name>.png``; None for an unlabelled image.
+        group: Patient or slide; images of one group are always in one split.
+        split: ``train``, ``val`` or ``test``.
+        width: Pixels.
+        height: Pixels.
+        mpp: Microns per pixel; None when unknown.
+        sha256: `microseg.slides.images.image_digest` of the image.
+    """
+
+    image: str
+    mask: str | None
+    group: str
+    split: Split
+    width: int
+    height: int
+    mpp: float | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LabDataset:
+    """The dataset of a lab.
 
     Attributes:
         folder: The folder with ``lab.yaml``, ``manifest.csv``, ``images/`` and, where labelled, ``masks/``.
-        card: What the lab states about its images.
-        rows: One row an image.
+        metadata: Contents of ``lab.yaml``.
+        rows: One row for each image.
     """
 
     folder: Path
-    card: LabMetadata
+    metadata: LabMetadata
     rows: tuple[ManifestRow, ...]
 
     def select(self, *, split: Split | None = None, labelled: bool | None = None) -> tuple[ManifestRow, ...]:
@@ -41,11 +90,11 @@ class Lab:
         )
 
     def image_path(self, row: ManifestRow) -> Path:
-        """Where a row's image lies."""
+        """Path of a row's image."""
         return self.folder / row.image
 
     def mask_path(self, row: ManifestRow) -> Path:
-        """Where a row's mask lies.
+        """Path of a row's mask.
 
         Raises:
             LabError: The row has no mask.
@@ -55,32 +104,177 @@ class Lab:
         return self.folder / row.mask
 
 
-def open_lab_dataset(folder: Path | str) -> Lab:
-    """Open a lab's prepared dataset, checking that all its files are there.
+def open_lab_dataset(folder: Path | str) -> LabDataset:
+    """Open the dataset of a lab and check that all its files are present.
 
     Args:
-        folder: The dataset's folder, as `ingest_lab` or `DatasetStore.checkout` leaves it.
+        folder: The dataset's folder, as written by `ingest_lab` or `DatasetStore.checkout`.
 
     Returns:
         The dataset.
 
     Raises:
-        LabError: The folder, its card, its manifest, or a file named in the manifest is missing or wrong.
+        LabError: The folder, its metadata, its manifest, or a file named in the manifest is missing or invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise LabError(
-            f"{folder}: expected the folder of a lab's dataset, found none. Prepare the lab's dataset first."
-        )
-    card, rows = read_lab_metadata(folder), read_manifest(folder)
+        raise LabError(f"{folder}: expected the dataset of a lab, found no folder. Ingest the lab first.")
+    metadata, rows = read_lab_metadata(folder), read_manifest(folder)
     if not rows:
-        raise LabError(f"{folder}: expected images in the manifest, got none. Prepare the lab's dataset again.")
+        raise LabError(f"{folder}: expected images in the manifest, got none. Ingest the lab again.")
     named = [path for row in rows for path in (row.image, row.mask) if path is not None]
     missing = [path for path in named if not (folder / path).is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise LabError(
             f"{folder}: expected every file of the manifest, missing {', '.join(missing[:3])}{more}. "
-            "Check the dataset out again, or move it away and prepare it anew."
+            "Check the dataset out again, or move it away and ingest the lab again."
         )
-    return Lab(folder=folder, card=card, rows=rows)
+    return LabDataset(folder=folder, metadata=metadata, rows=rows)
+
+
+# ---- the manifest
+
+_COLUMNS = tuple(field.name for field in fields(ManifestRow))
+
+
+def read_manifest(folder: Path | str) -> tuple[ManifestRow, ...]:
+    """Read ``manifest.csv`` of a lab's dataset.
+
+    Args:
+        folder: The dataset's folder.
+
+    Returns:
+        The rows, in the file's order.
+
+    Raises:
+        LabError: The file is missing, or a line is not as `write_manifest` writes it.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    if not path.is_file():
+        raise LabError(f"{path}: expected the dataset's manifest, found none. Ingest the lab first.")
+    rows: list[ManifestRow] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file, strict=True)
+            if tuple(lines.fieldnames or ()) != _COLUMNS:
+                raise LabError(
+                    f"{path}: expected the columns {','.join(_COLUMNS)}, got {','.join(lines.fieldnames or ())}. "
+                    "Ingest the lab again."
+                )
+            for values in lines:
+                try:
+                    rows.append(_parse_row(values))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise LabError(f"{path}, line {lines.line_num}: {error}. Ingest the lab again.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Ingest the lab again.") from error
+    if len({row.image for row in rows}) < len(rows):
+        raise LabError(f"{path}: expected each image once, got one twice. Ingest the lab again.")
+    return tuple(rows)
+
+
+def write_manifest(folder: Path | str, rows: Iterable[ManifestRow]) -> None:
+    """Write ``manifest.csv`` into the folder of a lab's dataset, atomically.
+
+    Args:
+        folder: An existing folder.
+        rows: The rows, in this order.
+    """
+    with atomic_write(Path(folder) / MANIFEST_FILE) as part, part.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(_COLUMNS)
+        lines.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
+
+
+def _parse_row(values: dict[str, str]) -> ManifestRow:
+    if None in values or None in values.values():
+        raise ValueError(f"expected {len(_COLUMNS)} values, got another number")
+    split, digest = values["split"], values["sha256"]
+    if split not in get_args(Split):
+        raise ValueError(f"expected split train, val or test, got {split!r}")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"expected sha256 of 64 hexadecimal digits, got {digest!r}")
+    mpp = float(values["mpp"]) if values["mpp"] else None
+    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        raise ValueError(f"expected mpp above 0 or nothing, got {mpp}")
+    width, height = int(values["width"]), int(values["height"])
+    if min(width, height) < 1 or not values["group"]:
+        raise ValueError("expected width and height above 0, and a group")
+    return ManifestRow(
+        image=_checked_path(values["image"], "images"),
+        mask=_checked_path(values["mask"], "masks") if values["mask"] else None,
+        group=values["group"],
+        split=split,  # type: ignore[arg-type]
+        width=width,
+        height=height,
+        mpp=mpp,
+        sha256=digest,
+    )
+
+
+def _checked_path(path: str, folder: str) -> str:
+    """Accept only ``<folder>/<name>``, so that no manifest can refer to a file outside its dataset."""
+    if PurePosixPath(path).parts != (folder, PurePosixPath(path).name) or PurePosixPath(path).name == "..":
+        raise ValueError(f"expected {folder}/<file name>, got {path!r}")
+    return path
+
+
+# ---- splits
+
+
+def assign_splits(
+    groups: Iterable[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    existing: Mapping[str, Split] | None = None,
+) -> dict[str, Split]:
+    """Assign each group to a split by a hash of its name, so that groups added later do not move the earlier ones.
+
+    The fractions hold on average. Where a split that should have a group is empty (train always, val from two groups
+    on, test from three), one group is moved into it.
+
+    Args:
+        groups: Names of patients or slides.
+        val_fraction: Fraction of the groups for validation, 0..1.
+        test_fraction: Fraction of the groups for the test, 0..1.
+        seed: Another seed gives another assignment.
+        existing: Splits assigned earlier, which never change.
+
+    Returns:
+        The split of each group, those of ``existing`` included.
+
+    Raises:
+        DataError: The fractions are negative, or leave nothing for training.
+    """
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        raise DataError(
+            f"expected val and test fractions of at least 0 that leave something for training, got {val_fraction} and "
+            f"{test_fraction}. Lower them."
+        )
+    splits = dict(existing or {})
+    new = sorted(set(groups) - splits.keys(), key=lambda group: (_position(seed, group), group))
+    for group in new:
+        position = _position(seed, group)
+        in_test, in_val = position < test_fraction, position < test_fraction + val_fraction
+        splits[group] = "test" if in_test else "val" if in_val else "train"
+
+    needed: list[Split] = ["train"]
+    if val_fraction > 0 and len(splits) >= 2:
+        needed.append("val")
+    if test_fraction > 0 and len(splits) >= 3:
+        needed.append("test")
+    for split in needed:
+        sizes = Counter(splits.values())
+        movable = [group for group in new if splits[group] not in needed or sizes[splits[group]] > 1]
+        if not sizes[split] and movable:
+            moved = max(movable, key=lambda group: (splits[group] not in needed, sizes[splits[group]]))
+            splits[moved] = split
+    return splits
+
+
+def _position(seed: int, group: str) -> float:
+    """Position of a group in 0..1, by the hash of the seed and its name."""
+    return int.from_bytes(sha256(f"{seed}:{group}".encode()).digest()[:8]) / 2**64

@@ -8,23 +8,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.checks import RejectedFile, check_lab_files, count_slides
-from microseg.datasets.dataset import Lab, open_lab_dataset
-from microseg.datasets.image_table import read_image_table
-from microseg.datasets.lab import LabMetadata, check_lab_name, read_lab_metadata, write_lab_metadata
-from microseg.datasets.manifest import ManifestRow, write_manifest
-from microseg.datasets.merge import DatasetUpdate, check_image_table, merge_metadata
-from microseg.datasets.pair import CheckedImage
+from microseg.datasets.checks import CheckedImage, RejectedFile, check_lab_files, count_slides
+from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
+from microseg.datasets.lab import (
+    IMAGE_TABLE_FILE,
+    ImageMetadata,
+    LabMetadata,
+    check_lab_name,
+    image_key,
+    image_name,
+    read_image_table,
+    read_lab_metadata,
+    write_lab_metadata,
+)
 from microseg.datasets.quarantine import quarantine_files
-from microseg.datasets.splits import assign_splits
 from microseg.errors import LabError
 from microseg.files import link_or_copy
 from microseg.slides.images import image_digest, read_image, write_png
 
-__all__ = ["IngestResult", "ingest_lab", "lab_lock"]
+__all__ = ["DatasetUpdate", "IngestResult", "check_image_table", "ingest_lab", "lab_lock", "merge_metadata"]
 
 _WORKERS = 4
 
@@ -120,7 +126,7 @@ def ingest_lab(
     with lab_lock(labs, card.lab):
         dataset = open_lab_dataset(folder) if folder.is_dir() and any(folder.iterdir()) else None
         if dataset is not None:
-            card = merge_metadata(dataset.card, card)
+            card = merge_metadata(dataset.metadata, card)
         merge = DatasetUpdate(card, dataset, facts)
         for image in check.accepted:
             merge.take(image)
@@ -134,7 +140,7 @@ def ingest_lab(
         labelled = sum(row.mask is not None for row in rows)
         _check_labels(source, said_labelled, check.accepted, labelled)
         card = card.model_copy(update={"labelled": labelled > 0})
-        if dataset is None or (card, rows) != (dataset.card, dataset.rows):
+        if dataset is None or (card, rows) != (dataset.metadata, dataset.rows):
             _replace_dataset(folder, card, rows, dataset, merge.new)
     return IngestResult(
         lab=card.lab,
@@ -168,7 +174,7 @@ def lab_lock(labs: Path, lab: str) -> Iterator[None]:
 
 
 def _with_splits(
-    rows: dict[str, ManifestRow], dataset: Lab | None, *, val_fraction: float, test_fraction: float, seed: int
+    rows: dict[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[ManifestRow, ...]:
     """Give the new rows their splits: labelled groups by themselves first, so that a few masks reach every split."""
     splits = {row.group: row.split for row in dataset.rows} if dataset else {}
@@ -206,7 +212,11 @@ def _nothing_accepted(source: Path, refused: tuple[RejectedFile, ...], kept: Pat
 
 
 def _replace_dataset(
-    folder: Path, card: LabMetadata, rows: tuple[ManifestRow, ...], dataset: Lab | None, images: dict[str, CheckedImage]
+    folder: Path,
+    card: LabMetadata,
+    rows: tuple[ManifestRow, ...],
+    dataset: LabDataset | None,
+    images: dict[str, CheckedImage],
 ) -> None:
     """Write the whole dataset anew beside the old one, and let it take the old one's place."""
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -253,3 +263,102 @@ def _write_image(image: CheckedImage, target: Path) -> None:
 def _write_mask(image: CheckedImage, target: Path) -> None:
     assert image.mask is not None
     write_png(target, read_mask(image.mask))
+
+
+class DatasetUpdate:
+    """A delivery laid beside the dataset: what is new, what is there already, what contradicts it."""
+
+    def __init__(self, card: LabMetadata, dataset: LabDataset | None, facts: dict[str, ImageMetadata]) -> None:
+        self.card = card
+        self.dataset = dataset
+        self.facts = facts
+        self.rows: dict[str, ManifestRow] = {}  # by image key
+        for row in dataset.rows if dataset else ():
+            key = image_key(image_name(row.image))
+            said = facts.get(key)
+            self.rows[key] = replace(row, mpp=(said and said.mpp) or row.mpp or card.mpp)
+        self.by_content = {row.sha256: row for row in self.rows.values()}
+        self.new: dict[str, CheckedImage] = {}  # what is to be written, by path in the dataset
+        self.taken = self.added = 0
+        self.refused: list[RejectedFile] = []
+
+    def take(self, image: CheckedImage) -> None:
+        """Take an image and its mask over, or refuse both."""
+        key = image_key(image.name)
+        row = self.rows.get(key)
+        if reason := self._contradiction(image, row):
+            self._refuse(image, reason)
+            return
+        self.taken += 1
+        if row is None:
+            said = self.facts.get(key, ImageMetadata(image.name, None, None))
+            row = ManifestRow(
+                image=f"images/{image.name}.png",
+                mask=f"masks/{image.name}.png" if image.mask else None,
+                group=said.group or image.name,
+                split="train",
+                width=image.width,
+                height=image.height,
+                mpp=said.mpp or self.card.mpp,
+                sha256=image.sha256,
+            )
+            self.new[row.image] = image
+            self.added += 1
+        elif row.mask is None and image.mask is not None:
+            row = replace(row, mask=f"masks/{Path(row.image).name}")
+            self.new[row.image] = image
+        self.rows[key] = self.by_content[image.sha256] = replace(row, mpp=row.mpp or image.mpp)
+
+    def _contradiction(self, image: CheckedImage, row: ManifestRow | None) -> str | None:
+        """Say what in the dataset an image or its mask contradicts, if anything."""
+        if row is None:
+            same = self.by_content.get(image.sha256)
+            return None if same is None else f"expected new images, got the content of {same.image}. Leave it out."
+        if row.sha256 != image.sha256:
+            return f"expected a new name, got that of {row.image}, which has other content. Rename the new image."
+        if self.dataset is None or row.mask is None or image.mask is None:
+            return None
+        if not np.array_equal(read_mask(self.dataset.mask_path(row)), read_mask(image.mask)):
+            return (
+                f"expected the mask that the dataset has for {row.image}, got another. Deliver corrected masks under a "
+                "new lab name, so that earlier results stay comparable."
+            )
+        return None
+
+    def _refuse(self, image: CheckedImage, reason: str) -> None:
+        self.refused.append(RejectedFile(f"images/{image.image.name}", reason))
+        if image.mask is not None:
+            self.refused.append(
+                RejectedFile(f"masks/{image.mask.name}", f"its image {image.image.name} is refused: {reason}")
+            )
+
+
+def merge_metadata(old: LabMetadata, new: LabMetadata) -> LabMetadata:
+    """Join the card of a later delivery to the dataset's; what it does not say stays."""
+    for field in ("stain", "classes", "mpp"):
+        before, now = getattr(old, field), getattr(new, field)
+        if None not in (before, now) and before != now:
+            raise LabError(
+                f"lab {old.lab}: expected {field} {before} as in the dataset, got {now}. Correct lab.yaml, or give the "
+                f"delivery another lab name{'; images.csv can state mpp for each image' if field == 'mpp' else ''}."
+            )
+    said = {field: value for field, value in new if field in new.model_fields_set and value is not None}
+    return old.model_copy(update=said)
+
+
+def check_image_table(
+    source: Path, facts: dict[str, ImageMetadata], rows: dict[str, ManifestRow], refused: tuple[RejectedFile, ...]
+) -> None:
+    """See that each line of ``images.csv`` means an image, and moves none to another group."""
+    known = rows.keys() | {image_key(image_name(refusal.file)) for refusal in refused}
+    if unknown := [said.file for key, said in facts.items() if key not in known]:
+        raise LabError(
+            f"{source / IMAGE_TABLE_FILE}: expected files in images/, got {', '.join(unknown[:5])}. "
+            "Correct the names or remove the lines."
+        )
+    for key, said in facts.items():
+        if key in rows and said.group is not None and said.group != rows[key].group:
+            raise LabError(
+                f"{source / IMAGE_TABLE_FILE}: expected group {rows[key].group!r} for {said.file} as in the dataset, "
+                f"got {said.group!r}. Its split is settled: remove the line, or give the delivery another lab name."
+            )

@@ -1,7 +1,11 @@
 """A lab's card: what ``lab.yaml`` says about the lab's images."""
 
+import csv
+import io
 import math
 import re
+import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +15,22 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import LabError
 from microseg.files import atomic_write
+from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.pixel_size import MPP_RANGE
 
-__all__ = ["LAB_FILE", "LAB_FILE_TEMPLATE", "LabMetadata", "check_lab_name", "read_lab_metadata", "write_lab_metadata"]
+__all__ = [
+    "IMAGE_TABLE_FILE",
+    "LAB_FILE",
+    "LAB_FILE_TEMPLATE",
+    "ImageMetadata",
+    "LabMetadata",
+    "check_lab_name",
+    "image_key",
+    "image_name",
+    "read_image_table",
+    "read_lab_metadata",
+    "write_lab_metadata",
+]
 
 LAB_FILE = "lab.yaml"
 LAB_FILE_TEMPLATE = """\
@@ -154,3 +171,106 @@ def write_lab_metadata(folder: Path | str, card: LabMetadata) -> None:
     values = card.model_dump(mode="json")
     with atomic_write(Path(folder) / LAB_FILE) as part:
         part.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+_SUFFIX = re.compile(rf"(\.ome)*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$", re.IGNORECASE)
+
+
+def image_name(path: Path | str) -> str:
+    """Name an image by its file: without folder, without suffix, without ``.ome``.
+
+    Args:
+        path: A file, or its name.
+
+    Returns:
+        The name.
+    """
+    return _SUFFIX.sub("", Path(path).name)
+
+
+def image_key(name: str) -> str:
+    """Tell names apart as the least able file system does: regardless of case and of how accents are written.
+
+    Args:
+        name: An image's name, as `image_name` gives it.
+
+    Returns:
+        The same text for names that cannot lie side by side.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+IMAGE_TABLE_FILE = "images.csv"
+
+_COLUMNS = ("file", "group", "mpp")
+
+
+@dataclass(frozen=True)
+class ImageMetadata:
+    """What the lab says about one image.
+
+    Attributes:
+        file: The file's name as the lab wrote it.
+        group: Patient or slide; None when not said.
+        mpp: Microns per pixel; None when not said.
+    """
+
+    file: str
+    group: str | None
+    mpp: float | None
+
+
+def read_image_table(source: Path) -> dict[str, ImageMetadata]:
+    """Read ``images.csv``: columns ``file`` and ``group`` or ``mpp`` or both, separated by commas or semicolons.
+
+    Args:
+        source: The delivery's folder.
+
+    Returns:
+        What is said, by `image_key` of the image's name; empty when the file is not there.
+
+    Raises:
+        LabError: Other columns, an image listed twice, or an impossible pixel size.
+    """
+    path = source / IMAGE_TABLE_FILE
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        separator = ";" if ";" in text.partition("\n")[0] else ","
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        columns = [column.strip().lower() for column in lines.fieldnames or ()]
+        lines.fieldnames = columns
+        if "file" not in columns or len(columns) < 2 or sorted(columns) != sorted(set(columns) & set(_COLUMNS)):
+            raise LabError(
+                f"{path}: expected the columns file, and group or mpp or both, got {', '.join(columns) or 'nothing'}. "
+                "Name them in the first line."
+            )
+        facts: dict[str, ImageMetadata] = {}
+        for line in lines:
+            fact = _parse(line, f"{path}, line {lines.line_num}", len(columns))
+            key = image_key(image_name(fact.file))
+            if key in facts:
+                raise LabError(f"{path}, line {lines.line_num}: expected each image once, got {fact.file} again.")
+            facts[key] = fact
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Save it as 'CSV UTF-8'.") from error
+    return facts
+
+
+def _parse(line: dict[str, str], where: str, columns: int) -> ImageMetadata:
+    if None in line or None in line.values():
+        raise LabError(f"{where}: expected {columns} values, got another number. Put values with a comma in quotes.")
+    values = {column: value.strip() for column, value in line.items()}
+    if not values["file"]:
+        raise LabError(f"{where}: expected a file name, got none. Fill it in, or remove the line.")
+    try:
+        mpp = float(values["mpp"]) if values.get("mpp") else None
+        if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+            raise ValueError
+    except ValueError:
+        raise LabError(
+            f"{where}: expected {MPP_RANGE[0]} to {MPP_RANGE[1]} microns per pixel with a decimal point, or nothing, "
+            f"got {values['mpp']!r}. Correct it."
+        ) from None
+    return ImageMetadata(file=values["file"], group=values.get("group") or None, mpp=mpp)

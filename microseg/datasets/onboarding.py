@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from microseg.datasets.lab import LAB_FILE, check_lab_name, read_lab_metadata
 from microseg.errors import LabError
 from microseg.files import atomic_write
-from microseg.slides.files import SLIDE_SUFFIXES
 from microseg.slides.images import IMAGE_SUFFIXES
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES
 
 __all__ = ["DropFolder", "IncomingDataset", "Onboarding", "OnboardingStore", "read_incoming_folder"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
@@ -22,7 +22,7 @@ from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
 from microseg.registry.gate import ConfidenceInterval, Evidence
-from microseg.slides.scale import model_zoom
+from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["Comparison", "compare"]
 
@@ -71,8 +71,8 @@ def compare(
     candidate: PyramidSegmenter,
     production: PyramidSegmenter | None,
     *,
-    source: Sequence[Lab],
-    target: Lab | None,
+    source: Sequence[LabDataset],
+    target: LabDataset | None,
     reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None] = (None, None),
     engine: Callable[[PyramidSegmenter], Engine] = Engine,
     on_image: Callable[[str], None] = lambda _name: None,
@@ -102,7 +102,7 @@ def compare(
         for lab, figures in new.scores.items()
     }
     evidence = new.evidence if old is None else replace(new.evidence, target_gain=_gain(new.masked, old.masked))
-    return Comparison(evidence, old.evidence if old else None, target.card.lab if target else None, scores)
+    return Comparison(evidence, old.evidence if old else None, target.metadata.lab if target else None, scores)
 
 
 def _gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | None:
@@ -118,8 +118,8 @@ def _gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | 
 def _judge(
     network: PyramidSegmenter,
     *,
-    source: Sequence[Lab],
-    target: Lab | None,
+    source: Sequence[LabDataset],
+    target: LabDataset | None,
     reference: ReferenceDistribution | None,
     engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
@@ -127,7 +127,7 @@ def _judge(
 ) -> _Side:
     ready, classes = engine(network), network.config.classes
     scores = {
-        lab.card.lab: mean_scores(score(ready.probabilities, lab_references(lab, "test"), classes, on_image))
+        lab.metadata.lab: mean_scores(score(ready.probabilities, lab_references(lab, "test"), classes, on_image))
         for lab in source
     }
     label_free: dict[str, int | float] = {}
@@ -150,11 +150,11 @@ def _judge(
         references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
         if references:
             table = score(ready.probabilities, references, classes, on_image)
-            scores[target.card.lab] = mean_scores(table)
+            scores[target.metadata.lab] = mean_scores(table)
             slides = [reference.slide or reference.name for reference in references]
             masked = pd.Series(table["dice"].to_numpy(float), slides)
             interval = bootstrap_interval(masked.to_numpy(), slides)
-    dice = {lab.card.lab: scores[lab.card.lab]["dice"] for lab in source}
+    dice = {lab.metadata.lab: scores[lab.metadata.lab]["dice"] for lab in source}
     return _Side(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores, masked)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import step_generator
 from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_entropy, stain_explained_variance
 from microseg.evaluation.references import Segment
@@ -38,7 +38,7 @@ class TargetImage:
     slide: str = ""
 
 
-def lab_targets(lab: Lab, limit: int | None = None) -> tuple[TargetImage, ...]:
+def lab_targets(lab: LabDataset, limit: int | None = None) -> tuple[TargetImage, ...]:
     """A lab's images, or so many of them, spread evenly over its manifest."""
     rows = lab.rows
     if limit is not None and len(rows) > limit:
@@ -109,10 +109,10 @@ def _agrees(
     return cohen_kappa(mask, back(segment(changed, target.mpp).argmax(0).astype(np.uint8)), classes)
 
 
-def expected_foreground_share(labs: Sequence[Lab]) -> float:
+def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
     """Share of foreground in the training masks of the labelled labs."""
     shares = [
-        1 - class_shares(read_mask(lab.mask_path(row)), len(lab.card.classes))[0]
+        1 - class_shares(read_mask(lab.mask_path(row)), len(lab.metadata.classes))[0]
         for lab in labs
         for row in lab.select(split="train", labelled=True)
     ]

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.label_free import TargetImage, lab_targets
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
 from microseg.slides.images import read_image
-from microseg.slides.scale import model_zoom
+from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["fit_reference_distribution", "ood_scores"]
 
@@ -18,7 +18,7 @@ _IMAGES = 200  # of a lab, spread evenly
 
 
 def fit_reference_distribution(
-    labs: Sequence[Lab], mpp: float | None, on_image: Callable[[str], None] = lambda _name: None
+    labs: Sequence[LabDataset], mpp: float | None, on_image: Callable[[str], None] = lambda _name: None
 ) -> ReferenceDistribution:
     """Learn what the images of some labs look like; masks are not read.
 
@@ -37,7 +37,7 @@ def fit_reference_distribution(
                 groups.append(target.slide or target.name)
             on_image(target.name)
         if len(figures) >= MIN_REFERENCE_IMAGES:
-            reference[lab.card.lab] = fit_lab_distribution(np.array(figures), groups)
+            reference[lab.metadata.lab] = fit_lab_distribution(np.array(figures), groups)
     return ReferenceDistribution(APPEARANCE_FEATURES, reference)
 
 

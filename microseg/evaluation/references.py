@@ -10,11 +10,9 @@ import pandas as pd
 from scipy.special import ndtr, stdtrit
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
-from microseg.datasets.lab import LabMetadata
-from microseg.datasets.manifest import Split
-from microseg.datasets.names import image_key, image_name
-from microseg.datasets.pair import check_pair
+from microseg.datasets.checks import check_pair
+from microseg.datasets.dataset import LabDataset, Split
+from microseg.datasets.lab import LabMetadata, image_key, image_name
 from microseg.errors import LabError
 from microseg.evaluation.boundary import boundary_dice
 from microseg.evaluation.overlap import dice
@@ -54,7 +52,7 @@ class Reference:
     slide: str = ""
 
 
-def lab_references(lab: Lab, split: Split) -> tuple[Reference, ...]:
+def lab_references(lab: LabDataset, split: Split) -> tuple[Reference, ...]:
     """The labelled images of one split of a lab's dataset."""
     return tuple(
         Reference(Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp, row.group)

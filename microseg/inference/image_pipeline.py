@@ -25,8 +25,8 @@ from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.tables import ImageResult, ImageTask
 from microseg.slides.images import read_image
-from microseg.slides.opening import is_slide, open_slide
 from microseg.slides.pixel_size import image_mpp
+from microseg.slides.readers import is_slide, open_slide
 
 __all__ = ["Part", "complete_provenance", "segment_one"]
 

@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from microseg.datasets.appearance import image_features, window_features
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.slides.slide import SlideView
 from microseg.slides.tissue import TissueMap
-from microseg.slides.view import SlideView
 
 __all__ = ["image_ood_score", "slide_ood_score"]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional
 
 from microseg.errors import DataError
-from microseg.slides.scale import model_zoom
+from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["engine_zoom", "segment_rescaled"]
 

@@ -25,10 +25,9 @@ from microseg.outputs.label_pyramid import LabelPyramid
 from microseg.outputs.object_stream import ObjectStream, StreamedObjects
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import Provenance, Record, software_versions
-from microseg.slides.opening import open_slide
-from microseg.slides.slide import Slide
+from microseg.slides.readers import open_slide
+from microseg.slides.slide import Slide, SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
-from microseg.slides.view import SlideView
 
 __all__ = ["segment_slide", "slide_rows"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from microseg.inference.engine import Engine
 from microseg.inference.tiling import Span, Tile, TilePlan
-from microseg.slides.view import SlideView
+from microseg.slides.slide import SlideView
 
 __all__ = ["Confidence", "MaskRows", "stream_mask"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.references import Reference
 from microseg.inference.engine import Engine
@@ -21,7 +21,7 @@ __all__ = ["comparison_panels", "data_uri", "reference_panels"]
 _HEIGHT = 290  # pixels of one picture: three beside each other fit on a version's page in MLflow
 
 
-def comparison_panels(engines: Mapping[str, Engine], lab: Lab, folder: Path, *, limit: int = 4) -> list[Path]:
+def comparison_panels(engines: Mapping[str, Engine], lab: LabDataset, folder: Path, *, limit: int = 4) -> list[Path]:
     """Draw a lab's image, and what each engine finds in it, beside one another.
 
     Args:
@@ -34,7 +34,7 @@ def comparison_panels(engines: Mapping[str, Engine], lab: Lab, folder: Path, *, 
         The files, ``<image>.panel.jpg``.
     """
     return [
-        _draw(target.name, read_image(target.image), target.mpp, {}, engines, lab.card.classes, folder)
+        _draw(target.name, read_image(target.image), target.mpp, {}, engines, lab.metadata.classes, folder)
         for target in lab_targets(lab, limit)
     ]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from microseg.slides.tiff import is_tiff
+from microseg.slides.images import is_tiff
 
-__all__ = ["MPP_RANGE", "image_mpp"]
+__all__ = ["MPP_RANGE", "image_mpp", "model_zoom"]
 
 MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
 
@@ -72,3 +72,16 @@ def _ome_mpp(xml: str) -> tuple[float, float] | None:
             return None
         sizes.append(float(size[1]) * microns)
     return sizes[0], sizes[1]
+
+
+def model_zoom(mpp: float | None, model_mpp: float | None) -> float:
+    """Factor by which an image is enlarged to the model's scale.
+
+    Args:
+        mpp: microns per pixel of the image; None if unknown.
+        model_mpp: the model's; None if unknown.
+
+    Returns:
+        1 where either is unknown.
+    """
+    return mpp / model_mpp if mpp is not None and model_mpp is not None else 1.0

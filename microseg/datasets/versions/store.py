@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +11,70 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from microseg.datasets.ingest import lab_lock
 from microseg.datasets.lab import check_lab_name
 from microseg.datasets.versions.dvc import add, check_write_access, file_md5, opened, push, restore
-from microseg.datasets.versions.version import DatasetVersion
 from microseg.errors import VersioningError
 from microseg.files import atomic_write
 
-__all__ = ["DatasetStore", "HistoryEntry"]
+__all__ = ["DatasetStore", "DatasetVersion", "HistoryEntry", "code_commit"]
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One version of a lab's dataset.
+
+    Attributes:
+        lab: The lab's name.
+        digest: DVC's hash of the folder, 32 hexadecimal digits and ``.dir``.
+        files: Number of files.
+        bytes: Their size together.
+    """
+
+    lab: str
+    digest: str
+    files: int
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.digest):
+            raise VersioningError(
+                f"lab {self.lab}: expected a dataset's digest, 32 hexadecimal digits and '.dir', got {self.digest!r}. "
+                "Take it from the lab's history."
+            )
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Give the same as values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DatasetVersion":
+        """Make a version from what `to_dict` gave.
+
+        Args:
+            values: The dictionary.
+
+        Returns:
+            The version.
+
+        Raises:
+            VersioningError: A value is missing, superfluous or not of its kind.
+        """
+        try:
+            return cls(
+                lab=str(values["lab"]),
+                digest=str(values["digest"]),
+                files=int(values["files"]),
+                bytes=int(values["bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise VersioningError(
+                f"expected lab, digest, files and bytes of a dataset's version, got {values}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -236,3 +290,33 @@ def _folder_digest(folder: Path) -> str:
     ]
     files.sort(key=lambda file: tuple(file["relpath"].split("/")))
     return f"{md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
+
+
+_DIGEST = re.compile(r"[0-9a-f]{32}\.dir", re.ASCII)
+
+
+def code_commit(root: Path) -> str:
+    """Find the commit of the code in a folder.
+
+    Args:
+        root: Any folder of a git checkout.
+
+    Returns:
+        The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` where there is no git, no
+        checkout or no commit.
+    """
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return "unknown"
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return commit if changes == "" else f"{commit}-dirty"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,7 +59,7 @@ def test_no_way_leads_to_the_test_masks(deliveries: tuple[Path, Path], tmp_path:
     assert "images (64, 64)" in told  # all else can be read
 
 
-def test_the_process_that_trains_is_held_to_it(labs: tuple[Lab, Lab], tmp_path: Path) -> None:
+def test_the_process_that_trains_is_held_to_it(labs: tuple[LabDataset, LabDataset], tmp_path: Path) -> None:
     """A dataset that lies in a ``test`` folder of the task cannot be trained on, in any method."""
     import shutil
 

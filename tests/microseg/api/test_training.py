@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from microseg.api import training
 from microseg.api.training import TrainingResult, adapt, train
 from microseg.config.params import AdaptSettings, TrainSettings
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.errors import LabError, TrainingError
 from microseg.inference.engine import weights_digest
@@ -40,7 +40,9 @@ def fabric() -> Fabric:
 
 
 @pytest.fixture
-def fit(tiny_config: Config, labs: tuple[Lab, Lab], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
+def fit(
+    tiny_config: Config, labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path
+) -> Callable[..., TrainingResult]:
     def make(folder: str = "first", **values: Any) -> TrainingResult:
         progress = values.pop("progress", None)
         return train(
@@ -56,7 +58,7 @@ def fit(tiny_config: Config, labs: tuple[Lab, Lab], fabric: Fabric, tmp_path: Pa
 
 
 @pytest.fixture
-def fit_to_new(labs: tuple[Lab, Lab], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
+def fit_to_new(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
     def make(base: PyramidSegmenter | Path, folder: str = "adapted", **values: Any) -> TrainingResult:
         progress, source, target = (values.pop(name, None) for name in ("progress", "source", "target"))
         return adapt(
@@ -83,7 +85,7 @@ def stop_at(step: int) -> Progress:
 def test_train_and_adapt(
     fit: Callable[..., TrainingResult],
     fit_to_new: Callable[..., TrainingResult],
-    labs: tuple[Lab, Lab],
+    labs: tuple[LabDataset, LabDataset],
     deliveries: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -197,7 +199,10 @@ def test_adaptation_from_another_network_does_not_go_on_from_the_checkpoint(
 
 
 def test_a_dataset_with_other_masks_or_roles_does_not_go_on_from_the_checkpoint(
-    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any], labelled_lab: Lab, new_lab: Lab
+    fit_to_new: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    labelled_lab: LabDataset,
+    new_lab: LabDataset,
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit_to_new(tiny_network(0), progress=stop_at(2))
@@ -220,11 +225,14 @@ def test_the_network_in_use_is_not_changed(
 
 
 def test_masks_of_the_new_lab_are_not_read(
-    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any], labelled_lab: Lab, tmp_path: Path
+    fit_to_new: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    labelled_lab: LabDataset,
+    tmp_path: Path,
 ) -> None:
     shutil.copytree(labelled_lab.folder / "images", tmp_path / "lab_c" / "images")
     few = dataclasses.replace(
-        labelled_lab, folder=tmp_path / "lab_c", card=labelled_lab.card.model_copy(update={"lab": "lab_c"})
+        labelled_lab, folder=tmp_path / "lab_c", metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"})
     )
     assert all(row.mask is not None and not few.mask_path(row).exists() for row in few.rows)
     fit_to_new(tiny_network(), target=[few], steps=1)
@@ -240,7 +248,7 @@ def test_classes_must_be_those_of_the_network(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     tiny_config: Config,
-    labelled_lab: Lab,
+    labelled_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(
@@ -255,7 +263,7 @@ def test_labels_are_needed(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     tiny_config: Config,
-    new_lab: Lab,
+    new_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(LabError, match=r"Expected labelled images to train on, found none in the labs given \(lab_b\)"):
@@ -266,7 +274,7 @@ def test_labels_are_needed(
         train([], tiny_config(), TrainSettings(), folder=tmp_path / "n")
 
 
-def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: Lab, tmp_path: Path) -> None:
+def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: LabDataset, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="Expected images of a new lab to adapt to, found none"):
         adapt(tiny_network(), [labelled_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
 
@@ -283,14 +291,14 @@ def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: Lab
     ],
 )
 def test_crops_are_not_larger_than_images(
-    labelled_lab: Lab, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
+    labelled_lab: LabDataset, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
 ) -> None:
     rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in labelled_lab.rows)
     lab = dataclasses.replace(labelled_lab, rows=rows)
     assert training._crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
 
 
-def test_images_are_brought_to_the_models_scale(labelled_lab: Lab) -> None:
+def test_images_are_brought_to_the_models_scale(labelled_lab: LabDataset) -> None:
     rows = (
         dataclasses.replace(labelled_lab.rows[0], mpp=0.25),
         dataclasses.replace(labelled_lab.rows[1], mpp=None),
@@ -300,7 +308,7 @@ def test_images_are_brought_to_the_models_scale(labelled_lab: Lab) -> None:
 
 
 def test_the_last_network_is_taken_where_no_image_is_held_out_to_judge(
-    fabric: Fabric, tiny_config: Config, labelled_lab: Lab, tmp_path: Path
+    fabric: Fabric, tiny_config: Config, labelled_lab: LabDataset, tmp_path: Path
 ) -> None:
     lab = dataclasses.replace(labelled_lab, rows=labelled_lab.select(split="train"))
     fitted = train([lab], tiny_config(), TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microseg.datasets.checks import RejectedFile, check_lab_files, count_slides
-from microseg.datasets.pair import CheckedImage
+from microseg.datasets.checks import CheckedImage, RejectedFile, check_lab_files, count_slides
 from microseg.errors import LabError
-from microseg.slides import pixel_limit
+from microseg.slides import images
 from microseg.slides.images import image_digest
 
 CLASSES = ("background", "gland")
@@ -200,7 +199,7 @@ def test_a_delivery_of_slides_alone(tmp_path):
 
 
 def test_a_tiff_too_large_for_an_image_is_a_slide(source, monkeypatch):
-    monkeypatch.setattr(pixel_limit, "MAX_PIXELS", 24 * 32)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32)
     for name in ("large.tif", "wide.png"):
         save(source / "images" / name, noise(1, 24, 33))
     (source / "images" / "broken.tif").write_bytes(b"II*\0")

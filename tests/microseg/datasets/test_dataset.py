@@ -1,8 +1,7 @@
 import pytest
 
-from microseg.datasets.dataset import open_lab_dataset
+from microseg.datasets.dataset import ManifestRow, open_lab_dataset, write_manifest
 from microseg.datasets.lab import LabMetadata, write_lab_metadata
-from microseg.datasets.manifest import ManifestRow, write_manifest
 from microseg.errors import LabError
 
 
@@ -46,7 +45,7 @@ def test_select(folder, choice, expected):
 
 def test_paths(folder):
     lab = open_lab_dataset(str(folder))
-    assert lab.card.lab == "north"
+    assert lab.metadata.lab == "north"
     assert lab.image_path(lab.rows[0]) == folder / "images" / "a.png"
     assert lab.mask_path(lab.rows[0]) == folder / "masks" / "a.png"
     with pytest.raises(LabError, match=r"expected a mask for images/b.png"):

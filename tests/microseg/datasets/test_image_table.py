@@ -1,6 +1,6 @@
 import pytest
 
-from microseg.datasets.image_table import ImageMetadata, read_image_table
+from microseg.datasets.lab import ImageMetadata, read_image_table
 from microseg.errors import LabError
 
 

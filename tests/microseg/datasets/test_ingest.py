@@ -97,8 +97,8 @@ def test_a_delivery_becomes_a_dataset(tmp_path, prepare):
     assert sorted(path.name for path in prepared.folder.rglob("*.*")) == [
         "a.png", "a.png", "b.png", "b.png", "c.png", "lab.yaml", "manifest.csv",
     ]  # fmt: skip
-    assert lab.card.labelled
-    assert lab.card.mpp == 0.5
+    assert lab.metadata.labelled
+    assert lab.metadata.mpp == 0.5
     assert {row.split for row in lab.rows} == {"train", "val"}
     for row, seed in zip(lab.rows, (1, 2, 3), strict=True):
         assert np.array_equal(read_image(lab.image_path(row)), noise(seed))
@@ -343,12 +343,12 @@ def test_masks_may_come_later(tmp_path, prepare):
         0,
     )
     lab = open_lab_dataset(prepared.folder)
-    assert lab.card.labelled
+    assert lab.metadata.labelled
     assert [row.split for row in lab.rows] == splits
     assert np.array_equal(read_mask(lab.mask_path(lab.rows[0])), mask())
     assert prepare(source).unchanged == 1
     unlabelled = deliver(tmp_path / "third", {"d": 4}, card=f"{CARD}labelled: false\n")
-    assert open_lab_dataset(prepare(unlabelled).folder).card.labelled
+    assert open_lab_dataset(prepare(unlabelled).folder).metadata.labelled
 
 
 def test_another_mask_for_the_same_image_is_refused(tmp_path, prepare):
@@ -382,9 +382,9 @@ def test_what_was_unknown_may_be_said_later(tmp_path, prepare):
     source = deliver(tmp_path / "more", {"c": 3}, card=f"{CARD}mpp: 0.5\ntissue: colon\n", facts="file,mpp\na,0.25\n")
     lab = open_lab_dataset(prepare(source).folder)
     assert [row.mpp for row in lab.rows] == [0.25, 0.5, 0.5]
-    assert (lab.card.mpp, lab.card.tissue) == (0.5, "colon")
+    assert (lab.metadata.mpp, lab.metadata.tissue) == (0.5, "colon")
     plain = open_lab_dataset(prepare(deliver(tmp_path / "third", {"d": 4})).folder)
-    assert (plain.card.mpp, plain.rows[3].mpp) == (0.5, 0.5)
+    assert (plain.metadata.mpp, plain.rows[3].mpp) == (0.5, 0.5)
 
 
 def test_a_settled_group_cannot_change(tmp_path, prepare):
@@ -415,7 +415,7 @@ if step == "rename":
     Path.rename = dying
 else:
     setattr(ingest, step, dying)
-ingest.prepare_lab(*map(Path, sys.argv[3:6]))
+ingest.ingest_lab(*map(Path, sys.argv[3:6]))
 """
 
 

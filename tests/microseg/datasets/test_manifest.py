@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microseg.datasets.manifest import ManifestRow, read_manifest, write_manifest
+from microseg.datasets.dataset import ManifestRow, read_manifest, write_manifest
 from microseg.errors import LabError
 
 ROW = ManifestRow("images/a.png", "masks/a.png", "patient 1", "train", 120, 90, 0.25, "0f" * 32)

@@ -1,6 +1,6 @@
 import pytest
 
-from microseg.datasets.names import image_key, image_name
+from microseg.datasets.lab import image_key, image_name
 
 
 @pytest.mark.parametrize(

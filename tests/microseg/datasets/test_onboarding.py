@@ -149,8 +149,9 @@ def test_what_became_of_it_is_kept(tmp_path: Path) -> None:
 def test_a_lab_is_held_by_one_process_and_let_go_of_when_it_dies(tmp_path: Path) -> None:
     kept = OnboardingStore(tmp_path)
     hold = (
-        "import sys, time; from pathlib import Path; from microseg.datasets.onboarding import Landings\n"
-        "with Landings(Path(sys.argv[1])).claimed('lab_c', wait=False) as mine: print(mine, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from microseg.datasets.onboarding import OnboardingStore\n"
+        "with OnboardingStore(Path(sys.argv[1])).claimed('lab_c', wait=False) as mine:\n"
+        "    print(mine, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:

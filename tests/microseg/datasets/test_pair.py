@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microseg.datasets.pair import CheckedImage, check_pair
+from microseg.datasets.checks import CheckedImage, check_pair
 from microseg.slides.images import image_digest
 
 CLASSES = ("background", "gland")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microseg.datasets.splits import assign_splits
+from microseg.datasets.dataset import assign_splits
 from microseg.errors import DataError
 
 groups = st.sets(st.text(max_size=8), max_size=30)

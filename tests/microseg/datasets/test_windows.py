@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microseg.datasets.sampling import Sample
-from microseg.datasets.windows import cut_windows
+from microseg.datasets.sampling import Sample, cut_windows
 from microseg.errors import DataError
 from microseg.slides.images import read_image, write_png
 

@@ -13,9 +13,8 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import GateSettings
 from microseg.datasets.appearance import image_features
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import LabMetadata
-from microseg.datasets.manifest import ManifestRow
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.evaluation.label_free import expected_foreground_share
 from microseg.evaluation.reference_distribution import fit_reference_distribution
@@ -47,7 +46,7 @@ def at_level(tiny_network: Callable[..., PyramidSegmenter]) -> Callable[[float],
     return make
 
 
-def expected_dice(lab: Lab, split: str, level: float) -> float:
+def expected_dice(lab: LabDataset, split: str, level: float) -> float:
     scores = []
     for row in lab.rows:
         if row.split == split:
@@ -57,7 +56,7 @@ def expected_dice(lab: Lab, split: str, level: float) -> float:
 
 
 def test_both_are_judged_on_the_same_images(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab, new_lab: Lab
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset, new_lab: LabDataset
 ) -> None:
     told: list[str] = []
     result = compare(
@@ -85,14 +84,14 @@ def test_both_are_judged_on_the_same_images(
     assert told == 2 * ([n.name for n in _references(labelled_lab)] + [Path(row.image).stem for row in new_lab.rows])
 
 
-def _references(lab: Lab) -> list[Any]:
+def _references(lab: LabDataset) -> list[Any]:
     from microseg.evaluation.references import lab_references
 
     return list(lab_references(lab, "test"))
 
 
 def test_without_a_new_lab_or_a_production_model(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
 ) -> None:
     result = compare(at_level(150), None, source=[labelled_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
     assert (result.production, result.target, result.candidate.label_free) == (None, None, {})
@@ -101,7 +100,7 @@ def test_without_a_new_lab_or_a_production_model(
 
 
 def test_drift_is_told_by_what_each_side_knows(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab, new_lab: Lab
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset, new_lab: LabDataset
 ) -> None:
     """Production knows one lab, the candidate both; of a version that keeps nothing it is not told."""
     one = fit_reference_distribution([labelled_lab], 1.0)
@@ -133,9 +132,9 @@ def test_drift_is_told_by_what_each_side_knows(
 
 
 def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
 ) -> None:
-    few = dataclasses.replace(labelled_lab, card=labelled_lab.card.model_copy(update={"lab": "lab_c"}))
+    few = dataclasses.replace(labelled_lab, metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"}))
     result = compare(at_level(150), None, source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
     each = [expected_dice(dataclasses.replace(few, rows=(row,)), row.split, 150) for row in few.rows]
     interval = result.candidate.target_dice
@@ -145,10 +144,12 @@ def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
 
 
 def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: Lab
+    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
 ) -> None:
     def gain(rows: tuple[ManifestRow, ...]) -> tuple[ConfidenceInterval | None, Comparison]:
-        few = dataclasses.replace(labelled_lab, card=labelled_lab.card.model_copy(update={"lab": "lab_c"}), rows=rows)
+        few = dataclasses.replace(
+            labelled_lab, metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"}), rows=rows
+        )
         result = compare(at_level(190), at_level(150), source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
         return result.candidate.target_gain, result
 
@@ -168,12 +169,12 @@ def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
     assert result.candidate.target_dice is not None  # reported all the same
 
 
-def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mpp: float | None = None) -> Lab:
+def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mpp: float | None = None) -> LabDataset:
     rows = []
     for stem, image in images.items():
         write_png(folder / f"{stem}.png", image)
         rows.append(ManifestRow(f"{stem}.png", None, stem, "train", image.shape[1], image.shape[0], mpp, "0" * 64))
-    return Lab(folder, LabMetadata(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
+    return LabDataset(folder, LabMetadata(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
 
 
 def test_separability_is_about_the_labs_at_the_models_scale(
@@ -188,7 +189,7 @@ def test_separability_is_about_the_labs_at_the_models_scale(
         wave = np.sin(x[..., None] / 4 + phases[0]) + np.sin(y[..., None] / 5 + phases[1])
         return (np.array(color) + 25 * wave).astype(np.uint8)
 
-    def lab(name: str, color: tuple[int, int, int], mpp: float) -> Lab:
+    def lab(name: str, color: tuple[int, int, int], mpp: float) -> LabDataset:
         (tmp_path / name).mkdir()
         return lab_of(tmp_path / name, name, {f"{name}{n}": waves(color, mpp) for n in range(8)}, mpp)
 
@@ -203,7 +204,7 @@ def test_separability_is_about_the_labs_at_the_models_scale(
         slope = (pixels[..., 1:] - pixels[..., :-1]).abs()
         return Features(pixels, torch.cat([pixels[..., 1:], slope], 1), ())
 
-    def separability(target: Lab) -> float:
+    def separability(target: LabDataset) -> float:
         network = tiny_network()
         network.features = features  # type: ignore[method-assign]
         result = compare(network, None, source=[pink], target=target, engine=Threshold)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.slides.images import write_png
 
@@ -111,14 +111,14 @@ def test_of_no_image_nothing_is_known() -> None:
     assert np.isnan(list(label_free_scores(dark, [], 2).values())).all()
 
 
-def test_expected_share_is_that_of_the_training_masks(labelled_lab: Lab, new_lab: Lab) -> None:
+def test_expected_share_is_that_of_the_training_masks(labelled_lab: LabDataset, new_lab: LabDataset) -> None:
     masks = [read_mask(labelled_lab.mask_path(row)) for row in labelled_lab.rows if row.split == "train"]
     assert expected_foreground_share([labelled_lab]) == pytest.approx(np.mean([(mask > 0).mean() for mask in masks]))
     assert expected_foreground_share([labelled_lab, new_lab]) == expected_foreground_share([labelled_lab])
     assert np.isnan(expected_foreground_share([new_lab]))
 
 
-def test_targets_of_a_lab(new_lab: Lab) -> None:
+def test_targets_of_a_lab(new_lab: LabDataset) -> None:
     assert [it.name for it in lab_targets(new_lab)] == [Path(row.image).stem for row in new_lab.rows]
     assert all(it.image.is_file() and it.mpp == 1.0 for it in lab_targets(new_lab))
     names = [Path(row.image).stem for row in new_lab.rows]

@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microseg.datasets.dataset import Lab
-from microseg.datasets.image_table import read_image_table
-from microseg.datasets.lab import read_lab_metadata
-from microseg.datasets.manifest import ManifestRow
+from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.lab import read_image_table, read_lab_metadata
 from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.reference_distribution import fit_reference_distribution, ood_scores
 from microseg.inference.out_of_distribution import image_ood_score
@@ -19,7 +17,7 @@ from microseg.synthetic.labs import LAB_A, LAB_B, LabLook, make_lab
 SIDE = 96
 
 
-def made(folder: Path, look: LabLook, images: int, seed: int) -> Lab:
+def made(folder: Path, look: LabLook, images: int, seed: int) -> LabDataset:
     make_lab(folder, look, images=images, size=SIDE, labelled=False, seed=seed)
     listed = read_image_table(folder)
     rows = []
@@ -27,21 +25,21 @@ def made(folder: Path, look: LabLook, images: int, seed: int) -> Lab:
         slide = next(entry.group for key, entry in listed.items() if key.startswith(path.stem))
         assert slide is not None
         rows.append(ManifestRow(f"images/{path.name}", None, slide, "train", SIDE, SIDE, 1.0, "0" * 64))
-    return Lab(folder, read_lab_metadata(folder), tuple(rows))
+    return LabDataset(folder, read_lab_metadata(folder), tuple(rows))
 
 
 @pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Lab]:
+def labs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LabDataset]:
     folder = tmp_path_factory.mktemp("labs")
     plan = {"a": (LAB_A, 24, 0), "b": (LAB_B, 24, 0), "new a": (LAB_A, 24, 1), "new b": (LAB_B, 12, 1)}
     return {name: made(folder / name, *how) for name, how in plan.items()}
 
 
-def scores(reference: ReferenceDistribution, lab: Lab) -> list[float]:
+def scores(reference: ReferenceDistribution, lab: LabDataset) -> list[float]:
     return ood_scores(reference, lab_targets(lab), 1.0)
 
 
-def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(labs: dict[str, Lab]) -> None:
+def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(labs: dict[str, LabDataset]) -> None:
     reference = fit_reference_distribution([labs["a"]], 1.0)
     own, other = (summarize_scores(scores(reference, labs[name])) for name in ("new a", "new b"))
     assert (own.images, other.images) == (24, 12)
@@ -53,7 +51,7 @@ def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(l
     assert other.is_ood
 
 
-def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, Lab]) -> None:
+def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, LabDataset]) -> None:
     told: list[str] = []
     reference = fit_reference_distribution([labs["a"], labs["b"]], 1.0, told.append)
     assert len(told) == 48
@@ -62,13 +60,13 @@ def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, Lab]) -> None:
         assert summarize_scores(scores(reference, labs[name])).share <= 0.1
 
 
-def test_a_lab_of_few_images_is_left_out(labs: dict[str, Lab]) -> None:
-    few = Lab(labs["a"].folder, labs["a"].card, labs["a"].rows[:4])
+def test_a_lab_of_few_images_is_left_out(labs: dict[str, LabDataset]) -> None:
+    few = LabDataset(labs["a"].folder, labs["a"].metadata, labs["a"].rows[:4])
     assert fit_reference_distribution([few], 1.0).labs == {}
     assert np.isnan(scores(fit_reference_distribution([few], 1.0), few)).all()
 
 
-def test_scale_counts_where_it_is_known(labs: dict[str, Lab]) -> None:
+def test_scale_counts_where_it_is_known(labs: dict[str, LabDataset]) -> None:
     """The same pixels, said to be half as large: at the model's scale they are another image."""
     reference, lab = fit_reference_distribution([labs["a"]], 1.0), labs["new a"]
     image = read_image(lab.image_path(lab.rows[0]))

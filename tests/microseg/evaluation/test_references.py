@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.lab import LabMetadata
 from microseg.errors import LabError
 from microseg.evaluation.references import (
@@ -159,7 +159,7 @@ def test_bootstrap_interval_of_nothing(values: list[float]) -> None:
     assert np.isnan([interval.value, interval.low, interval.high]).all()
 
 
-def test_references_of_a_lab(labelled_lab: Lab, new_lab: Lab) -> None:
+def test_references_of_a_lab(labelled_lab: LabDataset, new_lab: LabDataset) -> None:
     found = {split: lab_references(labelled_lab, split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
     assert {split: len(them) for split, them in found.items()} == {"train": 4, "val": 2, "test": 2}
     images = [it.image for them in found.values() for it in them]
@@ -182,7 +182,9 @@ def test_kept_aside(deliveries: tuple[Path, Path]) -> None:
         assert it.mask == deliveries[1] / "test" / "masks" / it.image.name
 
 
-def test_what_is_kept_aside_is_in_no_dataset(deliveries: tuple[Path, Path], labs: tuple[Lab, Lab]) -> None:
+def test_what_is_kept_aside_is_in_no_dataset(
+    deliveries: tuple[Path, Path], labs: tuple[LabDataset, LabDataset]
+) -> None:
     known = {row.sha256 for lab in labs for row in lab.rows}
     masks = {
         image_digest(np.dstack([read_mask(lab.mask_path(row))] * 3))

@@ -24,10 +24,10 @@ from microseg.models.reference_distribution import LabDistribution, ReferenceDis
 from microseg.outputs.palette import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
-from microseg.slides.opening import open_slide
 from microseg.slides.pixel_size import image_mpp
+from microseg.slides.readers import open_slide
+from microseg.slides.slide import SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
-from microseg.slides.view import SlideView
 
 Picture = npt.NDArray[np.uint8]
 

@@ -11,8 +11,7 @@ from microseg.inference.stream import Confidence, MaskRows, stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
-from microseg.slides.slide import ArraySlide
-from microseg.slides.view import SlideView
+from microseg.slides.slide import ArraySlide, SlideView
 
 Picture = npt.NDArray[np.uint8]
 

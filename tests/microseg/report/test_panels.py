@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from microseg import inference
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.references import lab_references
 from microseg.report import panels
 from microseg.report.panels import comparison_panels, data_uri, reference_panels
@@ -49,7 +49,7 @@ def far(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
     return float(np.abs(a - b).mean())
 
 
-def test_panels_of_a_new_lab(new_lab: Lab, tmp_path: Path, drawn: list[Any]) -> None:
+def test_panels_of_a_new_lab(new_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
     nothing, everything = Painter(0), Painter(1)
     files = comparison_panels({"before": nothing, "after": everything}, new_lab, tmp_path / "panels", limit=2)  # type: ignore[dict-item]
     names = [Path(row.image).stem for row in new_lab.rows]
@@ -58,14 +58,14 @@ def test_panels_of_a_new_lab(new_lab: Lab, tmp_path: Path, drawn: list[Any]) -> 
     assert Image.open(files[0]).width > 3 * 290
     (image, before, after), titles, classes = drawn[0]
     assert titles == [names[0], "before", "after"]
-    assert classes == new_lab.card.classes
+    assert classes == new_lab.metadata.classes
     assert np.array_equal(image, read_image(new_lab.image_path(new_lab.rows[0])))
     assert far(before, image) < 4
     assert far(after, image) > 4  # painted over
 
 
-def test_panels_with_references(labelled_lab: Lab, tmp_path: Path, drawn: list[Any]) -> None:
-    references, classes = lab_references(labelled_lab, "train"), labelled_lab.card.classes
+def test_panels_with_references(labelled_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
+    references, classes = lab_references(labelled_lab, "train"), labelled_lab.metadata.classes
     assert len(references) == 4
     files = reference_panels({"model": Painter(0)}, references, classes, tmp_path, limit=2)  # type: ignore[dict-item]
     assert [file.name for file in files] == [f"{references[n].name}.panel.jpg" for n in (0, 3)]

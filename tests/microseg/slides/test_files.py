@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from microseg.slides.files import SLIDE_SUFFIXES, slide_parts
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES, slide_parts
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -4,13 +4,13 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides import pixel_limit
+from microseg.slides import images
 from microseg.slides.images import read_image
 
 
 def test_own_limit_also_where_pillow_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(pixel_limit, "MAX_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     tifffile.imwrite(tmp_path / "deep.tif", np.zeros((11, 10), np.uint16))
     Image.new("RGB", (10, 11)).save(tmp_path / "x.png")
     for name in ("x.png", "deep.tif"):

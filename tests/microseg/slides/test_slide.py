@@ -13,8 +13,8 @@ from PIL import Image
 
 from microseg.errors import DataError, ImageReadError
 from microseg.slides.images import read_image
-from microseg.slides.opening import is_slide, open_slide
 from microseg.slides.openslide_reader import VendorSlide
+from microseg.slides.readers import is_slide, open_slide
 from microseg.slides.slide import ArraySlide, Level
 from microseg.slides.tiff_reader import TiffSlide
 

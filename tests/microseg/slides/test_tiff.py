@@ -4,8 +4,7 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides.images import read_image
-from microseg.slides.tiff import is_tiff, read_deep_tiff
+from microseg.slides.images import is_tiff, read_deep_tiff, read_image
 
 
 def noise(height=32, width=48, seed=0):

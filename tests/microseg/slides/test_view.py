@@ -6,9 +6,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from microseg.slides.opening import open_slide
-from microseg.slides.slide import ArraySlide
-from microseg.slides.view import SlideView
+from microseg.slides.readers import open_slide
+from microseg.slides.slide import ArraySlide, SlideView
 
 Picture = npt.NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 
 from microseg.api.training import adapt
 from microseg.config.params import AdaptSettings
-from microseg.datasets.dataset import Lab
+from microseg.datasets.dataset import LabDataset
 from microseg.models.files import load_network
 from microseg.training.devices import make_fabric
 from microseg.training.launch import Progress, launch
@@ -58,7 +58,7 @@ def test_two_processes() -> None:
 
 @pytest.mark.long
 def test_two_processes_adapt_one_network(
-    labs: tuple[Lab, Lab], tiny_network: Callable[..., Any], tmp_path: Path
+    labs: tuple[LabDataset, LabDataset], tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     numbers = {"steps": 3, "batch_size": 2, "crop_size": 32, "evaluate_every": 2, "max_minutes": 60}
     settings = AdaptSettings(**numbers)  # type: ignore[arg-type]

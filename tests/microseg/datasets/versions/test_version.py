@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from microseg.datasets.versions.version import DatasetVersion, code_commit
+from microseg.datasets.versions.store import DatasetVersion, code_commit
 from microseg.errors import VersioningError
 
 VERSION = DatasetVersion("north", f"{'0f' * 16}.dir", files=7, bytes=1234)

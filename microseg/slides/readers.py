@@ -8,12 +8,10 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides.files import SLIDE_SUFFIXES
-from microseg.slides.images import read_image
-from microseg.slides.openslide_reader import VendorSlide, slide_vendor
+from microseg.slides.images import is_tiff, read_image
+from microseg.slides.openslide_reader import SLIDE_SUFFIXES, VendorSlide, slide_vendor
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.slide import ArraySlide, Slide
-from microseg.slides.tiff import is_tiff
 from microseg.slides.tiff_reader import TiffSlide
 
 __all__ = ["image_pixels", "is_slide", "open_slide"]
