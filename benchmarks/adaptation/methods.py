@@ -27,12 +27,12 @@ class Method:
 _PLAIN: dict[str, Any] = {
     "lambda_image": 0.0,
     "lambda_feature": 0.0,
-    "color": 0.3,
-    "transfer": 0.0,
-    "strong": 0.0,
+    "source_color_jitter": 0.3,
+    "color_transfer_prob": 0.0,
+    "target_color_jitter": 0.0,
     "search_scale": False,
     "normalization": "running",
-    "pseudo_labels": 0.0,
+    "pseudo_label_weight": 0.0,
 }
 """Further training on the source, as in the first: what each alternative adds its one idea to."""
 
@@ -46,20 +46,20 @@ METHODS: dict[str, Method] = {
     "advent": Method(_PLAIN, EntropyAdversary),
     "fda": Method(_PLAIN, FourierTransfer),
     "reinhard": Method(_PLAIN, ReinhardTransfer),
-    "color_transport": Method(_PLAIN | {"transfer": 1.0}),
+    "color_transport": Method(_PLAIN | {"color_transfer_prob": 1.0}),
     DEFAULT: Method({}),
 }
 
 ABLATIONS: dict[str, Method] = {
     "without_adversaries": Method({"lambda_image": 0.0, "lambda_feature": 0.0}),
-    "without_pseudo_labels": Method({"pseudo_labels": 0.0}),
+    "without_pseudo_labels": Method({"pseudo_label_weight": 0.0}),
     "without_region_rules": Method({"region_rules": False}),
-    "without_color_votes": Method({"color_votes": False}),
-    "without_color_views": Method({"color_views": False}),
-    "without_rounds": Method({"rounds": 1}),
+    "without_color_cluster_voting": Method({"color_cluster_voting": False}),
+    "without_color_aligned_tta": Method({"color_aligned_tta": False}),
+    "without_pseudo_label_rounds": Method({"pseudo_label_rounds": 1}),
     "without_shared_statistics": Method({"normalization": "running"}),
-    "without_transfer": Method({"transfer": 0.0}),
-    "without_strong_color": Method({"color": 0.3, "strong": 0.3}),
-    "without_scale": Method({"search_scale": False}),
+    "without_color_transfer": Method({"color_transfer_prob": 0.0}),
+    "without_strong_color_jitter": Method({"source_color_jitter": 0.3, "target_color_jitter": 0.3}),
+    "without_scale_search": Method({"search_scale": False}),
 }
 """``default`` without one of its parts."""

@@ -36,7 +36,7 @@ def main(job: dict[str, Any]) -> None:
     if job["kind"] == "train":
         settings = params.train
         if job["minutes"] is not None:
-            settings = settings.model_copy(update={"minutes": job["minutes"], "steps": job["steps"]})
+            settings = settings.model_copy(update={"max_minutes": job["minutes"], "steps": job["steps"]})
         train(
             [source],
             NetworkConfig.from_settings(params.network, source.metadata.classes, source.metadata.mpp),
@@ -55,7 +55,7 @@ def main(job: dict[str, Any]) -> None:
         save_network(folder, network.cpu())
     else:
         method = (METHODS | ABLATIONS)[job["method"]]
-        values = params.adapt.model_dump() | {"steps": job["steps"], "minutes": job["minutes"]} | method.changes
+        values = params.adapt.model_dump() | {"steps": job["steps"], "max_minutes": job["minutes"]} | method.changes
         adapt(
             Path(job["start"]),
             [source],

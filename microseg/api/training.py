@@ -230,7 +230,7 @@ def _judge(
         images = [image for lab in target for image in lab_targets(lab, _JUDGED_TARGETS)]
         scores = label_free_scores(segment, images, len(classes), views=0)
         figures |= {f"target_{name}": value for name, value in scores.items()}
-    parts = [figures[name] for name in ("source_dice", "target_separation") if name in figures]
+    parts = [figures[name] for name in ("source_dice", "target_stain_explained_variance") if name in figures]
     return figures | {"score": float(np.nansum(parts))} if parts else figures
 
 

@@ -30,10 +30,10 @@ def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
     statistics = read_statistics(tiny_network())
     lab = TargetLab("lab_b", tuple(files[2:]), DomainShift(1.0, statistics, statistics))
     source = [Sample(file, tmp_path / "mask.png") for file in files[:2]]
-    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_labels": 0, "normalization": "running", "zoom": (1, 1)}
+    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_label_weight": 0, "normalization": "running"}
 
     def build(kind: type) -> Any:
-        settings = AdaptSettings(steps=8, **off)  # type: ignore[arg-type]
+        settings = AdaptSettings(steps=8, zoom_range=(1, 1), **off)  # type: ignore[arg-type]
         return kind(tiny_network(), source, [lab], settings, crop=32, batch=2, seed=0, folder=tmp_path / "work")
 
     return build

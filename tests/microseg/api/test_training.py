@@ -124,9 +124,9 @@ def test_train_and_adapt(
     assert weights_digest(load_network(first.folder)) == weights_digest(network)
     assert told[0][2].keys() >= {"total", "segmentation", "domain_image", "domain_feature", "pseudo_labels"}
     assert told[2][2].keys() == {
-        "source_dice", "target_separation", "target_entropy", "target_foreground_share", "score"
+        "source_dice", "target_stain_explained_variance", "target_entropy", "target_foreground_share", "score"
     }  # fmt: skip
-    known = [told[2][2][name] for name in ("source_dice", "target_separation")]
+    known = [told[2][2][name] for name in ("source_dice", "target_stain_explained_variance")]
     assert told[2][2]["score"] == pytest.approx(np.nansum(known))
     windows = {sample for sample in handed if sample.image not in train_images}
     assert {sample.image.parent for sample in windows} == {tmp_path / "adapted.work" / "windows" / "lab_b"}

@@ -177,7 +177,7 @@ def classifier() -> dict[str, Tensor]:
 
 
 def resnet() -> PyramidSegmenter:
-    return PyramidSegmenter(NetworkConfig(classes=CLASSES))
+    return PyramidSegmenter(NetworkConfig(classes=CLASSES, encoder="resnet18"))
 
 
 def check_resnet(network: PyramidSegmenter, classifier: dict[str, Tensor]) -> None:

@@ -68,7 +68,7 @@ class Scores:
 
 def test_learning_rate_by_hand(fabric: Fabric) -> None:
     method, weights = Slide(), [0.0]
-    run(method, numbers(warmup=2), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
+    run(method, numbers(warmup_steps=2), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
     moved = -np.diff(weights) / 0.1
     expected = [0.5, 1.0]  # the rise; then 0.01 + 0.99 · (1 + cos(π p)) / 2 at p = 0, 1/4, 2/4, 3/4
     expected += [1.0, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2, 0.505, 0.01 + 0.99 * (1 - math.sqrt(0.5)) / 2]
@@ -82,7 +82,10 @@ def test_learning_rate_follows_the_minutes_where_they_end_first(
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     method, weights = Slide(), [0.0]
     result = run(
-        method, numbers(steps=1000, minutes=1), fabric, on_step=lambda _step, _losses: weights.append(weight(method))
+        method,
+        numbers(steps=1000, max_minutes=1),
+        fabric,
+        on_step=lambda _step, _losses: weights.append(weight(method)),
     )
     assert (result.steps, result.stopped, result.seconds) == (4, "minutes", 60)
     expected = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * seconds / 60)) for seconds in (0, 15, 30, 45)]
@@ -95,7 +98,7 @@ def test_gradients_are_clipped(fabric: Fabric) -> None:
     def look(_step: int, _losses: Mapping[str, float]) -> None:
         norms.append(float(torch.cat([it.grad.flatten() for it in method.network.parameters()]).norm()))  # type: ignore[union-attr]
 
-    run(method, numbers(steps=2, clip=0.5), fabric, on_step=look)
+    run(method, numbers(steps=2, grad_clip_norm=0.5), fabric, on_step=look)
     assert norms == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
@@ -147,7 +150,7 @@ def test_patience(fabric: Fabric) -> None:
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_result_is_what_was_judged(fabric: Fabric, average: float) -> None:
     method, scores = Slide(average), Scores(0.1, 0.2, 0.3)
-    run(method, numbers(steps=3, average=average), fabric, evaluate=scores)
+    run(method, numbers(steps=3, ema_decay=average), fabric, evaluate=scores)
     assert next(method.result().parameters())[0, 0].item() == scores.seen[-1]
     assert (method.result() is method.network) == (average == 0)
 
@@ -180,7 +183,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         "evaluate_every": 3,
         "checkpoint_every": 2,
         "ema_decay": 0.9,
-        "color": 0.4,
+        "source_color_jitter": 0.4,
     }
 
     def judge(network: Any) -> Mapping[str, float]:

@@ -54,7 +54,7 @@ def test_one_step_is_the_min_max_game(
     dual_adaptive: Make, image: float, feature: float, pseudo_labels: float, normalization: str
 ) -> None:
     """The gradients of one backward pass against those of the two players' objectives, each taken by itself."""
-    values: dict[str, Any] = {"lambda_image": image, "lambda_feature": feature, "pseudo_labels": pseudo_labels}
+    values: dict[str, Any] = {"lambda_image": image, "lambda_feature": feature, "pseudo_label_weight": pseudo_labels}
     method = dual_adaptive(dice_weight=0.8, grl_warmup=0.5, normalization=normalization, **values).double()
     method.train()
     progress, batch = 1 / 8, random_batch(pseudo_labels > 0)
@@ -97,7 +97,7 @@ def test_one_step_is_the_min_max_game(
     [
         ("lambda_image", {"segmentation", "domain_feature", "pseudo_labels"}),
         ("lambda_feature", {"segmentation", "domain_image", "pseudo_labels"}),
-        ("pseudo_labels", {"segmentation", "domain_image", "domain_feature"}),
+        ("pseudo_label_weight", {"segmentation", "domain_image", "domain_feature"}),
     ],
 )
 def test_a_level_that_is_off_has_no_classifier_and_no_loss(
