@@ -18,7 +18,7 @@ __all__ = ["segment_scheduled"]
 _KNOWN = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
 
 
-@flow(name="segment-waiting", flow_run_name="segment what waits")
+@flow(name="segment-scheduled")
 def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ()) -> State[Any]:
     """Segment what is new or changed in a folder, with the production model.
 

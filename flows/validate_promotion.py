@@ -106,7 +106,7 @@ def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[
         return [settle(change, settings) for change in pending_changes if alias in (None, change.alias)]
 
 
-@flow(name="roll-out", flow_run_name="roll out {alias}")
+@flow(name="validate-promotion", flow_run_name="validate {alias}")
 def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) -> State[Any]:
     """Look at a version that somebody promoted, and settle it in production or put it back.
 

@@ -15,7 +15,7 @@ from microseg.config.settings import Settings
 
 __all__ = ["prefect", "schedules"]
 
-_BATCH = "segment-waiting/microseg"
+_BATCH = "segment-scheduled/segment-scheduled"
 
 
 def prefect(_: Settings) -> Iterator[Finding]:
@@ -73,7 +73,7 @@ def schedules(settings: Settings) -> Iterator[Finding]:
             following = min(times)
             yield Finding("schedules", "good", f"the next batch is at {following:%Y-%m-%d %H:%M} UTC")
     named = {it.name for it in automations if it.enabled}
-    missing = [name for name in ("microseg: a lab has landed", "microseg: a version was promoted") if name not in named]
+    missing = [name for name in ("microseg: lab arrived", "microseg: promotion requested") if name not in named]
     if missing:
         yield Finding("events", "fault", f"nothing waits for: {', '.join(missing)}", "restart microseg serve")
     else:

@@ -25,7 +25,7 @@ from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
 __all__ = ["LabStatus", "Status", "command", "read_status"]
 
-_BATCH = "segment-waiting/microseg"
+_BATCH = "segment-scheduled/segment-scheduled"
 _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

@@ -62,7 +62,7 @@ def emit_lab_arrived(delivery: IncomingDataset, kept: OnboardingStore) -> None:
 def lab_arrived_trigger() -> DeploymentEventTrigger:
     """Each landing starts one run."""
     return DeploymentEventTrigger(
-        name="microseg: a lab has landed",
+        name="microseg: lab arrived",
         expect={LAB_ARRIVED},
         parameters={"folder": "{{ event.payload.folder }}"},
     )
@@ -71,7 +71,7 @@ def lab_arrived_trigger() -> DeploymentEventTrigger:
 def promotion_trigger() -> DeploymentEventTrigger:
     """Each moved alias starts one run."""
     return DeploymentEventTrigger(
-        name="microseg: a version was promoted",
+        name="microseg: promotion requested",
         expect={PROMOTION_REQUESTED},
         parameters={"alias": "{{ event.payload.alias }}"},
     )

@@ -1,11 +1,10 @@
-"""All flows as deployments of a Prefect server: started from its page or by its schedule, run by this process.
+"""Serves all flows as deployments of a Prefect server, and runs what is requested there or scheduled.
 
-    PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.service.serve
+    PREFECT_API_URL=http://127.0.0.1:4200/api microseg serve
 
-A batch runs by itself at the times that ``schedule`` in params.yaml states: put images into ``to-segment/`` in
-microseg's home. A lab whose files are copied into ``incoming/<lab>/`` is adapted to when they are all there. A version
-that somebody promotes in MLflow is looked at and settled. Long runs follow one another, as each of them can use the
-whole machine; quick ones do not wait for them.
+Scheduled batches segment the folder ``to-segment/`` of microseg's home. A lab whose files are copied into
+``incoming/<lab>/`` is onboarded when they are complete. A version that is promoted in MLflow is validated. Long flows
+run one at a time, because each can use the whole machine; short ones do not wait for them.
 """
 
 import asyncio
@@ -48,59 +47,56 @@ from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
 from microseg.registry.connection import is_server
 
-__all__ = ["DEPLOYMENT", "command", "deployments"]
+__all__ = ["command", "deployments"]
 
 _STOP_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
-DEPLOYMENT = "microseg"
-"""Name of each flow's deployment: ``prefect deployment run ingest/microseg``."""
-
 _ON_REQUEST: dict[Flow[Any, Any], str] = {
-    ingest: "Check a lab's folder and make it a version of the lab's dataset.",
-    train: "Train a segmenter from labelled labs; the first one goes into production if the gate accepts.",
-    adapt: "Adapt the production segmenter to a new lab, without its labels; the result is proposed as candidate.",
-    evaluate: "Judge a candidate beside the production model.",
-    promote: "Put a candidate into production if the gate accepts it.",
-    rollback: "Put the previous version back into production.",
+    ingest: "Check a lab's images and masks and add them to its versioned dataset.",
+    train: "Train a first segmenter on labelled labs; it is promoted if the gate accepts it.",
+    adapt: "Adapt the production model to a new lab, without labels of that lab; register the candidate.",
+    evaluate: "Compare a candidate with the production model.",
+    promote: "Promote a candidate to production if the gate accepts it.",
+    rollback: "Restore the previous production version.",
     segment: "Segment a folder's images with the production model.",
 }
-_QUICK = (promote.name, rollback.name, validate_promotion.name, reconcile.name)
-"""Flows that take seconds: they do not wait behind those that take hours."""
+_SHORT = (promote.name, rollback.name, validate_promotion.name, reconcile.name)
+"""Flows that take seconds: they do not wait for those that take hours."""
 
 
 def deployments(settings: Settings) -> list[RunnerDeployment]:
-    """A deployment of each flow: on request, by schedule, or by an event.
+    """A deployment of each flow, named after it: ``prefect deployment run ingest/ingest``.
 
     Args:
-        settings: when the batch runs, on which folder, and how often is looked for what events missed.
+        settings: When and on which folder scheduled flows run.
 
     Raises:
-        SettingsError: when the schedule is none.
+        SettingsError: The schedule is invalid.
     """
     schedule = settings.params.schedule
     folder = settings.home.root / schedule.folder
     return [
-        *(_deployment(it, description) for it, description in _ON_REQUEST.items()),
+        *(_deployment(flow, description) for flow, description in _ON_REQUEST.items()),
         _deployment(
             onboard,
-            "Take over a lab that has landed, adapt the production model to it, judge the result.",
+            "Ingest a lab that arrived, adapt the production model to it and evaluate the candidate.",
             triggers=[lab_arrived_trigger()],
         ),
         _deployment(
             validate_promotion,
-            "Look at a version that was promoted in MLflow, and settle it in production or put it back.",
+            "Validate a version that was promoted in MLflow; apply the promotion or revert it.",
             triggers=[promotion_trigger()],
         ),
         _deployment(
             reconcile,
-            "Settle what was promoted, and begin landings again, of which no event told.",
+            "Find promotions and incoming labs that no event reported.",
             schedule=IntervalSchedule(interval=timedelta(minutes=schedule.reconcile_minutes)),
         ),
         _deployment(
             segment_scheduled,
-            f"Segment what is new in {folder} with the production model.",
+            f"Segment new and changed images in {folder} with the production model.",
             parameters={"folder": str(folder)},
             schedule=_schedule(schedule),
         ),
@@ -108,25 +104,25 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
 
 
 def _deployment(
-    it: Flow[Any, Any],
+    flow: Flow[Any, Any],
     description: str,
     parameters: dict[str, Any] | None = None,
     schedule: CronSchedule | IntervalSchedule | None = None,
     triggers: list[DeploymentEventTrigger] | None = None,
 ) -> RunnerDeployment:
-    made = it.to_deployment(
-        DEPLOYMENT,
+    deployment = flow.to_deployment(
+        flow.name,
         description=description,
         tags=["microseg"],
-        entrypoint_type=EntrypointType.MODULE_PATH,  # found from any folder
+        entrypoint_type=EntrypointType.MODULE_PATH,  # importable from any folder
         parameters=parameters,
         schedules=[schedule] if schedule else None,
         triggers=list(triggers or ()),
-        # two at once would look at the same thing; whoever comes second finds it done
-        concurrency_limit=1 if it in (validate_promotion, reconcile) else None,
+        # a second run at the same time would only find what the first one handles
+        concurrency_limit=1 if flow in (validate_promotion, reconcile) else None,
     )
-    assert isinstance(made, RunnerDeployment)  # not awaited: there is no event loop here
-    return made
+    assert isinstance(deployment, RunnerDeployment)  # not a coroutine: there is no event loop here
+    return deployment
 
 
 def _schedule(settings: ScheduleSettings) -> CronSchedule:
@@ -134,8 +130,8 @@ def _schedule(settings: ScheduleSettings) -> CronSchedule:
         return CronSchedule(cron=settings.segment_cron, timezone=settings.timezone)
     except ValueError as error:
         raise SettingsError(
-            f"Expected a cron schedule such as '0 3 * * *' with a time zone such as Europe/Berlin, got "
-            f"{settings.segment_cron!r} with {settings.timezone!r}: correct schedule in params.yaml."
+            "schedule: expected a cron expression such as '0 3 * * *' and a time zone such as Europe/Berlin, got "
+            f"{settings.segment_cron!r} and {settings.timezone!r}. Correct them in params.yaml."
         ) from error
 
 
@@ -143,32 +139,32 @@ def _check_server() -> None:
     url = PREFECT_API_URL.value()
     if not url:
         raise SettingsError(
-            "Expected a Prefect server's address in PREFECT_API_URL, found none: run "
-            "`microseg service local-servers`, which starts "
-            "one and serves the flows, or name yours, for example PREFECT_API_URL=http://127.0.0.1:4200/api."
+            "PREFECT_API_URL: expected the address of a Prefect server, found none. Run `microseg service "
+            "local-servers`, which starts one and serves the flows, or set the address of yours, for example "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api."
         )
     with get_client(sync_client=True) as client:
-        fault = client.api_healthcheck()
-    if fault is not None:
+        error = client.api_healthcheck()
+    if error is not None:
         raise MicrosegError(
-            f"Expected a Prefect server at {url}, got {type(fault).__name__}: {fault}. Start it, or correct "
+            f"Expected a Prefect server at {url}, got {type(error).__name__}: {error}. Start it, or correct "
             "PREFECT_API_URL."
         )
 
 
 @contextmanager
-def _attending(settings: Settings) -> Iterator[None]:
-    """Listen to MLflow and watch the incoming folder meanwhile, in threads."""
+def _event_sources(settings: Settings) -> Iterator[None]:
+    """Receive MLflow's webhooks and watch the drop folder, in threads, while the block runs."""
     stop = threading.Event()
-    watching = threading.Thread(target=watch, args=(settings, stop), name="watch", daemon=True)
+    watcher = threading.Thread(target=watch, args=(settings, stop), name="drop folder", daemon=True)
     with ExitStack() as stack:
         if is_server(settings.environment.tracking_uri):
             url = stack.enter_context(webhook_receiver(settings))
             subscribe(settings, url)
-            _log.info("MLflow tells of promotions at %s", url)
+            _log.info("MLflow reports alias changes to %s", url)
         else:
-            _log.info("No MLflow server tells of promotions: they are noticed by the deployment reconcile")
-        watching.start()
+            _log.info("No MLflow server: the deployment reconcile finds alias changes in the database")
+        watcher.start()
         try:
             yield
         finally:
@@ -176,17 +172,17 @@ def _attending(settings: Settings) -> Iterator[None]:
 
 
 def _run(settings: Settings) -> None:
-    """Register the deployments and run what is asked for: quick flows here, long ones, one by one, in a thread."""
-    quick, long = (
-        Runner(name="microseg quick", pause_on_shutdown=True, limit=2),
+    """Register the deployments and run them: short flows in this thread, long ones, one at a time, in another."""
+    short, long = (
+        Runner(name="microseg short", pause_on_shutdown=True, limit=2),
         Runner(name="microseg", pause_on_shutdown=True, limit=1),
     )
-    for made in deployments(settings):
-        (quick if made.flow_name in _QUICK else long).add_deployment(made)
+    for deployment in deployments(settings):
+        (short if deployment.flow_name in _SHORT else long).add_deployment(deployment)
     thread = threading.Thread(target=lambda: asyncio.run(long.start()), name="long flows", daemon=True)
     thread.start()
     try:
-        asyncio.run(quick.start())
+        asyncio.run(short.start())
     finally:
         if thread.is_alive() and long.started:
             long.execute_in_background(long.astop)
@@ -195,21 +191,24 @@ def _run(settings: Settings) -> None:
 
 @cli_command
 def command() -> None:
-    """Register all flows as deployments of the Prefect server in PREFECT_API_URL, and run what is asked for there.
+    """Serve all flows as Prefect deployments and run what is scheduled.
 
-    Batches run at the times of `schedule` in params.yaml; labs that land in incoming/ are adapted to; versions promoted
-    in MLflow are looked at and settled. Runs until Ctrl-C; schedules pause meanwhile.
+    The server is that of PREFECT_API_URL. Labs that arrive in the drop folder are onboarded, versions that are promoted
+    in MLflow are validated, and batches are segmented at the times of `schedule` in params.yaml. Runs until Ctrl-C;
+    schedules pause meanwhile.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api microseg serve
     """
     settings = load_settings()
     _check_server()
-    # the runs are processes of their own: they shall find the same places from wherever they start
+    # flow runs are processes of their own, started in other folders: they get the same home and parameters
     os.environ["MICROSEG_HOME"] = str(settings.home.root)
     if settings.params_file is not None:
         os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())
     logging.getLogger("flows").setLevel(logging.INFO)
     with (
-        temporary_settings({PREFECT_LOGGING_LEVEL: "INFO"}),  # what a run says is shown on its page
-        _attending(settings),
+        temporary_settings({PREFECT_LOGGING_LEVEL: "INFO"}),  # log lines of a run appear on its page
+        _event_sources(settings),
         suppress(TerminationSignal),
     ):
         _run(settings)

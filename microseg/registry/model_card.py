@@ -15,7 +15,7 @@ _LABEL_FREE = {
     "foreground_share": "share marked as foreground",
     "expected_foreground_share": "share expected from the labels",
     "images": "images of the new lab looked at",
-    "change": "distance to the nearest known lab (median; 1 is the limit)",
+    "ood_score": "distance to the nearest known lab (median; 1 is the limit)",
     "drift_share": "share of images unlike any known lab's",
 }
 

@@ -64,7 +64,7 @@ def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 def runs_of(client: SyncPrefectClient, flow: str) -> list[FlowRun]:
     """All runs of a flow's deployment, the oldest first."""
-    deployment = client.read_deployment_by_name(f"{flow}/microseg")
+    deployment = client.read_deployment_by_name(f"{flow}/{flow}")
     wanted = FlowRunFilter.model_validate({"deployment_id": {"any_": [deployment.id]}})
     return sorted(client.read_flow_runs(flow_run_filter=wanted, limit=200), key=lambda run: run.created)
 

@@ -33,7 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """With version 1 in production, and version 2, adapted to lab_b, proposed."""
-    schedule = {"segment": "30 4 * * *", "reconcile": 1000}
+    schedule = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}
     with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
         until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.said.read_text()
@@ -44,7 +44,7 @@ def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytes
                 ("train", {"labs": ["lab_a"]}),
                 ("onboard", {"folder": str(deliveries[1])}),
             ):
-                deployment = client.read_deployment_by_name(f"{flow}/microseg")
+                deployment = client.read_deployment_by_name(f"{flow}/{flow}")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
                 assert run.state.is_completed(), run.state.message
         yield it
@@ -109,8 +109,8 @@ def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, pictu
     element(browser, "[role=dialog] button", "Save aliases").click()
 
     with connected(servers) as client:
-        until(lambda: runs_of(client, "roll-out"), "the roll-out")
-        run = ended(client, runs_of(client, "roll-out")[0])
+        until(lambda: runs_of(client, "validate-promotion"), "the roll-out")
+        run = ended(client, runs_of(client, "validate-promotion")[0])
     assert run.state.is_completed(), run.state.message
     assert "Version 2 is in production" in run.state.message
     entry = registry.history()[0]

@@ -90,7 +90,7 @@ def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any
         copied.lab_b,
         model="1",
         out=tmp_path / "out",
-        changes=("drift.max_share=1", "out_of_distribution.max_median_score=99"),
+        changes=("out_of_distribution.max_share=1", "out_of_distribution.max_median_score=99"),
     )
     assert (allowed.skipped, allowed.ood_images, allowed.is_ood) == (6, 6, False)
 
@@ -99,7 +99,7 @@ def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
     copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "microseg.registry.reference_distribution.KNOWN_FILE", "never-written.json"
+        "microseg.registry.reference_distribution.REFERENCE_FILE", "never-written.json"
     )  # as with versions of before
     record = segment(copied.lab_b, out=tmp_path / "out")
     assert (record.done, record.compared, record.ood_score, record.is_ood) == (6, 0, None, False)

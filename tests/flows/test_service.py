@@ -25,19 +25,19 @@ from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, st
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
-SCHEDULE = {"segment": "30 4 * * *", "reconcile": 1000}  # so that only events can have done it
+SCHEDULE = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}  # so that only events can have done it
 
 
 @pytest.fixture(scope="module")
 def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """With lab_a ingested, and version 1, trained on it, in production."""
-    with started(tmp_path_factory.mktemp("service"), params, landing={"settle": 3}, schedule=SCHEDULE) as it:
+    with started(tmp_path_factory.mktemp("service"), params, onboarding={"quiet_period": 3}, schedule=SCHEDULE) as it:
         until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.said.read_text()
         with connected(it) as client:
             until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
             for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
-                deployment = client.read_deployment_by_name(f"{flow}/microseg")
+                deployment = client.read_deployment_by_name(f"{flow}/{flow}")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
                 assert run.state.is_completed(), run.state.message
         yield it
@@ -84,7 +84,7 @@ def test_files_that_trickle_in_start_one_adaptation(
     assert registry.resolve("candidate").datasets.keys() == {"lab_a", "lab_b"}
     time.sleep(8)
     assert len(runs_of(client, "onboard")) == 1
-    assert OnboardingStore(servers.home / "records" / "onboarding_store").read("lab_b").state == "done"
+    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_b").state == "done"
 
 
 def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
@@ -124,7 +124,7 @@ def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: S
 
 def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
     click(servers, 3)
-    run = next_run(client, "roll-out", 0)
+    run = next_run(client, "validate-promotion", 0)
     assert run.state.is_completed(), run.state.message
     assert "Version 3 is in production" in run.state.message
     assert registry.resolve("previous").version == 1
@@ -134,13 +134,16 @@ def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient,
 
 def test_what_is_not_fit_is_put_back_and_said(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
     mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
-    before = len(runs_of(client, "roll-out"))
+    before = len(runs_of(client, "validate-promotion"))
     run_of_others = mlflow_client.create_run("0")
     source = f"{run_of_others.info.artifact_uri}/model"
     made = mlflow_client.create_model_version(MODEL_NAME, source=source, run_id=run_of_others.info.run_id)
     click(servers, int(made.version))
-    until(lambda: any(run.state.is_failed() for run in runs_of(client, "roll-out")[before:]), "a failed roll-out")
-    run = next(run for run in runs_of(client, "roll-out")[before:] if run.state.is_failed())
+    until(
+        lambda: any(run.state.is_failed() for run in runs_of(client, "validate-promotion")[before:]),
+        "a failed run",
+    )
+    run = next(run for run in runs_of(client, "validate-promotion")[before:] if run.state.is_failed())
     assert f"Version {made.version} was refused, version 3 stays in production" in run.state.message
     assert registry.resolve(PRODUCTION).version == 3
     assert registry.resolve(int(made.version)).description.startswith("NOT IN PRODUCTION: ")
@@ -155,7 +158,7 @@ def test_a_stage_and_a_restart_are_noticed_by_the_poll(
     if not hasattr(mlflow_client, "transition_model_version_stage"):
         pytest.skip("this MLflow has no stages any more")
     mlflow_client.transition_model_version_stage(MODEL_NAME, "1", "Production")
-    deployment = client.read_deployment_by_name("reconcile/microseg")
+    deployment = client.read_deployment_by_name("reconcile/reconcile")
     run = ended(client, client.create_flow_run_from_deployment(deployment.id))
     assert run.state.is_completed(), run.state.message
     assert "Version 1 is in production (the stage Production)" in run.state.message
@@ -168,14 +171,14 @@ def test_a_person_decides_in_prefect(
 ) -> None:
     """The run ends and holds nothing up; when the person has decided it goes on."""
     folder = make_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
-    deployment = client.read_deployment_by_name("land/microseg")
+    deployment = client.read_deployment_by_name("onboard/onboard")
     told = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
     run = client.create_flow_run_from_deployment(deployment.id, parameters=told)
     until(lambda: client.read_flow_run(run.id).state_name in ("Suspended", "Failed", "Crashed"), "the question")
     assert client.read_flow_run(run.id).state_name == "Suspended"
     candidate = registry.resolve("candidate")
     assert candidate.tags["target"] == "lab_d"
-    assert OnboardingStore(servers.home / "records" / "onboarding_store").read("lab_d").state == "waiting"
+    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_d").state == "waiting"
     answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
     resumed = client.resume_flow_run(run.id, run_input=answer)
     assert resumed.status.value == "ACCEPT", resumed
@@ -197,7 +200,7 @@ def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncP
         ("doctor", ("a signed delivery to", "the next batch is at", "landings and promotions start runs")),
         ("status", ("Next batch: ", "lab_a", "In production: version")),
     ):
-        command = [sys.executable, "-m", f"flows.{name}"]
+        command = [sys.executable, "-m", f"flows.health.{name}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(word in done.stdout for word in words), done.stdout

@@ -54,21 +54,21 @@ def test_a_worker_runs_them(params: Path, tmp_path: Path) -> None:
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
 
-        for pool in ("microseg", "microseg-quick"):
+        for pool in ("microseg", "microseg-short"):
             prefect("work-pool", "create", pool, "--type", "process")
         prefect("deploy", "--all")
         with connected(servers) as client:
             assert len(client.read_deployments()) == DEPLOYMENTS
-            batch = client.read_deployment_by_name("segment-waiting/microseg")
+            batch = client.read_deployment_by_name("segment-scheduled/segment-scheduled")
             assert batch.work_pool_name == "microseg"
-            until(lambda: len(runs_of(client, "segment-waiting")) >= 3, "scheduled runs")
-            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "microseg-quick"]
+            until(lambda: len(runs_of(client, "segment-scheduled")) >= 3, "scheduled runs")
+            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "microseg-short"]
             log = (tmp_path / "worker.log").open("w")
             worker = subprocess.Popen(
                 command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
             )
             try:
-                deployment = client.read_deployment_by_name("reconcile/microseg")
+                deployment = client.read_deployment_by_name("reconcile/reconcile")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id))
                 assert run.state.is_completed(), run.state.message
                 assert run.state.message == "Nothing to do."

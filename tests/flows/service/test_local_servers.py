@@ -56,7 +56,7 @@ def test_both_answer_and_are_named(servers: Servers) -> None:
 
 @pytest.mark.server
 def test_the_batch_gets_its_scheduled_runs_and_runs(servers: Servers, client: SyncPrefectClient) -> None:
-    batch = client.read_deployment_by_name("segment-waiting/microseg")
+    batch = client.read_deployment_by_name("segment-scheduled/segment-scheduled")
     scheduled = FlowRunFilter.model_validate(
         {"deployment_id": {"any_": [batch.id]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
     )
@@ -79,7 +79,7 @@ def test_flows_started_on_the_server_work_in_the_same_home(
     servers: Servers, client: SyncPrefectClient, deliveries: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
-        deployment = client.read_deployment_by_name(f"{flow}/microseg")
+        deployment = client.read_deployment_by_name(f"{flow}/{flow}")
         run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
         assert run.state.is_completed(), run.state.message
     store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))

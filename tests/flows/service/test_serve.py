@@ -10,14 +10,14 @@ from click.testing import Result
 from prefect.flows import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.service.serve import DEPLOYMENT, command, deployments
+from flows.service.serve import command, deployments
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 
 
 def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
     made = deployments(load_settings())
-    assert [it.name for it in made] == [DEPLOYMENT] * 11
+    assert [it.name for it in made] == [it.flow_name for it in made]
     for it in made:
         module, _, name = it.entrypoint.rpartition(".")
         flow = getattr(importlib.import_module(module), name)
@@ -27,21 +27,21 @@ def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
         assert it.tags == ["microseg"]
     assert {it.flow_name for it in made} == {
         "ingest", "train", "adapt", "evaluate", "promote", "rollback", "segment",
-        "onboard", "roll-out", "reconcile", "segment-waiting",
+        "onboard", "validate-promotion", "reconcile", "segment-scheduled",
     }  # fmt: skip
 
 
 def test_what_runs_by_itself(fresh: Path) -> None:
     changes = ("schedule.segment_cron=30 4 * * 1", "schedule.timezone=Europe/Berlin", "schedule.reconcile_minutes=7")
     made = {it.flow_name: it for it in deployments(load_settings(changes))}
-    assert {name for name, it in made.items() if it.schedules} == {"segment-waiting", "reconcile"}
-    [batch], [poll] = made["segment-waiting"].schedules, made["reconcile"].schedules
+    assert {name for name, it in made.items() if it.schedules} == {"segment-scheduled", "reconcile"}
+    [batch], [poll] = made["segment-scheduled"].schedules, made["reconcile"].schedules
     assert (batch.schedule.cron, batch.schedule.timezone) == ("30 4 * * 1", "Europe/Berlin")
     assert poll.schedule.interval == timedelta(minutes=7)
     triggers = {name: trigger for name, it in made.items() for trigger in it.triggers}
     assert {name: set(trigger.expect) for name, trigger in triggers.items()} == {
         "onboard": {"microseg.lab.arrived"},
-        "roll-out": {"microseg.promotion.requested"},
+        "validate-promotion": {"microseg.promotion.requested"},
     }
     assert triggers["onboard"].parameters == {"folder": "{{ event.payload.folder }}"}
 
@@ -54,7 +54,7 @@ def test_the_folder_of_the_batch_is_known_by_its_full_path(fresh: Path, given: s
 
 @pytest.mark.parametrize("change", ["schedule.segment_cron=at night", "schedule.timezone=Atlantis"])
 def test_a_schedule_that_is_none(fresh: Path, change: str) -> None:
-    with pytest.raises(SettingsError, match="Expected a cron schedule"):
+    with pytest.raises(SettingsError, match="expected a cron expression"):
         deployments(load_settings((change,)))
 
 
@@ -62,7 +62,7 @@ def test_without_a_server(fresh: Path, run: Callable[..., Result]) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         result = run(command)
     assert result.exit_code == 1
-    assert "Expected a Prefect server's address in PREFECT_API_URL, found none" in result.stderr
+    assert "PREFECT_API_URL: expected the address of a Prefect server, found none" in result.stderr
 
 
 def test_with_a_server_that_does_not_answer(fresh: Path, run: Callable[..., Result]) -> None:
