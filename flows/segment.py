@@ -34,8 +34,7 @@ from microseg.outputs.tables import BatchSummary, ImageResult, ImageTask, finish
 from microseg.registry.version import PRODUCTION, ModelVersion, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
-from microseg.slides.images import IMAGE_SUFFIXES
-from microseg.slides.openslide_reader import SLIDE_SUFFIXES
+from microseg.slides.readers import readable_suffixes
 
 __all__ = ["command", "segment"]
 
@@ -196,7 +195,7 @@ def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images, found none. Check the path.")
     place = folder / "images" if (folder / "images").is_dir() else folder
-    known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
+    known = readable_suffixes()
     images = sorted(path for path in place.iterdir() if path.suffix.lower() in known and path.is_file())
     if not images:
         raise DataError(f"{place}: expected images or slides ({', '.join(known)}), found none. Check the path.")

@@ -10,12 +10,9 @@ from prefect.states import Completed
 from flows.segment import segment
 from microseg.config.settings import load_settings
 from microseg.errors import DataError
-from microseg.slides.images import IMAGE_SUFFIXES
-from microseg.slides.openslide_reader import SLIDE_SUFFIXES
+from microseg.slides.readers import readable_suffixes
 
 __all__ = ["segment_scheduled"]
-
-_KNOWN = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
 
 
 @flow(name="segment-scheduled")
@@ -43,9 +40,8 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
     ]
     if not batches:
         if any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")):
-            raise DataError(
-                f"{folder}: expected images or slides ({', '.join(_KNOWN)}), found other files. Take them out."
-            )
+            kinds = ", ".join(readable_suffixes())
+            raise DataError(f"{folder}: expected images or slides ({kinds}), found other files. Remove them.")
         return Completed(message=f"Nothing to do: {folder} holds no images.")
     told = []
     for place in batches:
@@ -63,9 +59,9 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
 
 def _holds_images(folder: Path) -> bool:
     """Whether a folder is a batch: it has images, or images/ with some."""
-    places = (folder, folder / "images")
+    places, suffixes = (folder, folder / "images"), readable_suffixes()
     return any(
-        path.suffix.lower() in _KNOWN and path.is_file() and not path.name.startswith(".")
+        path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")
         for place in places
         if place.is_dir()
         for path in place.iterdir()

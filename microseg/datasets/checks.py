@@ -14,8 +14,9 @@ from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.slides import images
 from microseg.slides.images import IMAGE_SUFFIXES, image_digest, is_tiff, read_image
-from microseg.slides.openslide_reader import SLIDE_SUFFIXES, slide_parts
+from microseg.slides.openslide_reader import slide_parts
 from microseg.slides.pixel_size import image_mpp
+from microseg.slides.readers import slide_suffixes
 
 __all__ = ["MIN_SIDE", "CheckedImage", "LabCheck", "RejectedFile", "check_lab_files", "check_pair", "count_slides"]
 
@@ -166,7 +167,7 @@ class _Findings:
         files: dict[str, list[Path]] = defaultdict(list)
         root = self.source / folder
         found = sorted(root.rglob("*")) if root.is_dir() else []
-        slides = [path for path in found if folder == "images" and path.suffix.lower() in SLIDE_SUFFIXES]
+        slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_suffixes()]
         parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
         for path in found:
             if any(part.startswith((".", "~$")) for part in path.relative_to(root).parts):

@@ -19,7 +19,7 @@ from microseg.datasets.lab import LAB_FILE, check_lab_name, read_lab_metadata
 from microseg.errors import LabError
 from microseg.files import atomic_write
 from microseg.slides.images import IMAGE_SUFFIXES
-from microseg.slides.openslide_reader import SLIDE_SUFFIXES
+from microseg.slides.readers import slide_suffixes
 
 __all__ = ["DropFolder", "IncomingDataset", "Onboarding", "OnboardingStore", "read_incoming_folder"]
 
@@ -107,7 +107,7 @@ def read_incoming_folder(folder: Path) -> IncomingDataset:
         name = path.relative_to(folder)
         digest.update(f"{name.as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
         images += name.parts[0] == "images" and path.suffix.lower() in IMAGE_SUFFIXES
-        if path.suffix.lower() in SLIDE_SUFFIXES:
+        if path.suffix.lower() in slide_suffixes():
             slides += name.parts[0] == "images"
             elsewhere += name.parts[0] not in ("images", "test")
         if path.name.lower().endswith(_UNFINISHED):

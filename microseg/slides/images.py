@@ -5,17 +5,18 @@ How each kind of file becomes a uint8 RGB image:
 ===========================  =======================================================================================
 gray, 1-bit                  the same value in all three channels
 palette                      the palette's colors
-with transparency            laid over white, the background of a brightfield slide
+with transparency            composited over white, the background of a brightfield slide
 CMYK                         converted to RGB; color profiles are not applied
 16-bit (PNG gray, TIFF)      scaled by the smallest of 8, 12, 14 and 16 bits that holds the largest value of the image
 16-bit color PNG            scaled by 16 bits, as the PNG standard prescribes
-float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is refused
+float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is rejected
 EXIF or TIFF orientation     applied
 several pages                the first one; separate pages of three channels (OME, ImageJ) are one RGB image
-truncated, broken checksum   refused, never filled in
+truncated, broken checksum   rejected, never filled in
 ===========================  =======================================================================================
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -38,6 +39,7 @@ __all__ = [
     "image_digest",
     "image_too_large",
     "is_tiff",
+    "over_white",
     "read_deep_tiff",
     "read_errors",
     "read_image",
@@ -51,11 +53,12 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _BIT_DEPTHS = (8, 12, 14, 16)
 
 
-def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
-    """Read an image file as RGB; the module's table says how each kind is converted.
+def read_image(path: Path | str, png: bytes | None = None) -> npt.NDArray[np.uint8]:
+    """Read an image file as RGB; the module's table lists how each kind is converted.
 
     Args:
         path: A PNG, JPEG, TIFF (also OME-TIFF) or BMP file, recognized by its content.
+        png: Content of the file, where it is a PNG that was read already.
 
     Shape:
         (H, W, 3)
@@ -68,20 +71,19 @@ def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
     """
     path = Path(path)
     with read_errors(path, "an image"):
-        values = read_deep_tiff(path)
+        values = read_deep_tiff(path) if png is None else None
         if values is not None:
             return scale_to_rgb(path, values)
-        image = decode(path)
+        image = decode(path, png)
         if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            return over_white(np.asarray(image.convert("RGBA")))
         if image.mode == "F" or image.mode.startswith("I"):
             return scale_to_rgb(path, np.asarray(image))
         return np.array(image.convert("RGB"))
 
 
 def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """Hash what an image shows, whatever file format held it.
+    """Hash the pixels of an image, independent of its file format.
 
     Args:
         pixels: An image or a mask.
@@ -98,7 +100,7 @@ def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def write_png(path: Path | str, array: npt.NDArray[np.uint8]) -> None:
-    """Write an image or a mask as PNG, whole or not at all.
+    """Write an image or a mask as PNG, atomically.
 
     Args:
         path: The file to write; its folder exists.
@@ -122,7 +124,7 @@ def write_png(path: Path | str, array: npt.NDArray[np.uint8]) -> None:
 
 @contextmanager
 def read_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `ImageReadError`; damaged files make them raise nearly anything."""
+    """Raise an `ImageReadError` for any exception of a decoder; damaged files make them raise nearly anything."""
     try:
         if not path.is_file():
             raise ImageReadError(f"{path}: expected {what} file, found none. Check the path.")
@@ -140,28 +142,45 @@ def read_errors(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def decode(path: Path) -> Image.Image:
-    """Decode with Pillow, strictly and upright."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then missing rows come out gray
-    with Image.open(path, formats=FORMATS) as image:
+def decode(path: Path, content: bytes | None = None) -> Image.Image:
+    """Decode with Pillow: truncated files are errors, and the orientation is applied.
+
+    Args:
+        path: The file.
+        content: Its content, where it was read already.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries enable it, and then missing rows are gray
+    with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
         check_pixels(path, image.width * image.height)
         image.load()
         return ImageOps.exif_transpose(image)
 
 
+def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Composite pixels with transparency over white, the background of a brightfield slide.
+
+    Shape:
+        (h, w, 4) → (h, w, 3)
+    """
+    if (rgba[..., 3] == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    layer = Image.fromarray(rgba, mode="RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), np.uint8)
+
+
 def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = None) -> npt.NDArray[np.uint8]:
-    """Scale values of any type to RGB; the module's table says how.
+    """Scale values of any type to RGB; the module's table lists how.
 
     Args:
-        path: Of the file, for messages.
+        path: The file, for messages.
         values: Gray, RGB or RGBA.
-        highest: The image's largest value, where ``values`` is a part of it only; what is larger is cut off.
+        highest: The image's largest value, where ``values`` is only a part of it; larger values are clipped.
 
     Shape:
         (H, W) or (H, W, 1 | 3 | 4) → (H, W, 3)
 
     Raises:
-        ImageReadError: Other channels, or values that no image has.
+        ImageReadError: Another number of channels, or values out of range.
     """
     if values.ndim == 2:
         values = values[:, :, None]
@@ -190,15 +209,15 @@ def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = Non
     return np.repeat(rounded, 3, axis=2) if rounded.shape[2] == 1 else rounded
 
 
-MAX_PIXELS = 178_956_970  # what Pillow itself refuses as a decompression bomb: about 13,400 squared
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 13,400 squared
 
 
 def check_pixels(path: Path, pixels: float) -> None:
-    """Refuse an image before it is decoded, by what its header states.
+    """Reject an image before it is decoded, by the size in its header.
 
     Args:
-        path: Of the file, for the message.
-        pixels: Their number.
+        path: The file, for the message.
+        pixels: Number of pixels.
 
     Raises:
         ImageReadError: There are over ``MAX_PIXELS``.
@@ -208,7 +227,7 @@ def check_pixels(path: Path, pixels: float) -> None:
 
 
 def image_too_large(path: Path) -> ImageReadError:
-    """The error that says what to do with an image of over ``MAX_PIXELS``."""
+    """Error for an image of over ``MAX_PIXELS``."""
     return ImageReadError(
         f"{path}: expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions; "
         "whole slides are read by segmentation, not as images."
@@ -219,13 +238,13 @@ _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does, whatever its name."""
+    """Whether a file is a TIFF, by its first bytes."""
     with path.open("rb") as file:
         return file.read(4) in _STARTS
 
 
 def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
-    """Read a TIFF that Pillow cannot read exactly: over 8 bits, or channels on pages of their own.
+    """Read a TIFF that Pillow cannot read exactly: over 8 bits, or one page per channel.
 
     Args:
         path: Any file.
@@ -234,11 +253,11 @@ def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
         (H, W, channels)
 
     Returns:
-        The values of the first image, upright; None for what Pillow reads.
+        The values of the first image, upright; None where Pillow reads the file.
 
     Raises:
-        ImageReadError: It is larger than can be read as a whole, or of neither gray nor RGB values. What tifffile
-            raises on damaged files comes through.
+        ImageReadError: It is larger than can be read as a whole, or of neither gray nor RGB values. Exceptions of
+            tifffile on damaged files are not caught.
     """
     if not is_tiff(path):
         return None
@@ -262,7 +281,7 @@ def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
         except ValueError as error:
             if "imagecodecs" not in str(error) or paged_channels:
                 raise
-            values, axes = _read_first_page(path), "SYX"  # compressed in a way that tifffile alone cannot undo
+            values, axes = _read_first_page(path), "SYX"  # a compression that needs imagecodecs
         orientation = page.tags.valueof(274, 1)
     for axis in axes:
         if axis not in "YXSC":

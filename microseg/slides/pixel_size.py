@@ -1,4 +1,4 @@
-"""The pixel size that an image file states about itself."""
+"""Pixel sizes: read from image files, and the zoom from one to another."""
 
 import re
 from contextlib import suppress
@@ -16,20 +16,20 @@ _MICRONS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\
 
 
 def image_mpp(path: Path | str) -> float | None:
-    """Read the pixel size that a file states about itself.
+    """Read the pixel size from an image file.
 
-    Looks at OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags and PNG ``pHYs``.
+    Reads OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags and PNG ``pHYs``.
 
     Args:
         path: An image file.
 
     Returns:
-        Microns per pixel; None when unstated, unequal in x and y, outside ``MPP_RANGE`` (a printing resolution such as
+        Microns per pixel; None when absent, unequal in x and y, outside ``MPP_RANGE`` (a printing resolution such as
         72 dpi), or when the file cannot be read.
     """
     path = Path(path)
     sizes: tuple[float, float] | None = None
-    with suppress(Exception):  # whatever is wrong with the file, read_image says it
+    with suppress(Exception):  # read_image reports what is wrong with the file
         sizes = _tiff_mpp(path) if is_tiff(path) else _png_mpp(path)
     if sizes is None or not MPP_RANGE[0] <= sizes[0] <= MPP_RANGE[1] or abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
         return None
@@ -78,8 +78,8 @@ def model_zoom(mpp: float | None, model_mpp: float | None) -> float:
     """Factor by which an image is enlarged to the model's scale.
 
     Args:
-        mpp: microns per pixel of the image; None if unknown.
-        model_mpp: the model's; None if unknown.
+        mpp: Microns per pixel of the image; None if unknown.
+        model_mpp: Microns per pixel of the model; None if unknown.
 
     Returns:
         1 where either is unknown.

@@ -1,65 +1,144 @@
-"""From a file to a slide: who reads it, and whether it has to be read by regions at all."""
+"""Slide readers: the extension point for file formats, and opening a file with the reader that can read it.
 
+A package adds a format by one class, which is named under the entry-point group ``microseg.slide_readers``::
+
+    class NumpyReader:
+        priority = 60
+        suffixes = (".npy",)
+
+        def can_open(self, path: Path) -> bool:
+            return path.suffix.lower() == ".npy"
+
+        def open(self, path: Path) -> Slide:
+            return ArraySlide(np.load(path, mmap_mode="r"), path, mpp=None)
+
+The built-in readers are ``openslide`` (priority 100), ``tiff`` (50) and ``image`` (0).
+"""
+
+import logging
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import tifffile
 from PIL import Image
 
-from microseg.errors import ImageReadError
-from microseg.slides.images import is_tiff, read_image
-from microseg.slides.openslide_reader import SLIDE_SUFFIXES, VendorSlide, slide_vendor
-from microseg.slides.pixel_size import image_mpp
-from microseg.slides.slide import ArraySlide, Slide
-from microseg.slides.tiff_reader import TiffSlide
+from microseg.errors import ImageReadError, PluginError
+from microseg.plugins import load_plugin, plugin_names
+from microseg.slides.images import IMAGE_SUFFIXES, is_tiff
+from microseg.slides.slide import Slide
 
-__all__ = ["image_pixels", "is_slide", "open_slide"]
+__all__ = [
+    "SLIDE_READERS",
+    "SlideReader",
+    "image_pixels",
+    "is_slide",
+    "open_slide",
+    "readable_suffixes",
+    "slide_suffixes",
+]
+
+SLIDE_READERS = "microseg.slide_readers"
+"""Entry-point group of the readers."""
+
+_log = logging.getLogger(__name__)
+
+
+class SlideReader(Protocol):
+    """Opens the files of one format. The class is instantiated once, without arguments.
+
+    Attributes:
+        priority: Readers are asked in descending order of it, and the first one that can open a file is used.
+        suffixes: Endings of the whole slides that it opens, in lower case with the dot. Files with one of them are
+            found in batches, are always read by regions, and are rejected as training images. Empty for a reader of
+            ordinary images, which are read by regions only where they are large.
+    """
+
+    priority: int
+    suffixes: tuple[str, ...]
+
+    def can_open(self, path: Path) -> bool:
+        """Whether this reader is the one for a file. It is asked of every file, so it reads a header at most.
+
+        Args:
+            path: An existing file of any kind.
+        """
+
+    def open(self, path: Path) -> Slide:
+        """Open a file that `can_open` accepted.
+
+        Args:
+            path: The file.
+
+        Returns:
+            A slide: its levels, its pixel size, and regions of its pixels.
+
+        Raises:
+            ImageReadError: The file is damaged.
+        """
 
 
 def open_slide(path: Path | str) -> Slide:
-    """Open any image file so that it can be read by regions.
+    """Open any image file to read it by regions.
 
     Args:
-        path: a slide in the format of a scanner's maker, a TIFF (plain, tiled, pyramidal, OME), or any image that
-            `read_image` reads, which is then held in memory.
+        path: A whole slide, a TIFF (plain, tiled, pyramidal, OME), or any image that `read_image` reads, which is then
+            held in memory.
 
     Returns:
-        The slide; close it.
+        The slide; close it after use.
 
     Raises:
-        ImageReadError: the file is missing, empty, damaged or of another kind.
+        ImageReadError: The file is missing, empty, damaged or of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise ImageReadError(f"{path}: expected a slide or an image, found none. Check the path.")
-    if slide_vendor(path) not in (None, "generic-tiff"):
-        return VendorSlide(path)
-    with suppress(ImageReadError, tifffile.TiffFileError):  # read_image says what is wrong
-        if is_tiff(path) and TiffSlide.can_read(path):
-            return TiffSlide(path)
-    return ArraySlide(read_image(path), path, image_mpp(path))
+    name, reader = _reader_for(path)
+    try:
+        return reader.open(path)
+    except ImageReadError as error:
+        if broken := " ".join(_load_readers()[1]):
+            raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
+        raise
+    except Exception as error:  # a reader of another package may raise anything
+        raise ImageReadError(
+            f"{path}: expected a slide, but the slide reader {name!r} failed: {type(error).__name__}: {error}. "
+            "Update or uninstall its package, or export the file as TIFF."
+        ) from error
 
 
 def is_slide(path: Path | str, *, megapixels: float) -> bool:
     """Whether a file is better read by regions than as a whole.
 
     Args:
-        path: of the file.
-        megapixels: of the smallest image to read by regions; files of scanners always are.
+        path: The file.
+        megapixels: Smallest image to read by regions; whole slides always are.
     """
     path = Path(path)
     if not path.is_file():
         return False
-    if path.suffix.lower() in SLIDE_SUFFIXES or slide_vendor(path) not in (None, "generic-tiff"):
+    if path.suffix.lower() in slide_suffixes() or _reader_for(path)[1].suffixes:
         return True
     pixels = image_pixels(path)
     return pixels is not None and pixels > megapixels * 1e6
 
 
+def slide_suffixes() -> tuple[str, ...]:
+    """Endings of whole-slide files, of all readers; further slides are TIFF files, recognized by their content."""
+    return tuple(suffix for _, reader in _load_readers()[0] for suffix in reader.suffixes)
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """Endings of all files that `open_slide` opens: of images and of whole slides."""
+    return (*IMAGE_SUFFIXES, *slide_suffixes())
+
+
 def image_pixels(path: Path) -> int | None:
-    """Number of pixels that an image file's header states; None when it cannot be read."""
-    with suppress(Exception), warnings.catch_warnings():  # whatever is wrong with the file, reading it says
+    """Number of pixels according to an image file's header; None when it cannot be read."""
+    with suppress(Exception), warnings.catch_warnings():  # any fault of the file is reported when it is read
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
@@ -68,3 +147,31 @@ def image_pixels(path: Path) -> int | None:
         with Image.open(path) as image:
             return image.width * image.height
     return None
+
+
+def _reader_for(path: Path) -> tuple[str, SlideReader]:
+    for name, reader in _load_readers()[0]:
+        try:
+            if reader.can_open(path):
+                return name, reader
+        except Exception as error:  # a reader of another package must not prevent the others from reading
+            _log.warning("Slide reader %r failed on %s and was skipped: %r", name, path, error)
+    raise ImageReadError(f"{path}: expected a slide or an image, got a kind of file that no slide reader can open.")
+
+
+@cache
+def _load_readers() -> tuple[tuple[tuple[str, SlideReader], ...], tuple[str, ...]]:
+    """All readers by name in the order in which they are asked, and why others are not available."""
+    readers: list[tuple[str, SlideReader]] = []
+    broken: list[str] = []
+    for name in plugin_names(SLIDE_READERS):
+        try:
+            reader: SlideReader = load_plugin(SLIDE_READERS, name)()
+            readers.append((name, reader))
+        except PluginError as error:
+            broken.append(str(error))
+        except Exception as error:  # raised by the constructor of another package's class
+            broken.append(f"The slide reader {name!r} cannot be created: {type(error).__name__}: {error}.")
+    for message in broken:
+        _log.warning("%s Other formats are read without it.", message)
+    return tuple(sorted(readers, key=lambda entry: -entry[1].priority)), tuple(broken)

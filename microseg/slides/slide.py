@@ -1,4 +1,4 @@
-"""What a slide is to the rest of the code: levels, and RGB regions of them."""
+"""A slide: RGB regions of its resolution levels, and a view of it at another scale."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image
 
 from microseg.errors import DataError, ImageReadError
 
-__all__ = ["ArraySlide", "Level", "Slide", "SlideView", "over_white"]
+__all__ = ["Level", "Slide", "SlideView"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Level:
     """One resolution of a slide.
 
     Attributes:
-        width: in pixels of this level.
-        height: in pixels of this level.
-        downsample: pixels of the finest level along one pixel of this one; 1 for the finest.
+        width: In pixels of this level.
+        height: In pixels of this level.
+        downsample: Pixels of the finest level along one pixel of this one; 1 for the finest.
     """
 
     width: int
@@ -33,10 +33,12 @@ class Level:
 class Slide(ABC):
     """An image read region by region; several threads may read at once. Close it, or use it in a ``with`` block.
 
+    A reader subclasses it, implements `decode_region`, and overrides `close` where a file stays open.
+
     Attributes:
-        path: of the file.
-        levels: the finest first.
-        mpp: microns per pixel of the finest level, as the file states them; None when it does not.
+        path: The file.
+        levels: The resolutions, the finest first.
+        mpp: Microns per pixel of the finest level, as stated by the file; None when it states none.
     """
 
     def __init__(self, path: Path, levels: tuple[Level, ...], mpp: float | None) -> None:
@@ -52,15 +54,15 @@ class Slide(ABC):
         """Pixels of the finest level."""
         return self.levels[0].height
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Read a region.
 
         Args:
-            level: number of the level.
-            x: of the region's left edge, in pixels of the level.
-            y: of its upper edge.
-            width: in pixels of the level.
-            height: in pixels of the level.
+            level: Number of the level.
+            x: Left edge of the region, in pixels of the level.
+            y: Upper edge of the region, in pixels of the level.
+            width: In pixels of the level.
+            height: In pixels of the level.
 
         Shape:
             (height, width, 3)
@@ -69,8 +71,8 @@ class Slide(ABC):
             RGB, 0..255.
 
         Raises:
-            DataError: the region is not inside the level.
-            ImageReadError: the file is damaged there.
+            DataError: The region is not inside the level.
+            ImageReadError: The file is damaged there.
         """
         of = self.levels[level]
         if not (0 <= x < x + width <= of.width and 0 <= y < y + height <= of.height):
@@ -78,7 +80,7 @@ class Slide(ABC):
                 f"{self.path}: expected a region inside {of.width} x {of.height}, got {width} x {height} at ({x}, {y})."
             )
         try:
-            return self._read(level, x, y, width, height)
+            return self.decode_region(level, x, y, width, height)
         except ImageReadError:
             raise
         except Exception as error:  # damaged files make decoders raise nearly anything
@@ -87,16 +89,34 @@ class Slide(ABC):
                 "The file is damaged there, or compressed in a way that cannot be read; export or copy it again."
             ) from error
 
-    def level_for(self, downsample: float) -> int:
-        """Number of the coarsest level that is not coarser than this downsample."""
-        fitting = [number for number, level in enumerate(self.levels) if level.downsample <= 1.02 * downsample]
-        return max(fitting, key=lambda number: self.levels[number].downsample, default=0)
-
-    def thumbnail(self, longest: int) -> npt.NDArray[np.uint8]:
-        """The whole slide, small.
+    @abstractmethod
+    def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Decode a region that lies inside the level; `read_region` has checked that, and wraps what this raises.
 
         Args:
-            longest: of the two sides of the picture, in pixels; a smaller slide is not enlarged.
+            level: Number of the level.
+            x: Left edge of the region, in pixels of the level.
+            y: Upper edge of the region, in pixels of the level.
+            width: In pixels of the level.
+            height: In pixels of the level.
+
+        Shape:
+            (height, width, 3)
+
+        Returns:
+            RGB, 0..255.
+        """
+
+    def level_for(self, downsample: float) -> int:
+        """Number of the coarsest level that is not coarser than this downsample."""
+        fine = [number for number, level in enumerate(self.levels) if level.downsample <= 1.02 * downsample]
+        return max(fine, key=lambda number: self.levels[number].downsample, default=0)
+
+    def thumbnail(self, longest: int) -> npt.NDArray[np.uint8]:
+        """Read the whole slide at a small size.
+
+        Args:
+            longest: Longer side of the thumbnail, in pixels; a smaller slide is not enlarged.
 
         Shape:
             (h, w, 3)
@@ -104,19 +124,19 @@ class Slide(ABC):
         factor = min(1.0, longest / max(self.width, self.height))
         size = (max(1, round(self.width * factor)), max(1, round(self.height * factor)))
         level = self.levels[number := self.level_for(1 / factor)]
-        picture = Image.new("RGB", size)
+        thumbnail = Image.new("RGB", size)
         rows = max(1, min(size[1], (2**22 * size[1]) // (level.width * level.height)))  # 4 megapixels at once
         for top in range(0, size[1], rows):
             bottom = min(size[1], top + rows)
             first, last = top * level.height / size[1], bottom * level.height / size[1]
             y, end = int(first), min(level.height, -int(-last // 1))
-            part = Image.fromarray(self.read(number, 0, y, level.width, end - y))
+            part = Image.fromarray(self.read_region(number, 0, y, level.width, end - y))
             box = (0.0, first - y, float(level.width), min(last - y, float(end - y)))
-            picture.paste(part.resize((size[0], bottom - top), Image.Resampling.BOX, box), (0, top))
-        return np.array(picture, np.uint8)
+            thumbnail.paste(part.resize((size[0], bottom - top), Image.Resampling.BOX, box), (0, top))
+        return np.array(thumbnail, np.uint8)
 
     def close(self) -> None:  # noqa: B027 (not every slide has a file open)
-        """Let the file go; nothing can be read afterwards."""
+        """Close the file; nothing can be read afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -126,55 +146,22 @@ class Slide(ABC):
     ) -> None:
         self.close()
 
-    @abstractmethod
-    def _read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """The same as `read`, of a region that is inside."""
-
-
-class ArraySlide(Slide):
-    """An image in memory.
-
-    Args:
-        pixels: (H, W, 3), RGB.
-        path: of its file.
-        mpp: microns per pixel; None if unknown.
-    """
-
-    def __init__(self, pixels: npt.NDArray[np.uint8], path: Path, mpp: float | None) -> None:
-        super().__init__(path, (Level(pixels.shape[1], pixels.shape[0], 1.0),), mpp)
-        self._pixels = pixels
-
-    def _read(self, _level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        return self._pixels[y : y + height, x : x + width]
-
-
-def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Lay pixels with transparency over white, the background of a brightfield slide.
-
-    Shape:
-        (h, w, 4) → (h, w, 3)
-    """
-    if (rgba[..., 3] == 255).all():
-        return np.ascontiguousarray(rgba[..., :3])
-    layer = Image.fromarray(rgba, mode="RGBA")
-    return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), np.uint8)
-
 
 class SlideView:
     """A slide on the pixel grid of a model.
 
     A region of it equals the same region of the whole slide rescaled as `Engine.probabilities` rescales images, where
-    the slide's finest level is used; a coarser level takes its place where there is one fine enough.
+    the slide's finest level is read; a coarser level is read instead where one is fine enough.
 
     Args:
-        slide: it is not closed with the view.
-        zoom: factor by which the slide is enlarged; below 1 it is made smaller.
+        slide: The slide; it is not closed with the view.
+        zoom: Factor by which the slide is enlarged; below 1 it is reduced.
 
     Attributes:
-        width: pixels of the view.
-        height: pixels of the view.
-        step_x: pixels of the slide along one pixel of the view.
-        step_y: the same, downwards.
+        width: Pixels of the view.
+        height: Pixels of the view.
+        step_x: Horizontal size of one pixel of the view, in pixels of the slide.
+        step_y: Vertical size of one pixel of the view, in pixels of the slide.
     """
 
     def __init__(self, slide: Slide, zoom: float = 1.0) -> None:
@@ -185,34 +172,32 @@ class SlideView:
         self._scale_x, self._scale_y = level.width / self.width, level.height / self.height
 
     def read(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
-        """Read a region, in pixels of the view; it may reach beyond the lower and right edge, where it is mirrored.
+        """Read a region, in pixels of the view; beyond the lower and right edge the slide is mirrored.
 
         Shape:
             (rows, columns, 3)
         """
         last_row, last_column = min(rows.stop, self.height), min(columns.stop, self.width)
-        part = self._inside(slice(rows.start, last_row), slice(columns.start, last_column))
+        part = self._read_inside(slice(rows.start, last_row), slice(columns.start, last_column))
         below, right = rows.stop - last_row, columns.stop - last_column
         if not below and not right:
             return part
         return np.pad(part, ((0, below), (0, right), (0, 0)), mode="reflect")
 
-    def _inside(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
-        level = self._slide.levels[self._number]
-        if self._scale_x == self._scale_y == 1:
-            return self._slide.read(
-                self._number, columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-            )
-        left, right, x, x_end = _reach(columns, self._scale_x, level.width)
-        top, bottom, y, y_end = _reach(rows, self._scale_y, level.height)
-        part = Image.fromarray(self._slide.read(self._number, x, y, x_end - x, y_end - y))
+    def _read_inside(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
+        level, read = self._slide.levels[self._number], self._slide.read_region
         size = (columns.stop - columns.start, rows.stop - rows.start)
+        if self._scale_x == self._scale_y == 1:
+            return read(self._number, columns.start, rows.start, *size)
+        left, right, x, x_end = _level_span(columns, self._scale_x, level.width)
+        top, bottom, y, y_end = _level_span(rows, self._scale_y, level.height)
+        part = Image.fromarray(read(self._number, x, y, x_end - x, y_end - y))
         box = (left - x, top - y, right - x, bottom - y)
         return np.array(part.resize(size, Image.Resampling.BILINEAR, box), np.uint8)
 
 
-def _reach(span: slice, scale: float, length: int) -> tuple[float, float, int, int]:
-    """Where a span of the view begins and ends in the level, and which whole pixels its filter needs."""
+def _level_span(span: slice, scale: float, length: int) -> tuple[float, float, int, int]:
+    """Start and end of a span of the view in the level, and the whole pixels that the bilinear filter needs."""
     start, stop = span.start * scale, min(span.stop * scale, float(length))
-    margin = 2 + int(scale)  # the bilinear filter reaches max(1, scale) pixels beyond the center of the last one
+    margin = 2 + int(scale)  # the bilinear filter extends max(1, scale) pixels beyond the center of the last one
     return start, stop, max(0, int(start) - margin), min(length, int(stop) + 1 + margin)

@@ -1,4 +1,4 @@
-"""Where a slide shows tissue and where bare glass."""
+"""Tissue detection: which parts of a slide are tissue and which are glass."""
 
 from dataclasses import dataclass
 
@@ -10,30 +10,33 @@ from microseg.slides.slide import Slide
 
 __all__ = ["TissueMap", "find_tissue"]
 
-_LONGEST = 1536  # pixels of the picture that is looked at
-_DENSITY = 0.05  # optical density, of the strongest absorbed color, from which on a pixel is tissue
+_LONGEST = 1536  # longer side of the thumbnail, in pixels
+_DENSITY = 0.05  # optical density, in the most absorbed channel, above which a pixel is tissue
 _GLASS_PERCENTILE = 99
-_DARKEST_GLASS = 180  # where nothing is brighter, there is no glass to compare with
-_MARGIN = 2  # pixels around tissue that count as tissue
+_DARKEST_GLASS = 180  # a slide without brighter pixels has no glass to compare with
+_MARGIN = 2  # thumbnail pixels around tissue that count as tissue
 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """Where a slide shows tissue.
+    """Map of the tissue of a slide.
 
     Attributes:
-        tissue: (h, w), the whole slide, small.
+        tissue: Whether each pixel of a thumbnail of the slide is tissue.
+
+    Shape:
+        tissue (h, w)
     """
 
     tissue: npt.NDArray[np.bool_]
 
     @property
     def fraction(self) -> float:
-        """Share of the slide that is tissue."""
+        """Fraction of the slide that is tissue."""
         return float(self.tissue.mean())
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """Whether there is tissue in a region, given as shares (0..1) of the slide's width and height."""
+        """Whether there is tissue in a region, given as fractions (0..1) of the slide's width and height."""
         height, width = self.tissue.shape
         rows = slice(int(top * height), max(int(top * height) + 1, -int(-bottom * height // 1)))
         columns = slice(int(left * width), max(int(left * width) + 1, -int(-right * width // 1)))
@@ -41,20 +44,20 @@ class TissueMap:
 
 
 def find_tissue(slide: Slide) -> TissueMap:
-    """Tell tissue from bare glass on a small picture of the slide.
+    """Detect tissue on a thumbnail of the slide.
 
-    Only what is certainly glass counts as such: as bright and colorless as the brightest part of the slide, to within
-    an optical density of 0.05, and not beside tissue. A faint counterstain has about 0.1. Where a slide has no bright
-    part, everything is tissue.
+    A pixel is glass where it is as bright and colorless as the brightest part of the slide, to within an optical
+    density of 0.05, and not next to tissue. A faint counterstain has about 0.1. A slide without a bright part is
+    tissue everywhere.
 
     Args:
-        slide: it is read at its coarsest fitting level.
+        slide: The slide; its coarsest sufficient level is read.
     """
-    picture = slide.thumbnail(_LONGEST)  # (h, w, 3)
-    glass = np.percentile(picture.reshape(-1, 3), _GLASS_PERCENTILE, axis=0)  # (3,)
+    thumbnail = slide.thumbnail(_LONGEST)  # (h, w, 3)
+    glass = np.percentile(thumbnail.reshape(-1, 3), _GLASS_PERCENTILE, axis=0)  # (3,)
     if glass.min() < _DARKEST_GLASS:
-        return TissueMap(np.ones(picture.shape[:2], np.bool_))
+        return TissueMap(np.ones(thumbnail.shape[:2], np.bool_))
     threshold = glass * 10**-_DENSITY  # (3,)
-    smooth = ndimage.uniform_filter(picture, size=(3, 3, 1))  # noise of the camera is no tissue
+    smooth = ndimage.uniform_filter(thumbnail, size=(3, 3, 1))  # suppresses the noise of the camera
     absorbs = (smooth < threshold).any(axis=2)  # (h, w)
     return TissueMap(ndimage.binary_dilation(absorbs, iterations=_MARGIN))

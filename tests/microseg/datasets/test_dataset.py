@@ -53,7 +53,7 @@ def test_paths(folder):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(LabError, match="expected the folder of a lab's dataset"):
+    with pytest.raises(LabError, match="expected the dataset of a lab"):
         open_lab_dataset(tmp_path / "none")
 
 

@@ -14,8 +14,8 @@ from microseg.inference.slide import slide_rows
 from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
+from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
-from microseg.slides.slide import ArraySlide
 from microseg.synthetic.labs import LAB_A, make_lab, make_section
 
 SHIFT = 80  # pixels by which the second segmentation's tiles lie elsewhere; a multiple of the stride

@@ -11,7 +11,8 @@ from microseg.inference.stream import Confidence, MaskRows, stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
-from microseg.slides.slide import ArraySlide, SlideView
+from microseg.slides.image_reader import ArraySlide
+from microseg.slides.slide import SlideView
 
 Picture = npt.NDArray[np.uint8]
 

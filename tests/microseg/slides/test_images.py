@@ -11,7 +11,8 @@ from PIL import Image, ImageFile
 
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.errors import DataError, ImageReadError
-from microseg.slides.images import image_digest, read_image, write_png
+from microseg.slides import images
+from microseg.slides.images import image_digest, is_tiff, read_deep_tiff, read_image, write_png
 from microseg.slides.pixel_size import image_mpp
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -27,7 +28,7 @@ def save(path, array, **options):
     return path
 
 
-# --- what read_image makes of each kind of file
+# --- conversion to RGB
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
@@ -51,14 +52,14 @@ def test_jpeg_is_close(tmp_path):
     assert np.abs(read_image(path).astype(int) - (200, 100, 150)).max() <= 2
 
 
-def test_kind_is_known_by_content_not_by_suffix(tmp_path):
+def test_format_is_recognized_by_content(tmp_path):
     save(tmp_path / "x.png", noise())
     (tmp_path / "x.png").rename(tmp_path / "x.jpg")
     assert np.array_equal(read_image(tmp_path / "x.jpg"), noise())
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_transparency_is_laid_over_white(tmp_path, suffix):
+def test_transparency_is_composited_over_white(tmp_path, suffix):
     array = np.array([[[100, 0, 0, 255], [100, 0, 0, 0], [100, 0, 0, 51]]], np.uint8)
     # 51/255 = 0.2: 0.2 * 100 + 0.8 * 255 = 224 and 0.8 * 255 = 204
     assert read_image(save(tmp_path / f"x{suffix}", array)).tolist() == [
@@ -100,7 +101,7 @@ def test_gray_becomes_three_channels(tmp_path, suffix):
     assert np.array_equal(read_image(save(tmp_path / f"x{suffix}", array)), np.full((8, 9, 3), 77))
 
 
-def test_one_bit_is_black_and_white(tmp_path):
+def test_one_bit_gives_0_and_255(tmp_path):
     Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png").tolist() == [[[0] * 3, [255] * 3]]
 
@@ -120,7 +121,7 @@ def test_sixteen_bit_gray_is_scaled_by_the_depth_that_holds_it(tmp_path, suffix,
     assert np.array_equal(read_image(path), np.repeat(expected[:, :, None], 3, axis=2))
 
 
-def test_twelve_bits_in_sixteen_are_not_black(tmp_path):
+def test_twelve_bits_in_sixteen_use_the_full_range(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.full((4, 4, 3), 4095, np.uint16), photometric="rgb")
     assert (read_image(tmp_path / "x.tif") == 255).all()
 
@@ -138,7 +139,7 @@ def test_float_tiff(tmp_path):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, 200.0, np.nan, np.inf])
-def test_float_outside_0_to_1_is_refused(tmp_path, value):
+def test_rejects_float_outside_0_to_1(tmp_path, value):
     tifffile.imwrite(tmp_path / "x.tif", np.full((8, 8), value, np.float32))
     with pytest.raises(ImageReadError, match=r"x.tif.*0\.\.1"):
         read_image(tmp_path / "x.tif")
@@ -147,7 +148,7 @@ def test_float_outside_0_to_1_is_refused(tmp_path, value):
 @pytest.mark.parametrize(
     ("array", "fault"), [(np.full((8, 8), -1, np.int16), "-1"), (np.full((8, 8), 70_000), "70000")]
 )
-def test_integers_outside_16_bits_are_refused(tmp_path, array, fault):
+def test_rejects_integers_outside_16_bits(tmp_path, array, fault):
     tifffile.imwrite(tmp_path / "x.tif", array)
     with pytest.raises(ImageReadError, match=f"65535.*{fault}"):
         read_image(tmp_path / "x.tif")
@@ -187,10 +188,10 @@ def test_first_page_of_several(tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
 
 
-# --- what read_image refuses
+# --- files that are rejected
 
 
-def test_missing_empty_and_other_files(tmp_path):
+def test_rejects_missing_empty_and_other_files(tmp_path):
     with pytest.raises(ImageReadError, match="found none"):
         read_image(tmp_path / "none.png")
     with pytest.raises(ImageReadError, match="found none"):
@@ -204,7 +205,7 @@ def test_missing_empty_and_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "EPS"])
-def test_other_kinds_are_refused(tmp_path, kind):
+def test_rejects_other_formats(tmp_path, kind):
     Image.fromarray(noise()).save(tmp_path / "x.png", format=kind)
     with pytest.raises(ImageReadError, match="another kind"):
         read_image(tmp_path / "x.png")
@@ -222,7 +223,7 @@ TRUNCATED = {
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", TRUNCATED)
-def test_truncated_files_are_refused(tmp_path, name, share, monkeypatch):
+def test_rejects_truncated_file(tmp_path, name, share, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries do
     path, options = tmp_path / name, TRUNCATED[name]
     if options is None:
@@ -236,7 +237,7 @@ def test_truncated_files_are_refused(tmp_path, name, share, monkeypatch):
 
 
 @pytest.mark.parametrize("level", [0, 6])
-def test_broken_checksum_is_refused(tmp_path, level):
+def test_rejects_broken_checksum(tmp_path, level):
     content = bytearray(save(tmp_path / "x.png", noise(), compress_level=level).read_bytes())
     content[len(content) // 2] ^= 1  # at level 0 a pixel, which decodes as well as before
     (tmp_path / "x.png").write_bytes(content)
@@ -272,91 +273,10 @@ def png(width, height, *, bits, color, rows):
 
 @pytest.mark.parametrize("side", [13_500, 30_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bombs_are_refused_before_they_are_decoded(tmp_path, side):
+def test_rejects_decompression_bomb_before_decoding(tmp_path, side):
     (tmp_path / "x.png").write_bytes(png(side, side, bits=8, color=2, rows=b""))
     with pytest.raises(ImageReadError, match=r"at most 178,956,970 pixels"):
         read_image(tmp_path / "x.png")
-
-
-# --- masks
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_gray_mask_gives_its_values(tmp_path, suffix):
-    assert np.array_equal(read_mask(save(tmp_path / f"m{suffix}", CLASSES)), CLASSES)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
-def test_palette_mask_gives_its_indices(tmp_path, suffix):
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
-    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    image.save(tmp_path / f"m{suffix}")
-    assert read_mask(tmp_path / f"m{suffix}").tolist() == [[0, 1, 2]]
-
-
-def test_one_bit_mask_gives_0_and_1(tmp_path):
-    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png").tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize(("bits", "row"), [(2, 0b00_01_10_11), (4, 0b0010_0011)])
-def test_small_depths_are_not_stretched(tmp_path, bits, row):
-    count = 8 // bits
-    (tmp_path / "m.png").write_bytes(png(count, 1, bits=bits, color=0, rows=bytes([0, row])))
-    assert read_mask(tmp_path / "m.png").tolist() == [
-        [row >> (8 - bits * (i + 1)) & (2**bits - 1) for i in range(count)]
-    ]
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint32, np.bool_])
-def test_wide_masks_with_small_values(tmp_path, dtype):
-    values = CLASSES.astype(dtype)
-    tifffile.imwrite(tmp_path / "m.tif", values)
-    assert np.array_equal(read_mask(tmp_path / "m.tif"), values.astype(np.uint8))
-
-
-@pytest.mark.parametrize("array", [CLASSES, CLASSES > 0])
-def test_masks_whose_zero_is_shown_white_keep_their_numbers(tmp_path, array):
-    tifffile.imwrite(tmp_path / "m.tif", array, photometric="miniswhite")
-    assert np.array_equal(read_mask(tmp_path / "m.tif"), array.astype(np.uint8))
-
-
-def test_sixteen_bit_png_mask(tmp_path):
-    assert np.array_equal(read_mask(save(tmp_path / "m.png", CLASSES.astype(np.uint16))), CLASSES)
-
-
-@pytest.mark.parametrize("channels", [3, 4])
-def test_color_mask_with_equal_channels(tmp_path, channels):
-    array = np.repeat(CLASSES[:, :, None], channels, axis=2)
-    array[:, :, 3:] = 255
-    assert np.array_equal(read_mask(save(tmp_path / "m.png", array)), CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (COLORS, "got colors"),
-        (np.full((4, 4), 256, np.uint16), "got 256..256"),
-        (np.dstack([CLASSES] * 4), "transparency"),
-    ],
-)
-def test_masks_that_are_no_class_indices_are_refused(tmp_path, array, message):
-    with pytest.raises(ImageReadError, match=message):
-        read_mask(save(tmp_path / "m.png", array))
-
-
-@pytest.mark.parametrize(
-    ("array", "message"), [(np.zeros((4, 4), np.float32), "float32"), (np.full((4, 4), -1, np.int16), "got -1")]
-)
-def test_tiff_masks_that_are_no_class_indices_are_refused(tmp_path, array, message):
-    tifffile.imwrite(tmp_path / "m.tif", array)
-    with pytest.raises(ImageReadError, match=message):
-        read_mask(tmp_path / "m.tif")
-
-
-def test_jpeg_mask_is_refused(tmp_path):
-    with pytest.raises(ImageReadError, match="without loss"):
-        read_mask(save(tmp_path / "m.png", CLASSES, format="JPEG"))
 
 
 # --- writing and hashing
@@ -379,7 +299,7 @@ def test_png_round_trip(tmp_path_factory, array):
     "array",
     [np.zeros((4, 4), bool), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4), np.uint8)],
 )
-def test_write_png_refuses_other_arrays(tmp_path, array):
+def test_write_png_rejects_other_arrays(tmp_path, array):
     with pytest.raises(DataError, match="expected uint8"):
         write_png(tmp_path / "x.png", array)
     assert not list(tmp_path.iterdir())
@@ -399,9 +319,87 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_digest_is_of_the_pixels_alone(tmp_path):
+def test_digest_depends_on_pixels_only(tmp_path):
     png_file, tiff_file = save(tmp_path / "x.png", noise(), dpi=(300, 300)), save(tmp_path / "x.tif", noise())
     assert image_digest(read_image(png_file)) == image_digest(read_image(tiff_file)) == image_digest(noise())
     assert image_digest(noise()) != image_digest(noise(seed=1))
     assert image_digest(noise(4, 6)) != image_digest(noise(4, 6).reshape(6, 4, 3))
     assert image_digest(noise()[:, ::-1]) == image_digest(np.ascontiguousarray(noise()[:, ::-1]))
+
+
+# --- TIFF files that Pillow cannot read exactly
+
+
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bit_color_tiff(tmp_path, planarconfig, compression):
+    array = noise().astype(np.uint16) * 257
+    stored = array if planarconfig == "contig" else array.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="rgb", planarconfig=planarconfig, compression=compression)
+    assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
+
+
+def test_sixteen_bit_lzw_tiff(tmp_path):
+    import rasterio
+
+    array = noise().astype(np.uint16) * 257
+    with rasterio.open(
+        tmp_path / "x.tif", "w", driver="GTiff", dtype="uint16", count=3, height=32, width=48,
+        compress="lzw", photometric="rgb", interleave="pixel",
+    ) as raster:  # fmt: skip
+        raster.write(array.transpose(2, 0, 1))
+    assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
+
+
+def test_sixteen_bit_rgba_tiff(tmp_path):
+    array = np.zeros((2, 2, 4), np.uint16)
+    array[0, :, 3] = 65535
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    assert read_image(tmp_path / "x.tif")[:, 0].tolist() == [[0] * 3, [255] * 3]
+
+
+def test_first_page_of_several_with_16_bits(tmp_path):
+    stack = np.stack([noise(seed=seed)[:, :, 0] for seed in range(5)]).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    assert np.array_equal(read_image(tmp_path / "x.tif")[:, :, 1], noise()[:, :, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("name", ["x.ome.tif", "x.tif"])
+def test_three_channel_pages_are_one_rgb_image(tmp_path, dtype, name):
+    planes = noise().transpose(2, 0, 1).astype(dtype) * (257 if dtype == np.uint16 else 1)
+    tifffile.imwrite(
+        tmp_path / name, planes, photometric="minisblack", metadata={"axes": "CYX"}, imagej=name == "x.tif"
+    )
+    assert np.array_equal(read_image(tmp_path / name), noise())
+
+
+def test_first_plane_of_a_stack_of_channels(tmp_path):
+    stack = np.stack([noise(seed=seed).transpose(2, 0, 1) for seed in range(4)])
+    tifffile.imwrite(tmp_path / "x.ome.tif", stack, photometric="minisblack", metadata={"axes": "ZCYX"})
+    assert np.array_equal(read_image(tmp_path / "x.ome.tif"), noise())
+
+
+def test_rejects_fluorescence_channels(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "x.ome.tif", np.zeros((5, 16, 16), np.uint16), photometric="minisblack", metadata={"axes": "CYX"}
+    )
+    with pytest.raises(ImageReadError, match=r"3 \(RGB\).*got 5"):
+        read_image(tmp_path / "x.ome.tif")
+
+
+def test_leaves_8_bit_tiff_to_pillow(tmp_path):
+    Image.fromarray(noise()).save(tmp_path / "x.tif")
+    Image.fromarray(noise()).save(tmp_path / "x.png")
+    assert [is_tiff(tmp_path / name) for name in ("x.tif", "x.png")] == [True, False]
+    assert [read_deep_tiff(tmp_path / name) for name in ("x.tif", "x.png")] == [None, None]
+
+
+def test_pixel_limit_holds_without_that_of_pillow(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((11, 10), np.uint16))
+    Image.new("RGB", (10, 11)).save(tmp_path / "x.png")
+    for name in ("x.png", "deep.tif"):
+        with pytest.raises(ImageReadError, match="at most 100 pixels"):
+            read_image(tmp_path / name)

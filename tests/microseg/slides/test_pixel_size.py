@@ -41,7 +41,7 @@ def test_mpp_of_imagej_and_aperio(tmp_path):
     assert image_mpp(tmp_path / "a.tif") == 0.499
 
 
-def test_no_or_implausible_mpp(tmp_path):
+def test_absent_or_implausible_mpp_is_none(tmp_path):
     assert image_mpp(save(tmp_path / "plain.png", noise())) is None
     assert image_mpp(save(tmp_path / "print.png", noise(), dpi=(72, 72))) is None
     assert image_mpp(save(tmp_path / "uneven.png", noise(), dpi=(50_800, 25_400))) is None

@@ -1,4 +1,4 @@
-"""All kinds of slides give the pixels that tifffile and OpenSlide see in them."""
+"""Slides give the same pixels as tifffile, OpenSlide and `read_image`."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +12,10 @@ from openslide import OpenSlide
 from PIL import Image
 
 from microseg.errors import DataError, ImageReadError
+from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
-from microseg.slides.openslide_reader import VendorSlide
-from microseg.slides.readers import is_slide, open_slide
-from microseg.slides.slide import ArraySlide, Level
+from microseg.slides.readers import open_slide
+from microseg.slides.slide import Level, SlideView
 from microseg.slides.tiff_reader import TiffSlide
 
 Picture = npt.NDArray[np.uint8]
@@ -28,7 +28,7 @@ def cut(pixels: Picture, x: int, y: int, width: int, height: int) -> Picture:
 
 @pytest.mark.parametrize("ome", [False, True])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_pyramids(
+def test_reads_levels_of_pyramids(
     tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path], ome: bool, compression: str | None
 ) -> None:
     path = write_pyramid(tmp_path / "slide.tif", picture, ome=ome, compression=compression)
@@ -36,11 +36,11 @@ def test_pyramids(
         assert isinstance(slide, TiffSlide)
         assert slide.mpp == 0.5
         assert slide.levels == (Level(900, 700, 1.0), Level(450, 350, 2.0), Level(225, 175, 4.0))
-        np.testing.assert_array_equal(slide.read(0, *REGION), cut(tifffile.imread(path), *REGION))
+        np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(tifffile.imread(path), *REGION))
         np.testing.assert_array_equal(
-            slide.read(0, *REGION), np.asarray(peer.read_region(REGION[:2], 0, REGION[2:]))[..., :3]
+            slide.read_region(0, *REGION), np.asarray(peer.read_region(REGION[:2], 0, REGION[2:]))[..., :3]
         )
-        np.testing.assert_array_equal(slide.read(2, 10, 20, 200, 100), picture[::4, ::4][20:120, 10:210])
+        np.testing.assert_array_equal(slide.read_region(2, 10, 20, 200, 100), picture[::4, ::4][20:120, 10:210])
         if not ome:  # of a pyramid in sub-images OpenSlide sees the first level only
             assert peer.level_dimensions == tuple((level.width, level.height) for level in slide.levels)
             assert float(peer.properties["openslide.mpp-x"]) == slide.mpp
@@ -48,7 +48,7 @@ def test_pyramids(
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("kind", ["gray", "white is 0", "rgb", "rgba", "separate planes", "palette", "jpeg", "strips"])
-def test_regions_are_those_of_the_whole_image(tmp_path: Path, picture: Picture, kind: str, bits: int) -> None:
+def test_region_equals_that_of_the_whole_image(tmp_path: Path, picture: Picture, kind: str, bits: int) -> None:
     path, pixels = tmp_path / "image.tif", picture if bits == 8 else picture.astype(np.uint16) * 16
     if kind in ("palette", "jpeg") and bits == 16:
         pytest.skip("there is no such thing")
@@ -74,14 +74,14 @@ def test_regions_are_those_of_the_whole_image(tmp_path: Path, picture: Picture, 
         pytest.skip("read_image refuses these")
     with open_slide(path) as slide:
         assert isinstance(slide, TiffSlide)
-        difference = np.abs(slide.read(0, *REGION).astype(int) - cut(read_image(path), *REGION))
+        difference = np.abs(slide.read_region(0, *REGION).astype(int) - cut(read_image(path), *REGION))
         assert difference.max() <= (1 if kind == "rgba" else 0)
 
 
 def test_cmyk(tmp_path: Path, picture: Picture) -> None:
     Image.fromarray(picture).convert("CMYK").save(tmp_path / "print.tif")
     with open_slide(tmp_path / "print.tif") as slide:
-        np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
+        np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(picture, *REGION))
 
 
 def test_first_of_several_pages_and_channels_on_pages(tmp_path: Path, picture: Picture) -> None:
@@ -93,64 +93,24 @@ def test_first_of_several_pages_and_channels_on_pages(tmp_path: Path, picture: P
     for name in ("pages.tif", "c.ome.tif"):
         with open_slide(tmp_path / name) as slide:
             assert isinstance(slide, TiffSlide)
-            np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
+            np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(picture, *REGION))
 
 
-def test_depth_is_the_same_in_all_regions(tmp_path: Path, picture: Picture) -> None:
+def test_bit_depth_is_the_same_in_all_regions(tmp_path: Path, picture: Picture) -> None:
     pixels = (picture // 16).astype(np.uint16)
     pixels[600:, 800:] = 4000
     tifffile.imwrite(tmp_path / "deep.tif", pixels, photometric="rgb", tile=(128, 128))
     with open_slide(tmp_path / "deep.tif") as slide:
-        np.testing.assert_array_equal(slide.read(0, *REGION), cut(read_image(tmp_path / "deep.tif"), *REGION))
+        np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(read_image(tmp_path / "deep.tif"), *REGION))
 
 
-def test_what_cannot_be_read_by_regions_is_held_in_memory(tmp_path: Path, picture: Picture) -> None:
-    Image.fromarray(picture).save(tmp_path / "image.png", dpi=(50_800, 50_800))
-    turned = Image.fromarray(picture)
-    turned.getexif()[274] = 6
-    turned.save(tmp_path / "turned.tif", exif=turned.getexif())
-    for name, mpp in (("image.png", 0.5), ("turned.tif", None)):
-        with open_slide(tmp_path / name) as slide:
-            assert isinstance(slide, ArraySlide)
-            assert slide.mpp == mpp
-            whole = read_image(tmp_path / name)
-            assert (slide.height, slide.width) == whole.shape[:2]
-            np.testing.assert_array_equal(slide.read(0, *REGION), cut(whole, *REGION))
-
-
-def test_a_scanners_file_goes_through_openslide(
-    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
-) -> None:
-    """Aperio's format is a tiled TIFF whose description says so."""
-    description = "Aperio Image Library v11\r\n900x700 [0,0,900x700] (128x128)|AppMag = 20|MPP = 0.4990"
-    path = write_pyramid(tmp_path / "slide.svs", picture, mpp=None, description=description)
-    with open_slide(path) as slide:
-        assert isinstance(slide, VendorSlide)
-        assert slide.mpp == 0.499
-        assert [level.downsample for level in slide.levels] == [1, 2, 4]
-        np.testing.assert_array_equal(slide.read(0, *REGION), cut(picture, *REGION))
-        np.testing.assert_array_equal(slide.read(1, 20, 30, 64, 32), picture[::2, ::2][30:62, 20:84])
-    assert is_slide(path, megapixels=1000)
-
-
-def test_size_decides_whether_an_image_is_a_slide(tmp_path: Path, picture: Picture) -> None:
-    for name in ("a.png", "a.tif"):
-        Image.fromarray(picture).save(tmp_path / name)
-        assert not is_slide(tmp_path / name, megapixels=0.63)
-        assert is_slide(tmp_path / name, megapixels=0.62)
-    (tmp_path / "a.txt").write_text("no image")
-    assert not is_slide(tmp_path / "a.txt", megapixels=0)
-    assert not is_slide(tmp_path / "gone.tif", megapixels=0)
-    assert is_slide(tmp_path / "gone.svs", megapixels=0) is False
-
-
-def test_reading_is_safe_from_several_threads(
-    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
-) -> None:
+def test_reading_is_thread_safe(tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]) -> None:
     path = write_pyramid(tmp_path / "slide.tif", picture, compression="zlib")
     places = [(x, y) for x in range(0, 800, 50) for y in range(0, 600, 100)]
     with open_slide(path) as slide, ThreadPoolExecutor(4) as pool:
-        for (x, y), region in zip(places, pool.map(lambda at: slide.read(0, *at, 100, 100), places), strict=True):
+        for (x, y), region in zip(
+            places, pool.map(lambda at: slide.read_region(0, *at, 100, 100), places), strict=True
+        ):
             np.testing.assert_array_equal(region, cut(picture, x, y, 100, 100))
 
 
@@ -165,12 +125,14 @@ def test_thumbnail(tmp_path: Path, picture: Picture, write_pyramid: Callable[...
 
 
 @pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 901, 5), (899, 699, 2, 1), (0, 0, 0, 5)])
-def test_regions_outside_are_refused(tmp_path: Path, picture: Picture, region: tuple[int, int, int, int]) -> None:
+def test_rejects_region_outside_the_slide(tmp_path: Path, picture: Picture, region: tuple[int, int, int, int]) -> None:
     with ArraySlide(picture, tmp_path, None) as slide, pytest.raises(DataError, match="inside 900 x 700"):
-        slide.read(0, *region)
+        slide.read_region(0, *region)
 
 
-def test_missing_damaged_and_other_files(tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]) -> None:
+def test_rejects_missing_damaged_and_other_files(
+    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
+) -> None:
     with pytest.raises(ImageReadError, match="found none"):
         open_slide(tmp_path / "gone.tif")
     (tmp_path / "text.svs").write_text("no slide")
@@ -183,10 +145,52 @@ def test_missing_damaged_and_other_files(tmp_path: Path, picture: Picture, write
     content[offset : offset + 40] = b"\xff" * 40
     path.write_bytes(content)
     with open_slide(path) as slide:
-        slide.read(0, 0, 0, 100, 100)
+        slide.read_region(0, 0, 0, 100, 100)
         with pytest.raises(ImageReadError, match="damaged there"):
-            slide.read(0, 0, 0, 900, 400)
+            slide.read_region(0, 0, 0, 900, 400)
     for size in (300, len(content) // 2, len(content) - 10_000):
         path.write_bytes(content[:size])
         with pytest.raises(ImageReadError):
             open_slide(path)
+
+
+# ---- views at another scale
+
+
+@pytest.mark.parametrize("zoom", [0.31, 0.5, 0.93, 1.0, 1.7])
+def test_view_region_equals_that_of_the_rescaled_slide(picture: Picture, zoom: float) -> None:
+    size = (round(900 * zoom), round(700 * zoom))
+    whole = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR), int)
+    view = SlideView(ArraySlide(picture, Path("a.png"), None), zoom)
+    assert (view.width, view.height) == size
+    for rows, columns in ((slice(0, 64), slice(0, 80)), (slice(101, 150), slice(77, 160))):
+        difference = np.abs(view.read(rows, columns) - whole[rows, columns])
+        assert difference.max() <= 2  # weights and sums are rounded to 8 bits, twice
+        assert difference.mean() < 0.05
+    end = view.read(slice(size[1] - 40, size[1]), slice(size[0] - 50, size[0]))
+    assert np.abs(end - whole[-40:, -50:]).max() <= 2
+
+
+def test_view_mirrors_the_slide_beyond_its_edge(picture: Picture) -> None:
+    view = SlideView(ArraySlide(picture, Path("a.png"), None))
+    expected = np.pad(picture, ((0, 20), (0, 28), (0, 0)), mode="reflect")[650:720, 850:928]
+    np.testing.assert_array_equal(view.read(slice(650, 720), slice(850, 928)), expected)
+
+
+def test_view_reads_the_coarsest_sufficient_level(
+    tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_slide(write_pyramid(tmp_path / "slide.tif", picture)) as slide:
+        read, used = slide.read_region, list[int]()
+
+        def noting(level: int, *region: int) -> Picture:
+            used.append(level)
+            return read(level, *region)
+
+        monkeypatch.setattr(slide, "read_region", noting)
+        for zoom, level in ((1.5, 0), (1.0, 0), (0.6, 0), (0.5, 1), (0.26, 1), (0.25, 2), (0.1, 2)):
+            view = SlideView(slide, zoom)
+            part = view.read(slice(10, 40), slice(20, 60))
+            assert used.pop() == level, zoom
+            whole = Image.fromarray(picture).resize((view.width, view.height), Image.Resampling.BILINEAR)
+            assert np.abs(part - np.asarray(whole, int)[10:40, 20:60]).max() < 14, zoom

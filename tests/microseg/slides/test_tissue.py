@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microseg.slides.slide import ArraySlide
+from microseg.slides.image_reader import ArraySlide
 from microseg.slides.tissue import find_tissue
 
 
@@ -23,7 +23,7 @@ def slide(*, tissue: tuple[int, int, int], glass: tuple[int, int, int], noise: f
         ((200, 190, 170), (228, 226, 214)),  # warm light
     ],
 )
-def test_tissue_is_told_from_glass(tissue: tuple[int, int, int], glass: tuple[int, int, int]) -> None:
+def test_separates_tissue_from_glass(tissue: tuple[int, int, int], glass: tuple[int, int, int]) -> None:
     found = find_tissue(slide(tissue=tissue, glass=glass)).tissue
     assert found.shape == (600, 800)
     assert found[100:300, 200:500].mean() > 0.99
@@ -31,11 +31,11 @@ def test_tissue_is_told_from_glass(tissue: tuple[int, int, int], glass: tuple[in
     assert found[310:].mean() < 0.01
 
 
-def test_a_slide_without_glass_is_tissue_everywhere() -> None:
+def test_slide_without_glass_is_tissue_everywhere() -> None:
     assert find_tissue(slide(tissue=(150, 60, 120), glass=(170, 90, 140))).fraction == 1
 
 
-def test_regions() -> None:
+def test_touches_finds_tissue_in_a_region() -> None:
     tissue = find_tissue(slide(tissue=(150, 60, 120), glass=(244, 244, 244)))
     assert tissue.touches(0.3, 0.2, 0.4, 0.3)
     assert tissue.touches(0.6, 0.4, 0.9, 0.9)  # a corner
