@@ -1,13 +1,14 @@
 """The flows: what runs, in which order, and when. They orchestrate; the library ``microseg`` computes."""
 
 import os
-from pathlib import Path
+import warnings
 
 from microseg.config.environment import Environment
 
-# Prefect reads its environment when it is imported, and wants its home to be there, so this comes first.
+# Prefect reads its environment when it is imported, and creates its home where the parent folder exists. That folder is
+# created together with microseg's home, so importing creates nothing.
 os.environ.setdefault("PREFECT_HOME", str(Environment().home.prefect))
-Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs more than 20 s
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

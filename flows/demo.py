@@ -247,7 +247,7 @@ def _lineage(production: ModelVersion, batch: SegmentRecord, settings: Settings)
     }
 
 
-@cli_command
+@cli_command(home="create")
 def command(
     source: Annotated[
         Path | None, typer.Option(help="A labelled lab: images/, masks/, lab.yaml, optional test/.")

@@ -64,6 +64,7 @@ def ingest(folder: Path, lab: str | None = None, changes: tuple[str, ...] = ()) 
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
+    settings.home.create()
     prepared = check_and_ingest(folder, lab, settings)
     version = create_version(prepared.lab, settings)
     if prepared.refused:
@@ -84,7 +85,7 @@ def _key(lab: str) -> str:
     return lab.lower().replace("_", "-")
 
 
-@cli_command
+@cli_command(home="create")
 def command(
     folder: Annotated[Path, typer.Argument(help="The lab's folder: images/, masks/ where labelled, lab.yaml.")],
     lab: Annotated[str | None, typer.Option(help="The lab's name, where lab.yaml does not state one.")] = None,

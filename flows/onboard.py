@@ -121,7 +121,7 @@ def _adapted_before(registry: Registry, landing: Onboarding, base: ModelVersion)
     return None
 
 
-@cli_command
+@cli_command(home="create")
 def command(
     folder: Annotated[Path, typer.Argument(help="The delivery: images/, lab.yaml, masks/ where labelled.")],
     here: Annotated[

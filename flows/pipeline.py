@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Steps of dvc
 
 
 @app.command()
-@cli_command
+@cli_command(home="create")
 def labs(folder: Annotated[Path, typer.Argument(help="Where the labs go.")]) -> None:
     """Make the demo's two labs, as they would be delivered."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,6 @@
 """The small frozen records that flows hand to one another, and to DVC as files."""
 
-import json
-import os
-from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
@@ -14,7 +11,6 @@ __all__ = [
     "PromoteRecord",
     "SegmentRecord",
     "TrainRecord",
-    "write_record",
 ]
 
 
@@ -181,19 +177,3 @@ class ExportRecord:
     path: str
     tile: int
     difference: float
-
-
-def write_record(record: object, path: Path) -> None:
-    """Write a record as JSON, whole or not at all.
-
-    Args:
-        record: one of the records above.
-        path: file to write.
-    """
-    assert is_dataclass(record)
-    assert not isinstance(record, type)
-    values: dict[str, Any] = asdict(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)  # noqa: PTH105

@@ -54,9 +54,13 @@ class Workspace:
 
     Args:
         settings: Where things are, and the parameters.
+
+    Raises:
+        HomeError: There is no home, or one of another format.
     """
 
     def __init__(self, settings: Settings) -> None:
+        settings.environment.require_home()
         self.settings = settings
         self.datasets = DatasetStore(settings.home.data, settings.environment.dvc_remote)
         self.onboarding = OnboardingStore(settings.home.records / "onboarding")

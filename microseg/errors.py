@@ -5,6 +5,7 @@ Every message says what was expected, what came, and what to do.
 
 __all__ = [
     "DataError",
+    "HomeError",
     "ImageReadError",
     "LabError",
     "MicrosegError",
@@ -25,6 +26,10 @@ class MicrosegError(Exception):
 
 class SettingsError(MicrosegError, ValueError):
     """An environment variable or a value in ``params.yaml`` cannot be used."""
+
+
+class HomeError(SettingsError):
+    """microseg's home is missing, cannot be written, or is of another format."""
 
 
 class DataError(MicrosegError, ValueError):

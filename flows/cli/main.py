@@ -1,7 +1,9 @@
-"""The ``microseg`` command. The module of a subcommand is imported when the subcommand is used: that takes seconds."""
+"""The ``microseg`` command. The module of a subcommand is imported when it is used, because that takes seconds."""
 
 import importlib
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -32,6 +34,14 @@ SERVICE_COMMANDS = {
 }
 
 
+_PANELS = {
+    "Labs and models": ("ingest", "train", "adapt", "onboard", "evaluate", "promote", "rollback"),
+    "Use a model": ("segment", "export"),
+    "Look and check": ("status", "history", "doctor"),
+    "Run": ("demo", "serve", "service"),
+}
+
+
 def main() -> None:
     """Run the command line."""
     app = typer.Typer(
@@ -40,12 +50,15 @@ def main() -> None:
         rich_markup_mode="rich",
         help="Keep one image segmenter working across labs: adapt it to a new lab without labels, evaluate the "
         "candidate, promote it, and segment with the production model.",
+        epilog="Begin with [bold]microseg demo[/], or with [bold]microseg ingest[/] and [bold]microseg train[/] on a "
+        "labelled lab. [bold]microseg COMMAND --help[/] shows examples.",
     )
     service = typer.Typer(no_args_is_help=True, help="Parts of the service, for operators.")
     arguments = [*sys.argv[1:3], "", ""]
     _add(app, COMMANDS, arguments[0])
     _add(service, SERVICE_COMMANDS, arguments[1] if arguments[0] == "service" else "")
-    app.add_typer(service, name="service")
+    app.add_typer(service, name="service", rich_help_panel=_panel("service"))
+    app.callback()(_options)
     app()
 
 
@@ -54,11 +67,29 @@ def _add(app: typer.Typer, commands: dict[str, tuple[str, str]], used: str) -> N
         if name == used:
             app.command(name)(importlib.import_module(module).command)
         else:
-            app.command(name, help=summary)(_not_imported)
+            app.command(name, help=summary, rich_help_panel=_panel(name))(_not_imported)
+
+
+def _panel(command: str) -> str | None:
+    return next((panel for panel, commands in _PANELS.items() if command in commands), None)
 
 
 def _not_imported() -> None:
     """Stands for a subcommand in the list of all."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"microseg {version('microseg')}")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of ``microseg`` itself; the help is that of the application."""
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""What all commands share: their common options, and how they end."""
+"""Options that several commands share, and what every command does at its start and end."""
 
 import functools
+import json
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec, overload
 
 import typer
 
-from flows.cli.console import exit_on_error
-from flows.records import write_record
+from flows.cli.console import console, exit_on_error
+from microseg.config.environment import Environment
+from microseg.files import atomic_write
 
 __all__ = ["LabOption", "RecordOption", "SetOption", "cli_command", "finish"]
 
@@ -16,30 +19,73 @@ P = ParamSpec("P")
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.NAME=VALUE", help="Replace a value of params.yaml; may be given several times."
-    ),
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Override a parameter of params.yaml; repeatable."),
 ]
 RecordOption = Annotated[
-    Path | None, typer.Option("--record", help="Also write the result as JSON to this file, as the pipeline does.")
+    Path | None, typer.Option("--record", metavar="FILE", help="Also write the result to this file, as JSON.")
 ]
 LabOption = Annotated[
-    str | None, typer.Option(help="For this lab's images alone, with its alias production-<lab>; for all by default.")
+    str | None,
+    typer.Option(help="Only for images of this lab (alias production-<lab>); for all labs by default.", metavar="LAB"),
 ]
 
 
-def cli_command(function: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors end in one message and an exit code that is not 0."""
+@overload
+def cli_command(function: Callable[P, None]) -> Callable[P, None]: ...
 
+
+@overload
+def cli_command(*, home: Literal["create", "read"]) -> Callable[[Callable[P, None]], Callable[P, None]]: ...
+
+
+def cli_command(
+    function: Callable[P, None] | None = None, *, home: Literal["use", "create", "read"] = "use"
+) -> Callable[P, None] | Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorate a command: errors end in one message and a non-zero exit code, and microseg's home is there.
+
+    Args:
+        function: The command.
+        home: ``use`` ends with an error where there is no home to work in; ``create`` creates it; ``read`` leaves it
+            to the command, which writes nothing.
+    """
+    if function is None:
+        return lambda function: _wrap(function, home)
+    return _wrap(function, home)
+
+
+def _wrap(function: Callable[P, None], home: str) -> Callable[P, None]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         with exit_on_error():
+            if home != "read":
+                prepare_home(create=home == "create")
             function(*args, **kwargs)
 
     return wrapped
 
 
+def prepare_home(*, create: bool) -> None:
+    """See that there is a home for a command that writes.
+
+    Args:
+        create: Create it where there is none, even if the model registry would be in it.
+
+    Raises:
+        HomeError: There is none; or it cannot be written, or is of another format.
+    """
+    environment = Environment()
+    if not create:
+        environment.require_home()
+    if environment.home.create():
+        console.print(f"Created microseg's home at {environment.home.root}", soft_wrap=True, markup=False)
+
+
 def finish(result: object, record: Path | None) -> None:
-    """Write the result to the file asked for, where one is."""
-    if record is not None:
-        write_record(result, record)
+    """Write a command's result as JSON to the file of ``--record``, if one was given."""
+    if record is None:
+        return
+    assert is_dataclass(result)
+    assert not isinstance(result, type)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(record) as part:
+        part.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")

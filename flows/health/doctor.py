@@ -29,29 +29,31 @@ def run_checks(settings: Settings) -> list[Finding]:
     looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         packages, home, disk, registry, aliases, webhook, prefect, schedules, remote,
     )  # fmt: skip
+    if not settings.home.exists and settings.environment.mlflow_tracking_uri is None:
+        looks = (packages, home, prefect)  # the others would look into the home
     findings: list[Finding] = []
     for look in looks:
         try:
             findings += look(settings)
         except Exception as error:
-            findings.append(Finding(look.__name__, "fault", f"could not be looked at: {type(error).__name__}: {error}"))
+            findings.append(Finding(look.__name__, "error", f"could not be looked at: {type(error).__name__}: {error}"))
     return findings
 
 
-@cli_command
+@cli_command(home="read")
 def command() -> None:
     """Look for what fails silently, each with its remedy; exit code 1 when there is a fault.
 
     Example: microseg doctor
     """
-    marks = {"good": "[green]✓[/]", "warning": "[yellow]![/]", "fault": "[red]✗[/]"}
+    marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
     findings = run_checks(load_settings())
     for finding in findings:
         console.print(f"{marks[finding.level]} [bold]{finding.subject}[/]:", end=" ")
         console.print(finding.sentence, markup=False, soft_wrap=True)
         if finding.remedy:
             console.print(f"    → {finding.remedy}", markup=False, soft_wrap=True)
-    faults = sum(finding.level == "fault" for finding in findings)
+    faults = sum(finding.level == "error" for finding in findings)
     if faults:
         raise MicrosegError(f"{faults} of {len(findings)} things looked at are faults.")
 

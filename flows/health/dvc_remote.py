@@ -19,7 +19,7 @@ def remote(settings: Settings) -> Iterator[Finding]:
     try:
         store.check_remote()
     except MicrosegError as error:
-        yield Finding("DVC remote", "fault", str(error), "correct MICROSEG_DVC_REMOTE, or what it needs to be reached")
+        yield Finding("DVC remote", "error", str(error), "correct MICROSEG_DVC_REMOTE, or what it needs to be reached")
         return
     if "://" not in address and Path(store.remote).stat().st_dev == settings.home.root.stat().st_dev:
         yield Finding(
@@ -29,4 +29,4 @@ def remote(settings: Settings) -> Iterator[Finding]:
             "name a share or a store in MICROSEG_DVC_REMOTE",
         )
     else:
-        yield Finding("DVC remote", "good", f"{shown} can be written")
+        yield Finding("DVC remote", "ok", f"{shown} can be written")

@@ -5,7 +5,7 @@ from typing import Literal
 
 __all__ = ["Finding", "Level"]
 
-Level = Literal["good", "warning", "fault"]
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Finding:
 
     Attributes:
         subject: what.
-        level: ``good``, ``warning`` (something is missing that some need) or ``fault``.
+        level: ``ok``, ``warning`` (something is missing that some need) or ``error``.
         sentence: what was found.
         remedy: what to do; empty where nothing is to be done.
     """

@@ -21,7 +21,7 @@ __all__ = ["command"]
 _COLUMNS = ("when (UTC)", "for", "what", "from → to", "gate", "by", "via", "reason")
 
 
-@cli_command
+@cli_command(home="read")
 def command(
     lab: LabOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, the newest first.")] = False,

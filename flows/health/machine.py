@@ -5,15 +5,18 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from packaging.version import Version
 
 from flows.health.finding import Finding
 from microseg.config.settings import Settings
+from microseg.errors import HomeError
+from microseg.registry.relocation import outside_locations
 
 __all__ = ["disk", "home", "packages"]
 
-_ROOM = 5_000_000_000  # bytes
+_MIN_FREE = 5_000_000_000  # bytes
 
 
 def packages(_: Settings) -> Iterator[Finding]:
@@ -29,12 +32,12 @@ def packages(_: Settings) -> Iterator[Finding]:
         try:
             found = version(name)
         except PackageNotFoundError:
-            yield Finding(name, "fault", "is not installed", f"pip install '{name}{wanted}'")
+            yield Finding(name, "error", "is not installed", f"pip install '{name}{wanted}'")
             continue
         if _within(found, wanted):
-            yield Finding(name, "good", found)
+            yield Finding(name, "ok", found)
         else:
-            yield Finding(name, "fault", f"{found} is installed; {why}", f"pip install '{name}{wanted}'")
+            yield Finding(name, "error", f"{found} is installed; {why}", f"pip install '{name}{wanted}'")
 
 
 def _within(found: str, wanted: str) -> bool:
@@ -44,32 +47,43 @@ def _within(found: str, wanted: str) -> bool:
 
 
 def home(settings: Settings) -> Iterator[Finding]:
-    """Whether the home can be written, and its secrets are read by nobody else."""
-    root = settings.home.root
-    probe = root / ".doctor"
+    """Whether the home exists, can be written, is where it was last used, and keeps its secrets."""
+    found, origin = settings.home, settings.environment.home_origin
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        yield Finding("home", "fault", f"{root} cannot be written: {error}", "name another in MICROSEG_HOME")
+        old = found.last_root()
+    except HomeError as error:
+        yield Finding("home", "error" if found.root.exists() else "warning", f"{error} ({origin})")
         return
-    yield Finding("home", "good", f"{root} can be written")
-    secrets = settings.home.secrets
+    if old != found.root.resolve():
+        yield Finding("home", "warning", f"{found.root} was moved or copied from {old}: its addresses are updated now")
+    elif outside := outside_locations(found):
+        yield Finding(
+            "home",
+            "error",
+            f"MLflow's database in {found.root} refers to files elsewhere: {', '.join(outside[:3])}",
+            "copy them into the home or keep them where they are; new files must not go there",
+        )
+    try:
+        with TemporaryFile(dir=found.root):
+            yield Finding("home", "ok", f"{found.root} can be written ({origin})")
+    except OSError as error:
+        yield Finding(
+            "home", "error", f"{found.root} cannot be written: {error}", "set MICROSEG_HOME to another folder"
+        )
+    secrets = found.secrets
     if secrets.is_dir() and (loose := [it.name for it in secrets.iterdir() if it.stat().st_mode & 0o077]):
-        yield Finding("secrets", "fault", f"others can read {', '.join(loose)}", f"chmod 600 {secrets}/*")
+        yield Finding("secrets", "error", f"other users can read {', '.join(loose)}", f"chmod 600 {secrets}/*")
 
 
 def disk(settings: Settings) -> Iterator[Finding]:
-    """Room for what is made."""
-    remote = settings.environment.dvc_remote
-    places = {settings.home.root} | ({Path(remote)} if "://" not in remote and Path(remote).is_dir() else set())
-    for place in sorted(places):
-        free = shutil.disk_usage(place).free
-        said = f"{free / 1e9:.0f} GB are free at {place}"
-        if free < _ROOM:
-            yield Finding(
-                "disk", "fault", said, f"make room: at least {_ROOM / 1e9:.0f} GB are needed, or move the home"
-            )
+    """Whether there is enough free disk space."""
+    remote = Path(settings.environment.dvc_remote)
+    folders = {folder for folder in (settings.home.root, remote) if folder.is_dir()}
+    for folder in sorted(folders):
+        free = shutil.disk_usage(folder).free
+        message = f"{free / 1e9:.0f} GB are free at {folder}"
+        if free < _MIN_FREE:
+            action = f"free at least {_MIN_FREE / 1e9:.0f} GB, or move the home"
+            yield Finding("disk", "error", message, action)
         else:
-            yield Finding("disk", "good", said)
+            yield Finding("disk", "ok", message)

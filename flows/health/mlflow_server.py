@@ -24,14 +24,14 @@ def registry(settings: Settings) -> Iterator[Finding]:
     try:
         open_workspace(settings).registry.versions()
     except MicrosegError as error:  # among them: hosts that the server was not told of
-        yield Finding("MLflow", "fault", str(error), "see mlflow/README.md")
+        yield Finding("MLflow", "error", str(error), "see mlflow/README.md")
         return
     if not is_server(uri):
-        yield Finding("MLflow", "good", f"{shown}: a database; no word comes of promotions, reconcile looks for them")
+        yield Finding("MLflow", "ok", f"{shown}: a database; no word comes of promotions, reconcile looks for them")
         return
     with _http() as client:
         served = client.get(f"{uri.rstrip('/')}/version").text.strip()
-    yield Finding("MLflow", "good", f"{shown}, version {served}")
+    yield Finding("MLflow", "ok", f"{shown}, version {served}")
     if served and Version(served).release[:2] != Version(version("mlflow")).release[:2]:
         yield Finding(
             "MLflow",
@@ -62,7 +62,7 @@ def aliases(settings: Settings) -> Iterator[Finding]:
                 odd = True
                 yield Finding(
                     "aliases",
-                    "fault",
+                    "error",
                     f"version {one.version} has {alias!r}, which puts nothing into production",
                     f"set {PRODUCTION!r}, in lower case, and remove this one",
                 )
@@ -77,9 +77,7 @@ def aliases(settings: Settings) -> Iterator[Finding]:
         )
     if not odd:
         current = open_workspace(settings).production()
-        yield Finding(
-            "aliases", "good", f"version {current.version} is in production" if current else "none is set yet"
-        )
+        yield Finding("aliases", "ok", f"version {current.version} is in production" if current else "none is set yet")
 
 
 def webhook(settings: Settings) -> Iterator[Finding]:
@@ -95,7 +93,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     url, active = hooks[0]
     if not active:
         yield Finding(
-            "webhook", "fault", f"the webhook to {url} is switched off", "run microseg serve, which corrects it"
+            "webhook", "error", f"the webhook to {url} is switched off", "run microseg serve, which corrects it"
         )
         return
     try:
@@ -104,7 +102,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     except httpx.HTTPError as error:
         yield Finding(
             "webhook",
-            "fault",
+            "error",
             f"MLflow tells {url} of promotions, and nothing answers there ({type(error).__name__})",
             "run microseg serve, with MICROSEG_BRIDGE_URL as MLflow's server reaches it",
         )
@@ -112,11 +110,11 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     # only the server knows whether it can read its secret: have it send one
     status, said = open_workspace(settings).registry.webhooks.try_delivery()
     if status is not None and status < 400:
-        yield Finding("webhook", "good", f"a signed delivery to {url} was believed")
+        yield Finding("webhook", "ok", f"a signed delivery to {url} was believed")
     else:
         yield Finding(
             "webhook",
-            "fault",
+            "error",
             f"a delivery to {url} failed: {status or ''} {said}".strip(),
             "start MLflow's server with the same MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY each time, and with "
             "MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https and MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true where needed; then "

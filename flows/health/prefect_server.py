@@ -26,13 +26,13 @@ def prefect(_: Settings) -> Iterator[Finding]:
         return
     with get_client(sync_client=True) as client:
         if (fault := client.api_healthcheck()) is not None:
-            yield Finding("Prefect", "fault", f"{url} does not answer: {fault}", "start it, or correct PREFECT_API_URL")
+            yield Finding("Prefect", "error", f"{url} does not answer: {fault}", "start it, or correct PREFECT_API_URL")
             return
         served = client.api_version()
     same = Version(served).release[:2] == Version(version("prefect")).release[:2]
     said = f"{url}, version {served}"
     if same:
-        yield Finding("Prefect", "good", said)
+        yield Finding("Prefect", "ok", said)
     else:
         yield Finding(
             "Prefect", "warning", f"{said}; this machine has {version('prefect')}", "give both the same version"
@@ -47,19 +47,19 @@ def schedules(settings: Settings) -> Iterator[Finding]:
         try:
             deployment = client.read_deployment_by_name(_BATCH)
         except ObjectNotFound:
-            yield Finding("schedules", "fault", "the flows are not registered with this server", "run microseg serve")
+            yield Finding("schedules", "error", "the flows are not registered with this server", "run microseg serve")
             return
         wanted = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted), limit=5)
         automations = client.read_automations()
     if deployment.paused or not any(it.active for it in deployment.schedules):
         yield Finding(
-            "schedules", "fault", "the schedule of batches is paused", "start microseg serve, which resumes it"
+            "schedules", "error", "the schedule of batches is paused", "start microseg serve, which resumes it"
         )
     elif not runs:
         yield Finding(
             "schedules",
-            "fault",
+            "error",
             "batches have a schedule, and no run is scheduled",
             "if the server has just started, wait a minute; else look for errors in its log: with SQLAlchemy 2.1 it "
             "never schedules any, pip install 'sqlalchemy<2.1' there",
@@ -68,16 +68,16 @@ def schedules(settings: Settings) -> Iterator[Finding]:
         times = [run.expected_start_time for run in runs if run.expected_start_time is not None]
         late = [time for time in times if time < datetime.now(UTC) - timedelta(minutes=10)]
         if late:
-            yield Finding("schedules", "fault", f"{len(late)} runs are late: nobody runs them", "run microseg serve")
+            yield Finding("schedules", "error", f"{len(late)} runs are late: nobody runs them", "run microseg serve")
         else:
             following = min(times)
-            yield Finding("schedules", "good", f"the next batch is at {following:%Y-%m-%d %H:%M} UTC")
+            yield Finding("schedules", "ok", f"the next batch is at {following:%Y-%m-%d %H:%M} UTC")
     named = {it.name for it in automations if it.enabled}
     missing = [name for name in ("microseg: lab arrived", "microseg: promotion requested") if name not in named]
     if missing:
-        yield Finding("events", "fault", f"nothing waits for: {', '.join(missing)}", "restart microseg serve")
+        yield Finding("events", "error", f"nothing waits for: {', '.join(missing)}", "restart microseg serve")
     else:
-        yield Finding("events", "good", "landings and promotions start runs")
+        yield Finding("events", "ok", "landings and promotions start runs")
     folder = settings.home.root / settings.params.schedule.folder
     if not folder.is_dir():
         yield Finding(

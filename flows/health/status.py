@@ -149,7 +149,7 @@ def _batches() -> tuple[list[str] | None, str | None]:
     return told, f"{following[0].expected_start_time:%Y-%m-%d %H:%M} UTC" if following else None
 
 
-@cli_command
+@cli_command(home="read")
 def command(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Show production and candidates for each lab, the labs' dataset versions, the last batches and the next.
 

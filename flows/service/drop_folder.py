@@ -71,7 +71,7 @@ def look(arrivals: DropFolder, settings: Settings, told: set[tuple[str, str]]) -
             _log.info("%s has landed (%s): told Prefect", delivery.folder, delivery.content)
 
 
-@cli_command
+@cli_command(home="create")
 def command() -> None:
     """Watch the incoming folder and tell Prefect of labs that have landed, until Ctrl-C; `microseg serve` does this
     itself.

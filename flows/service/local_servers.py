@@ -23,10 +23,11 @@ from typing import Annotated
 import typer
 
 from flows.cli.console import console
-from flows.cli.options import cli_command
+from flows.cli.options import cli_command, prepare_home
 from flows.service.secrets import encryption_key
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
+from microseg.registry.relocation import update_moved_home
 
 __all__ = ["command"]
 
@@ -156,15 +157,15 @@ def _answers(url: str) -> bool:
 
 def _start_servers(children: _Children, settings: Settings, prefect_port: int, mlflow_port: int) -> None:
     home = settings.home
-    for folder in (home.prefect, home.mlflow):
-        folder.mkdir(parents=True, exist_ok=True)
+    home.mlflow.mkdir(exist_ok=True)
+    update_moved_home(home.mlflow / "mlflow.db")
     prefect = ["prefect", "server", "start", "--host", _HOST, "--port", str(prefect_port)]
     names_itself = {"PREFECT_SERVER_API_HOST": _HOST, "PREFECT_SERVER_API_PORT": str(prefect_port)}
     children.start("The Prefect server", prefect, names_itself, home.prefect)
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(mlflow_port), "--workers", "1"]
     mlflow += ["--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}"]
     # artifacts by path, not through the server: so they are found with and without it
-    mlflow += ["--no-serve-artifacts", "--default-artifact-root", (home.mlflow / "artifacts").as_uri()]
+    mlflow += ["--no-serve-artifacts", "--default-artifact-root", (home.mlflow.resolve() / "artifacts").as_uri()]
     variables = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -177,7 +178,7 @@ def _start_servers(children: _Children, settings: Settings, prefect_port: int, m
     children.start("The MLflow server", mlflow, variables, home.mlflow)  # not in a checkout: its mlflow/ is not MLflow
 
 
-@cli_command
+@cli_command(home="read")
 def command(
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")] = 5000,
@@ -194,6 +195,7 @@ def command(
     """
     settings = load_settings()
     _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--bridge-port": bridge_port})
+    prepare_home(create=True)
     prefect_url, mlflow_url = f"http://{_HOST}:{prefect_port}", f"http://{_HOST}:{mlflow_port}"
     variables = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
     logs = settings.home.root / "logs"

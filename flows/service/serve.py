@@ -189,7 +189,7 @@ def _run(settings: Settings) -> None:
         thread.join(_STOP_SECONDS)
 
 
-@cli_command
+@cli_command(home="create")
 def command() -> None:
     """Serve all flows as Prefect deployments and run what is scheduled.
 

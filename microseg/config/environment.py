@@ -1,30 +1,58 @@
-"""The environment, and the places under microseg's home; the only reader of either.
+"""The environment variables, and microseg's home.
 
 Environment:
-    MICROSEG_HOME: folder of all that microseg writes; ``./var`` by default.
-    MICROSEG_PARAMS: file of parameters; ``params.yaml`` of the current folder, else of the checkout, by default.
-    MICROSEG_DVC_REMOTE: where datasets are pushed, any DVC URL; a folder in the home by default.
-    MLFLOW_TRACKING_URI: MLflow server; a SQLite file in the home by default.
-    MICROSEG_BRIDGE_URL: where MLflow's server reaches the bridge, ``http://127.0.0.1:4280`` by default.
-    MICROSEG_BRIDGE_HOST: what the bridge listens to, ``127.0.0.1`` by default; ``0.0.0.0`` for other machines.
-    MICROSEG_WEBHOOK_SECRET: what MLflow's server signs with; one kept in the home by default.
-    PREFECT_API_URL: Prefect server, read by Prefect; one for the time of the command by default.
+    MICROSEG_HOME: Folder of everything that microseg writes; by default the one that `find_home` finds.
+    MICROSEG_PARAMS: File of parameters; ``params.yaml`` of the current folder, else beside the home, by default.
+    MICROSEG_<SECTION>__<NAME>: One parameter, such as ``MICROSEG_TRAIN__STEPS=500``.
+    MICROSEG_DVC_REMOTE: Where datasets are pushed, any DVC URL; a folder in the home by default.
+    MLFLOW_TRACKING_URI: MLflow server or database; a SQLite file in the home by default.
+    MICROSEG_BRIDGE_URL: Address at which MLflow's server reaches the webhook receiver; ``http://127.0.0.1:4280`` by
+        default.
+    MICROSEG_BRIDGE_HOST: Interface that the webhook receiver listens on; ``127.0.0.1`` by default, ``0.0.0.0`` for all.
+    MICROSEG_WEBHOOK_SECRET: Key with which MLflow's server signs webhooks; one kept in the home by default.
+    PREFECT_API_URL: Prefect server, read by Prefect; a temporary one for the duration of a command by default.
 """
 
+import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Environment", "Home"]
+from microseg.errors import HomeError
+from microseg.files import atomic_write
+
+__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home"]
+
+HOME_FILE = "microseg-home.json"
+"""Marks a folder as microseg's home; holds the format of the home and the path it was last used at."""
+
+HOME_FORMAT = 2
+
+_FORMAT_1 = ("data/history", "mlflow/mlflow.db")  # microseg 0.1.0 wrote these, and no `HOME_FILE`
+
+
+def find_home() -> Path:
+    """Find the home where MICROSEG_HOME is not set: the nearest ``var`` that is one, from the current folder up.
+
+    Returns:
+        The first folder ``var`` with a `HOME_FILE`, in the current folder or one above it; else ``var`` in the current
+        folder, which need not exist.
+    """
+    current = Path.cwd()
+    homes = (folder / "var" for folder in (current, *current.parents))
+    return next((home for home in homes if (home / HOME_FILE).is_file()), current / "var")
 
 
 class Environment(BaseSettings):
-    """What the environment says; see the module. An empty variable says nothing."""
+    """The environment variables; see the module. An empty variable counts as not set."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    microseg_home: Path = Path("var")
+    microseg_home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+        default_factory=find_home
+    )
     microseg_params: Path | None = None
     microseg_dvc_remote: str | None = None
     microseg_bridge_url: str = "http://127.0.0.1:4280"
@@ -34,25 +62,40 @@ class Environment(BaseSettings):
 
     @property
     def home(self) -> "Home":
-        """The places in microseg's home."""
+        """The folders in microseg's home."""
         return Home(self.microseg_home)
 
     @property
+    def home_origin(self) -> str:
+        """How the home was found, in words."""
+        stated = "microseg_home" in self.model_fields_set
+        return "MICROSEG_HOME" if stated else "nearest var/ from the current folder up"
+
+    @property
     def tracking_uri(self) -> str:
-        """Of MLflow: the server that the environment names, else a file in the home."""
+        """MLflow's address: that of MLFLOW_TRACKING_URI, else a SQLite file in the home."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
 
     @property
     def dvc_remote(self) -> str:
-        """Where datasets are pushed: what the environment names, else a folder in the home."""
+        """Where datasets are pushed: MICROSEG_DVC_REMOTE, else a folder in the home."""
         return self.microseg_dvc_remote or str(self.home.root / "dvc-remote")
+
+    def require_home(self) -> None:
+        """Check that the home can be used.
+
+        Raises:
+            HomeError: It is of another format; or there is none, and the model registry would be in it.
+        """
+        if self.home.exists or self.mlflow_tracking_uri is None:
+            self.home.last_root()
 
 
 class Home:
-    """The places in microseg's home.
+    """The folders in microseg's home.
 
     Args:
-        root: the folder; made when something is written.
+        root: The home's folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -68,4 +111,71 @@ class Home:
         self.secrets = self.root / "secrets"
         self.demo = self.root / "demo"
         self.mlflow = self.root / "mlflow"
-        self.prefect = self.root / "prefect"
+        self.prefect = self.root / "prefect" / "server"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is marked as a home."""
+        return (self.root / HOME_FILE).is_file()
+
+    def create(self) -> bool:
+        """Create the home, unless it exists.
+
+        Returns:
+            Whether it was created now.
+
+        Raises:
+            HomeError: The folder cannot be written, or is a home of another format.
+        """
+        missing = not self.exists
+        if not missing or self._is_format_1():
+            self.last_root()
+        try:
+            self.prefect.mkdir(parents=True, exist_ok=True)
+            if missing:
+                self.record_root()
+        except OSError as error:
+            raise HomeError(
+                f"{self.root}: expected a folder that can be written, got {error}. Correct its permissions, or set "
+                "MICROSEG_HOME to another folder."
+            ) from error
+        return missing
+
+    def record_root(self) -> None:
+        """Record in the home that it is used at its present path."""
+        with atomic_write(self.root / HOME_FILE) as part:
+            part.write_text(json.dumps({"format": HOME_FORMAT, "root": str(self.root.resolve())}) + "\n", "utf-8")
+
+    def last_root(self) -> Path:
+        """The path at which the home was last used; another than `root` after it was moved or copied.
+
+        Raises:
+            HomeError: There is no home, or it is of another format.
+        """
+        if self._is_format_1():
+            raise HomeError(
+                f"{self.root}: expected a home of format {HOME_FORMAT}, found one made by microseg 0.1, which stores "
+                "parameters and records under other names. Set MICROSEG_HOME to a new folder and ingest the labs' "
+                "folders and train again there; keep this one for microseg 0.1."
+            )
+        if not self.exists:
+            raise HomeError(
+                f"No microseg home at {self.root}. Set MICROSEG_HOME, or change to the folder that contains it; "
+                "`microseg ingest` and `microseg demo` create one."
+            )
+        try:
+            record: Any = json.loads((self.root / HOME_FILE).read_text("utf-8"))
+            found, root = int(record["format"]), Path(record["root"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HomeError(
+                f"{self.root / HOME_FILE}: expected format and root as JSON, got {error!r}. Restore it from a backup."
+            ) from error
+        if found != HOME_FORMAT:
+            raise HomeError(
+                f"{self.root}: expected a home of format {HOME_FORMAT}, got format {found}. Update microseg, or set "
+                "MICROSEG_HOME to another folder."
+            )
+        return root
+
+    def _is_format_1(self) -> bool:
+        return not self.exists and any((self.root / name).exists() for name in _FORMAT_1)

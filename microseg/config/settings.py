@@ -1,10 +1,12 @@
 """Reads the parameters and the environment.
 
-The value of a parameter is the first that is stated: by ``--set section.name=value``, in the file of parameters, as the
-default in `microseg.config.params`. The file is the one that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the
-current folder, else there is none.
+The value of a parameter is the first that is given: by ``--set section.name=value``, by an environment variable
+``MICROSEG_SECTION__NAME``, in the file of parameters, as the default in `microseg.config.params`. The file is the one
+that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the current folder, else the one beside a home that was found
+above the current folder, else there is none.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -81,27 +83,45 @@ def load_settings(changes: Sequence[str] = ()) -> Settings:
         SettingsError: The file is missing or not YAML, or a value is unknown or out of range.
     """
     environment = Environment()
-    file = _params_file(environment.microseg_params)
+    file = _params_file(environment)
     values = {} if file is None else _read_yaml(file)
+    variables = _variables()
+    for name, text in variables.items():
+        _override(values, f"{name.removeprefix('MICROSEG_').lower().replace('__', '.')}={text}", name)
     for change in changes:
-        _override(values, change)
+        _override(values, change, f"--set {change}")
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
         errors = "\n".join(f"  {_describe(detail)}" for detail in error.errors())
-        origin = " ".join([str(file or "parameters"), *(["with --set", *changes] if changes else [])])
-        raise SettingsError(f"{origin}: these values are invalid; correct them:\n{errors}") from error
+        origin = [str(file or "parameters"), *variables, *(["with --set", *changes] if changes else [])]
+        raise SettingsError(f"{' '.join(origin)}: these values are invalid; correct them:\n{errors}") from error
     return Settings(environment=environment, params=params, params_file=file)
 
 
-def _params_file(stated: Path | None) -> Path | None:
-    if stated is not None and not stated.is_file():
+def _params_file(environment: Environment) -> Path | None:
+    file = environment.microseg_params
+    if file is None:
+        places = [Path("params.yaml")]
+        if "microseg_home" not in environment.model_fields_set:
+            places.append(environment.microseg_home.with_name("params.yaml"))
+        return next((place for place in places if place.is_file()), None)
+    if not file.is_file():
         raise SettingsError(
-            f"MICROSEG_PARAMS: expected a file of parameters at {stated.absolute()}, found none. Correct the path, "
-            "or unset it to use params.yaml of the current folder or the defaults."
+            f"MICROSEG_PARAMS: expected a file of parameters at {file.absolute()}, found none. Correct the path, or "
+            "unset it to use params.yaml of the current folder or the defaults."
         )
-    file = stated or Path("params.yaml")
-    return file if file.is_file() else None
+    return file
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables that give a parameter, such as ``MICROSEG_TRAIN__STEPS`` or ``MICROSEG_SEED``."""
+    names = {f"MICROSEG_{name.upper()}" for name in Params.model_fields}
+    return {
+        name: text
+        for name, text in sorted(os.environ.items())
+        if text and name.startswith("MICROSEG_") and ("__" in name or name in names)
+    }
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -114,19 +134,21 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}  # null: all of it commented out
 
 
-def _override(values: dict[str, Any], change: str) -> None:
+def _override(values: dict[str, Any], change: str, origin: str) -> None:
     name, separator, text = change.partition("=")
     if not separator:
         raise SettingsError(f"--set: expected section.name=value, for example train.steps=500, got {change!r}.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {name}: expected a YAML value, for example [0.8, 1.25], got {text!r}.") from error
+        raise SettingsError(
+            f"{origin}: expected a YAML value for {name}, such as [0.8, 1.25], got {text!r}."
+        ) from error
     *path, last = name.split(".")
     for part in path:
         section = values.setdefault(part, {})
         if not isinstance(section, dict):
-            raise SettingsError(f"--set {change}: {part} is a value, not a section. Remove what follows it.")
+            raise SettingsError(f"{origin}: {part} is a value, not a section. Remove what follows it.")
         values = section
     values[last] = value
 

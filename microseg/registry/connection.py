@@ -15,6 +15,7 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from microseg.errors import RegistryError
+from microseg.registry.relocation import update_moved_home
 
 __all__ = ["Connection", "is_server", "open_client", "open_experiment", "registry_errors"]
 
@@ -74,6 +75,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if (database := _sqlite_file(tracking_uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
+        update_moved_home(database)
     with registry_errors(tracking_uri, "be opened"):
         if is_server(tracking_uri):
             _reach(tracking_uri)

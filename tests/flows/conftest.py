@@ -19,6 +19,7 @@ from flows.promote import promote
 from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, SegmentRecord, TrainRecord
 from flows.segment import segment
 from flows.train import train
+from microseg.config.environment import HOME_FILE, Home
 from microseg.registry.registry import Registry
 from microseg.synthetic.labs import LAB_A, make_lab
 
@@ -114,6 +115,7 @@ def job(
 ) -> MainJob:
     """The main job in a home of its own, which no test changes. Its path has a space in it."""
     home = tmp_path_factory.mktemp("a home")
+    Home(home).create()
     (home / "mlflow").mkdir()
     shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
     lab_a, lab_b = deliveries
@@ -159,7 +161,8 @@ def copied(done: MainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
     """A copy of it, in force."""
     home = tmp_path / "a copy"
     for part in ("data", "dvc-remote", "mlflow"):
-        shutil.copytree(done.home / part, home / part)  # the database goes on naming the artifacts of the first home
+        shutil.copytree(done.home / part, home / part)
+    shutil.copy(done.home / HOME_FILE, home / HOME_FILE)
     monkeypatch.setenv("MICROSEG_HOME", str(home))
     return replace(done, home=home)
 
@@ -170,7 +173,8 @@ def fresh(
 ) -> Path:
     """A home with nothing in it, in force."""
     home = tmp_path / "a fresh home"
-    (home / "mlflow").mkdir(parents=True)
+    Home(home).create()
+    (home / "mlflow").mkdir()
     shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
     monkeypatch.setenv("MICROSEG_HOME", str(home))
     monkeypatch.setenv("MICROSEG_PARAMS", str(params))

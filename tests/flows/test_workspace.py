@@ -1,15 +1,24 @@
 """What params.yaml says of inference reaches the engine."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows.workspace import Workspace
+from microseg.config.environment import Home
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 from microseg.models.network import PyramidSegmenter
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
+    Home(tmp_path).create()
+
 
 CHANGES = ("device=cpu", "inference.tile_size=96", "inference.halo=16", "inference.batch_size=3")
 

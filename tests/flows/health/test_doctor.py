@@ -24,7 +24,7 @@ def found(subject: str) -> list[Finding]:
 
 def test_a_home_in_order(copied: Any) -> None:
     findings = run_checks(load_settings())
-    faults = [finding for finding in findings if finding.level == "fault" and finding.subject != "schedules"]
+    faults = [finding for finding in findings if finding.level == "error" and finding.subject != "schedules"]
     assert faults == []
     assert {finding.subject for finding in findings} >= {"fastapi", "sqlalchemy", "home", "disk", "MLflow", "aliases"}
     assert "version 2 is in production" in {finding.sentence for finding in findings}
@@ -44,7 +44,7 @@ def test_versions_that_fail_silently(
     real = machine.version
     monkeypatch.setattr(machine, "version", lambda name: version if name == package else real(name))
     [finding] = [it for it in machine.packages(load_settings()) if it.subject == package]
-    assert (finding.level, said in finding.sentence) == ("fault", True)
+    assert (finding.level, said in finding.sentence) == ("error", True)
     assert finding.remedy.startswith(f"pip install '{package}")
 
 
@@ -63,14 +63,14 @@ def test_versions_are_compared_as_numbers(version: str, wanted: str, fits: bool)
 
 def test_no_room(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _place: Usage(10, 10, 1_000_000_000))
-    assert {(it.level, it.sentence.partition(" are")[0]) for it in found("disk")} == {("fault", "1 GB")}
+    assert {(it.level, it.sentence.partition(" are")[0]) for it in found("disk")} == {("error", "1 GB")}
 
 
 @pytest.mark.parametrize(
     ("alias", "level", "said"),
     [
-        ("Production", "fault", "puts nothing into production"),
-        ("prod", "fault", "puts nothing into production"),
+        ("Production", "error", "puts nothing into production"),
+        ("prod", "error", "puts nothing into production"),
         ("production-lab_x", "warning", "there is no lab 'lab_x'"),
         ("production-lab_b", "warning", "nobody has looked at it"),
     ],
@@ -84,16 +84,16 @@ def test_secrets_that_others_can_read(copied: Any) -> None:
     webhook_secret(load_settings())
     assert found("secrets") == []
     (copied.home / "secrets" / "webhook-secret").chmod(0o644)
-    assert found("secrets")[0].level == "fault"
+    assert found("secrets")[0].level == "error"
 
 
 def test_a_remote_that_cannot_be_written(copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {it.level for it in found("DVC remote")} == {"warning"}  # on the same disk
     (tmp_path / "a file").touch()
     monkeypatch.setenv("MICROSEG_DVC_REMOTE", str(tmp_path / "a file" / "remote"))
-    assert {it.level for it in found("DVC remote")} == {"fault"}
+    assert {it.level for it in found("DVC remote")} == {"error"}
     monkeypatch.setenv("MICROSEG_DVC_REMOTE", "nonsense://store")
-    assert {it.level for it in found("DVC remote")} == {"fault"}
+    assert {it.level for it in found("DVC remote")} == {"error"}
 
 
 def test_a_registry_that_cannot_be_reached(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_both_answer_and_are_named(servers: Servers) -> None:
     assert f"export MLFLOW_TRACKING_URI={servers.mlflow}\n" in said
     assert f"export MICROSEG_HOME='{servers.home}'\n" in said
     assert (servers.home / "mlflow" / "mlflow.db").is_file()
-    assert (servers.home / "prefect" / "prefect.db").is_file()
+    assert (servers.home / "prefect" / "server" / "prefect.db").is_file()
     assert {path.name for path in servers.home.parent.iterdir()} == {"a home", "said.txt", "params.yaml"}
 
 

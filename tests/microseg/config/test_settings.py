@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from microseg.config.environment import Home
 from microseg.config.params import NetworkSettings
 from microseg.config.settings import Params, load_settings
 from microseg.errors import SettingsError
@@ -15,7 +16,7 @@ CHECKOUT = Path(__file__).parents[3] / "params.yaml"
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Writes the file of parameters that is in force."""
+    """Writes the file of parameters that is used."""
     file = tmp_path / "params.yaml"
     monkeypatch.setenv("MICROSEG_PARAMS", str(file))
 
@@ -32,7 +33,7 @@ def refusal(*changes: str) -> str:
     return str(raised.value)
 
 
-def test_the_files_values_count(write: Callable[[str], Path]) -> None:
+def test_reads_the_file_of_parameters(write: Callable[[str], Path]) -> None:
     file = write("seed: 7\ntrain: {steps: 12, zoom_range: [0.9, 1.1]}\nnetwork: {encoder: blocks, channels: [4, 8]}\n")
     settings = load_settings()
     assert settings.params_file == file
@@ -42,7 +43,7 @@ def test_the_files_values_count(write: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "train:\nadapt:\n  # steps: 3\n"])
-def test_what_is_not_said_has_its_default(write: Callable[[str], Path], text: str) -> None:
+def test_values_that_the_file_does_not_state_are_defaults(write: Callable[[str], Path], text: str) -> None:
     write(text)
     assert load_settings().params == Params()
 
@@ -51,7 +52,7 @@ def test_params_yaml_states_every_default() -> None:
     assert yaml.safe_load(CHECKOUT.read_text(encoding="utf-8")) == Params().model_dump(mode="json")
 
 
-def test_changes_replace_values(write: Callable[[str], Path]) -> None:
+def test_changes_override_the_file(write: Callable[[str], Path]) -> None:
     write("train: {steps: 12}\n")
     params = load_settings(
         [
@@ -67,7 +68,7 @@ def test_changes_replace_values(write: Callable[[str], Path]) -> None:
     assert load_settings(["train.steps=1", "train.steps=2"]).params.train.steps == 2
 
 
-def test_params_yaml_of_the_current_folder_else_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_params_yaml_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MICROSEG_PARAMS", raising=False)
     monkeypatch.chdir(tmp_path)
     assert (load_settings().params, load_settings().params_file) == (Params(), None)
@@ -75,12 +76,45 @@ def test_params_yaml_of_the_current_folder_else_defaults(tmp_path: Path, monkeyp
     assert load_settings().params.seed == 3
 
 
-def test_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_override_the_file_and_changes_override_them(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("seed: 1\ntrain: {steps: 12}\n")
+    monkeypatch.setenv("MICROSEG_SEED", "5")
+    monkeypatch.setenv("MICROSEG_TRAIN__STEPS", "50")
+    monkeypatch.setenv("MICROSEG_ADAPT__ZOOM_RANGE", "[0.9, 1.2]")
+    monkeypatch.setenv("MICROSEG_TRAIN__MAX_MINUTES", "")  # as compose files write what is not set
+    params = load_settings().params
+    assert (params.seed, params.train.steps, params.adapt.zoom_range) == (5, 50, (0.9, 1.2))
+    assert load_settings(["train.steps=7"]).params.train.steps == 7
+
+
+def test_rejects_environment_variables_of_unknown_parameters(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("")
+    monkeypatch.setenv("MICROSEG_TRIAN__STEPS", "3")
+    message = refusal()
+    assert "MICROSEG_TRIAN__STEPS" in message
+    assert "trian: unknown parameter, expected one of seed, device" in message
+
+
+def test_reads_params_yaml_beside_a_home_found_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MICROSEG_PARAMS", raising=False)
+    monkeypatch.delenv("MICROSEG_HOME", raising=False)
+    Home(tmp_path / "var").create()
+    (tmp_path / "params.yaml").write_text("seed: 3\n")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert load_settings().params.seed == 3
+
+
+def test_rejects_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROSEG_PARAMS", str(tmp_path / "nowhere.yaml"))
     assert f"MICROSEG_PARAMS: expected a file of parameters at {tmp_path}/nowhere.yaml, found none" in refusal()
 
 
-def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str], Path]) -> None:
+def test_unknown_names_are_answered_with_the_valid_ones(write: Callable[[str], Path]) -> None:
     file = write("trian: {steps: 3}\ntrain: {stesp: 3}\n")
     said = refusal("network.encodr=vgg19")
     assert str(file) in said
@@ -111,35 +145,35 @@ def test_an_unknown_name_is_answered_with_those_there_are(write: Callable[[str],
         ("network.pyramid_bins=[]", "network.pyramid_bins: Tuple should have at least 1 item"),
     ],
 )
-def test_values_that_cannot_be_used(write: Callable[[str], Path], change: str, expected: str) -> None:
+def test_rejects_invalid_values(write: Callable[[str], Path], change: str, expected: str) -> None:
     write("adapt: {pseudo_label_rounds: 1}\n")
     said = refusal(change)
     assert "these values are invalid; correct them:\n" in said
     assert expected in said
 
 
-def test_a_network_that_does_not_fit_together_is_refused_before_training(write: Callable[[str], Path]) -> None:
+def test_rejects_an_inconsistent_network_before_training(write: Callable[[str], Path]) -> None:
     write("network: {encoder: blocks, channels: [4, 8], decoder_channels: [8]}\n")
     assert "network: expected 2 decoder_channels, one per encoder block, got 1" in refusal()
 
 
-def test_every_fault_is_told_at_once(write: Callable[[str], Path]) -> None:
+def test_reports_every_error_at_once(write: Callable[[str], Path]) -> None:
     write("seed: x\ntrain: {batch_size: 0}\n")
     assert len(refusal("adapt.grl_warmup=3").splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ["train: [", "a: b: c", "\tx"])
-def test_what_is_not_yaml(write: Callable[[str], Path], text: str) -> None:
+def test_rejects_invalid_yaml(write: Callable[[str], Path], text: str) -> None:
     file = write(text)
     assert refusal().startswith(f"{file}: expected YAML in UTF-8, got: ")
 
 
-def test_what_is_not_utf_8(write: Callable[[str], Path]) -> None:
+def test_rejects_other_encodings_than_utf_8(write: Callable[[str], Path]) -> None:
     write("").write_bytes("schedule: {timezone: Zürich}".encode("latin-1"))
     assert "expected YAML in UTF-8" in refusal()
 
 
-def test_a_file_without_sections(write: Callable[[str], Path]) -> None:
+def test_rejects_a_file_without_sections(write: Callable[[str], Path]) -> None:
     write("- train\n")
     assert refusal().endswith("expected sections with values, got list. Write name: value.")
 
@@ -148,27 +182,30 @@ def test_a_file_without_sections(write: Callable[[str], Path]) -> None:
     ("change", "expected"),
     [
         ("train.steps", "--set: expected section.name=value, for example train.steps=500, got 'train.steps'."),
-        ("train.zoom_range=[1", "--set train.zoom_range: expected a YAML value, for example [0.8, 1.25], got '[1'."),
+        (
+            "train.zoom_range=[1",
+            "--set train.zoom_range=[1: expected a YAML value for train.zoom_range, such as [0.8, 1.25], got '[1'.",
+        ),
         ("seed.x=3", "--set seed.x=3: seed is a value, not a section. Remove what follows it."),
     ],
 )
-def test_changes_that_cannot_be_read(write: Callable[[str], Path], change: str, expected: str) -> None:
+def test_rejects_malformed_changes(write: Callable[[str], Path], change: str, expected: str) -> None:
     write("seed: 1\n")
     assert refusal(change) == expected
 
 
-def test_a_change_of_a_section_with_all_commented_out(write: Callable[[str], Path]) -> None:
+def test_changes_a_section_whose_values_are_commented_out(write: Callable[[str], Path]) -> None:
     write("train:\n  # steps: 3\n")
     assert load_settings(["train.steps=4"]).params.train.steps == 4
 
 
-def test_settings_do_not_change(write: Callable[[str], Path]) -> None:
+def test_settings_are_frozen(write: Callable[[str], Path]) -> None:
     write("")
     with pytest.raises(ValidationError, match="frozen"):
         load_settings().params.seed = 3  # type: ignore[misc]
 
 
-def test_configuration_of_the_network() -> None:
+def test_network_config_from_settings() -> None:
     settings = NetworkSettings(encoder="blocks", channels=(4, 8), weights="imagenet")
     assert NetworkConfig.from_settings(settings, ["background", "gland"], 0.5) == NetworkConfig(
         classes=("background", "gland"), encoder="blocks", channels=(4, 8), mpp=0.5
