@@ -1,4 +1,4 @@
-"""What is asked of DVC: its Python interface is not promised to stay, so nothing else here imports it."""
+"""The calls to DVC, in one module: DVC does not promise a stable Python interface."""
 
 import logging
 import shutil
@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import file_digest
+from hashlib import file_digest, md5
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,17 @@ _REMOTE = "store"
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 _PROGRESS_LOGGERS = ("dvc.progress", "dvc_data.callbacks")  # above the level ERROR there are no progress bars
-_one_at_a_time = threading.RLock()  # DVC's loggers and console are shared by the whole process
+_one_at_a_time = threading.RLock()  # DVC's loggers and console are global
 
 
 @contextmanager
 def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
-    """Open the DVC repository of a folder, made when missing, with no version control of its own around it.
+    """Open the DVC repository of a folder, created when missing, without Git.
 
     Args:
-        root: The repository's folder; may lie inside a git checkout or another DVC repository.
+        root: The repository's folder; it may be inside a Git checkout or another DVC repository.
         remote: Absolute path or URL of the default remote.
-        aim: What is tried, to begin the message of an error with.
+        aim: Start of the message of an error: what was expected.
 
     Yields:
         DVC's ``Repo``.
@@ -38,7 +38,7 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
     """
     from dvc.repo import Repo
 
-    with _one_at_a_time, _quiet() as complaints:
+    with _one_at_a_time, _quiet() as messages:
         try:
             _configure(root, remote)
             repo = Repo(str(root))
@@ -47,37 +47,41 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
                 yield repo
             finally:
                 repo.close()
-        except Exception as error:  # DVC, and what each kind of remote raises, share no base class
+        except Exception as error:  # exceptions of DVC and of its remotes share no base class
             what = str(error) if isinstance(error, VersioningError) else f"{type(error).__name__}: {error}"
-            cause = f" ({complaints[0]})" if complaints else ""
+            cause = f" ({messages[0]})" if messages else ""
             raise VersioningError(
-                f"{aim}, got {what}{cause}. See that {remote} is the right remote, can be reached and written, and "
+                f"{aim}, got {what}{cause}. Check that {remote} is the right remote, can be reached and written, and "
                 "that DVC's extra for its kind is installed."
             ) from error
 
 
 def add(repo: Any, folder: Path) -> tuple[str, int, int]:
-    """Put a folder into the cache, as ``dvc add`` does.
+    """Add a folder to the cache, as ``dvc add`` does.
 
     Args:
         repo: From `opened`.
         folder: Absolute path of a folder in the repository.
 
     Returns:
-        The folder's digest, its number of files, and their bytes together.
+        The folder's digest, its number of files, and their size in bytes.
     """
-    out = repo.add(str(folder))[0].outs[0]
+    from dvc_data.hashfile.tree import Tree
+
+    out, cache = repo.add(str(folder))[0].outs[0], repo.cache.local
+    for _, _, entry in Tree.load(cache, out.hash_info):
+        _remember(Path(cache.oid_to_path(entry.value)), entry.value)  # DVC has just hashed it
     return out.hash_info.value, out.meta.nfiles, out.meta.size
 
 
 def push(repo: Any, digest: str) -> None:
-    """Copy to the remote what it lacks of a version, then ask it for every file.
+    """Copy the missing files of a version to the remote, then check that the remote has every file.
 
-    DVC's own push asks only for the folder's list and trusts its memory for the files.
+    DVC's own push asks the remote only for the folder's list, and relies on its index for the files.
 
     Args:
         repo: From `opened`.
-        digest: Of a version in the cache.
+        digest: Digest of a version in the cache.
 
     Raises:
         VersioningError: Files are missing in the remote afterwards.
@@ -101,7 +105,7 @@ def check_write_access(repo: Any) -> None:
         repo: From `opened`.
 
     Raises:
-        VersioningError: It does not come back as it was written.
+        VersioningError: It is not read as it was written.
     """
     store = repo.cloud.get_remote_odb(command="push")
     path, content = store.fs.join(store.path, f".microseg-{uuid.uuid4().hex}"), b"microseg"
@@ -111,7 +115,7 @@ def check_write_access(repo: Any) -> None:
     try:
         with store.fs.open(path, "rb") as file:
             if (found := file.read()) != content:
-                raise VersioningError(f"{found!r} in place of what was written")
+                raise VersioningError(f"{found!r} instead of {content!r}, which was written")
     finally:
         store.fs.remove(path)
 
@@ -119,9 +123,11 @@ def check_write_access(repo: Any) -> None:
 def restore(repo: Any, digest: str, folder: Path) -> None:
     """Copy a version's files out of the cache, after fetching from the remote what the cache lacks.
 
+    Each file is verified in the pass that copies it, unless this process has hashed it before.
+
     Args:
         repo: From `opened`.
-        digest: Of the version.
+        digest: Digest of the version.
         folder: An empty folder; it receives read-only files.
 
     Raises:
@@ -131,24 +137,32 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
     from dvc_data.hashfile.tree import Tree
 
     cache, wanted = repo.cache.local, HashInfo("md5", digest)
-    if not _cached(cache, digest):
-        repo.cloud.transfer(repo.cloud.get_remote_odb(), cache, {wanted}, cache_odb=cache, verify=True)
-    if not _cached(cache, digest):
+
+    def fetch(*, shallow: bool) -> None:
+        remote = repo.cloud.get_remote_odb()
+        repo.cloud.transfer(remote, cache, {wanted}, cache_odb=cache, verify=True, shallow=shallow)
+
+    index = Path(cache.oid_to_path(digest))
+    if not _is_intact(index, digest):
+        fetch(shallow=True)
+    if not _is_intact(index, digest):
         raise VersioningError("no such version, neither in the remote nor in the cache")
     tree = Tree.load(cache, wanted)
-    if _lacking(cache, tree):
-        repo.cloud.transfer(repo.cloud.get_remote_odb(), cache, {wanted}, cache_odb=cache, verify=True, shallow=False)
-    if lacking := _lacking(cache, tree):
-        raise VersioningError(f"one that lacks {lacking} of {len(tree)} files, in the remote and in the cache")
-    for key, _, entry in tree:
-        target = folder.joinpath(*key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(cache.oid_to_path(entry.value), target)
-        target.chmod(0o444)
+    files = {folder.joinpath(*key): entry.value for key, _, entry in tree}
+
+    def copy(path: Path) -> bool:
+        return _copy_verified(Path(cache.oid_to_path(files[path])), path, files[path])
+
+    missing = [path for path in files if not copy(path)]
+    if missing:
+        fetch(shallow=False)
+        missing = [path for path in missing if not copy(path)]
+    if missing:
+        raise VersioningError(f"one that lacks {len(missing)} of {len(tree)} files, in the remote and in the cache")
 
 
 def file_md5(path: Path) -> str:
-    """Hash a file as DVC does.
+    """Hash a file as DVC does, once per process: a file that has not changed since is not read again.
 
     Args:
         path: The file.
@@ -156,31 +170,65 @@ def file_md5(path: Path) -> str:
     Returns:
         MD5, 32 hexadecimal digits.
     """
+    if (known := _hashed.get(_identity(path))) is not None:
+        return known
     with path.open("rb") as file:
-        return file_digest(file, "md5").hexdigest()
+        digest = file_digest(file, "md5").hexdigest()
+    _remember(path, digest)
+    return digest
 
 
-def _check_kind(repo: Any, remote: str) -> None:
-    """Refuse a URL of a kind that DVC does not know, which it takes for the name of a local folder."""
-    scheme, separator, _ = remote.partition("://")
-    if separator and scheme.lower() != "file" and repo.cloud.get_remote().fs.protocol == "local":
-        raise VersioningError(f"an unknown kind of remote, {scheme}://")
+_hashed: dict[tuple[int, int, int, int], str] = {}  # MD5 of the files that this process has hashed, by identity
 
 
-def _lacking(cache: Any, tree: Any) -> int:
-    return sum(not _cached(cache, entry.value) for _, _, entry in tree)
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _cached(cache: Any, oid: str) -> bool:
-    """Tell whether the cache has an object; a damaged one is removed, so that it is fetched again."""
-    path = Path(cache.oid_to_path(oid))
+def _remember(path: Path, digest: str) -> None:
+    _hashed[_identity(path)] = digest
+
+
+def _is_intact(path: Path, oid: str) -> bool:
+    """Whether the cache has an intact object; a damaged one is removed, so that it is fetched again."""
     if path.is_file() and file_md5(path) != oid.removesuffix(".dir"):
         path.unlink()
     return path.is_file()
 
 
+def _copy_verified(source: Path, target: Path, oid: str) -> bool:
+    """Copy an object out of the cache and hash it in one pass; False when it is missing or damaged, then removed."""
+    if not source.is_file():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _hashed.get(_identity(source)) == oid:
+        shutil.copyfile(source, target)
+    else:
+        content = md5()
+        with source.open("rb") as read, target.open("wb") as write:
+            while block := read.read(2**20):
+                content.update(block)
+                write.write(block)
+        if content.hexdigest() != oid:
+            source.unlink()
+            target.unlink()
+            return False
+        _remember(source, oid)
+    target.chmod(0o444)
+    _remember(target, oid)
+    return True
+
+
+def _check_kind(repo: Any, remote: str) -> None:
+    """Reject a URL scheme that DVC does not know, which DVC treats as the name of a local folder."""
+    scheme, separator, _ = remote.partition("://")
+    if separator and scheme.lower() != "file" and repo.cloud.get_remote().fs.protocol == "local":
+        raise VersioningError(f"an unknown kind of remote, {scheme}://")
+
+
 def _configure(root: Path, remote: str) -> None:
-    """Make the repository, or bring its configuration up to date; other settings in it are left as they are."""
+    """Create the repository or update its configuration; other settings in it are not changed."""
     from dvc.config import Config
 
     if "://" not in remote:
@@ -208,15 +256,15 @@ def _configure(root: Path, remote: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Collect what DVC complains of instead of printing it, and hide its progress bars."""
+    """Collect DVC's error messages instead of printing them, and hide its progress bars."""
     from dvc.ui import ui
 
-    complaints: list[str] = []
+    messages: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             cause = record.exc_info[1] if record.exc_info else None
-            complaints.append(f"{record.getMessage()}{f': {cause}' if cause else ''}")
+            messages.append(f"{record.getMessage()}{f': {cause}' if cause else ''}")
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
@@ -229,7 +277,7 @@ def _quiet() -> Iterator[list[str]]:
         for logger in bars:
             logger.setLevel(logging.CRITICAL)
         ui.error_console.quiet = True
-        yield complaints
+        yield messages
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

@@ -1,4 +1,4 @@
-"""Versions of labs' datasets: a DVC repository of their own, and a remote that holds every version."""
+"""Versions of labs' datasets: a DVC repository, and a remote that has every version."""
 
 import json
 import re
@@ -7,11 +7,10 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from hashlib import md5
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -21,7 +20,7 @@ from microseg.datasets.versions.dvc import add, check_write_access, file_md5, op
 from microseg.errors import VersioningError
 from microseg.files import atomic_write
 
-__all__ = ["DatasetStore", "DatasetVersion", "HistoryEntry", "code_commit"]
+__all__ = ["DatasetStore", "DatasetVersion", "code_commit"]
 
 
 @dataclass(frozen=True)
@@ -29,86 +28,37 @@ class DatasetVersion:
     """One version of a lab's dataset.
 
     Attributes:
-        lab: The lab's name.
+        lab: Name of the lab.
         digest: DVC's hash of the folder, 32 hexadecimal digits and ``.dir``.
         files: Number of files.
-        bytes: Their size together.
+        bytes: Size of all files together.
+        committed_at: Time of the commit, UTC, ISO 8601.
     """
 
     lab: str
     digest: str
     files: int
     bytes: int
-
-    def __post_init__(self) -> None:
-        if not _DIGEST.fullmatch(self.digest):
-            raise VersioningError(
-                f"lab {self.lab}: expected a dataset's digest, 32 hexadecimal digits and '.dir', got {self.digest!r}. "
-                "Take it from the lab's history."
-            )
-
-    def to_dict(self) -> dict[str, str | int]:
-        """Give the same as values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DatasetVersion":
-        """Make a version from what `to_dict` gave.
-
-        Args:
-            values: The dictionary.
-
-        Returns:
-            The version.
-
-        Raises:
-            VersioningError: A value is missing, superfluous or not of its kind.
-        """
-        try:
-            return cls(
-                lab=str(values["lab"]),
-                digest=str(values["digest"]),
-                files=int(values["files"]),
-                bytes=int(values["bytes"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise VersioningError(
-                f"expected lab, digest, files and bytes of a dataset's version, got {values}."
-            ) from error
+    committed_at: str
 
 
-@dataclass(frozen=True)
-class HistoryEntry:
-    """One commit of a lab's dataset.
-
-    Attributes:
-        digest: The version's digest.
-        when: UTC, ISO 8601.
-        files: Number of files.
-        bytes: Their size together.
-    """
-
-    digest: str
-    when: str
-    files: int
-    bytes: int
+_DIGEST = re.compile(r"[0-9a-f]{32}\.dir", re.ASCII)
+_FIELDS = tuple(field.name for field in fields(DatasetVersion))
 
 
 class DatasetStore:
     """The labs' datasets with all their versions.
 
-    Below ``root`` lie ``labs/<lab>`` (the datasets as they are now), ``checkouts/<lab>/<digest>`` (versions brought
-    back), ``history/<lab>.jsonl`` and DVC's own ``.dvc``, which is made at the first commit or checkout. One process
+    Below ``root`` are ``labs/<lab>`` (the current datasets), ``checkouts/<lab>/<digest>`` (versions that were checked
+    out), ``history/<lab>.jsonl`` and DVC's own ``.dvc``, which is created at the first commit or checkout. One process
     at a time works in it; others wait.
+
+    Args:
+        root: Folder of the store; nothing is created yet.
+        remote: Where versions are pushed to: a folder, or any URL that DVC supports; None for ``root/remote``.
     """
 
     def __init__(self, root: Path | str, remote: str | None) -> None:
-        """Name the store; nothing is touched yet.
-
-        Args:
-            root: Folder of the store.
-            remote: Where versions are pushed to: a folder, or any URL that DVC knows; None for ``root/remote``.
-        """
         self.root = Path(root).expanduser().resolve()
         if remote is None:
             remote = str(self.root / "remote")
@@ -121,50 +71,43 @@ class DatasetStore:
         return self.root / "labs"
 
     def commit(self, lab: str) -> DatasetVersion:
-        """Make a version of a lab's dataset as it is now, and see that the remote has all of it.
+        """Commit the current dataset of a lab as a version, and push all of it to the remote.
 
         Args:
-            lab: The lab's name.
+            lab: Name of the lab.
 
         Returns:
             The version; the same one again when nothing has changed.
 
         Raises:
-            VersioningError: There is no such dataset, or the remote cannot be reached or written.
+            VersioningError: The lab has no dataset, or the remote cannot be reached or written.
         """
         folder = self.labs / check_lab_name(lab)
         with self._locked(), lab_lock(self.labs, lab):
             if not folder.is_dir() or not any(folder.iterdir()):
-                raise VersioningError(
-                    f"{folder}: expected the dataset of lab {lab}, found none. Prepare the lab first."
-                )
+                raise VersioningError(f"{folder}: expected the dataset of lab {lab}, found none. Ingest the lab first.")
             with opened(self.root, self.remote, f"lab {lab}: expected to push {folder} to {self.remote}") as repo:
                 digest, files, size = add(repo, folder)
                 push(repo, digest)
-            version = DatasetVersion(lab, digest, files=files, bytes=size)
-            self._remember(version)
-        return version
+            return self._record(lab, digest, files, size)
 
     def current(self, lab: str) -> DatasetVersion | None:
-        """Look up the version of a lab's dataset that was committed last.
+        """Latest committed version of a lab's dataset; None when none was committed.
 
         Args:
-            lab: The lab's name.
-
-        Returns:
-            The version; None when none was committed.
+            lab: Name of the lab.
         """
         history = self.history(lab)
-        return DatasetVersion(lab, history[-1].digest, history[-1].files, history[-1].bytes) if history else None
+        return history[-1] if history else None
 
-    def history(self, lab: str) -> tuple[HistoryEntry, ...]:
-        """List the commits of a lab's dataset, the oldest first.
+    def history(self, lab: str) -> tuple[DatasetVersion, ...]:
+        """Commits of a lab's dataset, the oldest first.
 
         Args:
-            lab: The lab's name.
+            lab: Name of the lab.
 
         Returns:
-            One entry for each change; committing an unchanged dataset adds none.
+            One version for each change; committing an unchanged dataset adds none.
 
         Raises:
             VersioningError: The history file is damaged.
@@ -173,30 +116,35 @@ class DatasetStore:
         if not path.is_file():
             return ()
         try:
-            return tuple(HistoryEntry(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+            return tuple(DatasetVersion(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
         except (ValueError, TypeError) as error:
             raise VersioningError(
-                f"{path}: expected one JSON object a line with digest, when, files and bytes, got {error}. "
+                f"{path}: expected one JSON object a line with {', '.join(_FIELDS)}, got {error}. "
                 "Correct the line or remove it."
             ) from error
 
     def checkout(self, lab: str, digest: str) -> Path:
-        """Bring back one version of a lab's dataset, byte by byte.
+        """Check out one version of a lab's dataset, verified file by file.
 
-        It is taken from DVC's cache, else from the remote, and its hash is computed anew, also when it was brought
-        back before.
+        Files come from DVC's cache, else from the remote. Within a process, a file that has not changed since it was
+        hashed is not hashed again.
 
         Args:
-            lab: The lab's name.
-            digest: The version's digest.
+            lab: Name of the lab.
+            digest: Digest of the version.
 
         Returns:
-            A folder with read-only files, shared by everyone who asks for this version.
+            A folder with read-only files, shared by all callers.
 
         Raises:
             VersioningError: Neither cache nor remote has the whole version.
         """
-        folder = self.root / "checkouts" / check_lab_name(lab) / DatasetVersion(lab, digest, 0, 0).digest
+        if not _DIGEST.fullmatch(digest):
+            raise VersioningError(
+                f"lab {lab}: expected a dataset's digest, 32 hexadecimal digits and '.dir', got {digest!r}. "
+                "Take it from the lab's history."
+            )
+        folder = self.root / "checkouts" / check_lab_name(lab) / digest
         with self._locked():
             if folder.is_dir() and _folder_digest(folder) == digest:
                 return folder
@@ -209,7 +157,7 @@ class DatasetStore:
                     restore(repo, digest, part)
                 if (found := _folder_digest(part)) != digest:
                     raise VersioningError(
-                        f"lab {lab}: expected version {digest} from {self.remote}, got files that make {found}. "
+                        f"lab {lab}: expected version {digest} from {self.remote}, got files with the digest {found}. "
                         "The remote or the cache is damaged: restore it from a backup, or commit the dataset again."
                     )
                 if folder.exists():
@@ -220,16 +168,16 @@ class DatasetStore:
         return folder
 
     def ensure_present(self, lab: str) -> bool:
-        """See that a lab's dataset is there where a version of it was committed, as on a new machine it is not.
+        """Restore the current dataset of a lab where it is missing, as on a new machine.
 
         Args:
-            lab: The lab's name.
+            lab: Name of the lab.
 
         Returns:
-            Whether it had to be brought back.
+            Whether it was restored; False where it is present, or was never committed.
 
         Raises:
-            VersioningError: It has to, and neither cache nor remote has the whole version.
+            VersioningError: Neither cache nor remote has the whole version.
         """
         folder = self.labs / check_lab_name(lab)
         current = self.current(lab)
@@ -239,17 +187,13 @@ class DatasetStore:
         with self._locked(), lab_lock(self.labs, lab):
             if folder.is_dir():
                 return False
-            new = self.labs / f".{lab}.new"  # which the next to lock the lab clears, should this be killed
-            for file in version.rglob("*"):
-                if file.is_file():
-                    copy = new / file.relative_to(version)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, copy)  # without the version's being read-only
+            new = self.labs / f".{lab}.new"  # `lab_lock` removes it after a killed process
+            shutil.copytree(version, new, copy_function=shutil.copyfile)  # files that can be written
             new.rename(folder)
         return True
 
     def check_remote(self) -> None:
-        """See that the remote can be reached and written, as the next commit will.
+        """Check that the remote can be reached and written, as the next commit will.
 
         Raises:
             VersioningError: It cannot.
@@ -266,23 +210,25 @@ class DatasetStore:
         with FileLock(self.root / ".lock"):
             yield
 
-    def _remember(self, version: DatasetVersion) -> None:
-        history = self.history(version.lab)
-        if history and history[-1].digest == version.digest:
-            return
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        entries = [*history, HistoryEntry(version.digest, now, version.files, version.bytes)]
-        path = self._history_file(version.lab)
+    def _record(self, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
+        """Append a version to the history, unless it is the latest one."""
+        history = self.history(lab)
+        if history and history[-1].digest == digest:
+            return history[-1]
+        version = DatasetVersion(lab, digest, files, size, datetime.now(UTC).isoformat(timespec="seconds"))
+        path = self._history_file(lab)
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as part:
-            part.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries), encoding="utf-8")
+            lines = [json.dumps(asdict(entry)) + "\n" for entry in (*history, version)]
+            part.write_text("".join(lines), encoding="utf-8")
+        return version
 
     def _history_file(self, lab: str) -> Path:
         return self.root / "history" / f"{check_lab_name(lab)}.jsonl"
 
 
 def _folder_digest(folder: Path) -> str:
-    """Compute DVC's hash of a folder without DVC: the MD5 of the JSON list of its files and their MD5."""
+    """DVC's hash of a folder, computed without DVC: the MD5 of the JSON list of its files and their MD5."""
     files = [
         {"md5": file_md5(path), "relpath": path.relative_to(folder).as_posix()}
         for path in folder.rglob("*")
@@ -292,18 +238,15 @@ def _folder_digest(folder: Path) -> str:
     return f"{md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
 
 
-_DIGEST = re.compile(r"[0-9a-f]{32}\.dir", re.ASCII)
-
-
 def code_commit(root: Path) -> str:
-    """Find the commit of the code in a folder.
+    """Git commit of the code in a folder.
 
     Args:
-        root: Any folder of a git checkout.
+        root: Any folder of a Git checkout.
 
     Returns:
-        The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` where there is no git, no
-        checkout or no commit.
+        The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` without Git, a
+        checkout or a commit.
     """
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if commit is None:

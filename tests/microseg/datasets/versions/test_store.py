@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from microseg.datasets.versions import store
-from microseg.datasets.versions.store import DatasetStore
+from microseg.datasets.versions import dvc, store
+from microseg.datasets.versions.store import DatasetStore, code_commit
 from microseg.errors import LabError, VersioningError
 
 LABS = ("north", "south")
@@ -88,7 +88,7 @@ def test_committing_again_gives_the_same_and_no_history(datasets):
     assert datasets.commit("north") == first == datasets.current("north")
     (entry,) = datasets.history("north")
     assert (entry.digest, entry.files, entry.bytes) == (first.digest, first.files, first.bytes)
-    assert datetime.fromisoformat(entry.when).tzinfo is not None
+    assert datetime.fromisoformat(entry.committed_at).tzinfo is not None
 
 
 def test_history_goes_back_and_forth(datasets):
@@ -222,6 +222,36 @@ def test_what_a_killed_checkout_left_is_cleared(datasets):
     fill(datasets.root / "checkouts" / "north" / ".0.part", {"half": b"half"})
     folder = datasets.checkout("north", version.digest)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "x", "0f" * 16, f"{'0F' * 16}.dir", f"../{'0f' * 16}.dir", f"{'0f' * 16}.dir\n"]
+)
+def test_rejects_malformed_digest(datasets, digest):
+    with pytest.raises(VersioningError, match=r"32 hexadecimal digits and '\.dir'"):
+        datasets.checkout("north", digest)
+
+
+def test_each_file_is_hashed_once_per_process(datasets, monkeypatch):
+    hashed = []
+    digest = dvc.file_digest
+    monkeypatch.setattr(dvc, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    monkeypatch.setattr(dvc, "md5", lambda: hashed.append("copy") or hashlib.md5())
+    version = datasets.commit("north")
+    folder = datasets.checkout("north", version.digest)
+    assert datasets.checkout("north", version.digest) == folder
+    assert [name for name in hashed if not str(name).endswith(".dir")] == []  # DVC hashed them at the commit
+    hashed.clear()
+    dvc._hashed.clear()  # another process
+    assert datasets.checkout("north", version.digest) == folder
+    assert sorted(hashed) == sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    hashed.clear()
+    assert DatasetStore(datasets.root, datasets.remote).checkout("north", version.digest) == folder
+    assert hashed == []
+    dvc._hashed.clear()
+    shutil.rmtree(folder)
+    datasets.checkout("north", version.digest)
+    assert [name for name in hashed if not str(name).endswith(".dir")] == ["copy"] * len(ONE)
 
 
 def test_no_such_version(datasets):
@@ -426,7 +456,7 @@ def test_loggers_are_left_as_they_were_by_several_stores_at_once(tmp_path):
 def test_dvc_is_not_imported_before_it_is_needed():
     code = """
 import sys
-from microseg.datasets.versions.store import DatasetStore
+from microseg.datasets.versions.store import DatasetStore, code_commit
 DatasetStore("x", None).current("north")
 assert "dvc" not in sys.modules
 """
@@ -451,3 +481,44 @@ def test_many_at_once(datasets):
     assert failures == []
     assert all(found == (ONE if lab == "north" else {"images/s.png": b"s"}) for lab, found in results)
     assert [len(datasets.history(lab)) for lab in LABS] == [1, 1]
+
+
+# --- the commit of the code
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    return tmp_path
+
+
+def test_commit_of_a_clean_checkout(checkout):
+    (checkout / "package").mkdir()
+    (checkout / "untracked.txt").write_text("notes")
+    assert code_commit(checkout) == code_commit(checkout / "package") == git(checkout, "rev-parse", "HEAD")
+
+
+def test_commit_of_a_changed_checkout(checkout):
+    (checkout / "code.py").write_text("2")
+    assert code_commit(checkout) == f"{git(checkout, 'rev-parse', 'HEAD')}-dirty"
+    git(checkout, "add", ".")
+    assert code_commit(checkout).endswith("-dirty")
+
+
+def test_no_checkout_no_commit_no_folder_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert code_commit(tmp_path) == "unknown"
+    git(tmp_path, "init")
+    assert code_commit(tmp_path) == "unknown"
+    assert code_commit(tmp_path / "none") == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert code_commit(tmp_path) == "unknown"
