@@ -1,4 +1,4 @@
-"""What people see in the terminal: progress bars, tables, errors that tell what to do."""
+"""Terminal output: progress bars, tables, error messages."""
 
 import logging
 import sys
@@ -6,27 +6,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from microseg.errors import MicrosegError
 
-__all__ = ["Advance", "console", "exit_on_error", "progress_bar", "show_table"]
+__all__ = ["Advance", "console", "exit_on_error", "format_value", "progress_bar", "show_table"]
 
 console = Console(stderr=False, highlight=False)
 
 Advance = Callable[[str], None]
-"""Called at each step that is done, with a few words on how it went."""
+"""Called after each step, with a short note that is shown beside the bar."""
 
 
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Advance]:
-    """A progress bar while something long runs; plain lines now and then where the output is no terminal.
+    """Show a progress bar; where the output is not a terminal, print a line from time to time.
 
     Args:
-        title: what is being done.
-        total: number of steps; None when unknown.
+        title: Name of the work.
+        total: Number of steps; None when unknown.
+
+    Yields:
+        Function to call after each step.
     """
     if not console.is_terminal:
         yield _plain_progress(title, total)
@@ -51,35 +56,37 @@ def _plain_progress(title: str, total: int | None) -> Advance:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table.
+    """Print a table that fits into 80 columns: long values are broken into several lines, and none is cut.
 
     Args:
-        title: above it.
-        columns: their headings.
-        rows: their values; whole numbers are shown as such, others with three decimals, None and nan as a dash.
+        title: Title above the table.
+        columns: Headings.
+        rows: Values; floats are shown with three decimals, None and NaN as a dash.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    cells = [[format_value(value) for value in row] for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(shown(value) for value in row))
+        numeric = number > 0 and all(isinstance(row[number], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
-def shown(value: object) -> str:
-    """A value for people's eyes."""
+def format_value(value: object) -> str:
+    """Format a value for a table."""
     if value is None or (isinstance(value, float) and value != value):
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
     return str(value)
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn microseg's own errors into one message and exit code 1, and keep Prefect's tracebacks of them away."""
+    """Turn microseg's own errors into one message and exit code 1, and hide Prefect's tracebacks of them."""
     if prefect := sys.modules.get("prefect.logging.handlers"):  # takes seconds to load, and some commands never do
         for handler in logging.getLogger().handlers:
             if isinstance(handler, prefect.PrefectConsoleHandler):
@@ -89,7 +96,7 @@ def exit_on_error() -> Iterator[None]:
     except MicrosegError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("Interrupted. What was finished is kept; the same command goes on from there.", 130)
+        _fail("Interrupted. Finished work is kept; run the same command again to continue.", 130)
 
 
 def _fail(message: str, code: int) -> NoReturn:

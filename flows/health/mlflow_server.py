@@ -104,7 +104,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
             "webhook",
             "error",
             f"MLflow tells {url} of promotions, and nothing answers there ({type(error).__name__})",
-            "run microseg serve, with MICROSEG_BRIDGE_URL as MLflow's server reaches it",
+            "run microseg serve, with MICROSEG_WEBHOOK_URL as MLflow's server reaches it",
         )
         return
     # only the server knows whether it can read its secret: have it send one

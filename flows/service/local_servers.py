@@ -1,11 +1,12 @@
-"""A Prefect server and an MLflow server on this machine, with all flows as deployments.
+"""Runs a Prefect server and an MLflow server on this machine, and serves all flows there.
 
-    python -m flows.service.local_servers
+    microseg service local-servers
 
-Both keep what they know in microseg's home: in the same files that the flows use without a server, so what was made
-before is seen there. They listen to this machine only.
+Both servers use the databases in microseg's home that the flows use without a server, so earlier runs and models are
+shown. They accept connections from this machine only.
 """
 
+import base64
 import os
 import shlex
 import signal
@@ -24,7 +25,6 @@ import typer
 
 from flows.cli.console import console
 from flows.cli.options import cli_command, prepare_home
-from flows.service.secrets import encryption_key
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
 from microseg.registry.relocation import update_moved_home
@@ -44,14 +44,14 @@ class _Child:
     log: Path
 
     def check(self) -> None:
-        """Raise when the process has ended."""
+        """Raise `MicrosegError` if the process has ended."""
         if (code := self.process.poll()) is not None:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-            said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
-            raise MicrosegError(f"{self.name} ended with exit code {code}; it said, in {self.log}:\n{said}")
+            output = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
+            raise MicrosegError(f"{self.name} ended with exit code {code}. Its last output, from {self.log}:\n{output}")
 
     def stop(self) -> None:
-        """Ask the process and all that it started to end; make them after a while."""
+        """Interrupt the process and its children; kill them if they do not end in time."""
         self._signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_SECONDS)
@@ -64,10 +64,10 @@ class _Child:
 
 
 class _Children:
-    """Processes that are started here and end together, with their output in files.
+    """Child processes that are stopped together, with their output in log files.
 
     Args:
-        logs: folder of these files.
+        logs: Folder of the log files.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -75,7 +75,7 @@ class _Children:
         self._children: list[_Child] = []
 
     def start(self, name: str, arguments: list[str], environment: Mapping[str, str], folder: Path | None) -> None:
-        """Start ``python -m`` with arguments, in a session of its own: Ctrl-C is for us, who end it in order."""
+        """Start ``python -m`` with arguments, in a separate session, so that Ctrl-C reaches this process only."""
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{arguments[0].rpartition('.')[-1]}.log"
         with log.open("wb") as file:
@@ -91,30 +91,30 @@ class _Children:
         self._children.append(_Child(name, process, log))
 
     def check(self) -> None:
-        """Raise when one has ended."""
+        """Raise `MicrosegError` if a process has ended."""
         for child in self._children:
             child.check()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until ready; raise when one has ended, or after a long time."""
+        """Wait until a condition holds; raise `MicrosegError` if a process ends, or after a timeout."""
         end = time.monotonic() + _START_SECONDS
         while not ready():
             self.check()
             if time.monotonic() > end:
                 raise MicrosegError(
-                    f"Expected the servers to answer within {_START_SECONDS:.0f} s, they did not: see {self._logs}."
+                    f"Expected the servers to respond within {_START_SECONDS:.0f} s, they did not. See {self._logs}."
                 )
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """End all, the last started first."""
+        """Stop all processes, the last started first."""
         while self._children:
             self._children.pop().stop()
 
 
 @contextmanager
-def _ended_together(logs: Path) -> Iterator[_Children]:
-    """Children that end with this process, also when its terminal is closed."""
+def _child_processes(logs: Path) -> Iterator[_Children]:
+    """Child processes that are stopped when the block ends, also when the terminal is closed."""
     children = _Children(logs)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
@@ -122,7 +122,7 @@ def _ended_together(logs: Path) -> Iterator[_Children]:
         yield children
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_IGN)  # once is enough
+            signal.signal(number, signal.SIG_IGN)  # while the children are stopped
         children.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -130,7 +130,7 @@ def _ended_together(logs: Path) -> Iterator[_Children]:
 
 def _check_ports(ports: Mapping[str, int]) -> None:
     if len(set(ports.values())) < len(ports):
-        raise SettingsError(f"Expected a port for each server, got {', '.join(map(str, ports.values()))}.")
+        raise SettingsError(f"Expected a different port for each server, got {', '.join(map(str, ports.values()))}.")
     for option, port in ports.items():
         with socket.socket() as probe, socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,18 +141,26 @@ def _check_ports(ports: Mapping[str, int]) -> None:
                 taken = True
         if taken:
             raise SettingsError(
-                f"Expected port {port} to be free, something listens on it already: stop that, or choose another port "
-                f"with {option}."
+                f"Expected port {port} to be free, but another process uses it. Stop that process, or choose another "
+                f"port with {option}."
             )
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with direct.open(url, timeout=5) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
+
+
+def _fernet_key() -> str:
+    """A key for ``MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY``.
+
+    It must stay the same: MLflow cannot read the secrets of its webhooks with another one, and sends nothing.
+    """
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
 def _start_servers(children: _Children, settings: Settings, prefect_port: int, mlflow_port: int) -> None:
@@ -160,63 +168,63 @@ def _start_servers(children: _Children, settings: Settings, prefect_port: int, m
     home.mlflow.mkdir(exist_ok=True)
     update_moved_home(home.mlflow / "mlflow.db")
     prefect = ["prefect", "server", "start", "--host", _HOST, "--port", str(prefect_port)]
-    names_itself = {"PREFECT_SERVER_API_HOST": _HOST, "PREFECT_SERVER_API_PORT": str(prefect_port)}
-    children.start("The Prefect server", prefect, names_itself, home.prefect)
+    address = {"PREFECT_SERVER_API_HOST": _HOST, "PREFECT_SERVER_API_PORT": str(prefect_port)}
+    children.start("The Prefect server", prefect, address, home.prefect)
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(mlflow_port), "--workers", "1"]
     mlflow += ["--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}"]
-    # artifacts by path, not through the server: so they are found with and without it
+    # artifacts are read by path, not through the server, so that they are found with and without it
     mlflow += ["--no-serve-artifacts", "--default-artifact-root", (home.mlflow.resolve() / "artifacts").as_uri()]
     variables = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # word of promotions goes to this machine, without TLS, signed with a secret kept under this key
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": encryption_key(settings),
+        # webhooks go to this machine, without TLS; the database keeps their secret encrypted with this key
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": home.secret("mlflow-webhook.key", _fernet_key),
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds: else it goes by an older list of addresses for a minute
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds; by default a new webhook is used after a minute
     }
-    children.start("The MLflow server", mlflow, variables, home.mlflow)  # not in a checkout: its mlflow/ is not MLflow
+    children.start(
+        "The MLflow server", mlflow, variables, home.mlflow
+    )  # not in a checkout, whose folder mlflow/ is not the package
 
 
 @cli_command(home="read")
 def command(
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")] = 5000,
-    bridge_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port at which MLflow tells of promotions.")
-    ] = 4280,
+    webhook_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the webhook receiver.")] = 4280,
     with_deployments: Annotated[
-        bool, typer.Option("--deployments/--no-deployments", help="Also register the flows and run what is scheduled.")
+        bool, typer.Option("--deployments/--no-deployments", help="Also serve the flows, as `microseg serve` does.")
     ] = True,
 ) -> None:
-    """Start a Prefect server and an MLflow server on this machine, and serve all flows there. Ctrl-C ends all.
+    """Run a Prefect server and an MLflow server on this machine, and serve all flows there.
 
-    Example: microseg service local-servers --mlflow-port 5001
+    Ctrl-C stops all of them. Example: microseg service local-servers --mlflow-port 5001
     """
     settings = load_settings()
-    _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--bridge-port": bridge_port})
+    _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--webhook-port": webhook_port})
     prepare_home(create=True)
     prefect_url, mlflow_url = f"http://{_HOST}:{prefect_port}", f"http://{_HOST}:{mlflow_port}"
     variables = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
     logs = settings.home.root / "logs"
-    with suppress(KeyboardInterrupt), _ended_together(logs) as children:
+    with suppress(KeyboardInterrupt), _child_processes(logs) as children:
         with console.status("Starting the servers"):
             _start_servers(children, settings, prefect_port, mlflow_port)
-            children.wait(lambda: _answers(f"{prefect_url}/api/health") and _answers(f"{mlflow_url}/health"))
+            children.wait(lambda: _responds(f"{prefect_url}/api/health") and _responds(f"{mlflow_url}/health"))
         console.print(f"[bold]Prefect[/]  {prefect_url}  runs, schedules, deployments")
-        console.print(f"[bold]MLflow[/]   {mlflow_url}  models, their figures, and which one is in production")
+        console.print(f"[bold]MLflow[/]   {mlflow_url}  models, their metrics, and the one in production")
         console.print("To use both from another terminal:")
         home = {"MICROSEG_HOME": str(settings.home.root)} if "MICROSEG_HOME" in os.environ else {}
         for name, value in {**home, **variables}.items():
             console.print(f"  export {name}={shlex.quote(value)}", soft_wrap=True, markup=False)
-        console.print(f"Logs: {logs}. Ctrl-C ends all.", soft_wrap=True)
+        console.print(f"Logs: {logs}. Ctrl-C stops the servers.", soft_wrap=True)
         if with_deployments:
-            webhook_receiver = {"MICROSEG_BRIDGE_URL": f"http://{_HOST}:{bridge_port}"}
-            children.start("Serving the flows", ["flows.service.serve"], variables | webhook_receiver, None)
+            receiver = {"MICROSEG_WEBHOOK_URL": f"http://{_HOST}:{webhook_port}"}
+            children.start("microseg serve", ["flows.service.serve"], variables | receiver, None)
         while True:
             children.check()
             time.sleep(1)
-    console.print("All ended.")
+    console.print("All servers stopped.")
 
 
 if __name__ == "__main__":

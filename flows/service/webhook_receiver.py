@@ -21,7 +21,6 @@ import typer
 from flows.cli.console import console
 from flows.cli.options import cli_command
 from flows.service.events import PROMOTION_REQUESTED, emit
-from flows.service.secrets import webhook_secret
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError, SettingsError
@@ -49,14 +48,14 @@ def webhook_receiver(settings: Settings) -> Iterator[str]:
     Raises:
         SettingsError: the port is taken, or the address is none.
     """
-    url = urlsplit(settings.environment.microseg_bridge_url)
+    url = urlsplit(settings.environment.microseg_webhook_url)
     try:
         port = url.port
         assert port is not None
-        server = ThreadingHTTPServer((settings.environment.microseg_bridge_host, port), _handler(settings))
+        server = ThreadingHTTPServer((settings.environment.microseg_webhook_host, port), _handler(settings))
     except (ValueError, AssertionError, OSError, OverflowError) as error:
         raise SettingsError(
-            f"Expected a free port in MICROSEG_BRIDGE_URL, such as http://127.0.0.1:4280, got {url.geturl()}: "
+            f"Expected a free port in MICROSEG_WEBHOOK_URL, such as http://127.0.0.1:4280, got {url.geturl()}: "
             f"{error or 'no port'}. Name another, or stop what listens there."
         ) from error
     server.daemon_threads = True
@@ -82,11 +81,11 @@ def subscribe(settings: Settings, url: str) -> bool:
     Raises:
         RegistryError: the server refuses.
     """
-    return open_workspace(settings).registry.webhooks.deliver_to(url, webhook_secret(settings))
+    return open_workspace(settings).registry.webhooks.deliver_to(url, settings.environment.webhook_secret)
 
 
 def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
-    secret = webhook_secret(settings)
+    secret = settings.environment.webhook_secret
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -147,7 +146,7 @@ def _settled(moved: AliasChange, settings: Settings) -> bool:
 def command() -> None:
     """Pass MLflow's word of a promotion on to Prefect, until Ctrl-C; `microseg serve` does this itself.
 
-    It listens at MICROSEG_BRIDGE_URL, http://127.0.0.1:4280 by default.
+    It listens at MICROSEG_WEBHOOK_URL, http://127.0.0.1:4280 by default.
     """
     settings = load_settings()
     with webhook_receiver(settings) as url:

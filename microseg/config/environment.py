@@ -6,14 +6,18 @@ Environment:
     MICROSEG_<SECTION>__<NAME>: One parameter, such as ``MICROSEG_TRAIN__STEPS=500``.
     MICROSEG_DVC_REMOTE: Where datasets are pushed, any DVC URL; a folder in the home by default.
     MLFLOW_TRACKING_URI: MLflow server or database; a SQLite file in the home by default.
-    MICROSEG_BRIDGE_URL: Address at which MLflow's server reaches the webhook receiver; ``http://127.0.0.1:4280`` by
+    MICROSEG_WEBHOOK_URL: Address at which MLflow's server reaches the webhook receiver; ``http://127.0.0.1:4280`` by
         default.
-    MICROSEG_BRIDGE_HOST: Interface that the webhook receiver listens on; ``127.0.0.1`` by default, ``0.0.0.0`` for all.
+    MICROSEG_WEBHOOK_HOST: Interface that the webhook receiver listens on; ``127.0.0.1`` by default.
     MICROSEG_WEBHOOK_SECRET: Key with which MLflow's server signs webhooks; one kept in the home by default.
     PREFECT_API_URL: Prefect server, read by Prefect; a temporary one for the duration of a command by default.
 """
 
 import json
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +59,8 @@ class Environment(BaseSettings):
     )
     microseg_params: Path | None = None
     microseg_dvc_remote: str | None = None
-    microseg_bridge_url: str = "http://127.0.0.1:4280"
-    microseg_bridge_host: str = "127.0.0.1"
+    microseg_webhook_url: str = "http://127.0.0.1:4280"
+    microseg_webhook_host: str = "127.0.0.1"
     microseg_webhook_secret: str | None = Field(None, repr=False)
     mlflow_tracking_uri: str | None = None
 
@@ -80,6 +84,12 @@ class Environment(BaseSettings):
     def dvc_remote(self) -> str:
         """Where datasets are pushed: MICROSEG_DVC_REMOTE, else a folder in the home."""
         return self.microseg_dvc_remote or str(self.home.root / "dvc-remote")
+
+    @property
+    def webhook_secret(self) -> str:
+        """Key with which MLflow's server signs webhooks: MICROSEG_WEBHOOK_SECRET, else one kept in the home."""
+        stated = self.microseg_webhook_secret
+        return stated or self.home.secret("webhook-secret", lambda: secrets.token_urlsafe(32))
 
     def require_home(self) -> None:
         """Check that the home can be used.
@@ -176,6 +186,26 @@ class Home:
                 "MICROSEG_HOME to another folder."
             )
         return root
+
+    def secret(self, name: str, generate: Callable[[], str]) -> str:
+        """A secret that is generated once and kept in the home, readable by its user only.
+
+        Args:
+            name: Name of its file.
+            generate: Makes it, where there is none yet.
+        """
+        path = self.secrets / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_file():
+            part = path.with_name(f".{name}.{os.getpid()}")
+            with suppress(FileExistsError):
+                file = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+                os.write(file, generate().encode())
+                os.close(file)
+            with suppress(FileExistsError):  # another process was quicker: its secret counts
+                os.link(part, path)
+            part.unlink(missing_ok=True)
+        return path.read_text().strip()
 
     def _is_format_1(self) -> bool:
         return not self.exists and any((self.root / name).exists() for name in _FORMAT_1)

@@ -88,7 +88,7 @@ def started(folder: Path, params: Path, *options: str, **sections: Any) -> Itera
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     command = [sys.executable, "-m", "flows.service.local_servers", *options]
-    command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--bridge-port", str(ports[2])]
+    command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--webhook-port", str(ports[2])]
     with said.open("w") as file:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True

@@ -42,7 +42,7 @@ def client(servers: Servers) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.mark.server
-def test_both_answer_and_are_named(servers: Servers) -> None:
+def test_both_servers_respond_and_their_addresses_are_shown(servers: Servers) -> None:
     assert answer(f"{servers.prefect}/api/health") == "true"
     assert answer(f"{servers.mlflow}/health") == "OK"
     said = servers.said.read_text()
@@ -55,7 +55,7 @@ def test_both_answer_and_are_named(servers: Servers) -> None:
 
 
 @pytest.mark.server
-def test_the_batch_gets_its_scheduled_runs_and_runs(servers: Servers, client: SyncPrefectClient) -> None:
+def test_scheduled_batches_get_runs_and_run(servers: Servers, client: SyncPrefectClient) -> None:
     batch = client.read_deployment_by_name("segment-scheduled/segment-scheduled")
     scheduled = FlowRunFilter.model_validate(
         {"deployment_id": {"any_": [batch.id]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
@@ -75,7 +75,7 @@ def test_the_batch_gets_its_scheduled_runs_and_runs(servers: Servers, client: Sy
 
 
 @pytest.mark.server
-def test_flows_started_on_the_server_work_in_the_same_home(
+def test_flows_started_on_the_server_use_the_same_home(
     servers: Servers, client: SyncPrefectClient, deliveries: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
@@ -92,18 +92,18 @@ def test_flows_started_on_the_server_work_in_the_same_home(
 
 
 @pytest.mark.server
-def test_ctrl_c_ends_all(servers: Servers, client: SyncPrefectClient) -> None:
+def test_ctrl_c_stops_all(servers: Servers, client: SyncPrefectClient) -> None:
     """The last test of these servers."""
     servers.process.send_signal(signal.SIGINT)
     assert servers.process.wait(PATIENCE) == 0
-    assert servers.said.read_text().endswith("All ended.\n")
+    assert servers.said.read_text().endswith("All servers stopped.\n")
     for url in (f"{servers.prefect}/api/health", f"{servers.mlflow}/health"):
         with pytest.raises(OSError, match="refused"):
             answer(url)
 
 
 @pytest.mark.server
-def test_a_server_that_cannot_start_is_told_with_its_last_words(params: Path, tmp_path: Path) -> None:
+def test_reports_the_last_output_of_a_server_that_cannot_start(params: Path, tmp_path: Path) -> None:
     database = tmp_path / "a home" / "mlflow" / "mlflow.db"
     database.parent.mkdir(parents=True)
     database.write_text("no database")
@@ -116,7 +116,7 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words(params: Path, tm
             answer(f"{it.prefect}/api/health")
 
 
-def test_a_port_that_is_taken(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_a_port_in_use(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
     [free] = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -128,8 +128,8 @@ def test_a_port_that_is_taken(run: Callable[..., Result], tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_one_port_for_both(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_one_port_for_both(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
     result = run(command, "--prefect-port", 4200, "--mlflow-port", 4200)
     assert result.exit_code == 1
-    assert "Expected a port for each server" in result.stderr
+    assert "Expected a different port for each server" in result.stderr

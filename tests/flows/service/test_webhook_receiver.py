@@ -1,12 +1,10 @@
 """Whom the bridge believes, and what it passes on. `test_service.py` has a real MLflow server send to it."""
 
 import json
-import stat
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +12,6 @@ import pytest
 from click.testing import Result
 
 from flows.service import webhook_receiver as module
-from flows.service.secrets import encryption_key, webhook_secret
 from flows.service.webhook_receiver import command, webhook_receiver
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
@@ -38,7 +35,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 @pytest.fixture
 def url(copied: Any, told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("MICROSEG_BRIDGE_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with webhook_receiver(load_settings()) as url:
         yield url
 
@@ -62,21 +59,21 @@ def code(request: urllib.request.Request) -> int:
 
 def test_a_moved_alias_is_passed_on(copied: Any, url: str, told: Told) -> None:
     copied.registry.set_alias("production", 1)
-    assert post(url, webhook_secret(load_settings())) == 202
+    assert post(url, load_settings().environment.webhook_secret) == 202
     expected = {"resource": "microseg.alias.production", "id": "an-id", "alias": "production", "version": 1}
     assert told == [("microseg.promotion.requested", expected)]
 
 
 def test_what_microseg_did_itself_is_not(copied: Any, url: str, told: Told) -> None:
     copied.registry.promote(1)
-    assert post(url, webhook_secret(load_settings())) == 200
+    assert post(url, load_settings().environment.webhook_secret) == 200
     assert told == []
 
 
 @pytest.mark.parametrize("data", [{"alias": "candidate"}, {"name": "another"}, {"alias": "productive"}])
 def test_what_does_not_concern_production(copied: Any, url: str, told: Told, data: dict[str, str]) -> None:
     copied.registry.set_alias("production", 1)
-    assert post(url, webhook_secret(load_settings()), **data) == 200
+    assert post(url, load_settings().environment.webhook_secret, **data) == 200
     assert told == []
 
 
@@ -96,12 +93,12 @@ def test_mlflow_tries_again_while_prefect_is_away(copied: Any, url: str, monkeyp
 
     monkeypatch.setattr(module, "emit", away)
     copied.registry.set_alias("production", 1)
-    assert post(url, webhook_secret(load_settings())) == 503
+    assert post(url, load_settings().environment.webhook_secret) == 503
 
 
 def test_a_port_that_is_taken(copied: Any, url: str) -> None:
     with (
-        pytest.raises(SettingsError, match="Expected a free port in MICROSEG_BRIDGE_URL"),
+        pytest.raises(SettingsError, match="Expected a free port in MICROSEG_WEBHOOK_URL"),
         webhook_receiver(load_settings()),
     ):
         pass
@@ -109,28 +106,13 @@ def test_a_port_that_is_taken(copied: Any, url: str) -> None:
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1", "http://127.0.0.1:port"])
 def test_an_address_without_a_port(copied: Any, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setenv("MICROSEG_BRIDGE_URL", address)
-    with pytest.raises(SettingsError, match="MICROSEG_BRIDGE_URL"), webhook_receiver(load_settings()):
+    monkeypatch.setenv("MICROSEG_WEBHOOK_URL", address)
+    with pytest.raises(SettingsError, match="MICROSEG_WEBHOOK_URL"), webhook_receiver(load_settings()):
         pass
 
 
 def test_a_database_sends_no_word(copied: Any, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MICROSEG_BRIDGE_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     result = run(command)
     assert result.exit_code == 1
     assert "found a database" in " ".join(result.stderr.split())
-
-
-def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
-    settings = load_settings()
-    first = webhook_secret(settings), encryption_key(settings)
-    assert (webhook_secret(settings), encryption_key(settings)) == first
-    assert len(set(first)) == 2
-    files = list((tmp_path / "secrets").iterdir())
-    assert len(files) == 2
-    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
-    monkeypatch.setenv("MICROSEG_WEBHOOK_SECRET", "given")
-    assert webhook_secret(load_settings()) == "given"
-    assert "given" not in repr(load_settings())

@@ -1,3 +1,4 @@
+import stat
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,17 @@ def test_rejects_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HomeError, match="expected a folder that can be written"):
         Home(tmp_path / "file" / "home").create()
+
+
+def test_generates_secrets_once_and_hides_them_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
+    first, other = Environment().webhook_secret, Environment().home.secret("other", lambda: "generated")
+    assert (Environment().webhook_secret, other) == (first, "generated")
+    assert Environment().home.secret("other", lambda: "again") == "generated"
+    files = list((tmp_path / "secrets").iterdir())
+    assert len(files) == 2
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    monkeypatch.setenv("MICROSEG_WEBHOOK_SECRET", "given")
+    assert Environment().webhook_secret == "given"
+    assert "given" not in repr(Environment())
