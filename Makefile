@@ -63,6 +63,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "microseg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing microseg and its dependencies into $(VENV) (some minutes the first time) ..."
-	@{ $(PIP) install --upgrade "pip>=25.1" && $(PIP) install --constraint constraints.txt --editable ".[pretrained]" --group dev; } \
+	@{ $(PIP) install --upgrade --constraint constraints.txt "pip>=25.1" && $(PIP) install --constraint constraints.txt --editable ".[pretrained]" --group dev; } \
 		>$(LOG) 2>&1 || { cat $(LOG) >&2; echo "The installation failed; see the messages above." >&2; exit 1; }
 	@touch $(STAMP)
