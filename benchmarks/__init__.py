@@ -1,1 +1,1 @@
-"""Quality and speed, measured by hand: each module prints its tables."""
+"""Benchmarks of quality and speed; each module is a command that prints its tables."""

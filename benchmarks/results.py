@@ -1,4 +1,4 @@
-"""Rows of a long benchmark, kept as they are finished, and tables of them for the console and for Markdown."""
+"""Result rows of a long benchmark, stored as they are finished, and their tables for the console and for Markdown."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,42 +10,47 @@ from rich.table import Table
 
 from microseg.files import atomic_write
 
-__all__ = ["KeptRows", "Row", "console_table", "markdown_table"]
+__all__ = ["ResultRows", "Row", "console_table", "markdown_table"]
 
 Row = dict[str, Any]
 
 
 @dataclass
-class KeptRows:
-    """Finished rows in a folder; what is there already is read.
+class ResultRows:
+    """Result rows in ``results.json`` of a folder; rows that are there already are read.
 
     Attributes:
-        out: the folder; made where it is missing.
-        rows: finished rows.
+        out: Folder, created if it does not exist.
+        rows: Finished rows.
     """
 
     out: Path
     rows: list[Row] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the rows that are finished."""
+        """Read the finished rows."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.rows = json.loads(self.file.read_text()) if self.file.exists() else []
 
     @property
     def file(self) -> Path:
-        """Where they are kept."""
+        """File of the rows."""
         return self.out / "results.json"
 
     def add(self, row: Row) -> None:
-        """Keep one more."""
+        """Append a row and write the file."""
         self.rows.append(row)
         with atomic_write(self.file) as part:
             part.write_text(json.dumps(self.rows, indent=1) + "\n")
 
 
 def console_table(table: pd.DataFrame, title: str) -> Table:
-    """For rich's console, the title at the left."""
+    """Table for rich's console.
+
+    Args:
+        table: Rows and columns; the index is not shown.
+        title: Title above the table.
+    """
     shown = Table(*table.columns, title=title, title_justify="left")
     for line in table.itertuples(index=False):
         shown.add_row(*(str(value) for value in line))
@@ -53,7 +58,7 @@ def console_table(table: pd.DataFrame, title: str) -> Table:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """As Markdown."""
+    """Table in Markdown, without the index."""
     columns = list(table.columns)
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]

@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
-from benchmarks.results import KeptRows, Row
+from benchmarks.results import ResultRows, Row
 from microseg.evaluation.references import Reference, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
@@ -24,7 +24,7 @@ _ENDLESS = 1_000_000  # steps, where minutes end a training
 
 
 @dataclass
-class Grid(KeptRows):
+class Grid(ResultRows):
     """A grid whose results lie in a folder, as do its networks.
 
     Attributes:

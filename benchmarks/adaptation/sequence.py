@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import DEFAULT
 from benchmarks.adaptation.tasks import as_dataset
-from benchmarks.results import KeptRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, console_table, markdown_table
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import held_out_references, mean_scores, score
 from microseg.inference.engine import Engine
@@ -74,7 +74,7 @@ STEPS = (
 
 
 @dataclass
-class LabSequence(KeptRows):
+class LabSequence(ResultRows):
     """The sequence, its labs and networks in a folder.
 
     Attributes:

@@ -13,7 +13,7 @@ from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.adaptation.tasks import Task
 from benchmarks.evidence.measuring import Ground, Image, evidence, true_dice
 from benchmarks.evidence.networks import Images, Subject, kept_networks, subjects
-from benchmarks.results import KeptRows, Row
+from benchmarks.results import ResultRows, Row
 from microseg.evaluation.label_free import lab_targets
 from microseg.inference.engine import Engine
 from microseg.slides.images import read_image
@@ -24,7 +24,7 @@ _STATISTICS_IMAGES = 8
 
 
 @dataclass
-class Study(KeptRows):
+class Study(ResultRows):
     """A study whose rows lie in a folder, also those of other grids and numbers of images.
 
     Attributes:

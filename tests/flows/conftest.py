@@ -110,7 +110,7 @@ def job(
     prefect_server: None,
     params: Path,
     empty_registry: Path,
-    deliveries: tuple[Path, Path],
+    incoming_labs: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> MainJob:
     """The main job in a home of its own, which no test changes. Its path has a space in it."""
@@ -118,7 +118,7 @@ def job(
     Home(home).create()
     (home / "mlflow").mkdir()
     shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
-    lab_a, lab_b = deliveries
+    lab_a, lab_b = incoming_labs
     more = make_lab(home / "later" / "lab_a", LAB_A, images=10, size=64, labelled=True, seed=0)  # those 8, and 2 more
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MICROSEG_HOME", str(home))

@@ -32,9 +32,9 @@ def delivery(folder: Path, card: str = "lab: lab_c\nstain: H&E\nclasses: [backgr
 
 
 @pytest.fixture
-def flawed(deliveries: tuple[Path, Path], tmp_path: Path) -> Path:
+def flawed(incoming_labs: tuple[Path, Path], tmp_path: Path) -> Path:
     """Two good images, and one of each fault."""
-    lab_a, folder = deliveries[0], delivery(tmp_path / "flawed")
+    lab_a, folder = incoming_labs[0], delivery(tmp_path / "flawed")
     images, masks = folder / "images", folder / "masks"
     masks.mkdir()
     for number, name in enumerate(("good_1", "good_2", "other_size", "unknown_class")):

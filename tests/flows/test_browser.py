@@ -31,7 +31,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(
+    params: Path, incoming_labs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
     """With version 1 in production, and version 2, adapted to lab_b, proposed."""
     schedule = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}
     with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
@@ -40,9 +42,9 @@ def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytes
         with connected(it) as client:
             until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
             for flow, parameters in (
-                ("ingest", {"folder": str(deliveries[0])}),
+                ("ingest", {"folder": str(incoming_labs[0])}),
                 ("train", {"labs": ["lab_a"]}),
-                ("onboard", {"folder": str(deliveries[1])}),
+                ("onboard", {"folder": str(incoming_labs[1])}),
             ):
                 deployment = client.read_deployment_by_name(f"{flow}/{flow}")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))

@@ -26,9 +26,9 @@ def landed(folder: Path, *changes: str) -> Any:
 
 
 @pytest.fixture
-def lab_c(tmp_path: Path, deliveries: tuple[Path, Path]) -> Path:
+def lab_c(tmp_path: Path, incoming_labs: tuple[Path, Path]) -> Path:
     folder = tmp_path / "incoming" / "lab_c"
-    shutil.copytree(deliveries[1], folder)
+    shutil.copytree(incoming_labs[1], folder)
     (folder / "lab.yaml").write_text((folder / "lab.yaml").read_text().replace("lab_b", "lab_c"))
     return folder
 

@@ -29,14 +29,16 @@ SCHEDULE = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}  # so that 
 
 
 @pytest.fixture(scope="module")
-def servers(params: Path, deliveries: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(
+    params: Path, incoming_labs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
     """With lab_a ingested, and version 1, trained on it, in production."""
     with started(tmp_path_factory.mktemp("service"), params, onboarding={"quiet_period": 3}, schedule=SCHEDULE) as it:
         until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.said.read_text()
         with connected(it) as client:
             until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
-            for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
+            for flow, parameters in (("ingest", {"folder": str(incoming_labs[0])}), ("train", {"labs": ["lab_a"]})):
                 deployment = client.read_deployment_by_name(f"{flow}/{flow}")
                 run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
                 assert run.state.is_completed(), run.state.message
@@ -66,18 +68,18 @@ def click(servers: Servers, version: int) -> None:
 
 
 def test_files_that_trickle_in_start_one_adaptation(
-    servers: Servers, client: SyncPrefectClient, registry: Registry, deliveries: tuple[Path, Path]
+    servers: Servers, client: SyncPrefectClient, registry: Registry, incoming_labs: tuple[Path, Path]
 ) -> None:
     incoming = servers.home / "incoming" / "lab_b"
     (incoming / "images").mkdir(parents=True)
-    for image in sorted((deliveries[1] / "images").iterdir()):
+    for image in sorted((incoming_labs[1] / "images").iterdir()):
         shutil.copy(image, incoming / "images")
         time.sleep(1)
     assert not runs_of(client, "onboard")
     time.sleep(5)
     assert not runs_of(client, "onboard")  # quiet, but without a card
     for name in ("images.csv", "lab.yaml"):
-        shutil.copy(deliveries[1] / name, incoming)
+        shutil.copy(incoming_labs[1] / name, incoming)
     run = next_run(client, "onboard", 0)
     assert run.state.is_completed(), run.state.message
     assert run.state.message.startswith("Version 2 is the candidate for lab_b.")

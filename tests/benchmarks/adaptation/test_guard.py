@@ -44,11 +44,11 @@ print("images", Image.open(next((lab / "images").iterdir())).size)
 """
 
 
-def test_no_way_leads_to_the_test_masks(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
+def test_no_way_leads_to_the_test_masks(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
     import shutil
 
     lab = tmp_path / "task" / "lab_a"
-    shutil.copytree(deliveries[0], lab)
+    shutil.copytree(incoming_labs[0], lab)
     mask = sorted((lab / "test" / "masks").iterdir())[0]
     (lab / "link.png").symlink_to(mask)
     told = subprocess.run(
@@ -79,11 +79,11 @@ def test_the_process_that_trains_is_held_to_it(labs: tuple[LabDataset, LabDatase
 
 
 @pytest.mark.long
-def test_the_grid_from_end_to_end(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_grid_from_end_to_end(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
     """Small labs, a small network, a moment of training; finished rows are not made again."""
     import shutil
 
-    for delivery in deliveries:
+    for delivery in incoming_labs:
         shutil.copytree(delivery, tmp_path / "data" / "small" / delivery.name)
     shutil.rmtree(tmp_path / "data" / "small" / "lab_b" / "masks", ignore_errors=True)
     command = [

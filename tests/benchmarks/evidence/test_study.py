@@ -25,10 +25,10 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def data(deliveries: tuple[Path, Path], tmp_path: Path) -> Path:
+def data(incoming_labs: tuple[Path, Path], tmp_path: Path) -> Path:
     """Two tasks, which are the same labs."""
     for task in ("one", "two"):
-        for delivery in deliveries:
+        for delivery in incoming_labs:
             shutil.copytree(delivery, tmp_path / "data" / task / delivery.name)
     return tmp_path / "data"
 

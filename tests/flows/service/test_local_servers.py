@@ -76,9 +76,9 @@ def test_scheduled_batches_get_runs_and_run(servers: Servers, client: SyncPrefec
 
 @pytest.mark.server
 def test_flows_started_on_the_server_use_the_same_home(
-    servers: Servers, client: SyncPrefectClient, deliveries: tuple[Path, Path], tmp_path: Path
+    servers: Servers, client: SyncPrefectClient, incoming_labs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    for flow, parameters in (("ingest", {"folder": str(deliveries[0])}), ("train", {"labs": ["lab_a"]})):
+    for flow, parameters in (("ingest", {"folder": str(incoming_labs[0])}), ("train", {"labs": ["lab_a"]})):
         deployment = client.read_deployment_by_name(f"{flow}/{flow}")
         run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
         assert run.state.is_completed(), run.state.message

@@ -86,7 +86,7 @@ def test_train_and_adapt(
     fit: Callable[..., TrainingResult],
     fit_to_new: Callable[..., TrainingResult],
     labs: tuple[LabDataset, LabDataset],
-    deliveries: tuple[Path, Path],
+    incoming_labs: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -134,7 +134,7 @@ def test_train_and_adapt(
     assert given == {"round-0", "round-1", "round-2"}  # no mask but those that the network gave itself
     assert not (tmp_path / "adapted.work").exists()
 
-    for lab, delivery in zip(labs, deliveries, strict=True):
+    for lab, delivery in zip(labs, incoming_labs, strict=True):
         assert (delivery / "test" / "masks").is_dir()
         paths = [path for sample in handed for path in (sample.image, sample.mask) if path is not None]
         assert not any(delivery in path.parents for path in paths)
@@ -201,16 +201,16 @@ def test_adaptation_from_another_network_does_not_go_on_from_the_checkpoint(
 def test_a_dataset_with_other_masks_or_roles_does_not_go_on_from_the_checkpoint(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
-    labelled_lab: LabDataset,
-    new_lab: LabDataset,
+    source_lab: LabDataset,
+    target_lab: LabDataset,
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit_to_new(tiny_network(0), progress=stop_at(2))
-    rows = tuple(dataclasses.replace(row, mask=None) if row.split == "val" else row for row in labelled_lab.rows)
+    rows = tuple(dataclasses.replace(row, mask=None) if row.split == "val" else row for row in source_lab.rows)
     with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_new(tiny_network(0), source=[dataclasses.replace(labelled_lab, rows=rows)])
+        fit_to_new(tiny_network(0), source=[dataclasses.replace(source_lab, rows=rows)])
     with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_new(tiny_network(0), source=[labelled_lab, new_lab], target=[labelled_lab, new_lab])
+        fit_to_new(tiny_network(0), source=[source_lab, target_lab], target=[source_lab, target_lab])
 
 
 def test_the_network_in_use_is_not_changed(
@@ -227,12 +227,12 @@ def test_the_network_in_use_is_not_changed(
 def test_masks_of_the_new_lab_are_not_read(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
-    labelled_lab: LabDataset,
+    source_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
-    shutil.copytree(labelled_lab.folder / "images", tmp_path / "lab_c" / "images")
+    shutil.copytree(source_lab.folder / "images", tmp_path / "lab_c" / "images")
     few = dataclasses.replace(
-        labelled_lab, folder=tmp_path / "lab_c", metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"})
+        source_lab, folder=tmp_path / "lab_c", metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"})
     )
     assert all(row.mask is not None and not few.mask_path(row).exists() for row in few.rows)
     fit_to_new(tiny_network(), target=[few], steps=1)
@@ -248,13 +248,13 @@ def test_classes_must_be_those_of_the_network(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     tiny_config: Config,
-    labelled_lab: LabDataset,
+    source_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(
         LabError, match=r"lab lab_a to have the classes \['background', 'tumour'\], got .*correct lab\.yaml"
     ):
-        train([labelled_lab], tiny_config(classes=("background", "tumour")), TrainSettings(), folder=tmp_path / "n")
+        train([source_lab], tiny_config(classes=("background", "tumour")), TrainSettings(), folder=tmp_path / "n")
     with pytest.raises(LabError, match="lab lab_a to have the classes"):
         fit_to_new(tiny_network(classes=("background", "tumour")))
 
@@ -263,20 +263,20 @@ def test_labels_are_needed(
     fit_to_new: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     tiny_config: Config,
-    new_lab: LabDataset,
+    target_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(LabError, match=r"Expected labelled images to train on, found none in the labs given \(lab_b\)"):
-        train([new_lab], tiny_config(), TrainSettings(), folder=tmp_path / "n")
+        train([target_lab], tiny_config(), TrainSettings(), folder=tmp_path / "n")
     with pytest.raises(LabError, match="Expected labelled images"):
-        fit_to_new(tiny_network(), source=[new_lab])
+        fit_to_new(tiny_network(), source=[target_lab])
     with pytest.raises(LabError, match=r"found none: ingest|found none in the labs given \(none\)"):
         train([], tiny_config(), TrainSettings(), folder=tmp_path / "n")
 
 
-def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: LabDataset, tmp_path: Path) -> None:
+def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], source_lab: LabDataset, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="Expected images of a new lab to adapt to, found none"):
-        adapt(tiny_network(), [labelled_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
+        adapt(tiny_network(), [source_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
 
 
 @pytest.mark.parametrize(
@@ -291,25 +291,25 @@ def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], labelled_lab: Lab
     ],
 )
 def test_crops_are_not_larger_than_images(
-    labelled_lab: LabDataset, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
+    source_lab: LabDataset, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
 ) -> None:
-    rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in labelled_lab.rows)
-    lab = dataclasses.replace(labelled_lab, rows=rows)
+    rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in source_lab.rows)
+    lab = dataclasses.replace(source_lab, rows=rows)
     assert training._crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
 
 
-def test_images_are_brought_to_the_models_scale(labelled_lab: LabDataset) -> None:
+def test_images_are_brought_to_the_models_scale(source_lab: LabDataset) -> None:
     rows = (
-        dataclasses.replace(labelled_lab.rows[0], mpp=0.25),
-        dataclasses.replace(labelled_lab.rows[1], mpp=None),
+        dataclasses.replace(source_lab.rows[0], mpp=0.25),
+        dataclasses.replace(source_lab.rows[1], mpp=None),
     )
-    assert [it.zoom for it in training._samples(labelled_lab, rows, 0.5, masks=True)] == [0.5, 1.0]
-    assert [it.zoom for it in training._samples(labelled_lab, rows, None, masks=False)] == [1.0, 1.0]
+    assert [it.zoom for it in training._samples(source_lab, rows, 0.5, masks=True)] == [0.5, 1.0]
+    assert [it.zoom for it in training._samples(source_lab, rows, None, masks=False)] == [1.0, 1.0]
 
 
 def test_the_last_network_is_taken_where_no_image_is_held_out_to_judge(
-    fabric: Fabric, tiny_config: Config, labelled_lab: LabDataset, tmp_path: Path
+    fabric: Fabric, tiny_config: Config, source_lab: LabDataset, tmp_path: Path
 ) -> None:
-    lab = dataclasses.replace(labelled_lab, rows=labelled_lab.select(split="train"))
+    lab = dataclasses.replace(source_lab, rows=source_lab.select(split="train"))
     fitted = train([lab], tiny_config(), TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)
     assert (fitted.result.best_step, fitted.result.evaluations) == (3, {})

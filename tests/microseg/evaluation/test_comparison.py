@@ -56,32 +56,32 @@ def expected_dice(lab: LabDataset, split: str, level: float) -> float:
 
 
 def test_both_are_judged_on_the_same_images(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset, new_lab: LabDataset
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset, target_lab: LabDataset
 ) -> None:
     told: list[str] = []
     result = compare(
         at_level(190),
         at_level(150),
-        source=[labelled_lab],
-        target=new_lab,
+        source=[source_lab],
+        target=target_lab,
         engine=Threshold,
         on_image=told.append,  # type: ignore[arg-type]
     )
     assert result.production is not None
     assert result.target == "lab_b"
     for side, level, index in ((result.candidate, 190, 0), (result.production, 150, 1)):
-        expected = expected_dice(labelled_lab, "test", level)
+        expected = expected_dice(source_lab, "test", level)
         assert side.source_dice == {"lab_a": pytest.approx(expected)}
         assert result.scores["lab_a"]["dice"][index] == pytest.approx(expected)
-        shares = [(read_image(new_lab.image_path(row)).mean(2) < level).mean() for row in new_lab.rows]
+        shares = [(read_image(target_lab.image_path(row)).mean(2) < level).mean() for row in target_lab.rows]
         assert side.label_free["foreground_share"] == pytest.approx(np.mean(shares))
-        assert side.label_free["expected_foreground_share"] == expected_foreground_share([labelled_lab])
+        assert side.label_free["expected_foreground_share"] == expected_foreground_share([source_lab])
         assert 0 <= side.label_free["domain_separability"] <= 1
         assert 0 < side.label_free["augmentation_consistency"] <= 1
         assert side.target_dice is None
     assert result.candidate != result.production
     assert result.scores.keys() == {"lab_a"}
-    assert told == 2 * ([n.name for n in _references(labelled_lab)] + [Path(row.image).stem for row in new_lab.rows])
+    assert told == 2 * ([n.name for n in _references(source_lab)] + [Path(row.image).stem for row in target_lab.rows])
 
 
 def _references(lab: LabDataset) -> list[Any]:
@@ -91,21 +91,21 @@ def _references(lab: LabDataset) -> list[Any]:
 
 
 def test_without_a_new_lab_or_a_production_model(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
-    result = compare(at_level(150), None, source=[labelled_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
+    result = compare(at_level(150), None, source=[source_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
     assert (result.production, result.target, result.candidate.label_free) == (None, None, {})
     assert result.scores["lab_a"]["dice"] == (result.candidate.source_dice["lab_a"], None)
     assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
 def test_drift_is_told_by_what_each_side_knows(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset, new_lab: LabDataset
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset, target_lab: LabDataset
 ) -> None:
     """Production knows one lab, the candidate both; of a version that keeps nothing it is not told."""
-    one = fit_reference_distribution([labelled_lab], 1.0)
+    one = fit_reference_distribution([source_lab], 1.0)
     assert list(one.labs) == ["lab_a"]
-    figures = np.array([image_features(read_image(new_lab.image_path(row))) for row in new_lab.rows])
+    figures = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
     both = ReferenceDistribution(
         one.figures, {**one.labs, "lab_b": LabDistribution(4, figures.mean(0), np.eye(len(figures[0])), 9.0)}
     )
@@ -114,8 +114,8 @@ def test_drift_is_told_by_what_each_side_knows(
         result = compare(
             at_level(190),
             at_level(150),
-            source=[labelled_lab],
-            target=new_lab,
+            source=[source_lab],
+            target=target_lab,
             reference=reference,
             engine=Threshold,  # type: ignore[arg-type]
         )
@@ -132,10 +132,10 @@ def test_drift_is_told_by_what_each_side_knows(
 
 
 def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
-    few = dataclasses.replace(labelled_lab, metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"}))
-    result = compare(at_level(150), None, source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
+    few = dataclasses.replace(source_lab, metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"}))
+    result = compare(at_level(150), None, source=[source_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
     each = [expected_dice(dataclasses.replace(few, rows=(row,)), row.split, 150) for row in few.rows]
     interval = result.candidate.target_dice
     assert interval is not None
@@ -144,18 +144,18 @@ def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
 
 
 def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
-    at_level: Callable[[float], PyramidSegmenter], labelled_lab: LabDataset
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
     def gain(rows: tuple[ManifestRow, ...]) -> tuple[ConfidenceInterval | None, Comparison]:
         few = dataclasses.replace(
-            labelled_lab, metadata=labelled_lab.metadata.model_copy(update={"lab": "lab_c"}), rows=rows
+            source_lab, metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"}), rows=rows
         )
-        result = compare(at_level(190), at_level(150), source=[labelled_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
+        result = compare(at_level(190), at_level(150), source=[source_lab], target=few, engine=Threshold)  # type: ignore[arg-type]
         return result.candidate.target_gain, result
 
-    every, result = gain(labelled_lab.rows)
-    order = [row for split in ("train", "val", "test") for row in labelled_lab.rows if row.split == split]
-    each = [dataclasses.replace(labelled_lab, rows=(row,)) for row in order]
+    every, result = gain(source_lab.rows)
+    order = [row for split in ("train", "val", "test") for row in source_lab.rows if row.split == split]
+    each = [dataclasses.replace(source_lab, rows=(row,)) for row in order]
     gained = [expected_dice(it, it.rows[0].split, 190) - expected_dice(it, it.rows[0].split, 150) for it in each]
     assert every == bootstrap_interval(np.array(gained), [row.group for row in order])
     assert every != bootstrap_interval(np.array(gained))
@@ -163,8 +163,8 @@ def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
     assert result.production.target_gain is None
     assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     assert result.candidate.target_dice is not None
-    slides = sorted({row.group for row in labelled_lab.rows})
-    two, result = gain(tuple(row for row in labelled_lab.rows if row.group in slides[:2]))
+    slides = sorted({row.group for row in source_lab.rows})
+    two, result = gain(tuple(row for row in source_lab.rows if row.group in slides[:2]))
     assert two is None
     assert result.candidate.target_dice is not None  # reported all the same
 

@@ -111,17 +111,17 @@ def test_of_no_image_nothing_is_known() -> None:
     assert np.isnan(list(label_free_scores(dark, [], 2).values())).all()
 
 
-def test_expected_share_is_that_of_the_training_masks(labelled_lab: LabDataset, new_lab: LabDataset) -> None:
-    masks = [read_mask(labelled_lab.mask_path(row)) for row in labelled_lab.rows if row.split == "train"]
-    assert expected_foreground_share([labelled_lab]) == pytest.approx(np.mean([(mask > 0).mean() for mask in masks]))
-    assert expected_foreground_share([labelled_lab, new_lab]) == expected_foreground_share([labelled_lab])
-    assert np.isnan(expected_foreground_share([new_lab]))
+def test_expected_share_is_that_of_the_training_masks(source_lab: LabDataset, target_lab: LabDataset) -> None:
+    masks = [read_mask(source_lab.mask_path(row)) for row in source_lab.rows if row.split == "train"]
+    assert expected_foreground_share([source_lab]) == pytest.approx(np.mean([(mask > 0).mean() for mask in masks]))
+    assert expected_foreground_share([source_lab, target_lab]) == expected_foreground_share([source_lab])
+    assert np.isnan(expected_foreground_share([target_lab]))
 
 
-def test_targets_of_a_lab(new_lab: LabDataset) -> None:
-    assert [it.name for it in lab_targets(new_lab)] == [Path(row.image).stem for row in new_lab.rows]
-    assert all(it.image.is_file() and it.mpp == 1.0 for it in lab_targets(new_lab))
-    names = [Path(row.image).stem for row in new_lab.rows]
-    assert [it.name for it in lab_targets(new_lab, 3)] == [names[0], names[2], names[5]]  # 0, 2.5, 5
-    assert len(lab_targets(new_lab, 99)) == 6
-    assert [it.name for it in lab_targets(new_lab, 1)] == names[:1]
+def test_targets_of_a_lab(target_lab: LabDataset) -> None:
+    assert [it.name for it in lab_targets(target_lab)] == [Path(row.image).stem for row in target_lab.rows]
+    assert all(it.image.is_file() and it.mpp == 1.0 for it in lab_targets(target_lab))
+    names = [Path(row.image).stem for row in target_lab.rows]
+    assert [it.name for it in lab_targets(target_lab, 3)] == [names[0], names[2], names[5]]  # 0, 2.5, 5
+    assert len(lab_targets(target_lab, 99)) == 6
+    assert [it.name for it in lab_targets(target_lab, 1)] == names[:1]

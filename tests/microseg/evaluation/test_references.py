@@ -159,8 +159,8 @@ def test_bootstrap_interval_of_nothing(values: list[float]) -> None:
     assert np.isnan([interval.value, interval.low, interval.high]).all()
 
 
-def test_references_of_a_lab(labelled_lab: LabDataset, new_lab: LabDataset) -> None:
-    found = {split: lab_references(labelled_lab, split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+def test_references_of_a_lab(source_lab: LabDataset, target_lab: LabDataset) -> None:
+    found = {split: lab_references(source_lab, split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
     assert {split: len(them) for split, them in found.items()} == {"train": 4, "val": 2, "test": 2}
     images = [it.image for them in found.values() for it in them]
     assert len(set(images)) == 8
@@ -170,20 +170,20 @@ def test_references_of_a_lab(labelled_lab: LabDataset, new_lab: LabDataset) -> N
             assert it.image.is_file()
             assert it.mask.is_file()
             assert it.mpp == 1.0
-    assert lab_references(new_lab, "train") == ()
+    assert lab_references(target_lab, "train") == ()
 
 
-def test_kept_aside(deliveries: tuple[Path, Path]) -> None:
-    references = held_out_references(deliveries[1], card(mpp=0.5))
+def test_kept_aside(incoming_labs: tuple[Path, Path]) -> None:
+    references = held_out_references(incoming_labs[1], card(mpp=0.5))
     assert [it.name for it in references] == ["lab_b_test_000", "lab_b_test_001"]
     assert all(it.mpp == 0.5 for it in references)
     for it in references:
-        assert it.image.parent == deliveries[1] / "test" / "images"
-        assert it.mask == deliveries[1] / "test" / "masks" / it.image.name
+        assert it.image.parent == incoming_labs[1] / "test" / "images"
+        assert it.mask == incoming_labs[1] / "test" / "masks" / it.image.name
 
 
 def test_what_is_kept_aside_is_in_no_dataset(
-    deliveries: tuple[Path, Path], labs: tuple[LabDataset, LabDataset]
+    incoming_labs: tuple[Path, Path], labs: tuple[LabDataset, LabDataset]
 ) -> None:
     known = {row.sha256 for lab in labs for row in lab.rows}
     masks = {
@@ -191,7 +191,7 @@ def test_what_is_kept_aside_is_in_no_dataset(
         for lab in labs
         for row in lab.select(labelled=True)
     }
-    for it in (*held_out_references(deliveries[0], card()), *held_out_references(deliveries[1], card())):
+    for it in (*held_out_references(incoming_labs[0], card()), *held_out_references(incoming_labs[1], card())):
         assert image_digest(read_image(it.image)) not in known
         assert image_digest(np.dstack([read_mask(it.mask)] * 3)) not in masks
     assert len(known) == 14
@@ -203,8 +203,8 @@ def test_nothing_kept_aside(tmp_path: Path) -> None:
     assert held_out_references(tmp_path, card()) == ()
 
 
-def test_an_image_kept_aside_needs_its_mask(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(deliveries[1], tmp_path / "lab")
+def test_an_image_kept_aside_needs_its_mask(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(incoming_labs[1], tmp_path / "lab")
     (tmp_path / "lab" / "test" / "masks" / "lab_b_test_001.png").unlink()
     with pytest.raises(LabError, match=r"lab_b_test_001\.png: expected a mask of the same name in .*masks, found none"):
         held_out_references(tmp_path / "lab", card())
@@ -218,16 +218,16 @@ def test_an_image_kept_aside_needs_its_mask(deliveries: tuple[Path, Path], tmp_p
     ],
 )
 def test_a_mask_kept_aside_is_checked_as_on_ingestion(
-    deliveries: tuple[Path, Path], tmp_path: Path, pixels: npt.NDArray[np.uint8], fault: str
+    incoming_labs: tuple[Path, Path], tmp_path: Path, pixels: npt.NDArray[np.uint8], fault: str
 ) -> None:
-    shutil.copytree(deliveries[1] / "test", tmp_path / "test")
+    shutil.copytree(incoming_labs[1] / "test", tmp_path / "test")
     write_png(tmp_path / "test" / "masks" / "lab_b_test_001.png", pixels)
     with pytest.raises(LabError, match=rf"masks/lab_b_test_001\.png: {fault}"):
         held_out_references(tmp_path, card())
 
 
-def test_files_of_operating_systems_are_no_images(deliveries: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(deliveries[1] / "test", tmp_path / "test")
+def test_files_of_operating_systems_are_no_images(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(incoming_labs[1] / "test", tmp_path / "test")
     for name in (".DS_Store", "._lab_b_test_000.png", "Thumbs.db"):
         (tmp_path / "test" / "images" / name).write_bytes(b"?")
     assert len(held_out_references(tmp_path, card())) == 2

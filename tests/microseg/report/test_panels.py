@@ -49,23 +49,23 @@ def far(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
     return float(np.abs(a - b).mean())
 
 
-def test_panels_of_a_new_lab(new_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
+def test_panels_of_a_new_lab(target_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
     nothing, everything = Painter(0), Painter(1)
-    files = comparison_panels({"before": nothing, "after": everything}, new_lab, tmp_path / "panels", limit=2)  # type: ignore[dict-item]
-    names = [Path(row.image).stem for row in new_lab.rows]
+    files = comparison_panels({"before": nothing, "after": everything}, target_lab, tmp_path / "panels", limit=2)  # type: ignore[dict-item]
+    names = [Path(row.image).stem for row in target_lab.rows]
     assert [file.name for file in files] == [f"{names[0]}.panel.jpg", f"{names[5]}.panel.jpg"]
     assert nothing.seen == everything.seen == [1.0, 1.0]
     assert Image.open(files[0]).width > 3 * 290
     (image, before, after), titles, classes = drawn[0]
     assert titles == [names[0], "before", "after"]
-    assert classes == new_lab.metadata.classes
-    assert np.array_equal(image, read_image(new_lab.image_path(new_lab.rows[0])))
+    assert classes == target_lab.metadata.classes
+    assert np.array_equal(image, read_image(target_lab.image_path(target_lab.rows[0])))
     assert far(before, image) < 4
     assert far(after, image) > 4  # painted over
 
 
-def test_panels_with_references(labelled_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
-    references, classes = lab_references(labelled_lab, "train"), labelled_lab.metadata.classes
+def test_panels_with_references(source_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
+    references, classes = lab_references(source_lab, "train"), source_lab.metadata.classes
     assert len(references) == 4
     files = reference_panels({"model": Painter(0)}, references, classes, tmp_path, limit=2)  # type: ignore[dict-item]
     assert [file.name for file in files] == [f"{references[n].name}.panel.jpg" for n in (0, 3)]

@@ -47,7 +47,7 @@ def source(noise: tuple[list[Sample], list[Sample]]) -> CropSampler:
 
 
 @pytest.fixture
-def new_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
+def target_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
     """The other lab, with statistics that are its own."""
     network = PyramidSegmenter(
         NetworkConfig(classes=("a", "b"), encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4)
@@ -59,15 +59,15 @@ def new_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
 @pytest.fixture
 def dual_adaptive(
     noise: tuple[list[Sample], list[Sample]],
-    new_lab: TargetLab,
+    target_lab: TargetLab,
     tiny_network: Callable[..., Any],
     tmp_path: Path,
 ) -> Callable[..., DualAdaptive]:
     """Makes the method on a tiny network; values replace those of the settings."""
 
     def make(seed: int = 0, **values: Any) -> DualAdaptive:
-        shift = values.pop("shift", new_lab.shift)
-        lab = dataclasses.replace(new_lab, shift=shift)
+        shift = values.pop("shift", target_lab.shift)
+        lab = dataclasses.replace(target_lab, shift=shift)
         given = {
             "steps": 8,
             "batch_size": 2,

@@ -151,8 +151,8 @@ def test_pseudo_labels_come_in_rounds(dual_adaptive: Make, fabric: Fabric) -> No
     assert sorted(file.name for file in method.folder.iterdir()) == ["first", "round-0", "round-1", "round-2"]
 
 
-def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, new_lab: TargetLab) -> None:
-    drawn = CropSampler([Sample(window) for window in new_lab.windows], size=16, batch=2, seed=4).draw(3).images
+def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, target_lab: TargetLab) -> None:
+    drawn = CropSampler([Sample(window) for window in target_lab.windows], size=16, batch=2, seed=4).draw(3).images
     same = dual_adaptive(target_color_jitter=0.0).batch(3, rank=0, world=1).target
     assert torch.equal(same.images, drawn)
     assert same.masks is None
@@ -181,9 +181,9 @@ def test_source_crops_keep_their_masks_and_take_the_targets_colors(dual_adaptive
         assert float((original - image).abs().max()) > 0.02
 
 
-def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, new_lab: TargetLab) -> None:
+def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, target_lab: TargetLab) -> None:
     def zooms(zoom: float) -> list[float]:
-        shift = DomainShift(zoom, new_lab.shift.statistics, new_lab.shift.zoomed_statistics)
+        shift = DomainShift(zoom, target_lab.shift.statistics, target_lab.shift.zoomed_statistics)
         return [sample.zoom for sample in dual_adaptive(shift=shift).source.samples]
 
     assert zooms(1.0) == zooms(1.05) == [1.0] * 5
@@ -200,10 +200,10 @@ def test_what_regions_are_like_is_learned_from_the_sources_masks(
 
 
 def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
-    dual_adaptive: Make, new_lab: TargetLab, tiny_network: Callable[..., Any]
+    dual_adaptive: Make, target_lab: TargetLab, tiny_network: Callable[..., Any]
 ) -> None:
     method = dual_adaptive(normalization="shared")
-    wanted = mix_statistics(read_statistics(tiny_network(0)), new_lab.shift.statistics, 0.5)
+    wanted = mix_statistics(read_statistics(tiny_network(0)), target_lab.shift.statistics, 0.5)
     method.train()
     method(method.batch(0, rank=0, world=1), 0)
     for network in (method.network, method.averaged):
@@ -219,20 +219,20 @@ def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
 
 def test_several_labs_count_alike(
     dual_adaptive: Make,
-    new_lab: TargetLab,
+    target_lab: TargetLab,
     noise: tuple[list[Sample], Any],
     tiny_network: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    shift = new_lab.shift
+    shift = target_lab.shift
     far = shift.statistics._replace(means=tuple(mean + 8 for mean in shift.statistics.means))
-    labs = [new_lab, TargetLab("lab_c", new_lab.windows, DomainShift(1.0, far, far))]
+    labs = [target_lab, TargetLab("lab_c", target_lab.windows, DomainShift(1.0, far, far))]
     settings = AdaptSettings(steps=8)
     method = DualAdaptive(tiny_network(), noise[0], labs, settings, crop=16, batch=2, seed=0, folder=tmp_path)
     own = read_statistics(tiny_network()).means[0]
     wanted = 0.5 * own + 0.25 * shift.statistics.means[0] + 0.25 * far.means[0]
     torch.testing.assert_close(read_statistics(method.network).means[0], wanted)
-    assert len(method.target.samples) == 2 * len(new_lab.windows)
+    assert len(method.target.samples) == 2 * len(target_lab.windows)
 
 
 def test_batches_depend_on_the_step_alone(dual_adaptive: Make) -> None:
@@ -266,8 +266,8 @@ def test_parameter_groups_hold_every_trained_parameter_once(dual_adaptive: Make)
 
 
 def test_refuses_a_source_without_masks(
-    noise: tuple[list[Sample], Any], new_lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
+    noise: tuple[list[Sample], Any], target_lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = [*noise[0], Sample(noise[0][0].image)]
     with pytest.raises(TrainingError, match=r"Expected a mask for every image.*manifest\.csv"):
-        DualAdaptive(tiny_network(), source, [new_lab], AdaptSettings(), crop=16, batch=2, seed=0, folder=tmp_path)
+        DualAdaptive(tiny_network(), source, [target_lab], AdaptSettings(), crop=16, batch=2, seed=0, folder=tmp_path)
