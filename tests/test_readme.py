@@ -1,4 +1,4 @@
-"""Every command that the README shows is run."""
+"""The commands of the README run; its links lead to files."""
 
 import os
 import re
@@ -23,7 +23,7 @@ TINY = {
     "train": {"steps": 2, "crop_size": 32, "warmup_steps": 0},
     "adapt": {"steps": 2, "crop_size": 32, "warmup_steps": 0},
     "demo": {"images_a": 8, "images_b": 4, "test_images": 2, "image_size": 64},
-    # a network of two steps is no good: the gate must let it pass for the commands after it
+    # the gate has to accept a poor network, for the commands that follow
     "gate": {
         "max_source_loss": 1.0,
         "min_criterion_gain": -1.0,
@@ -43,19 +43,37 @@ def test_every_command_exists() -> None:
         elif words[0] == "microseg":
             assert words[1] in {*COMMANDS, "service", "--help"}, line
         else:
-            assert words[0] in {".", "export", "dvc", "uv", "curl"}, line
+            assert words[0] in {".", "export", "curl"}, line
 
 
-def test_lab_card_is_valid() -> None:
+def test_lab_yaml_is_valid() -> None:
     from microseg.datasets.lab import LabMetadata
 
-    (card,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert LabMetadata.model_validate(yaml.safe_load(card)).lab == "lab_c"
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert LabMetadata.model_validate(yaml.safe_load(text)).lab == "lab_c"
+
+
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", *(f"docs/{it.name}" for it in ROOT.glob("docs/*.md"))])
+def test_links_lead_to_files(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert link.startswith("https://") or (ROOT / file).parent.joinpath(link).exists(), link
+
+
+def test_python_example_names_what_exists() -> None:
+    import microseg
+    from microseg import Segmenter
+
+    (text,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    compile(text, "README.md", "exec")
+    (imported,) = re.findall(r"from microseg import (\w+)", text)
+    assert imported in microseg.__all__
+    assert all(hasattr(Segmenter, name) for name in re.findall(r"segmenter\.(\w+)\(", text))
 
 
 @pytest.mark.long
 def test_commands_run_in_order(tmp_path: Path) -> None:
-    """In a copy of the checkout, from a path with a space in it, with a tiny network."""
+    """In a copy of the checkout, at a path with a space, with a tiny network."""
     checkout = tmp_path / "a check out"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
@@ -64,12 +82,12 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     _fake_installation(checkout)
     params = tmp_path / "tiny.yaml"
     params.write_text(yaml.safe_dump(TINY))
-    foreign = ("PREFECT_", "MLFLOW_", "MICROSEG_", "MAKE", "ARGS")  # a make around this one hands on what it was told
+    foreign = ("PREFECT_", "MLFLOW_", "MICROSEG_", "MAKE", "ARGS")  # `make test` passes its own options on
     environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     environment |= {"MICROSEG_PARAMS": str(params), "PYTHONPATH": str(checkout)}
     for line in LINES:
-        if line.startswith(("make test", "make check", "make serve", "uv ", "export ", "curl ")):
-            continue  # this is one of those tests; the servers have a test of their own; uv may not be here
+        if line.startswith(("make test", "make serve", "export ", "curl ")):
+            continue  # servers have their own tests
         line = line.replace("path/to/labelled/lab", "var/demo/delivered/lab_a")
         line = line.replace("path/to/new/lab", "var/demo/delivered/lab_b")
         command = f". .venv/bin/activate && {line}" if not line.startswith("make") else line
@@ -79,13 +97,12 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
 
 
 def _fake_installation(checkout: Path) -> None:
-    """The virtual environment that runs this test, under the name that the Makefile and the README use."""
+    """Create ``.venv``, as the Makefile and the README use it, with programs of the environment that runs the tests."""
     folder = checkout / ".venv" / "bin"
     folder.mkdir(parents=True)
     scripts = {
         "python": f"exec {shlex.quote(sys.executable)}",
         "microseg": "exec python -m flows.cli.main",
-        "dvc": "exec python -m dvc",
     }
     for name, run in scripts.items():
         (folder / name).write_text(f'#!/usr/bin/env bash\n{run} "$@"\n')
