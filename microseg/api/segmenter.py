@@ -1,4 +1,4 @@
-"""The segmenter as developers use it."""
+"""`Segmenter`, the Python API for segmentation."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -10,18 +10,18 @@ import numpy.typing as npt
 
 from microseg.config.environment import Environment
 from microseg.errors import WeightsError
-from microseg.inference.batch import segment_batch, segment_file
-from microseg.inference.engine import Engine
-from microseg.inference.options import HALO, SLIDE_MEGAPIXELS, TILE, BatchOptions
+from microseg.inference.batch import segment_batch
+from microseg.inference.engine import HALO, TILE, Engine
+from microseg.inference.image_pipeline import BatchOptions, complete_provenance, segment_file
 from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
-from microseg.inference.slide import slide_rows
+from microseg.inference.slide import slide_strips
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
-from microseg.outputs.tables import BatchSummary
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, ModelVersion
 from microseg.slides.readers import is_slide, open_slide
@@ -35,19 +35,19 @@ class Segmenter:
     """Segments images with one network.
 
     Args:
-        network: the network.
-        provenance: what made it, written with every result.
-        reference: what it knows, to tell the drift of images; None: that is not told.
+        network: The network.
+        provenance: Origin of the network, recorded with every result; None for an unregistered network.
+        reference: Reference distribution of the network; None: no out-of-distribution scores.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
-        tile: longest side of a tile, pixels at the model's scale.
-        halo: half of the overlap of two tiles, pixels.
-        batch: tiles computed at once.
-        compiled: have PyTorch compile the network for CUDA; see `Engine`.
+        tile: Longest side of a tile, in pixels at the model's pixel size.
+        halo: Half of the overlap of two tiles, in pixels.
+        batch: Tiles computed at once.
+        compiled: Compile the network for CUDA with ``torch.compile``; see `Engine`.
 
     Attributes:
-        engine: the network, made ready.
-        provenance: what made it, with what decides its results.
-        reference: what it knows.
+        engine: The network, prepared for inference.
+        provenance: Origin of the network, with its weights and the settings that change results.
+        reference: Reference distribution of the network.
     """
 
     def __init__(
@@ -71,11 +71,7 @@ class Segmenter:
             compiled=compiled,
         )
         self.reference = reference
-        made_by = provenance or Provenance(model="unregistered")
-        inference = {**made_by.inference, **self.engine.parameters}
-        self.provenance = made_by.model_copy(
-            update={"weights_sha256": self.engine.weights_sha256, "inference": inference}
-        )
+        self.provenance = complete_provenance(provenance or Provenance(model="unregistered"), self.engine)
 
     @classmethod
     def load(
@@ -89,22 +85,22 @@ class Segmenter:
         batch: int = 4,
         compiled: bool = False,
     ) -> "Segmenter":
-        """Load a segmenter by its name in the registry, or from a folder. Nothing in its files is executed.
+        """Load a registered version, or a network from a folder. Nothing in the files is executed.
 
         Args:
-            model: an alias such as ``production``, the number of a version, or a folder with ``weights.safetensors``
-                and ``network.json``: a ``Path``, or a text with a separator in it. A plain word is a name in the
-                registry, whatever folder there may be of that name.
-            tracking_uri: of MLflow; what the environment says by default.
-            device: see the class.
-            tile: see the class.
-            halo: see the class.
-            batch: see the class.
-            compiled: see the class.
+            model: An alias such as ``production``, the number of a version, or a folder with ``weights.safetensors``
+                and ``network.json``: a ``Path``, or a string with a path separator. A string without one is always a
+                name in the registry.
+            tracking_uri: Tracking URI of MLflow; None: from the environment.
+            device: See the class.
+            tile: See the class.
+            halo: See the class.
+            batch: See the class.
+            compiled: See the class.
 
         Raises:
-            VersionNotFoundError: when the registry has no such version.
-            WeightsError: when the folder is not there or its files cannot be used.
+            VersionNotFoundError: The registry has no such version.
+            WeightsError: The folder is missing, or its files cannot be used.
         """
         options: dict[str, Any] = {
             "tile": tile,
@@ -133,28 +129,27 @@ class Segmenter:
     def segment(self, image: str | Path | npt.NDArray[np.uint8], *, mpp: float | None = None) -> Segmentation:
         """Segment one image.
 
-        A slide, or an image of more than 16 megapixels, is read a few rows at a time; its mask is on the model's pixel
-        grid (see `Segmentation.step`), and its probabilities are not kept. To have files of it, without the mask in
-        memory, see `segment_to`.
+        Slides, and images above ``inference.slide_megapixels``, are read strip by strip; their masks have the model's
+        pixel size (see `Segmentation.step`), and no probabilities. To write files without holding the mask in memory,
+        use `segment_to`.
 
         Args:
-            image: a file, or RGB pixels, uint8.
-            mpp: microns per pixel; what the file says by default. Where the model's are known too, the image is
-                rescaled.
+            image: A file, or RGB pixels, uint8.
+            mpp: Microns per pixel; None to read it from the file. If the model's is known, the image is rescaled.
 
         Shape:
             (H, W, 3) → mask (H, W), probabilities (K, H, W)
 
         Raises:
-            ImageReadError: when the file cannot be read.
-            DataError: when the pixel size of a slide is unknown, or far from the model's.
+            ImageReadError: The file cannot be read.
+            DataError: The pixel size of a slide is unknown, or far from the model's.
         """
         if isinstance(image, str | Path):
             path = Path(image)
-            if is_slide(path, megapixels=SLIDE_MEGAPIXELS):
+            if is_slide(path, megapixels=BatchOptions().slide_megapixels):
                 return self._segment_slide(path, mpp)
             return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp, reference=self.reference)
-        began = time.perf_counter()
+        started = time.perf_counter()
         probabilities = self.engine.probabilities(image, mpp)  # (K, H, W)
         return Segmentation(
             mask=probabilities.argmax(0).astype(np.uint8),
@@ -163,7 +158,7 @@ class Segmenter:
             mpp=mpp,
             provenance=self.provenance,
             source="array",
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - started,
             ood_score=image_ood_score(self.reference, image, self.engine.zoom(mpp)),
         )
 
@@ -175,16 +170,16 @@ class Segmenter:
         mpp: float | None = None,
         outputs: Collection[str] = OUTPUTS,
     ) -> BatchSummary:
-        """Segment images and slides into files; what is done there already is skipped.
+        """Segment images and slides into files; images whose outputs exist are skipped. See `segment_batch`.
 
         Args:
-            images: one or several files.
-            out: folder of the outputs.
-            mpp: microns per pixel of all of them; None: what each file says.
-            outputs: see `Segmentation.save`.
+            images: One or several files.
+            out: Folder of the outputs.
+            mpp: Microns per pixel of all images; None to read it from each file.
+            outputs: Names of output writers.
 
         Returns:
-            How it went; an image that cannot be segmented is in ``failures.csv``.
+            Counts, times and tables; images that cannot be segmented are listed in ``failures.csv``.
         """
         paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
         options = BatchOptions(outputs=outputs, mpp=mpp)
@@ -193,29 +188,29 @@ class Segmenter:
         )
 
     def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
-        began = time.perf_counter()
+        started = time.perf_counter()
         with open_slide(path) as slide:
-            reference = slide.mpp if mpp is None else mpp
-            view, rows = slide_rows(self.engine, slide, reference)
+            mpp = slide.mpp if mpp is None else mpp
+            view, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
-            for part in rows:
-                mask[part.top : part.top + len(part.mask)] = part.mask
+            for strip in strips:
+                mask[strip.top : strip.top + len(strip.mask)] = strip.mask
             ood_score = None if self.reference is None else slide_ood_score(self.reference, view, find_tissue(slide))
         return Segmentation(
             mask=mask,
             probabilities=None,
             classes=self.classes,
-            mpp=reference,
+            mpp=mpp,
             provenance=self.provenance,
             source=str(path),
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - started,
             step=(view.step_x, view.step_y),
             ood_score=ood_score,
         )
 
 
 def version_provenance(version: ModelVersion) -> Provenance:
-    """The provenance of what a registered version makes."""
+    """Provenance of the results of a registered version."""
     return Provenance(
         model=f"{MODEL_NAME}/{version.version}",
         run_id=version.run_id,

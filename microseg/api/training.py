@@ -20,9 +20,9 @@ from microseg.datasets.sampling import CropSampler, Sample, cut_windows
 from microseg.errors import LabError
 from microseg.evaluation.label_free import lab_targets, label_free_scores
 from microseg.evaluation.references import lab_references, mean_scores, score
-from microseg.inference.engine import segment_image, weights_digest
+from microseg.inference.engine import segment_image
 from microseg.models.config import NetworkConfig
-from microseg.models.files import load_encoder_weights, load_network, save_network
+from microseg.models.files import load_encoder_weights, load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom

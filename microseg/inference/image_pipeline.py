@@ -1,10 +1,10 @@
-"""The images of a part of a batch, on their way: read, segmented, written, with a few in flight at any time."""
+"""The image pipeline: images are read, segmented and written at the same time, a few of them at any moment."""
 
 import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,67 +14,88 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from microseg.config.params import InferenceSettings
 from microseg.errors import DataError, MicrosegError
 from microseg.inference.engine import Engine
-from microseg.inference.options import BatchOptions, Sizes
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.slide import segment_slide
 from microseg.models.reference_distribution import ReferenceDistribution
-from microseg.outputs.files import file_sha256
+from microseg.outputs.batch_summary import ImageResult, ImageTask
+from microseg.outputs.files import OUTPUTS, file_sha256
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
-from microseg.outputs.tables import ImageResult, ImageTask
+from microseg.outputs.writers import load_writers
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import is_slide, open_slide
 
-__all__ = ["Part", "complete_provenance", "segment_one"]
+__all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file"]
 
-_READERS, _WRITERS = 2, 2
-_AHEAD = 1  # images read, or being read, before the network wants them
+_READERS, _WRITERS = 2, 2  # threads
+_AHEAD = 1  # images that are read before the network can take them
 
-
-@dataclass(frozen=True)
-class _Loaded:
-    image: npt.NDArray[np.uint8]
-    sha256: str
-    mpp: float | None
+PixelSizes = float | Mapping[str, float] | None
+"""Microns per pixel of all images, or of some by file name; None, or a name that is missing: as the files state."""
 
 
 @dataclass(frozen=True)
-class _Streamed:
-    """A slide, which is read while it is segmented."""
+class BatchOptions:
+    """Options of a batch, the same for all its images.
+
+    Attributes:
+        outputs: Names of output writers.
+        mpp: See `PixelSizes`.
+        slide_megapixels: Images above this size are segmented as slides, strip by strip; see `segment_slide`.
+        skip_glass: Do not compute tiles of a slide that show bare glass.
+        keep_existing: Skip images whose outputs exist, though another model or other settings made them.
+
+    Raises:
+        SettingsError: An output is unknown.
+        PluginError: An output writer cannot be imported.
+    """
+
+    outputs: Collection[str] = OUTPUTS
+    mpp: PixelSizes = None
+    slide_megapixels: float = InferenceSettings().slide_megapixels
+    skip_glass: bool = True
+    keep_existing: bool = False
+
+    def __post_init__(self) -> None:
+        load_writers(self.outputs)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image file that has to be segmented; without pixels it is a slide, which is read while it is segmented."""
 
     sha256: str
     mpp: float | None
+    pixels: npt.NDArray[np.uint8] | None
 
 
-_Made = ImageResult | tuple[Segmentation, npt.NDArray[np.uint8]]
-
-
-class _Room:
+class _MemoryBudget:
     """Memory for some images at once, or for one slide alone.
 
     Attributes:
-        place: to be held while an image is segmented.
+        image: Semaphore to hold while an image is segmented.
     """
 
-    def __init__(self, places: int) -> None:
-        self.place = threading.Semaphore(places)
-        self._places, self._slide = places, threading.Lock()
+    def __init__(self, images: int) -> None:
+        self.image = threading.Semaphore(images)
+        self._images, self._slide = images, threading.Lock()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """For a slide: waits until no image holds a place, and takes all."""
-        with self._slide, ExitStack() as taken:
-            for _ in range(self._places):
-                taken.enter_context(self.place)
+    def slide(self) -> Iterator[None]:
+        """Wait until no image is being segmented, and reserve the whole budget for a slide."""
+        with self._slide, ExitStack() as reserved:
+            for _ in range(self._images):
+                reserved.enter_context(self.image)
             yield
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some images of a batch; the attributes are the arguments of `segment_images`."""
+class ImagePipeline:
+    """Segments images into files; the attributes are the arguments of `segment_images`."""
 
     engine: Engine
     out: Path
@@ -82,168 +103,194 @@ class Part:
     options: BatchOptions
     reference: ReferenceDistribution | None = None
 
-    def run(self, jobs: Sequence[ImageTask]) -> Iterator[ImageResult]:
-        """Outcomes as they come. Leaving early waits for what is being written."""
-        at_once = self.engine.parallel_tiles  # a lane that has no tile of one image left begins with the next one
-        room = _Room(at_once)
+    def run(self, tasks: Sequence[ImageTask]) -> Iterator[ImageResult]:
+        """Yield results in order. Closing the iterator early waits for files that are being written."""
+        at_once = self.engine.parallel_tiles  # so that tiles of the next image fill the gap at the end of an image
+        budget = _MemoryBudget(at_once)
         with (
             ThreadPoolExecutor(_READERS) as readers,
             ThreadPoolExecutor(at_once) as predictors,
             ThreadPoolExecutor(_WRITERS) as writers,
         ):
-            waiting = iter(jobs)
+            waiting = iter(tasks)
 
-            def begin(job: ImageTask) -> tuple[ImageTask, Future[_Made]]:
-                return job, predictors.submit(self.predict, job, readers.submit(self.read, job), room)
+            def start(task: ImageTask) -> tuple[ImageTask, Future[ImageResult | _Predicted]]:
+                return task, predictors.submit(self._predict, task, readers.submit(self._read, task), budget)
 
-            predicting = deque(begin(job) for job in islice(waiting, at_once + _AHEAD))
+            predicting = deque(start(task) for task in islice(waiting, at_once + _AHEAD))
             writing: deque[Future[ImageResult]] = deque()
             while predicting:
-                job, future = predicting.popleft()
+                task, future = predicting.popleft()
                 try:
-                    made = future.result()
+                    predicted = future.result()
                 except _OutputError as error:
                     raise error.cause from None
-                predicting.extend(begin(ahead) for ahead in islice(waiting, 1))
-                if isinstance(made, ImageResult):
-                    yield made
+                predicting.extend(start(ahead) for ahead in islice(waiting, 1))
+                if isinstance(predicted, ImageResult):
+                    yield predicted
                     continue
-                writing.append(writers.submit(self.write, job, *made))
+                writing.append(writers.submit(self._write, task, *predicted))
                 while writing and (writing[0].done() or len(writing) > _WRITERS):
                     yield writing.popleft().result()
             for finished in writing:
                 yield finished.result()
 
-    def read(self, job: ImageTask) -> _Loaded | _Streamed | Record:
-        """The image, or the record of what was made of it before."""
-        streamed = is_slide(job.path, megapixels=self.options.slide_megapixels)
-        mpp = _mpp(job.path, self.options.mpp, streamed=streamed)
-        sha256 = file_sha256(job.path) if job.path.is_file() else ""
-        if record := self.done(job, sha256, mpp):
+    def _read(self, task: ImageTask) -> "_Source | Record":
+        """Read the image; or its record, if it is segmented already."""
+        slide = is_slide(task.path, megapixels=self.options.slide_megapixels)
+        mpp = _pixel_size(task.path, self.options.mpp, slide=slide)
+        sha256 = file_sha256(task.path) if task.path.is_file() else ""
+        if record := self._existing(task, sha256, mpp):
             return record
-        return _Streamed(sha256, mpp) if streamed else _Loaded(read_image(job.path), sha256, mpp)
+        return _Source(sha256, mpp, None if slide else read_image(task.path))
 
-    def done(self, job: ImageTask, sha256: str, mpp: float | None) -> Record | None:
-        """The record of the same segmentation, if all its files are there."""
-        path = self.out / f"{job.name}.json"
+    def _existing(self, task: ImageTask, sha256: str, mpp: float | None) -> Record | None:
+        """The record of the same segmentation, if all its files exist."""
+        path = self.out / f"{task.name}.json"
         if not path.is_file():
             return None
         with suppress(DataError):
             record = read_record(path)
             same = (record.source_sha256, record.mpp) == (sha256, mpp)
-            same = same and (self.options.keep or _key(record.provenance) == _key(self.provenance))
-            there = all((self.out / file).is_file() for file in record.outputs.values())
-            if same and there and set(self.options.outputs) <= record.outputs.keys():
+            same = same and (self.options.keep_existing or _key(record.provenance) == _key(self.provenance))
+            complete = all((self.out / file).is_file() for file in record.outputs.values())
+            if same and complete and set(self.options.outputs) <= record.outputs.keys():
                 return record
         return None
 
-    def predict(self, job: ImageTask, future: "Future[_Loaded | _Streamed | Record]", room: _Room) -> _Made:
-        """The segmentation of what was read, and its image; or the outcome, where there is nothing to write."""
+    def _predict(
+        self, task: ImageTask, reading: "Future[_Source | Record]", budget: _MemoryBudget
+    ) -> "ImageResult | _Predicted":
+        """Segment an image, which has to be written then; or return the result if nothing is left to do."""
         try:
-            loaded = future.result()
-            if isinstance(loaded, Record):
-                return self.outcome(job, self.out / f"{job.name}.json", loaded.mpp, skipped=True)
-            if isinstance(loaded, _Streamed):
-                with room.whole():
-                    return self.stream(job, loaded)
-            with room.place:
-                return _segment(self.engine, job.path, loaded, self.provenance, self.reference), loaded.image
+            source = reading.result()
+            if isinstance(source, Record):
+                return ImageResult(task, source, skipped=True)
+            if source.pixels is None:
+                with budget.slide():
+                    return self._segment_slide(task, source)
+            with budget.image:
+                found = _segment(self.engine, task.path, source.pixels, source, self.provenance, self.reference)
+                return found, source.pixels
         except _OutputError:
             raise
         except Exception as error:
-            return _failed(job, error)
+            return _failed(task, error)
 
-    def stream(self, job: ImageTask, slide: _Streamed) -> ImageResult:
-        """Segment a slide into its files."""
+    def _segment_slide(self, task: ImageTask, source: _Source) -> ImageResult:
         try:
-            segment_slide(
+            record = segment_slide(
                 self.engine,
-                job.path,
+                task.path,
                 self.out,
                 provenance=self.provenance,
                 outputs=self.options.outputs,
-                mpp=slide.mpp,
+                mpp=source.mpp,
                 skip_glass=self.options.skip_glass,
-                name=job.name,
-                sha256=slide.sha256,
+                name=task.name,
+                sha256=source.sha256,
                 reference=self.reference,
             )
-        except OSError as error:  # what is wrong with the slide is an ImageReadError
+        except OSError as error:  # a damaged slide raises ImageReadError
             raise _OutputError(error) from error
-        return self.outcome(job, self.out / f"{job.name}.json", slide.mpp)
+        return ImageResult(task, record)
 
-    def write(self, job: ImageTask, segmentation: Segmentation, image: npt.NDArray[np.uint8]) -> ImageResult:
-        """Save; an image that cannot be measured fails alone, a folder that cannot be written ends the batch."""
+    def _write(self, task: ImageTask, found: Segmentation, image: npt.NDArray[np.uint8]) -> ImageResult:
+        """Write outputs. An image that cannot be measured fails alone; an unwritable folder ends the batch."""
         try:
-            files = segmentation.save(self.out, self.options.outputs, image, job.name)
-            return self.outcome(job, files["record"], segmentation.mpp)
+            files = found.save(self.out, self.options.outputs, image, task.name)
+            return ImageResult(task, read_record(files["record"]))
         except OSError:
             raise
         except Exception as error:
-            return _failed(job, error)
+            return _failed(task, error)
 
-    def outcome(self, job: ImageTask, record: Path, mpp: float | None, *, skipped: bool = False) -> ImageResult:
-        """Of an image that has its outputs."""
-        return ImageResult(job, record, skipped=skipped, missing_pixel_size=mpp is None and self.engine.mpp is not None)
+
+_Predicted = tuple[Segmentation, npt.NDArray[np.uint8]]  # and its image
 
 
 class _OutputError(Exception):
-    """The folder cannot be written to: no image after this one could be kept either."""
+    """The folder cannot be written to, so the outputs of later images could not be kept either."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
 
-def segment_one(
+def segment_file(
     engine: Engine,
     path: Path,
+    *,
     provenance: Provenance,
-    mpp: float | None,
+    mpp: float | None = None,
     reference: ReferenceDistribution | None = None,
 ) -> Segmentation:
-    """Read and segment one image that is no slide; the arguments are those of `segment_file`."""
-    sha256 = file_sha256(path) if path.is_file() else ""  # read_image says what is wrong
-    return _segment(engine, path, _Loaded(read_image(path), sha256, _mpp(path, mpp)), provenance, reference)
+    """Segment one image file.
+
+    Args:
+        engine: The network.
+        path: Path of the image.
+        provenance: Model and data; weights and settings are added from the engine.
+        mpp: Microns per pixel; None to read it from the file.
+        reference: Reference distribution of the model; None: no out-of-distribution score.
+
+    Returns:
+        The segmentation, with probabilities; nothing is written.
+
+    Raises:
+        ImageReadError: The file is not a readable image.
+        DataError: Its pixel size is far from that of the model.
+    """
+    sha256 = file_sha256(path) if path.is_file() else ""  # read_image reports a missing file
+    source = _Source(sha256, _pixel_size(path, mpp), read_image(path))
+    assert source.pixels is not None
+    return _segment(engine, path, source.pixels, source, complete_provenance(provenance, engine), reference)
 
 
 def _segment(
-    engine: Engine, path: Path, loaded: _Loaded, provenance: Provenance, reference: ReferenceDistribution | None
+    engine: Engine,
+    path: Path,
+    image: npt.NDArray[np.uint8],
+    source: _Source,
+    provenance: Provenance,
+    reference: ReferenceDistribution | None,
 ) -> Segmentation:
     started = time.perf_counter()
-    probabilities = engine.probabilities(loaded.image, loaded.mpp)  # (K, H, W)
+    probabilities = engine.probabilities(image, source.mpp)  # (K, H, W)
     return Segmentation(
         mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
         probabilities=probabilities,
         classes=engine.classes,
-        mpp=loaded.mpp,
+        mpp=source.mpp,
         provenance=provenance,
         source=str(path),
-        source_sha256=loaded.sha256,
+        source_sha256=source.sha256,
         seconds=round(time.perf_counter() - started, 3),
-        ood_score=image_ood_score(reference, loaded.image, engine.zoom(loaded.mpp)),
+        ood_score=image_ood_score(reference, image, engine.zoom(source.mpp)),
     )
 
 
 def complete_provenance(provenance: Provenance, engine: Engine) -> Provenance:
-    """With the weights and settings of an engine."""
+    """Add the weights and settings of an engine."""
     inference = {**provenance.inference, **engine.parameters}
     return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})
 
 
 def _key(provenance: Provenance) -> tuple[str, str | None, str]:
-    """What has to be equal for a segmentation to be the same."""
+    """What has to be equal for two segmentations of an image to be the same."""
     return provenance.model, provenance.weights_sha256, json.dumps(provenance.inference, sort_keys=True)
 
 
-def _mpp(path: Path, given: Sizes, *, streamed: bool = False) -> float | None:
-    reference = given.get(path.name) if isinstance(given, Mapping) else given
-    if reference is not None or not streamed:
-        return image_mpp(path) if reference is None else reference
-    with open_slide(path) as slide:
-        return slide.mpp
+def _pixel_size(path: Path, given: PixelSizes, *, slide: bool = False) -> float | None:
+    mpp = given.get(path.name) if isinstance(given, Mapping) else given
+    if mpp is not None:
+        return mpp
+    if not slide:
+        return image_mpp(path)
+    with open_slide(path) as opened:
+        return opened.mpp
 
 
-def _failed(job: ImageTask, error: Exception) -> ImageResult:
+def _failed(task: ImageTask, error: Exception) -> ImageResult:
     reason = " ".join(str(error).split()) or repr(error)
-    return ImageResult(job, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")
+    return ImageResult(task, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")

@@ -1,4 +1,4 @@
-"""How far an image that is segmented lies from those that the model knows."""
+"""Out-of-distribution scores of images and slides; see `ReferenceDistribution`."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,32 +10,35 @@ from microseg.slides.tissue import TissueMap
 
 __all__ = ["image_ood_score", "slide_ood_score"]
 
-_WINDOWS, _SIDE = 8, 256  # of a slide: how many are looked at, and their side in pixels at the model's scale
+_WINDOWS, _SIDE = 8, 256  # windows of a slide, and their side in pixels at the model's pixel size
 
 
 def image_ood_score(
     reference: ReferenceDistribution | None, image: npt.NDArray[np.uint8], zoom: float = 1.0
 ) -> float | None:
-    """Drift of an image: its distance to the nearest known lab, 1 being the limit; see `ReferenceDistribution.drift`.
+    """Score an image: its distance to the nearest lab, divided by that lab's limit.
 
     Args:
-        reference: what the model knows; None where that was not kept.
+        reference: Reference distribution of the model; None if it has none.
         image: RGB, (H, W, 3).
-        zoom: factor by which it is enlarged to the model's scale.
+        zoom: Factor that enlarges the image to the model's pixel size.
 
     Returns:
-        None where nothing is known, or where the image shows no tissue.
+        The score; None without a reference distribution, or for an image without tissue.
     """
-    return None if reference is None else _drift(reference, image_features(image, zoom))
+    return None if reference is None else _score(reference, image_features(image, zoom))
 
 
 def slide_ood_score(reference: ReferenceDistribution | None, view: SlideView, tissue: TissueMap | None) -> float | None:
-    """Drift of a slide, by a few windows spread over its tissue.
+    """Score a slide by windows distributed over its tissue.
 
     Args:
-        reference: as for `image_ood_score`.
-        view: the slide at the model's scale.
-        tissue: where there is some; None: everywhere.
+        reference: See `image_ood_score`.
+        view: The slide at the model's pixel size.
+        tissue: Where the slide shows tissue; None for everywhere.
+
+    Returns:
+        See `image_ood_score`.
     """
     if reference is None:
         return None
@@ -45,18 +48,18 @@ def slide_ood_score(reference: ReferenceDistribution | None, view: SlideView, ti
         return None
     some = places[np.unique(np.linspace(0, len(places) - 1, _WINDOWS + 2).astype(int)[1:-1])]
     windows = [view.read(_window(y, view.height), _window(x, view.width)) for y, x in (some + 0.5) / shows.shape]
-    return _drift(reference, window_features(windows))
+    return _score(reference, window_features(windows))
 
 
 def _window(center: float, length: int) -> slice:
-    """Around a place given as a share of the length, moved inside."""
+    """Window around a position, given as a fraction of the length, moved inside."""
     side = min(_SIDE, length)
     start = min(max(round(center * length - side / 2), 0), length - side)
     return slice(start, start + side)
 
 
-def _drift(reference: ReferenceDistribution, figures: npt.NDArray[np.float64] | None) -> float | None:
-    if figures is None:
+def _score(reference: ReferenceDistribution, features: npt.NDArray[np.float64] | None) -> float | None:
+    if features is None:
         return None
-    ood_score = float(reference.ood_score(figures[None])[0])
-    return ood_score if np.isfinite(ood_score) else None
+    score = float(reference.ood_score(features[None])[0])
+    return score if np.isfinite(score) else None

@@ -1,7 +1,7 @@
-"""Tiles: how an image of any size is cut, and how the pieces are joined without seams.
+"""Tiles: how an image of any size is cut, and how the results are blended without seams.
 
-Neighboring tiles overlap by two halos. The outer half of each halo, where the network sees the tile's border, is
-thrown away; over the inner halves the two tiles fade into one another. The weights sum to one at every pixel.
+Neighboring tiles overlap by two halos. The outer half of each halo, which the border of the tile influences, is
+discarded; over the inner halves the two tiles are blended. The weights sum to one at every pixel.
 """
 
 import itertools
@@ -22,12 +22,12 @@ class Span:
     """One tile along one axis, in pixels of the image.
 
     Attributes:
-        start: first pixel that the network sees.
-        stop: end of what it sees; past the image's end where the image is smaller than its last tile.
-        inner_start: first pixel that is kept.
-        inner_stop: end of what is kept, never past the image's end.
-        fade_in: pixels from ``inner_start`` on that are shared with the tile before.
-        fade_out: pixels up to ``inner_stop`` that are shared with the tile after.
+        start: First pixel of the network's input.
+        stop: End of the input; after the image's end where the image is smaller than its last tile.
+        inner_start: First pixel that is kept.
+        inner_stop: End of the kept pixels, at most the image's end.
+        fade_in: Pixels from ``inner_start`` on that are blended with the previous tile.
+        fade_out: Pixels up to ``inner_stop`` that are blended with the next tile.
     """
 
     start: int
@@ -39,17 +39,17 @@ class Span:
 
     @property
     def inner(self) -> slice:
-        """What is kept, counted from the start of the image."""
+        """Kept pixels, counted from the start of the image."""
         return slice(self.inner_start, self.inner_stop)
 
     @property
     def inner_of_tile(self) -> slice:
-        """What is kept, counted from the start of the tile."""
+        """Kept pixels, counted from the start of the tile."""
         return slice(self.inner_start - self.start, self.inner_stop - self.start)
 
     @cached_property
     def weights(self) -> npt.NDArray[np.float32]:
-        """Weight of each kept pixel: 1, but a linear ramp where it is shared.
+        """Weight of each kept pixel: 1, and a linear ramp where tiles are blended.
 
         Shape:
             (inner_stop - inner_start,)
@@ -76,11 +76,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """All tiles of an image, of one size. Iterates row by row, so that finished rows can be let go.
+    """All tiles of an image, of one size. Iterates row by row, so that finished rows can be released.
 
     Attributes:
-        rows: spans along the height.
-        columns: spans along the width.
+        rows: Spans along the height.
+        columns: Spans along the width.
     """
 
     rows: tuple[Span, ...]
@@ -94,19 +94,19 @@ class TilePlan:
 
 
 def plan_spans(length: int, *, tile: int, halo: int, multiple: int) -> tuple[Span, ...]:
-    """Cut one axis into overlapping spans of equal length, as few and as short as it can be done.
+    """Cut one axis into overlapping spans of equal length, as few and as short as possible.
 
     Args:
-        length: of the axis in pixels.
-        tile: longest span in pixels, rounded up to ``multiple``. A shorter axis is one span.
-        halo: half of the least overlap of two spans, in pixels.
-        multiple: spans start at, and are as long as, multiples of this: the network's stride.
+        length: Length of the axis in pixels.
+        tile: Longest span in pixels, rounded up to ``multiple``. A shorter axis is one span.
+        halo: Half of the least overlap of two spans, in pixels.
+        multiple: Starts and lengths of spans are multiples of this, the network's stride.
 
     Returns:
         The spans from start to end of the axis.
 
     Raises:
-        SettingsError: when the tile is too small for its halo, or a number is not positive.
+        SettingsError: The tile is too small for its halo, or a number is not positive.
     """
     tile, overlap = _round_up(tile, multiple), _round_up(2 * halo, multiple)
     if length < 1 or halo < 0 or tile < 2 * overlap + 2 * multiple:
@@ -133,17 +133,17 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple: int) 
     """Cut an image into overlapping tiles of one size.
 
     Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        tile: longest side of a tile in pixels.
-        halo: half of the least overlap of two tiles, in pixels.
-        multiple: tiles start at, and are as large as, multiples of this: the network's stride.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        tile: Longest side of a tile in pixels.
+        halo: Half of the least overlap of two tiles, in pixels.
+        multiple: Positions and sizes of tiles are multiples of this, the network's stride.
 
     Returns:
         The plan. An image that fits into one tile is one tile.
 
     Raises:
-        SettingsError: when the tile is too small for its halo, or a number is not positive.
+        SettingsError: The tile is too small for its halo, or a number is not positive.
     """
     rows = plan_spans(height, tile=tile, halo=halo, multiple=multiple)
     columns = plan_spans(width, tile=tile, halo=halo, multiple=multiple)
@@ -151,14 +151,14 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple: int) 
 
 
 def cut_tile(image: npt.NDArray[np.uint8], tile: Tile) -> npt.NDArray[np.uint8]:
-    """What the network sees of an image in one tile; past the image's end it is mirrored.
+    """The pixels of a tile; beyond the image's end they are mirrored.
 
     Args:
-        image: (H, W, C).
-        tile: of a plan for an image of this size.
+        image: The image.
+        tile: A tile of a plan for an image of this size.
 
-    Returns:
-        (h, w, C), the tile's own size.
+    Shape:
+        (H, W, C) → (h, w, C)
     """
     part = image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
     below = tile.rows.stop - tile.rows.start - part.shape[0]

@@ -1,43 +1,33 @@
-"""The files of segmentations in a folder: what there is, how it is named, how it goes."""
+"""Output files in a folder: their names, and how all files of an image appear or disappear together."""
 
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from microseg.errors import DataError, SettingsError
+from microseg.config.params import InferenceSettings
+from microseg.errors import DataError
 from microseg.outputs.record import Record, read_record
+from microseg.outputs.writers import output_suffixes
 
 __all__ = [
     "OUTPUTS",
-    "PARTIAL",
-    "SUFFIXES",
-    "check_outputs",
-    "discard_partial",
     "file_sha256",
     "output_names",
     "publish",
-    "remove_outputs",
     "remove_partial",
     "staged",
 ]
 
-OUTPUTS = ("labels", "outlines", "overlay", "objects")
-"""What is written unless told otherwise; ``probabilities`` (32-bit, large) is the fifth that can be."""
+OUTPUTS = InferenceSettings().outputs
+"""Outputs that are written by default. The fifth built-in one is ``probabilities`` (32-bit, large)."""
 
-SUFFIXES = {
-    "labels": ".labels.tif",
-    "outlines": ".geojson",
-    "overlay": ".overlay.jpg",
-    "objects": ".objects.csv",
-    "probabilities": ".probabilities.tif",
-}
-PARTIAL = ".partial"  # ending of the folders in which outputs are made
-_RESERVED = ("batch",)  # batch.json is the batch's own
-_WAYS: tuple[Callable[[Path], str], ...] = (
+_PARTIAL = ".partial"  # suffix of the temporary folders
+_RESERVED = ("batch",)  # batch.json describes the batch
+_NAMINGS: tuple[Callable[[Path], str], ...] = (
     lambda path: path.stem,
     lambda path: path.name,
     lambda path: f"{path.resolve().parent.name}_{path.name}",
@@ -46,29 +36,31 @@ _WAYS: tuple[Callable[[Path], str], ...] = (
 
 
 def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
-    """How the names of each image's outputs begin.
+    """Choose the stem of the output files' names of each image.
 
-    As the image's, without its suffix: ``a.png`` → ``a``. Where two images would share that, or other files are in the
-    folder under it: with the suffix, ``a.png``; where that is shared too, with the image's folder,
-    ``slides_a.png``, or with eight digits of the hash of its path. An image that has outputs keeps their name.
+    It is the stem of the image, ``a.png`` → ``a``. Where two images would share it, or other files in the folder have
+    it, the suffix is added, ``a.png``; where that is shared too, the image's folder, ``slides_a.png``, or eight digits
+    of the hash of its path. An image that has outputs keeps their name.
 
     Args:
-        sources: paths of the images, all different.
-        folder: where the outputs go.
+        sources: Paths of the images, all different.
+        folder: Folder of the outputs.
 
     Returns:
-        A name for each image, all different even where upper and lower case are the same.
+        A name for each image, all different even if case is ignored.
     """
-    own = [next((way for way in _WAYS if _owner(folder, way(s)) in (s, s.resolve())), None) for s in sources]
+    existing = [
+        next((naming for naming in _NAMINGS if _owner(folder, naming(s)) in (s, s.resolve())), None) for s in sources
+    ]
     chosen = [0] * len(sources)
     while True:
-        names = [(kept or _WAYS[i])(source) for kept, i, source in zip(own, chosen, sources, strict=True)]
+        names = [(kept or _NAMINGS[i])(source) for kept, i, source in zip(existing, chosen, sources, strict=True)]
         counts = Counter(name.casefold() for name in names)
         clashes = [
             number
             for number, (name, source) in enumerate(zip(names, sources, strict=True))
-            if own[number] is None
-            and chosen[number] < len(_WAYS) - 1
+            if existing[number] is None
+            and chosen[number] < len(_NAMINGS) - 1
             and (counts[name.casefold()] > 1 or _taken(folder, name, source))
         ]
         if not clashes:
@@ -77,56 +69,41 @@ def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
             chosen[number] += 1
 
 
-def check_outputs(outputs: Collection[str]) -> None:
-    """Refuse outputs that nobody can write.
-
-    Raises:
-        SettingsError: when there is another one than in ``SUFFIXES``.
-    """
-    unknown = [outputs] if isinstance(outputs, str) else sorted(set(outputs) - set(SUFFIXES))
-    if unknown:
-        raise SettingsError(f"Expected a list of outputs out of {', '.join(SUFFIXES)}, got {unknown}: choose of those.")
-
-
 @contextmanager
 def staged(folder: Path, name: str) -> Iterator[Path]:
-    """A folder in which the outputs of an image are made; it is gone afterwards, whatever happens.
+    """Create a temporary folder for the outputs of an image, and remove it at the end.
 
     Args:
-        folder: where the outputs go.
-        name: how their names begin.
+        folder: Folder of the outputs.
+        name: Stem of their names.
 
     Yields:
-        The folder; `publish` moves its files out.
+        The temporary folder; `publish` moves its files out.
     """
-    staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=PARTIAL))
+    staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=_PARTIAL))
     try:
         yield staging
     finally:
-        discard_partial(staging)
+        _discard(staging)
 
 
-def publish(staging: Path, folder: Path, record: Record) -> dict[str, Path]:
-    """Put finished outputs in place of earlier ones, and the record last: without it nothing counts.
+def publish(staging: Path, folder: Path, record: Record) -> None:
+    """Replace earlier outputs by finished ones, the record last: without it the others do not count.
 
     Args:
-        staging: from `staged`, with the files that the record names.
-        folder: where the outputs go.
-        record: of the segmentation.
-
-    Returns:
-        The files by output, and the record under ``record``.
+        staging: From `staged`, with the files that the record names.
+        folder: Folder of the outputs.
+        record: Record of the segmentation.
     """
     own = f"{record.name}.json"
     (staging / own).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    remove_outputs(folder, record.name)
+    _remove_outputs(folder, record.name)
     for file in (*record.outputs.values(), own):
         (staging / file).replace(folder / file)
-    return {output: folder / file for output, file in record.outputs.items()} | {"record": folder / own}
 
 
-def remove_outputs(folder: Path, name: str) -> None:
-    """Remove an earlier segmentation: its record first, so that it does not count while its files go."""
+def _remove_outputs(folder: Path, name: str) -> None:
+    """Remove an earlier segmentation: its record first, so that it does not count any more."""
     path = folder / f"{name}.json"
     with suppress(DataError):
         record = read_record(path)
@@ -136,16 +113,16 @@ def remove_outputs(folder: Path, name: str) -> None:
 
 
 def remove_partial(folder: Path, sources: Sequence[Path]) -> None:
-    """Remove what a killed process left half made of these images: its folder, and files already moved out of it."""
-    names = {way(source) for source in sources for way in _WAYS}
-    for left in folder.glob(f".*{PARTIAL}"):
+    """Remove what a killed process left of these images: its temporary folder, and files already moved out of it."""
+    names = {naming(source) for source in sources for naming in _NAMINGS}
+    for left in folder.glob(f".*{_PARTIAL}"):
         if _name_of(left) in names:
-            discard_partial(left)
+            _discard(left)
 
 
-def discard_partial(staging: Path) -> None:
-    """Remove the folder in which a segmentation was made; if it was not finished, also its files that had left it."""
-    with suppress(DataError):  # a finished one has taken its record along
+def _discard(staging: Path) -> None:
+    """Remove a temporary folder; if `publish` was interrupted, also the files already moved out of it."""
+    with suppress(DataError):  # `publish` moves the record last
         for file in read_record(staging / f"{_name_of(staging)}.json").outputs.values():
             if not (staging / file).exists():
                 (staging.parent / Path(file).name).unlink(missing_ok=True)
@@ -159,11 +136,11 @@ def file_sha256(path: Path) -> str:
 
 
 def _name_of(staging: Path) -> str:
-    return staging.name[1 : -len(PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
+    return staging.name[1 : -len(_PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
 
 
 def _owner(folder: Path, name: str) -> Path | None:
-    """The image whose outputs are there under a name."""
+    """Path of the image whose outputs have a name."""
     path = folder / f"{name}.json"
     if path.is_file():
         with suppress(DataError):
@@ -172,9 +149,9 @@ def _owner(folder: Path, name: str) -> Path | None:
 
 
 def _taken(folder: Path, name: str, source: Path) -> bool:
-    """Whether files of others, or of another image, are there under a name; a copy of an image is not another one."""
+    """Whether a name is used by other files, or by another image; a copy of an image is not another image."""
     if name.casefold() in _RESERVED:
         return True
     if _owner(folder, name) is None:
-        return any((folder / (name + suffix)).exists() for suffix in (".json", *SUFFIXES.values()))
+        return any((folder / (name + suffix)).exists() for suffix in (".json", *output_suffixes()))
     return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != file_sha256(source)

@@ -1,22 +1,25 @@
 """Measurements: a table of the objects of a segmentation, and a summary of its image."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from microseg.outputs.outlines import label_objects, outline_objects
+from microseg.outputs.record import ImageInfo
+from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
 __all__ = [
     "OBJECT_COLUMNS",
     "SUMS",
+    "ConfidenceSums",
     "ObjectSums",
-    "measure_objects",
-    "object_classes",
+    "ObjectTableWriter",
+    "Weights",
     "sum_objects",
-    "summarize_image",
+    "summarize",
     "tabulate",
 ]
 
@@ -36,97 +39,130 @@ OBJECT_COLUMNS = (
     "solidity",
     "mean_probability",
 )
-SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "certainty")
-"""Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, probability of the class."""
-_AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CERTAINTY = range(len(SUMS))
+SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "confidence")
+"""Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, confidence."""
+_AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CONFIDENCE = range(len(SUMS))
 
 ObjectSums = npt.NDArray[np.float64]
-Shares = npt.NDArray[np.floating] | npt.NDArray[np.uint8]
+Weights = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
-_ROUNDING = 1e-5  # squared pixels: of coordinates up to 100,000 the variance is no better known
-_ROWS = 256  # of an image, taken at once
-_PIXELS = 2**18  # of an image, whose objects are summed at once
+_ROUNDING = 1e-5  # squared pixels: for coordinates up to 100,000 the variance is not known better
+_ROWS = 256  # rows of an image that are processed at once
+_PIXELS = 2**18  # pixels of an image whose objects are summed at once
 
 
-def measure_objects(
-    mask: npt.NDArray[np.uint8],
-    classes: Sequence[str],
-    *,
-    image: str = "",
-    mpp: float | None = None,
-    probabilities: npt.NDArray[np.float32] | None = None,
-    labels: npt.NDArray[np.int32] | None = None,
-    polygons: npt.NDArray[np.object_] | None = None,
-    indices: npt.NDArray[np.uint8] | None = None,
-    step: float = 1.0,
-) -> pd.DataFrame:
-    """Measure every object of a mask.
+@dataclass
+class ConfidenceSums:
+    """How confident the network is, summed over the pixels that it computed.
+
+    Attributes:
+        pixels: Number of pixels.
+        highest: Sum of each pixel's highest probability.
+        entropy: Sum of the entropies, in nats.
+    """
+
+    pixels: int = 0
+    highest: float = 0.0
+    entropy: float = 0.0
+
+    def add(self, probabilities: npt.NDArray[np.float32], highest: npt.NDArray[np.float32] | None = None) -> None:
+        """Add the pixels of a block.
+
+        Args:
+            probabilities: Class probabilities.
+            highest: The highest of them; None to compute it.
+
+        Shape:
+            probabilities (K, h, w), highest (h, w)
+        """
+        for top in range(0, probabilities.shape[1], _ROWS):
+            rows = probabilities[:, top : top + _ROWS]  # (K, rows, w)
+            best = rows.max(axis=0) if highest is None else highest[top : top + _ROWS]
+            self.pixels += best.size
+            self.highest += float(best.sum(dtype=np.float64))
+            self.entropy -= float((rows * np.log(np.maximum(rows, 1e-12))).sum(dtype=np.float64))
+
+
+def summarize(
+    image: ImageInfo,
+    pixels: npt.NDArray[np.int64],
+    objects: npt.NDArray[np.int64],
+    confidence: ConfidenceSums | None,
+) -> dict[str, int | float | None]:
+    """Measurements of a whole image.
 
     Args:
-        mask: class indices.
-        classes: names of the classes.
-        image: name to put into the first column.
-        mpp: microns per pixel. None: columns in microns are NaN.
-        probabilities: of the classes. None: ``mean_probability`` is NaN.
-        labels: from `label_objects`, where already made.
-        polygons: from `outline_objects`, where already made.
-        indices: from `object_classes`, where already made.
-        step: pixels of the image along one of the mask; measurements are in those of the image.
+        image: The image, its pixel size and classes.
+        pixels: Number of pixels of each class.
+        objects: Number of objects of each class.
+        confidence: Sums over the computed pixels; None if unknown.
 
     Shape:
-        mask (H, W), probabilities (K, H, W)
+        pixels (K,), objects (K,)
 
     Returns:
-        A row for each object, columns ``OBJECT_COLUMNS``: label (its number in the outlines), class, area, perimeter,
-        centroid (from the image's top left corner, as the outlines), diameter of the circle of the same area,
-        eccentricity of the ellipse with the same second moments (0 = circle), solidity (area over that of the convex
-        hull), mean probability of the object's class.
-
-    Reference:
-        Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.
-
-    Deviation:
-        Solidity takes the convex hull of the outline, scikit-image that of rasterised pixels.
+        ``area_mm2`` of the image; ``objects_<class>`` and ``area_fraction_<class>`` for each class but the background;
+        ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, from 0 (certain) to 1 (all classes
+        equally probable). None where unknown.
     """
-    labels = label_objects(mask) if labels is None else labels
-    polygons = outline_objects(labels) if polygons is None else polygons
-    indices = object_classes(mask, labels, len(polygons)) if indices is None else indices
-    certainty = None
-    if probabilities is not None:
-        certainty = np.take_along_axis(probabilities, np.minimum(mask, len(classes) - 1)[None], axis=0)[0]
-    sums = sum_objects(labels, len(polygons), certainty)
-    return tabulate(sums, polygons, indices, classes, image=image, mpp=mpp, step=step)
+    total, count = int(pixels.sum()), len(image.classes)
+    mean_confidence = mean_entropy = None
+    if confidence is not None and confidence.pixels:
+        mean_confidence = confidence.highest / confidence.pixels
+        mean_entropy = confidence.entropy / confidence.pixels / float(np.log(count))
+    summary: dict[str, int | float | None] = {
+        "area_mm2": None if image.mpp is None else image.width * image.height * image.mpp**2 / 1e6
+    }
+    for index, name in enumerate(image.classes[1:], start=1):
+        summary[f"objects_{name}"] = int(objects[index])
+        summary[f"area_fraction_{name}"] = float(pixels[index] / total)
+    return summary | {"mean_confidence": mean_confidence, "mean_entropy": mean_entropy}
+
+
+class ObjectTableWriter(OutputWriter):
+    """Writes the measurements of all objects as CSV, one row per object; see `tabulate`."""
+
+    suffix = ".objects.csv"
+    needs_objects = True
+
+    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
+        super().__init__(path, image, thumbnail)
+        pd.DataFrame(columns=list(OBJECT_COLUMNS)).to_csv(path, index=False)
+
+    def add_objects(self, objects: ObjectBatch) -> None:
+        """Append rows."""
+        objects.table.to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
+
+    def finish(self) -> None:
+        """The file is complete."""
 
 
 def sum_objects(
     labels: npt.NDArray[np.int32],
     count: int,
-    certainty: Shares | None = None,
+    confidence: Weights,
     *,
     rows: slice = slice(None),
     top: int = 0,
 ) -> ObjectSums:
-    """Sums over the pixels of each object, of which measurements are made; sums of parts of an object can be added.
+    """Sum over the pixels of each object; measurements are computed from these. Sums of parts can be added.
 
     Args:
-        labels: from `label_objects`, or of some rows of a larger image.
-        count: of the objects.
-        certainty: probability of each pixel's class. None: its sum is NaN.
-        rows: that are summed; the others are there for the perimeters, which look two pixels around.
-        top: number of the first of all the rows in the larger image.
+        labels: From `label_objects`; some rows of an image.
+        count: Number of objects.
+        confidence: Probability of each pixel's class, in any unit.
+        rows: Rows to sum; the others are context for the perimeters, which depend on two pixels around.
+        top: Index of the first row of ``labels`` in the image.
 
     Shape:
-        labels (h, W), certainty (h, W)
-
-    Returns:
-        The sums, (count, len(SUMS)).
+        labels (h, W), confidence (h, W) → (count, len(SUMS))
     """
     sums = np.zeros((count, len(SUMS)), np.float64)
     first, last, _ = rows.indices(len(labels))
     step = max(1, _PIXELS // labels.shape[1])
     for start in range(first, last, step):
         stop = min(last, start + step)
-        sums += _sum_rows(labels[start:stop], count, None if certainty is None else certainty[start:stop], top + start)
+        sums += _sum_rows(labels[start:stop], count, confidence[start:stop], top + start)
         around = slice(max(0, start - 2), min(len(labels), stop + 2))
         of = slice(start - around.start, stop - around.start)
         sums[:, _PERIMETER] += _perimeters(labels[around], count, of)
@@ -136,7 +172,7 @@ def sum_objects(
 def _sum_rows(
     labels: npt.NDArray[np.int32],
     count: int,
-    certainty: Shares | None,
+    confidence: Weights,
     top: int,
 ) -> ObjectSums:
     where = np.flatnonzero(labels)
@@ -147,44 +183,48 @@ def _sum_rows(
     sums[:, _AREA] = np.bincount(number, minlength=count)
     for column, values in ((_X, x), (_Y, y), (_XX, x * x), (_YY, y * y), (_XY, x * y)):
         sums[:, column] = np.bincount(number, values, minlength=count)
-    chance = np.full(len(where), np.nan) if certainty is None else certainty.ravel()[where]
-    sums[:, _CERTAINTY] = np.bincount(number, chance, minlength=count)
+    sums[:, _CONFIDENCE] = np.bincount(number, confidence.ravel()[where], minlength=count)
     return sums
 
 
 def tabulate(
-    sums: ObjectSums,
-    polygons: npt.NDArray[np.object_],
-    indices: npt.NDArray[np.integer],
-    classes: Sequence[str],
-    *,
-    image: str = "",
-    mpp: float | None = None,
-    step: float = 1.0,
+    sums: ObjectSums, polygons: npt.NDArray[np.object_], indices: npt.NDArray[np.integer], image: ImageInfo
 ) -> pd.DataFrame:
-    """The table of objects, from their sums and outlines; see `measure_objects`.
+    """Measure objects.
 
     Args:
-        sums: from `sum_objects`, N objects.
-        polygons: N outlines, in the pixels that were summed.
-        indices: N, the class index of each object.
-        classes: names of the classes.
-        image: name to put into the first column.
-        mpp: microns per pixel of the image. None: columns in microns are NaN.
-        step: pixels of the image along one of those that were summed.
+        sums: From `sum_objects`, over pixels of the mask.
+        polygons: Outlines in pixels of the mask.
+        indices: Class index of each object.
+        image: The image, its pixel size and classes.
+
+    Shape:
+        sums (N, len(SUMS)), polygons (N,), indices (N,)
+
+    Returns:
+        One row per object, columns ``OBJECT_COLUMNS``, in pixels of the image and in microns (NaN if the pixel size is
+        unknown): label, class, area, perimeter, centroid (from the top left corner of the image, as the outlines),
+        diameter of the circle of equal area, eccentricity of the ellipse with equal second moments (0 = circle),
+        solidity (area over area of the convex hull), mean probability of the object's class.
+
+    Reference:
+        Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.
+
+    Deviation:
+        Solidity uses the convex hull of the outline, scikit-image that of the pixels.
     """
-    count, area = len(sums), sums[:, _AREA]
+    area, step = sums[:, _AREA], image.mean_step
     center_x, center_y = sums[:, _X] / area, sums[:, _Y] / area
     xx = sums[:, _XX] / area - center_x**2
     yy = sums[:, _YY] / area - center_y**2
     xy = sums[:, _XY] / area - center_x * center_y
-    scale = np.nan if mpp is None else mpp
+    scale = np.nan if image.mpp is None else image.mpp
     area_px, perimeter = area * step**2, sums[:, _PERIMETER] * step
     diameter = np.sqrt(4 * area_px / np.pi)
     columns = (
-        image,
-        np.arange(1, count + 1),
-        [classes[index] for index in indices],
+        image.display_name,
+        np.arange(1, len(sums) + 1),
+        [image.classes[index] for index in indices],
         area.astype(np.int64) if step == 1 else area_px,
         area_px * scale**2,
         perimeter,
@@ -195,59 +235,13 @@ def tabulate(
         diameter * scale,
         _eccentricities(xx, yy, xy),
         area / shapely.area(shapely.convex_hull(polygons)),
-        sums[:, _CERTAINTY] / area,
+        sums[:, _CONFIDENCE] / area,
     )
     return pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
 
 
-def summarize_image(
-    mask: npt.NDArray[np.uint8],
-    classes: Sequence[str],
-    *,
-    mpp: float | None = None,
-    probabilities: npt.NDArray[np.float32] | None = None,
-    labels: npt.NDArray[np.int32] | None = None,
-    indices: npt.NDArray[np.uint8] | None = None,
-) -> dict[str, float]:
-    """Figures of a whole image.
-
-    Args:
-        mask: class indices.
-        classes: names of the classes.
-        mpp: microns per pixel; None if unknown.
-        probabilities: of the classes; None if not kept.
-        labels: from `label_objects`, where already made.
-        indices: from `object_classes`, where already made.
-
-    Shape:
-        mask (H, W), probabilities (K, H, W)
-
-    Returns:
-        ``area_mm2`` of the image; ``objects_<class>`` and ``area_fraction_<class>`` for each class but the background;
-        ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, 0 where the network is sure and 1
-        where all classes are equally likely. NaN where unknown.
-    """
-    labels = label_objects(mask) if labels is None else labels
-    indices = object_classes(mask, labels, int(labels.max(initial=0))) if indices is None else indices
-    objects = np.bincount(indices, minlength=len(classes))
-    pixels = np.bincount(mask.ravel(), minlength=len(classes))
-    summary = {"area_mm2": np.nan if mpp is None else mask.size * mpp**2 / 1e6}
-    for index, name in enumerate(classes[1:], start=1):
-        summary[f"objects_{name}"] = int(objects[index])
-        summary[f"area_fraction_{name}"] = float(pixels[index] / mask.size)
-    confidence, entropy = (np.nan, np.nan) if probabilities is None else _certainty(probabilities)
-    return summary | {"mean_confidence": confidence, "mean_entropy": entropy}
-
-
-def object_classes(mask: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.uint8]:
-    """Class index of each of the objects 1 … count, (count,)."""
-    indices = np.zeros(count + 1, np.uint8)
-    indices[labels.ravel()] = mask.ravel()
-    return indices[1:]
-
-
 def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:
-    """Length of each object's border in some rows: its border pixels, weighted by how many are neighbors and where."""
+    """Length of each object's border in some rows: border pixels, weighted by the number and position of neighbors."""
     padded = np.pad(labels, 1)
     height, width = labels.shape
 
@@ -258,7 +252,7 @@ def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.N
     inside = np.ones(labels.shape, np.bool_)
     for side in sides:
         inside &= shifted(padded, *side) == labels
-    border = np.pad(np.where(inside, 0, labels), 1)  # the object's number on its border, else 0
+    border = np.pad(np.where(inside, 0, labels), 1)  # label on the border of an object, else 0
     first = rows.indices(height)[0]
     where = np.nonzero(border[1:-1][rows])
     where = (where[0] + first + 1, where[1])
@@ -284,14 +278,3 @@ def _eccentricities(
     long, short = middle + spread, np.maximum(middle - spread, 0)
     roundness = np.divide(short, long, out=np.ones_like(long), where=long > _ROUNDING)
     return np.asarray(np.sqrt(1 - roundness), np.float64)
-
-
-def _certainty(probabilities: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Mean highest probability and mean entropy over log K, a few rows at a time."""
-    classes, height, width = probabilities.shape
-    highest = entropy = 0.0
-    for top in range(0, height, _ROWS):
-        rows = probabilities[:, top : top + _ROWS]  # (K, rows, W)
-        highest += float(rows.max(axis=0).sum(dtype=np.float64))
-        entropy -= float((rows * np.log(np.maximum(rows, 1e-12))).sum(dtype=np.float64))
-    return highest / (height * width), entropy / (height * width * np.log(classes))

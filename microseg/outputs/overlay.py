@@ -1,6 +1,8 @@
-"""Overlays: a segmentation drawn over its image, and pictures side by side."""
+"""Colors of the classes, overlays of a segmentation on its image, and panels of several pictures."""
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,40 +10,115 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import DataError
-from microseg.outputs.palette import class_color, color_table
+from microseg.outputs.record import ImageInfo
+from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 
-__all__ = ["draw_overlay", "draw_panel"]
+__all__ = ["Color", "OverlayWriter", "class_color", "color_table", "draw_overlay", "draw_panel"]
 
+Color = tuple[int, int, int]
 Picture = npt.NDArray[np.uint8]
 
+# Far from hematoxylin, eosin and diaminobenzidine first. Any two stay at least 30 CIELAB units apart for normal,
+# protan, deutan and tritan vision (Machado et al. 2009); Okabe and Ito's well-known colors come as near as 16.
+_COLORS: tuple[Color, ...] = (
+    (10, 255, 145),  # spring green
+    (228, 122, 0),  # orange
+    (76, 163, 255),  # sky blue
+    (255, 255, 0),  # yellow
+    (220, 160, 188),  # pink
+    (8, 56, 202),  # blue
+    (124, 46, 23),  # brown
+)
+_IGNORED: Color = (128, 128, 128)
 _FILL = 0.08  # opacity of the inside of objects: the stain must stay readable
 _RIM = 0.6  # opacity of the dark rim beside each line, which makes it stand out on any stain
 _BLUR = ImageFilter.Kernel((3, 3), (1, 4, 1, 4, 16, 4, 1, 4, 1))  # a Gaussian of 0.6 pixels
 _GAP, _WHITE, _INK = 12, (255, 255, 255), (30, 30, 30)
+_LEAST = 500  # pixels of the longer side of an overlay file; drawing a larger one takes longer than segmenting
+_MOST, _SAMPLED = 4096, 2048  # longer side of a mask that is drawn as it is, and that larger ones are sampled to
+
+
+def class_color(index: int) -> Color:
+    """Color of a class.
+
+    Args:
+        index: Class index in a mask. 0, the background, is black; 255, ignored, is gray.
+
+    Returns:
+        Red, green and blue, 0..255. After seven classes the colors are repeated, lighter, then darker.
+    """
+    if index == 0:
+        return (0, 0, 0)
+    if index == 255:
+        return _IGNORED
+    shade, number = divmod(index - 1, len(_COLORS))
+    towards = (None, 255, 0)[shade % 3]
+    red, green, blue = (c if towards is None else (c + towards) // 2 for c in _COLORS[number])
+    return red, green, blue
+
+
+@functools.cache
+def color_table() -> npt.NDArray[np.uint8]:
+    """Colors of all mask values; read-only.
+
+    Shape:
+        (256, 3)
+    """
+    table = np.array([class_color(index) for index in range(256)], np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+class OverlayWriter(OutputWriter):
+    """Writes the outlines of the mask drawn over the image, as JPEG; masks above 4096 pixels are reduced to 2048."""
+
+    suffix = ".overlay.jpg"
+
+    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
+        super().__init__(path, image, thumbnail)
+        height, width = image.mask_shape
+        longest = max(height, width)
+        self._every = 1 if longest <= _MOST else -(-longest // _SAMPLED)
+        self._mask = np.zeros((-(-height // self._every), -(-width // self._every)), np.uint8)
+
+    def add_strip(self, strip: MaskStrip) -> None:
+        """Sample the rows of the mask."""
+        first = -(-strip.top // self._every)
+        rows = strip.mask[first * self._every - strip.top :: self._every, :: self._every]
+        self._mask[first : first + len(rows)] = rows
+
+    def finish(self) -> None:
+        """Read the picture of the image, draw and save."""
+        height, width = self._mask.shape
+        picture = Image.fromarray(self.thumbnail(max(height, width))).resize((width, height))
+        drawn = draw_overlay(np.asarray(picture, np.uint8), self._mask, least=_LEAST)
+        Image.fromarray(drawn).save(self.path, quality=90, subsampling=0)
 
 
 def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 900, most: int = 4096) -> Picture:
     """Draw the outlines of a mask, and a light fill, over its image.
 
-    A line between two classes has the color of the one with the higher index.
+    A line between two classes has the color of the class with the higher index.
 
     Args:
-        image: RGB.
-        mask: class indices; background and ignored pixels stay as they are.
-        least: a smaller image is enlarged by a whole factor until its longest side has at least so many pixels.
-        most: a larger image is reduced until its longest side has so many pixels, so that lines stay visible.
+        image: RGB, 0..255.
+        mask: Class indices; background and ignored pixels are not drawn.
+        least: Smallest longer side of the picture in pixels; a smaller image is enlarged by a whole factor.
+        most: Largest longer side of the picture in pixels; a larger image is reduced, so that lines stay visible.
 
     Shape:
         image (H, W, 3), mask (H, W)
 
     Returns:
-        RGB picture.
+        RGB picture, (h, w, 3).
 
     Raises:
-        DataError: when image and mask differ in size.
+        DataError: Image and mask differ in size.
     """
     if image.shape[:2] != mask.shape:
-        raise DataError(f"Expected a mask of the image's size {image.shape[:2]}, got {mask.shape}: draw it on its own.")
+        raise DataError(
+            f"Expected a mask of the image's size {image.shape[:2]}, got {mask.shape}: draw it on the image it was made from."
+        )
     longest = max(mask.shape)
     factor = -(-least // longest) if longest < least else min(1.0, most / longest)
     size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))
@@ -67,14 +144,14 @@ def draw_panel(
 ) -> Picture:
     """Put pictures side by side, each below its title, with a legend of the classes.
 
-    Overlays are best drawn at the size that they will have here: ``draw_overlay(…, least=height, most=height)``.
+    Draw overlays at the size that they have in the panel: ``draw_overlay(…, least=height, most=height)``.
 
     Args:
         pictures: RGB, of any sizes.
-        titles: one a picture.
-        classes: names of the classes for the legend, background first; none for no legend.
-        columns: pictures in a row; None: all in one.
-        height: of each picture in the panel, in pixels; their proportions are kept.
+        titles: One title per picture.
+        classes: Names of the classes for the legend, background first; empty for no legend.
+        columns: Pictures in a row; None for a single row.
+        height: Height of each picture in the panel, in pixels; proportions are kept.
 
     Shape:
         each (H, W, 3)
@@ -83,7 +160,7 @@ def draw_panel(
         One RGB picture, (h, w, 3).
 
     Raises:
-        DataError: when there is no picture, or not one title for each.
+        DataError: There is no picture, or not one title for each.
     """
     if not pictures or len(pictures) != len(titles):
         raise DataError(f"Expected pictures and a title for each, got {len(pictures)} and {len(titles)} titles.")
@@ -120,7 +197,7 @@ def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: flo
     for index in np.unique(mask[mask > 0]):
         picture = Image.fromarray((mask == index).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
         share = np.asarray(picture.filter(ImageFilter.GaussianBlur(max(1, 0.25 * factor))), np.uint8)
-        strongest -= share  # what is left is the background's
+        strongest -= share  # the rest belongs to the background
         shares.append((index, share))
     for index, share in shares:
         stronger = share > strongest

@@ -1,4 +1,4 @@
-"""The record of a segmentation: the JSON file that leads from its outputs back to image, model, run and data."""
+"""The record of a segmentation: a JSON file that links its outputs to the image, the model, the run and the data."""
 
 import functools
 import platform
@@ -12,22 +12,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from microseg.errors import DataError
 
-__all__ = ["Provenance", "Record", "find_record", "read_record", "software_versions"]
+__all__ = ["ImageInfo", "Provenance", "Record", "find_record", "read_record", "software_versions"]
 
 _PACKAGES = ("microseg", "torch", "timm", "numpy")
 
 
 class Provenance(BaseModel):
-    """What made a segmentation.
+    """Model, data and settings behind a segmentation.
 
     Attributes:
-        model: the registered model and its version, such as ``microseg-segmenter/3``; or another name for it.
-        weights_sha256: of the weights.
-        run_id: of the training run.
-        datasets: digest of each lab's dataset that the model was trained with.
-        commit: of the code.
-        parameters: of training.
-        inference: of inference: what besides weights and image decides the result.
+        model: The registered model and its version, such as ``microseg-segmenter/3``; or another name for it.
+        weights_sha256: SHA-256 of the weights.
+        run_id: MLflow run of the training.
+        datasets: Digest of each lab's dataset that the model was trained with.
+        commit: Commit of the code.
+        parameters: Parameters of the training.
+        inference: Parameters of inference that change the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,30 +41,23 @@ class Provenance(BaseModel):
     inference: dict[str, Any] = Field(default_factory=dict)
 
 
-class Record(BaseModel):
-    """One image's segmentation and its files.
+class ImageInfo(BaseModel):
+    """An image that is segmented: what is known before the first row of its mask.
 
     Attributes:
-        kind: says that a JSON file is such a record.
-        name: how the files' names begin.
-        source: path of the image.
-        source_sha256: of the image's file.
-        width: of the image in pixels.
-        height: of the image in pixels.
-        mpp: microns per pixel; None if unknown.
-        step: pixels of the image along one of the label image, across and down.
-        classes: names of the classes, background first.
-        provenance: what made it.
-        outputs: file names, beside the record.
-        summary: figures of the image; None where unknown.
-        created: when.
-        seconds: that the network took.
-        software: versions.
+        name: Stem of the output files' names.
+        source: Path of the image.
+        source_sha256: SHA-256 of the image file; None if there is no file.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        mpp: Microns per pixel; None if unknown.
+        step: Pixels of the image per pixel of the label image, in x and y.
+        classes: Names of the classes, background first.
+        provenance: Model, data and settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: Literal["microseg segmentation 1"] = "microseg segmentation 1"
     name: str
     source: str
     source_sha256: str | None
@@ -74,11 +67,52 @@ class Record(BaseModel):
     step: tuple[float, float] = (1.0, 1.0)
     classes: tuple[str, ...]
     provenance: Provenance
+
+    @property
+    def mean_step(self) -> float:
+        """Pixels of the image along one pixel of the label image, the geometric mean of both axes."""
+        return float((self.step[0] * self.step[1]) ** 0.5)
+
+    @property
+    def label_mpp(self) -> float | None:
+        """Microns per pixel of the label image; None if unknown."""
+        return None if self.mpp is None else self.mpp * self.mean_step
+
+    @property
+    def mask_shape(self) -> tuple[int, int]:
+        """Height and width of the label image."""
+        return round(self.height / self.step[1]), round(self.width / self.step[0])
+
+    @property
+    def display_name(self) -> str:
+        """The image's file name; ``name`` where several images of a batch share the file name."""
+        source = Path(self.source)
+        return source.name if self.name in (source.stem, source.name) else self.name
+
+
+class Record(ImageInfo):
+    """The segmentation of one image and its files.
+
+    Attributes:
+        kind: Marks a JSON file as such a record.
+        outputs: File name of each output, beside the record.
+        summary: Measurements of the whole image; None where unknown.
+        created: Time of creation.
+        seconds: Time of the network.
+        software: Versions of the packages.
+    """
+
+    kind: Literal["microseg segmentation 1"] = "microseg segmentation 1"
     outputs: dict[str, str]
     summary: dict[str, int | float | None]
     created: datetime
     seconds: float | None
     software: dict[str, str]
+
+    @property
+    def missing_pixel_size(self) -> bool:
+        """Whether the image was assumed to have the model's pixel size, because its own is unknown."""
+        return self.mpp is None and self.provenance.inference.get("model_mpp") is not None
 
 
 def read_record(path: Path) -> Record:
@@ -88,7 +122,7 @@ def read_record(path: Path) -> Record:
         path: ``<name>.json``.
 
     Raises:
-        DataError: the file is missing, or no such record.
+        DataError: The file is missing, or is not such a record.
     """
     try:
         return Record.model_validate_json(path.read_bytes())
@@ -100,10 +134,10 @@ def read_record(path: Path) -> Record:
 
 
 def find_record(path: Path) -> Path:
-    """The one record in a folder; a file is taken as it is.
+    """Find the only record in a folder; the path of a file is returned as it is.
 
     Raises:
-        DataError: when the folder has no record or several.
+        DataError: The folder has no record, or several.
     """
     if not path.is_dir():
         return path
@@ -122,7 +156,7 @@ def find_record(path: Path) -> Path:
 
 @functools.cache
 def software_versions() -> dict[str, str]:
-    """Versions of what takes part in a segmentation; not to be changed."""
+    """Versions of Python and of the packages that a segmentation depends on; do not modify."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

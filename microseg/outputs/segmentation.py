@@ -1,31 +1,32 @@
-"""A segmentation: what was found in one image, where that came from, and the files that keep it."""
+"""The segmentation of one image in memory."""
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pandas as pd
 import tifffile
 from PIL import Image
 
-from microseg.errors import DataError, SettingsError
-from microseg.outputs.files import OUTPUTS, SUFFIXES, check_outputs, file_sha256, output_names, publish, staged
-from microseg.outputs.measurements import measure_objects, object_classes, summarize_image
-from microseg.outputs.outlines import feature_collection, label_objects, outline_objects
+from microseg.errors import DataError
+from microseg.outputs.files import OUTPUTS, file_sha256, output_names
+from microseg.outputs.measurements import ConfidenceSums, summarize
+from microseg.outputs.objects import ObjectFinder, label_objects
+from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay
-from microseg.outputs.palette import color_table
-from microseg.outputs.record import Provenance, Record, find_record, read_record, software_versions
-from microseg.slides.images import read_image
+from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
+from microseg.outputs.segmentation_writer import SegmentationWriter
+from microseg.outputs.writers import MaskStrip, ObjectBatch
+from microseg.slides.readers import open_slide
+from microseg.slides.slide import ArraySlide
 
 __all__ = ["Segmentation"]
-
-_LEAST = 500  # pixels of the longer side of an overlay; beyond it drawing takes longer than segmenting
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +34,20 @@ class Segmentation:
     """The segmentation of one image.
 
     Attributes:
-        mask: (H, W) class indices.
-        probabilities: (K, H, W) of the classes; None where not kept.
-        classes: names of the classes, background first.
-        mpp: microns per pixel of the image; None if unknown.
-        provenance: what made it.
-        source: path of the image.
-        source_sha256: of the image's file; None: computed when saved, if the file is there.
-        seconds: that the network took; None if unknown.
-        step: pixels of the image along one of the mask, across and down: other than 1 for slides that were segmented at
-            the model's scale.
-        ood_score: distance to the nearest lab that the model knows, 1 being the limit; None where there is no telling.
+        mask: Class indices.
+        probabilities: Probabilities of the classes; None for slides.
+        classes: Names of the classes, background first.
+        mpp: Microns per pixel of the image; None if unknown.
+        provenance: Model, data and settings.
+        source: Path of the image.
+        source_sha256: SHA-256 of the image file; None: computed by `save`, if the file exists.
+        seconds: Time of the network; None if unknown.
+        step: Pixels of the image per pixel of the mask, in x and y; other than 1 for slides, which are segmented at
+            the model's pixel size.
+        ood_score: Out-of-distribution score; above 1 the image is out of distribution. None if unknown.
+
+    Shape:
+        mask (H, W), probabilities (K, H, W)
     """
 
     mask: npt.NDArray[np.uint8]
@@ -62,75 +66,40 @@ class Segmentation:
         """Number of the object at each pixel, (H, W)."""
         return label_objects(self.mask)
 
-    @cached_property
+    @property
     def polygons(self) -> npt.NDArray[np.object_]:
-        """Outline of each object, as shapely polygons."""
-        return outline_objects(self.labels)
-
-    @cached_property
-    def _indices(self) -> npt.NDArray[np.uint8]:
-        """Class index of each object."""
-        return object_classes(self.mask, self.labels, int(self.labels.max(initial=0)))
-
-    @cached_property
-    def objects(self) -> pd.DataFrame:
-        """Measurements of each object, in pixels of the image; see `measure_objects`."""
-        return measure_objects(
-            self.mask,
-            self.classes,
-            image=Path(self.source).name,
-            mpp=self.mpp,
-            step=self._step,
-            probabilities=self.probabilities,
-            labels=self.labels,
-            polygons=self.polygons,
-            indices=self._indices,
-        )
-
-    @cached_property
-    def summary(self) -> dict[str, float]:
-        """Figures of the whole image; see `summarize_image`. Where it is known, ``drift`` is one of them."""
-        mpp = None if self.mpp is None else self.mpp * self._step
-        found = summarize_image(
-            self.mask,
-            self.classes,
-            mpp=mpp,
-            probabilities=self.probabilities,
-            labels=self.labels,
-            indices=self._indices,
-        )
-        return found if self.ood_score is None else found | {"ood_score": self.ood_score}
+        """Outline of each object in pixels of the mask, as shapely polygons."""
+        return self._objects.polygons
 
     @property
-    def _step(self) -> float:
-        return float(np.sqrt(self.step[0] * self.step[1]))
+    def objects(self) -> pd.DataFrame:
+        """Measurements of each object, in pixels of the image and in microns; see `tabulate`."""
+        return self._objects.table
+
+    @cached_property
+    def summary(self) -> dict[str, int | float | None]:
+        """Measurements of the whole image; see `summarize`. Where it is known, ``ood_score`` is one of them."""
+        pixels = np.bincount(self.mask.ravel(), minlength=256)
+        counts = np.bincount(self._objects.indices, minlength=256)
+        return summarize(self._info(), pixels, counts, self._confidence_sums()) | self._extra()
 
     def outlines(self) -> dict[str, Any]:
-        """Outlines and measurements of all objects as GeoJSON; see `feature_collection`."""
-        columns = [column for column in self.objects.columns if column not in ("image", "label", "class")]
-        figures = [dict(zip(columns, row, strict=True)) for row in self.objects[columns].itertuples(index=False)]
-        return feature_collection(
-            self.polygons,
-            self._indices.tolist(),
-            self.classes,
-            measurements=figures,
-            source=self.source_sha256 or self.source,
-            step=self.step,
-        )
+        """Outlines and measurements of all objects as GeoJSON; see `features`."""
+        found = [json.loads(feature) for feature in features(self._objects, self._info())]
+        return {"type": "FeatureCollection", "features": found}
 
     def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-        """Picture of the outlines over the image; see `draw_overlay`.
+        """Picture of the outlines on the image; see `draw_overlay`.
 
         Args:
-            image: RGB; None: read from the source.
+            image: RGB, 0..255; None: read from the source.
 
         Raises:
-            ImageReadError: when the source is needed and cannot be read.
+            ImageReadError: The source is needed and cannot be read.
         """
-        picture = read_image(self.source) if image is None else image
-        if self.step != (1.0, 1.0):
-            picture = np.asarray(Image.fromarray(picture).resize(self.mask.shape[::-1]), np.uint8)
-        return draw_overlay(picture, self.mask, least=_LEAST)
+        height, width = self.mask.shape
+        picture = Image.fromarray(self._thumbnail(image, max(height, width))).resize((width, height))
+        return draw_overlay(np.asarray(picture, np.uint8), self.mask)
 
     def save(
         self,
@@ -139,63 +108,59 @@ class Segmentation:
         image: npt.NDArray[np.uint8] | None = None,
         name: str | None = None,
     ) -> dict[str, Path]:
-        """Write the segmentation, each file whole or not at all, and ``<name>.json`` last: without it nothing counts.
+        """Write output files, all or none, and ``<name>.json``, the record; see `SegmentationWriter`.
 
         Args:
-            folder: made where missing.
-            outputs: any of ``SUFFIXES``: label image (TIFF, with pixel size and colors), outlines (GeoJSON), overlay
-                (JPEG), objects (CSV), probabilities (TIFF).
-            image: the image, for the overlay; None: read from the source.
-            name: how the files' names begin; None: as the source's, unless another image has taken that.
+            folder: Folder of the files; created if missing.
+            outputs: Names of output writers.
+            image: The image, for the overlay; None: read from the source.
+            name: Stem of the files' names; None: that of the source, unless another image has it.
 
         Returns:
             The files by output, and the record under ``record``.
 
         Raises:
-            SettingsError: an output is unknown.
-            ImageReadError: the source is needed and cannot be read.
+            SettingsError: An output is unknown, or cannot be written.
+            ImageReadError: The source is needed and cannot be read.
         """
-        check_outputs(outputs)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        source = Path(self.source)
-        sha256 = self.source_sha256 or (file_sha256(source) if source.is_file() else None)
-        name = output_names([source], folder)[0] if name is None else name
-        writers: dict[str, Callable[[Path], object]] = {
-            "labels": self._write_labels,
-            "outlines": lambda path: path.write_bytes(orjson.dumps(self.outlines())),
-            "overlay": lambda path: Image.fromarray(self.overlay(image)).save(path, quality=90, subsampling=0),
-            "objects": lambda path: self._write_objects(path, name),
-            "probabilities": self._write_probabilities,
-        }
-        files = {output: name + SUFFIXES[output] for output in SUFFIXES if output in outputs}
-        record = self._record(name, sha256, files)
-        with staged(folder, name) as staging:
-            for output, file in files.items():
-                writers[output](staging / file)
-            return publish(staging, folder, record)
+        name = output_names([Path(self.source)], folder)[0] if name is None else name
+        info = self._info(name)
+
+        def thumbnail(longest: int) -> npt.NDArray[np.uint8]:
+            return self._thumbnail(image, longest)
+
+        with SegmentationWriter(folder, info, outputs, thumbnail, slide=False) as writer:
+            writer.add(self._strip())
+            record = writer.finish(self._confidence_sums(), seconds=self.seconds, summary=self._extra())
+        return {output: folder / file for output, file in record.outputs.items()} | {"record": folder / f"{name}.json"}
 
     @classmethod
     def load(cls, path: Path | str) -> "Segmentation":
-        """Read a segmentation back.
+        """Read a segmentation from its files.
 
         Args:
-            path: its record, ``<name>.json``, or a folder with one record.
+            path: The record, ``<name>.json``, or a folder with one record.
 
         Returns:
             The segmentation; with probabilities where they were saved.
 
         Raises:
-            DataError: there is no record, there are several, or its label image is missing or damaged.
+            DataError: There is no record, there are several, or the label image is missing or damaged.
         """
         path = find_record(Path(path))
         record = read_record(path)
         if "labels" not in record.outputs:
-            raise DataError(f"{path}: expected a label image among the outputs, got {sorted(record.outputs)}. Save it.")
+            raise DataError(
+                f"{path}: expected a label image among the outputs, got {sorted(record.outputs)}. "
+                "Segment the image again with the output labels."
+            )
         mask = _read_tiff(path.parent / record.outputs["labels"])
-        expected = (round(record.height / record.step[1]), round(record.width / record.step[0]))
-        if mask.shape != expected:
-            raise DataError(f"{path}: expected labels of {expected[0]} x {expected[1]}, got {mask.shape}. Redo it.")
+        if mask.shape != record.mask_shape:
+            raise DataError(
+                f"{path}: expected labels of {record.mask_shape}, got {mask.shape}. Segment the image again."
+            )
         probabilities = None
         if "probabilities" in record.outputs:
             probabilities = _read_tiff(path.parent / record.outputs["probabilities"]).astype(np.float32)
@@ -212,11 +177,14 @@ class Segmentation:
             ood_score=record.summary.get("ood_score"),
         )
 
-    def _record(self, name: str, sha256: str | None, files: dict[str, str]) -> Record:
-        source = Path(self.source)
-        return Record(
-            name=name,
-            source=str(source.resolve()) if source.is_file() else self.source,
+    def _info(self, name: str | None = None) -> ImageInfo:
+        """The image; with ``name`` as it is recorded."""
+        path, sha256, source = Path(self.source), self.source_sha256, self.source
+        if name is not None and path.is_file():
+            sha256, source = sha256 or file_sha256(path), str(path.resolve())
+        return ImageInfo(
+            name=path.stem if name is None else name,
+            source=source,
             source_sha256=sha256,
             width=round(self.mask.shape[1] * self.step[0]),
             height=round(self.mask.shape[0] * self.step[1]),
@@ -224,43 +192,38 @@ class Segmentation:
             step=self.step,
             classes=self.classes,
             provenance=self.provenance,
-            outputs=files,
-            summary={key: value if np.isfinite(value) else None for key, value in self.summary.items()},
-            created=datetime.now(UTC),
-            seconds=self.seconds,
-            software=software_versions(),
         )
 
-    def _write_objects(self, path: Path, name: str) -> None:
-        source = Path(self.source)
-        known_by = (
-            source.name if name in (source.stem, source.name) else name
-        )  # a file name that others share says little
-        self.objects.assign(image=known_by).to_csv(path, index=False, float_format="%.4f")
+    def _strip(self) -> MaskStrip:
+        confidence = None
+        if self.probabilities is not None:
+            classes = np.minimum(self.mask, len(self.classes) - 1)[None]  # (1, H, W); 255 is ignored
+            confidence = np.take_along_axis(self.probabilities, classes, axis=0)[0]
+        return MaskStrip(0, self.mask, confidence, self.probabilities)
 
-    def _write_labels(self, path: Path) -> None:
-        colors = color_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
-        self._write_tiff(path, self.mask, photometric="palette", colormap=colors)
+    @cached_property
+    def _objects(self) -> ObjectBatch:
+        with ObjectFinder(self.mask.shape[1], piece=None) as finder:
+            finder.add(self._strip())
+            finder.finish()
+            batches = list(finder.batches(self._info()))
+        table = pd.concat([batch.table for batch in batches], ignore_index=True)
+        return ObjectBatch(table, np.concatenate([batch.polygons for batch in batches]), finder.indices)
 
-    def _write_probabilities(self, path: Path) -> None:
+    def _confidence_sums(self) -> ConfidenceSums | None:
         if self.probabilities is None:
-            raise SettingsError("Expected probabilities to save, this segmentation has none: leave that output out.")
-        self._write_tiff(path, self.probabilities, photometric="minisblack")
+            return None
+        sums = ConfidenceSums()
+        sums.add(self.probabilities)
+        return sums
 
-    def _write_tiff(self, path: Path, array: npt.NDArray[Any], **options: Any) -> None:
-        if self.mpp is not None:
-            dots = 1e4 / self.mpp / self._step
-            options |= {"resolution": (dots, dots), "resolutionunit": "CENTIMETER"}
-        if max(array.shape) > 2048:
-            options["tile"] = (512, 512)
-        tifffile.imwrite(
-            path,
-            array,
-            compression="zlib",
-            software="microseg",
-            metadata={"classes": list(self.classes)},
-            **options,
-        )
+    def _extra(self) -> dict[str, float | None]:
+        return {} if self.ood_score is None else {"ood_score": self.ood_score}
+
+    def _thumbnail(self, image: npt.NDArray[np.uint8] | None, longest: int) -> npt.NDArray[np.uint8]:
+        slide = open_slide(self.source) if image is None else ArraySlide(image, Path(self.source), self.mpp)
+        with closing(slide):
+            return slide.thumbnail(longest)
 
 
 def _read_tiff(path: Path) -> npt.NDArray[Any]:

@@ -16,10 +16,11 @@ from flows.adapt import adapt
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, SegmentRecord, TrainRecord
+from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, TrainRecord
 from flows.segment import segment
 from flows.train import train
 from microseg.config.environment import HOME_FILE, Home
+from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.registry import Registry
 from microseg.synthetic.labs import LAB_A, make_lab
 
@@ -61,8 +62,8 @@ class MainJob:
     refused: PromoteRecord
     aliases_after_refusal: dict[str, int]
     promoted: PromoteRecord
-    segmented: SegmentRecord
-    segmented_again: SegmentRecord
+    segmented: BatchSummary
+    segmented_again: BatchSummary
 
     @property
     def registry(self) -> Registry:

@@ -74,25 +74,25 @@ def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
     assert (new["drift_share"], old["drift_share"]) == (0, 1)
     assert "distance to the nearest known lab" in done.registry.resolve(2).description
     record = done.segmented
-    assert (record.compared, record.ood_images, record.is_ood) == (6, 0, False)
-    assert record.ood_score == pytest.approx(new["ood_score"])
+    assert (record.ood.images, record.ood.ood_images, record.ood.is_ood) == (6, 0, False)
+    assert record.ood.median == pytest.approx(new["ood_score"])
     summary = pd.read_csv(Path(record.out) / "summary.csv")
-    assert summary["ood_score"].median() == pytest.approx(record.ood_score, rel=1e-4)
-    assert done.segmented_again.ood_score == record.ood_score  # of what had been done before
+    assert summary["ood_score"].median() == pytest.approx(record.ood.median, rel=1e-4)
+    assert done.segmented_again.ood == record.ood  # of what had been done before
 
 
 def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any, tmp_path: Path) -> None:
     record = segment(copied.lab_b, model="1", out=tmp_path / "out")
-    assert (record.compared, record.ood_images, record.is_ood) == (6, 6, True)
-    assert record.ood_score == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["ood_score"])
-    assert "have drifted" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert (record.ood.images, record.ood.ood_images, record.ood.is_ood) == (6, 6, True)
+    assert record.ood.median == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["ood_score"])
+    assert "This batch is out of distribution" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     allowed = segment(
         copied.lab_b,
         model="1",
         out=tmp_path / "out",
         changes=("out_of_distribution.max_share=1", "out_of_distribution.max_median_score=99"),
     )
-    assert (allowed.skipped, allowed.ood_images, allowed.is_ood) == (6, 6, False)
+    assert (allowed.skipped, allowed.ood.ood_images, allowed.ood.is_ood) == (6, 6, False)
 
 
 def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
@@ -102,7 +102,7 @@ def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
         "microseg.registry.reference_distribution.REFERENCE_FILE", "never-written.json"
     )  # as with versions of before
     record = segment(copied.lab_b, out=tmp_path / "out")
-    assert (record.done, record.compared, record.ood_score, record.is_ood) == (6, 0, None, False)
+    assert (record.done, record.ood.images, record.ood.is_ood) == (6, 0, False)
 
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:

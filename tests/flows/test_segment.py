@@ -1,4 +1,4 @@
-"""A batch in chunks: each with the version in production when it begins, by several processes, through deaths."""
+"""Batches in chunks: each with the version in production when it starts, by several processes, some of them killed."""
 
 import json
 import os
@@ -15,13 +15,14 @@ import tifffile
 
 from flows import segment as module
 from flows.segment import segment
+from microseg.errors import DataError, SettingsError
 from microseg.outputs.record import read_record
 from microseg.slides.images import write_png
 from microseg.synthetic.labs import LAB_B, make_section
 
 
 def slides(folder: Path, number: int, size: int = 64) -> Path:
-    """Images that differ, which are quickly made."""
+    """Write different images."""
     folder.mkdir()
     section, _ = make_section(LAB_B, size, 1.0, seed=0)
     for one in range(number):
@@ -31,31 +32,31 @@ def slides(folder: Path, number: int, size: int = 64) -> Path:
     return folder
 
 
-def test_the_next_chunk_takes_the_new_version(copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_chunk_uses_the_new_version(copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = slides(tmp_path / "slides", 6)
     real, chunks = module.segment_images, []
 
-    def and_promote(*arguments: Any, **options: Any) -> Any:
+    def segment_and_promote(*arguments: Any, **options: Any) -> Any:
         made = real(*arguments, **options)
         chunks.append(len(made))
-        copied.registry.set_alias("production", 1)  # a click, after the first chunk
+        copied.registry.set_alias("production", 1)  # as a person does in MLflow, after the first chunk
         return made
 
-    monkeypatch.setattr(module, "segment_images", and_promote)
+    monkeypatch.setattr(module, "segment_images", segment_and_promote)
     record = segment(folder, changes=("inference.chunk_size=2",))
     assert chunks == [2, 2, 2]
     assert (record.version, record.done) == ("2, 1", 6)
     models = pd.read_csv(Path(record.out) / "summary.csv")["model"].tolist()
     assert models == ["microseg-segmenter/2"] * 2 + ["microseg-segmenter/1"] * 4
-    told = json.loads((Path(record.out) / "batch.json").read_text())
-    assert set(told["provenance"]) == {"microseg-segmenter/1", "microseg-segmenter/2"}
+    facts = json.loads((Path(record.out) / "batch.json").read_text())
+    assert set(facts["provenance"]) == {"microseg-segmenter/1", "microseg-segmenter/2"}
     page = (Path(record.out) / "index.html").read_text(encoding="utf-8")
     assert "segmented with microseg-segmenter/2, microseg-segmenter/1" in page
-    assert copied.registry.history()[0].version == 1  # it was looked at first
+    assert copied.registry.history()[0].version == 1  # it was validated first
 
 
-def test_slides_and_sizes(copied: Any, tmp_path: Path) -> None:
-    """A slide among images; its size from images.csv; whose size nobody knows is told."""
+def test_slides_and_pixel_sizes(copied: Any, tmp_path: Path) -> None:
+    """A slide among images, with its pixel size from images.csv; missing pixel sizes are counted."""
     folder = slides(tmp_path / "slides", 2)
     pixels, _ = make_section(LAB_B, 256, 1.0, seed=1)
     tifffile.imwrite(folder / "whole.svs", pixels, tile=(128, 128), photometric="rgb")
@@ -65,12 +66,34 @@ def test_slides_and_sizes(copied: Any, tmp_path: Path) -> None:
     made = read_record(Path(record.out) / "whole.json")
     assert (made.mpp, made.summary["computed_fraction"]) == (1.0, 1)
     assert made.provenance.inference["skip_glass"] is False
-    again = segment(folder, keep=True)
+    again = segment(folder, keep_existing=True)
     assert (again.skipped, again.missing_pixel_size) == (3, 2)
 
 
+def test_single_file_gives_the_outputs_of_a_folder_of_one_image(copied: Any, tmp_path: Path) -> None:
+    folder = slides(tmp_path / "slides", 2)
+    (folder / "images.csv").write_text("file,mpp\nslide_001.png,0.8\n")
+    record = segment(folder / "slide_001.png")
+    assert (record.images, record.done, record.missing_pixel_size) == (1, 1, 0)
+    assert record.out == copied.home / "segmentations" / "slide_001"
+    assert read_record(record.out / "slide_001.json").mpp == 0.8
+    assert {path.name for path in record.out.iterdir()} >= {"index.html", "summary.csv", "slide_001.labels.tif"}
+    copied.registry.promote(1, alias="production-lab_b")
+    of_lab = segment(sorted((copied.lab_b / "images").iterdir())[0], out=tmp_path / "lab")
+    assert of_lab.version == "1"  # lab.yaml beside images/ names the lab
+    with pytest.raises(DataError, match="expected an image or a folder of images"):
+        segment(folder / "gone.png")
+
+
+def test_rejects_unknown_output_before_segmenting(copied: Any, tmp_path: Path) -> None:
+    folder = slides(tmp_path / "slides", 1)
+    with pytest.raises(SettingsError, match=r"labels.*got \['masks'\]: correct inference.outputs"):
+        segment(folder, out=tmp_path / "out", changes=('inference.outputs=["labels","masks"]',))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.long
-def test_a_killed_batch_of_500_does_each_image_once(copied: Any, tmp_path: Path) -> None:
+def test_killed_batch_of_500_segments_each_image_once(copied: Any, tmp_path: Path) -> None:
     folder, out = slides(tmp_path / "slides", 500), tmp_path / "out"
     command = [
         sys.executable,
@@ -105,7 +128,7 @@ def test_a_killed_batch_of_500_does_each_image_once(copied: Any, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_two_dask_workers_one_of_which_is_killed(copied: Any, tmp_path: Path) -> None:
+def test_batch_survives_a_killed_dask_worker(copied: Any, tmp_path: Path) -> None:
     pytest.importorskip("prefect_dask")
     folder, out = slides(tmp_path / "slides", 120, 128), tmp_path / "out"
     alone = segment(folder, out=tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""The batch that runs by itself."""
+"""Scheduled batch segmentation."""
 
 import shutil
 from collections.abc import Callable
@@ -26,27 +26,27 @@ def hidden(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [nothing, empty, hidden])
-def test_with_no_images_there_is_nothing_to_do(fresh: Path, make: Callable[[Path], None]) -> None:
-    """Not even a model is needed."""
+def test_does_nothing_without_images(fresh: Path, make: Callable[[Path], None]) -> None:
+    """No model is needed."""
     make(fresh / "to-segment")
     state = segment_scheduled(fresh / "to-segment", return_state=True)
     assert state.is_completed()
     assert state.message.startswith("Nothing to do")
 
 
-def test_what_waits_is_segmented_once(copied: Any) -> None:
+def test_segments_each_image_once(copied: Any) -> None:
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
     (folder / "broken.png").write_bytes(b"no image")
     first, second = (segment_scheduled(folder, return_state=True) for _ in range(2))
     assert first.is_completed()
     out = copied.home / "segmentations" / "to-segment"
-    assert first.message == f"6 segmented, 0 were before, 1 could not be; outputs in {out}."
-    assert second.message.startswith("0 segmented, 6 were before, 1 could not be")
+    assert first.message == f"6 segmented, 0 skipped, 1 failed; outputs in {out}."
+    assert second.message.startswith("0 segmented, 6 skipped, 1 failed")
     assert len(list(out.glob("*.geojson"))) == 6
 
 
-def test_an_earlier_versions_work_is_left_unless_asked(copied: Any) -> None:
+def test_keeps_outputs_of_earlier_versions_unless_resegment(copied: Any) -> None:
     folder, out = copied.home / "to-segment", copied.home / "segmentations" / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
     copied.registry.promote(1)
@@ -55,15 +55,15 @@ def test_an_earlier_versions_work_is_left_unless_asked(copied: Any) -> None:
     shutil.copy(folder / "lab_b_000.png", folder / "new.png")
     changed = read_image(folder / "lab_b_001.png")
     write_png(folder / "lab_b_001.png", 255 - changed)
-    assert segment_scheduled(folder, return_state=True).message.startswith("2 segmented, 5 were before")
+    assert segment_scheduled(folder, return_state=True).message.startswith("2 segmented, 5 skipped")
     models = pd.read_csv(out / "summary.csv").set_index("image")["model"]
     assert set(models[["new.png", "lab_b_001.png"]]) == {"microseg-segmenter/2"}
     assert set(models.drop(["new.png", "lab_b_001.png"])) == {"microseg-segmenter/1"}
     state = segment_scheduled(folder, ("schedule.resegment=true",), return_state=True)
-    assert state.message.startswith("5 segmented, 2 were before")
+    assert state.message.startswith("5 segmented, 2 skipped")
 
 
-def test_a_labs_own_version_segments_its_images(copied: Any) -> None:
+def test_uses_the_production_version_of_the_lab(copied: Any) -> None:
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder / "others")
     shutil.copytree(copied.lab_b, folder / "lab_b", ignore=shutil.ignore_patterns("test"))
@@ -75,8 +75,8 @@ def test_a_labs_own_version_segments_its_images(copied: Any) -> None:
     assert models == {"others": {"microseg-segmenter/2"}, "lab_b": {"microseg-segmenter/1"}}
 
 
-def test_a_moved_alias_is_looked_at_before_it_is_used(copied: Any) -> None:
-    """Whether or not anybody was told of it."""
+def test_validates_pending_alias_change_before_use(copied: Any) -> None:
+    """Whether or not an event reported it."""
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
     copied.registry.set_tags(1, {"gate": "never asked"})
@@ -87,7 +87,7 @@ def test_a_moved_alias_is_looked_at_before_it_is_used(copied: Any) -> None:
     assert set(models) == {"microseg-segmenter/2"}
 
 
-def test_files_that_are_no_images_are_told(copied: Any) -> None:
+def test_fails_for_files_that_are_not_images(copied: Any) -> None:
     folder = copied.home / "to-segment"
     folder.mkdir()
     (folder / "notes.txt").write_text("soon")

@@ -1,1 +1,1 @@
-"""How a network is computed on a device."""
+"""Backends: how a network is computed on a device. See `microseg.inference.backends.backend`."""

@@ -15,9 +15,8 @@ from microseg.config.params import AdaptSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.errors import LabError, TrainingError
-from microseg.inference.engine import weights_digest
 from microseg.models.config import NetworkConfig
-from microseg.models.files import load_network, save_network
+from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.training.devices import make_fabric
 from microseg.training.launch import Progress

@@ -1,0 +1,74 @@
+"""The interface between `Engine` and the ways to compute a network on a device.
+
+The engine knows this interface only. `pytorch` works on every device and uses public PyTorch only. `cpu` is faster on
+CPUs, but relies on TorchScript and on a private operator of PyTorch; where these are missing, `pytorch` takes its place.
+"""
+
+import logging
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from microseg.inference.backends.pytorch import PyTorchBackend
+from microseg.models.network import PyramidSegmenter
+
+__all__ = ["Backend", "create_backend"]
+
+_log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Computes the class probabilities of batches of tiles with one network on one device.
+
+    Attributes:
+        parallel_tiles: Calls that are computed at the same time.
+        call_size: Largest number of tiles that one call should have.
+    """
+
+    parallel_tiles: int
+    call_size: int
+
+    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Compute class probabilities in the calling thread.
+
+        Args:
+            tiles: RGB tiles of one size, 0..255.
+
+        Shape:
+            (B, h, w, 3) → (B, K, h, w)
+        """
+        ...
+
+    def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
+        """Compute the same in another thread, while the caller prepares the next tiles."""
+        ...
+
+
+def create_backend(
+    network: PyramidSegmenter, *, device: torch.device, batch_size: int, half: bool, compiled: bool
+) -> Backend:
+    """Prepare a network for inference.
+
+    Args:
+        network: The segmenter; it is copied, not changed.
+        device: Device to compute on.
+        batch_size: Tiles computed at once.
+        half: Compute in 16 bits.
+        compiled: Compile the network with ``torch.compile``.
+
+    Returns:
+        The fastest backend that this installation of PyTorch supports.
+    """
+    if device.type == "cpu":
+        try:
+            from microseg.inference.backends.cpu import CpuBackend
+
+            return CpuBackend(network, batch_size=batch_size, half=half)
+        except (ImportError, AttributeError) as error:
+            _log.warning(
+                "The CPU backend is not supported by PyTorch %s (%s): using plain PyTorch.", torch.__version__, error
+            )
+    return PyTorchBackend(network, device=device, batch_size=batch_size, half=half, compiled=compiled)

@@ -1,0 +1,196 @@
+"""The results of a batch: images, counts, and tables of all objects and all images."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from microseg.config.params import OutOfDistributionSettings
+from microseg.files import atomic_write
+from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
+from microseg.outputs.files import OUTPUTS
+from microseg.outputs.measurements import OBJECT_COLUMNS
+from microseg.outputs.record import Record
+
+__all__ = ["BatchSummary", "ImageResult", "ImageTask", "finish_batch"]
+
+_TYPES = {"image": pa.string(), "label": pa.int64(), "class": pa.string()}  # all others are numbers
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image of a batch.
+
+    Attributes:
+        path: Path of the image.
+        name: Stem of the names of its outputs.
+    """
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The result of one image.
+
+    Attributes:
+        task: The image.
+        record: Record of its outputs; None if it failed.
+        skipped: Whether the outputs existed before.
+        reason: Reason of the failure.
+    """
+
+    task: ImageTask
+    record: Record | None = None
+    skipped: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """Counts, times and tables of a batch.
+
+    Attributes:
+        out: Folder of the outputs.
+        models: Model versions that segmented the images, such as ``microseg-segmenter/3``.
+        images: Number of images.
+        done: Images segmented in this run.
+        skipped: Images whose outputs existed, of the same model and settings.
+        failed: Images that could not be segmented.
+        missing_pixel_size: Images without a pixel size, which were assumed to have that of the model.
+        seconds: Time of the whole batch.
+        megapixels: Size of the images segmented in this run.
+        outputs: Names of the output writers.
+        ood: Out-of-distribution scores of all segmented and skipped images.
+    """
+
+    out: Path
+    models: tuple[str, ...]
+    images: int
+    done: int
+    skipped: int
+    failed: int
+    missing_pixel_size: int
+    seconds: float
+    megapixels: float
+    outputs: tuple[str, ...]
+    ood: OutOfDistributionSummary
+
+    @property
+    def version(self) -> str:
+        """Numbers of the model versions."""
+        return ", ".join(model.rpartition("/")[2] for model in self.models)
+
+    @property
+    def measurements(self) -> Path | None:
+        """CSV table of all objects; also as Parquet. None without the output ``objects``."""
+        return self.out / "measurements.csv" if "objects" in self.outputs else None
+
+    @property
+    def summary(self) -> Path:
+        """CSV table of all images; also as Parquet."""
+        return self.out / "summary.csv"
+
+    @property
+    def failures(self) -> Path:
+        """CSV table of the images that failed, with the reasons."""
+        return self.out / "failures.csv"
+
+    @property
+    def record(self) -> Path:
+        """The summary itself, as JSON."""
+        return self.out / "batch.json"
+
+
+def finish_batch(
+    results: Sequence[ImageResult],
+    out: Path,
+    *,
+    outputs: Collection[str] = OUTPUTS,
+    seconds: float,
+    ood: OutOfDistributionSettings | None = None,
+) -> BatchSummary:
+    """Write the tables of a batch and its summary, after all images.
+
+    Args:
+        results: Results of all images.
+        out: Folder of the outputs.
+        outputs: Names of the output writers.
+        seconds: Time of the whole batch.
+        ood: When a batch counts as out of distribution; None for the defaults.
+
+    Returns:
+        The summary.
+    """
+    records = [result.record for result in results if result.record is not None]
+    fresh = [result.record for result in results if result.record is not None and not result.skipped]
+    scores = [score for record in records if (score := record.summary.get("ood_score")) is not None]
+    summary = BatchSummary(
+        out=out,
+        models=tuple(dict.fromkeys(record.provenance.model for record in records)),
+        images=len(results),
+        done=len(fresh),
+        skipped=len(records) - len(fresh),
+        failed=len(results) - len(records),
+        missing_pixel_size=sum(record.missing_pixel_size for record in records),
+        seconds=round(seconds, 3),
+        megapixels=sum(record.width * record.height for record in fresh) / 1e6,
+        outputs=tuple(dict.fromkeys(outputs)),
+        ood=summarize_scores(scores, ood),
+    )
+    failures = [{"image": str(it.task.path), "reason": it.reason} for it in results if it.record is None]
+    _write_tables(summary, records, failures)
+    return summary
+
+
+def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Sequence[Mapping[str, str]]) -> None:
+    rows = [
+        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
+        | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "model": r.provenance.model, "sha256": r.source_sha256}
+        for r in records
+    ]
+    images = pd.DataFrame(rows)
+    with atomic_write(summary.failures) as part:
+        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
+    with atomic_write(summary.summary) as part:
+        images.to_csv(part, index=False, float_format="%.6g")
+    with atomic_write(summary.summary.with_suffix(".parquet")) as part:
+        images.to_parquet(part, index=False)
+    if summary.measurements is not None:
+        with atomic_write(summary.measurements) as part:
+            _join_tables([summary.out / record.outputs["objects"] for record in records], part)
+        with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
+            _write_parquet(summary.measurements, part)
+    facts = {"kind": "microseg batch 1", **asdict(summary)}
+    facts["ood"] = {key: value if np.isfinite(value) else None for key, value in facts["ood"].items()}
+    facts["provenance"] = {r.provenance.model: r.provenance.model_dump(mode="json") for r in records}
+    facts |= {"created": datetime.now(UTC).isoformat(), "records": [f"{record.name}.json" for record in records]}
+    with atomic_write(summary.record) as part:
+        part.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _join_tables(tables: Sequence[Path], path: Path) -> None:
+    """Concatenate CSV tables of the same columns, a line at a time."""
+    with path.open("w", encoding="utf-8") as joined:
+        joined.write(",".join(OBJECT_COLUMNS) + "\n")
+        for table in tables:
+            with table.open(encoding="utf-8") as lines:
+                next(lines, None)
+                joined.writelines(lines)
+
+
+def _write_parquet(table: Path, path: Path) -> None:
+    """Convert the table of objects to Parquet, a block at a time."""
+    types = {column: _TYPES.get(column, pa.float64()) for column in OBJECT_COLUMNS}
+    options = csv.ConvertOptions(column_types=types)
+    reader = csv.open_csv(table, convert_options=options)
+    with parquet.ParquetWriter(path, pa.schema(list(types.items()))) as writer:
+        for block in reader:
+            writer.write_batch(block)

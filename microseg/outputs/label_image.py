@@ -1,0 +1,150 @@
+"""Label images (OME-TIFF with pyramid levels) and class probabilities (TIFF)."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from microseg.outputs.overlay import color_table
+from microseg.outputs.record import ImageInfo
+from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
+
+__all__ = ["LabelImageWriter", "ProbabilitiesWriter"]
+
+_TILE = 512  # side of the largest tile in pixels
+_COMPRESSION = 5  # zlib level, of 9
+_IN_MEMORY = 2**23  # bytes of a level's compressed tiles before they are moved to a temporary file
+_BIG_TIFF = 2**31  # pixels from which a file may exceed the 4 GB of classic TIFF
+
+
+class _Level:
+    """Tiles of one pyramid level, compressed as soon as their rows are complete."""
+
+    def __init__(self, width: int, height: int, tile: int, folder: Path) -> None:
+        self.width, self.height, self._tile = width, height, tile
+        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 (closed by `close`)
+        self._lengths: list[int] = []
+        self._rows = np.zeros((tile, -(-width // tile) * tile), np.uint8)
+        self.filled = 0  # rows that are not in a tile yet
+        self._empty = zlib.compress(bytes(tile * tile), _COMPRESSION)
+
+    def add(self, rows: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Add rows, (n, W), and yield every second pixel of each completed row of tiles."""
+        while len(rows):
+            count = min(len(rows), self._tile - self.filled)
+            self._rows[self.filled : self.filled + count, : self.width] = rows[:count]
+            self.filled, rows = self.filled + count, rows[count:]
+            if self.filled == self._tile:
+                yield self.flush()
+
+    def flush(self) -> npt.NDArray[np.uint8]:
+        """Compress the current rows as a row of tiles, and return every second pixel of them."""
+        half = self._rows[: self.filled : 2, : self.width : 2].copy()
+        for left in range(0, self._rows.shape[1], self._tile):
+            tile = self._rows[:, left : left + self._tile]
+            data = zlib.compress(tile.tobytes(), _COMPRESSION) if tile.any() else self._empty
+            self._file.write(data)
+            self._lengths.append(len(data))
+        self._rows[:] = 0
+        self.filled = 0
+        return half
+
+    def tiles(self) -> Iterator[bytes]:
+        """All compressed tiles, row by row."""
+        self._file.seek(0)
+        return (self._file.read(length) for length in self._lengths)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class LabelImageWriter(OutputWriter):
+    """Writes the mask as a tiled label image with levels of half the size each, down to one tile.
+
+    Smaller levels hold every second pixel of the level before: class indices cannot be averaged. The file has the pixel
+    size, the names of the classes (OME ``MapAnnotation``) and their colors (palette).
+    """
+
+    suffix = ".labels.tif"
+
+    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
+        super().__init__(path, image, thumbnail)
+        height, width = image.mask_shape
+        self._tile = min(_TILE, -(-max(width, height) // 16) * 16)  # TIFF requires multiples of 16
+        self._levels: list[_Level] = []
+        while not self._levels or max(self._levels[-1].width, self._levels[-1].height) > self._tile:
+            self._levels.append(_Level(width, height, self._tile, path.parent))
+            width, height = -(-width // 2), -(-height // 2)
+
+    def add_strip(self, strip: MaskStrip) -> None:
+        """Add rows to the finest level, and to the others as their rows are complete."""
+        self._add(0, strip.mask)
+
+    def finish(self) -> None:
+        """Write the file."""
+        for number, level in enumerate(self._levels):
+            if level.filled:
+                self._add(number + 1, level.flush())
+        mpp = self.image.label_mpp
+        colors = color_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
+        options: dict[str, Any] = {"tile": (self._tile, self._tile), "compression": "zlib", "dtype": np.uint8}
+        options |= {"photometric": "palette", "colormap": colors}
+        classes = {str(index): name for index, name in enumerate(self.image.classes)}
+        metadata: dict[str, Any] = {"axes": "YX", "MapAnnotation": classes}
+        if mpp is not None:
+            metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"}
+            metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+        first: dict[str, Any] = {"subifds": len(self._levels) - 1, "metadata": metadata, "software": "microseg"}
+        big = self._levels[0].width * self._levels[0].height >= _BIG_TIFF
+        with tifffile.TiffWriter(self.path, ome=True, bigtiff=big) as tiff:
+            for number, level in enumerate(self._levels):
+                if mpp is not None:
+                    options |= _resolution(mpp * 2**number)
+                shape = (level.height, level.width)
+                tiff.write(level.tiles(), shape=shape, **options, **({"subfiletype": 1} if number else first))
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        for level in self._levels:
+            level.close()
+
+    def _add(self, number: int, rows: npt.NDArray[np.uint8]) -> None:
+        if number < len(self._levels):
+            for half in self._levels[number].add(rows):
+                self._add(number + 1, half)
+
+
+class ProbabilitiesWriter(OutputWriter):
+    """Writes the probabilities of all classes as a TIFF of 32-bit floats, one page per class; not for slides."""
+
+    suffix = ".probabilities.tif"
+    needs_probabilities = True
+
+    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
+        super().__init__(path, image, thumbnail)
+        self._strips: list[npt.NDArray[np.float32]] = []
+
+    def add_strip(self, strip: MaskStrip) -> None:
+        """Keep the probabilities."""
+        assert strip.probabilities is not None
+        self._strips.append(strip.probabilities)
+
+    def finish(self) -> None:
+        """Write the file."""
+        values = self._strips[0] if len(self._strips) == 1 else np.concatenate(self._strips, axis=1)  # (K, H, W)
+        options: dict[str, Any] = {} if self.image.label_mpp is None else _resolution(self.image.label_mpp)
+        if max(values.shape) > 2048:
+            options["tile"] = (_TILE, _TILE)
+        metadata = {"classes": list(self.image.classes)}
+        options |= {"photometric": "minisblack", "compression": "zlib", "software": "microseg", "metadata": metadata}
+        tifffile.imwrite(self.path, values, **options)
+
+
+def _resolution(mpp: float) -> dict[str, Any]:
+    """TIFF tags of a pixel size in microns."""
+    return {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}

@@ -1,0 +1,119 @@
+"""The one way from a mask to output files: strips go to the writers, and all files of an image appear together."""
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from microseg.errors import SettingsError
+from microseg.outputs.files import publish, staged
+from microseg.outputs.measurements import ConfidenceSums, summarize
+from microseg.outputs.objects import ObjectFinder
+from microseg.outputs.record import ImageInfo, Record, software_versions
+from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail, load_writers
+
+__all__ = ["SegmentationWriter"]
+
+
+class SegmentationWriter:
+    """Writes the outputs of one image from the strips of its mask. Use it in a ``with`` block::
+
+        with SegmentationWriter(folder, image, outputs, thumbnail, slide=True) as writer:
+            for strip in strips:
+                writer.add(strip)
+            record = writer.finish(confidence, seconds=3.2)
+
+    The files are written to a temporary folder. `finish` moves them to their places, and ``<name>.json``, the record,
+    last: without it the others do not count. After an error nothing has changed.
+
+    Args:
+        folder: Folder of the outputs; exists.
+        image: The image.
+        outputs: Names of output writers.
+        thumbnail: Reads the whole image at a reduced size.
+        slide: Whether the mask has many strips, so that memory has to be bounded. False: one strip is the whole mask.
+
+    Raises:
+        SettingsError: An output is unknown, or needs probabilities, which slides do not have.
+    """
+
+    def __init__(
+        self, folder: Path, image: ImageInfo, outputs: Collection[str], thumbnail: Thumbnail, *, slide: bool
+    ) -> None:
+        self._folder, self._image, self._thumbnail, self._slide = folder, image, thumbnail, slide
+        self._types = load_writers(outputs)
+        refused = [name for name, writer in self._types.items() if writer.needs_probabilities]
+        if slide and refused:
+            raise SettingsError(
+                f"Expected outputs that can be written for slides, got {', '.join(refused)}: the probabilities of a "
+                "slide are too large. Leave it out of inference.outputs."
+            )
+        self._files = {name: image.name + writer.suffix for name, writer in self._types.items()}
+        self._pixels = np.zeros(256, np.int64)  # of each mask value
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        self._staging = self._stack.enter_context(staged(self._folder, self._image.name))
+        self._writers: list[OutputWriter] = []
+        for name, writer_type in self._types.items():
+            writer = writer_type(self._staging / self._files[name], self._image, self._thumbnail)
+            self._stack.callback(writer.close)
+            self._writers.append(writer)
+        options = {} if self._slide else {"piece": None}
+        outlines = any(writer.needs_objects for writer in self._writers)
+        self._objects = self._stack.enter_context(
+            ObjectFinder(self._image.mask_shape[1], self._staging, outlines=outlines, **options)
+        )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def add(self, strip: MaskStrip) -> None:
+        """Add the next strip of the mask."""
+        self._pixels += np.bincount(strip.mask.ravel(), minlength=256)
+        self._objects.add(strip)
+        for writer in self._writers:
+            if writer.needs_probabilities and strip.probabilities is None:
+                raise SettingsError("Expected probabilities, this segmentation has none: leave that output out.")
+            writer.add_strip(strip)
+
+    def finish(
+        self,
+        confidence: ConfidenceSums | None,
+        *,
+        seconds: float | None,
+        summary: Mapping[str, float | None] | None = None,
+    ) -> Record:
+        """Complete the files and move them to their places.
+
+        Args:
+            confidence: Sums over the computed pixels; None if unknown.
+            seconds: Time of the network; None if unknown.
+            summary: Further measurements of the image.
+
+        Returns:
+            The record.
+        """
+        self._objects.finish()
+        takers = [writer for writer in self._writers if writer.needs_objects]
+        if takers:
+            for batch in self._objects.batches(self._image):
+                for writer in takers:
+                    writer.add_objects(batch)
+        for writer in self._writers:
+            writer.finish()
+        counts = np.bincount(self._objects.indices, minlength=256)
+        record = Record(
+            **dict(self._image),
+            outputs=self._files,
+            summary=summarize(self._image, self._pixels, counts, confidence) | dict(summary or {}),
+            created=datetime.now(UTC),
+            seconds=seconds,
+            software=software_versions(),
+        )
+        publish(self._staging, self._folder, record)
+        return record
