@@ -47,7 +47,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     from flows.workspace import open_workspace
     from microseg.config.settings import load_settings
     from microseg.inference.batch import segment_batch
-    from microseg.inference.options import BatchOptions
+    from microseg.inference.image_pipeline import BatchOptions
     from microseg.slides.images import write_png
     from microseg.synthetic.labs import LAB_A, make_section
 

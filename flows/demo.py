@@ -24,7 +24,7 @@ from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, PromoteRecord, SegmentRecord
+from flows.records import AdaptRecord, PromoteRecord
 from flows.segment import segment
 from flows.train import train
 from flows.workspace import open_workspace
@@ -32,6 +32,7 @@ from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import LabError, RegistryError, VersionNotFoundError
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
+from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.gate import decide
 from microseg.registry.history import AuditInfo
 from microseg.registry.version import PRODUCTION, ModelVersion
@@ -169,7 +170,7 @@ def _report(
     references: Mapping[str, tuple[Reference, ...]],
     adapted: AdaptRecord,
     promoted: PromoteRecord,
-    batch: SegmentRecord,
+    batch: BatchSummary,
     clock: _Clock,
 ) -> DemoReport:
     registry = open_workspace(settings).registry
@@ -220,13 +221,13 @@ def _report(
             "page": str(folder / "report.html"),
             "report": str(folder / "report.json"),
             "panels": str(folder / "panels"),
-            "segmentations": batch.out,
-            "measurements": str(Path(batch.out) / "measurements.csv"),
+            "segmentations": str(batch.out),
+            "measurements": str(batch.measurements),
             "datasets": str(settings.home.labs),
         },
     )
     write_report(result, folder / "report.json")
-    overlays = sorted(Path(batch.out).glob("*.overlay.jpg"))[:_OVERLAYS]
+    overlays = sorted(batch.out.glob("*.overlay.jpg"))[:_OVERLAYS]
     write_page(result, panels, overlays, folder / "report.html")
     return result
 
@@ -235,9 +236,9 @@ def _held_out(version: ModelVersion, lab: str, settings: Settings) -> tuple[Refe
     return lab_references(open_workspace(settings).lab(lab, version.datasets[lab])[0], "test")
 
 
-def _lineage(production: ModelVersion, batch: SegmentRecord, settings: Settings) -> dict[str, str]:
+def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) -> dict[str, str]:
     return {
-        "outputs": batch.out,
+        "outputs": str(batch.out),
         "model": f"version {production.version} ({production.tags.get('method', '')})",
         "run": production.run_id,
         **{f"dataset {lab}": digest for lab, digest in production.datasets.items()},

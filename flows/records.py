@@ -9,7 +9,6 @@ __all__ = [
     "ExportRecord",
     "IngestRecord",
     "PromoteRecord",
-    "SegmentRecord",
     "TrainRecord",
 ]
 
@@ -125,39 +124,6 @@ class PromoteRecord:
     accepted: bool
     production: int | None
     reasons: list[str]
-
-
-@dataclass(frozen=True)
-class SegmentRecord:
-    """A batch.
-
-    Attributes:
-        version: that segmented it.
-        out: folder of the outputs.
-        images: asked for.
-        done: segmented now.
-        skipped: done before by the same version.
-        failed: that could not be read.
-        seconds: for all.
-        unsized: of unknown pixel size, taken to be at the model's.
-        compared: with the images that the model knows.
-        unlike: of them, those further off than the limit.
-        drift: median distance to the nearest known lab, 1 being the limit; None where nothing could be compared.
-        drifted: whether that is more than the section ``drift`` allows.
-    """
-
-    version: str
-    out: str
-    images: int
-    done: int
-    skipped: int
-    failed: int
-    seconds: float
-    missing_pixel_size: int = 0
-    compared: int = 0
-    ood_images: int = 0
-    ood_score: float | None = None
-    is_ood: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""Images → masks, outlines, overlays, measurements (segmentation mode).
+"""Images → label images, outlines, overlays and measurements.
 
     python -m flows.segment slides/2026-11
 
-The production model segments a folder's images, some at a time: each such chunk takes the version that is in production
-when it begins. What was segmented before by the same version, with the same settings, is skipped; an image that cannot
-be read is recorded and passed over.
+A batch is processed in chunks: each chunk uses the version that is in production when it starts. Images that the same
+version has segmented with the same settings are skipped; images that cannot be read are reported as failures.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from prefect import flow, task
@@ -20,17 +19,15 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.distribute import map_on_dask
-from flows.records import SegmentRecord
 from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import image_key, image_name, read_image_table, read_lab_metadata
-from microseg.errors import DataError
+from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import plan_batch, segment_images
-from microseg.inference.options import BatchOptions, Sizes
-from microseg.outputs.tables import BatchSummary, ImageResult, ImageTask, finish_batch
+from microseg.inference.image_pipeline import BatchOptions
+from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
 from microseg.registry.version import PRODUCTION, ModelVersion, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
@@ -41,14 +38,14 @@ __all__ = ["command", "segment"]
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """How all images of a batch are segmented.
+    """What is equal for all images of a batch.
 
     Attributes:
-        model: version or alias.
-        lab: whose images they are, where known.
-        out: folder of the outputs.
-        options: what is asked for.
-        settings: of this run.
+        model: Version or alias.
+        lab: Lab of the images; None if unknown.
+        out: Folder of the outputs.
+        options: Options of the batch.
+        settings: Settings of this run.
     """
 
     model: str
@@ -60,214 +57,237 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of a batch: the first and the last by their number, from 1."""
+    """Some images of a batch, from number ``first`` to number ``last``, counted from 1."""
 
     first: int
     last: int
-    jobs: tuple[ImageTask, ...]
+    tasks: tuple[ImageTask, ...]
 
 
-@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="images {part.first} to {part.last}")
+@task(retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE, task_run_name="images {chunk.first} to {chunk.last}")
 def segment_chunk(
-    part: Chunk, order: BatchSpec, progress: Callable[[], None] | None = None
-) -> tuple[str, tuple[ImageResult, ...]]:
-    """Segment some images with the version that is in use when it begins."""
-    version = _version(order.model, order.lab, order.settings)
-    segmenter = _ready(version, order.settings)
-    outcomes = segment_images(
+    chunk: Chunk, batch: BatchSpec, progress: Callable[[], None] | None = None
+) -> tuple[ImageResult, ...]:
+    """Segment some images with the version that is in use when the task starts."""
+    segmenter = _segmenter(_version(batch.model, batch.lab, batch.settings), batch.settings)
+    return segment_images(
         segmenter.engine,
-        part.jobs,
-        order.out,
+        chunk.tasks,
+        batch.out,
         provenance=segmenter.provenance,
-        options=order.options,
+        options=batch.options,
         reference=segmenter.reference,
         progress=None if progress is None else lambda _done, _total: progress(),
     )
-    return str(version.version), outcomes
 
 
-@flow(name="segment", flow_run_name="segment {folder}")
+@flow(name="segment", flow_run_name="segment {source}")
 def segment(
-    folder: Path,
+    source: Path,
     model: str = PRODUCTION,
     out: Path | None = None,
     mpp: float | None = None,
-    keep: bool = False,
+    keep_existing: bool = False,
     changes: tuple[str, ...] = (),
-) -> SegmentRecord:
-    """Segment all images of a folder with a registered version.
+) -> BatchSummary:
+    """Segment the images of a folder, or a single image, with a registered version.
 
     Args:
-        folder: of images, or a lab's folder with images/ and lab.yaml.
-        model: version or alias; ``production`` means the lab's own version where it has one.
-        out: where the outputs go; a folder in microseg's home by default.
-        mpp: microns per pixel of all images; by default what images.csv, lab.yaml or the files say.
-        keep: leave what an earlier version has made of an unchanged image.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        source: A folder of images, a lab's folder with images/ and lab.yaml, or one image or slide.
+        model: Version or alias; ``production`` is the lab's own production version where it has one.
+        out: Folder of the outputs; a folder in microseg's home by default.
+        mpp: Microns per pixel of all images; by default from images.csv, lab.yaml or the files.
+        keep_existing: Skip unchanged images that an earlier version has segmented.
+        changes: Parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    began = time.perf_counter()
-    images = _images(folder)
-    lab = _lab(folder)
-    version = _version(model, lab, settings)  # before anything is made: there may be none
-    out = out or settings.home.segmentations / folder.absolute().name
-    sizes = _sizes(folder, images) if mpp is None else mpp
-    order = BatchSpec(model, lab, out, _options(sizes, keep, settings), settings)
-    chunks = _chunks(plan_batch(images, out), settings.params.inference.chunk_size)
-    with progress_bar(
-        f"Segmenting with version {version.version}", sum(len(chunk.jobs) for chunk in chunks)
-    ) as advance:
-        if settings.params.inference.workers > 1 or settings.params.inference.dask_scheduler:
-            done = map_on_dask(segment_chunk, chunks, order, settings, lambda chunk: [advance("") for _ in chunk.jobs])
-        else:
-            done = [segment_chunk(chunk, order, lambda: advance("")) for chunk in chunks]
-    outcomes = [outcome for _, part in done for outcome in part]
-    summary = finish_batch(
-        outcomes,
-        out,
-        outputs=order.options.outputs,
-        seconds=time.perf_counter() - began,
-        ood_score=settings.params.out_of_distribution,
-    )
-    write_batch_page(summary)
-    _show_in_prefect(summary, out)
-    versions = list(dict.fromkeys(number for number, _ in done))
-    return SegmentRecord(
-        ", ".join(versions),
-        str(out),
-        summary.images,
-        summary.done,
-        summary.skipped,
-        summary.failed,
-        summary.seconds,
-        summary.missing_pixel_size,
-        summary.ood_score.images,
-        summary.ood_score.ood_images,
-        summary.ood_score.median if summary.ood_score.images else None,
-        summary.ood_score.is_ood,
-    )
-
-
-def _options(sizes: Sizes, keep: bool, settings: Settings) -> BatchOptions:
     inference = settings.params.inference
-    return BatchOptions(
+    started = time.perf_counter()
+    images, folder = _images(source), _metadata_folder(source)
+    lab = read_lab_metadata(folder) if (folder / "lab.yaml").is_file() else None
+    options = BatchOptions(
         outputs=inference.outputs,
-        mpp=sizes,
+        mpp=_pixel_sizes(folder, images, None if lab is None else lab.mpp) if mpp is None else mpp,
         slide_megapixels=inference.slide_megapixels,
         skip_glass=inference.skip_glass,
-        keep=keep,
+        keep_existing=keep_existing,
     )
+    out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
+    batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)
+    version = _version(model, batch.lab, settings)  # raises before any folder is created
+    chunks = _chunks(plan_batch(images, out), inference.chunk_size)
+    total = sum(len(chunk.tasks) for chunk in chunks)
+    with progress_bar(f"Segmenting with version {version.version}", total) as advance:
+        if inference.workers > 1 or inference.dask_scheduler:
+            results = _map_on_dask(chunks, batch, lambda chunk: [advance("") for _ in chunk.tasks])
+        else:
+            results = [segment_chunk(chunk, batch, lambda: advance("")) for chunk in chunks]
+    summary = finish_batch(
+        [result for part in results for result in part],
+        out,
+        outputs=options.outputs,
+        seconds=time.perf_counter() - started,
+        ood=settings.params.out_of_distribution,
+    )
+    write_batch_page(summary)
+    _show_in_prefect(summary)
+    return summary
 
 
-def _chunks(jobs: Sequence[ImageTask], size: int) -> list[Chunk]:
-    starts = range(0, len(jobs), size)
-    return [Chunk(start + 1, min(start + size, len(jobs)), tuple(jobs[start : start + size])) for start in starts]
+def _chunks(tasks: Sequence[ImageTask], size: int) -> list[Chunk]:
+    starts = range(0, len(tasks), size)
+    return [Chunk(start + 1, min(start + size, len(tasks)), tuple(tasks[start : start + size])) for start in starts]
+
+
+def _map_on_dask(
+    chunks: Sequence[Chunk], batch: BatchSpec, advance: Callable[[Chunk], object]
+) -> list[tuple[ImageResult, ...]]:
+    """Segment chunks by several processes or machines, with Prefect's Dask task runner.
+
+    A worker that dies is replaced, and another worker repeats its chunk.
+
+    Args:
+        chunks: Chunks of the batch.
+        batch: ``inference.workers`` processes on this machine, or the scheduler at ``inference.dask_scheduler``.
+        advance: Called with each finished chunk.
+
+    Returns:
+        The results, in order.
+
+    Raises:
+        SettingsError: The extra ``cluster`` is not installed.
+    """
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError as error:
+        raise SettingsError(
+            "Expected Prefect's Dask task runner for inference.workers > 1, it is not installed: pip install "
+            "'microseg[cluster]', or set inference.workers to 1."
+        ) from error
+    inference = batch.settings.params.inference
+    runner: Any = (
+        DaskTaskRunner(address=inference.dask_scheduler)
+        if inference.dask_scheduler
+        else DaskTaskRunner(cluster_kwargs={"n_workers": inference.workers, "threads_per_worker": 1})
+    )
+    with runner:
+        futures = [runner.submit(segment_chunk, {"chunk": chunk, "batch": batch}) for chunk in chunks]
+        results = []
+        for chunk, future in zip(chunks, futures, strict=True):
+            results.append(future.result())
+            advance(chunk)
+    return results
 
 
 def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
-    """The version to segment with; in production it is one that was found fit, though somebody just moved an alias."""
+    """The version to use. For production, alias changes made in MLflow are validated first."""
     registry = open_workspace(settings).registry
     if model != PRODUCTION:
         return registry.resolve(model)
-    if any(drift.alias in (PRODUCTION, production_of(lab)) for drift in registry.pending_changes()):
+    if any(change.alias in (PRODUCTION, production_of(lab)) for change in registry.pending_changes()):
         apply_pending_changes(settings)
     return registry.in_use(lab)
 
 
-_READY: dict[tuple[int, str, str], Segmenter] = {}
+_SEGMENTERS: dict[tuple[int, str, str], Segmenter] = {}
 
 
-def _ready(version: ModelVersion, settings: Settings) -> Segmenter:
-    """A version made ready to segment; the one used last is kept from chunk to chunk."""
+def _segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
+    """Segmenter of a version; the last one is cached from chunk to chunk."""
     key = (version.version, version.run_id, settings.model_dump_json())
-    if key not in _READY:
-        _READY.clear()
-        _READY[key] = open_workspace(settings).segmenter(version)
-    return _READY[key]
+    if key not in _SEGMENTERS:
+        _SEGMENTERS.clear()
+        _SEGMENTERS[key] = open_workspace(settings).segmenter(version)
+    return _SEGMENTERS[key]
 
 
-def _lab(folder: Path) -> str | None:
-    """Whose images these are, where the folder says."""
-    return read_lab_metadata(folder).lab if (folder / "lab.yaml").is_file() else None
-
-
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of images, found none. Check the path.")
-    place = folder / "images" if (folder / "images").is_dir() else folder
-    known = readable_suffixes()
-    images = sorted(path for path in place.iterdir() if path.suffix.lower() in known and path.is_file())
+def _images(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.")
+    place = source / "images" if (source / "images").is_dir() else source
+    suffixes = readable_suffixes()
+    images = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes and path.is_file())
     if not images:
-        raise DataError(f"{place}: expected images or slides ({', '.join(known)}), found none. Check the path.")
+        raise DataError(f"{place}: expected images or slides ({', '.join(suffixes)}), found none. Check the path.")
     return images
 
 
-def _sizes(folder: Path, images: Sequence[Path]) -> Mapping[str, float]:
-    """Microns per pixel by file name, as images.csv says, or else for all images lab.yaml."""
-    listed = read_image_table(folder)
-    lab = read_lab_metadata(folder).mpp if (folder / "lab.yaml").is_file() else None
+def _metadata_folder(source: Path) -> Path:
+    """Folder of images.csv and lab.yaml: for a single image of a lab's images/, that of the lab."""
+    if source.is_dir():
+        return source
+    folder = source.absolute().parent
+    return folder.parent if folder.name == "images" and (folder.parent / "lab.yaml").is_file() else folder
+
+
+def _pixel_sizes(folder: Path, images: Sequence[Path], lab_mpp: float | None) -> Mapping[str, float]:
+    """Microns per pixel by file name, from images.csv, otherwise from lab.yaml."""
+    table = read_image_table(folder)
     sizes = {}
     for path in images:
-        entry = listed.get(image_key(image_name(path.name)))
-        size = lab if entry is None or entry.mpp is None else entry.mpp
+        entry = table.get(image_key(image_name(path.name)))
+        size = lab_mpp if entry is None or entry.mpp is None else entry.mpp
         if size is not None:
             sizes[path.name] = size
     return sizes
 
 
-def _show_in_prefect(summary: BatchSummary, out: Path) -> None:
-    counts = {"images": summary.images, "done": summary.done, "skipped": summary.skipped, "failed": summary.failed}
-    create_table_artifact(
-        [counts | {"seconds": round(summary.seconds, 1), "drift": str(summary.ood_score)}],
-        key="batch",
-        description=f"Outputs in {out}",
-    )
-    for number, overlay in enumerate(sorted(out.glob("*.overlay.jpg"))[:3], 1):
+def _show_in_prefect(summary: BatchSummary) -> None:
+    row = {name: getattr(summary, name) for name in ("images", "done", "skipped", "failed")}
+    row |= {"seconds": round(summary.seconds, 1)} | {f"ood_{key}": str(it) for key, it in asdict(summary.ood).items()}
+    create_table_artifact([row], key="batch", description=f"Outputs in {summary.out}")
+    for number, overlay in enumerate(sorted(summary.out.glob("*.overlay.jpg"))[:3], 1):
         create_image_artifact(data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
 
 
 @cli_command
 def command(
-    folder: Annotated[Path, typer.Argument(help="A folder of images, or a lab's folder with images/ and lab.yaml.")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder of images, a lab's folder with images/ and lab.yaml, or one image.")
+    ],
     model: Annotated[str, typer.Option(help="Version or alias.")] = PRODUCTION,
     out: Annotated[
-        Path | None, typer.Option(help="Where the outputs go; a folder in microseg's home by default.")
+        Path | None, typer.Option(help="Folder of the outputs; a folder in microseg's home by default.")
     ] = None,
-    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of all images, where nothing else says.")] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave what an earlier version made of unchanged images.")
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of all images; default: images.csv, lab.yaml or the files.")
+    ] = None,
+    keep_existing: Annotated[
+        bool, typer.Option("--keep-existing", help="Skip unchanged images that an earlier version has segmented.")
     ] = False,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Segment a folder's images and slides: label images, outlines (GeoJSON for QuPath), overlays, measurements.
+    """Segment images and slides: label images, outlines (GeoJSON for QuPath), overlays, measurements.
 
-    Images that were segmented before by the same version are skipped. Example: microseg segment slides/2026-11
+    Images that the same version has segmented are skipped. Example: microseg segment slides/2026-11
     """
-    result = segment(folder.absolute(), model, out.absolute() if out else None, mpp, keep, tuple(changes or ()))
+    result = segment(
+        source.absolute(), model, out.absolute() if out else None, mpp, keep_existing, tuple(changes or ())
+    )
     show_table(
-        f"Segmented with version {result.version}",
+        f"Segmented with version {result.version or '–'}",
         ("images", "done", "skipped", "failed", "seconds"),
         [(result.images, result.done, result.skipped, result.failed, round(result.seconds, 1))],
     )
-    console.print(f"Outputs: {result.out}  (begin with index.html)")
+    console.print(f"Outputs: {result.out}  (overview: index.html)")
     if result.missing_pixel_size:
         console.print(
-            f"[yellow]{result.missing_pixel_size} images have no known pixel size and were taken to be at the model's: "
-            "give --mpp, a line file,mpp in images.csv, or mpp in lab.yaml.[/yellow]"
+            f"[yellow]{result.missing_pixel_size} images have no known pixel size and were assumed to have that of the "
+            "model: give --mpp, a line file,mpp in images.csv, or mpp in lab.yaml.[/yellow]"
         )
-    if result.ood_score is not None:
-        color = "yellow" if result.is_ood else "default"
-        advice = " Adapt to their lab: microseg ingest, then microseg adapt." if result.is_ood else ""
+    if result.ood.images:
+        color = "yellow" if result.ood.is_ood else "default"
+        advice = " Adapt the model to their lab: microseg ingest, then microseg adapt." if result.ood.is_ood else ""
         console.print(
-            f"[{color}]{result.ood_images} of {result.compared} images are unlike any lab that the model knows "
-            f"(median distance: {result.ood_score:.2f} of the limit).{advice}[/]"
+            f"[{color}]{result.ood.ood_images} of {result.ood.images} images are out of distribution "
+            f"(median score {result.ood.median:.2f}; limit of an image: 1).{advice}[/]"
         )
     finish(result, record)
     if result.failed:
-        raise DataError(
-            f"{result.failed} of {result.images} images could not be segmented: see {result.out}/failures.csv."
-        )
+        raise DataError(f"{result.failed} of {result.images} images could not be segmented: see {result.failures}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The batches that run by themselves."""
+"""Scheduled batch segmentation of a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ __all__ = ["segment_scheduled"]
 
 @flow(name="segment-scheduled")
 def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ()) -> State[Any]:
-    """Segment what is new or changed in a folder, with the production model.
+    """Segment new and changed images of a folder with the production model.
 
-    The folder itself is a batch, and so is each folder in it: of images and slides, or a lab's with images/ and
-    lab.yaml, which is segmented with the lab's own version where it has one. What an earlier version has made of an
-    unchanged image is left, unless ``schedule.resegment`` says otherwise.
+    The folder itself is a batch, and so is each folder in it: of images and slides, or a lab's folder with images/ and
+    lab.yaml, which is segmented with the lab's own production version where it has one. Unchanged images that an
+    earlier version has segmented are skipped, unless ``schedule.resegment`` is true.
 
     Args:
-        folder: the watched one; ``schedule.folder`` of params.yaml by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        folder: The folder; ``schedule.folder`` of params.yaml by default.
+        changes: Parameters that replace those of params.yaml, ``section.name=value``.
 
     Returns:
-        Completed, saying what was done.
+        Completed, with the counts of each batch.
 
     Raises:
-        DataError: there are files, but no images.
+        DataError: There are files, but no images.
     """
     settings = load_settings(changes)
     folder = folder or settings.home.root / settings.params.schedule.folder
@@ -43,18 +43,19 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
             kinds = ", ".join(readable_suffixes())
             raise DataError(f"{folder}: expected images or slides ({kinds}), found other files. Remove them.")
         return Completed(message=f"Nothing to do: {folder} holds no images.")
-    told = []
+    messages = []
     for place in batches:
         out = settings.home.segmentations / folder.name
         out = out if place == folder else out / place.name
-        batch = segment(place, out=out, keep=not settings.params.schedule.resegment, changes=changes)
-        counts = f"{batch.done} segmented, {batch.skipped} were before, {batch.failed} could not be"
-        told.append(f"{counts}; outputs in {batch.out}.")
-        if batch.is_ood:
-            told.append(
-                f"Drifted: {batch.ood_images} of {batch.compared} images are unlike any lab that the model knows."
+        batch = segment(place, out=out, keep_existing=not settings.params.schedule.resegment, changes=changes)
+        messages.append(
+            f"{batch.done} segmented, {batch.skipped} skipped, {batch.failed} failed; outputs in {batch.out}."
+        )
+        if batch.ood.is_ood:
+            messages.append(
+                f"Out of distribution: {batch.ood.ood_images} of {batch.ood.images} images; adapt the model to them."
             )
-    return Completed(message=" ".join(told))
+    return Completed(message=" ".join(messages))
 
 
 def _holds_images(folder: Path) -> bool:

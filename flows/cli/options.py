@@ -1,13 +1,12 @@
 """Options that several commands share, and what every command does at its start and end."""
 
 import functools
-import json
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, overload
 
 import typer
+from pydantic_core import to_json
 
 from flows.cli.console import console, exit_on_error
 from microseg.config.environment import Environment
@@ -84,8 +83,6 @@ def finish(result: object, record: Path | None) -> None:
     """Write a command's result as JSON to the file of ``--record``, if one was given."""
     if record is None:
         return
-    assert is_dataclass(result)
-    assert not isinstance(result, type)
     record.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(record) as part:
-        part.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        part.write_bytes(to_json(result, indent=2, inf_nan_mode="null") + b"\n")

@@ -1,7 +1,7 @@
 """The mask of a slide, computed strip by strip from top to bottom.
 
-Reading, the network and the processing of strips overlap. In memory are a few tiles, and over the slide's width the rows
-in which two rows of tiles are blended.
+Reading, the network and the processing of strips overlap. In memory are a few tiles, and the rows of the slide in which
+two rows of tiles are blended.
 """
 
 from collections import deque

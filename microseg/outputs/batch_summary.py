@@ -1,15 +1,14 @@
 """The results of a batch: images, counts, and tables of all objects and all images."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv, parquet
+from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
 from microseg.files import atomic_write
@@ -168,12 +167,11 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
             _join_tables([summary.out / record.outputs["objects"] for record in records], part)
         with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
             _write_parquet(summary.measurements, part)
-    facts = {"kind": "microseg batch 1", **asdict(summary)}
-    facts["ood"] = {key: value if np.isfinite(value) else None for key, value in facts["ood"].items()}
-    facts["provenance"] = {r.provenance.model: r.provenance.model_dump(mode="json") for r in records}
-    facts |= {"created": datetime.now(UTC).isoformat(), "records": [f"{record.name}.json" for record in records]}
+    provenance = {record.provenance.model: record.provenance for record in records}
+    facts = {"kind": "microseg batch 1", **asdict(summary), "created": datetime.now(UTC), "provenance": provenance}
+    facts["records"] = [f"{record.name}.json" for record in records]
     with atomic_write(summary.record) as part:
-        part.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+        part.write_bytes(to_json(facts, indent=2, inf_nan_mode="null") + b"\n")
 
 
 def _join_tables(tables: Sequence[Path], path: Path) -> None:

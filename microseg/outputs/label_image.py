@@ -27,7 +27,7 @@ class _Level:
 
     def __init__(self, width: int, height: int, tile: int, folder: Path) -> None:
         self.width, self.height, self._tile = width, height, tile
-        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 (closed by `close`)
+        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 (closed by `close`)
         self._lengths: list[int] = []
         self._rows = np.zeros((tile, -(-width // tile) * tile), np.uint8)
         self.filled = 0  # rows that are not in a tile yet

@@ -103,7 +103,7 @@ class ObjectFinder:
         self, width: int, folder: Path | None = None, *, outlines: bool = True, piece: int | None = _PIECE
     ) -> None:
         self._width, self._outlines, self._piece = width, outlines, piece
-        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 (closed by `close`)
+        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115 (closed by `close`)
         self._top = 0  # first row of the waiting piece
         self._above: tuple[Rows, Weights] | None = None  # context
         self._waiting: tuple[Rows, Weights] | None = None  # until the rows below are known

@@ -116,9 +116,7 @@ def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 90
         DataError: Image and mask differ in size.
     """
     if image.shape[:2] != mask.shape:
-        raise DataError(
-            f"Expected a mask of the image's size {image.shape[:2]}, got {mask.shape}: draw it on the image it was made from."
-        )
+        raise DataError(f"Expected a mask of the image's size {image.shape[:2]}, got {mask.shape}: resize one of them.")
     longest = max(mask.shape)
     factor = -(-least // longest) if longest < least else min(1.0, most / longest)
     size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))

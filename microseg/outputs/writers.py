@@ -72,9 +72,9 @@ class ObjectBatch:
 class OutputWriter(ABC):
     """Writes one output file of one image.
 
-    The calls are: the constructor, `add_strip` for all rows from top to bottom, `add_objects` for all objects (only with
-    ``needs_objects``), `finish`, and in any case `close`. All calls for one image are made one after the other, but not
-    always by the same thread.
+    The calls are: the constructor, `add_strip` for all rows from top to bottom, `add_objects` for all objects (with
+    ``needs_objects`` only), `finish`, and in any case `close`. Calls for one image never overlap, but they may come
+    from different threads.
 
     Args:
         path: File to write, in a temporary folder; it takes its final place when all outputs of the image are complete.

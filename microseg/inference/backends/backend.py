@@ -1,7 +1,7 @@
 """The interface between `Engine` and the ways to compute a network on a device.
 
 The engine knows this interface only. `pytorch` works on every device and uses public PyTorch only. `cpu` is faster on
-CPUs, but relies on TorchScript and on a private operator of PyTorch; where these are missing, `pytorch` takes its place.
+CPUs, but relies on TorchScript and a private operator of PyTorch; where these are missing, `pytorch` replaces it.
 """
 
 import logging

@@ -46,7 +46,7 @@ _NO_ACTIVATION = ("none", 0.0, 0.0)
 _TRACE_AFTER = 32  # tiles of one size after which tracing saves time
 _MAX_GRAPHS = 8
 
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # sizes become constants, which is intended
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # sizes are constants
 warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)  # deprecated; see above
 
 

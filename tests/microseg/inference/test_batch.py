@@ -10,17 +10,19 @@ import pytest
 import tifffile
 
 from microseg.errors import DataError, SettingsError
-from microseg.inference.batch import plan_batch, segment_batch, segment_file, segment_images
+from microseg.inference.batch import plan_batch, segment_batch, segment_images
 from microseg.inference.engine import Engine
-from microseg.inference.options import BatchOptions
+from microseg.inference.image_pipeline import BatchOptions, segment_file
+from microseg.outputs.batch_summary import finish_batch
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
-from microseg.outputs.tables import finish_batch
 from microseg.slides.images import write_png
 from tests.microseg.inference.counting import Counting
 
 
-def test_a_batch_by_hand(counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path) -> None:
+def test_writes_outputs_and_tables(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
     out, seen = tmp_path / "out", list[tuple[int, int]]()
     summary = segment_batch(
         counting,
@@ -51,7 +53,7 @@ def test_a_batch_by_hand(counting: Counting, images: list[Path], provenance: Pro
         summary.done = 0  # type: ignore[misc]
 
 
-def test_a_rerun_skips_everything_and_gives_the_same_tables(
+def test_rerun_skips_all_images_and_writes_the_same_tables(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     first = segment_batch(counting, images, tmp_path / "out", provenance=provenance)
@@ -64,7 +66,7 @@ def test_a_rerun_skips_everything_and_gives_the_same_tables(
     assert {path: path.read_bytes() for path in tables} == tables
 
 
-def test_same_stems_and_same_names_do_not_collide(
+def test_images_of_equal_stems_and_names_get_different_outputs(
     counting: Counting, squares: npt.NDArray[np.uint8], provenance: Provenance, tmp_path: Path
 ) -> None:
     paths = [tmp_path / "p1" / "a.png", tmp_path / "p1" / "a.tif", tmp_path / "p2" / "a.png"]
@@ -81,12 +83,12 @@ def test_same_stems_and_same_names_do_not_collide(
     assert pd.read_csv(summary.measurements)["image"].unique().tolist() == ["p1_a.png", "a.tif", "p2_a.png"]
 
 
-def test_outputs_do_not_go_among_the_images(counting: Counting, images: list[Path], provenance: Provenance) -> None:
+def test_rejects_output_folder_of_the_images(counting: Counting, images: list[Path], provenance: Provenance) -> None:
     with pytest.raises(DataError, match="choose another"):
         segment_batch(counting, images, images[0].parent, provenance=provenance)
 
 
-def test_an_empty_batch_and_a_wrong_output(counting: Counting, provenance: Provenance, tmp_path: Path) -> None:
+def test_empty_batch_and_unknown_output(counting: Counting, provenance: Provenance, tmp_path: Path) -> None:
     summary = segment_batch(counting, [], tmp_path / "out", provenance=provenance)
     assert summary.images == 0
     assert summary.measurements is not None
@@ -98,7 +100,7 @@ def test_an_empty_batch_and_a_wrong_output(counting: Counting, provenance: Prove
 def test_slides_and_images_in_one_batch(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
-    """Large ones are segmented as slides, and skipped when done before, as all others."""
+    """Large images are segmented as slides, and skipped in a second run like the others."""
     large = tmp_path / "images" / "large.tif"
     pixels = np.full((300, 400, 3), 20, np.uint8)
     pixels[50:120, 60:200] = 230
@@ -121,7 +123,7 @@ def test_slides_and_images_in_one_batch(
     assert (whole.done, counting.calls) == (1, 2)
 
 
-def test_tables_as_parquet_are_those_in_csv(
+def test_parquet_tables_equal_csv_tables(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     options = BatchOptions(mpp={"1.png": 0.5})
@@ -136,7 +138,7 @@ def test_tables_as_parquet_are_those_in_csv(
     assert len(pd.read_parquet(empty.measurements.with_suffix(".parquet"))) == 0  # type: ignore[union-attr]
 
 
-def test_unknown_pixel_sizes_are_counted(
+def test_counts_missing_pixel_sizes(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     options = BatchOptions(outputs=["labels"], mpp={"1.png": 0.5})
@@ -146,25 +148,25 @@ def test_unknown_pixel_sizes_are_counted(
         assert summary.missing_pixel_size == missing_pixel_size
 
 
-def test_in_parts_it_is_the_same_batch(
+def test_batch_in_chunks_gives_the_same_tables(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
-    """Jobs and outcomes go to other processes and come back; so do slides."""
+    """Tasks and results can be pickled for other processes, also those of slides."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     options = BatchOptions(mpp={"1.png": 0.5}, slide_megapixels=0.001, skip_glass=False)
-    seen, outcomes = list[tuple[int, int]](), []
-    jobs = pickle.loads(pickle.dumps(plan_batch(images, out)))  # noqa: S301
+    seen, results = list[tuple[int, int]](), []
+    tasks = pickle.loads(pickle.dumps(plan_batch(images, out)))  # noqa: S301
     for start in range(0, 5, 2):
         part = segment_images(
             counting,
-            jobs[start : start + 2],
+            tasks[start : start + 2],
             out,
             provenance=provenance,
             options=options,
             progress=lambda done, total: seen.append((done, total)),
         )
-        outcomes += pickle.loads(pickle.dumps(part))  # noqa: S301
-    summary = finish_batch(outcomes, out, seconds=1)
+        results += pickle.loads(pickle.dumps(part))  # noqa: S301
+    summary = finish_batch(results, out, seconds=1)
     assert (summary.images, summary.done) == (5, 5)
     assert seen == [(1, 2), (2, 2), (1, 2), (2, 2), (1, 1)]
     assert counting.calls == 0  # all were slides

@@ -1,4 +1,4 @@
-"""What the engine would do on a graphics card."""
+"""What the engine does on CUDA, with a fake device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,24 +10,24 @@ import torch
 from torch import nn
 
 from microseg.errors import SettingsError
-from microseg.inference.backends.batch_norm_folding import fold_batch_norm
+from microseg.inference.backends.pytorch import fold_batch_norm
 from microseg.inference.engine import Engine
 from tests.microseg.inference.test_engine import Local, noise, pyramid_network
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_compiling_elsewhere_is_refused_at_once(device: str) -> None:
+def test_rejects_compile_on_other_devices(device: str) -> None:
     message = f"Expected device cuda for inference.compile, got {device}: set inference.compile to false"
     with pytest.raises(SettingsError, match=message):
         Engine(pyramid_network(), device=device, compiled=True)
 
 
 class Card:
-    """What a graphics card that is not there was asked for."""
+    """Calls that a fake CUDA device received."""
 
     def __init__(self) -> None:
         self.compiled: list[dict[str, Any]] = []
-        self.batches: list[int] = []  # that the compiled network got
+        self.batches: list[int] = []  # sizes that the compiled network received
         self.pinned, self.sent = list[int](), list[tuple[int, bool]]()
         self.autocast: list[tuple[str, torch.dtype, bool]] = []
 
@@ -69,7 +69,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_card_batches_are_pinned_and_computed_in_16_bits(card: Card, compiled: bool) -> None:
+def test_cuda_pins_batches_and_computes_in_half_precision(card: Card, compiled: bool) -> None:
     network, tiles = Local().eval(), [noise(64, 64, seed) for seed in range(5)]
     engine = Engine(network, device="cuda", tile=64, halo=0, batch=2, compiled=compiled)
     given = list(engine.predictions(tiles))
@@ -77,12 +77,12 @@ def test_on_a_card_batches_are_pinned_and_computed_in_16_bits(card: Card, compil
     assert card.sent == [(2, True), (2, True), (1, True)]
     assert card.autocast == 3 * [("cuda", torch.float16, True)]
     assert card.compiled == ([{"dynamic": False}] if compiled else [])
-    assert card.batches == ([2, 2] if compiled else [])  # what is left over is computed as without
+    assert card.batches == ([2, 2] if compiled else [])  # the rest is not compiled
     np.testing.assert_allclose(given, Engine(network, tile=64, halo=0).predict(np.stack(tiles)), atol=1e-5)
 
 
-def test_pytorch_compiles_the_network_in_one_piece_once_for_a_size() -> None:
-    """Its compiler's own kernels aside, which are made for the machine."""
+def test_network_compiles_to_one_graph_per_size() -> None:
+    """Without the compiler's kernels, which depend on the machine."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _example: list[torch.Tensor]) -> Callable[..., Any]:

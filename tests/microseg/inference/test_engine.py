@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from microseg.errors import SettingsError
-from microseg.inference.engine import Engine, segment_image, weights_digest
+from microseg.errors import DataError, SettingsError
+from microseg.inference.engine import Engine, engine_zoom, segment_image
 from microseg.models.config import NetworkConfig
-from microseg.models.files import save_network
+from microseg.models.files import save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 
 
 class Local(PyramidSegmenter):
-    """Three convolutions and a stride of 2: each output sees 10 pixels to each side, and nothing of the whole image."""
+    """Three convolutions and a stride of 2: each output depends on 10 pixels to each side, not on the whole image."""
 
     def __init__(self, mpp: float | None = None) -> None:
         nn.Module.__init__(self)
@@ -44,7 +44,7 @@ def pyramid_network(encoder: str = "blocks") -> PyramidSegmenter:
 
 
 @pytest.mark.parametrize("size", [(257, 190), (64, 301), (333, 334)])
-def test_tiled_equals_whole_where_the_network_sees_less_than_the_halo(size: tuple[int, int]) -> None:
+def test_tiled_equals_whole_for_receptive_field_below_halo(size: tuple[int, int]) -> None:
     network, image = Local().eval(), noise(*size)
     whole = segment_image(network, image, tile=512, halo=64)
     tiled = Engine(network, tile=96, halo=20, batch=3).probabilities(image)
@@ -55,7 +55,7 @@ def test_tiled_equals_whole_where_the_network_sees_less_than_the_halo(size: tupl
     assert whole.std() > 0.05  # there was something to get wrong
 
 
-def test_whole_image_equals_the_network_called_by_hand() -> None:
+def test_one_tile_equals_the_network_itself() -> None:
     network, image = pyramid_network(), noise(50, 70)
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -64,14 +64,14 @@ def test_whole_image_equals_the_network_called_by_hand() -> None:
     np.testing.assert_allclose(Engine(network).probabilities(image), expected, atol=1e-5)
 
 
-def test_the_batch_does_not_change_the_result() -> None:
+def test_batch_size_does_not_change_the_result() -> None:
     image = noise(300, 260)
     network = pyramid_network()
     one, five = (Engine(network, tile=128, halo=16, batch=n).probabilities(image) for n in (1, 5))
     np.testing.assert_allclose(one, five, atol=1e-5)
 
 
-def test_no_seams_even_where_tiles_disagree(brightness: Callable[..., PyramidSegmenter]) -> None:
+def test_blends_tiles_without_seams(brightness: Callable[..., PyramidSegmenter]) -> None:
     """Left half dark, right half bright, and a network that adds each tile's own mean: without fading, a step."""
     ramp = np.linspace(90, 165, 400)
     image = np.repeat(np.broadcast_to(ramp, (64, 400)).astype(np.uint8)[..., None], 3, axis=2)
@@ -82,14 +82,14 @@ def test_no_seams_even_where_tiles_disagree(brightness: Callable[..., PyramidSeg
     assert np.abs(np.diff(faded)).max() < 0.04
 
 
-def test_settings_that_do_not_fit_are_refused_at_once() -> None:
+def test_rejects_invalid_settings() -> None:
     with pytest.raises(SettingsError, match="tile"):
         Engine(pyramid_network(), tile=64, halo=64)
     with pytest.raises(SettingsError, match="batch"):
         Engine(pyramid_network(), batch=0)
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_does_not_change_the_network() -> None:
     network = pyramid_network().train()
     network.encoder.eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -101,13 +101,13 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_sixteen_bits_stay_close() -> None:
+def test_half_precision_is_close() -> None:
     network, image = Local().eval(), noise(64, 64)
     half, full = (Engine(network, half=half).probabilities(image) for half in (True, False))
     assert 0 < np.abs(half - full).max() < 0.05
 
 
-def test_the_digest_is_the_one_in_the_networks_file(tmp_path: Path) -> None:
+def test_weights_digest_equals_that_of_the_file(tmp_path: Path) -> None:
     network = pyramid_network()
     save_network(tmp_path, network)
     card = json.loads((tmp_path / "network.json").read_text())
@@ -116,7 +116,45 @@ def test_the_digest_is_the_one_in_the_networks_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (5, 3)])
-def test_tiny_images(size: tuple[int, int]) -> None:
+def test_segments_tiny_images(size: tuple[int, int]) -> None:
     probabilities = segment_image(pyramid_network(), noise(*size))
     assert probabilities.shape == (2, *size)
     assert np.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize(
+    ("mpp", "model_mpp", "zoom"),
+    [(1.0, 0.5, 2), (0.25, 0.5, 0.5), (0.52, 0.5, 1), (0.48, 0.5, 1), (None, 0.5, 1), (0.5, None, 1)],
+)
+def test_zoom_to_the_pixel_size_of_the_model(mpp: float | None, model_mpp: float | None, zoom: float) -> None:
+    assert engine_zoom(mpp, model_mpp) == zoom
+
+
+def test_rescales_images_to_the_pixel_size_of_the_model(brightness: Callable[..., PyramidSegmenter]) -> None:
+    image = np.zeros((60, 100, 3), np.uint8)
+    image[20:40, 50:90] = 255
+    seen: list[tuple[int, ...]] = []
+    network = brightness(mpp=0.5)
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
+    for mpp, shape in ((1.0, (128, 208)), (0.25, (32, 64)), (0.51, (64, 112)), (None, (64, 112))):
+        probabilities = segment_image(network, image, mpp=mpp)
+        assert seen[-1][-2:] == shape  # rounded up to the stride
+        assert probabilities.shape == (2, 60, 100)
+        np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+        mask = probabilities.argmax(0)
+        cohen_kappa = (mask == (image[..., 0] > 127)).mean()
+        assert cohen_kappa > 0.97, mpp
+    np.testing.assert_array_equal(segment_image(network, image, mpp=0.51), segment_image(network, image))
+
+
+def test_rejects_implausible_pixel_size(brightness: Callable[..., PyramidSegmenter]) -> None:
+    with pytest.raises(DataError, match="pixel size"):
+        segment_image(brightness(mpp=0.25), noise(32, 32), mpp=350.0)
+    with pytest.raises(DataError, match="positive"):
+        segment_image(brightness(), noise(32, 32), mpp=0.0)
+
+
+@pytest.mark.parametrize("wrong", [noise(8, 8)[..., 0], noise(8, 8) / 255, noise(8, 8)[:0]])
+def test_rejects_array_that_is_not_rgb(wrong: npt.NDArray[np.uint8], engine: Engine) -> None:
+    with pytest.raises(DataError, match="read_image"):
+        engine.probabilities(wrong)

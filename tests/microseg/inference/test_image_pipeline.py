@@ -14,16 +14,16 @@ import pytest
 
 from microseg.errors import ImageReadError
 from microseg.inference import image_pipeline
-from microseg.inference.batch import segment_batch, segment_file
+from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
-from microseg.inference.options import BatchOptions
+from microseg.inference.image_pipeline import BatchOptions, segment_file
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png
 from tests.microseg.inference.counting import Counting, visible
 
 
-def test_a_broken_image_is_recorded_and_passed_over(
+def test_broken_image_is_reported_as_failure(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     images[1].write_bytes(images[1].read_bytes()[:90])
@@ -42,7 +42,7 @@ def test_a_broken_image_is_recorded_and_passed_over(
         segment_file(counting, gone, provenance=provenance)
 
 
-def test_an_image_that_the_network_fails_on_is_passed_over(
+def test_image_that_the_network_fails_on_is_reported_as_failure(
     engine: Engine, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
@@ -54,7 +54,7 @@ def test_an_image_that_the_network_fails_on_is_passed_over(
     assert pd.read_csv(summary.failures)["reason"].tolist() == ["RuntimeError: out of memory"]
 
 
-def test_only_what_changed_is_redone(
+def test_segments_only_what_changed(
     counting: Counting, images: list[Path], provenance: Provenance, squares: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -77,7 +77,7 @@ def test_only_what_changed_is_redone(
     assert done(provenance.model_copy(update={"model": "microseg-segmenter/4", "commit": "beef"})) == 0
 
 
-def test_other_weights_and_settings_are_redone_even_under_the_same_name(
+def test_segments_again_for_other_weights_and_settings_of_the_same_name(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     network = brightness()
@@ -90,7 +90,7 @@ def test_other_weights_and_settings_are_redone_even_under_the_same_name(
     assert done == [2, 2, 2, 0]
 
 
-def test_a_killed_batch_leaves_nothing_half_and_goes_on(
+def test_killed_batch_leaves_complete_outputs_and_continues(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -110,7 +110,7 @@ def test_a_killed_batch_leaves_nothing_half_and_goes_on(
     assert not [name for name in visible(out) if name.startswith(".")]
 
 
-def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(
+def test_full_disk_ends_the_batch_and_keeps_finished_outputs(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, save = tmp_path / "out", Segmentation.save
@@ -130,10 +130,10 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(
     assert counting.calls < 15
 
 
-def test_few_images_are_in_memory_at_once(
+def test_few_images_are_in_memory(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writers that are stuck stop the readers: no more than the window is read."""
+    """Readers wait for slow writers."""
 
     read, wait, save = list[Path](), threading.Event(), Segmentation.save
 
@@ -164,7 +164,7 @@ def test_few_images_are_in_memory_at_once(
     assert first[0] <= 2 + 1 + 2 + 1  # ahead, in the network, being written, the next
 
 
-def test_a_slide_that_cannot_be_written_ends_the_batch(
+def test_slide_that_cannot_be_written_ends_the_batch(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_args: object, **_options: object) -> None:
@@ -193,7 +193,7 @@ class Slow(Engine):
         time.sleep(float(sys.argv[3]))
         return super().probabilities(image, mpp)
 
-config = NetworkConfig(classes=("background", "gland"), encoder="blocks", filters=(4,), pyramid_filters=4)
+config = NetworkConfig(classes=("background", "gland"), encoder="blocks", channels=(4,), pyramid_channels=4)
 import torch
 torch.manual_seed(0)
 engine = Slow(PyramidSegmenter(config), tile=128, halo=16)
@@ -204,7 +204,7 @@ print(summary.done, summary.skipped, summary.failed)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_what_was_finished_before_the_process_was_killed_stays(
+def test_outputs_finished_before_the_process_was_killed_are_kept(
     images: list[Path], tmp_path: Path, how: signal.Signals
 ) -> None:
     for number in range(5, COUNT):

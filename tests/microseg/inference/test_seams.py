@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.workload import make_network
 from microseg.inference.engine import Engine
-from microseg.inference.slide import slide_rows
+from microseg.inference.slide import slide_strips
 from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
@@ -65,7 +65,7 @@ def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo
     assert len(engine.plan(*section.shape[:2]).rows) >= 3
     masks = []
     for pixels in (section, section[SHIFT:, SHIFT:]):
-        _, rows = slide_rows(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
+        _, rows = slide_strips(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
         masks.append(np.concatenate([part.mask for part in rows]))
     changed = masks[0][SHIFT:, SHIFT:] != masks[1]
     border, rest = places(engine, len(section))

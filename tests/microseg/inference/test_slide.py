@@ -1,4 +1,4 @@
-"""A slide, streamed, gives what the same image gives as a whole, in files that others open."""
+"""A slide gives the same outputs as the same image in memory, in files that other programs open."""
 
 import json
 import subprocess
@@ -19,9 +19,10 @@ from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.errors import DataError, ImageReadError, SettingsError
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
-from microseg.inference.slide import segment_slide, slide_rows
+from microseg.inference.slide import segment_slide, slide_strips
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
-from microseg.outputs.palette import class_color
+from microseg.outputs import overlay
+from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.pixel_size import image_mpp
@@ -56,7 +57,7 @@ def slide(tmp_path: Path, tissue: Picture) -> Path:
 
 @pytest.fixture
 def darkness(brightness: Callable[..., object]) -> Callable[..., Engine]:
-    """An engine that marks what is dark."""
+    """An engine that segments dark pixels."""
 
     def make(mpp: float | None = None, context: float = 0.0, **options: int) -> Engine:
         network = brightness(mpp=mpp, context=context)
@@ -66,7 +67,7 @@ def darkness(brightness: Callable[..., object]) -> Callable[..., Engine]:
     return make
 
 
-def test_the_files_are_those_of_the_whole_image(
+def test_files_equal_those_of_the_whole_image(
     darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
 ) -> None:
     engine, out, shares = darkness(), tmp_path / "out", list[float]()
@@ -94,7 +95,7 @@ def test_the_files_are_those_of_the_whole_image(
     np.testing.assert_allclose(table["mean_probability"], whole.objects["mean_probability"], atol=2.1e-3)
     np.testing.assert_allclose(table["perimeter_px"], whole.objects["perimeter_px"], rtol=0.01)
     for name, value in whole.summary.items():
-        if name not in ("mean_confidence", "mean_entropy"):  # of the computed part only
+        if name not in ("mean_confidence", "mean_entropy"):  # over the computed part only
             assert record.summary[name] == pytest.approx(value), name
     features = json.loads((out / "slide.geojson").read_text())["features"]
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
@@ -105,7 +106,7 @@ def test_the_files_are_those_of_the_whole_image(
     assert shares == sorted(shares)
 
 
-def test_glass_is_not_computed(
+def test_does_not_compute_glass(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
     engine, options = darkness(), {"provenance": provenance, "outputs": ["labels"]}
@@ -118,7 +119,7 @@ def test_glass_is_not_computed(
     np.testing.assert_array_equal(Segmentation.load(tmp_path / "a").mask, Segmentation.load(tmp_path / "b").mask)
 
 
-def test_the_label_image_is_a_pyramid_with_its_pixel_size_twice(
+def test_label_image_is_a_pyramid_with_pixel_size(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
     segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels"])
@@ -147,7 +148,7 @@ def test_the_label_image_is_a_pyramid_with_its_pixel_size_twice(
 
 
 @pytest.mark.parametrize(("given", "shape"), [(0.25, (550, 700)), (1.0, (2200, 2800))])
-def test_another_scale(
+def test_slide_with_another_pixel_size(
     darkness: Callable[..., Engine],
     slide: Path,
     tissue: Picture,
@@ -156,7 +157,7 @@ def test_another_scale(
     given: float,
     shape: tuple[int, int],
 ) -> None:
-    """The label image is on the model's grid, everything else in the slide's pixels."""
+    """The label image has the model's pixel size; everything else is in pixels of the slide."""
     engine, out = darkness(mpp=0.5), tmp_path / "out"
     record = segment_slide(engine, slide, out, provenance=provenance, mpp=given)
     loaded = Segmentation.load(out)
@@ -181,16 +182,15 @@ def test_another_scale(
     assert Segmentation.load(tmp_path / "again").mask.shape == shape
 
 
-def test_the_overlay_is_a_picture_of_the_whole(
+def test_overlay_shows_the_whole_slide(
     darkness: Callable[..., Engine],
     slide: Path,
     provenance: Provenance,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from microseg.inference import slide as module
-
-    monkeypatch.setattr(module, "_OVERLAY", 500)
+    monkeypatch.setattr(overlay, "_MOST", 1000)
+    monkeypatch.setattr(overlay, "_SAMPLED", 500)
     segment_slide(darkness(), slide, tmp_path, provenance=provenance, outputs=["overlay"], name="o")
     with Image.open(tmp_path / "o.overlay.jpg") as picture:
         assert picture.width / picture.height == pytest.approx(1400 / 1100, rel=0.01)
@@ -200,7 +200,7 @@ def test_the_overlay_is_a_picture_of_the_whole(
     assert green[:, pixels.shape[1] * 3 // 4 :].mean() == 0
 
 
-def test_an_unknown_pixel_size_is_said_clearly(
+def test_rejects_slide_without_pixel_size(
     darkness: Callable[..., Engine], tmp_path: Path, tissue: Picture, provenance: Provenance
 ) -> None:
     tifffile.imwrite(tmp_path / "slide.tif", tissue, tile=(256, 256))
@@ -212,14 +212,14 @@ def test_an_unknown_pixel_size_is_said_clearly(
     assert image_mpp(tmp_path / "out" / "slide.labels.tif") is None
 
 
-def test_probabilities_are_refused(
+def test_rejects_probabilities_of_a_slide(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match="too large"):
         segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels", "probabilities"])
 
 
-def test_a_slide_damaged_in_the_middle_leaves_the_old_files(
+def test_damaged_slide_leaves_earlier_files(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -235,11 +235,11 @@ def test_a_slide_damaged_in_the_middle_leaves_the_old_files(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_rows_without_files(darkness: Callable[..., Engine], slide: Path, tissue: Picture) -> None:
+def test_strips_without_files(darkness: Callable[..., Engine], slide: Path, tissue: Picture) -> None:
     engine = darkness()
     with open_slide(slide) as opened:
-        view, rows = slide_rows(engine, opened, None)
-        mask = np.concatenate([part.mask for part in rows])
+        view, strips = slide_strips(engine, opened, None)
+        mask = np.concatenate([part.mask for part in strips])
     assert mask.shape == (view.height, view.width) == tissue.shape[:2]
     np.testing.assert_array_equal(mask, engine.probabilities(tissue).argmax(0))
 
@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
     assert large - small < 60, f"{small} MB for 4 megapixels, {large} MB for 41"  # as RGB alone, 110 MB more
 
 
-def test_the_drift_of_a_slide_is_that_of_its_tissue(
+def test_ood_score_of_a_slide_is_that_of_its_tissue(
     darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
 ) -> None:
     figures = image_features(tissue[:, :900])  # where the discs are

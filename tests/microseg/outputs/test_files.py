@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from microseg.errors import DataError, SettingsError
-from microseg.outputs.files import check_outputs, file_sha256, output_names, remove_partial
+from microseg.errors import DataError
+from microseg.outputs.files import file_sha256, output_names, remove_partial
 from microseg.outputs.record import Provenance, Record, find_record, read_record
 
 
@@ -34,19 +34,19 @@ def leave_record(folder: Path, name: str, source: Path, outputs: dict[str, str] 
     (folder / f"{name}.json").write_text(record.model_dump_json())
 
 
-def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
+def test_names_are_as_short_as_possible(tmp_path: Path) -> None:
     a, b = tmp_path / "one", tmp_path / "two"
     sources = [image(a, "x.png"), image(a, "y.png"), image(a, "y.tif"), image(a, "z.png"), image(b, "z.png")]
     assert output_names(sources, tmp_path) == ["x", "y.png", "y.tif", "one_z.png", "two_z.png"]
 
 
-def test_names_that_would_clash_after_all_get_longer(tmp_path: Path) -> None:
+def test_names_that_still_clash_are_extended(tmp_path: Path) -> None:
     sources = [image(tmp_path, name) for name in ("a.png", "a.tif", "a.png.bmp")]
     names = output_names(sources, tmp_path)
     assert len({name.casefold() for name in names}) == 3
 
 
-def test_upper_and_lower_case_count_as_the_same(tmp_path: Path) -> None:
+def test_names_differ_by_more_than_case(tmp_path: Path) -> None:
     assert output_names([tmp_path / "Slide.png", tmp_path / "slide.tif"], tmp_path) == ["Slide.png", "slide.tif"]
 
 
@@ -56,13 +56,13 @@ def test_equal_names_in_equally_named_folders_get_a_hash(tmp_path: Path) -> None
     assert all(name.startswith("a.png-") and len(name) == len("a.png-") + 8 for name in names)
 
 
-def test_an_image_keeps_its_name_when_others_come(tmp_path: Path) -> None:
+def test_image_keeps_its_name_when_others_are_added(tmp_path: Path) -> None:
     first, second = image(tmp_path, "a.png", b"1"), image(tmp_path, "a.tif", b"2")
     leave_record(tmp_path, "a", first)
     assert output_names([first, second], tmp_path) == ["a", "a.tif"]
 
 
-def test_another_images_outputs_are_not_overwritten_but_a_copys_are(tmp_path: Path) -> None:
+def test_overwrites_outputs_of_a_copy_but_not_of_another_image(tmp_path: Path) -> None:
     first = image(tmp_path / "one", "a.png", b"1")
     other, copy = image(tmp_path / "two", "a.png", b"2"), image(tmp_path / "three", "a.png", b"1")
     leave_record(tmp_path, "a", first)
@@ -71,12 +71,12 @@ def test_another_images_outputs_are_not_overwritten_but_a_copys_are(tmp_path: Pa
 
 
 @pytest.mark.parametrize("theirs", ["a.geojson", "a.json"])
-def test_files_of_others_are_not_overwritten(tmp_path: Path, theirs: str) -> None:
+def test_does_not_overwrite_other_files(tmp_path: Path, theirs: str) -> None:
     (tmp_path / theirs).write_text("{}")
     assert output_names([image(tmp_path, "a.png")], tmp_path) == ["a.png"]
 
 
-def test_files_that_a_killed_process_had_moved_are_not_taken_for_others(tmp_path: Path) -> None:
+def test_removes_files_that_a_killed_process_had_moved(tmp_path: Path) -> None:
     source, left = image(tmp_path, "a.png"), tmp_path / ".a.abcd1234.partial"
     left.mkdir()
     leave_record(left, "a", source, {"labels": "a.labels.tif", "outlines": "a.geojson"})
@@ -86,24 +86,18 @@ def test_files_that_a_killed_process_had_moved_are_not_taken_for_others(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_batchs_own_name_is_not_given_away(tmp_path: Path) -> None:
+def test_name_of_the_batch_summary_is_reserved(tmp_path: Path) -> None:
     assert output_names([tmp_path / "batch.png"], tmp_path) == ["batch.png"]
 
 
-def test_leftovers_of_others_stay(tmp_path: Path) -> None:
+def test_keeps_temporary_folders_of_other_images(tmp_path: Path) -> None:
     for left in (".a.abcd_123.partial", ".a.b.abcd1234.partial", ".c.abcd1234.partial"):
         (tmp_path / left).mkdir()
     remove_partial(tmp_path, [tmp_path / "a.png", tmp_path / "b.png"])
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.b.abcd1234.partial", ".c.abcd1234.partial"]
 
 
-@pytest.mark.parametrize("wrong", [["labels", "masks"], "labels"])
-def test_unknown_outputs_are_refused(wrong: list[str]) -> None:
-    with pytest.raises(SettingsError, match=r"outlines.*choose"):
-        check_outputs(wrong)
-
-
-def test_a_folder_needs_exactly_one_record(tmp_path: Path) -> None:
+def test_rejects_folder_without_exactly_one_record(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got 0"):
         find_record(tmp_path)
     (tmp_path / "batch.json").write_text(json.dumps({"kind": "microseg batch 1"}))

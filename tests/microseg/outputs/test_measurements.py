@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage.measure import regionprops_table
 
-from microseg.outputs.measurements import OBJECT_COLUMNS, measure_objects, summarize_image
-from microseg.outputs.outlines import label_objects
-
-CLASSES = ("background", "gland", "stroma")
+from microseg.outputs.measurements import OBJECT_COLUMNS
+from microseg.outputs.objects import label_objects
+from microseg.outputs.record import Provenance
+from microseg.outputs.segmentation import Segmentation
+from tests.microseg.outputs.finding import CLASSES, find
 
 
 def two_rectangles() -> npt.NDArray[np.uint8]:
@@ -22,13 +23,19 @@ def two_rectangles() -> npt.NDArray[np.uint8]:
     return mask
 
 
-def test_rectangles_by_hand() -> None:
+def segmentation(
+    mask: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32], mpp: float | None
+) -> Segmentation:
+    return Segmentation(mask, probabilities, CLASSES, mpp, Provenance(model="m"), "a.png")
+
+
+def test_measures_rectangles_as_computed_by_hand() -> None:
     mask = two_rectangles()
     probabilities = np.zeros((3, *mask.shape), np.float32)
     probabilities[1, 2:6, 3:9] = 0.75
     probabilities[1, 2:6, 3:5] = 0.6
     probabilities[2, 7:9, 12:14] = 0.5
-    table = measure_objects(mask, CLASSES, image="a.png", mpp=0.5, probabilities=probabilities)
+    table = segmentation(mask, probabilities, 0.5).objects
     assert tuple(table.columns) == OBJECT_COLUMNS
     gland, stroma = table.to_dict("records")
     assert gland == pytest.approx(
@@ -53,21 +60,21 @@ def test_rectangles_by_hand() -> None:
     assert stroma["mean_probability"] == pytest.approx(0.5)
 
 
-def test_a_notch_lowers_solidity() -> None:
+def test_notch_lowers_solidity() -> None:
     mask = np.ones((2, 2), np.uint8)
     mask[0, 1] = 0
-    assert measure_objects(mask, CLASSES)["solidity"].tolist() == [pytest.approx(3 / 3.5)]
+    assert find(mask).table["solidity"].tolist() == [pytest.approx(3 / 3.5)]
 
 
-def test_what_is_unknown_is_nan() -> None:
-    table = measure_objects(two_rectangles(), CLASSES)
+def test_unknown_values_are_nan() -> None:
+    table = find(two_rectangles()).table
     unknown = ["area_um2", "perimeter_um", "equivalent_diameter_um", "mean_probability"]
     assert table[unknown].isna().all().all()
     assert table.drop(columns=unknown).notna().all().all()
 
 
-def test_no_objects_is_an_empty_table_with_all_columns() -> None:
-    table = measure_objects(np.zeros((4, 4), np.uint8), CLASSES, mpp=1.0)
+def test_table_without_objects_has_all_columns() -> None:
+    table = find(np.zeros((4, 4), np.uint8), mpp=1.0).table
     assert len(table) == 0
     assert tuple(table.columns) == OBJECT_COLUMNS
 
@@ -75,7 +82,7 @@ def test_no_objects_is_an_empty_table_with_all_columns() -> None:
 @settings(deadline=None, max_examples=40)
 @given(arrays.arrays(np.uint8, (20, 15), elements=st.sampled_from([0, 0, 1, 1, 2])))
 def test_agrees_with_scikit_image(mask: npt.NDArray[np.uint8]) -> None:
-    table = measure_objects(mask, CLASSES)
+    table = find(mask).table
     names = ("label", "area", "perimeter", "centroid", "equivalent_diameter_area", "eccentricity")
     found = regionprops_table(label_objects(mask), properties=names)  # type: ignore[no-untyped-call]
     other = pd.DataFrame(found)
@@ -92,11 +99,11 @@ def test_agrees_with_scikit_image(mask: npt.NDArray[np.uint8]) -> None:
     assert table["solidity"].between(0, 1 + 1e-9).all()
 
 
-def test_summary_by_hand() -> None:
+def test_summary_as_computed_by_hand() -> None:
     probabilities = np.zeros((3, 10, 20), np.float32)
     probabilities[0] = 1.0
-    probabilities[:, :5] = 1 / 3  # half of the image: no idea
-    summary = summarize_image(two_rectangles(), CLASSES, mpp=0.5, probabilities=probabilities)
+    probabilities[:, :5] = 1 / 3  # half of the image: all classes equally probable
+    summary = segmentation(two_rectangles(), probabilities, 0.5).summary
     assert summary == pytest.approx(
         {
             "area_mm2": 200 * 0.25 / 1e6,
@@ -110,9 +117,9 @@ def test_summary_by_hand() -> None:
     )
 
 
-def test_summary_does_not_depend_on_how_many_rows_are_taken_at_once() -> None:
+def test_summary_of_many_rows() -> None:
     random = np.random.default_rng(0).dirichlet([1, 1, 1], (700, 5)).astype(np.float32)
     probabilities = np.moveaxis(random, 2, 0)
-    summary = summarize_image(probabilities.argmax(0).astype(np.uint8), CLASSES, probabilities=probabilities)
+    summary = segmentation(probabilities.argmax(0).astype(np.uint8), probabilities, None).summary
     assert summary["mean_confidence"] == pytest.approx(probabilities.max(0).mean(), abs=1e-6)
     assert summary["mean_entropy"] == pytest.approx(-(random * np.log(random)).sum(2).mean() / math.log(3), abs=1e-5)

@@ -1,12 +1,15 @@
+import itertools
+
 import numpy as np
+import numpy.typing as npt
 import pytest
+from skimage.color import rgb2lab
 
 from microseg.errors import DataError
-from microseg.outputs.overlay import draw_overlay, draw_panel
-from microseg.outputs.palette import class_color
+from microseg.outputs.overlay import class_color, color_table, draw_overlay, draw_panel
 
 
-def test_the_line_follows_the_border_and_the_rest_stays() -> None:
+def test_draws_line_along_the_border_only() -> None:
     image = np.full((1000, 1000, 3), 200, np.uint8)
     mask = np.zeros((1000, 1000), np.uint8)
     mask[400:600, 300:700] = 2
@@ -19,7 +22,7 @@ def test_the_line_follows_the_border_and_the_rest_stays() -> None:
     assert drawn[405, 350:650].max() < drawn[500, 500].max() + 5
 
 
-def test_a_line_between_classes_has_the_color_of_the_higher() -> None:
+def test_line_between_classes_has_the_color_of_the_higher_index() -> None:
     image = np.full((1000, 1000, 3), 128, np.uint8)
     mask = np.ones((1000, 1000), np.uint8)
     mask[:, 500:] = 3
@@ -28,7 +31,7 @@ def test_a_line_between_classes_has_the_color_of_the_higher() -> None:
     assert drawn[500, 400, 1] > 128 + 5  # class 1's fill is green
 
 
-def test_ignored_and_background_pixels_are_not_drawn() -> None:
+def test_does_not_draw_ignored_and_background_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1000, 900, 3), np.uint8)
     mask = np.zeros((1000, 900), np.uint8)
     mask[:, 450:] = 255
@@ -39,7 +42,7 @@ def test_ignored_and_background_pixels_are_not_drawn() -> None:
     ("size", "expected"),
     [((120, 120), (960, 960)), ((512, 256), (1024, 512)), ((1800, 900), (1200, 600)), ((1, 3), (300, 900))],
 )
-def test_small_images_are_enlarged_and_large_ones_reduced(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_enlarges_small_images_and_reduces_large_ones(size: tuple[int, int], expected: tuple[int, int]) -> None:
     image, mask = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
     assert draw_overlay(image, mask, most=1200).shape == (*expected, 3)
 
@@ -53,19 +56,19 @@ def test_enlarged_borders_stay_in_place() -> None:
     assert green.max() <= 452
 
 
-def test_enlarging_loses_no_object_of_one_pixel() -> None:
+def test_enlarging_keeps_objects_of_one_pixel() -> None:
     image, mask = np.full((100, 100, 3), 128, np.uint8), np.zeros((100, 100), np.uint8)
     mask[50, 50] = 1
     drawn = draw_overlay(image, mask).astype(int)
     assert (drawn[450:459, 450:459, 1] - drawn[450:459, 450:459, 0] > 80).any()
 
 
-def test_a_mask_of_another_size_is_refused() -> None:
+def test_rejects_mask_of_other_size() -> None:
     with pytest.raises(DataError, match="size"):
         draw_overlay(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), np.uint8))
 
 
-def test_panel_puts_pictures_side_by_side_with_titles_and_legend() -> None:
+def test_panel_has_pictures_titles_and_legend() -> None:
     red, blue = np.full((50, 100, 3), (255, 0, 0), np.uint8), np.full((80, 80, 3), (0, 0, 255), np.uint8)
     panel = draw_panel([red, blue], ["before", "after"], classes=("background", "gland"), height=100)
     is_red, is_blue = (panel == (255, 0, 0)).all(2), (panel == (0, 0, 255)).all(2)
@@ -82,8 +85,43 @@ def test_panel_puts_pictures_side_by_side_with_titles_and_legend() -> None:
     assert stacked.shape[1] < panel.shape[1]
 
 
-def test_panel_needs_a_title_for_each_picture() -> None:
+def test_panel_rejects_missing_titles() -> None:
     with pytest.raises(DataError, match="title"):
         draw_panel([np.zeros((4, 4, 3), np.uint8)], [])
     with pytest.raises(DataError, match="title"):
         draw_panel([], [])
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+VISION = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def seen(colors: npt.NDArray[np.float64], vision: str) -> npt.NDArray[np.float64]:
+    """CIELAB of sRGB colors in 0..1 under that color vision."""
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.array(VISION[vision]).T, 0, 1)
+    srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.asarray(rgb2lab(srgb[None])[0])
+
+
+def test_first_seven_colors_differ_in_normal_and_deficient_color_vision() -> None:
+    colors = np.array([class_color(index) for index in range(1, 8)]) / 255
+    for vision in VISION:
+        for one, other in itertools.combinations(seen(colors, vision), 2):
+            assert np.linalg.norm(one - other) > 30, vision
+
+
+def test_colors_of_21_classes_differ() -> None:
+    assert len({class_color(index) for index in range(1, 22)}) == 21
+
+
+def test_background_is_black_and_ignored_is_gray() -> None:
+    table = color_table()
+    assert table.shape == (256, 3)
+    assert table[0].tolist() == [0, 0, 0]
+    assert table[255].tolist() == [128, 128, 128]

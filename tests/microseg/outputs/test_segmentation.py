@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,10 @@ from rasterio.features import rasterize
 
 from microseg.annotations.index_masks import read_mask
 from microseg.errors import DataError, SettingsError
-from microseg.inference.batch import segment_file
 from microseg.inference.engine import Engine
+from microseg.inference.image_pipeline import segment_file
 from microseg.outputs.files import file_sha256
-from microseg.outputs.palette import class_color
+from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png
@@ -35,7 +36,7 @@ def segmentation(engine: Engine, source: Path, provenance: Provenance) -> Segmen
     return segment_file(engine, source, provenance=provenance, mpp=0.5)
 
 
-def test_saved_and_loaded_it_is_the_same(segmentation: Segmentation, tmp_path: Path) -> None:
+def test_loaded_segmentation_equals_the_saved_one(segmentation: Segmentation, tmp_path: Path) -> None:
     files = segmentation.save(tmp_path / "out", ALL)
     for loaded in (Segmentation.load(tmp_path / "out"), Segmentation.load(files["record"])):
         np.testing.assert_array_equal(loaded.mask, segmentation.mask)
@@ -65,19 +66,22 @@ def test_label_image_has_pixel_size_classes_and_colors(segmentation: Segmentatio
         np.testing.assert_array_equal(page.asarray(), segmentation.mask)
         assert page.tags["ResolutionUnit"].value == 3  # centimetre
         assert [n / d for n, d in (page.tags["XResolution"].value, page.tags["YResolution"].value)] == [20_000, 20_000]
-        assert json.loads(page.description)["classes"] == ["background", "bright"]
+        assert tiff.is_ome
+        xml = ElementTree.fromstring(tiff.ome_metadata or "")
+        labels = [element.text for element in xml.iter() if element.tag.endswith("}M")]
+        assert labels == ["background", "bright"]
     assert image_mpp(path) == 0.5
     np.testing.assert_array_equal(read_mask(path), segmentation.mask)
     with Image.open(path) as image:
         assert image.convert("RGB").getpixel((11, 6)) == class_color(1)
 
 
-def test_no_pixel_size_is_not_invented(engine: Engine, source: Path, provenance: Provenance, tmp_path: Path) -> None:
+def test_label_image_without_pixel_size(engine: Engine, source: Path, provenance: Provenance, tmp_path: Path) -> None:
     path = segment_file(engine, source, provenance=provenance).save(tmp_path / "out")["labels"]
     assert image_mpp(path) is None
 
 
-def test_outlines_and_table_tell_of_the_same_objects(segmentation: Segmentation, tmp_path: Path) -> None:
+def test_outlines_and_table_have_the_same_objects(segmentation: Segmentation, tmp_path: Path) -> None:
     files = segmentation.save(tmp_path / "out")
     features = json.loads(files["outlines"].read_text())["features"]
     table = pd.read_csv(files["objects"])
@@ -90,7 +94,7 @@ def test_outlines_and_table_tell_of_the_same_objects(segmentation: Segmentation,
     np.testing.assert_array_equal(back, segmentation.mask)
 
 
-def test_the_record_leads_back_to_image_model_run_data_and_code(
+def test_record_has_image_model_run_data_and_code(
     segmentation: Segmentation, source: Path, engine: Engine, tmp_path: Path
 ) -> None:
     record = read_record(segmentation.save(tmp_path / "out")["record"])
@@ -107,14 +111,14 @@ def test_the_record_leads_back_to_image_model_run_data_and_code(
     assert {"python", "torch"} <= record.software.keys()
 
 
-def test_saving_again_replaces_and_leaves_nothing_old(segmentation: Segmentation, tmp_path: Path) -> None:
+def test_saving_again_replaces_all_files(segmentation: Segmentation, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segmentation.save(out)
     segmentation.save(out, ["labels"])
     assert sorted(p.name for p in out.iterdir()) == ["slide 1.json", "slide 1.labels.tif"]
 
 
-def test_a_failure_on_the_way_leaves_the_old_files_and_nothing_half(
+def test_failure_while_writing_keeps_the_earlier_files(
     segmentation: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -130,7 +134,7 @@ def test_a_failure_on_the_way_leaves_the_old_files_and_nothing_half(
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
-def test_a_failure_between_two_files_leaves_no_mix_of_old_and_new(
+def test_failure_between_two_files_leaves_no_mixture(
     segmentation: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, replace, moved = tmp_path / "out", Path.replace, list[Path]()
@@ -150,7 +154,7 @@ def test_a_failure_between_two_files_leaves_no_mix_of_old_and_new(
     assert segmentation.save(out)["record"].name == "slide 1.json"
 
 
-def test_an_array_without_a_file_can_be_saved(provenance: Provenance, tmp_path: Path) -> None:
+def test_saves_segmentation_of_an_array(provenance: Provenance, tmp_path: Path) -> None:
     mask = np.eye(5, dtype=np.uint8)
     segmentation = Segmentation(mask, None, ("background", "gland"), None, provenance, "field 7")
     for _ in range(2):
@@ -173,7 +177,7 @@ def test_large_images_are_tiled(provenance: Provenance, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.probabilities, probabilities)
 
 
-def test_loading_says_what_is_wrong(segmentation: Segmentation, tmp_path: Path) -> None:
+def test_loading_reports_missing_and_damaged_files(segmentation: Segmentation, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segmentation.save(out, ["objects"])
     with pytest.raises(DataError, match="label image"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
-from microseg.inference.options import BatchOptions
+from microseg.inference.image_pipeline import BatchOptions
 from microseg.models.reference_distribution import summarize_scores
 from microseg.outputs.record import Provenance
 from microseg.report.batch_page import write_batch_page
@@ -25,7 +25,7 @@ class Links(HTMLParser):
         self.targets += [value for name, value in attrs if name in ("href", "src") and value]
 
 
-def test_everything_it_names_is_there_and_what_failed_is_told(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
+def test_page_links_to_existing_files_and_lists_failures(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a <b> & #1", "c"):
@@ -47,7 +47,7 @@ def test_everything_it_names_is_there_and_what_failed_is_told(tiny_network: Call
     assert "2 images have no known pixel size" in text  # the network's is 1 micron
 
 
-def test_a_batch_without_objects_and_without_images(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
+def test_page_of_a_batch_without_objects_and_images(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     engine = Engine(tiny_network(), tile=64, halo=8)
     summary = segment_batch(
         engine, [], tmp_path / "out", provenance=Provenance(model="m"), options=BatchOptions(outputs=["labels"])
@@ -57,11 +57,11 @@ def test_a_batch_without_objects_and_without_images(tiny_network: Callable[..., 
     assert "measurements.csv" not in text
 
 
-def test_drift_is_told_and_warned_of(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
+def test_page_warns_of_batch_out_of_distribution(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     engine = Engine(tiny_network(), tile=64, halo=8)
     summary = segment_batch(engine, [], tmp_path / "out", provenance=Provenance(model="m"))
-    assert "unlike any lab" not in write_batch_page(summary).read_text(encoding="utf-8")
+    assert "out of distribution" not in write_batch_page(summary).read_text(encoding="utf-8")
     for scores, warned in (([0.4, 0.5, 1.6], False), ([0.4, 1.5, 1.6], True)):
-        text = write_batch_page(replace(summary, ood_score=summarize_scores(scores))).read_text(encoding="utf-8")
-        assert f"{sum(ood_score > 1 for ood_score in scores)} of 3 images are unlike any lab" in text
-        assert ("have drifted" in text) == warned
+        text = write_batch_page(replace(summary, ood=summarize_scores(scores))).read_text(encoding="utf-8")
+        assert f"{sum(ood_score > 1 for ood_score in scores)} of 3 images are out of distribution" in text
+        assert ("This batch is out of distribution" in text) == warned

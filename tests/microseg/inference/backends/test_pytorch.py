@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from microseg.inference.backends.batch_norm_folding import fold_batch_norm
+from microseg.inference.backends.pytorch import fold_batch_norm
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 
 
 def with_statistics(network: nn.Module, size: int) -> nn.Module:
-    """As after training: statistics of real activations, affine parameters that are not one and zero."""
+    """Set statistics of real activations, and affine parameters other than one and zero, as after training."""
     torch.manual_seed(0)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -25,7 +25,7 @@ def norms(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("encoder", ["blocks", "resnet18", "tf_efficientnet_lite0"])
-def test_folding_removes_every_norm_and_keeps_the_probabilities(encoder: str) -> None:
+def test_folding_removes_every_norm_and_keeps_probabilities(encoder: str) -> None:
     config = NetworkConfig(classes=("background", "gland"), encoder=encoder, channels=(8, 16), pyramid_channels=16)
     network = with_statistics(PyramidSegmenter(config), 64)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -39,7 +39,7 @@ def test_folding_removes_every_norm_and_keeps_the_probabilities(encoder: str) ->
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_one_channel_by_hand() -> None:
+def test_folds_one_channel_as_computed_by_hand() -> None:
     network = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0)).eval()
     convolution, norm = network
     assert isinstance(convolution, nn.Conv2d)
@@ -58,8 +58,8 @@ def test_one_channel_by_hand() -> None:
     assert folded.bias.item() == pytest.approx(7 - 3 * 5 / 2)
 
 
-class TakenTwice(nn.Module):
-    """A convolution whose output is used beside the normalization too: folding would change it."""
+class UsedTwice(nn.Module):
+    """A convolution whose output has a second use besides the normalization: folding would change it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class TakenTwice(nn.Module):
         return total
 
 
-def test_a_network_that_folding_would_change_stays_as_it_is() -> None:
-    network = with_statistics(TakenTwice(), 16)
+def test_does_not_fold_if_the_output_would_change() -> None:
+    network = with_statistics(UsedTwice(), 16)
     same = fold_batch_norm(network, torch.rand(1, 3, 16, 16))
     x = torch.rand(1, 3, 8, 8)
     assert norms(same) == 1
@@ -80,7 +80,7 @@ def test_a_network_that_folding_would_change_stays_as_it_is() -> None:
         torch.testing.assert_close(same(x), network(x))
 
 
-def test_a_network_in_training_is_folded_as_in_evaluation_and_goes_on_training() -> None:
+def test_folds_network_in_training_mode_and_keeps_its_mode() -> None:
     network = with_statistics(
         PyramidSegmenter(NetworkConfig(classes=("b", "c"), encoder="blocks", channels=(4, 8))), 32
     )

@@ -1,0 +1,63 @@
+"""Without TorchScript or oneDNN's private operator, the engine computes the same with plain PyTorch."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from microseg.inference.backends import cpu
+from microseg.inference.backends.backend import create_backend
+from microseg.inference.backends.cpu import CpuBackend
+from microseg.inference.backends.pytorch import PyTorchBackend
+from microseg.models.files import save_network
+from microseg.models.network import PyramidSegmenter
+
+OPTIONS = {"device": torch.device("cpu"), "batch_size": 2, "half": False, "compiled": False}
+TILES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+
+def test_cpu_uses_the_cpu_backend(tiny_network: Callable[..., PyramidSegmenter]) -> None:
+    backend = create_backend(tiny_network(), **OPTIONS)  # type: ignore[arg-type]
+    assert isinstance(backend, CpuBackend)
+    plain = PyTorchBackend(tiny_network(), device=torch.device("cpu"), batch_size=2, half=False)
+    np.testing.assert_allclose(backend.predict(TILES), plain.predict(TILES), atol=1e-5)
+    np.testing.assert_array_equal(plain.submit(TILES).result(), plain.predict(TILES))
+
+
+def test_missing_operator_leaves_convolutions_unfused(
+    tiny_network: Callable[..., PyramidSegmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = create_backend(tiny_network(), **OPTIONS).predict(TILES)  # type: ignore[arg-type]
+    cpu._operator.cache_clear()
+    monkeypatch.delattr(torch.jit, "script")
+    monkeypatch.delattr(torch.jit, "trace")
+    backend = create_backend(tiny_network(), **OPTIONS)  # type: ignore[arg-type]
+    assert not any(isinstance(part, cpu._FusedConv2d) for part in backend._network._network.modules())  # type: ignore[attr-defined]
+    monkeypatch.setattr(cpu, "_TRACE_AFTER", 1)
+    np.testing.assert_allclose(backend.predict(TILES), expected, atol=1e-5)
+
+
+REMOVED = """
+import sys
+from pathlib import Path
+import numpy
+sys.modules["microseg.inference.backends.cpu"] = None  # importing it raises ImportError
+from microseg.inference.backends.pytorch import PyTorchBackend
+from microseg.inference.engine import Engine
+from microseg.models.files import load_network
+engine = Engine(load_network(Path(sys.argv[1])), tile=64, halo=8, batch=2)
+assert isinstance(engine._backend, PyTorchBackend)
+print(engine.probabilities(numpy.full((80, 100, 3), 90, "uint8")).sum())
+"""
+
+
+def test_engine_works_without_the_cpu_backend(tiny_network: Callable[..., PyramidSegmenter], tmp_path: Path) -> None:
+    save_network(tmp_path, tiny_network())
+    done = subprocess.run([sys.executable, "-c", REMOVED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(80 * 100, rel=1e-4)
+    assert "using plain PyTorch" in done.stderr
