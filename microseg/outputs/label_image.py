@@ -1,5 +1,6 @@
 """Label images (OME-TIFF with pyramid levels) and class probabilities (TIFF)."""
 
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,10 @@ class LabelImageWriter(OutputWriter):
         options: dict[str, Any] = {"tile": (self._tile, self._tile), "compression": "zlib", "dtype": np.uint8}
         options |= {"photometric": "palette", "colormap": colors}
         classes = {str(index): name for index, name in enumerate(self.image.classes)}
+        provenance = self.image.provenance
+        origin = f"{self.image.source_sha256 or self.image.source} {provenance.model} {provenance.weights_sha256}"
         metadata: dict[str, Any] = {"axes": "YX", "MapAnnotation": classes}
+        metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, origin)}"  # the same file each time
         if mpp is not None:
             metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"}
             metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}

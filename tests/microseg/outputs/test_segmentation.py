@@ -76,6 +76,12 @@ def test_label_image_has_pixel_size_classes_and_colors(segmentation: Segmentatio
         assert image.convert("RGB").getpixel((11, 6)) == class_color(1)
 
 
+def test_files_are_reproducible(segmentation: Segmentation, tmp_path: Path) -> None:
+    first, second = segmentation.save(tmp_path / "a", ALL), segmentation.save(tmp_path / "b", ALL)
+    for output in ALL:
+        assert first[output].read_bytes() == second[output].read_bytes(), output
+
+
 def test_label_image_without_pixel_size(engine: Engine, source: Path, provenance: Provenance, tmp_path: Path) -> None:
     path = segment_file(engine, source, provenance=provenance).save(tmp_path / "out")["labels"]
     assert image_mpp(path) is None
