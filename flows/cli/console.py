@@ -18,6 +18,8 @@ __all__ = ["Advance", "console", "exit_on_error", "format_value", "progress_bar"
 
 console = Console(stderr=False, highlight=False)
 
+_SHORT = 12  # characters; columns of such values are not broken into lines
+
 Advance = Callable[[str], None]
 """Called after each step, with a short note that is shown beside the bar."""
 
@@ -67,7 +69,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         numeric = number > 0 and all(isinstance(row[number], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        short = max((len(row[number]) for row in cells), default=0) <= _SHORT
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in cells:
         table.add_row(*map(escape, row))
     console.print(table)
