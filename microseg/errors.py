@@ -1,6 +1,6 @@
 """The exceptions that microseg raises, as one tree.
 
-Every message says what was expected, what came, and what to do.
+Every message says what was expected, what was found, and what to do.
 """
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Extension points: a package adds a slide reader, an annotation format or another part under an entry-point group.
 
-A package states what it adds in its ``pyproject.toml``, under a name of its own::
+A package declares what it adds in its ``pyproject.toml``, under a name::
 
     [project.entry-points."microseg.encoders"]
     my_encoder = "my_package:MyEncoder"

@@ -64,7 +64,7 @@ def _wrap(function: Callable[P, None], home: str) -> Callable[P, None]:
 
 
 def prepare_home(*, create: bool) -> None:
-    """See that there is a home for a command that writes.
+    """Check, or create, the home of a command that writes.
 
     Args:
         create: Create it where there is none, even if the model registry would be in it.

@@ -151,11 +151,11 @@ class AdaptSettings(FitSettings):
     region_rules: bool = True
     """Remove regions from pseudo-labels that never occur in the labelled labs; see `region_rules`."""
     color_cluster_voting: bool = True
-    """Let pixels of one color cluster vote on their pseudo-label, where color tells the source labs' classes."""
+    """Let pixels of one color cluster vote on their pseudo-label, if color separates the source labs' classes."""
     color_aligned_tta: bool = True
-    """Where color does not tell the classes, make the initial predictions on color-aligned images as well."""
+    """If color does not separate the classes, average the initial predictions over color-aligned images."""
     pseudo_label_rounds: PositiveInt = 3
-    """How often pseudo-labels are made anew, evenly over the training."""
+    """How often pseudo-labels are computed, at equal intervals during training."""
 
 
 class GateSettings(Section):
@@ -244,10 +244,10 @@ class DemoSettings(Section):
 
 
 class OnboardingSettings(Section):
-    """Where new labs arrive, and when their files are complete."""
+    """Where new labs arrive, and when an incoming dataset counts as complete."""
 
     drop_folder: Path = Path("incoming")
-    """Folder of incoming labs, each in a folder of its own; relative to microseg's home, or a full path."""
+    """Drop folder, with one folder for each incoming lab; relative to microseg's home, or absolute."""
     quiet_period: PositiveFloat = 120
     """Seconds without any change after which an incoming dataset is considered complete."""
 
@@ -258,18 +258,18 @@ class PromotionSettings(Section):
     approval: Literal["mlflow", "prefect", "gate"] = "mlflow"
     """``mlflow``: a person sets the alias there; ``prefect``: the run waits for a person; ``gate``: at once."""
     per_lab: bool = False
-    """Promote a candidate for its own lab only (``production-<lab>``)."""
+    """Promote a candidate only for the lab that it was adapted to (``production-<lab>``)."""
 
 
 class ScheduleSettings(Section):
-    """What runs by itself, and when."""
+    """What runs on a schedule, and when."""
 
     segment_cron: str = "0 3 * * *"
     """Cron expression of batch segmentation."""
     timezone: str = "UTC"
     """Time zone of the cron expression."""
     folder: Path = Path("to-segment")
-    """Folder to segment, in microseg's home or a full path; each folder in it with images is a batch of its own."""
+    """Folder to segment, relative to microseg's home or absolute; each folder in it with images is one batch."""
     resegment: bool = False
     """Segment unchanged images again when a new version is in production."""
     reconcile_minutes: PositiveFloat = 5

@@ -17,12 +17,12 @@ from tests.flows.conftest import LENIENT
 
 
 def test_one_onboarding_loads_each_network_once_and_verifies_each_dataset_once(
-    fresh: Path, deliveries: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    fresh: Path, incoming_labs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ingest(deliveries[0])
+    ingest(incoming_labs[0])
     assert train(("lab_a",), changes=LENIENT).production
     open_workspace.cache_clear()  # as in a new process
-    dvc._known_hashes.clear()
+    dvc._hashed.clear()
 
     networks, checkouts, hashed = Counter[str](), Counter[tuple[str, str]](), Counter[str]()
     load_tensors, checkout, file_digest = files.load_tensors, DatasetStore.checkout, dvc.file_digest
@@ -42,8 +42,9 @@ def test_one_onboarding_loads_each_network_once_and_verifies_each_dataset_once(
     monkeypatch.setattr(files, "load_tensors", count_network)
     monkeypatch.setattr(DatasetStore, "checkout", count_checkout)
     monkeypatch.setattr(dvc, "file_digest", count_hash)
-    state = onboard(deliveries[1], changes=(*LENIENT, "promotion.approval=gate"), return_state=True)
+    state = onboard(incoming_labs[1], changes=(*LENIENT, "promotion.approval=gate"), return_state=True)
     assert "Version 2 is in production" in str(state.message)
+    print(networks, checkouts, hashed)
     assert sorted(networks.values()) == [1, 1]
     assert {lab: number for (lab, _), number in checkouts.items()} == {"lab_a": 1, "lab_b": 1}
     assert set(hashed.values()) <= {1}
