@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.spread import spread
+from benchmarks.results import spread
 
 __all__ = ["main"]
 

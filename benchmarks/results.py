@@ -1,6 +1,8 @@
 """Result rows of a long benchmark, stored as they are finished, and their tables for the console and for Markdown."""
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from rich.table import Table
 
 from microseg.files import atomic_write
 
-__all__ = ["ResultRows", "Row", "console_table", "markdown_table"]
+__all__ = ["ResultRows", "Row", "console_table", "markdown_table", "spread"]
 
 Row = dict[str, Any]
 
@@ -63,3 +65,9 @@ def markdown_table(table: pd.DataFrame) -> str:
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(str(value) for value in line) for line in table.itertuples(index=False)]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median, minimum and maximum of repeated measurements: ``1.03 (0.98 to 1.10)``."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"

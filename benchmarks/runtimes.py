@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.spread import spread
+from benchmarks.results import spread
 
 if TYPE_CHECKING:
     from microseg.models.network import PyramidSegmenter

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks.spread import spread
+from benchmarks.results import spread
 
 __all__ = ["main"]
 

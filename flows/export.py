@@ -1,4 +1,4 @@
-"""A registered version → a file that other programs run.
+"""A registered version → a file for other programs.
 
 python -m flows.export production --format bioimageio
 """
@@ -11,19 +11,17 @@ from prefect import flow, task
 
 from flows.cli.console import console
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.records import ExportRecord
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.models.export.formats import FORMATS, export_model
-from microseg.models.export.graph import Exported
+from microseg.models.export.formats import FORMATS, ExportedModel, export_model
 from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion
 
 __all__ = ["command", "export"]
 
 
 @task
-def export_version(version: ModelVersion, kind: str, path: Path, settings: Settings) -> Exported:
-    """Write the file and compare its answer with the network's."""
+def export_version(version: ModelVersion, kind: str, path: Path, settings: Settings) -> ExportedModel:
+    """Write the file, and compare its probabilities with those of the network."""
     inference = settings.params.inference
     return export_model(
         open_workspace(settings).network(version),
@@ -40,21 +38,20 @@ def export_version(version: ModelVersion, kind: str, path: Path, settings: Setti
 @flow(name="export", flow_run_name="export {model} as {kind}")
 def export(
     model: str = PRODUCTION, kind: str = "bioimageio", out: Path | None = None, changes: tuple[str, ...] = ()
-) -> ExportRecord:
+) -> ExportedModel:
     """Export a registered version.
 
     Args:
-        model: version or alias.
-        kind: one of the formats.
-        out: folder of the file; a folder in microseg's home by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        model: Version or alias.
+        kind: One of the formats.
+        out: Folder of the file; a folder in microseg's home by default.
+        changes: Parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
     version = open_workspace(settings).registry.resolve(model)
     folder = out or settings.home.root / "exports"
     path = folder / f"{MODEL_NAME}-{version.version}{FORMATS.get(kind, '')}"
-    made = export_version(version, kind, path, settings)
-    return ExportRecord(version.version, made.format, str(made.path), made.tile, made.difference)
+    return export_version(version, kind, path, settings)
 
 
 @cli_command
@@ -67,8 +64,8 @@ def command(
 ) -> None:
     """Export a model for other programs: bioimage.io package, ONNX, TorchScript or an exported PyTorch graph.
 
-    The file takes tiles of the size in params.yaml (inference.tile_size), and its answer is compared with the network's
-    before it is kept. Example: microseg export production --format onnx
+    The file takes tiles of the size in params.yaml (inference.tile_size), and is kept only if it
+    computes the network's probabilities. Example: microseg export production --format onnx
     """
     result = export(model, kind, out.absolute() if out else None, tuple(changes or ()))
     console.print(f"Version {result.version} as {result.format}: {result.path}")

@@ -6,7 +6,6 @@ from typing import Any
 __all__ = [
     "AdaptRecord",
     "EvaluateRecord",
-    "ExportRecord",
     "IngestRecord",
     "PromoteRecord",
     "TrainRecord",
@@ -124,22 +123,3 @@ class PromoteRecord:
     accepted: bool
     production: int | None
     reasons: list[str]
-
-
-@dataclass(frozen=True)
-class ExportRecord:
-    """A version as a file for other programs.
-
-    Attributes:
-        version: exported.
-        format: of the file.
-        path: of the file.
-        tile: side of the tiles that it takes, in pixels.
-        difference: largest difference of a probability from the network's.
-    """
-
-    version: int
-    format: str
-    path: str
-    tile: int
-    difference: float

@@ -9,9 +9,9 @@ from typing import Any
 
 import lazy_loader
 
-from microseg.cpu import wait_asleep
+from microseg.cpu import set_passive_waiting
 
-wait_asleep()
+set_passive_waiting()
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

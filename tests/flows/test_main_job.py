@@ -178,7 +178,7 @@ def test_nothing_is_written_outside_the_home(done: Any) -> None:
 
 def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
     record = export("production", "torchscript", tmp_path, changes=("inference.tile_size=32", "inference.halo=4"))
-    assert (record.version, record.format, record.tile) == (2, "torchscript", 32)
+    assert (record.version, record.format, record.tile) == ("2", "torchscript", 32)
     network = load_network(done.registry.download(2, done.home / "models"))
     tile = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():

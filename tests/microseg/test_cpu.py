@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from microseg.cpu import tune_allocator, wait_asleep
+from microseg.cpu import set_passive_waiting, tune_allocator
 
 _MAPPED_BLOCKS = """
 import ctypes, sys
@@ -28,26 +28,26 @@ def on_glibc() -> bool:
 
 def run(code: str, *arguments: str, **environment: str | None) -> list[str]:
     values = {**os.environ, **environment}
-    said = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={name: value for name, value in values.items() if value is not None},
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    return said.splitlines()
+    return printed.splitlines()
 
 
 @pytest.mark.skipif(
     not (on_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")), reason="only glibc 2.33 or newer tells"
 )
-def test_memory_stays_in_the_process() -> None:
-    """Blocks of 1, 8 and 16 MiB: each has its own mapping by default, none when tuned."""
+def test_allocator_keeps_memory_in_the_process() -> None:
+    """Blocks of 1, 8 and 16 MiB: each has a separate mapping by default, none when tuned."""
     assert run(_MAPPED_BLOCKS, "0") == ["[]", "3"]
     assert run(_MAPPED_BLOCKS, "3") == ["[True, True, True]", "0"]
 
 
-def test_other_c_libraries_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_nothing_with_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     once = tune_allocator.__wrapped__
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", ""))
     assert once() is False
@@ -55,23 +55,23 @@ def test_other_c_libraries_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert once() is False
 
 
-def test_it_is_done_once() -> None:
+def test_sets_thresholds_once() -> None:
     tune_allocator()
     before = tune_allocator.cache_info().misses
     assert tune_allocator() == on_glibc()
     assert tune_allocator.cache_info().misses == before
 
 
-def test_waits_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_passively_unless_the_environment_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    wait_asleep()
+    set_passive_waiting()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    wait_asleep()
+    set_passive_waiting()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_the_package_sees_to_it_before_pytorch_is_there() -> None:
+def test_package_sets_passive_waiting_before_pytorch_is_loaded() -> None:
     code = "import sys, os, microseg; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     assert run(code, OMP_WAIT_POLICY=None) == ["PASSIVE False"]
     assert run(code, OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE False"]
@@ -98,5 +98,5 @@ print(kept < 2**24, full - resident() > 2**26)
 
 
 @pytest.mark.skipif(not on_glibc(), reason="of glibc")
-def test_freed_memory_is_kept_until_it_is_returned() -> None:
+def test_keeps_freed_memory_until_it_is_returned() -> None:
     assert run(_FREED) == ["True True"]

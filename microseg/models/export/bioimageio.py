@@ -17,7 +17,7 @@ __all__ = ["write_bioimageio"]
 
 _FORMAT = "0.5.4"
 _PAPER = "https://arxiv.org/abs/1909.11524"
-_DISCLAIMER = "Made with microseg. Check it on images of your own lab before you rely on it.\n"
+_DISCLAIMER = "Made with microseg. Validate it on images of your lab before you use its results.\n"
 
 
 def write_bioimageio(
@@ -32,18 +32,21 @@ def write_bioimageio(
     description: str,
     version: str | None,
 ) -> Path:
-    """Write the package: description, weights, and an input with the output that belongs to it.
+    """Write the package: description, weights, and an input with its output.
 
     Args:
-        folder: where the package and its parts are made.
-        config: of the network.
-        weights: the TorchScript file, in that folder.
-        example: (1, 3, T, T), in 0..1.
-        expected: (1, K, T, T), what the network makes of it.
-        halo: pixels at a tile's border whose result is best thrown away.
-        name: of the model.
-        description: Markdown.
-        version: of the model; None if it has none.
+        folder: Folder for the package and its parts.
+        config: Configuration of the network.
+        weights: The TorchScript file, in that folder.
+        example: An input, in 0..1.
+        expected: The network's probabilities for it.
+        halo: Pixels at the border of a tile whose result should be discarded.
+        name: Name of the model.
+        description: Description in Markdown.
+        version: Version of the model; None if unknown.
+
+    Shape:
+        example (1, 3, T, T), expected (1, K, T, T)
 
     Returns:
         The package, a zip file in the folder.
@@ -120,6 +123,6 @@ def _file(path: Path) -> dict[str, str]:
 
 
 def _identifier(name: str) -> str:
-    """A name as the specification wants it: letters, digits and underscores."""
+    """A name as the specification requires: letters, digits and underscores."""
     cleaned = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
     return cleaned if cleaned[:1].isalpha() else f"class_{cleaned}"

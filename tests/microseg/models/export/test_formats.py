@@ -1,4 +1,4 @@
-"""Every export, run by what it is made for, gives the engine's answer."""
+"""Exported files, run by the programs they are for, compute the probabilities of the engine."""
 
 import json
 import zipfile
@@ -62,7 +62,7 @@ RUN = {"torchscript": run_torchscript, "pt2": run_pt2, "onnx": run_onnx, "bioima
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_answer_is_the_engines(
+def test_exported_file_computes_the_probabilities_of_the_engine(
     network: PyramidSegmenter, tiles: npt.NDArray[np.uint8], tmp_path: Path, kind: str
 ) -> None:
     if kind == "onnx":
@@ -77,7 +77,7 @@ def test_the_answer_is_the_engines(
     assert expected.std() > 0.01
 
 
-def test_the_package_says_what_it_is(network: PyramidSegmenter, tmp_path: Path) -> None:
+def test_package_describes_the_model(network: PyramidSegmenter, tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     export_model(network, path, kind="bioimageio", tile=TILE, halo=4, name="m 3", description="# Card\nµ", version="3")
     with zipfile.ZipFile(path) as archive:
@@ -103,7 +103,7 @@ def test_the_package_says_what_it_is(network: PyramidSegmenter, tmp_path: Path) 
         np.testing.assert_allclose(network.eval()(x).softmax(1).numpy(), expected, atol=1e-5)
 
 
-def test_the_package_passes_the_official_test(network: PyramidSegmenter, tmp_path: Path) -> None:
+def test_package_passes_the_official_test(network: PyramidSegmenter, tmp_path: Path) -> None:
     core = pytest.importorskip("bioimageio.core", reason="pip install 'microseg[bioimageio]'")
     path = tmp_path / "model.zip"
     export_model(network, path, kind="bioimageio", tile=TILE, halo=4)
@@ -112,21 +112,21 @@ def test_the_package_passes_the_official_test(network: PyramidSegmenter, tmp_pat
 
 
 @pytest.mark.parametrize("tile", [30, 0, 4])
-def test_a_tile_that_does_not_fit(network: PyramidSegmenter, tmp_path: Path, tile: int) -> None:
+def test_rejects_tile_that_is_no_multiple_of_the_stride(network: PyramidSegmenter, tmp_path: Path, tile: int) -> None:
     with pytest.raises(SettingsError, match="multiple of the network's stride 4"):
         export_model(network, tmp_path / "m.pt", kind="torchscript", tile=tile)
 
 
-def test_an_unknown_format(network: PyramidSegmenter, tmp_path: Path) -> None:
+def test_rejects_unknown_format(network: PyramidSegmenter, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="bioimageio, onnx, torchscript, pt2"):
         export_model(network, tmp_path / "m.h5", kind="keras", tile=TILE)
 
 
-def test_a_graph_that_differs_is_not_kept(
+def test_does_not_keep_file_that_computes_other_probabilities(
     network: PyramidSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = formats.tile_probabilities
-    monkeypatch.setattr(formats, "tile_probabilities", lambda net, tiles: right(net, tiles) + np.float32(0.01))
+    right = formats._probabilities
+    monkeypatch.setattr(formats, "_probabilities", lambda net, tiles: right(net, tiles) + np.float32(0.01))
     with pytest.raises(ModelError, match=r"differ by 0\.01"):
         export_model(network, tmp_path / "m.pt", kind="torchscript", tile=TILE)
     assert list(tmp_path.iterdir()) == []
