@@ -125,8 +125,8 @@ def _measure() -> dict[str, float]:
 
     from microseg.cpu import tune_allocator
     from microseg.models.config import NetworkConfig
+    from microseg.models.losses import segmentation_loss
     from microseg.models.network import PyramidSegmenter
-    from microseg.training.losses.segmentation import segmentation_loss
 
     if _TUNE in os.environ:
         tune_allocator()

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from microseg.annotations.index_masks import read_mask
+from microseg.config.params import ArchitectureSettings
 from microseg.models.config import NetworkConfig
-from microseg.models.encoder_normalization import encoder_normalization
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image
@@ -40,8 +40,7 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
     pixels = np.stack([read_image(path) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(np.stack([read_mask(lab / "masks" / path.name) for path in paths])).long()
-    mean, std = encoder_normalization(encoder)
-    config = NetworkConfig(classes=("background", "gland"), mpp=MPP, encoder=encoder, mean=mean, std=std)
+    config = NetworkConfig.from_settings(ArchitectureSettings(encoder=encoder), ("background", "gland"), MPP)
     network = PyramidSegmenter(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):

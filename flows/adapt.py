@@ -14,7 +14,7 @@ from flows.cli.console import console, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_progress
 from flows.records import AdaptRecord
-from flows.workspace import ADAPTED_METHOD, open_workspace
+from flows.workspace import open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
@@ -37,15 +37,16 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
         )
     targets = [*earlier, open_workspace(settings).lab(lab, digest)[0]]
     params, registry = settings.params, open_workspace(settings).registry
+    folder = settings.home.runs / "adapt" / f"{lab}-from-{base.version}"
     logged = params.model_dump(include={"seed", "adapt"})
     with registry.run(f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}) as run:
         with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
-            fitted = adapt_segmenter(
+            training = adapt_segmenter(
                 open_workspace(settings).network(base),
                 source,
                 targets,
                 params.adapt,
-                folder=settings.home.runs / "adapt" / f"{lab}-from-{base.version}",
+                folder=folder,
                 seed=params.seed,
                 fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
                 progress=progress,
@@ -54,14 +55,15 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
             tags = {"base_version": str(base.version), "target": lab}
             version = open_workspace(settings).register_model(
                 run,
-                fitted,
+                folder,
+                training,
                 source=source,
                 target=targets,
                 digests={**base.datasets, lab: digest},
-                method=ADAPTED_METHOD,
+                method=params.adapt.method,
                 tags=tags,
             )
-    return registry.set_alias(CANDIDATE, version), fitted.result.seconds
+    return registry.set_alias(CANDIDATE, version), training.seconds
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")

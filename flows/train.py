@@ -3,7 +3,6 @@
 python -m flows.train lab_a
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -18,10 +17,8 @@ from flows.records import TrainRecord
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.dataset import LabDataset
 from microseg.errors import LabError, VersionNotFoundError
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.models.config import NetworkConfig
 from microseg.registry.gate import decide
 from microseg.registry.version import PRODUCTION, ModelVersion
 from microseg.training.devices import make_fabric
@@ -34,23 +31,22 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
     """Train on the labs' datasets and register the network."""
     labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
     params, registry = settings.params, open_workspace(settings).registry
-    config = NetworkConfig.from_settings(params.network, labs[0].metadata.classes, _common_mpp(labs))
     name = "train " + " ".join(digests)
+    folder = settings.home.runs / "train" / "-".join(digests)
     with registry.run(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
-            fitted = train_segmenter(
+            training = train_segmenter(
                 labs,
-                config,
+                params.network,
                 params.train,
-                folder=settings.home.runs / "train" / "-".join(digests),
+                folder=folder,
                 seed=params.seed,
                 fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
-                encoder_weights=params.network.weights,
                 progress=progress,
             )
         with console.status("Registering the segmenter"):
             return open_workspace(settings).register_model(
-                run, fitted, source=labs, digests=digests, method=SOURCE_METHOD
+                run, folder, training, source=labs, digests=digests, method=SOURCE_METHOD
             )
 
 
@@ -107,11 +103,6 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     production, reasons = put_first_into_production(version, comparison, settings)
     dice = {lab: value if np.isfinite(value) else None for lab, value in comparison.candidate.source_dice.items()}
     return TrainRecord(version.version, version.run_id, digests, dice, production, reasons)
-
-
-def _common_mpp(labs: Sequence[LabDataset]) -> float | None:
-    known = [row.mpp for lab in labs for row in lab.rows if row.mpp is not None]
-    return float(np.median(known)) if known else None
 
 
 @cli_command

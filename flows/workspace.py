@@ -20,7 +20,6 @@ from microseg.errors import VersioningError, VersionNotFoundError
 
 if TYPE_CHECKING:
     from microseg.api.segmenter import Segmenter
-    from microseg.api.training import TrainingResult
     from microseg.evaluation.comparison import Comparison
     from microseg.inference.engine import Engine
     from microseg.models.network import PyramidSegmenter
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from microseg.registry.registry import Registry
     from microseg.registry.run import RunLog
     from microseg.registry.version import ModelVersion
+    from microseg.training.loop import TrainingResult
 
-__all__ = ["ADAPTED_METHOD", "SOURCE_METHOD", "Workspace", "open_workspace"]
+__all__ = ["SOURCE_METHOD", "Workspace", "open_workspace"]
 
 SOURCE_METHOD = "supervised"
-ADAPTED_METHOD = "dual_adaptive_pyramid"
 
 _NETWORKS = 3  # kept in memory: a candidate, the production model and one more
 _SERVED_TILE = 256  # pixels; `mlflow models serve` takes tiles of this size
@@ -164,7 +163,8 @@ class Workspace:
     def register_model(
         self,
         run: RunLog,
-        trained: TrainingResult,
+        folder: Path,
+        training: TrainingResult,
         *,
         source: Sequence[LabDataset],
         target: Sequence[LabDataset] = (),
@@ -176,7 +176,8 @@ class Workspace:
 
         Args:
             run: Run of the training.
-            trained: The trained network.
+            folder: Folder of the trained network.
+            training: Course of the training.
             source: Labelled labs.
             target: Unlabelled labs.
             digests: Version of each lab's dataset.
@@ -192,11 +193,10 @@ class Workspace:
             for lab in labs:
                 run.log_dataset(lab.metadata.lab, digests[lab.metadata.lab], self.settings.environment.dvc_remote, role)
         commit = code_commit(Path(__file__).parent)
-        run.log_metrics(
-            {"seconds": trained.result.seconds, "steps": trained.result.steps, "best_step": trained.result.best_step}
-        )
-        run.set_tag("stopped", trained.result.stopped)
-        network = load_network(trained.folder).config
+        run.log_metrics({"seconds": training.seconds, "steps": training.steps, "best_step": training.best_step})
+        run.set_tag("stopped", training.stopped)
+        self._networks[run.id] = load_network(folder)  # as `network` finds it
+        network = self._networks[run.id].config
         run.log_reference_distribution(fit_reference_distribution([*source, *target], network.mpp))
         card = model_card(
             method=method,
@@ -211,7 +211,7 @@ class Workspace:
         tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
         example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
         return self.registry.register(
-            run, trained.folder, example=example, method=method, description=card, commit=commit, tags=tags
+            run, folder, example=example, method=method, description=card, commit=commit, tags=tags
         )
 
     def update_model_card(

@@ -1,24 +1,23 @@
-"""The field's alternatives, each as small as it can be: what they add to, or put in place of, our own two levels."""
+"""Published adaptation methods to compare with, each as the smallest change of `DualAdaptivePyramid`."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from microseg.models.gradient_reversal import reverse_gradient
+from microseg.models.domain_classifiers import reverse_gradient
 from microseg.models.network import Features
-from microseg.training.adaptation.dual_adaptive import AdaptationBatch, DualAdaptive
+from microseg.training.adaptation.dual_adaptive import AdaptationBatch, DualAdaptivePyramid, domain_pair_loss
 from microseg.training.color_augmentation import color_statistics
-from microseg.training.losses.domain import domain_loss
 from microseg.training.method import Losses
 
 __all__ = ["EntropyAdversary", "FourierTransfer", "OutputAdversary", "ReinhardTransfer"]
 
 _LAMBDA_OUTPUT = 0.01
-_FOURIER_SHARE = 0.01  # β: side of the swapped square of low frequencies, as a share of the image's
+_FOURIER_BETA = 0.01  # side of the swapped square of low frequencies, relative to the image's
 
 
-class OutputAdversary(DualAdaptive):
+class OutputAdversary(DualAdaptivePyramid):
     """AdaptSegNet at one level: a patch classifier on the class probabilities (Tsai et al., CVPR 2018)."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -33,27 +32,26 @@ class OutputAdversary(DualAdaptive):
         )
 
     def classifiers(self) -> list[nn.Module]:
-        """The one on the output."""
+        """The classifiers of both levels, if enabled, and the one on the output."""
         return [*super().classifiers(), self.output_classifier]
 
-    def needs_target(self, batch: AdaptationBatch) -> bool:  # noqa: ARG002 (whatever the batch)
-        """Always."""
+    def needs_target(self, batch: AdaptationBatch) -> bool:  # noqa: ARG002 (for any batch)
+        """Whether a loss depends on the target crops: always."""
         return True
 
     def map(self, logits: Tensor) -> Tensor:
-        """What the classifier sees: (B, K, H, W) → (B, K, H, W)."""
+        """Input of the classifier: (B, K, H, W) → (B, K, H, W)."""
         return logits.softmax(1)
 
-    def domain_losses(self, source: Features, target: Features, ramp: float) -> Losses:
-        """One more classifier."""
-        strength = ramp * _LAMBDA_OUTPUT
-        seen = [self.output_classifier(reverse_gradient(self.map(it.logits), strength)) for it in (source, target)]
-        loss = 0.5 * (domain_loss(seen[0], False) + domain_loss(seen[1], True))
-        return super().domain_losses(source, target, ramp) | {"domain_output": loss}
+    def domain_losses(self, source: Features, target: Features, strength: float) -> Losses:
+        """Losses of the classifiers of both levels, if enabled, and of the one on the output."""
+        weight = strength * _LAMBDA_OUTPUT
+        logits = [self.output_classifier(reverse_gradient(self.map(it.logits), weight)) for it in (source, target)]
+        return super().domain_losses(source, target, strength) | {"domain_output": domain_pair_loss(*logits)}
 
 
 class EntropyAdversary(OutputAdversary):
-    """ADVENT: the same on maps of weighted self-information, −p log p (Vu et al., CVPR 2019)."""
+    """ADVENT: as AdaptSegNet, on maps of weighted self-information, −p log p (Vu et al., CVPR 2019)."""
 
     def map(self, logits: Tensor) -> Tensor:
         """Self-information of each class."""
@@ -61,13 +59,13 @@ class EntropyAdversary(OutputAdversary):
         return -log.exp() * log
 
 
-class ReinhardTransfer(DualAdaptive):
-    """Mean and spread of each channel of the optical density, without what the channels have in common
+class ReinhardTransfer(DualAdaptivePyramid):
+    """Transfer of mean and standard deviation of each channel of the optical density, without covariances
     (after Reinhard et al. 2001, there in lαβ).
     """
 
     def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Channel by channel."""
+        """Transfer the colors of random target windows, channel by channel."""
         picks = torch.randint(len(self.colors.mean), (len(images),), generator=generator)
         own, wanted = color_statistics(images), self.colors[picks]
         spread = [it.covariance.diagonal(dim1=1, dim2=2).sqrt() for it in (own, wanted)]  # (B, 3) each
@@ -77,17 +75,17 @@ class ReinhardTransfer(DualAdaptive):
         return torch.exp(-((density - mean[0]) * scale + mean[1])).clamp(0, 1)
 
 
-class FourierTransfer(DualAdaptive):
+class FourierTransfer(DualAdaptivePyramid):
     """FDA: the lowest frequencies' amplitudes from a target crop (Yang & Soatto, CVPR 2020)."""
 
     def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Swap the middle of the spectrum's amplitude."""
+        """Swap the amplitudes of the lowest frequencies."""
         step = int(torch.randint(2**31, (), generator=generator))
         others = self.target.draw(step).images[: len(images)]
         others = others[torch.arange(len(images)) % len(others)]
         own, wanted = torch.fft.fft2(images), torch.fft.fft2(others)
         amplitude, phase = torch.fft.fftshift(own.abs(), dim=(2, 3)), own.angle()
-        reach = max(1, int(_FOURIER_SHARE * images.shape[-1]))
+        reach = max(1, int(_FOURIER_BETA * images.shape[-1]))
         middle = images.shape[-1] // 2
         square = slice(middle - reach, middle + reach + 1)
         amplitude[:, :, square, square] = torch.fft.fftshift(wanted.abs(), dim=(2, 3))[:, :, square, square]

@@ -1,10 +1,10 @@
-"""The methods by name: settings of the one training, or another class of it."""
+"""Compared methods by name: settings of the default method, or another adaptation method."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
-from microseg.training.adaptation.dual_adaptive import DualAdaptive
+from microseg.training.method import AdaptationMethod
 
 __all__ = ["ABLATIONS", "DEFAULT", "METHODS", "SOURCE_ONLY", "STATISTICS", "UPPER_BOUND", "Method"]
 
@@ -13,15 +13,15 @@ SOURCE_ONLY, UPPER_BOUND, STATISTICS, DEFAULT = "source_only", "upper_bound", "a
 
 @dataclass(frozen=True)
 class Method:
-    """How a method differs from ``default``.
+    """Difference of a method from ``default``.
 
     Attributes:
-        changes: settings that replace those of params.yaml.
-        kind: the training.
+        changes: Settings that replace those of params.yaml.
+        kind: Adaptation method, for `microseg.adapt`; None for that of params.yaml.
     """
 
     changes: dict[str, Any]
-    kind: type[DualAdaptive] = DualAdaptive
+    kind: str | type[AdaptationMethod] | None = None
 
 
 _PLAIN: dict[str, Any] = {
@@ -34,7 +34,7 @@ _PLAIN: dict[str, Any] = {
     "normalization": "running",
     "pseudo_label_weight": 0.0,
 }
-"""Further training on the source, as in the first: what each alternative adds its one idea to."""
+"""Further training on the source lab: the basis that each alternative adds one idea to."""
 
 _LAMBDA = 0.05
 
@@ -62,4 +62,4 @@ ABLATIONS: dict[str, Method] = {
     "without_strong_color_jitter": Method({"source_color_jitter": 0.3, "target_color_jitter": 0.3}),
     "without_scale_search": Method({"search_scale": False}),
 }
-"""``default`` without one of its parts."""
+"""``default`` without one of its components."""

@@ -15,7 +15,6 @@ from microseg.api.training import adapt, train
 from microseg.config.params import AdaptSettings
 from microseg.config.settings import load_settings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
-from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network, save_network
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import to_batch
@@ -37,16 +36,8 @@ def main(job: dict[str, Any]) -> None:
         settings = params.train
         if job["minutes"] is not None:
             settings = settings.model_copy(update={"max_minutes": job["minutes"], "steps": job["steps"]})
-        train(
-            [source],
-            NetworkConfig.from_settings(params.network, source.metadata.classes, source.metadata.mpp),
-            settings,
-            folder=folder,
-            seed=seed,
-            fabric=fabric,
-            encoder_weights=params.network.weights,
-            start=Path(job["start"]) if job["start"] else None,
-        )
+        start = Path(job["start"]) if job["start"] else None
+        train([source], params.network, settings, folder=folder, seed=seed, fabric=fabric, start=start)
     elif job["method"] == STATISTICS:
         network = load_network(Path(job["start"]))
         (target,) = _targets(job)

@@ -9,6 +9,7 @@ import torch
 
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
+from microseg.models.heads import SemanticHead
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import to_batch
 from microseg.training.adaptation.normalization import measure_statistics, write_statistics
@@ -28,8 +29,9 @@ def tilted(network: PyramidSegmenter, label: int, amount: float) -> PyramidSegme
         amount: added to its logit: a few give it too much area, many all of it.
     """
     result = copy.deepcopy(network)
-    bias = result.head.bias
-    assert bias is not None  # of every PyramidSegmenter
+    assert isinstance(result.head, SemanticHead)
+    bias = result.head.classify.bias
+    assert bias is not None
     bias[label] += amount
     return result
 

@@ -1,4 +1,4 @@
-"""Train the first segmenter, and adapt one to a new lab: from datasets on disk to a network on disk."""
+"""Train a segmenter on labelled labs, and adapt one to new labs without labels: from datasets to a network on disk."""
 
 import copy
 import hashlib
@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,148 +13,169 @@ import numpy as np
 import numpy.typing as npt
 from lightning_fabric import Fabric
 
-from microseg.config.params import AdaptSettings, FitSettings, TrainSettings
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
+from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
 from microseg.datasets.sampling import CropSampler, Sample, cut_windows
 from microseg.errors import LabError
 from microseg.evaluation.label_free import lab_targets, label_free_scores
 from microseg.evaluation.references import lab_references, mean_scores, score
 from microseg.inference.engine import segment_image
 from microseg.models.config import NetworkConfig
-from microseg.models.files import load_encoder_weights, load_network, save_network, weights_digest
+from microseg.models.encoder_weights import load_encoder_weights
+from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
+from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
-from microseg.training.adaptation.domain_shift import estimate_domain_shift
-from microseg.training.adaptation.dual_adaptive import DualAdaptive
-from microseg.training.adaptation.pseudo_labels import TargetLab
-from microseg.training.devices import make_fabric
-from microseg.training.launch import Progress, launch
-from microseg.training.loop import FitResult, Hooks, fit
-from microseg.training.supervised import Supervised
+from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
+from microseg.training.devices import Progress, launch, make_fabric
+from microseg.training.loop import TrainingResult, fit
+from microseg.training.method import AdaptationMethod, Supervised, TrainingMethod
 
-__all__ = ["TrainingResult", "adapt", "train"]
+__all__ = ["adapt", "train"]
 
-_JUDGED_TARGETS = 6
-_SOURCE_MEGAPIXELS = 4.0  # of the labelled labs, to compare the new one with
+_EVALUATED_TARGETS = 6  # images of each target lab, per evaluation
+_SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
 
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """A trained network on disk.
-
-    Attributes:
-        folder: with ``weights.safetensors`` and ``network.json``.
-        result: how training went.
-    """
-
-    folder: Path
-    result: FitResult
+Dataset = LabDataset | Path | str
 
 
 def train(
-    labs: Sequence[LabDataset],
-    config: NetworkConfig,
-    settings: TrainSettings,
+    labs: Sequence[Dataset],
+    network: NetworkSettings | None = None,
+    settings: TrainSettings | None = None,
     *,
-    folder: Path,
+    folder: Path | str,
     seed: int = 0,
     fabric: Fabric | None = None,
-    encoder_weights: str | Path | None = None,
     start: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a segmenter on labelled labs.
 
+    Classes and pixel size of the network come from the labs. An interrupted training resumes from its checkpoint,
+    ``<folder>.checkpoint``, when it is started again with the same arguments.
+
     Args:
-        labs: datasets; their ``train`` split is trained on, their ``val`` split chooses the checkpoint.
-        config: the network.
-        settings: the numbers.
-        folder: where the network is written; a checkpoint lies beside it meanwhile, and an interrupted run goes on
-            from it.
-        seed: of weights, crops and changes of color.
-        fabric: device and processes; the best device there is by default.
-        encoder_weights: of the encoder: ``imagenet``, a file, or None for random ones.
-        start: folder of a network to go on from, of the same configuration, in place of ``encoder_weights``.
-        progress: what to tell the caller.
+        labs: Datasets, or their folders, as `microseg ingest` writes them. The split ``train`` is trained on, ``val``
+            selects the best network.
+        network: Architecture and encoder weights; the defaults of `microseg train` where None.
+        settings: Settings of the training; the defaults of `microseg train` where None.
+        folder: Folder that the network is written to.
+        seed: Seed of initial weights, crops and color changes.
+        fabric: Device and processes, see `make_fabric`; the fastest available device where None.
+        start: Folder of a network to continue from, in place of a new one.
+        progress: Callbacks.
+
+    Returns:
+        Course of the training. The network is in ``folder``; open it with ``Segmenter(folder)``.
 
     Raises:
-        LabError: when a lab has no labelled image to train on, or the labs' classes differ.
+        LabError: A lab has no labelled image, or the labs have different classes.
     """
-    fabric = fabric or make_fabric()
-    fabric.seed_everything(seed, verbose=False)
-    _same_classes(labs, config.classes)
-    network = PyramidSegmenter(config) if start is None else load_network(start)
-    if encoder_weights is not None and start is None:
-        load_encoder_weights(network, encoder_weights)
-    samples = _labelled_samples(labs, config.mpp)
-    crop, batch = _crop_size(labs, settings, config.mpp)
+    folder, settings, fabric = Path(folder), settings or TrainSettings(), fabric or make_fabric()
+    datasets = _open(labs)
+    if start is None:
+        network = network or NetworkSettings()
+        if not datasets:
+            raise LabError("Expected at least one labelled lab to train on, got none: give ingested labs.")
+        config = NetworkConfig.from_settings(network, datasets[0].metadata.classes, _median_mpp(datasets))
+        fabric.seed_everything(seed, verbose=False)
+        segmenter = PyramidSegmenter(config)
+        if network.weights is not None:
+            load_encoder_weights(segmenter, network.weights, network.weights_license)
+    else:
+        fabric.seed_everything(seed, verbose=False)
+        segmenter = load_network(start)
+        config = segmenter.config
+    _require_classes(datasets, config.classes)
+    samples = _labelled_samples(datasets, config.mpp)
+    crop, batch = _crop_size(datasets, settings, config.mpp)
     labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom_range)
-    method = Supervised(network, labelled, settings)
-    job = _Job(method, settings, tuple(labs), (), folder, seed)
-    return launch(fabric, _fit, job, progress or Progress())
+    method = Supervised(segmenter, labelled, settings)
+    run = partial(_fit, method=method, source=datasets, target=[], folder=folder, seed=seed, elapsed=0.0)
+    return launch(fabric, run, progress or Progress())
 
 
 def adapt(
-    network: PyramidSegmenter | Path,
-    source: Sequence[LabDataset],
-    target: Sequence[LabDataset],
+    network: PyramidSegmenter | Path | str,
+    source: Sequence[Dataset],
+    target: Sequence[Dataset],
     settings: AdaptSettings | None = None,
     *,
-    folder: Path,
+    folder: Path | str,
     seed: int = 0,
     fabric: Fabric | None = None,
     progress: Progress | None = None,
-    method: type[DualAdaptive] = DualAdaptive,
+    method: str | type[AdaptationMethod] | None = None,
 ) -> TrainingResult:
-    """Adapt a segmenter to new labs without any label from them.
+    """Adapt a segmenter to target labs without any label from them.
+
+    An interrupted adaptation resumes from its checkpoint, ``<folder>.checkpoint``, when it is started again with the
+    same arguments.
 
     Args:
-        network: the segmenter in use, or the folder of one; it is not changed.
-        source: the labelled labs that it was trained on.
-        target: the new labs; their masks, where there are any, are not read.
-        settings: the numbers; the defaults where None.
-        folder: where the adapted network is written; an interrupted run goes on from the checkpoint beside it.
-        seed: of crops and changes of color.
-        fabric: device and processes; the best device there is by default.
-        progress: what to tell the caller.
-        method: the training method; another one is given only to compare with.
+        network: Segmenter in use, or its folder; it is not changed.
+        source: Datasets of the labelled labs that it was trained on, or their folders.
+        target: Datasets of the target labs, or their folders; their masks, if any, are not read.
+        settings: Settings of the adaptation; the defaults of `microseg adapt` where None.
+        folder: Folder that the adapted network is written to.
+        seed: Seed of crops and color changes.
+        fabric: Device and processes, see `make_fabric`; the fastest available device where None.
+        progress: Callbacks.
+        method: Adaptation method, a name of the entry-point group ``microseg.adaptation_methods`` or a class;
+            ``settings.method`` where None.
+
+    Returns:
+        Course of the training. The network is in ``folder``; open it with ``Segmenter(folder)``.
 
     Raises:
-        LabError: when the source labs have no labels, the target labs no images, or classes differ.
+        LabError: The source labs have no labels, the target labs no images, or classes differ.
+        PluginError: No adaptation method has that name.
     """
-    settings, began = settings or AdaptSettings(), time.monotonic()
-    fabric = fabric or make_fabric()
+    start = time.monotonic()
+    folder, settings, fabric = Path(folder), settings or AdaptSettings(), fabric or make_fabric()
+    chosen = settings.method if method is None else method
+    kind: type[AdaptationMethod] = (
+        load_plugin("microseg.adaptation_methods", chosen) if isinstance(chosen, str) else chosen
+    )
     fabric.seed_everything(seed, verbose=False)
-    base = load_network(network) if isinstance(network, Path) else copy.deepcopy(network)
-    mpp = base.config.mpp
-    _same_classes([*source, *target], base.config.classes)
-    crop, batch = _crop_size([*source, *target], settings, mpp)
-    labelled = _labelled_samples(source, mpp)
-    if not any(lab.rows for lab in target):
-        raise LabError("Expected images of a new lab to adapt to, found none: give a lab that is ingested.")
+    base = copy.deepcopy(network) if isinstance(network, PyramidSegmenter) else load_network(Path(network))
+    labelled_labs, target_labs, mpp = _open(source), _open(target), base.config.mpp
+    _require_classes([*labelled_labs, *target_labs], base.config.classes)
+    crop, batch = _crop_size([*labelled_labs, *target_labs], settings, mpp)
+    labelled = _labelled_samples(labelled_labs, mpp)
+    if not any(lab.rows for lab in target_labs):
+        raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
     work = _work_folder(folder)
     if not _checkpoint_file(folder).exists():
-        shutil.rmtree(work, ignore_errors=True)  # of a training that will not go on
+        shutil.rmtree(work, ignore_errors=True)  # of a training that cannot be resumed
     base.to(fabric.device)
-    known = [read_image(file) for file in cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS)]
-    labs = [_target_lab(base, lab, known, work, search=settings.search_scale) for lab in target]
-    adaptation = method(base, labelled, labs, settings, crop=crop, batch=batch, seed=seed, folder=work)
-    spent = time.monotonic() - began
-    job = _Job(adaptation, settings, tuple(source), tuple(target), folder, seed, spent)
-    return launch(fabric, _fit, job, progress or Progress())
+    windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS)
+    images = [read_image(file) for file in windows]
+    targets = [_target_lab(base, lab, images, work, search=settings.search_scale) for lab in target_labs]
+    adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
+    elapsed = time.monotonic() - start
+    run = partial(
+        _fit, method=adaptation, source=labelled_labs, target=target_labs, folder=folder, seed=seed, elapsed=elapsed
+    )
+    return launch(fabric, run, progress or Progress())
+
+
+def _open(labs: Sequence[Dataset]) -> list[LabDataset]:
+    return [lab if isinstance(lab, LabDataset) else open_lab_dataset(Path(lab)) for lab in labs]
 
 
 def _target_lab(
-    network: PyramidSegmenter, lab: LabDataset, known: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
+    network: PyramidSegmenter, lab: LabDataset, source: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
 ) -> TargetLab:
-    """A new lab's windows and what is found about it."""
+    """Cut a target lab's images into windows, and estimate its domain shift."""
     mpp = network.config.mpp
     samples = list(_samples(lab, lab.rows, mpp, masks=False))
     windows = cut_windows(samples, work / "windows" / lab.metadata.lab)
     unknown = mpp is None or any(row.mpp is None for row in lab.rows)
     images = [read_image(file) for file in windows]
-    shift = estimate_domain_shift(network, known, images, search_scale=search and unknown)
+    shift = estimate_domain_shift(network, source, images, search_scale=search and unknown)
     return TargetLab(lab.metadata.lab, windows, shift)
 
 
@@ -164,88 +184,80 @@ def _checkpoint_file(folder: Path) -> Path:
 
 
 def _work_folder(folder: Path) -> Path:
-    """Of windows and pseudo-labels, beside the checkpoint."""
+    """Folder of windows and pseudo-labels, beside the checkpoint."""
     return folder.with_name(folder.name + ".work")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a process needs to train.
-
-    Attributes:
-        method: what is trained.
-        settings: the numbers.
-        source: labelled labs.
-        target: labs adapted to.
-        folder: where the network is written.
-        seed: of this training.
-        spent: seconds that preparing took.
-    """
-
-    method: Supervised | DualAdaptive
-    settings: FitSettings
-    source: tuple[LabDataset, ...]
-    target: tuple[LabDataset, ...]
-    folder: Path
-    seed: int
-    spent: float = 0.0
-
-
-def _fit(fabric: Fabric, job: _Job, progress: Progress) -> TrainingResult:
-    judge = partial(_judge, source=job.source, target=job.target)
-    checkpoint = _checkpoint_file(job.folder)
+def _fit(
+    fabric: Fabric,
+    progress: Progress,
+    *,
+    method: TrainingMethod,
+    source: Sequence[LabDataset],
+    target: Sequence[LabDataset],
+    folder: Path,
+    seed: int,
+    elapsed: float,
+) -> TrainingResult:
+    """Train in one process and, in the first one, save the network."""
+    checkpoint = _checkpoint_file(folder)
     result = fit(
-        job.method,
-        job.settings,
+        method,
         fabric=fabric,
-        hooks=Hooks(judge, progress.on_step, progress.on_evaluation),
+        evaluate=partial(_evaluate, source=source, target=target),
+        progress=progress,
         checkpoint=checkpoint,
-        fingerprint=_fingerprint(job),
-        spent=job.spent,
+        fingerprint=_fingerprint(method, source, target, seed),
+        elapsed=elapsed,
     )
     if fabric.is_global_zero:
-        save_network(job.folder, job.method.result().cpu())
+        save_network(folder, method.result().cpu())
         checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(_work_folder(job.folder), ignore_errors=True)
+        shutil.rmtree(_work_folder(folder), ignore_errors=True)
     fabric.barrier()
-    return TrainingResult(job.folder, result)
+    return result
 
 
-def _judge(
+def _evaluate(
     network: PyramidSegmenter, *, source: Sequence[LabDataset], target: Sequence[LabDataset]
 ) -> Mapping[str, float]:
-    """What can be known without the target's labels: Dice on the labelled labs' ``val`` split, and how far the classes
-    segmented on the new labs look apart.
+    """Metrics that need no labels of the target labs: Dice on the ``val`` split of the source labs, and label-free
+    scores of the target labs.
     """
     classes = network.config.classes
-    segment = partial(_segment, network)
+
+    def segment(image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
+        return segment_image(network, image, mpp=mpp)
+
     dice = [
         mean_scores(score(segment, references, classes))["dice"]
         for lab in source
         if (references := lab_references(lab, "val"))
     ]
-    known = [value for value in dice if np.isfinite(value)]
-    figures = {"source_dice": float(np.mean(known))} if known else {}
+    finite = [value for value in dice if np.isfinite(value)]
+    metrics = {"source_dice": float(np.mean(finite))} if finite else {}
     if target:
-        images = [image for lab in target for image in lab_targets(lab, _JUDGED_TARGETS)]
+        images = [image for lab in target for image in lab_targets(lab, _EVALUATED_TARGETS)]
         scores = label_free_scores(segment, images, len(classes), views=0)
-        figures |= {f"target_{name}": value for name, value in scores.items()}
-    parts = [figures[name] for name in ("source_dice", "target_stain_explained_variance") if name in figures]
-    return figures | {"score": float(np.nansum(parts))} if parts else figures
+        metrics |= {f"target_{name}": value for name, value in scores.items()}
+    parts = [metrics[name] for name in ("source_dice", "target_stain_explained_variance") if name in metrics]
+    return metrics | {"score": float(np.nansum(parts))} if parts else metrics
 
 
-def _segment(network: PyramidSegmenter, image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
-    return segment_image(network, image, mpp=mpp)
-
-
-def _same_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
+def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
     for lab in labs:
         if lab.metadata.classes != classes:
             raise LabError(
-                f"Expected lab {lab.metadata.lab} to have the classes {list(classes)}, "
-                f"got {list(lab.metadata.classes)}: "
-                "all labs of one segmenter share their classes; correct lab.yaml and ingest again."
+                f"Expected lab {lab.metadata.lab} to have the classes {list(classes)}, got "
+                f"{list(lab.metadata.classes)}: all labs of one segmenter share their classes; correct lab.yaml and "
+                "ingest again."
             )
+
+
+def _median_mpp(labs: Sequence[LabDataset]) -> float | None:
+    """Median pixel size of the images of known size."""
+    known = [row.mpp for lab in labs for row in lab.rows if row.mpp is not None]
+    return float(np.median(known)) if known else None
 
 
 def _labelled_samples(labs: Sequence[LabDataset], mpp: float | None) -> list[Sample]:
@@ -264,30 +276,30 @@ def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *,
 
 
 def _crop_size(labs: Sequence[LabDataset], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
-    """Side and number of crops: not larger than the images of the lab with the largest usually are, then so many more
-    of them.
+    """Side and number of crops: not larger than the median image of the lab with the largest images; smaller crops are
+    more in number.
     """
-    usual = [
+    sides = [
         np.median([min(row.width, row.height) * model_zoom(row.mpp, mpp) for row in lab.rows])
         for lab in labs
         if lab.rows
     ]
-    if not usual:
+    if not sides:
         raise LabError("Expected images in every lab, found none: ingest the lab first.")
-    side = min(settings.crop_size, 32 * int(np.ceil(max(usual) / 32)))
-    more = (settings.crop_size / side) ** 2
-    return side, int(np.clip(round(settings.batch_size * more), settings.batch_size, 4 * settings.batch_size))
+    side = min(settings.crop_size, 32 * int(np.ceil(max(sides) / 32)))
+    factor = (settings.crop_size / side) ** 2
+    return side, int(np.clip(round(settings.batch_size * factor), settings.batch_size, 4 * settings.batch_size))
 
 
-def _fingerprint(job: _Job) -> str:
-    """Of all that decides the result: the network that training starts from, the numbers, the images and their use."""
-    start = job.method.network
-    told = {
-        "network": start.config.model_dump(mode="json"),
-        "weights": weights_digest(start),
-        "settings": job.settings.model_dump(mode="json"),
-        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in job.source],
-        "target": [[row.sha256 for row in lab.rows] for lab in job.target],
-        "seed": job.seed,
+def _fingerprint(method: TrainingMethod, source: Sequence[LabDataset], target: Sequence[LabDataset], seed: int) -> str:
+    """Digest of everything that determines the result: method, initial network, settings, images and their splits."""
+    inputs = {
+        "method": type(method).__qualname__,
+        "network": method.network.config.model_dump(mode="json"),
+        "weights": weights_digest(method.network),
+        "settings": method.settings.model_dump(mode="json"),
+        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in source],
+        "target": [[row.sha256 for row in lab.rows] for lab in target],
+        "seed": seed,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

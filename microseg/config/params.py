@@ -51,7 +51,7 @@ class ArchitectureSettings(Section):
     """The architecture of the segmentation network."""
 
     encoder: str = "tf_efficientnet_lite0"
-    """``blocks``, a name of the entry-point group ``microseg.encoders``, or any timm model with ``features_only``."""
+    """``blocks``, another name of the entry-point group ``microseg.encoders``, or any timm model with feature maps."""
     channels: tuple[Channels, ...] = Field((32, 64, 128, 256), min_length=1)
     """Channels of E1…E4, for ``encoder: blocks``; their number is the number of blocks."""
     decoder_channels: tuple[Channels, ...] | None = None
@@ -60,6 +60,8 @@ class ArchitectureSettings(Section):
     """Grid sizes of the pyramid pooling module."""
     pyramid_channels: Channels = 128
     """Channels of the pyramid pooling module's output."""
+    head: str = "semantic"
+    """Prediction head, of the entry-point group ``microseg.heads``."""
 
     @model_validator(mode="after")
     def _check_decoder(self) -> Self:
@@ -75,6 +77,8 @@ class NetworkSettings(ArchitectureSettings):
 
     weights: str | None = "imagenet"
     """Weights of the encoder: ``imagenet``, a file, or null for random weights."""
+    weights_license: str | None = None
+    """License of the weights, for the model card; null for the one that timm states, if any."""
 
 
 class FitSettings(Section):
@@ -125,6 +129,8 @@ class TrainSettings(FitSettings):
 class AdaptSettings(FitSettings):
     """Adaptation of a segmenter to unlabelled labs."""
 
+    method: str = "dual_adaptive_pyramid"
+    """Adaptation method, of the entry-point group ``microseg.adaptation_methods``."""
     steps: PositiveInt = 240
     zoom_range: ZoomRange = (0.75, 1.33)
     source_color_jitter: NonNegativeFloat = 0.7

@@ -1,36 +1,56 @@
-"""What a network is, as one record that is stored as JSON beside its weights."""
+"""Configuration of a network, which is stored as JSON beside its weights."""
 
 from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator
 
-from microseg.config.params import ArchitectureSettings
-from microseg.models.encoder_normalization import IMAGENET_MEAN, IMAGENET_STD, encoder_normalization
+from microseg.config.params import ArchitectureSettings, Section
 
-__all__ = ["NetworkConfig"]
+__all__ = ["CONFIG_FILE", "IMAGENET_MEAN", "IMAGENET_STD", "WEIGHTS_FILE", "EncoderWeights", "NetworkConfig", "Triple"]
+
+WEIGHTS_FILE = "weights.safetensors"
+CONFIG_FILE = "network.json"
 
 Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+class EncoderWeights(Section):
+    """Origin of the weights that the encoder was initialized with."""
+
+    source: str
+    """Name of the file, or ``timm: <model>`` for weights from timm's hub."""
+    sha256: str
+    """SHA-256 of the file; of the tensors, for weights from timm's hub."""
+    license: str = "not stated"
+    """License of the weights."""
 
 
 class NetworkConfig(ArchitectureSettings):
     """Architecture of a `PyramidSegmenter` and the meaning of its input and output."""
 
     classes: tuple[str, ...]
-    """Names of the classes in order of their index; the first is the background. At least two."""
+    """Class names in order of their index, background first; at least two."""
     mean: Triple = IMAGENET_MEAN
-    """Mean of each input channel, for inputs in 0..1; pretrained encoders expect the one they were trained with."""
+    """Mean of each input channel that the encoder expects, for inputs in 0..1."""
     std: Triple = IMAGENET_STD
-    """Standard deviation of each input channel, for inputs in 0..1."""
+    """Standard deviation of each input channel that the encoder expects, for inputs in 0..1."""
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Microns per pixel at which the network was trained; None if unknown."""
+    encoder_weights: EncoderWeights | None = None
+    """Origin of the encoder's initial weights; None for random ones."""
 
     @classmethod
     def from_settings(cls, settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None) -> Self:
-        """Configure a network for some classes and a pixel size, with the normalization its encoder expects."""
-        mean, std = encoder_normalization(settings.encoder)
+        """Configure a network for some classes and a pixel size, with the normalization that its encoder expects."""
+        from microseg.models.encoders import build_encoder  # loads PyTorch, which takes seconds
+
+        encoder = build_encoder(settings)
         architecture = {name: getattr(settings, name) for name in ArchitectureSettings.model_fields}
-        return cls(classes=tuple(classes), mpp=mpp, mean=mean, std=std, **architecture)
+        return cls(classes=tuple(classes), mpp=mpp, mean=encoder.mean, std=encoder.std, **architecture)
 
     @field_validator("classes")
     @classmethod
@@ -38,7 +58,7 @@ class NetworkConfig(ArchitectureSettings):
         if not 2 <= len(classes) <= 255:
             raise ValueError(f"expected 2 to 255 classes (background first), got {len(classes)}; list all class names")
         if len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
-            raise ValueError(f"expected distinct, non-empty class names, got {list(classes)}; rename the doubles")
+            raise ValueError(f"expected distinct, non-empty class names, got {list(classes)}; rename the duplicates")
         return classes
 
     @field_validator("std")

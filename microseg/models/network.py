@@ -1,4 +1,4 @@
-"""The segmenter: encoder, pyramid pooling module, decoder."""
+"""The segmenter: encoder, pyramid pooling module, decoder, prediction head."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,20 @@ from torch.nn import functional
 
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
-from microseg.models.decoder import PyramidDecoder, mirrored_channels
-from microseg.models.encoders import build_encoder, encoder_channels
-from microseg.models.pyramid_pooling import PyramidPooling
+from microseg.models.decoder import PyramidDecoder
+from microseg.models.encoders import build_encoder
+from microseg.models.heads import build_head
+from microseg.models.layers import PyramidPooling
 
-__all__ = ["Features", "PyramidSegmenter"]
+__all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork"]
 
 
 class Features(NamedTuple):
-    """What one forward pass gives for training.
+    """Outputs of one forward pass that training uses.
 
-    Args:
-        logits: (B, K, H, W), at input size.
-        pyramid: (B, pyramid_filters, h, w), output of the pyramid pooling module, for D_img.
+    Attributes:
+        logits: (B, K, H, W), prediction of the head at input size.
+        pyramid: (B, pyramid_channels, h, w), output of the pyramid pooling module, for D_img.
         decoder: Outputs of Dn…D1, deepest first, for D_feat.
     """
 
@@ -32,23 +33,24 @@ class Features(NamedTuple):
 class PyramidSegmenter(nn.Module):
     """The segmentation network of the dual-adaptive pyramid network, without its domain classifiers.
 
-    Inputs of any size are padded inside to a multiple of the stride (by reflection, or by repeating the border where
-    the image is too small for it), and the logits cropped back.
+    Inputs of any size are padded to a multiple of the stride (by reflection, or by repeating the border where the image
+    is too small for it), and the logits are cropped back.
 
     Args:
         config: The architecture.
 
     Attributes:
-        config: The same.
+        config: The architecture.
         stride: Input pixels per location of the encoder's last output.
-        pyramid_channels: Filters that `ImageDomainClassifier` sees.
-        decoder_channels: Filters of the decoder levels, deepest first, that `FeatureDomainClassifier` sees.
+        pyramid_channels: Input channels of `ImageDomainClassifier`.
+        decoder_channels: Channels of the decoder levels, deepest first: the input of `FeatureDomainClassifier`.
 
     Shape:
         (B, 3, H, W), float, in 0..1 → (B, K, H, W), logits
 
     Raises:
-        ModelError: The encoder is unknown, or ``decoder_channels`` do not fit it; the input has another shape.
+        ModelError: The encoder is unknown, ``decoder_channels`` have another number than its levels, or the input has
+            another shape.
 
     Reference:
         Hou, Liu, et al., "Dual adaptive pyramid network for cross-stain histopathology image segmentation",
@@ -62,13 +64,13 @@ class PyramidSegmenter(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        levels = encoder_channels(self.encoder)
+        channels = self.encoder.channels
         self.pyramid_channels = config.pyramid_channels
-        self.decoder_channels = config.decoder_channels or mirrored_channels(config.encoder, levels)
-        self.stride = 2 ** len(levels)
-        self.pyramid = PyramidPooling(levels[-1], config.pyramid_channels, config.pyramid_bins)
-        self.decoder = PyramidDecoder(levels, config.pyramid_channels, self.decoder_channels)
-        self.head = nn.Conv2d(self.decoder_channels[-1], len(config.classes), kernel_size=1)
+        self.decoder_channels = config.decoder_channels or self.encoder.decoder_channels()
+        self.stride = self.encoder.strides[-1]
+        self.pyramid = PyramidPooling(channels[-1], config.pyramid_channels, config.pyramid_bins)
+        self.decoder = PyramidDecoder(channels, config.pyramid_channels, self.decoder_channels)
+        self.head = build_head(config.head, self.decoder_channels, len(config.classes))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
@@ -77,15 +79,16 @@ class PyramidSegmenter(nn.Module):
         return self.features(x).logits
 
     def features(self, x: Tensor) -> Features:
-        """Logits, and the features that the domain classifiers look at."""
+        """Logits, and the features that the domain classifiers take."""
         self._check(x)
         height, width = x.shape[-2:]
         x = (x - self.mean) / self.std  # (B, 3, H, W)
         x = _pad_axis(_pad_axis(x, axis=-1, multiple=self.stride), axis=-2, multiple=self.stride)  # (B, 3, H', W')
-        encoded = self.encoder(x)  # n maps, the i-th (B, filters[i], H'/2**(i+1), W'/2**(i+1))
-        pyramid = self.pyramid(encoded[-1])  # (B, pyramid_filters, H'/stride, W'/stride)
-        decoded = self.decoder(encoded, pyramid)  # n maps, deepest first; the last (B, filters, H'/2, W'/2)
-        logits = functional.interpolate(self.head(decoded[-1]), scale_factor=2.0, mode="bilinear")  # (B, K, H', W')
+        encoded = self.encoder(x)  # n maps, the i-th (B, channels[i], H'/strides[i], W'/strides[i])
+        pyramid = self.pyramid(encoded[-1])  # (B, pyramid_channels, H'/stride, W'/stride)
+        decoded = self.decoder(encoded, pyramid)  # n maps, deepest first
+        scale = float(self.encoder.strides[0])
+        logits = functional.interpolate(self.head(decoded), scale_factor=scale, mode="bilinear")  # (B, K, H', W')
         return Features(logits[..., :height, :width], pyramid, decoded)
 
     def _check(self, x: Tensor) -> None:
@@ -99,6 +102,24 @@ class PyramidSegmenter(nn.Module):
                 f"expected more than one image, or one larger than {self.stride} px, to train on, "
                 f"got one of {tuple(x.shape[-2:])}; batch normalization needs more than one value"
             )
+
+
+class SoftmaxNetwork(nn.Module):
+    """The network followed by the post-processing of its head, as other programs use it.
+
+    The pyramid pooling module covers the whole tile, so an exported graph is for tiles of one size.
+
+    Shape:
+        (B, 3, T, T), float32, in 0..1 → (B, K, T, T), probabilities
+    """
+
+    def __init__(self, network: PyramidSegmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities of each class at each pixel."""
+        return self.network.head.probabilities(self.network(x))  # (B, K, T, T)
 
 
 def _pad_axis(x: Tensor, *, axis: int, multiple: int) -> Tensor:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from mlflow.artifacts import download_artifacts
 
-from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.registry.connection import Connection
 from microseg.registry.version import EXTRA_FILES, MODEL_NAME, ModelVersion
 

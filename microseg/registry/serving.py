@@ -12,9 +12,8 @@ from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from microseg.errors import RegistryError
-from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
-from microseg.models.network import PyramidSegmenter
-from microseg.models.softmax import SoftmaxNetwork
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
 from microseg.registry.version import CARD_FILE
 
 __all__ = ["write_mlflow_model"]

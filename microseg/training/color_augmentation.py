@@ -1,4 +1,4 @@
-"""Stain and color changes of batches that leave every label true.
+"""Stain and color augmentation of batches, which keeps labels valid.
 
 All work in optical density, OD = −ln(I / I₀), where stains add up (Beer–Lambert), so a linear map there is a change
 of stains.
@@ -35,31 +35,30 @@ class ColorStatistics:
     covariance: torch.Tensor
 
     def __getitem__(self, index: torch.Tensor) -> "ColorStatistics":
-        """The statistics of some of the images."""
+        """Statistics of some of the images."""
         return ColorStatistics(self.mean[index], self.covariance[index])
 
 
 def color_statistics(images: torch.Tensor) -> ColorStatistics:
-    """First and second moments of each image's optical density.
+    """Mean and covariance of each image's optical density.
 
     Args:
         images: (B, 3, H, W) in 0..1.
     """
     pixels = _density(images).flatten(2).double()  # (B, 3, N)
     mean = pixels.mean(2)
-    centerd = pixels - mean[:, :, None]
-    covariance = centerd @ centerd.transpose(1, 2) / pixels.shape[2]  # (B, 3, 3)
+    centered = pixels - mean[:, :, None]
+    covariance = centered @ centered.transpose(1, 2) / pixels.shape[2]  # (B, 3, 3)
     return ColorStatistics(mean, covariance + 1e-4 * torch.eye(3, dtype=covariance.dtype, device=covariance.device))
 
 
 def transfer_color(images: torch.Tensor, target: ColorStatistics, amount: torch.Tensor) -> torch.Tensor:
-    """Give images the color statistics of others: the optimal transport between two Gaussians in optical density.
+    """Transfer color statistics to images: optimal transport between two Gaussians in optical density.
 
     Args:
         images: (B, 3, H, W) in 0..1.
-        target: statistics of B images.
-        amount: (B,) in 0..1; 0 leaves the image, 1 gives it the target's statistics, between them it moves along the
-        way.
+        target: Statistics of B images.
+        amount: (B,) in 0..1; 0 keeps the image, 1 gives it the target's statistics, values between interpolate.
 
     Returns:
         (B, 3, H, W) in 0..1.
@@ -72,28 +71,28 @@ def transfer_color(images: torch.Tensor, target: ColorStatistics, amount: torch.
     own = color_statistics(images)
     root, inverse_root = _matrix_power(own.covariance, 0.5), _matrix_power(own.covariance, -0.5)
     transport = inverse_root @ _matrix_power(root @ target.covariance @ root, 0.5) @ inverse_root  # (B, 3, 3)
-    share = amount.to(transport)[:, None, None]
-    transport = (1 - share) * torch.eye(3, dtype=transport.dtype, device=transport.device) + share * transport
-    mean = own.mean + share[:, :, 0] * (target.mean - own.mean)
+    weight = amount.to(transport)[:, None, None]
+    transport = (1 - weight) * torch.eye(3, dtype=transport.dtype, device=transport.device) + weight * transport
+    mean = own.mean + weight[:, :, 0] * (target.mean - own.mean)
     density = _density(images)
     moved = _apply(transport, mean - (transport @ own.mean[:, :, None])[:, :, 0], density)
     return _intensity(moved.to(images.dtype)).contiguous(memory_format=torch.channels_last)
 
 
 def jitter_color(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Change stain amounts, hue, illumination, sharpness and noise of each image at random.
+    """Randomly change stain amounts, hue, illumination, sharpness and noise of each image.
 
     Args:
         images: (B, 3, H, W) in 0..1.
-        strength: 0 leaves the images; 1 is as different as labs commonly are.
-        generator: source of randomness, on the CPU.
+        strength: 0 keeps the images; 1 is about the difference between labs.
+        generator: Random generator, on the CPU.
 
     Returns:
         (B, 3, H, W) in 0..1.
 
     Reference:
         Tellez et al. 2018 (stain augmentation in optical density), generalized from the stain basis to a random map
-        near 1.
+        close to the identity.
     """
     if strength <= 0:
         return images
@@ -129,7 +128,7 @@ def _matrix_power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Separable Gaussian of one sigma an image, in pixels; sigma 0 leaves the image."""
+    """Separable Gaussian blur with one sigma per image, in pixels; sigma 0 keeps the image."""
     blurred = sigma > 0
     if not bool(blurred.any()):
         return images

@@ -1,4 +1,4 @@
-"""The one training loop: optimize, average, evaluate, keep the best, checkpoint, resume."""
+"""The training loop: optimize, average, evaluate, keep the best network, write checkpoints, resume from them."""
 
 import copy
 import math
@@ -14,41 +14,29 @@ from lightning_fabric import Fabric
 from microseg.config.params import FitSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import TrainingError
+from microseg.files import atomic_write
 from microseg.models.network import PyramidSegmenter
-from microseg.training.checkpoint import read_checkpoint, write_checkpoint
+from microseg.training.devices import Progress
 from microseg.training.method import TrainingMethod
 
-__all__ = ["Evaluate", "FitResult", "Hooks", "fit"]
+__all__ = ["Evaluate", "TrainingResult", "fit", "read_checkpoint", "write_checkpoint"]
 
 Evaluate = Callable[[PyramidSegmenter], Mapping[str, float]]
-"""Judges the network as it is; its entry ``score`` (higher is better) chooses the best."""
+"""Metrics of a network; ``score`` among them (higher is better) selects the best one."""
+
+_UNUSABLE = "Expected a checkpoint in {}, it is damaged or another file: delete it to train from the start."
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the caller wants to be told.
+class TrainingResult:
+    """Course of a training.
 
     Attributes:
-        evaluate: judges the network every so many steps; None takes the last network.
-        on_step: called after each step with its number from 1 and its losses.
-        on_evaluation: called after each evaluation with the number of the step and the figures.
-    """
-
-    evaluate: Evaluate | None = None
-    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
-    on_evaluation: Callable[[int, Mapping[str, float]], None] = lambda _step, _figures: None
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How training went.
-
-    Attributes:
-        steps: steps taken in all.
-        best_step: the step whose network was kept.
-        seconds: spent in training, over all resumptions.
-        stopped: why it ended: ``steps``, ``minutes`` or ``patience``.
-        evaluations: figures by step.
+        steps: Number of steps.
+        best_step: Step of the network that was kept.
+        seconds: Duration, over all resumptions.
+        stopped: Reason of its end: ``steps``, ``minutes`` or ``patience``.
+        evaluations: Metrics by step.
     """
 
     steps: int
@@ -60,75 +48,112 @@ class FitResult:
 
 def fit(
     method: TrainingMethod,
-    settings: FitSettings,
     *,
     fabric: Fabric,
-    hooks: Hooks | None = None,
+    evaluate: Evaluate | None = None,
+    progress: Progress | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
-    spent: float = 0.0,
-) -> FitResult:
-    """Train until the steps are done, the minutes are over, or patience ends; leave the best network in the method.
+    elapsed: float = 0.0,
+) -> TrainingResult:
+    """Train until the steps are done, the time limit is reached, or patience ends; keep the best network.
 
     Args:
-        method: what to train; at the end ``method.result()`` is the best network.
-        settings: the numbers.
-        fabric: device, precision and processes.
-        hooks: evaluation and reports.
-        checkpoint: file to resume from when it is there, and to write on the way. It is left there: remove it when the
-            result is kept.
-        fingerprint: of data and settings; a checkpoint of another one is refused.
-        spent: seconds that preparing took; they count among the minutes.
+        method: Method to train, with its settings; afterwards ``method.result()`` is the best network.
+        fabric: Device, precision and processes.
+        evaluate: Evaluates the network every ``evaluate_every`` steps; None to keep the last network.
+        progress: Callbacks.
+        checkpoint: File to resume from, if it exists, and to write to. It remains at the end: remove it when the
+            result is saved.
+        fingerprint: Digest of data and settings; a checkpoint with another one is refused.
+        elapsed: Seconds that the preparation took; they count towards the time limit.
 
     Returns:
-        The record of the training.
+        Course of the training.
 
     Raises:
-        TrainingError: when the loss is not finite, or the checkpoint does not fit.
+        TrainingError: The loss is not finite, or the checkpoint is of another run.
     """
-    return _Fit(method, settings, fabric, hooks or Hooks(), checkpoint, fingerprint, spent).run()
+    return _Fit(method, fabric, evaluate, progress or Progress(), checkpoint, fingerprint, elapsed).run()
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors, numbers, strings, lists and dicts atomically.
+
+    Args:
+        path: File to write or replace.
+        state: Everything that a run needs to resume exactly.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
+    """Read a state written by `write_checkpoint`; nothing in the file is executed.
+
+    Args:
+        path: The file.
+        fingerprint: Digest of data and settings of the run that resumes.
+
+    Raises:
+        TrainingError: The file is damaged, or of a run with other settings or data.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's message recommends an unsafe way to load the file
+        raise TrainingError(_UNUSABLE.format(path)) from error
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise TrainingError(_UNUSABLE.format(path))
+    if state["fingerprint"] != fingerprint:
+        raise TrainingError(
+            f"Checkpoint {path} was written by a run with other settings or data: "
+            "delete it, or choose another folder, to train from the start."
+        )
+    return state
 
 
 class _Fit:
     def __init__(
         self,
         method: TrainingMethod,
-        settings: FitSettings,
         fabric: Fabric,
-        hooks: Hooks,
+        evaluate: Evaluate | None,
+        progress: Progress,
         checkpoint: Path | None,
         fingerprint: str,
-        spent: float,
+        elapsed: float,
     ) -> None:
         tune_allocator()
-        self.method, self.settings, self.fabric, self.hooks = method, settings, fabric, hooks
+        self.method, self.settings, self.fabric = method, method.settings, fabric
+        self.evaluate, self.progress = evaluate, progress
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         method.to(memory_format=torch.channels_last)
         groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
-        alone = fabric.device.type == "cpu"  # in one pass over the weights; on a card 16 bits do not go with it
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=alone, foreach=not alone)
+        on_cpu = fabric.device.type == "cpu"  # the fused optimizer does not support 16-bit precision on GPUs
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=on_cpu, foreach=not on_cpu)
         self.module, self.optimizer = fabric.setup(method, optimizer)
-        self.step, self.seconds = 0, spent
+        self.step, self.seconds = 0, elapsed
         self.evaluations: dict[int, dict[str, float]] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_score = 0, -math.inf
 
-    def run(self) -> FitResult:
+    def run(self) -> TrainingResult:
         self._resume()
-        began, before = time.monotonic(), self.seconds
+        start, before = time.monotonic(), self.seconds
         stopped = ""
         while not stopped:
             self._take_step()
-            self.seconds = self._shared(before + time.monotonic() - began)
-            stopped = self._why_stop()
+            self.seconds = self._shared(before + time.monotonic() - start)
+            stopped = self._stop_reason()
             if stopped or self.step % self.settings.evaluate_every == 0:
-                self._judge()
+                self._evaluate()
                 stopped = stopped or self._patience_ended()
             if not stopped and self.step % self.settings.checkpoint_every == 0:
                 self._save()
         if self.best is not None:
             self.method.result().load_state_dict(self.best)
-        return FitResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
+        return TrainingResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
 
     def _take_step(self) -> None:
         fabric, progress = self.fabric, _progress(self.step, self.seconds, self.settings)
@@ -140,52 +165,52 @@ class _Fit:
         losses = self.module(fabric.to_device(batch), progress)
         self.optimizer.zero_grad(set_to_none=True)
         fabric.backward(losses["total"])
-        # each player by itself: the adversaries' gradients must not shrink the segmenter's
+        # separately for segmenter and classifiers: large gradients of these must not shrink those of the segmenter
         segmenter = self.method.network
         fabric.clip_gradients(
             segmenter, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
         )
         for group in self.optimizer.param_groups[1:]:
             torch.nn.utils.clip_grad_norm_(group["params"], self.settings.grad_clip_norm)
-        figures = {name: self._mean(value) for name, value in losses.items()}
-        if not math.isfinite(figures["total"]):
+        values = {name: self._mean(value) for name, value in losses.items()}
+        if not math.isfinite(values["total"]):
             raise TrainingError(
-                f"The loss became {figures['total']} at step {self.step + 1} ({figures}): lower learning_rate, or the "
+                f"The loss became {values['total']} at step {self.step + 1} ({values}): lower learning_rate, or the "
                 "weights lambda_image and lambda_feature."
             )
         self.optimizer.step()
         self.method.after_step(self.step)
         self.step += 1
-        self.hooks.on_step(self.step, figures)
+        self.progress.on_step(self.step, values)
 
     def _mean(self, value: torch.Tensor) -> float:
-        """The mean over the processes."""
+        """Mean over the processes."""
         reduced = self.fabric.all_reduce(value.detach(), reduce_op="mean")
         assert isinstance(reduced, torch.Tensor)
         return float(reduced)
 
     def _shared(self, seconds: float) -> float:
-        """The first process's clock, where it decides on the learning rate and the end."""
+        """Clock of the first process, where the learning rate and the end depend on it."""
         return seconds if self.settings.max_minutes is None else self.fabric.broadcast(seconds)
 
-    def _why_stop(self) -> str:
+    def _stop_reason(self) -> str:
         if self.step >= self.settings.steps:
             return "steps"
         if self.settings.max_minutes is not None and self.seconds >= 60 * self.settings.max_minutes:
             return "minutes"
         return ""
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         network = copy.deepcopy(self.method.result()).eval()
-        figures: dict[str, float] = {}
-        if self.hooks.evaluate is not None and self.fabric.is_global_zero:
-            # NumPy's numbers would not be read back
-            figures = {name: float(value) for name, value in self.hooks.evaluate(network).items()}
-        figures = self.fabric.broadcast(figures)  # what the first process finds decides for all
-        score = figures.get("score", float(self.step))
-        if figures:
-            self.evaluations[self.step] = figures
-            self.hooks.on_evaluation(self.step, figures)
+        metrics: dict[str, float] = {}
+        if self.evaluate is not None and self.fabric.is_global_zero:
+            # plain floats: a checkpoint with NumPy's could not be loaded
+            metrics = {name: float(value) for name, value in self.evaluate(network).items()}
+        metrics = self.fabric.broadcast(metrics)
+        score = metrics.get("score", float(self.step))
+        if metrics:
+            self.evaluations[self.step] = metrics
+            self.progress.on_evaluation(self.step, metrics)
         if score > self.best_score or self.best is None:  # nan is never better
             self.best_score, self.best_step = -math.inf if math.isnan(score) else score, self.step
             self.best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -223,7 +248,7 @@ class _Fit:
 
 
 def _progress(step: int, seconds: float, settings: FitSettings) -> float:
-    """The share of the training that lies behind, by steps or by minutes, whichever is further."""
+    """Completed fraction of the training, by steps or by time, whichever is larger."""
     progress = step / settings.steps
     if settings.max_minutes is not None:
         progress = max(progress, min(1.0, seconds / (60 * settings.max_minutes)))
@@ -231,9 +256,7 @@ def _progress(step: int, seconds: float, settings: FitSettings) -> float:
 
 
 def _schedule(step: int, seconds: float, settings: FitSettings) -> float:
-    """The share of the peak learning rate: a linear rise, then a cosine to 1 % at the end of the steps or the
-    minutes.
-    """
+    """Fraction of the peak learning rate: linear warm-up, then a cosine to 1 % at the end of the steps or the time."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)

@@ -1,81 +1,169 @@
-"""What every training method offers to the one loop."""
+"""Training methods: what the training loop requires of one, supervised training, and the base of adaptation methods.
 
-import copy
+Adaptation methods are the extension point ``microseg.adaptation_methods``. To add one, write a subclass of
+`AdaptationMethod` and declare it in ``pyproject.toml``; ``adapt.method`` selects it by its name::
+
+    [project.entry-points."microseg.adaptation_methods"]
+    my_method = "my_package:MyMethod"
+"""
+
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from microseg.config.params import AdaptSettings, FitSettings
+from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
+from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter
+from microseg.training.adaptation.domain_shift import TargetLab
+from microseg.training.color_augmentation import jitter_color
 
-__all__ = ["Losses", "TrainingMethod", "moving_average"]
+__all__ = ["AdaptationMethod", "Losses", "Supervised", "TrainingMethod"]
 
-Losses = dict[str, torch.Tensor]
-"""Scalars by name; ``total`` is the one that is minimized, the others are only reported."""
+Losses = dict[str, Tensor]
+"""Scalar losses by name; ``total`` is minimized, the others are only reported."""
 
 
 class TrainingMethod(nn.Module, ABC):
-    """A network, what is trained beside it, and the losses of one step.
+    """A network, what is trained with it, and the losses of one step.
 
-    It is one module, and a step is its ``forward``, so that several processes can share it as they share any module.
+    It is one module whose ``forward`` is a step, so that several processes can share it like any other module.
 
     Args:
-        network: the segmenter to train; it is changed.
-        average: decay of the moving average of the segmenter's weights; 0 keeps none.
+        network: Segmenter to train; it is changed.
+        settings: Settings of the training.
+
+    Attributes:
+        averaged: Exponential moving average (EMA) of the network's weights and statistics; None where
+            ``settings.ema_decay`` is 0.
     """
 
-    def __init__(self, network: PyramidSegmenter, average: float) -> None:
+    def __init__(self, network: PyramidSegmenter, settings: FitSettings) -> None:
         super().__init__()
-        self.network = network.requires_grad_(True)  # one that another training gave out has its gradients off
-        self.average = average
-        self.averaged = copy.deepcopy(network).requires_grad_(False) if average else None
+        self.settings = settings
+        self.network = network.requires_grad_(True)  # the EMA of an earlier training has its gradients off
+        self.averaged: AveragedModel | None = None
+        if settings.ema_decay:
+            self.averaged = AveragedModel(network, use_buffers=True).requires_grad_(False)
+            self.averaged.n_averaged.fill_(1)  # of the initial weights; at 0 the first update would replace them
 
     @abstractmethod
     def batch(self, step: int, *, rank: int, world: int) -> Any:
-        """The inputs of a step, on the CPU; a pure function of the step."""
+        """Draw the inputs of a step, on the CPU; a pure function of the step."""
 
     @abstractmethod
     def forward(self, batch: Any, progress: float) -> Losses:
-        """The losses of a step; ``progress`` is the share of the training that lies behind, 0..1."""
+        """Compute the losses of a step; ``progress`` is the completed fraction of the training, 0..1."""
 
-    @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters to optimize, as PyTorch's optimizers take them."""
+        """Parameters to optimize, as PyTorch's optimizers take them; the segmenter's first."""
+        return [{"params": list(self.network.parameters()), "lr": self.settings.learning_rate}]
 
     def before_step(self, progress: float, fabric: Fabric) -> None:
-        """Prepare what the next batches are drawn from."""
+        """Prepare the data that the next batches are drawn from."""
 
     def after_step(self, step: int) -> None:
-        """Follow the network after the optimizer has changed it."""
+        """Update the EMA after the optimizer's step."""
         if self.averaged is not None:
-            moving_average(self.averaged, self.network, min(self.average, (1 + step) / (10 + step)))
+            # follows quickly at first, when the weights change most
+            self.averaged.multi_avg_fn = _ema(min(self.settings.ema_decay, (1 + step) / (10 + step)))
+            self.averaged.update_parameters(self.network)
 
     def result(self) -> PyramidSegmenter:
-        """The segmenter that training is for, as it is now: the averaged one where an average is kept."""
-        return self.network if self.averaged is None else self.averaged
+        """The trained segmenter as it is now: its EMA, where there is one."""
+        return self.network if self.averaged is None else cast(PyramidSegmenter, self.averaged.module)
 
 
-@torch.no_grad()
-def moving_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Move an average of weights and batch-norm statistics towards the current ones: a ← d·a + (1 − d)·c, in place.
+class Supervised(TrainingMethod):
+    """Supervised training: cross entropy and Dice on labelled crops.
 
     Args:
-        average: the module that holds the average.
-        current: a module of the same architecture.
-        decay: d in 0..1. Counters are copied.
+        network: Segmenter to train; it is changed.
+        labelled: Sampler of crops with masks.
+        settings: Settings of the training.
+
+    Raises:
+        TrainingError: The sampler has images without masks.
     """
-    _lerp(average.parameters(), current.parameters(), decay)
-    _lerp(average.buffers(), current.buffers(), decay)
+
+    def __init__(self, network: PyramidSegmenter, labelled: CropSampler, settings: FitSettings) -> None:
+        super().__init__(network, settings)
+        _require_masks(labelled.samples)
+        self.labelled = labelled
+
+    def batch(self, step: int, *, rank: int, world: int) -> Crops:
+        """Crops with masks and color jitter."""
+        crops = self.labelled.draw(step, rank=rank, world=world)
+        generator = step_generator(self.labelled.seed, step, rank)
+        return Crops(jitter_color(crops.images, self.settings.source_color_jitter, generator), crops.masks)
+
+    def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
+        """L_seg = CE + α (1 − Dice)."""
+        assert batch.masks is not None
+        loss = self.network.head.loss(self.network(batch.images), batch.masks, self.settings.dice_weight)
+        return {"total": loss, "segmentation": loss.detach()}
 
 
-def _lerp(averages: Iterable[torch.Tensor], currents: Iterable[torch.Tensor], decay: float) -> None:
-    pairs = list(zip(averages, currents, strict=True))
-    moving = [pair for pair in pairs if pair[0].dtype.is_floating_point]
-    if moving:
-        torch._foreach_lerp_([mean for mean, _ in moving], [now for _, now in moving], 1 - decay)  # hundreds at once
-    for mean, now in pairs:
-        if not mean.dtype.is_floating_point:
-            mean.copy_(now)
+class AdaptationMethod(TrainingMethod):
+    """Base class of adaptation methods: training with labelled source labs and unlabelled target labs.
+
+    Args:
+        network: Segmenter in use, trained on the source labs; it is changed.
+        source: Labelled images of the source labs.
+        targets: Target labs, as image windows at the model's scale. Their masks are not available.
+        settings: Section ``adapt`` of the parameters.
+        crop: Side of a crop, in pixels at the model's scale.
+        batch: Crops of the source labs, and of the target labs, in a step.
+        seed: Seed of crops and color changes.
+        folder: Folder for files of the method that last for the training.
+
+    Raises:
+        TrainingError: A source image has no mask.
+    """
+
+    settings: AdaptSettings
+
+    def __init__(
+        self,
+        network: PyramidSegmenter,
+        source: Sequence[Sample],
+        targets: Sequence[TargetLab],
+        settings: AdaptSettings,
+        *,
+        crop: int,
+        batch: int,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        super().__init__(network, settings)
+        _require_masks(source)
+        self.targets, self.folder, self.seed = tuple(targets), folder, seed
+        self.crop_size, self.crops_per_step = crop, batch
+
+
+def _require_masks(source: Sequence[Sample]) -> None:
+    missing = [sample.image.name for sample in source if sample.mask is None]
+    if missing:
+        raise TrainingError(
+            f"Expected a mask for every image of the labelled labs, {len(missing)} have none ({missing[0]}…): "
+            "correct manifest.csv of their dataset."
+        )
+
+
+def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Update of an EMA for `AveragedModel`: a ← d·a + (1 − d)·c; integer counters are copied."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], _count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    return update

@@ -16,8 +16,7 @@ from microseg.config.params import InferenceSettings
 from microseg.errors import ModelError, SettingsError
 from microseg.files import atomic_write
 from microseg.models.export.bioimageio import write_bioimageio
-from microseg.models.network import PyramidSegmenter
-from microseg.models.softmax import SoftmaxNetwork
+from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
 
 __all__ = ["FORMATS", "ExportedModel", "export_model"]
 

@@ -1,6 +1,6 @@
-"""The statistics of batch normalization: read, measured on chosen images, mixed, written, compared.
+"""Batch-norm statistics: read, measure on images, mix, write, compare.
 
-They hold much of what a network knows of a lab's stain and scanner, and can be measured on images without labels.
+They depend on a lab's stain and scanner, and can be measured on images without labels.
 """
 
 import copy
@@ -23,12 +23,12 @@ __all__ = [
     "write_statistics",
 ]
 
-_LARGEST_TERM = 20.0  # of the distance, so that one dead channel does not decide
-_FIRST_LAYERS = 0.4  # of the layers: their differences are of color, which changes at every scale alike
+_MAX_TERM = 20.0  # of the distance, so that a dead channel does not dominate it
+_COLOR_LAYERS = 0.4  # fraction of the layers, from the first: they respond to color, which is equal at every scale
 
 
 class NormStatistics(NamedTuple):
-    """Mean and variance of each channel, of each batch normalization of a network, in order.
+    """Mean and variance of each channel of each batch normalization of a network, in order.
 
     Attributes:
         means: (C,) for each layer.
@@ -40,7 +40,7 @@ class NormStatistics(NamedTuple):
 
 
 def read_statistics(network: nn.Module) -> NormStatistics:
-    """A copy of a network's running statistics."""
+    """Copy a network's running statistics."""
     layers = _layers(network)
     return NormStatistics(
         tuple(_known(layer.running_mean).clone() for layer in layers),
@@ -58,17 +58,17 @@ def write_statistics(network: nn.Module, statistics: NormStatistics) -> None:
 
 @torch.no_grad()
 def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> NormStatistics:
-    """What the statistics of a network are on chosen images (AdaBN). The network is not changed.
+    """Measure the statistics of a network on images (AdaBN); the network is not changed.
 
-    Each image passes by itself, normalized by its own statistics, and all count alike; the variance is that within the
-    images and that between them.
+    Each image passes alone, normalized by its own statistics, and has the same weight; the variance is the one within
+    images plus the one between them.
 
     Args:
-        network: any network.
+        network: Any network.
         images: (1, 3, H, W) each, on the network's device; sizes may differ.
 
     Raises:
-        TrainingError: when there is no image.
+        TrainingError: There is no image.
 
     Reference:
         Li et al., "Revisiting batch normalization for practical domain adaptation", 2017.
@@ -76,60 +76,60 @@ def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> NormStat
     network = copy.deepcopy(network).eval()
     layers = _layers(network)
     for layer in layers:
-        layer.momentum = 1.0  # the last image's own statistics
+        layer.momentum = 1.0  # statistics of the last image
         layer.train()
-    seen = []
+    measured = []
     for image in images:
         network(image)
-        seen.append(read_statistics(network))
-    if not seen:
+        measured.append(read_statistics(network))
+    if not measured:
         raise TrainingError("Expected at least one image to measure statistics on, got none: give more images.")
-    means = [torch.stack(each) for each in zip(*(one.means for one in seen), strict=True)]  # (N, C) each
-    within = [torch.stack(each) for each in zip(*(one.variances for one in seen), strict=True)]
+    means = [torch.stack(each) for each in zip(*(one.means for one in measured), strict=True)]  # (N, C) each
+    within = [torch.stack(each) for each in zip(*(one.variances for one in measured), strict=True)]
     return NormStatistics(
         tuple(mean.mean(0) for mean in means),
         tuple(v.mean(0) + m.var(0, unbiased=False) for v, m in zip(within, means, strict=True)),
     )
 
 
-def mix_statistics(first: NormStatistics, second: NormStatistics, share: float) -> NormStatistics:
-    """The statistics of a mixture of two sets of images.
+def mix_statistics(first: NormStatistics, second: NormStatistics, fraction: float) -> NormStatistics:
+    """Statistics of a mixture of two sets of images.
 
     Args:
-        first: of one set.
-        second: of the other.
-        share: of the second set in the mixture, 0..1.
+        first: Statistics of one set.
+        second: Statistics of the other.
+        fraction: Fraction of the second set in the mixture, 0..1.
     """
     means, variances = [], []
     for m1, v1, m2, v2 in zip(first.means, first.variances, second.means, second.variances, strict=True):
-        mean = torch.lerp(m1, m2, share)
+        mean = torch.lerp(m1, m2, fraction)
         means.append(mean)
-        variances.append(torch.lerp(v1 + m1**2, v2 + m2**2, share) - mean**2)
+        variances.append(torch.lerp(v1 + m1**2, v2 + m2**2, fraction) - mean**2)
     return NormStatistics(tuple(means), tuple(variances))
 
 
 def statistics_distance(reference: NormStatistics, other: NormStatistics) -> float:
-    """How far the means of one set of images lie from another's: the mean of (m₁ − m₂)² / v₁ over channels and layers.
+    """Distance between the means of two sets of images: (m₁ − m₂)² / v₁, averaged over channels and layers.
 
-    The first layers, which see little more than color, are left out.
+    The first layers, which respond mainly to color, are left out.
 
     Args:
-        reference: whose variances are the measure.
-        other: what is compared.
+        reference: Statistics whose variances scale the distance.
+        other: Statistics to compare.
 
     Returns:
-        0 for equal means; no unit.
+        0 for equal means; without unit.
     """
-    first = int(_FIRST_LAYERS * len(reference.means))
+    first = int(_COLOR_LAYERS * len(reference.means))
     terms = [
-        ((m1 - m2) ** 2 / (v1 + 1e-4)).clamp(max=_LARGEST_TERM).mean()
+        ((m1 - m2) ** 2 / (v1 + 1e-4)).clamp(max=_MAX_TERM).mean()
         for m1, v1, m2 in zip(reference.means[first:], reference.variances[first:], other.means[first:], strict=True)
     ]
     return float(torch.stack(terms).mean()) if terms else 0.0
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Let every batch normalization use its running statistics and leave them, also in training."""
+    """Let every batch normalization use its running statistics without updating them, also in training."""
     for layer in _layers(network):
         layer.eval()
 
@@ -139,5 +139,5 @@ def _layers(network: nn.Module) -> list[_BatchNorm]:
 
 
 def _known(buffer: Tensor | None) -> Tensor:
-    assert buffer is not None  # none of our networks has layers without running statistics
+    assert buffer is not None  # every batch normalization of the networks here has running statistics
     return buffer

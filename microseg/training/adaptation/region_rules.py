@@ -1,8 +1,8 @@
-"""What regions of a segmentation can be like, known from the labelled labs' masks: their size and their neighbors.
+"""Region rules: smallest size and obligatory neighbors of regions, estimated from the masks of the source labs.
 
-A segmenter that a new lab confuses marks scattered specks, and objects of a kind that only the new lab has: cytoplasm
-without a nucleus, for example. How small a region can be, and which other class it always touches, does not change
-with the stain, so such errors can be told without labels of the new lab.
+Typical errors in a lab with another stain are scattered specks and impossible objects, for example cytoplasm without a
+nucleus. How small a region can be, and which other class it always touches, does not depend on the stain, so such
+errors can be detected without labels of the target lab.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,22 +17,22 @@ from microseg.annotations.index_masks import IGNORE
 
 __all__ = ["RegionRules", "most_probable", "plausible_labels", "region_rules", "remove_implausible"]
 
-_LEFT_OUT = 0.01  # share of a class's area that lies in its smallest regions, which do not count
+_OUTLIERS = 0.01  # fraction of a class's area, in its smallest regions, that is not counted
 _HALF = 0.5  # of a class's area
-_MARGIN = 0.5  # of the smallest region that counts; below it is a speck
-_ALWAYS = 0.98  # of a class's area: in regions that touch a certain other class
-_ENOUGH = 10  # regions, to speak of always
-_CORNERS = np.ones((3, 3), bool)  # pixels that meet at a corner are of one region
+_MARGIN = 0.5  # times the smallest counted region: anything below is a speck
+_ALWAYS = 0.98  # fraction of a class's area in regions that touch another class
+_MIN_REGIONS = 10  # for a rule on neighbors
+_CORNERS = np.ones((3, 3), bool)  # pixels that meet at a corner are connected
 
 
 @dataclass(frozen=True)
 class RegionRules:
-    """What the regions of each class are like.
+    """Properties of the regions of each class.
 
     Attributes:
-        smallest: area in pixels at the model's scale, below which a region is a speck.
-        typical: area of the region in whose like half of the class's area lies; 0 where that is not known.
-        touches: the other classes that a region always touches; neither of the background nor the background.
+        smallest: Area below which a region is a speck, in pixels at the model's scale.
+        typical: Area-weighted median area of the regions; 0 where unknown.
+        touches: Other classes that a region always touches; without the background.
     """
 
     smallest: tuple[float, ...] = ()
@@ -40,13 +40,13 @@ class RegionRules:
     touches: tuple[tuple[int, ...], ...] = ()
 
     def for_lab(self, masks: Iterable[npt.NDArray[np.uint8]], zoom: float) -> "RegionRules":
-        """The rules for a lab whose regions are typically smaller: what is small is smaller there in proportion.
+        """Scale the smallest areas down for a lab whose typical regions are smaller.
 
-        So a scale that was found wrongly, or finer tissue, does not make specks of a lab's objects.
+        Otherwise a wrongly estimated scale, or finer tissue, would turn a lab's objects into specks.
 
         Args:
-            masks: segmentations of the lab's images as they are, (H, W) each.
-            zoom: factor by which they are enlarged to the model's scale.
+            masks: Segmentations of the lab's images, (H, W) each.
+            zoom: Factor that enlarges the images to the model's scale.
         """
         areas: list[list[npt.NDArray[np.floating]]] = [[np.zeros(0)] for _ in self.smallest]
         for mask in masks:
@@ -63,18 +63,18 @@ class RegionRules:
 
 
 def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: int) -> RegionRules:
-    """Learn from masks what regions are like; regions that the border cuts do not count.
+    """Estimate region rules from masks; regions that the image border cuts do not count.
 
     Args:
-        masks: masks of class indices, and the factor by which each is enlarged to the model's scale.
-        classes: number of classes K, background among them.
+        masks: Masks of class indices, and the factor that enlarges each to the model's scale.
+        classes: Number of classes K, including the background.
 
     Shape:
         masks (H, W)
 
     Returns:
-        The rules. A class without a region that lies wholly inside an image has the largest of the others' smallest
-        areas, as a hole in what never has one, and no neighbor.
+        The rules. A class without any region completely inside an image gets the largest of the smallest areas of the
+        other classes, and no neighbor.
     """
     areas: list[list[npt.NDArray[np.floating]]] = [[np.zeros(0)] for _ in range(classes)]
     touching = [[np.zeros((0, classes), bool)] for _ in range(classes)]
@@ -85,7 +85,7 @@ def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: 
             areas[label].append(sizes[inside] * zoom**2)
             touching[label].append(_touched(mask, regions, len(sizes), classes)[inside])
     found = [np.concatenate(each) for each in areas]
-    known = [_MARGIN * _quantile(each, _LEFT_OUT) if len(each) else None for each in found]
+    known = [_MARGIN * _quantile(each, _OUTLIERS) if len(each) else None for each in found]
     largest = max((area for area in known if area is not None), default=0.0)
     return RegionRules(
         tuple(largest if area is None else area for area in known),
@@ -95,38 +95,40 @@ def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: 
 
 
 def remove_implausible(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float = 1.0) -> npt.NDArray[np.uint8]:
-    """Give regions that break the rules the class of what lies nearest to them.
+    """Replace regions that violate the rules by the class of the nearest other pixel.
 
     Args:
-        mask: class indices.
-        rules: what regions are like.
-        zoom: factor by which the mask is enlarged to the model's scale.
+        mask: Class indices.
+        rules: Properties of regions.
+        zoom: Factor that enlarges the mask to the model's scale.
 
     Shape:
         (H, W) → (H, W)
 
     Returns:
-        The mask without such regions. Of those that the border cuts the size says nothing, and a missing neighbor
-        may lie beyond it: these become 255, ignored. A mask that is nothing but such regions is left.
+        The mask without such regions. The size of regions that the image border cuts is unknown, so they are not
+        specks; where they lack a neighbor, which may be outside the image, they become 255 (ignored). A mask that
+        consists only of such regions is not changed.
     """
     cleaned = _replaced(mask, _specks(mask, rules, zoom))
-    wrong, open_ended = _alone(cleaned, rules)
-    cleaned = _replaced(cleaned, wrong)
-    return np.where(open_ended, np.uint8(IGNORE), cleaned) if open_ended.any() else cleaned
+    inside, at_border = _without_neighbors(cleaned, rules)
+    cleaned = _replaced(cleaned, inside)
+    return np.where(at_border, np.uint8(IGNORE), cleaned) if at_border.any() else cleaned
 
 
 def most_probable(probabilities: Sequence[Tensor]) -> list[npt.NDArray[np.uint8]]:
-    """The most probable class of each pixel: (K, H, W) → (H, W), each."""
+    """Most probable class of each pixel: (K, H, W) → (H, W), each."""
     return [each.max(0).indices.numpy().astype(np.uint8) for each in probabilities]  # faster than argmax
 
 
 def plausible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: float) -> list[npt.NDArray[np.uint8]]:
-    """The most probable class of each pixel of a lab's images, without regions that break the rules.
+    """Most probable class of each pixel of a lab's images, without regions that violate the rules.
 
     Args:
-        probabilities: of the classes, on the CPU; all images together say how large the lab's regions are.
-        rules: what regions are like.
-        zoom: factor by which the images are enlarged to the model's scale.
+        probabilities: Class probabilities of all images of the lab, on the CPU; they also state how large its typical
+            regions are.
+        rules: Properties of regions.
+        zoom: Factor that enlarges the images to the model's scale.
 
     Shape:
         (K, H, W) → (H, W), each
@@ -147,18 +149,20 @@ def _specks(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float) -> npt
     return specks
 
 
-def _alone(mask: npt.NDArray[np.uint8], rules: RegionRules) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Regions without the neighbors that they always have: those inside the image, and those that its border cuts."""
+def _without_neighbors(
+    mask: npt.NDArray[np.uint8], rules: RegionRules
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Regions without their obligatory neighbors: those inside the image, and those that its border cuts."""
     inside, cut = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
-    for label, wanted in enumerate(rules.touches):
-        if wanted:
+    for label, neighbors in enumerate(rules.touches):
+        if neighbors:
             regions, sizes = _regions(mask == label)
-            touched = _touched(mask, regions, len(sizes), len(rules.touches))[:, list(wanted)]
-            alone = (sizes > 0) & ~touched.all(axis=1)
+            touched = _touched(mask, regions, len(sizes), len(rules.touches))[:, list(neighbors)]
+            isolated = (sizes > 0) & ~touched.all(axis=1)
             border = np.zeros(len(sizes), bool)
             border[_at_border(regions)] = True
-            inside |= (alone & ~border)[regions]
-            cut |= (alone & border)[regions]
+            inside |= (isolated & ~border)[regions]
+            cut |= (isolated & border)[regions]
     return inside, cut
 
 
@@ -170,7 +174,7 @@ def _replaced(mask: npt.NDArray[np.uint8], wrong: npt.NDArray[np.bool_]) -> npt.
 
 
 def _regions(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
-    """Numbered from 1, and the area in pixels of each; that of 0, everything else, is given as 0."""
+    """Regions numbered from 1, and their areas in pixels; the area of number 0, everything else, is 0."""
     regions, count = ndimage.label(chosen, _CORNERS)
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
     sizes[0] = 0
@@ -183,27 +187,27 @@ def _touched(
     """Whether each region touches each class: (count, classes)."""
     touched = np.zeros((count, classes), bool)
     for label in range(classes):
-        beside = ndimage.binary_dilation(mask == label, _CORNERS)
-        touched[np.unique(regions[beside]), label] = True
+        dilated = ndimage.binary_dilation(mask == label, _CORNERS)
+        touched[np.unique(regions[dilated]), label] = True
     return touched
 
 
 def _always(areas: npt.NDArray[np.floating], touching: npt.NDArray[np.bool_], label: int) -> tuple[int, ...]:
-    """The other classes but the background that an object's regions touch, all but a small share of the area."""
-    if label == 0 or len(areas) < _ENOUGH:
+    """Other classes, without the background, that almost all of the area of a class touches."""
+    if label == 0 or len(areas) < _MIN_REGIONS:
         return ()
-    shares = areas @ touching / areas.sum()  # (K,)
-    return tuple(int(other) for other in np.flatnonzero(shares >= _ALWAYS) if other not in (0, label))
+    fractions = areas @ touching / areas.sum()  # (K,)
+    return tuple(int(other) for other in np.flatnonzero(fractions >= _ALWAYS) if other not in (0, label))
 
 
-def _quantile(areas: npt.NDArray[np.floating], share: float) -> float:
-    """The area, from the smallest upwards, at which so much of their sum is reached."""
+def _quantile(areas: npt.NDArray[np.floating], fraction: float) -> float:
+    """Area-weighted quantile: the area at which the sorted areas reach a fraction of their sum."""
     areas = np.sort(areas)
-    return float(areas[int(np.searchsorted(np.cumsum(areas), share * areas.sum()))])
+    return float(areas[int(np.searchsorted(np.cumsum(areas), fraction * areas.sum()))])
 
 
 def _inside(regions: npt.NDArray[np.int32], sizes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Numbers of the regions that lie wholly inside the image."""
+    """Numbers of the regions completely inside the image."""
     return np.setdiff1d(np.flatnonzero(sizes), _at_border(regions))
 
 

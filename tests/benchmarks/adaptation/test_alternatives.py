@@ -12,9 +12,8 @@ from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import write_png
-from microseg.training.adaptation.domain_shift import DomainShift
+from microseg.training.adaptation.domain_shift import DomainShift, TargetLab
 from microseg.training.adaptation.normalization import read_statistics
-from microseg.training.adaptation.pseudo_labels import TargetLab
 from microseg.training.color_augmentation import color_statistics
 
 Make = Callable[..., Any]

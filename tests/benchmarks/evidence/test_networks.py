@@ -60,7 +60,9 @@ def test_what_is_made(keep: Callable[..., Path], tmp_path: Path) -> None:
         "source_only, statistics of wbc", "source_only, 60% trained", "default, 1.5 of the way",
     } <= found.keys()  # fmt: skip
     assert len(found) == 2 + 2 * 7 + 2 + 3
-    weights = {name: found[name].build().head.weight for name in ("source_only", "default", "default, 1.5 of the way")}
+    weights = {
+        name: found[name].build().head.classify.weight for name in ("source_only", "default", "default, 1.5 of the way")
+    }
     source, adapted, beyond = weights.values()
     torch.testing.assert_close(beyond, source + 1.5 * (adapted - source))
     collapsed = found["default, collapsed to gland"].build()

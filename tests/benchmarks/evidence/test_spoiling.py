@@ -33,7 +33,7 @@ def test_the_line_between_two_networks(tiny_network: Make) -> None:
     first, second = tiny_network(0), tiny_network(1)
     torch.testing.assert_close(see(between(first, second, 0.0)), see(first))
     torch.testing.assert_close(see(between(first, second, 1.0)), see(second))
-    weights = [network.head.weight for network in (first, second, between(first, second, 1.5))]
+    weights = [network.head.classify.weight for network in (first, second, between(first, second, 1.5))]
     torch.testing.assert_close(weights[2], 1.5 * weights[1] - 0.5 * weights[0])
 
 

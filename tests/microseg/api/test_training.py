@@ -9,19 +9,21 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+import microseg
 from microseg.api import training
-from microseg.api.training import TrainingResult, adapt, train
-from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.api.training import adapt, train
+from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
+from microseg.config.settings import load_settings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
-from microseg.errors import LabError, TrainingError
-from microseg.models.config import NetworkConfig
+from microseg.errors import LabError, PluginError, TrainingError
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
-from microseg.training.devices import make_fabric
-from microseg.training.launch import Progress
+from microseg.plugins import load_plugin
+from microseg.training.devices import Progress, make_fabric
+from microseg.training.loop import TrainingResult
+from microseg.training.method import Supervised
 
-Config = Callable[..., NetworkConfig]
 SHORT = {
     "steps": 3,
     "batch_size": 2,
@@ -31,6 +33,7 @@ SHORT = {
     "checkpoint_every": 1,
     "ema_decay": 0.9,
 }
+TINY = NetworkSettings(encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4, weights=None)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +42,12 @@ def fabric() -> Fabric:
 
 
 @pytest.fixture
-def fit(
-    tiny_config: Config, labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path
-) -> Callable[..., TrainingResult]:
+def fit(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
     def make(folder: str = "first", **values: Any) -> TrainingResult:
         progress = values.pop("progress", None)
         return train(
             labs[:1],
-            tiny_config(),
+            TINY,
             TrainSettings(**SHORT | values),
             folder=tmp_path / folder,
             fabric=fabric,
@@ -57,7 +58,7 @@ def fit(
 
 
 @pytest.fixture
-def fit_to_new(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
+def fit_to_target(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
     def make(base: PyramidSegmenter | Path, folder: str = "adapted", **values: Any) -> TrainingResult:
         progress, source, target = (values.pop(name, None) for name in ("progress", "source", "target"))
         return adapt(
@@ -83,79 +84,78 @@ def stop_at(step: int) -> Progress:
 
 def test_train_and_adapt(
     fit: Callable[..., TrainingResult],
-    fit_to_new: Callable[..., TrainingResult],
+    fit_to_target: Callable[..., TrainingResult],
     labs: tuple[LabDataset, LabDataset],
     incoming_labs: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """From datasets to a network on disk, twice; and no sampler is ever handed a file that is kept aside."""
-    handed: list[Sample] = []
+    """From datasets to a network on disk, twice; no sampler ever gets a file of the held-out test set."""
+    sampled: list[Sample] = []
     original = CropSampler.__init__
 
     def spy(self: CropSampler, samples: list[Sample], **values: Any) -> None:
-        handed.extend(samples)
+        sampled.extend(samples)
         original(self, samples, **values)
 
     monkeypatch.setattr(CropSampler, "__init__", spy)
-    told: list[tuple[str, int, Mapping[str, float]]] = []
-    progress = Progress(lambda *it: told.append(("step", *it)), lambda *it: told.append(("evaluation", *it)))
+    reports: list[tuple[str, int, Mapping[str, float]]] = []
+    progress = Progress(lambda *it: reports.append(("step", *it)), lambda *it: reports.append(("evaluation", *it)))
 
-    first = fit(progress=progress)
-    assert first.folder == tmp_path / "first"
-    assert sorted(file.name for file in first.folder.iterdir()) == ["network.json", "weights.safetensors"]
-    network = load_network(first.folder)
+    fit(progress=progress)
+    assert sorted(file.name for file in (tmp_path / "first").iterdir()) == ["network.json", "weights.safetensors"]
+    network = load_network(tmp_path / "first")
     assert (network.config.classes, network.config.mpp) == (("background", "gland"), 1.0)
-    assert [(kind, step) for kind, step, _ in told] == [
+    assert [(kind, step) for kind, step, _ in reports] == [
         ("step", 1), ("step", 2), ("evaluation", 2), ("step", 3), ("evaluation", 3)
     ]  # fmt: skip
-    assert told[2][2].keys() == {"source_dice", "score"}
+    assert reports[2][2].keys() == {"source_dice", "score"}
     train_images = {labs[0].image_path(row) for row in labs[0].select(split="train")}
-    assert {sample.image for sample in handed} == train_images
-    assert {sample.mask for sample in handed} == {labs[0].mask_path(row) for row in labs[0].select(split="train")}
+    assert {sample.image for sample in sampled} == train_images
+    assert {sample.mask for sample in sampled} == {labs[0].mask_path(row) for row in labs[0].select(split="train")}
 
-    handed.clear()
-    told.clear()
-    second = fit_to_new(first.folder, progress=progress)
-    adapted = load_network(second.folder)
+    sampled.clear()
+    reports.clear()
+    fit_to_target(tmp_path / "first", progress=progress)
+    adapted = load_network(tmp_path / "adapted")
     assert adapted.config == network.config
     assert weights_digest(adapted) != weights_digest(network)
-    assert weights_digest(load_network(first.folder)) == weights_digest(network)
-    assert told[0][2].keys() >= {"total", "segmentation", "domain_image", "domain_feature", "pseudo_labels"}
-    assert told[2][2].keys() == {
+    assert weights_digest(load_network(tmp_path / "first")) == weights_digest(network)
+    assert reports[0][2].keys() >= {"total", "segmentation", "domain_image", "domain_feature", "pseudo_labels"}
+    assert reports[2][2].keys() == {
         "source_dice", "target_stain_explained_variance", "target_entropy", "target_foreground_share", "score"
     }  # fmt: skip
-    known = [told[2][2][name] for name in ("source_dice", "target_stain_explained_variance")]
-    assert told[2][2]["score"] == pytest.approx(np.nansum(known))
-    windows = {sample for sample in handed if sample.image not in train_images}
+    known = [reports[2][2][name] for name in ("source_dice", "target_stain_explained_variance")]
+    assert reports[2][2]["score"] == pytest.approx(np.nansum(known))
+    windows = {sample for sample in sampled if sample.image not in train_images}
     assert {sample.image.parent for sample in windows} == {tmp_path / "adapted.work" / "windows" / "lab_b"}
     given = {sample.mask.parents[1].name for sample in windows if sample.mask}
-    assert given == {"round-0", "round-1", "round-2"}  # no mask but those that the network gave itself
+    assert given == {"round-0", "round-1", "round-2"}  # all masks are pseudo-labels
     assert not (tmp_path / "adapted.work").exists()
 
     for lab, delivery in zip(labs, incoming_labs, strict=True):
         assert (delivery / "test" / "masks").is_dir()
-        paths = [path for sample in handed for path in (sample.image, sample.mask) if path is not None]
+        paths = [path for sample in sampled for path in (sample.image, sample.mask) if path is not None]
         assert not any(delivery in path.parents for path in paths)
-        aside = {file.read_bytes() for file in (delivery / "test").rglob("*.png")}
-        assert not any(path.read_bytes() in aside for path in paths if path.exists())
-        assert len(aside) == 4
+        held_out = {file.read_bytes() for file in (delivery / "test").rglob("*.png")}
+        assert not any(path.read_bytes() in held_out for path in paths if path.exists())
+        assert len(held_out) == 4
         assert lab.folder not in delivery.parents
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
 @pytest.mark.parametrize("kind", ["train", "adapt"])
-def test_an_interrupted_run_goes_on(
+def test_interrupted_run_is_resumed(
     kind: str,
     fit: Callable[..., TrainingResult],
-    fit_to_new: Callable[..., TrainingResult],
+    fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     save_network(tmp_path / "base", tiny_network())
 
     def make(folder: str, **values: Any) -> TrainingResult:
-        return fit(folder, **values) if kind == "train" else fit_to_new(tmp_path / "base", folder, **values)
+        return fit(folder, **values) if kind == "train" else fit_to_target(tmp_path / "base", folder, **values)
 
     whole = make("whole")
     with pytest.raises(KeyboardInterrupt):
@@ -168,11 +168,13 @@ def test_an_interrupted_run_goes_on(
     parts = make("parts", progress=Progress(on_step=lambda step, _losses: steps.append(step)))
     assert steps == [2, 3]
     assert not (tmp_path / "parts.checkpoint").exists()
-    assert (parts.folder / "weights.safetensors").read_bytes() == (whole.folder / "weights.safetensors").read_bytes()
-    assert parts.result.evaluations == whole.result.evaluations
+    assert ((tmp_path / "parts") / "weights.safetensors").read_bytes() == (
+        (tmp_path / "whole") / "weights.safetensors"
+    ).read_bytes()
+    assert parts.evaluations == whole.evaluations
 
 
-def test_the_checkpoint_is_there_until_the_network_is_written(
+def test_checkpoint_remains_until_the_network_is_written(
     fit: Callable[..., TrainingResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def full(folder: Path, network: PyramidSegmenter) -> None:
@@ -188,43 +190,43 @@ def test_the_checkpoint_is_there_until_the_network_is_written(
     assert steps == [3]
 
 
-def test_adaptation_from_another_network_does_not_go_on_from_the_checkpoint(
-    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
+def test_rejects_checkpoint_of_another_initial_network(
+    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fit_to_new(tiny_network(0), progress=stop_at(2))
+        fit_to_target(tiny_network(0), progress=stop_at(2))
     with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_new(tiny_network(1))
+        fit_to_target(tiny_network(1))
 
 
-def test_a_dataset_with_other_masks_or_roles_does_not_go_on_from_the_checkpoint(
-    fit_to_new: Callable[..., TrainingResult],
+def test_rejects_checkpoint_of_other_masks_or_lab_roles(
+    fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     source_lab: LabDataset,
     target_lab: LabDataset,
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fit_to_new(tiny_network(0), progress=stop_at(2))
+        fit_to_target(tiny_network(0), progress=stop_at(2))
     rows = tuple(dataclasses.replace(row, mask=None) if row.split == "val" else row for row in source_lab.rows)
     with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_new(tiny_network(0), source=[dataclasses.replace(source_lab, rows=rows)])
+        fit_to_target(tiny_network(0), source=[dataclasses.replace(source_lab, rows=rows)])
     with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_new(tiny_network(0), source=[source_lab, target_lab], target=[source_lab, target_lab])
+        fit_to_target(tiny_network(0), source=[source_lab, target_lab], target=[source_lab, target_lab])
 
 
-def test_the_network_in_use_is_not_changed(
-    fit_to_new: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
+def test_initial_network_is_not_changed(
+    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
 ) -> None:
     base = tiny_network().eval()
     before = weights_digest(base)
-    fit_to_new(base, steps=1)
+    fit_to_target(base, steps=1)
     assert weights_digest(base) == before
     assert not base.training
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
-def test_masks_of_the_new_lab_are_not_read(
-    fit_to_new: Callable[..., TrainingResult],
+def test_masks_of_the_target_lab_are_not_read(
+    fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     source_lab: LabDataset,
     tmp_path: Path,
@@ -234,47 +236,50 @@ def test_masks_of_the_new_lab_are_not_read(
         source_lab, folder=tmp_path / "lab_c", metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"})
     )
     assert all(row.mask is not None and not few.mask_path(row).exists() for row in few.rows)
-    fit_to_new(tiny_network(), target=[few], steps=1)
+    fit_to_target(tiny_network(), target=[few], steps=1)
 
 
-def test_one_seed_one_network(fit: Callable[..., TrainingResult]) -> None:
+def test_one_seed_gives_one_network(fit: Callable[..., TrainingResult], tmp_path: Path) -> None:
     torch.manual_seed(99)
-    one, other = fit("one", steps=1), fit("other", steps=1)
-    assert (one.folder / "weights.safetensors").read_bytes() == (other.folder / "weights.safetensors").read_bytes()
+    for folder in ("one", "other"):
+        fit(folder, steps=1)
+    assert ((tmp_path / "one") / "weights.safetensors").read_bytes() == (
+        (tmp_path / "other") / "weights.safetensors"
+    ).read_bytes()
 
 
-def test_classes_must_be_those_of_the_network(
-    fit_to_new: Callable[..., TrainingResult],
+def test_rejects_other_classes(
+    fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
-    tiny_config: Config,
     source_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
+    metadata = source_lab.metadata.model_copy(update={"lab": "lab_c", "classes": ("background", "tumour")})
+    other = dataclasses.replace(source_lab, metadata=metadata)
     with pytest.raises(
         LabError, match=r"lab lab_a to have the classes \['background', 'tumour'\], got .*correct lab\.yaml"
     ):
-        train([source_lab], tiny_config(classes=("background", "tumour")), TrainSettings(), folder=tmp_path / "n")
+        train([other, source_lab], TINY, folder=tmp_path / "n")
     with pytest.raises(LabError, match="lab lab_a to have the classes"):
-        fit_to_new(tiny_network(classes=("background", "tumour")))
+        fit_to_target(tiny_network(classes=("background", "tumour")))
 
 
-def test_labels_are_needed(
-    fit_to_new: Callable[..., TrainingResult],
+def test_labels_are_required(
+    fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
-    tiny_config: Config,
     target_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(LabError, match=r"Expected labelled images to train on, found none in the labs given \(lab_b\)"):
-        train([target_lab], tiny_config(), TrainSettings(), folder=tmp_path / "n")
+        train([target_lab], TINY, folder=tmp_path / "n")
     with pytest.raises(LabError, match="Expected labelled images"):
-        fit_to_new(tiny_network(), source=[target_lab])
-    with pytest.raises(LabError, match=r"found none: ingest|found none in the labs given \(none\)"):
-        train([], tiny_config(), TrainSettings(), folder=tmp_path / "n")
+        fit_to_target(tiny_network(), source=[target_lab])
+    with pytest.raises(LabError, match="Expected at least one labelled lab"):
+        train([], TINY, folder=tmp_path / "n")
 
 
-def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], source_lab: LabDataset, tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="Expected images of a new lab to adapt to, found none"):
+def test_target_images_are_required(tiny_network: Callable[..., Any], source_lab: LabDataset, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="Expected images of a target lab to adapt to, found none"):
         adapt(tiny_network(), [source_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
 
 
@@ -289,7 +294,7 @@ def test_a_new_lab_is_needed(tiny_network: Callable[..., Any], source_lab: LabDa
         (256, None, 256, 2, (256, 2)),  # scale unknown
     ],
 )
-def test_crops_are_not_larger_than_images(
+def test_crop_size_follows_image_size(
     source_lab: LabDataset, side: int, mpp: float | None, crop: int, batch: int, expected: tuple[int, int]
 ) -> None:
     rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in source_lab.rows)
@@ -297,7 +302,7 @@ def test_crops_are_not_larger_than_images(
     assert training._crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
 
 
-def test_images_are_brought_to_the_models_scale(source_lab: LabDataset) -> None:
+def test_images_are_resized_to_the_models_scale(source_lab: LabDataset) -> None:
     rows = (
         dataclasses.replace(source_lab.rows[0], mpp=0.25),
         dataclasses.replace(source_lab.rows[1], mpp=None),
@@ -306,9 +311,55 @@ def test_images_are_brought_to_the_models_scale(source_lab: LabDataset) -> None:
     assert [it.zoom for it in training._samples(source_lab, rows, None, masks=False)] == [1.0, 1.0]
 
 
-def test_the_last_network_is_taken_where_no_image_is_held_out_to_judge(
-    fabric: Fabric, tiny_config: Config, source_lab: LabDataset, tmp_path: Path
-) -> None:
+def test_last_network_is_kept_without_validation_images(fabric: Fabric, source_lab: LabDataset, tmp_path: Path) -> None:
     lab = dataclasses.replace(source_lab, rows=source_lab.select(split="train"))
-    fitted = train([lab], tiny_config(), TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)
-    assert (fitted.result.best_step, fitted.result.evaluations) == (3, {})
+    fitted = train([lab], TINY, TrainSettings(**SHORT), folder=tmp_path / "n", fabric=fabric)
+    assert (fitted.best_step, fitted.evaluations) == (3, {})
+
+
+class Idle(Supervised):
+    """Supervised training on the source labs, in the form of an adaptation method."""
+
+    def __init__(self, network: Any, source: Any, targets: Any, settings: AdaptSettings, **options: Any) -> None:
+        sampler = CropSampler(source, size=options["crop"], batch=options["batch"], seed=options["seed"])
+        super().__init__(network, sampler, settings)
+
+
+def test_adaptation_method_is_a_name_or_a_class(
+    tiny_network: Callable[..., Any], labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path
+) -> None:
+    """Datasets are given as objects or as folders."""
+    folders = [str(lab.folder) for lab in labs]
+    settings = AdaptSettings(**SHORT | {"steps": 1})
+    reports: list[Mapping[str, float]] = []
+    progress = Progress(on_step=lambda _step, losses: reports.append(losses))
+    for method in ("dual_adaptive_pyramid", Idle):
+        arguments: dict[str, Any] = {"folder": tmp_path / "n", "fabric": fabric, "progress": progress}
+        adapt(tiny_network(), folders[:1], folders[1:], settings, method=method, **arguments)
+    assert reports[0].keys() > reports[1].keys() == {"total", "segmentation"}
+    with pytest.raises(PluginError, match=r"adaptation method \(.*dual_adaptive_pyramid.*\), got 'cyclegan'"):
+        adapt(tiny_network(), labs[:1], labs[1:], AdaptSettings(method="cyclegan"), folder=tmp_path / "n")
+
+
+def test_defaults_are_those_of_the_command_line_and_of_params_yaml(
+    tiny_network: Callable[..., Any],
+    labs: tuple[LabDataset, LabDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """`microseg train` and `microseg adapt` pass the sections of the loaded parameters to the same functions."""
+    runs: list[Any] = []
+    weights: list[Any] = []
+    monkeypatch.setattr(training, "launch", lambda _fabric, run, _progress: runs.append(run.keywords["method"]))
+    monkeypatch.setattr(training, "load_encoder_weights", lambda _network, *source: weights.append(source))
+    microseg.train(labs[:1], folder=tmp_path / "n")
+    microseg.adapt(tiny_network(), labs[:1], labs[1:], folder=tmp_path / "m")
+    monkeypatch.setenv("MICROSEG_PARAMS", str(Path(__file__).parents[3] / "params.yaml"))
+    params = load_settings().params
+    assert [run.settings for run in runs] == [params.train, params.adapt]
+    assert isinstance(runs[1], load_plugin("microseg.adaptation_methods", params.adapt.method))
+    config = runs[0].network.config
+    assert {name: getattr(config, name) for name in ArchitectureSettings.model_fields} == params.network.model_dump(
+        include=set(ArchitectureSettings.model_fields)
+    )
+    assert weights == [(params.network.weights, params.network.weights_license)]

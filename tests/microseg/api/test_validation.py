@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from microseg.api.validation import validate_version
-from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter
 from microseg.registry.gate import Decision, RuleResult

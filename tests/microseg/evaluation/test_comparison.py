@@ -29,7 +29,7 @@ class Threshold:
     """In the place of an engine: foreground is what is darker than a level, which the network's head carries."""
 
     def __init__(self, network: PyramidSegmenter) -> None:
-        self.level = network.head.bias[0].item()
+        self.level = network.head.classify.bias[0].item()
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         dark = image.mean(2) < self.level
@@ -40,7 +40,7 @@ class Threshold:
 def at_level(tiny_network: Callable[..., PyramidSegmenter]) -> Callable[[float], PyramidSegmenter]:
     def make(level: float) -> PyramidSegmenter:
         network = tiny_network()
-        torch.nn.init.constant_(network.head.bias, level)  # type: ignore[arg-type]
+        torch.nn.init.constant_(network.head.classify.bias, level)  # type: ignore[arg-type]
         return network
 
     return make

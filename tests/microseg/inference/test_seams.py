@@ -36,7 +36,7 @@ def network(section: npt.NDArray[np.uint8]) -> PyramidSegmenter:
     network = PyramidSegmenter(config).eval()
     with torch.no_grad():
         logits = network(torch.from_numpy(section).permute(2, 0, 1)[None].float() / 255)[0]
-        network.head.bias[1] -= (logits[1] - logits[0]).median()
+        network.head.classify.bias[1] -= (logits[1] - logits[0]).median()
     return network
 
 

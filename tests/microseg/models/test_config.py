@@ -16,7 +16,7 @@ CLASSES = ("background", "gland")
     st.lists(st.integers(1, 512), min_size=1, max_size=6),
     st.one_of(st.none(), st.floats(0.01, 100)),
 )
-def test_survives_json(classes: list[str], channels: list[int], mpp: float | None) -> None:
+def test_round_trip_through_json(classes: list[str], channels: list[int], mpp: float | None) -> None:
     config = NetworkConfig(classes=tuple(classes), encoder="blocks", channels=tuple(channels), mpp=mpp)
     assert NetworkConfig.model_validate_json(config.model_dump_json()) == config
 
@@ -39,12 +39,12 @@ def test_survives_json(classes: list[str], channels: list[int], mpp: float | Non
         ({"depth": 4}, "Extra inputs are not permitted"),
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_settings(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         NetworkConfig(**{"classes": CLASSES, **wrong})
 
 
-def test_cannot_be_changed() -> None:
+def test_is_frozen() -> None:
     config = NetworkConfig(classes=CLASSES)
     with pytest.raises(ValidationError, match="frozen"):
         config.mpp = 0.5  # type: ignore[misc]

@@ -8,8 +8,8 @@ from torch.nn import functional
 from microseg.errors import ModelError
 from microseg.evaluation.overlap import mean_dice
 from microseg.models.config import NetworkConfig
+from microseg.models.losses import segmentation_loss
 from microseg.models.network import PyramidSegmenter
-from microseg.training.losses.segmentation import segmentation_loss
 
 
 def small_network(classes: int = 2, channels: tuple[int, ...] = (4, 6), encoder: str = "blocks") -> PyramidSegmenter:
@@ -18,7 +18,7 @@ def small_network(classes: int = 2, channels: tuple[int, ...] = (4, 6), encoder:
     return PyramidSegmenter(NetworkConfig(classes=names, encoder=encoder, channels=channels, pyramid_channels=8)).eval()
 
 
-def excite(network: PyramidSegmenter) -> PyramidSegmenter:
+def with_statistics(network: PyramidSegmenter) -> PyramidSegmenter:
     """Give batch normalization statistics other than 0 and 1."""
     network.train()
     with torch.no_grad():
@@ -58,18 +58,18 @@ def test_pads_by_reflection_and_crops_back(height: int, width: int) -> None:
 
 
 @torch.no_grad()
-def test_head_before_upsampling_equals_head_after() -> None:
-    network = excite(small_network())
+def test_head_before_upsampling_equals_head_after_upsampling() -> None:
+    network = with_statistics(small_network())
     features = network.features(torch.rand(2, 3, 24, 32))
-    after = network.head(functional.interpolate(features.decoder[-1], scale_factor=2, mode="bilinear"))
+    after = network.head([functional.interpolate(features.decoder[-1], scale_factor=2, mode="bilinear")])
     torch.testing.assert_close(features.logits, after)
     assert features.pyramid.shape == (2, 8, 6, 8)
     assert [level.shape[-1] for level in features.decoder] == [8, 16]
 
 
 @torch.no_grad()
-def test_normalizes_inside() -> None:
-    network = excite(small_network())
+def test_normalizes_its_input() -> None:
+    network = with_statistics(small_network())
     bare = PyramidSegmenter(network.config.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})).eval()
     bare.load_state_dict(network.state_dict())
     x = torch.rand(1, 3, 16, 16)
@@ -79,8 +79,8 @@ def test_normalizes_inside() -> None:
 
 
 @torch.no_grad()
-def test_each_image_by_itself_and_channels_last() -> None:
-    network = excite(small_network())
+def test_images_of_a_batch_are_independent_in_either_memory_format() -> None:
+    network = with_statistics(small_network())
     x = torch.rand(3, 3, 20, 28)
     together = network(x)
     torch.testing.assert_close(together[1:2], network(x[1:2]))
@@ -88,7 +88,7 @@ def test_each_image_by_itself_and_channels_last() -> None:
     torch.testing.assert_close(together, turned, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_of_the_domain_classifiers_is_kept_for_inference() -> None:
+def test_state_dict_has_no_domain_classifiers() -> None:
     network = small_network()
     assert {name.split(".")[0] for name in network.state_dict()} == {"encoder", "pyramid", "decoder", "head"}
 
@@ -128,13 +128,13 @@ def test_exports_with_a_free_batch_axis(encoder: str, size: int) -> None:
         torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
     ],
 )
-def test_other_inputs_are_refused(x: torch.Tensor) -> None:
+def test_rejects_invalid_inputs(x: torch.Tensor) -> None:
     with pytest.raises(ModelError, match=r"float batch \(B, 3, H, W\)"):
         small_network()(x)
 
 
-def test_learns_one_picture_by_heart() -> None:
-    """A bright disc on textured ground, as a network of two blocks sees it after 40 steps."""
+def test_overfits_one_image() -> None:
+    """A bright disc on a textured background, after 40 steps of a network of two blocks."""
     torch.manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
     mask = ((rows - 20) ** 2 + (columns - 26) ** 2 < 144).long().unsqueeze(0)  # (1, 48, 48)

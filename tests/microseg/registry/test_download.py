@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from microseg.errors import RegistryError
-from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.models.files import load_network
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from microseg.errors import RegistryError
-from microseg.models.file_names import WEIGHTS_FILE
+from microseg.models.config import WEIGHTS_FILE
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME
 

@@ -9,7 +9,7 @@ import torch
 from mlflow.models import Model
 
 from microseg.errors import RegistryError
-from microseg.models.file_names import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.models.files import load_network
 from microseg.registry.registry import Registry
 from microseg.registry.serving import write_mlflow_model
@@ -77,7 +77,7 @@ def test_a_graph_that_differs_from_the_network_is_refused(
 
     def spoil(path: Path) -> torch.export.ExportedProgram:
         with torch.no_grad():
-            network.head.bias.add_(torch.tensor([0.0, 1.0]))  # the graph was taken before
+            network.head.classify.bias.add_(torch.tensor([0.0, 1.0]))  # the graph was taken before
         return real(path)
 
     monkeypatch.setattr(torch.export, "load", spoil)

@@ -13,12 +13,11 @@ from microseg.datasets.sampling import CropSampler, Sample
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import write_png
-from microseg.training.adaptation.domain_shift import DomainShift
-from microseg.training.adaptation.dual_adaptive import DualAdaptive
+from microseg.training.adaptation.domain_shift import DomainShift, TargetLab
+from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid
 from microseg.training.adaptation.normalization import measure_statistics
-from microseg.training.adaptation.pseudo_labels import TargetLab
 from microseg.training.devices import make_fabric
-from microseg.training.supervised import Supervised
+from microseg.training.method import Supervised
 
 SIDE = 16
 
@@ -62,10 +61,10 @@ def dual_adaptive(
     target_lab: TargetLab,
     tiny_network: Callable[..., Any],
     tmp_path: Path,
-) -> Callable[..., DualAdaptive]:
+) -> Callable[..., DualAdaptivePyramid]:
     """Makes the method on a tiny network; values replace those of the settings."""
 
-    def make(seed: int = 0, **values: Any) -> DualAdaptive:
+    def make(seed: int = 0, **values: Any) -> DualAdaptivePyramid:
         shift = values.pop("shift", target_lab.shift)
         lab = dataclasses.replace(target_lab, shift=shift)
         given = {
@@ -78,7 +77,9 @@ def dual_adaptive(
         }
         settings = AdaptSettings(**given | values)
         folder = tmp_path / "work"
-        return DualAdaptive(tiny_network(seed), noise[0], [lab], settings, crop=SIDE, batch=2, seed=3, folder=folder)
+        return DualAdaptivePyramid(
+            tiny_network(seed), noise[0], [lab], settings, crop=SIDE, batch=2, seed=3, folder=folder
+        )
 
     return make
 

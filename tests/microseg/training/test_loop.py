@@ -1,4 +1,6 @@
 import math
+import os
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,18 +16,18 @@ from torch import nn
 from microseg.config.params import TrainSettings
 from microseg.errors import TrainingError
 from microseg.training import loop
-from microseg.training.checkpoint import read_checkpoint
-from microseg.training.loop import FitResult, Hooks, fit
+from microseg.training.devices import Progress
+from microseg.training.loop import TrainingResult, fit, read_checkpoint, write_checkpoint
 from microseg.training.method import TrainingMethod
 
 
 class Slide(TrainingMethod):
-    """Two weights with a constant gradient: AdamW then moves each by exactly its learning rate."""
+    """Two weights with a constant gradient: AdamW moves each by exactly the learning rate."""
 
     def __init__(self, average: float = 0.0, *, slope: float = 1.0, nan_at: int | None = None) -> None:
         network: Any = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(network.weight)
-        super().__init__(network, average)
+        super().__init__(network, numbers(ema_decay=average))
         self.slope, self.nan_at = slope, nan_at
 
     def batch(self, step: int, *, rank: int, world: int) -> torch.Tensor:
@@ -49,13 +51,14 @@ def numbers(**values: Any) -> TrainSettings:
     )
 
 
-def run(method: TrainingMethod, settings: TrainSettings, fabric: Fabric, **values: Any) -> FitResult:
-    hooks = Hooks(**{name: values.pop(name) for name in list(values) if name in Hooks.__dataclass_fields__})
-    return fit(method, settings, fabric=fabric, hooks=hooks, **values)
+def run(method: TrainingMethod, settings: TrainSettings, fabric: Fabric, **values: Any) -> TrainingResult:
+    method.settings = settings
+    progress = Progress(**{name: values.pop(name) for name in ("on_step", "on_evaluation") if name in values})
+    return fit(method, fabric=fabric, progress=progress, **values)
 
 
 class Scores:
-    """An evaluation that gives prepared scores, and keeps the networks it saw."""
+    """An evaluation with given scores, which records the networks it was called with."""
 
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen, self.training = iter(scores), [], []
@@ -70,12 +73,12 @@ def test_learning_rate_by_hand(fabric: Fabric) -> None:
     method, weights = Slide(), [0.0]
     run(method, numbers(warmup_steps=2), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
     moved = -np.diff(weights) / 0.1
-    expected = [0.5, 1.0]  # the rise; then 0.01 + 0.99 · (1 + cos(π p)) / 2 at p = 0, 1/4, 2/4, 3/4
+    expected = [0.5, 1.0]  # the warm-up; then 0.01 + 0.99 · (1 + cos(π p)) / 2 at p = 0, 1/4, 2/4, 3/4
     expected += [1.0, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2, 0.505, 0.01 + 0.99 * (1 - math.sqrt(0.5)) / 2]
     np.testing.assert_allclose(moved, expected, rtol=1e-4)
 
 
-def test_learning_rate_follows_the_minutes_where_they_end_first(
+def test_learning_rate_follows_the_time_limit_where_it_ends_first(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10_000, 15))  # seconds: 15 a step
@@ -102,41 +105,41 @@ def test_gradients_are_clipped(fabric: Fabric) -> None:
     assert norms == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
-def test_tells_each_step_and_its_losses(fabric: Fabric) -> None:
-    told: list[tuple[int, Mapping[str, float]]] = []
-    result = run(Slide(slope=2.0), numbers(steps=3), fabric, on_step=lambda *it: told.append(it))
-    assert [step for step, _ in told] == [1, 2, 3]
-    assert told[0][1] == {"total": 0.0, "steepness": 2.0}
-    assert all(type(value) is float for value in told[0][1].values())
+def test_reports_each_step_and_its_losses(fabric: Fabric) -> None:
+    reported: list[tuple[int, Mapping[str, float]]] = []
+    result = run(Slide(slope=2.0), numbers(steps=3), fabric, on_step=lambda *it: reported.append(it))
+    assert [step for step, _ in reported] == [1, 2, 3]
+    assert reported[0][1] == {"total": 0.0, "steepness": 2.0}
+    assert all(type(value) is float for value in reported[0][1].values())
     assert (result.steps, result.best_step, result.stopped, result.evaluations) == (3, 3, "steps", {})
 
 
-def test_the_best_network_is_kept(fabric: Fabric) -> None:
-    method, scores, told = Slide(), Scores(0.2, 0.9, 0.9, 0.1), []
-    result = run(method, numbers(steps=4), fabric, evaluate=scores, on_evaluation=lambda *it: told.append(it))
+def test_keeps_the_best_network(fabric: Fabric) -> None:
+    method, scores, reported = Slide(), Scores(0.2, 0.9, 0.9, 0.1), []
+    result = run(method, numbers(steps=4), fabric, evaluate=scores, on_evaluation=lambda *it: reported.append(it))
     assert result.best_step == 2
     assert weight(method) == scores.seen[1]
     assert len(set(scores.seen)) == 4
     assert not any(scores.training)
-    assert [step for step, _ in told] == [1, 2, 3, 4]
-    assert result.evaluations == dict(told)
+    assert [step for step, _ in reported] == [1, 2, 3, 4]
+    assert result.evaluations == dict(reported)
     assert result.evaluations[4] == {"score": 0.1, "other": 1.0}
 
 
-def test_the_last_network_is_kept_where_nothing_judges(fabric: Fabric) -> None:
+def test_keeps_the_last_network_without_evaluation(fabric: Fabric) -> None:
     method = Slide()
     result = run(method, numbers(steps=3, evaluate_every=2, patience=1), fabric)
     assert (result.best_step, result.stopped) == (3, "steps")
     assert weight(method) < -0.1
 
 
-def test_an_unknown_score_is_never_better(fabric: Fabric) -> None:
+def test_nan_score_is_never_the_best(fabric: Fabric) -> None:
     method, scores = Slide(), Scores(math.nan, 0.1, math.nan)
     assert run(method, numbers(steps=3), fabric, evaluate=scores).best_step == 2
     assert weight(method) == scores.seen[1]
 
 
-def test_evaluates_every_so_many_steps_and_at_the_end(fabric: Fabric) -> None:
+def test_evaluates_at_intervals_and_at_the_end(fabric: Fabric) -> None:
     scores = Scores(0.1, 0.2, 0.3)
     assert list(run(Slide(), numbers(steps=5, evaluate_every=2), fabric, evaluate=scores).evaluations) == [2, 4, 5]
 
@@ -148,14 +151,14 @@ def test_patience(fabric: Fabric) -> None:
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_result_is_what_was_judged(fabric: Fabric, average: float) -> None:
+def test_result_is_the_evaluated_network(fabric: Fabric, average: float) -> None:
     method, scores = Slide(average), Scores(0.1, 0.2, 0.3)
     run(method, numbers(steps=3, ema_decay=average), fabric, evaluate=scores)
     assert next(method.result().parameters())[0, 0].item() == scores.seen[-1]
     assert (method.result() is method.network) == (average == 0)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_learned(fabric: Fabric) -> None:
+def test_loss_that_is_not_finite_stops_before_the_optimizer_step(fabric: Fabric) -> None:
     method, weights = Slide(nan_at=2), []
     with pytest.raises(TrainingError, match=r"became nan at step 3 .*lower learning_rate"):
         run(method, numbers(), fabric, on_step=lambda _step, _losses: weights.append(weight(method)))
@@ -172,10 +175,10 @@ def stop_after(step: int) -> Callable[[int, Mapping[str, float]], None]:
 
 
 @pytest.mark.parametrize("kind", ["supervised", "dual_adaptive"])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+def test_resumed_run_equals_uninterrupted_run(
     kind: str, request: pytest.FixtureRequest, fabric: Fabric, tmp_path: Path
 ) -> None:
-    """Bit by bit: weights, average, classifiers, batch statistics, evaluations."""
+    """Exactly: weights, EMA, classifiers, batch-norm statistics, evaluations."""
     make, file = request.getfixturevalue(kind), tmp_path / "run.checkpoint"
     numbers_ = {
         "steps": 7,
@@ -191,7 +194,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         with torch.no_grad():
             return {"score": float(network(picture).std())}
 
-    def train(seed: int, checkpoint: Path | None, **hooks: Any) -> tuple[FitResult, dict[str, torch.Tensor]]:
+    def train(seed: int, checkpoint: Path | None, **hooks: Any) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
         method = make(seed, **numbers_)
         result = run(method, method.settings, fabric, checkpoint=checkpoint, fingerprint="f", evaluate=judge, **hooks)
         return result, method.state_dict()
@@ -210,7 +213,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert (resumed.best_step, resumed.steps) == (whole.best_step, whole.steps)
 
 
-def test_seconds_are_those_of_all_resumptions(fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_include_all_resumptions(fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     settings = numbers(steps=4, checkpoint_every=2)
@@ -219,7 +222,7 @@ def test_seconds_are_those_of_all_resumptions(fabric: Fabric, tmp_path: Path, mo
     assert run(Slide(), settings, fabric, checkpoint=tmp_path / "c").seconds == 40
 
 
-def test_a_best_network_before_the_interruption_is_kept(fabric: Fabric, tmp_path: Path) -> None:
+def test_keeps_the_best_network_from_before_the_interruption(fabric: Fabric, tmp_path: Path) -> None:
     settings = numbers(steps=4, checkpoint_every=1)
     before, after = Scores(0.9, 0.2), Scores(0.1, 0.3)
     with pytest.raises(KeyboardInterrupt):
@@ -231,14 +234,14 @@ def test_a_best_network_before_the_interruption_is_kept(fabric: Fabric, tmp_path
     assert [figures["score"] for figures in result.evaluations.values()] == [0.9, 0.2, 0.1, 0.3]
 
 
-def test_scores_of_numpy_can_be_resumed_from(fabric: Fabric, tmp_path: Path) -> None:
+def test_resumes_with_scores_of_numpy(fabric: Fabric, tmp_path: Path) -> None:
     settings, scores = numbers(steps=4, checkpoint_every=1), Scores(*np.linspace(0, 1, 5))
     with pytest.raises(KeyboardInterrupt):
         run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=scores, on_step=stop_after(3))
     assert run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=scores).steps == 4
 
 
-def test_a_checkpoint_of_another_run_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+def test_rejects_checkpoint_of_another_run(fabric: Fabric, tmp_path: Path) -> None:
     settings, file = numbers(checkpoint_every=1), tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
         run(Slide(), settings, fabric, checkpoint=file, fingerprint="one", on_step=stop_after(2))
@@ -248,13 +251,14 @@ def test_a_checkpoint_of_another_run_is_refused(fabric: Fabric, tmp_path: Path) 
     assert file.read_bytes() == kept
 
 
-def test_weights_gradients_and_moments_lie_alike_in_memory(
+def test_weights_gradients_and_moments_have_one_memory_layout(
     dual_adaptive: Callable[..., TrainingMethod], fabric: Fabric, tmp_path: Path
 ) -> None:
-    """On a processor AdamW goes over all three in the order of memory, and would not tell if they differed."""
-    settings, file = numbers(steps=4, checkpoint_every=2), tmp_path / "run.checkpoint"
-    for hooks, steps in ((Hooks(on_step=stop_after(3)), 3), (Hooks(), 4)):  # the second goes on from a checkpoint
-        made = loop._Fit(dual_adaptive(), settings, fabric, hooks, file, "f", 0.0)
+    """On a CPU the fused AdamW iterates over all three in memory order, without checking that their layouts agree."""
+    file = tmp_path / "run.checkpoint"
+    for progress, steps in ((Progress(on_step=stop_after(3)), 3), (Progress(), 4)):  # the second resumes
+        method = dual_adaptive(steps=4, checkpoint_every=2)
+        made = loop._Fit(method, fabric, None, progress, file, "f", 0.0)
         with suppress(KeyboardInterrupt):
             made.run()
         assert made.step == steps
@@ -264,3 +268,66 @@ def test_weights_gradients_and_moments_lie_alike_in_memory(
             state = made.optimizer.state[parameter]
             for beside in (parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
                 assert beside.stride() == parameter.stride()
+
+
+class Touch:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.file),)
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    state = {
+        "fingerprint": "f",
+        "weights": {"a": torch.arange(6.0).view(2, 3), "count": torch.tensor(7)},
+        "step": 3,
+        "evaluations": {2: {"score": 0.5}},
+        "best": None,
+        "best_score": -float("inf"),
+    }
+    write_checkpoint(tmp_path / "folder" / "c", state)
+    got = read_checkpoint(tmp_path / "folder" / "c", fingerprint="f")
+    assert torch.equal(got["weights"].pop("a"), state["weights"].pop("a"))  # type: ignore[attr-defined]
+    assert got == state
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["c"]
+
+
+def test_interrupted_write_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "c", {"fingerprint": "f", "step": 1})
+
+    def die(state: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path / "c", {"fingerprint": "f", "step": 2})
+    assert read_checkpoint(tmp_path / "c", fingerprint="f")["step"] == 1
+
+
+def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    for save, name in ((torch.save, "torch"), (lambda it, file: file.write_bytes(pickle.dumps(it)), "plain")):
+        save({"fingerprint": "f", "step": Touch(tmp_path / "executed")}, tmp_path / name)
+        with pytest.raises(TrainingError, match="damaged or another file: delete it to train"):
+            read_checkpoint(tmp_path / name, fingerprint="f")
+    assert not (tmp_path / "executed").exists()
+    torch.load(tmp_path / "torch", weights_only=False)  # the trap itself works
+    assert (tmp_path / "executed").exists()
+
+
+def test_rejects_checkpoints_of_other_runs_and_other_files(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c", {"fingerprint": "one"})
+    with pytest.raises(TrainingError, match="other settings or data: delete it, or choose another folder"):
+        read_checkpoint(tmp_path / "c", fingerprint="another")
+    (tmp_path / "broken").write_bytes((tmp_path / "c").read_bytes()[:50])
+    with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*delete it"):
+        read_checkpoint(tmp_path / "broken", fingerprint="one")
+    torch.save(torch.zeros(3), tmp_path / "tensor")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "weights")
+    for name in ("tensor", "weights"):
+        with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*delete it"):
+            read_checkpoint(tmp_path / name, fingerprint="one")

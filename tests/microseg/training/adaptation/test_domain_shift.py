@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from microseg.models.config import NetworkConfig
+from microseg.models.losses import segmentation_loss
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import estimate_domain_shift, predict_at, to_batch
 from microseg.training.adaptation.normalization import read_statistics
-from microseg.training.losses.segmentation import segmentation_loss
 
 Image = npt.NDArray[np.uint8]
 

@@ -13,14 +13,13 @@ from microseg.annotations.index_masks import read_mask
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample
 from microseg.errors import TrainingError
-from microseg.training.adaptation.domain_shift import DomainShift
-from microseg.training.adaptation.dual_adaptive import AdaptationBatch, DualAdaptive, grl_strength
+from microseg.training.adaptation.domain_shift import DomainShift, TargetLab
+from microseg.training.adaptation.dual_adaptive import AdaptationBatch, DualAdaptivePyramid, grl_strength
 from microseg.training.adaptation.normalization import mix_statistics, read_statistics
-from microseg.training.adaptation.pseudo_labels import TargetLab
 from microseg.training.adaptation.region_rules import RegionRules, region_rules
 from microseg.training.color_augmentation import transfer_color
 
-Make = Callable[..., DualAdaptive]
+Make = Callable[..., DualAdaptivePyramid]
 
 
 def random_batch(pseudo_labels: bool, seed: int = 0, crops: int = 2, side: int = 16) -> AdaptationBatch:
@@ -148,7 +147,7 @@ def test_pseudo_labels_come_in_rounds(dual_adaptive: Make, fabric: Fabric) -> No
         method.before_step(progress, fabric)
         seen.append({sample.mask.parent.parent.name for sample in method.target.samples if sample.mask})
     assert seen == [{"round-0"}] * 2 + [{"round-1"}] * 2 + [{"round-2"}] * 3
-    assert sorted(file.name for file in method.folder.iterdir()) == ["first", "round-0", "round-1", "round-2"]
+    assert sorted(file.name for file in method.folder.iterdir()) == ["initial", "round-0", "round-1", "round-2"]
 
 
 def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, target_lab: TargetLab) -> None:
@@ -195,8 +194,8 @@ def test_what_regions_are_like_is_learned_from_the_sources_masks(
     dual_adaptive: Make, noise: tuple[list[Sample], list[Sample]]
 ) -> None:
     masks = [(read_mask(it.mask), it.zoom) for it in noise[0] if it.mask is not None]
-    assert dual_adaptive().knowledge.rules == region_rules(masks, 2) != RegionRules()
-    assert dual_adaptive(region_rules=False).knowledge.rules == RegionRules()
+    assert dual_adaptive().priors.rules == region_rules(masks, 2) != RegionRules()
+    assert dual_adaptive(region_rules=False).priors.rules == RegionRules()
 
 
 def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
@@ -228,7 +227,7 @@ def test_several_labs_count_alike(
     far = shift.statistics._replace(means=tuple(mean + 8 for mean in shift.statistics.means))
     labs = [target_lab, TargetLab("lab_c", target_lab.windows, DomainShift(1.0, far, far))]
     settings = AdaptSettings(steps=8)
-    method = DualAdaptive(tiny_network(), noise[0], labs, settings, crop=16, batch=2, seed=0, folder=tmp_path)
+    method = DualAdaptivePyramid(tiny_network(), noise[0], labs, settings, crop=16, batch=2, seed=0, folder=tmp_path)
     own = read_statistics(tiny_network()).means[0]
     wanted = 0.5 * own + 0.25 * shift.statistics.means[0] + 0.25 * far.means[0]
     torch.testing.assert_close(read_statistics(method.network).means[0], wanted)
@@ -270,4 +269,6 @@ def test_refuses_a_source_without_masks(
 ) -> None:
     source = [*noise[0], Sample(noise[0][0].image)]
     with pytest.raises(TrainingError, match=r"Expected a mask for every image.*manifest\.csv"):
-        DualAdaptive(tiny_network(), source, [target_lab], AdaptSettings(), crop=16, batch=2, seed=0, folder=tmp_path)
+        DualAdaptivePyramid(
+            tiny_network(), source, [target_lab], AdaptSettings(), crop=16, batch=2, seed=0, folder=tmp_path
+        )

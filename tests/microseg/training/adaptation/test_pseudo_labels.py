@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microseg.annotations.index_masks import read_mask
+from microseg.models.heads import SemanticHead
 from microseg.slides.images import read_image, write_png
 from microseg.training.adaptation.domain_shift import DomainShift, predict_at, to_batch
 from microseg.training.adaptation.normalization import (
@@ -51,7 +52,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
-    write_pseudo_labels([lab], 0, tmp_path / "work", first=first, teacher=later, knowledge=SourcePriors())
+    write_pseudo_labels([lab], 0, tmp_path / "work", base=first, teacher=later, priors=SourcePriors())
     samples = pseudo_labelled_samples([lab], 0, tmp_path / "work")
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
@@ -62,7 +63,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
     assert np.mean(expected == masks[0]) > 0.99  # probabilities are kept in 16 bits
     write_pseudo_labels(
-        [lab], 0, tmp_path / "work", first=later, teacher=later, knowledge=SourcePriors()
+        [lab], 0, tmp_path / "work", base=later, teacher=later, priors=SourcePriors()
     )  # it is there: left as it is
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
@@ -77,7 +78,7 @@ def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
     lab = TargetLab("lab_b", (tmp_path / "w" / "0.png",), DomainShift(1.0, statistics, statistics))
 
     def masks(first: Any, later: Any, name: str, number: int = 1) -> Any:
-        write_pseudo_labels([lab], number, tmp_path / name, first=first, teacher=later, knowledge=SourcePriors())
+        write_pseudo_labels([lab], number, tmp_path / name, base=first, teacher=later, priors=SourcePriors())
         (sample,) = pseudo_labelled_samples([lab], number, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
@@ -99,7 +100,7 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
 
     def marked(name: str, rules: RegionRules) -> int:
         teacher = Says("follows")
-        write_pseudo_labels([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=SourcePriors(rules))
+        write_pseudo_labels([lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=SourcePriors(rules))
         (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
         return int(read_mask(sample.mask)[22:, 22:].sum())
@@ -120,7 +121,7 @@ def test_pixels_of_one_color_vote_together(tmp_path: Path) -> None:
     def marked(name: str, votes: bool) -> Any:
         teacher = Says("follows but in the middle")
         write_pseudo_labels(
-            [lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=SourcePriors(votes=votes)
+            [lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=SourcePriors(color_voting=votes)
         )
         (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
@@ -137,9 +138,9 @@ def test_the_first_teacher_sees_the_images_in_known_colors_too(tmp_path: Path) -
     lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
     dark = color_statistics(torch.full((1, 3, 4, 4), 0.2))
 
-    def marked(name: str, knowledge: SourcePriors) -> Any:
+    def marked(name: str, priors: SourcePriors) -> Any:
         teacher = Says("follows")
-        write_pseudo_labels([lab], 0, tmp_path / name, first=teacher, teacher=teacher, knowledge=knowledge)
+        write_pseudo_labels([lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=priors)
         (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
         return read_mask(sample.mask)
@@ -154,6 +155,7 @@ class Says(torch.nn.Module):
     def __init__(self, how: str, certainty: float = 20) -> None:
         super().__init__()
         self.how, self.certainty, self.place = how, certainty, torch.nn.Parameter(torch.zeros(1))
+        self.head = SemanticHead((1,), classes=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])

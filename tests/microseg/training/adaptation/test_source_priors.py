@@ -31,16 +31,16 @@ def known(source: list[Sample], **values: Any) -> SourcePriors:
 
 def test_colors_vote_where_they_tell_the_classes(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=True)
-    assert known(source).votes
+    assert known(source).color_voting
     assert known(source).colors is None
-    assert not known(source, color_cluster_voting=False).votes
+    assert not known(source, color_cluster_voting=False).color_voting
     assert known(source, color_cluster_voting=False).colors is None
 
 
 def test_where_they_do_not_the_labs_own_colors_are_learned(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=False)
     knowledge = known(source)
-    assert not knowledge.votes
+    assert not knowledge.color_voting
     assert knowledge.colors is not None
     assert knowledge.colors.mean.shape == (1, 3)
     assert knowledge.colors.mean.mean().item() == pytest.approx(-np.log(150 / 255), abs=0.02)

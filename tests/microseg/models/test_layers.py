@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from microseg.models.pyramid_pooling import PyramidPooling
+from microseg.models.layers import PyramidPooling
 
 
 def catch_fused(module: PyramidPooling) -> list[Tensor]:
-    """What goes into the fusion, each time the module runs."""
+    """Inputs of the fusion, one per forward pass."""
     caught: list[Tensor] = []
     module.fuse.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     return caught
