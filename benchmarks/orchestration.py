@@ -61,10 +61,10 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
         write_png(folder / f"{number:04d}.png", image)
     make_network(home / "network", encoder=settings.params.network.encoder)
     registry = open_workspace(settings).registry
-    with registry.run("benchmark") as run:
+    with registry.runs.start("benchmark") as run:
         example = np.zeros((64, 64, 3), np.uint8)
-        version = registry.register(run, home / "network", example=example, method="none", description="None.")
-    registry.promote(version)
+        version = registry.versions.register(run, home / "network", example=example, method="none", description="None.")
+    registry.production.promote(version)
     paths, taken = sorted(folder.iterdir()), []
     print("| pair | engine, s | flow, s | flow / engine |\n| --- | --- | --- | --- |")
     with prefect_test_harness(server_startup_timeout=180):

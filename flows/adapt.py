@@ -39,7 +39,9 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
     params, registry = settings.params, open_workspace(settings).registry
     folder = settings.home.runs / "adapt" / f"{lab}-from-{base.version}"
     logged = params.model_dump(include={"seed", "adapt"})
-    with registry.run(f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}) as run:
+    with registry.runs.start(
+        f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}
+    ) as run:
         with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
             training = adapt_segmenter(
                 open_workspace(settings).network(base),
@@ -63,7 +65,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 method=params.adapt.method,
                 tags=tags,
             )
-    return registry.set_alias(CANDIDATE, version), training.seconds
+    return registry.versions.set_alias(CANDIDATE, version), training.seconds
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")
@@ -77,7 +79,7 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
         changes: parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    base_version = open_workspace(settings).registry.resolve(base)
+    base_version = open_workspace(settings).registry.versions.find(base)
     _, digest = open_workspace(settings).lab(lab, digest)
     version, seconds = fit_and_register(base_version, lab, digest, settings)
     source = {name: it for name, it in base_version.datasets.items() if name != lab}

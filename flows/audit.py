@@ -1,29 +1,27 @@
-"""Who changes what is in production, and which way: what the history is told."""
+"""Audit information of a change of production that a flow makes."""
 
 import getpass
 
 from prefect.runtime import deployment
 
-from microseg.registry.history import AuditInfo
+from microseg.registry.gate import NOT_EVALUATED
+from microseg.registry.production import AuditInfo
 
-__all__ = ["cause"]
+__all__ = ["audit_info"]
 
 
-def cause(*, by: str | None = None, gate: str = "not asked", reason: str = "") -> AuditInfo:
-    """The cause of a change that a flow was asked for.
+def audit_info(*, by: str | None = None, gate: str = NOT_EVALUATED, reason: str = "") -> AuditInfo:
+    """Return who makes a change, and through which interface.
 
     Args:
-        by: who asked; the user of this process by default, where a command asked.
-        gate: the gate's verdict.
-        reason: in words.
+        by: Name of the user; the user of this process if a command runs the flow and no name is given.
+        gate: Status of the gate's decision.
+        reason: Free text.
     """
     if deployment.id is not None:  # started in Prefect's page, by its API, or by an event
         return AuditInfo(by, "prefect", gate, reason)
-    return AuditInfo(by or _user(), "command", gate, reason)
-
-
-def _user() -> str | None:
     try:
-        return getpass.getuser()
+        user = by or getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without a name
-        return None
+        user = None
+    return AuditInfo(user, "command", gate, reason)

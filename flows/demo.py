@@ -24,7 +24,7 @@ from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, PromoteRecord
+from flows.records import AdaptRecord
 from flows.segment import segment
 from flows.train import train
 from flows.workspace import open_workspace
@@ -33,10 +33,10 @@ from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import LabError, RegistryError, VersionNotFoundError
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
 from microseg.outputs.batch_summary import BatchSummary
-from microseg.registry.gate import decide
-from microseg.registry.history import AuditInfo
+from microseg.registry.gate import Decision
+from microseg.registry.production import AuditInfo
 from microseg.registry.version import PRODUCTION, ModelVersion
-from microseg.report.demo_page import Change, DecisionSummary, DemoReport, write_page, write_report
+from microseg.report.demo_page import Change, DemoReport, write_page, write_report
 from microseg.report.panels import reference_panels
 from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
 
@@ -91,8 +91,8 @@ def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
 def start_production(version: int, settings: Settings) -> None:
     """Put the story's first segmenter into production."""
     registry = open_workspace(settings).registry
-    registry.set_tags(version, {_MADE_BY_STORY: "yes"})
-    registry.promote(version, cause=AuditInfo(via="demo", reason="The story begins with it."))
+    registry.versions.set_tags(version, {_MADE_BY_STORY: "yes"})
+    registry.production.promote(version, audit=AuditInfo(via="demo", reason="The story begins with it."))
 
 
 @task
@@ -140,10 +140,10 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     clock.time(f"{lab_b.lab} lands", lambda: ingest(target, changes=changes))
     adapted = clock.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
     clock.time("Evaluate the candidate", lambda: evaluate(changes=changes))
-    promoted = clock.time("Ask the gate", lambda: promote(changes=changes))
+    decision = clock.time("Ask the gate", lambda: promote(changes=changes))
     out = settings.home.segmentations / lab_b.lab
     batch = clock.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
-    return clock.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, promoted, batch, clock))
+    return clock.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, decision, batch, clock))
 
 
 def _suffix(settings: Settings) -> str:
@@ -154,7 +154,7 @@ def _suffix(settings: Settings) -> str:
 def _refuse_foreign_production(settings: Settings) -> None:
     """The story puts a model of its own into production: never in place of one that people work with."""
     try:
-        current = open_workspace(settings).registry.resolve(PRODUCTION)
+        current = open_workspace(settings).registry.versions.find(PRODUCTION)
     except VersionNotFoundError:
         return
     if _MADE_BY_STORY not in current.tags:
@@ -169,14 +169,14 @@ def _report(
     labs: tuple[LabMetadata, LabMetadata],
     references: Mapping[str, tuple[Reference, ...]],
     adapted: AdaptRecord,
-    promoted: PromoteRecord,
+    decision: Decision,
     batch: BatchSummary,
     clock: _Clock,
 ) -> DemoReport:
     registry = open_workspace(settings).registry
-    first, candidate = registry.resolve(adapted.base), registry.resolve(adapted.version)
-    production = registry.resolve(PRODUCTION)
-    registry.set_tags(candidate, {_MADE_BY_STORY: "yes"})
+    first, candidate = registry.versions.find(adapted.base), registry.versions.find(adapted.version)
+    production = registry.versions.find(PRODUCTION)
+    registry.versions.set_tags(candidate, {_MADE_BY_STORY: "yes"})
     source, target = labs
     references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
@@ -190,7 +190,6 @@ def _report(
     panels = reference_panels(engines, references["lab_b"], target.classes, folder / "panels")
     comparison = read_comparison(candidate, first, settings)
     assert comparison is not None
-    decision = decide(comparison.candidate, comparison.production, settings.params.gate)
     before_evidence = comparison.production.label_free if comparison.production else {}
     lost = dice["lab_a"].before - dice["lab_b"].before
     result = DemoReport(
@@ -208,7 +207,7 @@ def _report(
         upper_bound=None,
         recovered=(dice["lab_b"].after - dice["lab_b"].before) / lost if lost > 0 else None,
         images={lab: len(images) for lab, images in references.items()},
-        decision=DecisionSummary(promoted.accepted, [(reason.passed, reason.sentence) for reason in decision.reasons]),
+        decision=decision,
         evidence={name: (value, before_evidence.get(name)) for name, value in comparison.candidate.label_free.items()},
         first_version=first.version,
         candidate_version=candidate.version,
@@ -270,7 +269,7 @@ def command(
         for key, change in result.dice.items()
     ]
     show_table("What happened", ("", "before", "after"), rows)
-    verdict = "accepted and in production" if result.decision.accepted else "refused by the gate"
+    verdict = "accepted and in production" if result.decision.promoted else "refused by the gate"
     console.print(
         f"Candidate (version {result.candidate_version}) {verdict}; "
         f"version {result.production_version} is in production."

@@ -48,7 +48,7 @@ def export(
         changes: Parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
-    version = open_workspace(settings).registry.resolve(model)
+    version = open_workspace(settings).registry.versions.find(model)
     folder = out or settings.home.root / "exports"
     path = folder / f"{MODEL_NAME}-{version.version}{FORMATS.get(kind, '')}"
     return export_version(version, kind, path, settings)

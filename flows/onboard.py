@@ -22,7 +22,7 @@ from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
-from flows.service.approval import decide_on
+from flows.service.approval import request_approval
 from flows.service.events import emit_lab_arrived
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -99,21 +99,23 @@ def _take_over(
     candidate = _adapted_before(registry, landing, base)
     if candidate is None:
         adapted = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
-        candidate = registry.resolve(adapted.version)
+        candidate = registry.versions.find(adapted.version)
     landing = kept.write(landing, version=candidate.version)
     rival = open_workspace(settings).production(lab)
     if read_comparison(candidate, rival, settings) is None:
         against = {"against": str(rival.version)} if rival else {}
         evaluate(str(candidate.version), lab=lab, changes=changes, **against)
     kept.write(landing, state="waiting", message=f"Version {candidate.version} waits for a decision.")
-    message = f"{decide_on(registry.resolve(candidate), lab, settings, changes)} {ingested.refusals}".rstrip()
+    message = (
+        f"{request_approval(registry.versions.find(candidate), lab, settings, changes)} {ingested.refusals}".rstrip()
+    )
     kept.write(landing, state="done", message=message)
     return Completed(message=message)
 
 
 def _adapted_before(registry: Registry, landing: Onboarding, base: ModelVersion) -> ModelVersion | None:
     """The candidate that an earlier run for the same dataset has made, where it was interrupted later."""
-    for version in registry.versions():
+    for version in registry.versions.all():
         made_for = (version.tags.get("target"), version.datasets.get(landing.lab))
         same_base = version.tags.get("base_version") == str(base.version) or version.version == landing.version
         if made_for == (landing.lab, landing.digest) and same_base:

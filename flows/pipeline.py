@@ -17,7 +17,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import MicrosegError
-from microseg.registry.history import AuditInfo
+from microseg.registry.production import AuditInfo
 from microseg.registry.version import is_production
 
 __all__ = ["alias", "app", "labs"]
@@ -47,9 +47,11 @@ def alias(
     except (OSError, ValueError, KeyError) as error:
         raise MicrosegError(f"{record}: expected the record of train or adapt, got {error!r}. Run it first.") from error
     if is_production(name):
-        registry.promote(version, alias=name, cause=AuditInfo(via="pipeline", reason="The pipeline begins with it."))
+        registry.production.promote(
+            version, alias=name, audit=AuditInfo(via="pipeline", reason="The pipeline begins with it.")
+        )
     else:
-        registry.set_alias(name, version)
+        registry.versions.set_alias(name, version)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The small frozen records that flows hand to one another, and to DVC as files."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from microseg.registry.gate import Decision
 
 __all__ = [
     "AdaptRecord",
     "EvaluateRecord",
     "IngestRecord",
-    "PromoteRecord",
     "TrainRecord",
 ]
 
@@ -54,16 +54,14 @@ class TrainRecord:
         run_id: of its training.
         labs: dataset versions by lab.
         dice: on each lab's held-out images.
-        production: whether it went into production.
-        reasons: of the gate.
+        decision: of the gate; None if a version is in production already.
     """
 
     version: int
     run_id: str
     labs: dict[str, str]
     dice: dict[str, float | None]
-    production: bool
-    reasons: list[str]
+    decision: Decision | None
 
 
 @dataclass(frozen=True)
@@ -92,34 +90,13 @@ class EvaluateRecord:
     """A comparison of two versions.
 
     Attributes:
-        candidate: version judged.
-        production: version beside it; None when there was none.
-        lab: the new lab; None when only labelled labs were looked at.
-        comparison: file of all figures.
-        figures: pictures of both on the same images.
-        evidence: all figures.
+        decision: of the gate, with the numbers of both versions.
+        lab: the target lab; None if only source labs were evaluated.
+        comparison: JSON file of all measurements.
+        panels: images of both segmentations side by side.
     """
 
-    candidate: int
-    production: int | None
+    decision: Decision
     lab: str | None
     comparison: str
-    figures: list[str]
-    evidence: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PromoteRecord:
-    """The gate's decision.
-
-    Attributes:
-        version: judged.
-        accepted: whether it went into production.
-        production: the version in production afterwards; None when there is none.
-        reasons: one sentence for each rule.
-    """
-
-    version: int
-    accepted: bool
-    production: int | None
-    reasons: list[str]
+    panels: list[str]

@@ -1,4 +1,4 @@
-"""Production → the version before.
+"""Roll back to the previous version.
 
 python -m flows.rollback --reason "glands of lab_b were cut in two"
 """
@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from prefect import flow
 
-from flows.audit import cause
+from flows.audit import audit_info
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
-from flows.records import PromoteRecord
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.errors import VersionNotFoundError
+from microseg.registry.production import Promotion
 from microseg.registry.version import production_of
 
 __all__ = ["command", "rollback"]
@@ -23,42 +23,44 @@ __all__ = ["command", "rollback"]
 @flow(name="rollback")
 def rollback(
     lab: str | None = None, reason: str = "", by: str | None = None, changes: tuple[str, ...] = ()
-) -> PromoteRecord:
-    """Put the previous version back into production.
+) -> Promotion:
+    """Promote the previous version.
 
     Args:
-        lab: for this lab's images alone; for all by default.
-        reason: why, for the history.
-        by: who asks, for the history; the user of this process by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        lab: For the images of this lab only; for all by default.
+        reason: Free text for the history.
+        by: User for the history; the user of this process by default.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
+
+    Returns:
+        The entry of the history.
 
     Raises:
-        VersionNotFoundError: there is nothing to go back to.
+        VersionNotFoundError: There is no previous version.
     """
-    workspace = open_workspace(load_settings(changes))
-    left = workspace.production(lab)
-    workspace.registry.rollback(alias=production_of(lab), cause=cause(by=by, reason=reason))
-    now = workspace.production(lab)
-    if now is None:
-        raise VersionNotFoundError(f"Nothing is in production any more for {lab}: promote a version.")
-    said = f"Rolled back from version {left.version if left else '–'} to version {now.version}."
-    return PromoteRecord(now.version, True, now.version, [said])
+    workspace, alias = open_workspace(load_settings(changes)), production_of(lab)
+    production = workspace.registry.production
+    production.roll_back(alias=alias, audit=audit_info(by=by, reason=reason))
+    if workspace.production(lab) is None:
+        raise VersionNotFoundError(f"No version is in production for {lab} any more: promote one.")
+    return production.history(alias)[0]
 
 
 @cli_command
 def command(
     lab: LabOption = None,
-    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Put the previous version back into production.
+    """Roll back to the previous version.
 
     Example: microseg rollback --reason "glands of lab_b were cut in two"
     """
-    result = rollback(lab, reason, None, tuple(changes or ()))
-    console.print(*result.reasons)
-    finish(result, record)
+    entry = rollback(lab, reason, None, tuple(changes or ()))
+    active = f"version {entry.version}" if entry.version else "the version for all labs"
+    console.print(f"Rolled back from version {entry.previous_version} to {active}.")
+    finish(entry, record)
 
 
 if __name__ == "__main__":

@@ -183,10 +183,10 @@ def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
     """The version to use. For production, alias changes made in MLflow are validated first."""
     registry = open_workspace(settings).registry
     if model != PRODUCTION:
-        return registry.resolve(model)
-    if any(change.alias in (PRODUCTION, production_of(lab)) for change in registry.pending_changes()):
+        return registry.versions.find(model)
+    if any(change.alias in (PRODUCTION, production_of(lab)) for change in registry.production.pending_changes()):
         apply_pending_changes(settings)
-    return registry.in_use(lab)
+    return registry.production.active(lab)
 
 
 _SEGMENTERS: dict[tuple[int, str, str], Segmenter] = {}
@@ -279,11 +279,13 @@ def command(
             "model: give --mpp, a line file,mpp in images.csv, or mpp in lab.yaml.[/yellow]"
         )
     if result.ood.images:
-        color = "yellow" if result.ood.is_ood else "default"
-        advice = " Adapt the model to their lab: microseg ingest, then microseg adapt." if result.ood.is_ood else ""
+        color = "yellow" if result.ood.exceeds_limits else "default"
+        advice = (
+            " Adapt the model to their lab: microseg ingest, then microseg adapt." if result.ood.exceeds_limits else ""
+        )
         console.print(
-            f"[{color}]{result.ood.ood_images} of {result.ood.images} images are out of distribution "
-            f"(median score {result.ood.median:.2f}; limit of an image: 1).{advice}[/]"
+            f"[{color}]{result.ood.out_of_distribution} of {result.ood.images} images are out of distribution "
+            f"(median score {result.ood.median_score:.2f}; limit of an image: 1).{advice}[/]"
         )
     finish(result, record)
     if result.failed:

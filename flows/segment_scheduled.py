@@ -51,9 +51,10 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
         messages.append(
             f"{batch.done} segmented, {batch.skipped} skipped, {batch.failed} failed; outputs in {batch.out}."
         )
-        if batch.ood.is_ood:
+        if batch.ood.exceeds_limits:
             messages.append(
-                f"Out of distribution: {batch.ood.ood_images} of {batch.ood.images} images; adapt the model to them."
+                f"Out of distribution: {batch.ood.out_of_distribution} of {batch.ood.images} images; "
+                "adapt the model to them."
             )
     return Completed(message=" ".join(messages))
 

@@ -3,13 +3,14 @@
 python -m flows.train lab_a
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 import typer
 from prefect import flow, task
 
-from flows.audit import cause
+from flows.audit import audit_info
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_progress
@@ -17,10 +18,10 @@ from flows.records import TrainRecord
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import LabError, VersionNotFoundError
+from microseg.errors import LabError
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.registry.gate import decide
-from microseg.registry.version import PRODUCTION, ModelVersion
+from microseg.registry.gate import Decision, decide
+from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
 __all__ = ["command", "train"]
@@ -33,7 +34,7 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
     params, registry = settings.params, open_workspace(settings).registry
     name = "train " + " ".join(digests)
     folder = settings.home.runs / "train" / "-".join(digests)
-    with registry.run(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
+    with registry.runs.start(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
             training = train_segmenter(
                 labs,
@@ -59,31 +60,23 @@ def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: 
         comparison = compare(
             open_workspace(settings).network(version), None, source=labs, target=None, on_image=advance
         )
-    figures = {
-        f"{name}/{lab}": v[0] for lab, s in comparison.scores.items() for name, v in s.items() if v[0] is not None
-    }
-    open_workspace(settings).registry.log_metrics_for(version, figures)
+    for lab, metrics in comparison.metrics().items():
+        open_workspace(settings).registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
     return comparison
 
 
 @task
-def put_first_into_production(
-    version: ModelVersion, comparison: Comparison, settings: Settings
-) -> tuple[bool, list[str]]:
-    """Promote the version if nothing is in production yet and the gate accepts it as a first one."""
-    registry = open_workspace(settings).registry
-    try:
-        current = registry.resolve(PRODUCTION)
-    except VersionNotFoundError:
-        decision = decide(comparison.candidate, None, settings.params.gate)
-        open_workspace(settings).update_model_card(version, comparison, decision, None)
-        if decision.accept:
-            told = cause(gate="accepted", reason="The first version.")
-            registry.promote(version, cause=told)
-        return decision.accept, [reason.sentence for reason in decision.reasons]
-    return False, [
-        f"Version {current.version} is in production; promote this one with `microseg promote {version.version}`."
-    ]
+def promote_first_version(version: ModelVersion, comparison: Comparison, settings: Settings) -> Decision | None:
+    """Promote the version if none is in production and the gate accepts it; None if one is in production already."""
+    workspace = open_workspace(settings)
+    if workspace.production() is not None:
+        return None
+    decision = replace(decide(comparison.candidate, None, settings.params.gate), version=version.version)
+    workspace.update_model_card(version, comparison, decision)
+    if decision.accepted:
+        audit = audit_info(gate=decision.status, reason="The first version.")
+        workspace.registry.production.promote(version, audit=audit)
+    return decision
 
 
 @flow(name="train", flow_run_name="train on {labs}")
@@ -100,9 +93,9 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     digests = {lab: open_workspace(settings).lab(lab, None)[1] for lab in labs}
     version = fit_and_register(digests, settings)
     comparison = evaluate_held_out(version, digests, settings)
-    production, reasons = put_first_into_production(version, comparison, settings)
+    decision = promote_first_version(version, comparison, settings)
     dice = {lab: value if np.isfinite(value) else None for lab, value in comparison.candidate.source_dice.items()}
-    return TrainRecord(version.version, version.run_id, digests, dice, production, reasons)
+    return TrainRecord(version.version, version.run_id, digests, dice, decision)
 
 
 @cli_command
@@ -117,7 +110,12 @@ def command(
     """
     result = train(tuple(labs), tuple(changes or ()))
     show_table(f"Version {result.version}", ("lab", "Dice, held-out"), list(result.dice.items()))
-    console.print("In production." if result.production else "Not in production.", *result.reasons)
+    if result.decision is None:
+        console.print(f"Another version is in production; promote this one with: microseg promote {result.version}")
+    else:
+        console.print("In production." if result.decision.promoted else "Not in production.")
+        for line in result.decision.markdown():
+            console.print(f"  {line.removeprefix('- ')}", markup=False)
     finish(result, record)
 
 

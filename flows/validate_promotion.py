@@ -1,14 +1,12 @@
-"""A version that somebody promoted elsewhere → looked at, then settled in production; or put back, with the reason.
+"""Validate a version that was promoted in MLflow: apply the promotion, or revert it with the reason.
 
     python -m flows.validate_promotion
 
 In MLflow's page, or with any client of it, a person sets the alias ``production`` on a version, or moves it into the
-legacy stage Production. That is a wish: the version is in production when this flow has found it fit. Where it is
-not, the alias goes back to where it was. Only what was in production before there was a history stays there unjudged.
+legacy stage Production. This is a request: the version is in production when this flow has validated it. If it is not
+valid, the alias is set back. Only a version in production before the history began stays there without a decision.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,111 +19,101 @@ from prefect.states import Completed, Failed
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
 from flows.workspace import open_workspace
-from microseg.api.validation import ValidationCheck, validate_version
+from microseg.api.validation import GATE_CHECK, validate_version
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError, VersionNotFoundError
-from microseg.registry.history import AuditInfo
-from microseg.registry.production import BY_TAG, REASON_TAG, PendingAliasChange
-from microseg.registry.verdict import stored_verdict
+from microseg.registry.gate import NOT_EVALUATED, OVERRIDDEN, Decision, RuleResult
+from microseg.registry.production import BY_TAG, REASON_TAG, AuditInfo, PendingAliasChange, Promotion
 from microseg.registry.version import ModelVersion
 
-__all__ = ["apply_pending_changes", "check_version", "command", "validate_promotion"]
-
-
-@dataclass(frozen=True)
-class _Settled:
-    change: PendingAliasChange
-    accepted: bool
-    message: str
+__all__ = ["apply_pending_changes", "as_state", "check_version", "command", "validate_promotion"]
 
 
 @task
-def check_version(version: ModelVersion, settings: Settings) -> tuple[ValidationCheck, ...]:
-    """Look whether the version can be used: its files, its weights, a smoke image, its gate report."""
-    checks = validate_version(
-        open_workspace(settings).registry,
-        version,
-        settings.home.models,
-        engine=lambda network: open_workspace(settings).engine(network),
-    )
-    lines = [f"- {'✓' if check.passed else '✗'} **{check.name}**: {check.sentence}" for check in checks]
-    create_markdown_artifact("\n".join([f"# Version {version.version}", *lines]), key="fitness")
-    return checks
+def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult, ...]:
+    """Check the files, the weights, a test segmentation and the gate's decision of a version."""
+    workspace = open_workspace(settings)
+    results = validate_version(version, workspace.network, engine=workspace.engine)
+    lines = [f"- {'✓' if result.passed else '✗'} **{result.rule}**: {result.message}" for result in results]
+    create_markdown_artifact("\n".join([f"# Version {version.version}", *lines]), key="validation")
+    return results
 
 
 @task
-def settle(change: PendingAliasChange, settings: Settings) -> _Settled:
-    """Accept what somebody moved, or put it back; either is written to the history."""
+def apply_or_revert(change: PendingAliasChange, settings: Settings) -> Promotion:
+    """Apply a pending alias change, or revert it.
+
+    Returns:
+        The entry of the history.
+    """
     registry = open_workspace(settings).registry
-    place = change.alias if change.via == "mlflow" else "the stage Production"
-    if change.version is None:
-        registry.record_removal(
-            change, cause=AuditInfo(via=change.via, reason=f"The alias {change.alias} was removed.")
-        )
-        return _Settled(change, True, f"{change.alias} was removed; it was version {change.settled}.")
+    production = registry.production
+    if change.requested_version is None:
+        production.record_removal(change, audit=AuditInfo(via=change.via, reason="The alias was removed in MLflow."))
+        return production.history(change.alias)[0]
     try:
-        version = registry.resolve(change.version)
+        version = registry.versions.find(change.requested_version)
     except VersionNotFoundError as error:  # deleted meanwhile
-        registry.revert(change, str(error), cause=AuditInfo(via=change.via, reason=str(error)))
-        return _Settled(change, False, str(error))
-    report = stored_verdict(version)
-    by = version.tags.get(BY_TAG)
-    faulty = [check for check in check_version(version, settings) if not check.passed]
-    if [check.name for check in faulty] == ["gate report"] and not registry.history(change.alias):
-        reason = "It was in production before there was a history."
-        registry.promote(version, alias=change.alias, cause=AuditInfo(by, change.via, reason=reason))
-        return _Settled(change, True, f"Version {version.version} stays in production. {reason}")
-    faults = [check.sentence for check in faulty]
-    if faults:
-        reason = " ".join(faults)
-        gate = report.verdict(promoted=False) if report else "not asked"
-        back = registry.revert(change, reason, cause=AuditInfo(by, change.via, gate, reason))
-        now = f"version {back.version} stays in production" if back else "nothing is in production"
-        return _Settled(change, False, f"Version {version.version} was refused, {now}: {reason}")
-    assert report is not None  # else there had been a fault
-    reason = version.tags.get(REASON_TAG) or " ".join(report.refusals)
-    registry.promote(
-        version, alias=change.alias, cause=AuditInfo(by, change.via, report.verdict(promoted=True), reason)
-    )
-    overridden = "" if report.accepted else f" The gate had refused it: {' '.join(report.refusals)}"
-    before = f"; before it was version {change.settled}" if change.settled else ""
-    return _Settled(change, True, f"Version {version.version} is in production ({place}){before}.{overridden}")
+        production.revert(change, str(error), audit=AuditInfo(via=change.via, reason=str(error)))
+        return production.history(change.alias)[0]
+    decision, by = Decision.from_tags(version), version.tags.get(BY_TAG)
+    failed = [result for result in check_version(version, settings) if not result.passed]
+    if [result.rule for result in failed] == [GATE_CHECK] and not production.history(change.alias):
+        audit = AuditInfo(by, change.via, reason="It was in production before the history began.")
+        production.promote(version, alias=change.alias, audit=audit)
+    elif failed:
+        reason = " ".join(result.message for result in failed)
+        gate = decision.status if decision else NOT_EVALUATED
+        production.revert(change, reason, audit=AuditInfo(by, change.via, gate, reason))
+    else:
+        assert decision is not None  # otherwise a check had failed
+        reason = version.tags.get(REASON_TAG) or " ".join(decision.failures)
+        gate = decision.status if decision.accepted else OVERRIDDEN
+        production.promote(version, alias=change.alias, audit=AuditInfo(by, change.via, gate, reason))
+    return production.history(change.alias)[0]
 
 
-def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[_Settled]:
-    """Settle whatever somebody moved, one after the other; nobody else on this home does meanwhile.
+def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[Promotion]:
+    """Apply or revert all pending alias changes, one process of this home at a time.
 
     Args:
-        settings: of this run.
-        alias: only this one.
+        settings: Settings of this run.
+        alias: Only this alias.
+
+    Returns:
+        The new entries of the history.
     """
-    lock: Path = settings.home.records / "promotion.lock"
+    lock = settings.home.records / "promotion.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        pending_changes = open_workspace(settings).registry.pending_changes()
-        return [settle(change, settings) for change in pending_changes if alias in (None, change.alias)]
+        pending = open_workspace(settings).registry.production.pending_changes()
+        return [apply_or_revert(change, settings) for change in pending if alias in (None, change.alias)]
+
+
+def as_state(entries: list[Promotion], message: str) -> State[Any]:
+    """Completed, or Failed if a change was reverted, with a message."""
+    return Failed(message=message) if any(it.action == "reverted" for it in entries) else Completed(message=message)
 
 
 @flow(name="validate-promotion", flow_run_name="validate {alias}")
 def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) -> State[Any]:
-    """Look at a version that somebody promoted, and settle it in production or put it back.
+    """Validate the versions that somebody promoted in MLflow; apply or revert these promotions.
 
-    It acts on what the registry says now, so running it twice, or late, does no harm.
+    It compares the registry with the history, so running it twice, or late, does no harm.
 
     Args:
         alias: ``production`` or ``production-<lab>``; all by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
 
     Returns:
-        Completed, or Failed when a version was refused; the message says what happened.
+        Completed, or Failed if a promotion was reverted; the message describes each change.
     """
-    settled = apply_pending_changes(load_settings(changes), alias)
-    if not settled:
-        return Completed(message=f"Nothing to do: {alias or 'production'} is what the history says.")
-    lines = [f"- {'✓' if it.accepted else '✗'} {it.message}" for it in settled]
-    create_markdown_artifact("\n".join(["# Roll-out", *lines]), key="roll-out")
-    message = " ".join(it.message for it in settled)
-    return Completed(message=message) if all(it.accepted for it in settled) else Failed(message=message)
+    entries = apply_pending_changes(load_settings(changes), alias)
+    if not entries:
+        return Completed(message=f"Nothing to do: no pending change of {alias or 'production'}.")
+    lines = [f"- {'✗' if it.action == 'reverted' else '✓'} {it}" for it in entries]
+    create_markdown_artifact("\n".join(["# Promotions", *lines]), key="validate-promotion")
+    return as_state(entries, " ".join(map(str, entries)))
 
 
 @cli_command
@@ -133,14 +121,14 @@ def command(
     alias: Annotated[str | None, typer.Argument(help="Such as production or production-lab_b; all by default.")] = None,
     changes: SetOption = None,
 ) -> None:
-    """Look at what somebody promoted in MLflow, and settle it in production or put it back (exit code 1).
+    """Validate promotions made in MLflow: apply them, or revert them (exit code 1).
 
-    With `microseg serve` this happens by itself. Example: microseg service validate-promotion
+    `microseg serve` does this automatically. Example: microseg service validate-promotion
     """
     state = validate_promotion(alias, tuple(changes or ()), return_state=True)
     if not state.is_completed():
-        raise RegistryError(state.message or "The roll-out failed.")
-    console.print(state.message)
+        raise RegistryError(state.message or "The validation failed.")
+    console.print(state.message, markup=False)
 
 
 if __name__ == "__main__":

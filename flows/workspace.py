@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from microseg.registry.gate import Decision
     from microseg.registry.model_card import ModelCardLab
     from microseg.registry.registry import Registry
-    from microseg.registry.run import RunLog
+    from microseg.registry.runs import RunLog
     from microseg.registry.version import ModelVersion
     from microseg.training.loop import TrainingResult
 
@@ -76,7 +76,7 @@ class Workspace:
     def production(self, lab: str | None = None) -> ModelVersion | None:
         """The version in production for a lab's images, or for all; None when there is none."""
         try:
-            return self.registry.in_use(lab)
+            return self.registry.production.active(lab)
         except VersionNotFoundError:
             return None
 
@@ -89,12 +89,13 @@ class Workspace:
         """Network of a version, from the registry; it is shared, so copy it before changing it."""
         from microseg.models.files import load_network
 
-        if version.run_id not in self._networks:
-            self._networks[version.run_id] = load_network(self.registry.download(version, self.settings.home.models))
-        self._networks.move_to_end(version.run_id)
+        key = version.run_id or version.uri
+        if key not in self._networks:
+            self._networks[key] = load_network(self.registry.versions.download(version, self.settings.home.models))
+        self._networks.move_to_end(key)
         while len(self._networks) > _NETWORKS:
             self._networks.popitem(last=False)
-        return self._networks[version.run_id]
+        return self._networks[key]
 
     def segmenter(self, version: ModelVersion) -> Segmenter:
         """Segmenter of a version."""
@@ -104,7 +105,7 @@ class Workspace:
         return Segmenter(
             self.network(version),
             provenance=version_provenance(version),
-            reference=self.registry.reference_distribution(version),
+            reference=self.registry.versions.reference_distribution(version),
             device=self.settings.params.device,
             tile=inference.tile_size,
             halo=inference.halo,
@@ -185,7 +186,7 @@ class Workspace:
             tags: Further tags of the version.
         """
         from microseg.datasets.sampling import CropSampler, Sample
-        from microseg.evaluation.reference_distribution import fit_reference_distribution
+        from microseg.evaluation.out_of_distribution import fit_reference_distribution
         from microseg.models.files import load_network
         from microseg.registry.model_card import model_card
 
@@ -206,11 +207,12 @@ class Workspace:
             params=self._training_params(method),
             run_id=run.id,
             commit=commit,
+            run_params=self.registry.runs.params(run.id),
         )
         first = Sample(source[0].image_path(source[0].rows[0]))
         tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
         example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
-        return self.registry.register(
+        return self.registry.versions.register(
             run, folder, example=example, method=method, description=card, commit=commit, tags=tags
         )
 
@@ -218,19 +220,16 @@ class Workspace:
         self,
         version: ModelVersion,
         comparison: Comparison,
-        decision: Decision | None,
-        production: ModelVersion | None,
+        decision: Decision,
     ) -> None:
-        """Write a version's model card anew, with its evaluation, and store the gate's decision with the version.
+        """Rewrite a version's model card with its evaluation, and store the gate's decision with the version.
 
         Args:
             version: The evaluated version.
             comparison: The evidence.
-            decision: The gate's decision; None when it was not asked yet.
-            production: The version it was compared with.
+            decision: The gate's decision.
         """
         from microseg.registry.model_card import model_card
-        from microseg.registry.verdict import verdict_tags
 
         network = self.network(version).config
         source, target = self.labs(version.datasets)
@@ -243,15 +242,15 @@ class Workspace:
             params=self._training_params(method),
             candidate=comparison.candidate,
             production=comparison.production,
+            scores=comparison.scores,
             decision=decision,
-            production_version=production.version if production else None,
-            pictures=self.registry.attached(version, "evaluation", ".jpg"),
+            panels=self.registry.versions.attachments(version, "evaluation", ".jpg"),
             run_id=version.run_id,
             commit=version.tags.get("commit"),
+            run_params=self.registry.runs.params(version.run_id),
         )
-        self.registry.describe(version, card)
-        if decision is not None:
-            self.registry.set_tags(version, verdict_tags(decision, production))
+        self.registry.versions.describe(version, card)
+        self.registry.versions.set_tags(version, decision.to_tags())
 
     def _training_params(self, method: str) -> dict[str, Any]:
         params = self.settings.params

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.verdicts import BETTER, TOGETHER, WORSE, Pair, leave_one_out, rates, signed_score
+from microseg.registry.model_card import measurement_name
 
 __all__ = ["draw", "gate_table", "rank_correlation", "rank_table", "rule_table", "score_table"]
 
@@ -41,7 +42,7 @@ def rank_table(rows: Rows) -> pd.DataFrame:
         found = {task: rank_correlation(_of(rows, task), score) for task in tasks}
         kept = [rank_correlation([row for row in _of(rows, task) if not row["made"]], score) for task in tasks]
         lines.append(
-            {"score": f"{score.replace('_', ' ')} ({'more' if sign > 0 else 'less'} is better)"}
+            {"score": f"{measurement_name(score)} ({'more' if sign > 0 else 'less'} is better)"}
             | {task: _signed(value) for task, value in found.items()}
             | {"mean": _signed(_mean(found.values())), "mean, adaptations alone": _signed(_mean(kept))}
         )
@@ -57,7 +58,7 @@ def score_table(pairs: Sequence[Pair]) -> pd.DataFrame:
         right = _mean([1 - worse.share, better.share]) if worse.of and better.of else float("nan")
         lines.append(
             {
-                "score": score.replace("_", " "),
+                "score": measurement_name(score),
                 "worse, accepted": str(worse),
                 "better, accepted": str(better),
                 "right, mean of both": f"{right:.0%}" if np.isfinite(right) else "–",
@@ -108,7 +109,7 @@ def draw(rows: Rows, pairs: Sequence[Pair], file: Path) -> None:
             axis.axhline(level, color="#888888", linestyle=":", linewidth=0.8)
         axis.axvline(0, color="#888888", linewidth=0.8)
         mean = _mean(rank_correlation(_of(rows, task), score) for task in tasks)
-        axis.set(title=f"{score.replace('_', ' ')}: {_signed(mean)}", xlabel="gain of the score")
+        axis.set(title=f"{measurement_name(score)}: {_signed(mean)}", xlabel="gain of the score")
     for axis in axes[:, 0]:
         axis.set_ylabel("gain of Dice on the target")
     axes.flat[0].legend(fontsize="small")

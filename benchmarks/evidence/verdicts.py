@@ -101,7 +101,7 @@ def _pair(candidate: Mapping[str, Any], production: Mapping[str, Any], policy: G
         production["network"] == SOURCE_ONLY,
         candidate["target_dice"] - production["target_dice"],
         {score: _gain(signed_score(candidate, score), signed_score(production, score)) for score in SCORES},
-        tuple(dict.fromkeys(it.rule.partition("/")[0] for it in decision.reasons if not it.passed)),
+        tuple(dict.fromkeys(it.rule.partition("/")[0] for it in decision.rules if not it.passed)),
     )
 
 

@@ -8,7 +8,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.cli.console import progress_bar
 from microseg.config.params import FitSettings
-from microseg.registry.run import RunLog
+from microseg.registry.runs import RunLog
 from microseg.training.devices import Progress
 
 __all__ = ["training_progress"]

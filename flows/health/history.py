@@ -1,4 +1,4 @@
-"""What was in production, when, from what, by whom and why.
+"""The history of production: promotions, rollbacks, removals and reverted changes.
 
 python -m flows.health.history --lab lab_b
 """
@@ -13,43 +13,43 @@ from flows.cli.console import console, show_table
 from flows.cli.options import LabOption, cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
-from microseg.registry.history import Promotion
+from microseg.registry.production import Promotion
 from microseg.registry.version import production_of
 
 __all__ = ["command"]
 
-_COLUMNS = ("when (UTC)", "for", "what", "from → to", "gate", "by", "via", "reason")
+_COLUMNS = ("time (UTC)", "alias", "action", "version", "gate", "by", "via", "reason")
 
 
 @cli_command(home="read")
 def command(
     lab: LabOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, the newest first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the newest first.")] = False,
 ) -> None:
-    """List every promotion, rollback and refusal: when, from which version to which, by whom, what the gate said, why.
+    """List all promotions, rollbacks, removals and reverted changes of production.
 
     Example: microseg history --json
     """
-    entries = open_workspace(load_settings()).registry.history(production_of(lab) if lab else None)
+    entries = open_workspace(load_settings()).registry.production.history(production_of(lab) if lab else None)
     if as_json:
-        typer.echo(json.dumps([asdict(entry) | {"when": entry.when.isoformat()} for entry in entries], indent=2))
+        typer.echo(json.dumps([asdict(entry) | {"time": entry.time.isoformat()} for entry in entries], indent=2))
     elif not entries:
-        console.print("Nothing was ever promoted: microseg train makes a first version.")
+        console.print("The history is empty: microseg train creates a first version.")
     else:
-        show_table("Promotions, the newest first", _COLUMNS, [_row(entry) for entry in entries])
+        show_table("History of production", _COLUMNS, [_row(entry) for entry in entries])
 
 
 def _row(entry: Promotion) -> tuple[str, ...]:
-    state = "" if entry.state == "done" or entry.action == "refused" else f" ({entry.state})"
+    state = "" if entry.state == "done" or entry.action == "reverted" else f" ({entry.state})"
     return (
-        f"{entry.when:%Y-%m-%d %H:%M:%S}",
+        f"{entry.time:%Y-%m-%d %H:%M}",
         entry.alias,
         entry.action + state,
-        f"{entry.before or '–'} → {entry.version or '–'}",
-        entry.cause.gate,
-        entry.cause.by or "unknown",
-        entry.cause.via,
-        entry.cause.reason,
+        f"{entry.previous_version or '–'} → {entry.version or '–'}",
+        entry.audit.gate,
+        entry.audit.by or "unknown",
+        entry.audit.via,
+        entry.audit.reason,
     )
 
 

@@ -22,7 +22,7 @@ def registry(settings: Settings) -> Iterator[Finding]:
     uri = settings.environment.tracking_uri
     shown = re.sub(r"//[^/@]+@", "//***@", uri)
     try:
-        open_workspace(settings).registry.versions()
+        open_workspace(settings).registry.versions.all()
     except MicrosegError as error:  # among them: hosts that the server was not told of
         yield Finding("MLflow", "error", str(error), "see mlflow/README.md")
         return
@@ -46,7 +46,7 @@ def aliases(settings: Settings) -> Iterator[Finding]:
     opened = open_workspace(settings).registry
     known = {path.stem for path in (open_workspace(settings).datasets.root / "history").glob("*.jsonl")}
     odd = False
-    for one in opened.versions():
+    for one in opened.versions.all():
         for alias in one.aliases:
             plain = alias.strip().lower().replace("_", "-")
             lab = alias.removeprefix(f"{PRODUCTION}-")
@@ -66,13 +66,13 @@ def aliases(settings: Settings) -> Iterator[Finding]:
                     f"version {one.version} has {alias!r}, which puts nothing into production",
                     f"set {PRODUCTION!r}, in lower case, and remove this one",
                 )
-    for change in opened.pending_changes():
+    for change in opened.production.pending_changes():
         odd = True
         yield Finding(
             "aliases",
             "warning",
-            f"{change.alias} was moved from version {change.settled or '–'} to {change.version or '–'}, and nobody has "
-            "looked at it",
+            f"pending alias change: {change.alias} was set from version {change.active_version or '–'} to "
+            f"{change.requested_version or '–'}",
             "microseg service validate-promotion, or see that microseg serve runs",
         )
     if not odd:
@@ -84,7 +84,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
     """Whether MLflow's word of a promotion arrives."""
     if not is_server(settings.environment.tracking_uri):
         return
-    hooks = open_workspace(settings).registry.webhooks.addresses()
+    hooks = open_workspace(settings).registry.webhooks.subscriptions()
     if not hooks:
         yield Finding(
             "webhook", "warning", "MLflow tells nobody of promotions; the poll finds them later", "run microseg serve"
@@ -108,7 +108,7 @@ def webhook(settings: Settings) -> Iterator[Finding]:
         )
         return
     # only the server knows whether it can read its secret: have it send one
-    status, said = open_workspace(settings).registry.webhooks.try_delivery()
+    status, said = open_workspace(settings).registry.webhooks.send_test()
     if status is not None and status < 400:
         yield Finding("webhook", "ok", f"a signed delivery to {url} was believed")
     else:

@@ -19,8 +19,8 @@ from flows.cli.console import console, show_table
 from flows.cli.options import cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
+from microseg.registry.gate import NOT_EVALUATED, Decision
 from microseg.registry.production import PendingAliasChange
-from microseg.registry.verdict import stored_verdict
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
 __all__ = ["LabStatus", "Status", "command", "read_status"]
@@ -85,8 +85,8 @@ def read_status(settings: Settings) -> Status:
         RegistryError: the registry cannot be reached.
     """
     registry = open_workspace(settings).registry
-    versions = registry.versions()
-    promoted = {entry.version for entry in registry.history() if entry.state == "done"}
+    versions = registry.versions.all()
+    promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     store, landed = (
         open_workspace(settings).datasets,
         {landing.lab: landing for landing in open_workspace(settings).onboarding.all()},
@@ -105,25 +105,24 @@ def read_status(settings: Settings) -> Status:
                 history[-1].files if history else 0,
                 used.version if used else None,
                 used is not None and production_of(lab) in used.aliases,
-                _judged(proposed) if proposed else None,
+                _with_status(proposed) if proposed else None,
                 f"{landing.state}: {landing.message}".rstrip(": ") if landing else "",
             )
         )
     candidate = next((it.version for it in versions if CANDIDATE in it.aliases), None)
     last, following = _batches()
-    pending = [_message(change) for change in registry.pending_changes()]
+    pending = [_message(change) for change in registry.production.pending_changes()]
     return Status(production.version if production else None, candidate, pending, labs, last, following)
 
 
-def _judged(version: ModelVersion) -> str:
-    report = stored_verdict(version)
-    return f"{version.version} ({'not judged' if report is None else report.verdict(promoted=False)})"
+def _with_status(version: ModelVersion) -> str:
+    decision = Decision.from_tags(version)
+    return f"{version.version} ({decision.status if decision else NOT_EVALUATED})"
 
 
 def _message(change: PendingAliasChange) -> str:
-    return (
-        f"{change.alias}: version {change.version or '–'} asked for ({change.via}), {change.settled or 'none'} settled"
-    )
+    requested = f"version {change.requested_version} requested" if change.requested_version else "alias removed"
+    return f"{change.alias}: {requested} ({change.via}), {change.active_version or 'none'} active"
 
 
 def _batches() -> tuple[list[str] | None, str | None]:

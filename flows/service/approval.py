@@ -1,4 +1,4 @@
-"""Who decides on a candidate that a landing has made: a person in MLflow's page, one in Prefect's, or the gate."""
+"""Who decides on a new candidate: a person in MLflow's page, a person in Prefect's page, or the gate."""
 
 from datetime import timedelta
 
@@ -10,73 +10,73 @@ from pydantic import Field
 
 from flows.promote import promote
 from microseg.config.settings import Settings
-from microseg.registry.verdict import stored_verdict
-from microseg.registry.version import ModelVersion
+from microseg.registry.gate import Decision
+from microseg.registry.version import ModelVersion, production_of
 
-__all__ = ["Approval", "decide_on"]
+__all__ = ["Approval", "request_approval"]
 
-_PATIENCE = timedelta(days=90)
+_TIMEOUT = timedelta(days=90)
 
 
 class Approval(RunInput):
-    """What a person is asked in Prefect's page."""
+    """The input of a person in Prefect's page."""
 
-    promote: bool = Field(False, title="Promote it", description="Put the candidate into production.")
+    promote: bool = Field(False, title="Promote", description="Promote the candidate to production.")
     by: str = Field("", title="Your name", description="For the history.")
-    reason: str = Field("", title="Why", description="For the history; asked for where the gate refuses.")
+    reason: str = Field("", title="Reason", description="For the history; required if the gate refuses.")
 
 
-def decide_on(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
-    """Have a candidate decided on, as ``promotion.approval`` says.
+def request_approval(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
+    """Request a decision on a candidate, as ``promotion.approval`` says.
 
     Args:
-        candidate: judged.
-        lab: that it was adapted to.
-        settings: of this run.
-        changes: see the flows.
+        candidate: The evaluated candidate.
+        lab: The lab that it was adapted to.
+        settings: Settings of this run.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
 
     Returns:
-        What was decided, or who is to decide.
+        The decision, or who has to decide, in a sentence.
     """
-    message = _decide(candidate, lab, settings, changes)
+    message = _request(candidate, lab if settings.params.promotion.per_lab else None, lab, settings, changes)
     create_markdown_artifact(f"# {lab}\n\n{message}", key="decision")
     return message
 
 
-def _decide(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
-    own = lab if settings.params.promotion.per_lab else None
-    report = stored_verdict(candidate)
-    verdict = f"The gate {report.sentence}." if report else ""
-    if settings.params.promotion.approval == "gate":
-        result = promote(str(candidate.version), own, by="the gate", changes=changes)
-        done = "is in production" if result.accepted else "stays a candidate"
-        return f"Version {candidate.version} {done}: the gate decides here. {' '.join(result.reasons)}"
-    if settings.params.promotion.approval == "prefect" and deployment.id is not None:
-        return _ask(candidate, own, verdict, changes)
-    alias = f"production-{lab}" if own else "production"
+def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
+    approval = settings.params.promotion.approval
+    if approval == "gate":
+        decision = promote(str(candidate.version), scope, by="the gate", changes=changes)
+        result = "is in production" if decision.promoted else "stays a candidate"
+        rules = " ".join(rule.message for rule in decision.rules)
+        return f"Version {candidate.version} {result}, by the decision of the gate. {rules}"
+    stored = Decision.from_tags(candidate)
+    gate = str(stored) if stored else "The gate was not evaluated on it."
+    if approval == "prefect" and deployment.id is not None:
+        return _ask_in_prefect(candidate, scope, gate, changes)
     return (
-        f"Version {candidate.version} is the candidate for {lab}. {verdict} Look at it in MLflow's page, and set the "
-        f"alias {alias} on it to promote it."
+        f"Version {candidate.version} is the candidate for {lab}. {gate} Compare it with production in MLflow, and set "
+        f"the alias {production_of(scope)} on it to promote it."
     )
 
 
-def _ask(candidate: ModelVersion, lab: str | None, verdict: str, changes: tuple[str, ...]) -> str:
-    """End the run until a person has decided; it then goes on from the top, and finds everything done up to here."""
+def _ask_in_prefect(candidate: ModelVersion, scope: str | None, gate: str, changes: tuple[str, ...]) -> str:
+    """Suspend the run until a person has decided; it then starts again, and skips the steps that are done."""
     create_markdown_artifact(
-        f"# Version {candidate.version}: to be decided\n\n{verdict}\n\n{candidate.description}", key="to-decide"
+        f"# Version {candidate.version}: approval requested\n\n{gate}\n\n{candidate.description}", key="approval"
     )
-    get_run_logger().info("Version %s waits for a decision: Resume, on this page.", candidate.version)
-    said = suspend_flow_run(
+    get_run_logger().info("Version %s needs an approval: press Resume on this page.", candidate.version)
+    answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(
-            description=f"# Promote version {candidate.version}?\n{verdict} The run's artifacts show it beside the "
+            description=f"# Promote version {candidate.version}?\n{gate} The artifacts of this run compare it with the "
             "production model.",
             promote=False,
         ),
-        timeout=int(_PATIENCE.total_seconds()),
+        timeout=int(_TIMEOUT.total_seconds()),
         key=f"approval-{candidate.version}",
     )
-    by = said.by or None
-    if not said.promote:
-        return f"Version {candidate.version} was declined{f' by {by}' if by else ''}. {said.reason}".strip()
-    result = promote(str(candidate.version), lab, said.reason or "approved in Prefect", by, changes)
-    return f"Version {result.production} is in production: approved{f' by {by}' if by else ''}. {said.reason}".strip()
+    by = f" by {answer.by}" if answer.by else ""
+    if not answer.promote:
+        return f"Version {candidate.version} was rejected{by}. {answer.reason}".strip()
+    promote(str(candidate.version), scope, answer.reason or "approved in Prefect", answer.by or None, changes)
+    return f"Version {candidate.version} is in production: approved{by}. {answer.reason}".strip()

@@ -1,10 +1,9 @@
-"""MLflow's signed webhook → a Prefect event.
+"""Receive MLflow's signed webhooks, and emit Prefect events.
 
     python -m flows.service.webhook_receiver
 
-MLflow can tell an address when an alias is moved, in words of its own; Prefect starts runs by events, in words of its
-own. Between them this listens, believes nobody who does not know the shared secret, and passes on what concerns
-production. `microseg serve` does this itself.
+MLflow sends a webhook when an alias changes; Prefect starts runs on events. This receiver verifies the signature of a
+webhook and emits the event `microseg.promotion.requested` if it concerns production. `microseg serve` runs it.
 """
 
 import json
@@ -25,28 +24,28 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError, SettingsError
 from microseg.registry.version import is_production
-from microseg.registry.webhooks import AliasChange, SignatureError, read_webhook
+from microseg.registry.webhooks import AliasEvent, SignatureError, parse_webhook
 
 __all__ = ["command", "subscribe", "webhook_receiver"]
 
 _PATH = "/mlflow"
-_LARGEST_BODY = 1_000_000  # bytes; a delivery has some hundred
+_MAX_BODY = 1_000_000  # bytes; a webhook has some hundred
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def webhook_receiver(settings: Settings) -> Iterator[str]:
-    """Listen, in threads of this process, while the block runs.
+    """Receive webhooks, in threads of this process, while the block runs.
 
     Args:
-        settings: where to listen.
+        settings: Settings with host and port.
 
     Yields:
-        The address to give MLflow.
+        The URL for MLflow.
 
     Raises:
-        SettingsError: the port is taken, or the address is none.
+        SettingsError: The port is in use, or the URL is not valid.
     """
     url = urlsplit(settings.environment.microseg_webhook_url)
     try:
@@ -56,7 +55,7 @@ def webhook_receiver(settings: Settings) -> Iterator[str]:
     except (ValueError, AssertionError, OSError, OverflowError) as error:
         raise SettingsError(
             f"Expected a free port in MICROSEG_WEBHOOK_URL, such as http://127.0.0.1:4280, got {url.geturl()}: "
-            f"{error or 'no port'}. Name another, or stop what listens there."
+            f"{error or 'no port'}. Use another port, or stop the process that uses it."
         ) from error
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="webhook_receiver", daemon=True)
@@ -69,19 +68,8 @@ def webhook_receiver(settings: Settings) -> Iterator[str]:
 
 
 def subscribe(settings: Settings, url: str) -> bool:
-    """Have the MLflow server send its word here.
-
-    Args:
-        settings: where the server is.
-        url: of the bridge, as the server reaches it.
-
-    Returns:
-        False where there is no server, only a database: it sends nothing.
-
-    Raises:
-        RegistryError: the server refuses.
-    """
-    return open_workspace(settings).registry.webhooks.deliver_to(url, settings.environment.webhook_secret)
+    """Subscribe the receiver to the webhooks of the MLflow server; see `Webhooks.subscribe`."""
+    return open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret)
 
 
 def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
@@ -89,38 +77,22 @@ def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(200 if self.path == "/health" else 404, "OK" if self.path == "/health" else "")
+            if self.path == "/health":
+                self._respond(200, "OK")
+            else:
+                self._respond(404, "not found")
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            if self.path != _PATH or not 0 < length <= _LARGEST_BODY:
-                self._answer(404 if self.path != _PATH else 413, "")
-                return
-            body = self.rfile.read(length)
-            try:
-                moved = read_webhook(dict(self.headers.items()), body, secret)
-            except SignatureError as error:
-                _log.warning("A delivery from %s is not believed: %s", self.client_address[0], error)
-                self._answer(401, "not believed")
-                return
-            if moved is None or not moved.ours or not is_production(moved.alias):
-                self._answer(200, "does not concern production")
-                return
-            if _settled(moved, settings):
-                self._answer(200, "settled already")
-                return
-            payload = {"alias": moved.alias, "version": moved.version}
-            try:
-                emit(PROMOTION_REQUESTED, f"microseg.alias.{moved.alias}", payload, identity=moved.delivery)
-            except httpx.HTTPError as error:
-                _log.error("Prefect could not be told that %s was moved: %r", moved.alias, error)
-                self._answer(503, "Prefect cannot be reached")  # so that MLflow tries again
-                return
-            _log.info("%s was moved to version %s: told Prefect", moved.alias, moved.version)
-            self._answer(202, "told Prefect")
+            if self.path != _PATH:
+                self._respond(404, "not found")
+            elif not 0 < length <= _MAX_BODY:
+                self._respond(413, "body missing or too large")
+            else:
+                self._respond(*_process(dict(self.headers.items()), self.rfile.read(length), secret, settings))
 
-        def _answer(self, code: int, said: str) -> None:
-            content = json.dumps({"said": said}).encode()
+        def _respond(self, code: int, message: str) -> None:
+            content = json.dumps({"message": message}).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -133,18 +105,40 @@ def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _settled(moved: AliasChange, settings: Settings) -> bool:
-    """Whether microseg moved the alias itself, or is about to: no run is needed then."""
+def _process(headers: dict[str, str], body: bytes, secret: str, settings: Settings) -> tuple[int, str]:
+    """Verify a webhook and emit an event if it concerns production; returns status code and message."""
     try:
-        return moved.alias not in {change.alias for change in open_workspace(settings).registry.pending_changes()}
+        event = parse_webhook(headers, body, secret)
+    except SignatureError as error:
+        _log.warning("Rejected a webhook: %s", error)
+        return 401, "invalid signature"
+    if event is None or not event.is_segmenter or not is_production(event.alias):
+        return 200, "ignored: not about an alias of production"
+    if not _is_pending(event, settings):
+        return 200, "ignored: no pending alias change"
+    payload = {"alias": event.alias, "version": event.version}
+    try:
+        emit(PROMOTION_REQUESTED, f"microseg.alias.{event.alias}", payload, identity=event.delivery_id)
+    except httpx.HTTPError as error:
+        _log.error("Could not emit an event for the change of %s: %r", event.alias, error)
+        return 503, "the Prefect server cannot be reached"  # so that MLflow retries
+    _log.info("%s was set to version %s: event emitted", event.alias, event.version)
+    return 202, "event emitted"
+
+
+def _is_pending(event: AliasEvent, settings: Settings) -> bool:
+    """Whether the change has to be validated: not if microseg changed the alias itself."""
+    try:
+        pending = open_workspace(settings).registry.production.pending_changes()
     except RegistryError as error:
-        _log.warning("Whether %s is settled is not known, so it is looked at: %s", moved.alias, error)
-        return False
+        _log.warning("Cannot compare %s with the history, so its change is validated: %s", event.alias, error)
+        return True
+    return event.alias in {change.alias for change in pending}
 
 
 @cli_command
 def command() -> None:
-    """Pass MLflow's word of a promotion on to Prefect, until Ctrl-C; `microseg serve` does this itself.
+    """Receive MLflow's webhooks and emit Prefect events, until Ctrl-C; `microseg serve` runs it.
 
     It listens at MICROSEG_WEBHOOK_URL, http://127.0.0.1:4280 by default.
     """
@@ -152,10 +146,10 @@ def command() -> None:
     with webhook_receiver(settings) as url:
         if not subscribe(settings, url):
             raise SettingsError(
-                "Expected an MLflow server in MLFLOW_TRACKING_URI, found a database: only a server sends word of "
-                "promotions. Without one they are noticed by the deployment reconcile."
+                "Expected an MLflow server in MLFLOW_TRACKING_URI, got a database, which sends no webhooks: start a "
+                "server, or use the deployment reconcile, which finds promotions without webhooks."
             )
-        console.print(f"MLflow at {settings.environment.tracking_uri} sends word of promotions to {url}. Ctrl-C ends.")
+        console.print(f"MLflow at {settings.environment.tracking_uri} sends webhooks to {url}. Ctrl-C stops.")
         threading.Event().wait()
 
 

@@ -116,9 +116,9 @@ class Segmenter:
             return cls(load_network(folder), provenance=provenance, device=device, **options)
         environment = Environment()
         registry = Registry(tracking_uri or environment.tracking_uri)
-        version = registry.resolve(model)
-        network = load_network(registry.download(version, environment.home.models))
-        reference = registry.reference_distribution(version)
+        version = registry.versions.find(model)
+        network = load_network(registry.versions.download(version, environment.home.models))
+        reference = registry.versions.reference_distribution(version)
         return cls(network, provenance=version_provenance(version), reference=reference, device=device, **options)
 
     @property

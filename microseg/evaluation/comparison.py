@@ -1,4 +1,4 @@
-"""A candidate beside the production model: what it must not lose, and what it gains on the new lab."""
+"""Comparison of a candidate with the production model, on the source labs and on the target lab."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,55 +16,80 @@ from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
-from microseg.evaluation.reference_distribution import ood_scores
+from microseg.evaluation.out_of_distribution import ood_scores
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
 from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.registry.model_card import Scores, measurement_name
 from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["Comparison", "compare"]
 
-_LABEL_FREE_IMAGES = 200  # of a lab, spread evenly: more would tell no more
+_LABEL_FREE_IMAGES = 200  # largest number of images of a lab, spread evenly
 _SEPARABILITY_IMAGES = 16
 _SEPARABILITY_CROP = 256  # pixels
-_MASKED_SLIDES = 3  # of the new lab, at least, with masks: fewer do not tell a gain from chance
+_MIN_MASKED_SLIDES = 3  # slides of the target lab with masks from which a gain is computed
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Evidence on a candidate and on the production model, measured on the same images.
 
-    Attributes:
-        candidate: evidence on the candidate.
-        production: evidence on the model in use; None where there is none yet.
-        target: name of the new lab; None where only labelled labs were looked at.
-        scores: by lab, then by figure, the candidate's and production's mean over the held-out images.
+    Args:
+        candidate: Evidence on the candidate.
+        production: Evidence on the model in production; None if there is none yet.
+        target: Name of the target lab; None if only source labs were evaluated.
+        scores: By lab, then by metric, the mean over the labelled images of the candidate and of production.
     """
 
     candidate: Evidence
     production: Evidence | None
     target: str | None = None
-    scores: Mapping[str, Mapping[str, tuple[float | None, float | None]]] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the candidate's metrics for MLflow: by lab, then by name, such as ``dice/lab_a``."""
+        metrics = {
+            lab: {f"{name}/{lab}": new for name, (new, _) in scores.items() if new is not None}
+            for lab, scores in self.scores.items()
+        }
+        if self.target:
+            label_free = {f"{name}/{self.target}": value for name, value in self.candidate.label_free.items()}
+            metrics[self.target] = metrics.get(self.target, {}) | label_free
+        return metrics
+
+    def rows(self) -> list[tuple[str, float | None, float | None]]:
+        """Return the rows of a table: measurement, candidate, production."""
+        rows: list[tuple[str, float | None, float | None]] = []
+        for lab, scores in self.scores.items():
+            rows += [(f"{lab}: {measurement_name(name)}", new, old) for name, (new, old) in scores.items()]
+        if (gain := self.candidate.target_gain) is not None:
+            parts = {"": gain.value, ", lower bound": gain.low, ", upper bound": gain.high}
+            rows += [(f"{self.target}: gain of Dice{part}", value, None) for part, value in parts.items()]
+        old_values = self.production.label_free if self.production else {}
+        for name, value in self.candidate.label_free.items():
+            rows.append((f"{self.target}: {measurement_name(name)}", value, old_values.get(name)))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what is not reference is null."""
+        """Convert to JSON values; NaN becomes null."""
         plain: dict[str, Any] = _without_nan(asdict(self))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
-        """Back from `to_dict`; a figure that was not reference is nan."""
+        """Restore from `to_dict`; null measurements become NaN."""
         sides = {side: _with_nan(values[side]) for side in ("candidate", "production")}
         return TypeAdapter(cls).validate_python(dict(values) | sides)
 
 
 @dataclass(frozen=True)
-class _Side:
+class _Evaluation:
     evidence: Evidence
     scores: dict[str, Mapping[str, float]]
-    masked: pd.Series | None = None  # Dice of each image of the new lab that has a mask, by its slide
+    target_dice: pd.Series | None = None  # Dice of each image of the target lab with a mask, indexed by slide
 
 
 def compare(
@@ -77,45 +102,47 @@ def compare(
     engine: Callable[[PyramidSegmenter], Engine] = Engine,
     on_image: Callable[[str], None] = lambda _name: None,
 ) -> Comparison:
-    """Judge two networks on the same images.
+    """Evaluate two networks on the same images.
 
     Args:
-        candidate: the network proposed.
-        production: the network in use.
-        source: labelled labs; their ``test`` split is scored.
-        target: the new lab. Without masks it gives label-free evidence; where it sent some, also Dice on them, and
-            where these are of three slides or more, the Dice gained, image by image.
-        reference: reference distributions of the candidate and of the network in use, for the score; None where
-            that was not kept.
-        engine: makes a network ready to segment.
-        on_image: called with an image's name each time that one is done.
+        candidate: The candidate network.
+        production: The network in production.
+        source: Source labs; their ``test`` split is scored.
+        target: The target lab. It gives label-free measurements, Dice on its masks if it has some, and the Dice gained,
+            image by image, if these are of three slides or more.
+        reference: Reference distributions of the candidate and of production, for the out-of-distribution score; None
+            if unknown.
+        engine: Creates the inference engine of a network.
+        on_image: Called with the name of each evaluated image.
 
     Returns:
         The comparison.
     """
     expected = expected_foreground_share(source)
-    judge = partial(_judge, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
-    new = judge(candidate, reference=reference[0])
-    old = None if production is None else judge(production, reference=reference[1])
+    run = partial(_evaluate, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
+    new = run(candidate, reference=reference[0])
+    old = None if production is None else run(production, reference=reference[1])
     scores = {
-        lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in figures.items()}
-        for lab, figures in new.scores.items()
+        lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in values.items()}
+        for lab, values in new.scores.items()
     }
-    evidence = new.evidence if old is None else replace(new.evidence, target_gain=_gain(new.masked, old.masked))
+    evidence = new.evidence
+    if old is not None:
+        evidence = replace(evidence, target_gain=_dice_gain(new.target_dice, old.target_dice))
     return Comparison(evidence, old.evidence if old else None, target.metadata.lab if target else None, scores)
 
 
-def _gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | None:
-    """Dice gained on the new lab's masks: the difference on each image, drawn by slide."""
+def _dice_gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | None:
+    """The mean difference of Dice on the target lab's masks, bootstrapped by slide."""
     if new is None or old is None:
         return None
-    gained = (new - old).dropna()
-    if gained.index.nunique() < _MASKED_SLIDES:
+    gain = (new - old).dropna()
+    if gain.index.nunique() < _MIN_MASKED_SLIDES:
         return None
-    return bootstrap_interval(gained.to_numpy(float), gained.index.to_list())
+    return bootstrap_interval(gain.to_numpy(float), gain.index.to_list())
 
 
-def _judge(
+def _evaluate(
     network: PyramidSegmenter,
     *,
     source: Sequence[LabDataset],
@@ -124,43 +151,45 @@ def _judge(
     engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
     on_image: Callable[[str], None],
-) -> _Side:
+) -> _Evaluation:
     ready, classes = engine(network), network.config.classes
     scores = {
-        lab.metadata.lab: mean_scores(score(ready.probabilities, lab_references(lab, "test"), classes, on_image))
+        lab.metadata.lab: mean_scores(
+            score(ready.probabilities, lab_references(lab, "test"), classes, on_image, objects=True)
+        )
         for lab in source
     }
     label_free: dict[str, int | float] = {}
-    interval, masked = None, None
+    interval, target_dice = None, None
     if target is not None:
-        looked_at = lab_targets(target, _LABEL_FREE_IMAGES)
-        label_free |= label_free_scores(ready.probabilities, looked_at, len(classes), on_image)
-        label_free |= {"expected_foreground_share": expected, "images": len(looked_at)}
+        images = lab_targets(target, _LABEL_FREE_IMAGES)
+        label_free |= label_free_scores(ready.probabilities, images, len(classes), on_image)
+        label_free |= {"expected_foreground_share": expected, "images": len(images)}
         if reference is not None:
-            ood_score = summarize_scores(ood_scores(reference, looked_at, network.config.mpp))
-            label_free |= {"ood_score": ood_score.median, "drift_share": ood_score.share}
-        images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
-        others = lab_targets(target, _SEPARABILITY_IMAGES)
-        if min(len(images), len(others)) > 1:
+            summary = summarize_scores(ood_scores(reference, images, network.config.mpp))
+            label_free |= {"ood_score": summary.median_score, "ood_share": summary.share}
+        source_images = [image for lab in source for image in lab_targets(lab, _SEPARABILITY_IMAGES)]
+        target_images = lab_targets(target, _SEPARABILITY_IMAGES)
+        if min(len(source_images), len(target_images)) > 1:
             label_free["domain_separability"] = domain_separability(
-                _pooled(network, images),
-                _pooled(network, others),
-                ([it.slide for it in images], [it.slide for it in others]),
+                _pooled_features(network, source_images),
+                _pooled_features(network, target_images),
+                ([it.slide for it in source_images], [it.slide for it in target_images]),
             )
         references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
         if references:
-            table = score(ready.probabilities, references, classes, on_image)
+            table = score(ready.probabilities, references, classes, on_image, objects=True)
             scores[target.metadata.lab] = mean_scores(table)
             slides = [reference.slide or reference.name for reference in references]
-            masked = pd.Series(table["dice"].to_numpy(float), slides)
-            interval = bootstrap_interval(masked.to_numpy(), slides)
+            target_dice = pd.Series(table["dice"].to_numpy(float), slides)
+            interval = bootstrap_interval(target_dice.to_numpy(), slides)
     dice = {lab.metadata.lab: scores[lab.metadata.lab]["dice"] for lab in source}
-    return _Side(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores, masked)
+    return _Evaluation(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores, target_dice)
 
 
 @torch.inference_mode()
-def _pooled(network: PyramidSegmenter, images: Sequence[TargetImage]) -> npt.NDArray[np.float32]:
-    """Mean of the pyramid's output over a crop of each image at the model's scale: what the image-level adversary sees.
+def _pooled_features(network: PyramidSegmenter, images: Sequence[TargetImage]) -> npt.NDArray[np.float32]:
+    """Mean of the pyramid features over a crop of each image at the model's scale: the image-level classifier's input.
 
     Shape:
         (N, D)
@@ -186,8 +215,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def _with_nan(side: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The evidence with nan for null, so that an unknown figure stays one that was asked for."""
+    """The evidence with NaN for null, so that an unknown measurement stays in the table."""
     if side is None:
         return None
-    figures = {key: value for key, value in side.items() if value is not None}
-    return {key: {name: nan if value is None else value for name, value in figures[key].items()} for key in figures}
+    values = {key: value for key, value in side.items() if value is not None}
+    return {key: {name: nan if value is None else value for name, value in values[key].items()} for key in values}

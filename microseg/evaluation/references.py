@@ -1,4 +1,4 @@
-"""Images with reference masks, and how well an engine does on them."""
+"""Images with reference masks, and the scores of a segmentation on them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr, stdtrit
 
-from microseg.annotations.index_masks import read_mask
+from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.datasets.checks import check_pair
 from microseg.datasets.dataset import LabDataset, Split
 from microseg.datasets.lab import LabMetadata, image_key, image_name
 from microseg.errors import LabError
-from microseg.evaluation.boundary import boundary_dice
-from microseg.evaluation.overlap import dice
+from microseg.evaluation.objects import ObjectOverlap
+from microseg.evaluation.overlap import boundary_dice, dice
+from microseg.outputs.objects import label_objects
 from microseg.registry.gate import ConfidenceInterval
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
 
@@ -29,6 +30,8 @@ __all__ = [
     "score",
 ]
 
+_OBJECT_METRICS = ("object_f1", "object_dice", "aji")
+
 Segment = Callable[[npt.NDArray[np.uint8], float | None], npt.NDArray[np.float32]]
 """RGB image (H, W, 3) and its microns per pixel → class probabilities (K, H, W)."""
 
@@ -37,12 +40,12 @@ Segment = Callable[[npt.NDArray[np.uint8], float | None], npt.NDArray[np.float32
 class Reference:
     """An image and its reference mask.
 
-    Attributes:
-        name: of the image.
-        image: its file.
-        mask: the file of its class indices.
-        mpp: microns per pixel; None when unknown.
-        slide: the slide or patient that it is of; empty where that is not known.
+    Args:
+        name: Name of the image.
+        image: Image file.
+        mask: File of its class indices.
+        mpp: Pixel size in microns per pixel; None if unknown.
+        slide: Slide or patient; empty if unknown.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Reference:
 
 
 def lab_references(lab: LabDataset, split: Split) -> tuple[Reference, ...]:
-    """The labelled images of one split of a lab's dataset."""
+    """Return the labelled images of one split of a lab's dataset."""
     return tuple(
         Reference(Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp, row.group)
         for row in lab.select(split=split, labelled=True)
@@ -61,16 +64,16 @@ def lab_references(lab: LabDataset, split: Split) -> tuple[Reference, ...]:
 
 
 def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...]:
-    """The images and masks that a lab keeps aside to report on, in ``<folder>/test``; none where there are none.
+    """Return the held-out test images of a lab and their masks, in ``<folder>/test``, if there are some.
 
-    They are in no dataset, so no training can reach them.
+    They are in no dataset, so no training can use them.
 
     Args:
-        folder: the lab's folder, as it was delivered.
-        card: what the lab says of itself.
+        folder: The lab's incoming folder.
+        card: The lab's metadata.
 
     Raises:
-        LabError: when an image there has no mask of the same name, or either cannot be used.
+        LabError: An image has no mask of the same name, or one of them cannot be used.
     """
     images, masks = folder / "test" / "images", folder / "test" / "masks"
     if not (images.is_dir() and masks.is_dir()):
@@ -81,7 +84,7 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
         name = image_name(path)
         if image_key(name) not in mask_files:
             raise LabError(
-                f"{path}: expected a mask of the same name in {masks}, found none. Add it, or take the image away."
+                f"{path}: expected a mask of the same name in {masks}, found none. Add it, or remove the image."
             )
         mask = mask_files[image_key(name)]
         checked = check_pair(path, mask, card.classes)
@@ -93,7 +96,7 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """The images in a folder, without what operating systems hide beside them."""
+    """Return the images in a folder, without hidden files."""
     return [
         path
         for path in sorted(folder.iterdir())
@@ -106,44 +109,70 @@ def score(
     references: Iterable[Reference],
     classes: tuple[str, ...],
     on_image: Callable[[str], None] = lambda _name: None,
+    *,
+    objects: bool = False,
 ) -> pd.DataFrame:
-    """Dice and boundary Dice of every image.
+    """Score the segmentation of every image against its reference mask.
 
     Args:
-        segment: the engine's probabilities.
-        references: what to compare with.
-        classes: names of the classes, the background first.
-        on_image: called with each image's name when it is done.
+        segment: Computes the class probabilities of an image.
+        references: The images and masks.
+        classes: Names of the classes, background first.
+        on_image: Called with the name of each scored image.
+        objects: Whether to compute object metrics of the connected components of each class, too.
 
     Returns:
-        One row an image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px), and
-        ``dice_<class>``.
-        A class that neither mask has is nan.
+        One row per image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px) and
+        ``dice_<class>``; with ``objects`` also ``object_f1``, ``object_dice`` and ``aji`` (means over the foreground
+        classes), and each of them as ``<metric>_<class>``. NaN for a class that neither mask has.
     """
+    names = classes[1:]
+    columns = ["image", "dice", "boundary_dice", *(f"dice_{name}" for name in names)]
+    if objects:
+        columns += [*_OBJECT_METRICS, *(f"{metric}_{name}" for metric in _OBJECT_METRICS for name in names)]
     rows: list[dict[str, object]] = []
     for reference in references:
-        probabilities = segment(read_image(reference.image), reference.mpp)
-        prediction = probabilities.argmax(0).astype(np.uint8)
+        prediction = segment(read_image(reference.image), reference.mpp).argmax(0).astype(np.uint8)
         truth = read_mask(reference.mask)
-        overlap = dice(prediction, truth, len(classes))
-        borders = [boundary_dice(prediction == k, truth == k, ignored=truth == 255) for k in range(1, len(classes))]
-        rows.append(
-            {"image": reference.name, "dice": _mean(overlap[1:]), "boundary_dice": _mean(np.array(borders))}
-            | {f"dice_{name}": float(value) for name, value in zip(classes[1:], overlap[1:], strict=True)}
-        )
+        ignored = truth == IGNORE
+        overlap = dice(prediction, truth, len(classes))[1:]
+        boundaries = [boundary_dice(prediction == k, truth == k, ignored=ignored) for k in range(1, len(classes))]
+        row: dict[str, object] = {"image": reference.name, "dice": _mean(overlap)}
+        row["boundary_dice"] = _mean(np.array(boundaries))
+        row |= {f"dice_{name}": float(value) for name, value in zip(names, overlap, strict=True)}
+        if objects:
+            row |= _object_scores(np.where(ignored, IGNORE, prediction).astype(np.uint8), truth, names)
+        rows.append(row)
         on_image(reference.name)
-    columns = ["image", "dice", "boundary_dice", *(f"dice_{name}" for name in classes[1:])]
     return pd.DataFrame(rows, columns=columns)
 
 
-def mean_scores(table: pd.DataFrame) -> Mapping[str, float]:
-    """The mean of each column over the images; ``dice`` is the mean over the classes of their means.
+def _object_scores(
+    prediction: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], names: Sequence[str]
+) -> dict[str, float]:
+    """Object metrics of each class, and their means."""
+    found, annotated = label_objects(prediction), label_objects(truth)
+    scores: dict[str, float] = {}
+    for number, name in enumerate(names, 1):
+        ours, theirs = np.where(prediction == number, found, 0), np.where(truth == number, annotated, 0)
+        overlap = ObjectOverlap.between(ours, theirs)
+        values = (overlap.f1(), overlap.dice(), overlap.aggregated_jaccard())
+        scores |= {f"{metric}_{name}": value for metric, value in zip(_OBJECT_METRICS, values, strict=True)}
+    means = {metric: _mean(np.array([scores[f"{metric}_{name}"] for name in names])) for metric in _OBJECT_METRICS}
+    return means | scores
 
-    That order is the one to compare with: an image that lacks a class then weighs on the other classes only.
+
+def mean_scores(table: pd.DataFrame) -> Mapping[str, float]:
+    """Return the mean of each column over the images; means over classes are taken last.
+
+    ``dice``, for example, is the mean over the classes of their means, so that an image without a class affects the
+    other classes only.
     """
     means = {str(name): float(value) for name, value in table.drop(columns="image").mean().items()}
-    per_class = [value for name, value in means.items() if name.startswith("dice_")]
-    return means | {"dice": _mean(np.array(per_class))}
+    for metric in ("dice", *_OBJECT_METRICS):
+        if metric in means:
+            means[metric] = _mean(np.array([v for name, v in means.items() if name.startswith(f"{metric}_")]))
+    return means
 
 
 def bootstrap_interval(
@@ -154,26 +183,26 @@ def bootstrap_interval(
     share: float = 0.95,
     draws: int = 2000,
 ) -> ConfidenceInterval:
-    """Mean with its bootstrap interval over images, or over slides.
+    """Return the mean with its bootstrap confidence interval over images, or over slides.
 
-    The percentiles are moved outwards as Student's t and the bias of the variance ask for: of a few values the plain
-    ones are too narrow. Of three values they are the smallest and the largest mean that was drawn.
+    The percentiles are widened for Student's t and the bias of the variance: of a few values the plain ones are too
+    narrow. Of three values they are the smallest and the largest mean drawn.
 
     Args:
-        values: one an image; nan are left out.
-        slides: of each image; those of one slide are drawn together. None: each image by itself.
-        seed: of the draws.
-        share: of repetitions in which the interval holds the truth, 0..1.
-        draws: number of bootstrap samples.
+        values: One per image; NaN are left out.
+        slides: Slide of each image; those of one slide are drawn together. None: each image is drawn separately.
+        seed: Seed of the draws.
+        share: Confidence level, 0..1.
+        draws: Number of bootstrap samples.
 
     Reference:
         Hesterberg, "What teachers should know about the bootstrap", 2015: the expanded percentile interval.
     """
-    there = np.isfinite(values)
-    if not there.any():
+    finite = np.isfinite(values)
+    if not finite.any():
         return ConfidenceInterval(float("nan"), float("nan"), float("nan"))
-    known = values[there]
-    units = np.arange(known.size) if slides is None else np.unique(np.array(slides)[there], return_inverse=True)[1]
+    known = values[finite]
+    units = np.arange(known.size) if slides is None else np.unique(np.array(slides)[finite], return_inverse=True)[1]
     sums, counts = np.bincount(units, known), np.bincount(units)  # (U,)
     picks = np.random.default_rng(seed).integers(counts.size, size=(draws, counts.size))
     means = sums[picks].sum(1) / counts[picks].sum(1)  # (draws,)
@@ -182,11 +211,11 @@ def bootstrap_interval(
 
 
 def _tail(units: int, share: float) -> float:
-    """Share of the bootstrap means to leave out at each end."""
+    """Fraction of the bootstrap means to leave out at each end."""
     if units < 2:
         return 0.0
-    reach = stdtrit(units - 1, (1 + share) / 2) * np.sqrt(units / (units - 1))
-    return float(ndtr(-reach))
+    factor = stdtrit(units - 1, (1 + share) / 2) * np.sqrt(units / (units - 1))
+    return float(ndtr(-factor))
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

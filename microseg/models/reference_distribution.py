@@ -1,8 +1,8 @@
-"""How far images lie from those that a model knows, with a limit calibrated on the known ones themselves.
+"""The reference distribution of a model: the appearance of the images that it was trained on or adapted to.
 
-Each known lab is a Gaussian in a space of a few figures an image. An image's drift is its Mahalanobis distance to the
-nearest lab over that lab's limit, below which 99 of 100 new images of the lab itself are expected to lie: above 1 it is
-unlike anything known.
+Each lab is a Gaussian in a space of a few features per image. An image's out-of-distribution score is its Mahalanobis
+distance to the nearest lab divided by that lab's limit, below which 99 of 100 new images of the lab are expected: above
+1 the image is out of distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,67 +26,68 @@ __all__ = [
 ]
 
 MIN_REFERENCE_IMAGES = 5
-"""Images of a lab that are needed to tell how far its own images lie apart."""
+"""Smallest number of images from which a lab's distribution is fitted."""
 
-_INSIDE = 0.99  # of a known lab's own new images
-_MANY = 200  # images from which on the quantile is read off
+_QUANTILE = 0.99  # of the distances of a lab's new images
+_EMPIRICAL_QUANTILE_IMAGES = 200  # number of images from which the quantile is empirical
 _FOLDS = 10
-_OUTLIER = 4.0  # robust standard deviations; what lies beyond counts as lying there
-_LEAST_DEVIATION = 0.02  # of a figure: labs whose images are all alike are not known that well
-_KIND = "microseg known images 1"
+_OUTLIER = 4.0  # robust standard deviations at which values are clipped
+_MIN_DEVIATION = 0.02  # of a feature, for labs whose images are all alike
+_MIN_SHRINKAGE = 0.05  # keeps the covariance invertible
+_KIND = "microseg reference distribution 1"
 
-Figures = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class LabDistribution:
-    """A lab's images as a Gaussian.
+    """A Gaussian fitted to the features of a lab's images.
 
-    Attributes:
-        images: that it was learnt from.
-        center: (D,)
-        covariance: (D, D), positive definite.
-        limit: distance below which 99 of 100 of the lab's own new images are expected.
+    Args:
+        images: Number of images.
+        center: Mean, (D,).
+        covariance: Covariance, (D, D), positive definite.
+        limit: Mahalanobis distance below which 99 of 100 new images of the lab are expected.
     """
 
     images: int
-    center: Figures
-    covariance: Figures
+    center: Features
+    covariance: Features
     limit: float
 
-    def distances(self, figures: Figures) -> Figures:
-        """Mahalanobis distances: (N, D) → (N,)."""
-        return _distances(figures, self.center, self.covariance)
+    def distances(self, features: Features) -> Features:
+        """Return Mahalanobis distances: (N, D) → (N,)."""
+        return _distances(features, self.center, self.covariance)
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceDistribution:
-    """All that a model knows.
+    """The distributions of all labs that a model was trained on or adapted to.
 
-    Attributes:
-        figures: names of the D figures of an image.
-        labs: by name.
+    Args:
+        features: Names of the D features.
+        labs: Distribution of each lab.
     """
 
-    figures: tuple[str, ...]
+    features: tuple[str, ...]
     labs: Mapping[str, LabDistribution]
 
-    def ood_score(self, figures: Figures) -> Figures:
-        """Distance to the nearest lab over that lab's limit; above 1 an image is unlike anything known.
+    def ood_score(self, features: Features) -> Features:
+        """Return the out-of-distribution score of images: the distance to the nearest lab over that lab's limit.
 
         Shape:
             (N, D) → (N,)
 
         Returns:
-            The drift of each image; nan where nothing is known.
+            0 or more, above 1 out of distribution; NaN if the distribution has no lab.
         """
         if not self.labs:
-            return np.full(len(figures), np.nan)
-        nearest: Figures = np.min([lab.distances(figures) / lab.limit for lab in self.labs.values()], axis=0)
+            return np.full(len(features), np.nan)
+        nearest: Features = np.min([lab.distances(features) / lab.limit for lab in self.labs.values()], axis=0)
         return nearest
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert to JSON values."""
         labs = {
             name: {
                 "images": lab.images,
@@ -96,81 +97,80 @@ class ReferenceDistribution:
             }
             for name, lab in self.labs.items()
         }
-        return {"kind": _KIND, "figures": list(self.figures), "labs": labs}
+        return {"kind": _KIND, "features": list(self.features), "labs": labs}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ReferenceDistribution":
-        """Back from `to_dict`.
+        """Restore from `to_dict`.
 
         Raises:
-            DataError: it is no such record.
+            DataError: The values are not those of a reference distribution.
         """
         if values.get("kind") != _KIND:
             raise DataError(
-                f"Expected a record of kind {_KIND!r}, got {values.get('kind')!r}: register the model anew."
+                f"Expected a record of kind {_KIND!r}, got {values.get('kind')!r}: register the model again."
             )
         labs = {
             name: LabDistribution(lab["images"], np.array(lab["center"]), np.array(lab["covariance"]), lab["limit"])
             for name, lab in values["labs"].items()
         }
-        return cls(tuple(values["figures"]), labs)
+        return cls(tuple(values["features"]), labs)
 
 
 @dataclass(frozen=True)
 class OutOfDistributionSummary:
-    """How far a lab's images, or those of a batch, lie from what is known.
+    """The out-of-distribution scores of several images.
 
-    Attributes:
-        images: that could be compared.
-        unlike: of them, those that are unlike anything known.
-        share: these, 0..1; about 0.01 for a known lab.
-        median: of their drifts; nan where there are none. 1 is the limit.
-        drifted: whether that is more than is allowed.
+    Args:
+        images: Number of images with a score.
+        out_of_distribution: Number of these whose score is above 1.
+        share: Fraction of these, 0..1; about 0.01 for new images of a reference lab.
+        median_score: Median score; NaN if there is none.
+        exceeds_limits: Whether the share or the median exceeds the limits of `OutOfDistributionSettings`.
     """
 
     images: int
-    ood_images: int
+    out_of_distribution: int
     share: float
-    median: float
-    is_ood: bool
+    median_score: float
+    exceeds_limits: bool
 
     def __str__(self) -> str:
         if not self.images:
-            return "not compared with known images"
-        return f"{self.ood_images} of {self.images} unlike any known lab; median {self.median:.2f} of the limit"
+            return "no image has an out-of-distribution score"
+        return f"{self.out_of_distribution} of {self.images} out of distribution; median score {self.median_score:.2f}"
 
 
 def summarize_scores(
     scores: Sequence[float], policy: OutOfDistributionSettings | None = None
 ) -> OutOfDistributionSummary:
-    """Sum up the drifts of images; nan are left out.
+    """Summarize the out-of-distribution scores of images.
 
     Args:
-        scores: of `ReferenceDistribution.drift`.
-        policy: when they have drifted; the defaults where None.
+        scores: See `ReferenceDistribution.ood_score`; NaN are left out.
+        policy: The limits; None for the defaults.
     """
     policy = policy or OutOfDistributionSettings()
-    reference = np.array([ood_score for ood_score in scores if np.isfinite(ood_score)])
-    if not reference.size:
+    known = np.array([value for value in scores if np.isfinite(value)])
+    if not known.size:
         return OutOfDistributionSummary(0, 0, float("nan"), float("nan"), False)
-    ood_images = int((reference > 1).sum())
-    share = ood_images / reference.size
-    median = float(np.median(reference))
-    far = (ood_images > 1 and share > policy.max_share) or (reference.size > 1 and median > policy.max_median_score)
-    return OutOfDistributionSummary(reference.size, ood_images, share, median, far)
+    count = int((known > 1).sum())
+    share, median = count / known.size, float(np.median(known))
+    exceeds = (count > 1 and share > policy.max_share) or (known.size > 1 and median > policy.max_median_score)
+    return OutOfDistributionSummary(known.size, count, share, median, exceeds)
 
 
-def fit_lab_distribution(figures: Figures, groups: Sequence[str]) -> LabDistribution:
-    """Learn a lab's images, and how far new ones of it lie from those.
+def fit_lab_distribution(features: Features, groups: Sequence[str]) -> LabDistribution:
+    """Fit the distribution of a lab's images, and the limit for new ones.
 
-    The covariance is shrunk towards independent figures (Ledoit-Wolf); single outliers are drawn in first. The limit
-    comes from distances of images to what was learnt without them: of a lab with 200 images or more their 99th
-    percentile, else the upper 99 % prediction limit of a new one's distance, whose logarithm is taken as normal: the
-    fewer slides, the higher. A new image is thought of as from a new slide.
+    The correlation is shrunk towards the identity (Ledoit-Wolf) after outliers were clipped. The limit is estimated by
+    cross-validation over slides: from 200 images on the 99th percentile of the distances, else their upper 99 %
+    prediction limit as a log-normal variable, which is the higher the fewer slides there are. A new image is assumed
+    to come from a new slide.
 
     Args:
-        figures: of each image.
-        groups: slide or patient of each; images of one are never learnt from to judge another.
+        features: Features of each image.
+        groups: Slide or patient of each image; images of one are never in both the training and the test fold.
 
     Shape:
         (N, D) with N ≥ 5
@@ -178,56 +178,49 @@ def fit_lab_distribution(figures: Figures, groups: Sequence[str]) -> LabDistribu
     Reference:
         Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004.
     """
-    assert len(figures) == len(groups) >= MIN_REFERENCE_IMAGES
+    assert len(features) == len(groups) >= MIN_REFERENCE_IMAGES
     numbers = np.unique(np.array(groups), return_inverse=True)[1]
-    if numbers.max() + 1 < MIN_REFERENCE_IMAGES:  # too few slides to leave some out
-        numbers = np.arange(len(figures))
+    if numbers.max() + 1 < MIN_REFERENCE_IMAGES:  # too few slides for cross-validation
+        numbers = np.arange(len(features))
     units = int(numbers.max()) + 1
     folds = numbers % min(_FOLDS, units)
-    apart = np.empty(len(figures))
+    distances = np.empty(len(features))
     for fold in np.unique(folds):
-        left_out = folds == fold
-        apart[left_out] = _distances(figures[left_out], *_gaussian(figures[~left_out]))
-    return LabDistribution(len(figures), *_gaussian(figures), max(1.0, _limit(apart, units)))
+        test = folds == fold
+        distances[test] = _distances(features[test], *_gaussian(features[~test]))
+    return LabDistribution(len(features), *_gaussian(features), max(1.0, _limit(distances, units)))
 
 
-def _limit(apart: Figures, units: int) -> float:
-    if len(apart) >= _MANY:
-        return float(np.quantile(apart, _INSIDE, method="higher"))
-    logarithms = _draw_in(np.log(np.maximum(apart, 1e-6)))
-    reach = stdtrit(units - 1, _INSIDE) * np.sqrt(1 + 1 / units)
-    return float(np.exp(logarithms.mean() + reach * logarithms.std(ddof=1)))
+def _limit(distances: Features, units: int) -> float:
+    if len(distances) >= _EMPIRICAL_QUANTILE_IMAGES:
+        return float(np.quantile(distances, _QUANTILE, method="higher"))
+    logarithms = _clip_outliers(np.log(np.maximum(distances, 1e-6)))
+    factor = stdtrit(units - 1, _QUANTILE) * np.sqrt(1 + 1 / units)
+    return float(np.exp(logarithms.mean() + factor * logarithms.std(ddof=1)))
 
 
-def _gaussian(figures: Figures) -> tuple[Figures, Figures]:
-    """Center (D,) and covariance (D, D) of figures (N, D)."""
-    figures = _draw_in(figures)
-    center = figures.mean(0)
-    deviation = np.maximum(figures.std(0, ddof=1), _LEAST_DEVIATION)
-    scaled = (figures - center) / deviation  # (N, D)
-    correlation = scaled.T @ scaled / len(scaled)  # (D, D)
+def _gaussian(features: Features) -> tuple[Features, Features]:
+    """Center (D,) and covariance (D, D) of features (N, D)."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    features = _clip_outliers(features)
+    center = features.mean(0)
+    deviation = np.maximum(features.std(0, ddof=1), _MIN_DEVIATION)
+    scaled = (features - center) / deviation  # (N, D)
+    shrinkage = max(_MIN_SHRINKAGE, float(ledoit_wolf_shrinkage(scaled, assume_centered=True)))
+    correlation = (1 - shrinkage) * scaled.T @ scaled / len(scaled)  # (D, D)
     np.fill_diagonal(correlation, 1.0)
-    shrunk = _shrink(scaled, correlation)
-    return center, shrunk * np.outer(deviation, deviation)
+    return center, correlation * np.outer(deviation, deviation)
 
 
-def _draw_in(values: Figures) -> Figures:
-    """Put outliers, along the first axis, to where they begin."""
-    middle = np.median(values, axis=0)
-    reach = _OUTLIER * np.maximum(1.4826 * np.median(np.abs(values - middle), axis=0), _LEAST_DEVIATION)
-    return np.clip(values, middle - reach, middle + reach)
+def _clip_outliers(values: Features) -> Features:
+    """Clip values, along the first axis, to the median ± 4 robust standard deviations."""
+    median = np.median(values, axis=0)
+    width = _OUTLIER * np.maximum(1.4826 * np.median(np.abs(values - median), axis=0), _MIN_DEVIATION)
+    return np.clip(values, median - width, median + width)
 
 
-def _shrink(scaled: Figures, correlation: Figures) -> Figures:
-    """Ledoit and Wolf's estimate, towards the identity."""
-    number, size = scaled.shape
-    off = float(((correlation - np.eye(size)) ** 2).sum())
-    noise = float(((scaled**2).sum(1) ** 2).sum() / number - (correlation**2).sum()) / number
-    weight = 1.0 if off == 0 else float(np.clip(noise / off, 0.05, 1.0))  # never quite 0: it has to be invertible
-    return (1 - weight) * correlation + weight * np.eye(size)
-
-
-def _distances(figures: Figures, center: Figures, covariance: Figures) -> Figures:
-    apart = figures - center  # (N, D)
-    squares: Figures = (apart * np.linalg.solve(covariance, apart.T).T).sum(1)  # (N,)
+def _distances(features: Features, center: Features, covariance: Features) -> Features:
+    difference = features - center  # (N, D)
+    squares: Features = (difference * np.linalg.solve(covariance, difference.T).T).sum(1)  # (N,)
     return np.sqrt(np.maximum(squares, 0.0))

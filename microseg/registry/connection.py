@@ -1,9 +1,9 @@
-"""Opening MLflow and its experiment: quietly, and with errors that say what to do."""
+"""The connection to MLflow, with errors that say what to do."""
 
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,27 +17,30 @@ from sqlalchemy.exc import SQLAlchemyError
 from microseg.errors import RegistryError
 from microseg.registry.relocation import update_moved_home
 
-__all__ = ["Connection", "is_server", "open_client", "open_experiment", "registry_errors"]
+__all__ = ["Connection", "is_server", "registry_errors"]
 
-_REACH_SECONDS = 10.0
+_CONNECT_TIMEOUT = 10.0  # seconds
 
-_CHATTY = ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store")  # "Creating initial tables…"
+_VERBOSE_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store")
 
-_HINTS = {  # the first that fits: words of the message, then codes
+_HINTS = {  # an error code or a part of the message: the first match is shown
     "Invalid Host header": "start the server with --allowed-hosts naming the host in this address",
     "out-of-date database schema": "back the database up, then run `mlflow db upgrade` with its address",
     "database is locked": "other processes write to the same SQLite file: run an MLflow server on it instead",
-    "PERMISSION_DENIED": "your account may not do this: ask the server's administrator for the permission",
+    "PERMISSION_DENIED": "your account lacks the permission: ask the server's administrator for it",
     "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
 
 
 class Connection:
-    """One MLflow server or database, opened at its first use.
+    """One MLflow server or database; it is opened at its first use.
+
+    MLflow's process-wide tracking and registry URIs are neither read nor changed.
 
     Args:
-        tracking_uri: ``sqlite:////abs/mlflow.db`` or ``http(s)://…``.
-        artifact_root: Where the artifacts of new experiments go; see `open_experiment`.
+        tracking_uri: ``sqlite:////abs/mlflow.db``, another SQLAlchemy URI, or ``http(s)://…``.
+        artifact_root: Where new experiments store their artifacts: a folder, or a URI such as ``s3://…``. None: the
+            folder ``artifacts`` beside an SQLite file. A server chooses the location unless a URI is given.
     """
 
     def __init__(self, tracking_uri: str, artifact_root: str | None = None) -> None:
@@ -47,91 +50,85 @@ class Connection:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """Its client; see `open_client`."""
-        return open_client(self.tracking_uri)
+        """MLflow's client. The folder and the tables of a new SQLite file are created (seconds).
+
+        Raises:
+            RegistryError: The server cannot be reached, or the database cannot be used.
+        """
+        for name in _VERBOSE_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if (database := _sqlite_file(self.tracking_uri)) is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            update_moved_home(database)
+        with registry_errors(self.tracking_uri, "be opened"):
+            if is_server(self.tracking_uri):
+                _check_reachable(self.tracking_uri)
+            client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+            client.search_registered_models(max_results=1)
+        return client
+
+    @contextmanager
+    def action(self, description: str) -> Iterator[MlflowClient]:
+        """Use the client in a ``with`` block; MLflow's errors become `RegistryError`.
+
+        Args:
+            description: What is done, to follow "cannot": ``"set tags"``.
+        """
+        client = self.client
+        with registry_errors(self.tracking_uri, description):
+            yield client
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, which is made where it is missing; see `open_experiment`."""
+        """Return the ID of an experiment, which is created if it does not exist.
+
+        Raises:
+            RegistryError: The experiment was deleted, or MLflow refuses.
+        """
         if name not in self._experiments:
-            self._experiments[name] = open_experiment(self.client, name, self.tracking_uri, self._artifact_root)
+            self._experiments[name] = self._open_experiment(name)
         return self._experiments[name]
 
-    def asking(self, action: str) -> AbstractContextManager[None]:
-        """For a ``with`` block: errors of MLflow's say what was asked; see `registry_errors`."""
-        return registry_errors(self.tracking_uri, action)
+    def _open_experiment(self, name: str) -> str:
+        with self.action("open its experiment") as client:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return client.create_experiment(name, artifact_location=self._artifact_location())
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
+                        raise
+                    found = client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise RegistryError(
+                f"expected an active experiment {name!r}, it was deleted; restore it with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id if found else '…'}`"
+            )
+        experiment_id: str = found.experiment_id
+        return experiment_id
 
-
-def open_client(tracking_uri: str) -> MlflowClient:
-    """A client of one server or database, without touching MLflow's process-wide addresses.
-
-    Args:
-        tracking_uri: ``sqlite:////abs/mlflow.db``, another SQLAlchemy address, or ``http(s)://…``. The folder of an
-            SQLite file is made where missing; the first opening of a new file makes its tables (seconds).
-
-    Raises:
-        RegistryError: The server cannot be reached, or the database cannot be used.
-    """
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    if (database := _sqlite_file(tracking_uri)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        update_moved_home(database)
-    with registry_errors(tracking_uri, "be opened"):
-        if is_server(tracking_uri):
-            _reach(tracking_uri)
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        client.search_registered_models(max_results=1)
-    return client
-
-
-def open_experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_root: str | None) -> str:
-    """Find or make an experiment.
-
-    Args:
-        client: Of ``tracking_uri``.
-        name: The experiment's name.
-        tracking_uri: The server or database.
-        artifact_root: Where the artifacts of a new one go: a folder, or an address such as ``s3://…``. None: beside an
-            SQLite file; where the server decides. A folder of this machine means nothing to a server, and is not given
-            to one.
-
-    Returns:
-        The experiment's id.
-
-    Raises:
-        RegistryError: The experiment was deleted, or the registry refuses.
-    """
-    with registry_errors(tracking_uri, "open its experiment"):
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                root = _artifact_root(tracking_uri, artifact_root)
-                return client.create_experiment(name, artifact_location=root)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # it does when another process was quicker
-                    raise
-                found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise RegistryError(
-            f"expected an active experiment {name!r}, it was deleted; restore it with "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id if found else '…'}`"
-        )
-    experiment_id: str = found.experiment_id
-    return experiment_id
+    def _artifact_location(self) -> str | None:
+        root, database = self._artifact_root, _sqlite_file(self.tracking_uri)
+        if root is not None and "://" in root:
+            return root
+        if is_server(self.tracking_uri):  # a local folder does not exist on the server
+            return None
+        if root is not None:
+            return Path(root).resolve().as_uri()
+        return None if database is None else (database.resolve().parent / "artifacts").as_uri()
 
 
 def is_server(tracking_uri: str) -> bool:
-    """Whether an address is an MLflow server's, not a database's."""
+    """Whether a tracking URI is that of an MLflow server, not of a database."""
     return urlsplit(tracking_uri).scheme in ("http", "https")
 
 
 @contextmanager
 def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
-    """Turn whatever MLflow raises into `RegistryError`.
+    """Convert the errors of MLflow, its database and its storage to `RegistryError`.
 
     Args:
-        tracking_uri: Named in the message, without its password.
-        action: What was asked, to follow "cannot", in the passive: ``"be opened"``.
+        tracking_uri: Shown in the message, without its password.
+        action: What is done, to follow "cannot": ``"be opened"``.
 
     Raises:
         RegistryError: MLflow, its database, its server or its storage refused.
@@ -141,15 +138,15 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         text = getattr(error, "message", None) or str(error)
         code = getattr(error, "error_code", "")
-        hint = next((advice for sign, advice in _HINTS.items() if sign == code or sign in text), None)
-        place = re.sub(r"//[^/@]+@", "//***@", tracking_uri)
-        raise RegistryError(f"the registry at {place} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
+        hint = next((advice for pattern, advice in _HINTS.items() if pattern == code or pattern in text), None)
+        uri = re.sub(r"//[^/@]+@", "//***@", tracking_uri)
+        raise RegistryError(f"the registry at {uri} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
 
 
-def _reach(tracking_uri: str) -> None:
-    """One short question first: MLflow's own calls retry an absent server for minutes."""
+def _check_reachable(tracking_uri: str) -> None:
+    """Request ``/health`` once: MLflow's own calls retry an absent server for minutes."""
     credentials = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
-    options = {"max_retries": 0, "timeout": _REACH_SECONDS, "raise_on_status": False}
+    options = {"max_retries": 0, "timeout": _CONNECT_TIMEOUT, "raise_on_status": False}
     try:
         http_request(credentials, "/health", "GET", **options)  # type: ignore[no-untyped-call]
     except MlflowException as error:
@@ -159,14 +156,3 @@ def _reach(tracking_uri: str) -> None:
 def _sqlite_file(tracking_uri: str) -> Path | None:
     prefix, _, file = tracking_uri.partition(":///")
     return Path(file) if prefix.split("+")[0] == "sqlite" and file else None
-
-
-def _artifact_root(tracking_uri: str, artifact_root: str | None) -> str | None:
-    if artifact_root is not None and "://" in artifact_root:
-        return artifact_root
-    if is_server(tracking_uri):
-        return None
-    if artifact_root is not None:
-        return Path(artifact_root).resolve().as_uri()
-    database = _sqlite_file(tracking_uri)
-    return None if database is None else (database.resolve().parent / "artifacts").as_uri()

@@ -1,24 +1,27 @@
-"""The promotion gate: may a candidate replace the production model? A pure function of numbers.
+"""The promotion gate: may a candidate replace the production model? A pure function of the evidence.
 
-Dice lost on labelled labs is measured. On a lab without masks there is only label-free evidence, none of which is
-always right: there two of three signs must speak for the candidate (how far the stain explains its segmentation, how
-far it agrees with itself on changed images, how near its share of foreground is to the one that the labels let
-expect), and it must not mark almost nothing or almost everything. Where the new lab sent masks of some slides, the
-Dice gained on these decides in place of the signs, by its interval: as few masks as cannot tell a gain from a loss do
-not promote.
+The loss of Dice on the source labs is measured. On a target lab without masks there is only label-free evidence, and no
+single criterion is always right: two of three must be met (stain-explained variance, augmentation consistency, and the
+distance of the foreground share to the expected one), and the candidate must not have collapsed to almost no or almost
+only foreground. If the target lab has masks of enough slides, the Dice gained on these decides in place of the
+criteria, by its confidence interval: a gain that cannot be told from a loss is refused.
 """
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TypeGuard
 
 from microseg.config.params import GateSettings
+from microseg.registry.version import TAG_LENGTH, ModelVersion
 
-__all__ = ["ConfidenceInterval", "Decision", "Evidence", "RuleResult", "decide"]
+__all__ = ["NOT_EVALUATED", "OVERRIDDEN", "ConfidenceInterval", "Decision", "Evidence", "RuleResult", "decide"]
 
+ACCEPTED, REFUSED, OVERRIDDEN, NOT_EVALUATED = "accepted", "refused", "overridden", "not evaluated"
 
-_ROUNDING = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
+_STATUS_TAG, _PRODUCTION_TAG, _RULES_TAG = "gate", "gate.production_version", "gate.rules"
+_TOLERANCE = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,17 @@ class ConfidenceInterval:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one model version.
+    """Measurements of one model version.
 
     Args:
-        source_dice: Mean Dice (0..1) on the held-out images of each labelled lab.
-        target_dice: Dice (0..1) on the new lab, where it sent a few masks; only reported.
-        label_free: Evidence on the new lab without masks. The gate reads ``separation`` (0..1, share of the
-            segmentation that the stain explains), ``cohen_kappa`` (0..1, with itself on changed images),
-            ``foreground_share`` (predicted, 0..1) and ``expected_foreground_share`` (in the labels of the source labs,
-            0..1); others are only reported. Counts are whole numbers, also after a way through JSON.
-        target_gain: Of the candidate: Dice gained over production on the same masks, image by image (-1..1), where they
-            are of enough slides to tell.
+        source_dice: Mean Dice (0..1) on the held-out images of each source lab.
+        target_dice: Dice (0..1) on the target lab's masks, if it has some; only reported.
+        label_free: Label-free measurements on the target lab. The gate uses ``stain_explained_variance`` (0..1),
+            ``augmentation_consistency`` (Cohen's kappa, 0..1), ``foreground_share`` (predicted, 0..1) and
+            ``expected_foreground_share`` (in the masks of the source labs, 0..1); others are only reported. Counts are
+            integers.
+        target_gain: Of the candidate: Dice gained over production on the target lab's masks, image by image (-1..1);
+            None if there are masks of too few slides.
     """
 
     source_dice: Mapping[str, float] = field(default_factory=dict)
@@ -62,186 +65,236 @@ class Evidence:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule's verdict.
+    """The result of one rule.
 
     Args:
         passed: Whether the rule is met.
-        rule: Its name, such as ``"source_dice/lab_a"``.
-        sentence: The numbers and what was asked, for a reader who did not write the rule.
+        rule: Name of the rule, such as ``"source_dice/lab_a"``.
+        message: The measurements and the required values, in a sentence.
     """
 
     passed: bool
     rule: str
-    sentence: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's verdict.
+    """The decision of the gate, as it is computed, stored with the version in MLflow, returned by flows and shown.
 
     Args:
-        accept: Whether every rule is met.
-        reasons: One for each rule that was looked at; never empty.
+        accepted: Whether every rule is met.
+        rules: The results of the rules that apply; never empty.
+        version: Number of the candidate version, once known.
+        production_version: Number of the version in production that it was compared with; None if there was none.
+        override: Reason for which a person promotes the version although the gate refuses it.
     """
 
-    accept: bool
-    reasons: tuple[RuleResult, ...]
+    accepted: bool
+    rules: tuple[RuleResult, ...]
+    version: int | None = None
+    production_version: int | None = None
+    override: str | None = None
+
+    @property
+    def status(self) -> str:
+        """``accepted``, ``refused`` or ``overridden``."""
+        return ACCEPTED if self.accepted else REFUSED if self.override is None else OVERRIDDEN
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version goes to production."""
+        return self.status != REFUSED
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The messages of the rules that are not met."""
+        return tuple(result.message for result in self.rules if not result.passed)
 
     def __str__(self) -> str:
-        return "\n".join(f"{'passed' if reason.passed else 'REFUSED'}: {reason.sentence}" for reason in self.reasons)
+        return f"The gate {ACCEPTED if self.accepted else REFUSED} it{self._compared()}."
+
+    def markdown(self) -> Iterator[str]:
+        """A list item for each rule."""
+        yield from (f"- {'✓' if result.passed else '✗'} {result.message}" for result in self.rules)
+        if self.status == OVERRIDDEN:
+            yield f"- Overridden: {self.override or 'no reason was given'}"
+
+    def to_tags(self) -> dict[str, str]:
+        """Return the decision as tags of the version; results that do not fit into a tag are left out."""
+        rules = sorted((asdict(result) for result in self.rules), key=lambda result: bool(result["passed"]))
+        while len(text := json.dumps(rules, ensure_ascii=False)) > TAG_LENGTH:
+            rules.pop()
+        return {
+            _STATUS_TAG: ACCEPTED if self.accepted else REFUSED,
+            _PRODUCTION_TAG: str(self.production_version or "none"),
+            _RULES_TAG: text,
+        }
+
+    @classmethod
+    def from_tags(cls, version: ModelVersion) -> "Decision | None":
+        """Return the last decision on a version; None if the gate was not evaluated on it."""
+        status, production = version.tags.get(_STATUS_TAG), version.tags.get(_PRODUCTION_TAG, "")
+        if status not in (ACCEPTED, REFUSED):
+            return None
+        try:
+            rules = tuple(RuleResult(**result) for result in json.loads(version.tags.get(_RULES_TAG) or "[]"))
+        except (ValueError, TypeError):
+            rules = ()
+        return cls(status == ACCEPTED, rules, version.version, int(production) if production.isdecimal() else None)
+
+    def _compared(self) -> str:
+        return (
+            " as a first version" if self.production_version is None else f" against version {self.production_version}"
+        )
 
 
 def decide(candidate: Evidence, production: Evidence | None, policy: GateSettings) -> Decision:
     """Accept or refuse a candidate.
 
-    Missing, non-finite or impossible numbers refuse: evidence that is not there is never taken as good.
+    Missing, non-finite and impossible values are refused: missing evidence never counts in favor of a candidate.
 
     Args:
-        candidate: Evidence on the proposed version.
-        production: Evidence on the version in use, measured on the same images; None when there is none yet.
+        candidate: Evidence on the candidate.
+        production: Evidence on the version in production, measured on the same images; None if there is none yet.
         policy: The thresholds.
 
     Returns:
-        The verdict with its reasons. Where the gain on the new lab's masks is known, it takes the place of the signs;
-        the guard against collapse always applies.
+        The decision with the result of each rule. A known Dice gain on the target lab's masks replaces the label-free
+        criteria; the rule against collapse always applies.
     """
     if production is None:
-        reasons = _first(candidate, policy)
+        rules = _initial_rules(candidate, policy)
     else:
         gain = candidate.target_gain
-        reasons = (
-            *_source_kept(candidate, production, policy),
-            _signs(candidate, production, policy) if gain is None else _target_gain(gain, policy),
-            _not_collapsed(candidate, policy),
+        rules = (
+            *_source_rules(candidate, production, policy),
+            _label_free_rule(candidate, production, policy) if gain is None else _target_gain_rule(gain, policy),
+            _collapse_rule(candidate, policy),
         )
-    return Decision(all(reason.passed for reason in reasons), reasons)
+    return Decision(all(result.passed for result in rules), rules)
 
 
-def _first(candidate: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
+def _initial_rules(candidate: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     if not candidate.source_dice:
-        return (_no_labs(),)
-    reasons = []
+        return (_no_source_labs(),)
+    results = []
     for lab, dice in sorted(candidate.source_dice.items()):
-        passed = _is_share(dice) and dice >= policy.min_initial_dice - _ROUNDING
-        sentence = (
-            f"On the held-out images of {lab} the first model reaches Dice {_number(dice)}; "
-            f"at least {policy.min_initial_dice:.3f} is asked of a first model."
+        passed = _is_fraction(dice) and dice >= policy.min_initial_dice - _TOLERANCE
+        message = (
+            f"On the held-out images of {lab} the first model has a Dice of {_format(dice)}; "
+            f"at least {policy.min_initial_dice:.3f} is required."
         )
-        reasons.append(RuleResult(bool(passed), f"first_dice/{lab}", sentence))
-    return tuple(reasons)
+        results.append(RuleResult(bool(passed), f"initial_dice/{lab}", message))
+    return tuple(results)
 
 
-def _source_kept(candidate: Evidence, production: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
+def _source_rules(candidate: Evidence, production: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
     if not labs:
-        return (_no_labs(),)
-    reasons = []
+        return (_no_source_labs(),)
+    results = []
     for lab in labs:
         new, old = candidate.source_dice.get(lab), production.source_dice.get(lab)
         rule = f"source_dice/{lab}"
-        if not (_is_share(new) and _is_share(old)):
-            sentence = (
-                f"On the held-out images of {lab} Dice is {_number(new)} for the candidate and {_number(old)} for "
-                "production; both must be known to tell whether anything was lost. Evaluate both on this lab."
+        if not (_is_fraction(new) and _is_fraction(old)):
+            message = (
+                f"On the held-out images of {lab} Dice is {_format(new)} for the candidate and {_format(old)} for "
+                "production; both are required. Evaluate both on this lab."
             )
-            reasons.append(RuleResult(False, rule, sentence))
+            results.append(RuleResult(False, rule, message))
             continue
         loss = old - new
         change = f"loses {loss:.3f}" if loss > 0 else f"gains {-loss:.3f}"
-        sentence = (
+        message = (
             f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."
         )
-        reasons.append(RuleResult(bool(loss <= policy.max_source_loss + _ROUNDING), rule, sentence))
-    return tuple(reasons)
+        results.append(RuleResult(bool(loss <= policy.max_source_loss + _TOLERANCE), rule, message))
+    return tuple(results)
 
 
-def _target_gain(gain: ConfidenceInterval, policy: GateSettings) -> RuleResult:
-    if not all(-1 - _ROUNDING <= number <= 1 + _ROUNDING for number in (gain.value, gain.low, gain.high)):  # NaN is not
-        sentence = (
-            f"On the new lab's own masks the candidate's gain of Dice is {gain}; it must be known, and between -1 and "
-            "1. Evaluate both versions on these masks."
+def _target_gain_rule(gain: ConfidenceInterval, policy: GateSettings) -> RuleResult:
+    if not all(-1 - _TOLERANCE <= number <= 1 + _TOLERANCE for number in (gain.value, gain.low, gain.high)):  # or NaN
+        message = (
+            f"On the target lab's masks the candidate's gain of Dice is {gain}; a value between -1 and 1 is required. "
+            "Evaluate both versions on these masks."
         )
-        return RuleResult(False, "target_gain", sentence)
-    enough = gain.value >= policy.min_target_gain - _ROUNDING
-    sure = gain.low >= -policy.max_target_loss - _ROUNDING
-    sentence = (
-        f"On the new lab's own masks the candidate's Dice is higher than production's by {gain}; "
-        f"{_asked(policy.min_target_gain)}, and the interval must rule out a loss of more than "
-        f"{policy.max_target_loss:.3f}{'' if sure or not enough else ': send more masks to tell'}."
+        return RuleResult(False, "target_gain", message)
+    enough = gain.value >= policy.min_target_gain - _TOLERANCE
+    certain = gain.low >= -policy.max_target_loss - _TOLERANCE
+    message = (
+        f"On the target lab's masks the candidate's Dice is higher than production's by {gain}; "
+        f"{_required(policy.min_target_gain)}, and the interval must exclude a loss of more than "
+        f"{policy.max_target_loss:.3f}{'' if certain or not enough else ': more masks are needed'}."
     )
-    return RuleResult(bool(enough and sure), "target_gain", sentence)
+    return RuleResult(bool(enough and certain), "target_gain", message)
 
 
-def _signs(candidate: Evidence, production: Evidence, policy: GateSettings) -> RuleResult:
+def _label_free_rule(candidate: Evidence, production: Evidence, policy: GateSettings) -> RuleResult:
     expected = candidate.label_free.get("expected_foreground_share")
-    signs = (
-        ("stain_explained_variance", "{new} of the segmentation is explained by the stain (production: {old})", 1.0),
-        ("augmentation_consistency", "{new} of it stays when stain and position change ({old})", 1.0),
-        (
-            "foreground_share",
-            f"{{new}} of the area is marked ({{old}}) where the labels let expect {_percent(expected)}",
-            expected,
-        ),
+    criteria = (
+        ("stain_explained_variance", "stain-explained variance {new} (production: {old})", 1.0),
+        ("augmentation_consistency", "augmentation consistency {new} ({old})", 1.0),
+        ("foreground_share", f"foreground share {{new}} ({{old}}), {_percent(expected)} expected", expected),
     )
-    spoken, told = 0, []
-    for name, words, wanted in signs:
+    count, parts = 0, []
+    for name, text, ideal in criteria:
         new, old = candidate.label_free.get(name), production.label_free.get(name)
-        speaks = (
-            _is_share(new)
-            and _is_share(old)
-            and _is_share(wanted)
-            and abs(old - wanted) - abs(new - wanted) >= policy.min_criterion_gain - _ROUNDING
+        met = (
+            _is_fraction(new)
+            and _is_fraction(old)
+            and _is_fraction(ideal)
+            and abs(old - ideal) - abs(new - ideal) >= policy.min_criterion_gain - _TOLERANCE
         )
-        spoken += bool(speaks)
-        told.append(f"{words.format(new=_percent(new), old=_percent(old))}: {'yes' if speaks else 'no'}")
-    sentence = (
-        f"The new lab sent no masks. Of three signs that need none, {spoken} {'speaks' if spoken == 1 else 'speak'} "
-        f"for the candidate; {policy.min_criteria} must, and of each {_asked(policy.min_criterion_gain)}. "
-        f"{'; '.join(told)}."
+        count += bool(met)
+        parts.append(f"{text.format(new=_percent(new), old=_percent(old))}: {'met' if met else 'not met'}")
+    message = (
+        f"On the target lab {count} of 3 label-free criteria {'is' if count == 1 else 'are'} met; "
+        f"{policy.min_criteria} must be, and for each {_required(policy.min_criterion_gain)}. {'; '.join(parts)}."
     )
-    return RuleResult(spoken >= policy.min_criteria, "label_free", sentence)
+    return RuleResult(count >= policy.min_criteria, "label_free", message)
 
 
-def _not_collapsed(candidate: Evidence, policy: GateSettings) -> RuleResult:
+def _collapse_rule(candidate: Evidence, policy: GateSettings) -> RuleResult:
     share = candidate.label_free.get("foreground_share")
     expected = candidate.label_free.get("expected_foreground_share")
-    if not (_is_share(share) and _is_share(expected) and expected > 0):
-        sentence = (
-            f"The candidate marks {_number(share)} of the new lab's area, where {_number(expected)} is expected; both "
-            "must be known, and the expected share above 0, to tell whether it has collapsed."
+    if not (_is_fraction(share) and _is_fraction(expected) and expected > 0):
+        message = (
+            f"The candidate's foreground share on the target lab is {_format(share)}, the expected one "
+            f"{_format(expected)}; both are required, and the expected one must be above 0."
         )
-        return RuleResult(False, "foreground_share", sentence)
+        return RuleResult(False, "foreground_share", message)
     ratio = share / expected
     low, high = policy.min_foreground_ratio, policy.max_foreground_ratio
-    sentence = (
-        f"The candidate marks {share:.1%} of the new lab's area; the labelled labs let expect {expected:.1%}. "
-        f"That is {ratio:.2f} times as much; between {low:g} and {high:g} times is allowed."
+    message = (
+        f"The candidate's foreground share on the target lab is {share:.1%}; from the source labs' masks "
+        f"{expected:.1%} is expected. The ratio is {ratio:.2f}; between {low:g} and {high:g} is allowed."
     )
-    return RuleResult(bool(low - _ROUNDING <= ratio <= high + _ROUNDING), "foreground_share", sentence)
+    return RuleResult(bool(low - _TOLERANCE <= ratio <= high + _TOLERANCE), "foreground_share", message)
 
 
-def _no_labs() -> RuleResult:
+def _no_source_labs() -> RuleResult:
     return RuleResult(
-        False, "source_dice", "Dice is not known on any labelled lab; evaluate on at least one lab's held-out images."
+        False, "source_dice", "No Dice of a source lab is known; evaluate on the held-out images of at least one lab."
     )
 
 
-def _is_share(value: float | None) -> TypeGuard[float]:
-    return value is not None and -_ROUNDING <= value <= 1 + _ROUNDING  # NaN is not
+def _is_fraction(value: float | None) -> TypeGuard[float]:
+    return value is not None and -_TOLERANCE <= value <= 1 + _TOLERANCE  # False for NaN
 
 
 def _percent(value: float | None) -> str:
-    return f"{value:.1%}" if _is_share(value) else _number(value)
+    return f"{value:.1%}" if _is_fraction(value) else _format(value)
 
 
-def _asked(gain: float) -> str:
+def _required(gain: float) -> str:
     if gain == 0:
-        return "at least as much is asked"
-    return f"a gain of at least {gain:.3f} is asked" if gain > 0 else f"a loss of up to {-gain:.3f} is allowed"
+        return "no loss is allowed"
+    return f"a gain of at least {gain:.3f} is required" if gain > 0 else f"a loss of up to {-gain:.3f} is allowed"
 
 
-def _number(value: float | None) -> str:
+def _format(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "unknown"
-    return f"{value:.3f}" if _is_share(value) else f"{value:g}, which is impossible"
+    return f"{value:.3f}" if _is_fraction(value) else f"{value:g}, which is impossible"

@@ -1,4 +1,4 @@
-"""The model card: what a version is, for what, on which data, how good, and why it was accepted or refused."""
+"""The model card: use, data, training, evaluation and the gate's decision of a model version."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,29 @@ from urllib.parse import quote
 from microseg.registry.gate import Decision, Evidence
 from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
 
-__all__ = ["ModelCardLab", "model_card"]
+__all__ = ["ModelCardLab", "Scores", "measurement_name", "model_card"]
 
-_LABEL_FREE = {
-    "stain_explained_variance": "segmentation explained by the stain",
-    "augmentation_consistency": "agreement with itself",
-    "foreground_share": "share marked as foreground",
-    "expected_foreground_share": "share expected from the labels",
-    "images": "images of the new lab looked at",
-    "ood_score": "distance to the nearest known lab (median; 1 is the limit)",
-    "drift_share": "share of images unlike any known lab's",
+_NAMES = {
+    "stain_explained_variance": "stain-explained variance",
+    "augmentation_consistency": "augmentation consistency",
+    "foreground_share": "foreground share",
+    "expected_foreground_share": "expected foreground share",
+    "entropy": "prediction entropy",
+    "images": "images evaluated",
+    "ood_score": "median out-of-distribution score (limit: 1)",
+    "ood_share": "share of out-of-distribution images",
+    "domain_separability": "domain separability (AUC)",
+    "dice": "Dice",
+    "boundary_dice": "boundary Dice (2 px)",
+    "object_f1": "object F1",
+    "object_dice": "object Dice",
+    "aji": "aggregated Jaccard index",
 }
+_OBJECT_METRICS = ("object_f1", "object_dice", "aji")
+_ENCODER_FACTS = {"source": "source", "sha256": "SHA-256", "license": "license"}
+
+Scores = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
+"""Mean scores on labelled images: lab → metric → (this version, production)."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +37,12 @@ class ModelCardLab:
     """A lab in a model card.
 
     Args:
-        lab: Its name.
-        role: What its images were used for, such as ``"source"`` or ``"target"``.
+        lab: Name of the lab.
+        role: ``"source"`` or ``"target"``.
         digest: DVC's hash of its dataset.
         stain: Such as ``"H&E"``.
-        images: How many.
-        labelled: How many of them with a mask.
+        images: Number of images.
+        labelled: Number of images with a mask.
     """
 
     lab: str
@@ -50,79 +62,92 @@ def model_card(
     params: Mapping[str, object],
     candidate: Evidence | None = None,
     production: Evidence | None = None,
+    scores: Scores | None = None,
     decision: Decision | None = None,
-    production_version: int | None = None,
-    pictures: Sequence[str] = (),
+    panels: Sequence[str] = (),
     run_id: str | None = None,
     commit: str | None = None,
+    run_params: Mapping[str, str] | None = None,
 ) -> str:
     """Write a model card in Markdown.
 
-    Its first line is plain text: lists of versions show that line alone. The verdict follows: MLflow holds no more than
-    5000 characters of a description, and the registry cuts its end.
+    The first line is plain text: lists of versions show only that line. The decision follows: MLflow's descriptions
+    have at most 5000 characters, and the registry shortens a card at its end.
 
     Args:
-        method: How the model was trained.
+        method: Training method.
         classes: Names of the classes, background first.
-        mpp: Microns per pixel at which it was trained; None if unknown.
-        labs: The labs whose images it was trained with.
-        params: The settings worth telling.
+        mpp: Pixel size in microns per pixel at which the model works; None if unknown.
+        labs: The labs it was trained on and adapted to.
+        params: The parameters to list.
         candidate: Evidence on this version, once evaluated.
-        production: Evidence on the version in use at that time, on the same images.
-        decision: The gate's verdict, once asked.
-        production_version: Number of the version that it was compared with.
-        pictures: Images among that run's artifacts, by their paths; MLflow's page shows them.
-        run_id: The run that made it.
-        commit: Of the code.
+        production: Evidence on the version in production, on the same images.
+        scores: Mean scores on labelled images by lab and metric, of this version and of production.
+        decision: The gate's decision, once evaluated.
+        panels: Paths of images among the run's artifacts, which MLflow's page shows.
+        run_id: ID of the run that trained it.
+        commit: Commit of the code.
+        run_params: Parameters and tags of that run; of them ``encoder_weights.source``, ``encoder_weights.sha256`` and
+            ``encoder_weights.license`` are shown.
     """
-    rival = "production" if production_version is None else f"version {production_version} (production)"
+    number = decision.production_version if decision else None
     sections = [
         _headline(method, labs, candidate, decision),
-        _verdict(decision),
-        _pictures(pictures, run_id),
-        _performance(candidate, production, rival),
+        _gate(decision),
+        _panels(panels, run_id),
+        _performance(candidate, production, scores or {}, f"version {number} (production)" if number else "production"),
         _intended_use(classes, mpp, labs),
         _data(labs),
-        _training(method, params),
-        _lineage(run_id, commit),
+        _training(method, params, run_params or {}),
+        f"## Lineage\n- Run: {run_id or 'unknown'}\n- Code: {commit or 'unknown'}\n- Datasets: in the table above",
         _loading(),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def measurement_name(key: str) -> str:
+    """Return the name of a measurement in tables and pages, such as "Dice, gland" for ``dice_gland``."""
+    if key in _NAMES:
+        return _NAMES[key]
+    for prefix in ("dice", *_OBJECT_METRICS):
+        if key.startswith(f"{prefix}_"):
+            return f"{_NAMES[prefix]}, {key.removeprefix(f'{prefix}_')}"
+    return key.replace("_", " ")
 
 
 def _headline(method: str, labs: Sequence[ModelCardLab], candidate: Evidence | None, decision: Decision | None) -> str:
     targets = [lab.lab for lab in labs if lab.role == "target"]
     origin = f"Adapted to {', '.join(targets)}" if targets else f"Trained on {', '.join(lab.lab for lab in labs)}"
     dice = ", ".join(f"{lab} {value:.3f}" for lab, value in sorted(candidate.source_dice.items())) if candidate else ""
-    verdict = {None: "not judged yet", True: "accepted by the gate", False: "REFUSED by the gate"}
+    status = {None: "gate not evaluated", True: "accepted by the gate", False: "REFUSED by the gate"}
     parts = [
         f"{origin} ({method})",
-        verdict[None if decision is None else decision.accept],
-        f"Dice {dice}" if dice else "not evaluated yet",
+        status[None if decision is None else decision.accepted],
+        f"Dice {dice}" if dice else "no held-out Dice",
     ]
     return " · ".join(parts) + "."
 
 
 def _intended_use(classes: Sequence[str], mpp: float | None, labs: Sequence[ModelCardLab]) -> str:
     background, *foreground = classes
-    scale = "at a pixel size that was not stated" if mpp is None else f"at {mpp:g} microns per pixel"
+    scale = "at an unknown pixel size" if mpp is None else f"at {mpp:g} microns per pixel"
     resolution = (
-        "give images of the same magnification as its training images"
+        "images should have the magnification of its training images"
         if mpp is None
-        else "images with a known pixel size are rescaled to this"
+        else "images with a known pixel size are rescaled to it"
     )
     stains = ", ".join(sorted({lab.stain for lab in labs})) or "unknown"
-    return f"""## What it is
-A segmenter of histopathology images (dual-adaptive pyramid network). For each pixel it gives the probabilities of
-{len(classes)} classes: {background} (class 0), {", ".join(foreground)}. It works {scale}; {resolution}.
+    return f"""## Description
+A segmentation model for histopathology images (dual-adaptive pyramid network). It predicts the probabilities of
+{len(classes)} classes for each pixel: {background} (class 0), {", ".join(foreground)}. It works {scale}; {resolution}.
 
 ## Intended use
 Research: outlining and measuring structures in batches of images of the labs below, and pre-annotation.
 
-## Limits
-- Not a medical device; not for diagnosis. Have a pathologist look at samples of its output.
-- Stains seen in training: {stains}. On other stains, scanners or tissues adapt it first.
-- A lab without masks has no measured Dice: evidence there is indirect."""
+## Limitations
+- Not a medical device; not for diagnosis. A pathologist should check samples of its output.
+- Stains in the training data: {stains}. For other stains, scanners or tissues, adapt it first.
+- For a lab without masks no Dice is measured: the evidence there is indirect."""
 
 
 def _data(labs: Sequence[ModelCardLab]) -> str:
@@ -138,62 +163,67 @@ def _data(labs: Sequence[ModelCardLab]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _training(method: str, params: Mapping[str, object]) -> str:
+def _training(method: str, params: Mapping[str, object], run_params: Mapping[str, str]) -> str:
+    weights = [
+        f"{label} {_cell(value)}"
+        for key, label in _ENCODER_FACTS.items()
+        if (value := run_params.get(f"encoder_weights.{key}"))
+    ]
     rows = [f"- {name}: {value}" for name, value in params.items()]
-    return "\n".join(["## Training", f"Method: {method}.", *rows])
+    return "\n".join(
+        ["## Training", f"Method: {method}.", *([f"Encoder weights: {', '.join(weights)}."] if weights else []), *rows]
+    )
 
 
-def _performance(candidate: Evidence | None, production: Evidence | None, rival: str) -> str:
+def _performance(candidate: Evidence | None, production: Evidence | None, scores: Scores, column: str) -> str:
     if candidate is None:
         return ""
     other = production or Evidence()
     rows = [
-        (
-            f"Dice, held-out images of {lab}",
-            _number(candidate.source_dice.get(lab)),
-            _number(other.source_dice.get(lab)),
-        )
+        (f"{lab}, held-out: Dice", _number(candidate.source_dice.get(lab)), _number(other.source_dice.get(lab)))
         for lab in sorted(candidate.source_dice.keys() | other.source_dice.keys())
     ]
     if candidate.target_dice is not None or other.target_dice is not None:
-        rows.append(("Dice, the new lab's own masks", str(candidate.target_dice or "–"), str(other.target_dice or "–")))
+        rows.append(("Target lab's masks: Dice", str(candidate.target_dice or "–"), str(other.target_dice or "–")))
     if candidate.target_gain is not None:
-        rows.append(("Dice gained on the new lab's own masks", str(candidate.target_gain), "–"))
+        rows.append(("Target lab's masks: gain of Dice", str(candidate.target_gain), "–"))
     rows += [
-        (f"New lab: {_LABEL_FREE.get(name, name)}", _number(value), _number(other.label_free.get(name)))
+        (f"{lab}: {measurement_name(metric)}", _number(new), _number(old))
+        for lab, metrics in scores.items()
+        for metric, (new, old) in metrics.items()
+        if metric in _OBJECT_METRICS
+    ]
+    rows += [
+        (f"Target lab: {measurement_name(name)}", _number(value), _number(other.label_free.get(name)))
         for name, value in candidate.label_free.items()
     ]
-    head = ["## Performance", f"| | this version | {rival} |", "| --- | --- | --- |"]
+    head = ["## Evaluation", f"| | this version | {column} |", "| --- | --- | --- |"]
     return "\n".join([*head, *(f"| {name} | {new} | {old} |" for name, new, old in rows)])
 
 
-def _verdict(decision: Decision | None) -> str:
+def _gate(decision: Decision | None) -> str:
     if decision is None:
         return ""
-    rows = [f"- {'Passed' if reason.passed else '**Refused**'}: {reason.sentence}" for reason in decision.reasons]
-    return "\n".join(["## Gate", "Accepted." if decision.accept else "**Refused.**", *rows])
+    rows = [f"- {'Passed' if result.passed else '**Failed**'}: {result.message}" for result in decision.rules]
+    return "\n".join(["## Gate", "Accepted." if decision.accepted else "**Refused.**", *rows])
 
 
-def _pictures(pictures: Sequence[str], run_id: str | None) -> str:
-    """By addresses relative to MLflow's page, whatever its server is called."""
-    if not pictures or run_id is None:
+def _panels(panels: Sequence[str], run_id: str | None) -> str:
+    """Images by URLs relative to MLflow's page, whatever the address of the server."""
+    if not panels or run_id is None:
         return ""
-    shown = [f"![](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in pictures]
-    return "\n\n".join(["## On the new lab's images", *shown])
-
-
-def _lineage(run_id: str | None, commit: str | None) -> str:
-    return f"## Lineage\n- Run: {run_id or 'unknown'}\n- Code: {commit or 'unknown'}\n- Datasets: in the table above"
+    images = [f"![](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in panels]
+    return "\n\n".join(["## Examples of the target lab", *images])
 
 
 def _loading() -> str:
-    return f"""## How to load
+    return f"""## Loading
 ```python
 from microseg import Segmenter
-Segmenter.load("{PRODUCTION}")     # or a version's number, or "{PREVIOUS}"
+Segmenter.load("{PRODUCTION}")     # or a version number, or "{PREVIOUS}"
 ```
 Without microseg: `mlflow models serve -m models:/{MODEL_NAME}@{PRODUCTION}` takes float32 tiles (B, 3, T, T) in 0..1
-and gives probabilities (B, K, T, T)."""
+and returns probabilities (B, K, T, T)."""
 
 
 def _cell(text: str) -> str:

@@ -1,211 +1,369 @@
-"""Which version is in use, and every way in which that changes: each of them leaves an entry in the history.
+"""Which version is in production, and the history of every change.
 
-An alias ``production…`` says which version is asked for; the history says which one was found fit and settled. Where
-the two differ somebody has moved the alias, and the version has yet to be looked at.
+An alias ``production…`` names the requested version; the history names the version that was validated and is active.
+Where the two differ, somebody changed the alias without microseg: a pending alias change, which has to be validated.
+
+MLflow keeps no history of aliases, so each change is a run in an experiment of its own: RUNNING while the change is
+applied, FINISHED when it is done, FAILED when it was not applied or was reverted.
 """
 
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
-from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from microseg.errors import VersionNotFoundError
-from microseg.registry.history import AuditInfo, last_applied, last_entry, read_history, recorded
-from microseg.registry.lookup import find_version, registered_model, staged_versions
-from microseg.registry.registration import fit_description
-from microseg.registry.verdict import OVERRIDDEN
+from microseg.registry.connection import Connection
+from microseg.registry.gate import NOT_EVALUATED, OVERRIDDEN
 from microseg.registry.version import (
     CANDIDATE,
     MODEL_NAME,
+    NOTE_TAG,
     PRODUCTION,
+    TAG_LENGTH,
     ModelVersion,
     VersionRef,
     is_production,
     previous_of,
+    production_of,
 )
+from microseg.registry.versions import Versions, fit_description
 
-__all__ = [
-    "BY_TAG",
-    "REASON_TAG",
-    "PendingAliasChange",
-    "pending_changes",
-    "promote",
-    "record_removal",
-    "revert",
-    "roll_back",
-]
+__all__ = ["BY_TAG", "HISTORY_EXPERIMENT", "REASON_TAG", "AuditInfo", "PendingAliasChange", "Production", "Promotion"]
 
+HISTORY_EXPERIMENT = "microseg-promotions"
 REASON_TAG = "promotion_reason"
-"""A tag that a person may set on a version before promoting it in MLflow's page, to say why."""
+"""Tag that a person may set on a version before promoting it in MLflow, to state the reason."""
 BY_TAG = "promoted_by"
-"""The same, to say who; MLflow does not tell."""
+"""Tag that a person may set on a version before promoting it in MLflow, which does not report the user."""
 
-_PUT_BACK, _OVERRIDDEN = "NOT IN PRODUCTION", "PROMOTED AGAINST THE GATE"
-_NOTE = re.compile(rf"\A({_PUT_BACK}|{_OVERRIDDEN}): [^\n]*\n\n")
+_PREFIX = "promotion."
+_INTERRUPTED = timedelta(minutes=15)  # an entry that did not end within this time was interrupted
+_REVERTED_NOTE, _OVERRIDDEN_NOTE = "NOT IN PRODUCTION", "PROMOTED AGAINST THE GATE"
+_NOTE = re.compile(rf"\A({_REVERTED_NOTE}|{_OVERRIDDEN_NOTE}): [^\n]*\n\n")
+
+
+@dataclass(frozen=True)
+class AuditInfo:
+    """Who changed what is in production, how and why, as far as known.
+
+    Args:
+        by: User; None if unknown, as of an alias set in MLflow.
+        via: Interface: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"demo"`` …
+        gate: Status of the gate's decision: ``"accepted"``, ``"refused"``, ``"overridden"`` or ``"not evaluated"``.
+        reason: Free text.
+    """
+
+    by: str | None = None
+    via: str = "command"
+    gate: str = NOT_EVALUATED
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One entry of the history.
+
+    Args:
+        time: Start of the change, in UTC.
+        alias: ``production`` or ``production-<lab>``.
+        action: ``"promoted"``, ``"rolled back"``, ``"removed"`` or ``"reverted"``.
+        previous_version: The active version before; None if there was none.
+        version: The requested version; None if the alias was removed.
+        audit: Who, how and why.
+        state: ``"done"``, ``"failed"`` (the active version did not change), ``"running"`` or ``"interrupted"``.
+    """
+
+    time: datetime
+    alias: str
+    action: str
+    previous_version: int | None
+    version: int | None
+    audit: AuditInfo = field(default_factory=AuditInfo)
+    state: str = "done"
+
+    @property
+    def active_version(self) -> int | None:
+        """The active version afterwards."""
+        return self.version if self.state == "done" else self.previous_version
+
+    def __str__(self) -> str:
+        lab = self.alias.removeprefix(f"{PRODUCTION}-")
+        scope = "in production" if self.alias == PRODUCTION else f"in production for {lab}"
+        before = f"version {self.previous_version}" if self.previous_version else "no version"
+        if self.action == "reverted":
+            text = f"Version {self.version} was reverted, {before} stays {scope}."
+        elif self.version is None:
+            text = f"The alias {self.alias} was removed from {before}."
+        else:
+            text = f"Version {self.version} is {scope}, before it was {before}."
+            text += " The gate had refused it." if self.audit.gate == OVERRIDDEN else ""
+        return f"{text} {self.audit.reason}".rstrip()
 
 
 @dataclass(frozen=True)
 class PendingAliasChange:
-    """An alias, or a legacy stage, that asks for another version than the one that was settled.
+    """An alias, or a legacy stage, that somebody changed without microseg, and that was not validated yet.
 
     Args:
         alias: ``production`` or ``production-<lab>``.
-        version: What is asked for; None when the alias was removed.
-        settled: What was in use until then; None when nothing was.
+        requested_version: The version that has the alias; None if the alias was removed.
+        active_version: The version in production; None if there was none.
         via: ``"mlflow"`` for an alias, ``"stage"`` for a legacy stage.
     """
 
     alias: str
-    version: int | None
-    settled: int | None
+    requested_version: int | None
+    active_version: int | None
     via: str
 
 
-def pending_changes(client: MlflowClient, history_id: str) -> tuple[PendingAliasChange, ...]:
-    """All that somebody has moved since the last promotions that were settled, but for those under way."""
-    model = registered_model(client)
-    if model is None:
-        return ()
-    asked = {alias: int(number) for alias, number in model.aliases.items() if is_production(alias)}
-    known = {entry.alias for entry in read_history(client, history_id)}
-    staged = [number for number in staged_versions(client) if number != asked.get(PRODUCTION)]
-    found = []
-    for alias in sorted({PRODUCTION, *asked, *known}):
-        last = last_entry(client, history_id, alias)
-        if last is not None and last.state == "running":
-            continue
-        entry = last_applied(client, history_id, alias)
-        settled = entry.version if entry else None
-        if alias == PRODUCTION and staged:
-            found.append(PendingAliasChange(alias, max(staged), settled or asked.get(alias), "stage"))
-        elif asked.get(alias) != settled:
-            found.append(PendingAliasChange(alias, asked.get(alias), settled, "mlflow"))
-    return tuple(found)
+class Production:
+    """The versions in production, for all labs and for single labs.
 
+    Args:
+        connection: The connection to MLflow.
+        versions: The versions of the registered model.
+    """
 
-def promote(client: MlflowClient, history_id: str, ref: VersionRef, alias: str, cause: AuditInfo) -> ModelVersion:
-    """Put a version into production; see `Registry.promote`."""
-    version = find_version(client, ref)
-    entry = last_applied(client, history_id, alias)
-    before = _before(client, entry.version if entry else None, alias, version)
-    if alias not in version.aliases or entry is None or entry.version != version.version:
-        with recorded(
-            client, history_id, alias=alias, action="promoted", before=before, version=version.version, cause=cause
+    def __init__(self, connection: Connection, versions: Versions) -> None:
+        self._connection = connection
+        self._versions = versions
+
+    def active(self, lab: str | None = None) -> ModelVersion:
+        """Return the version for a lab's images: the lab's, if it has one, else that for all labs.
+
+        Raises:
+            VersionNotFoundError: There is neither.
+        """
+        if lab is not None:
+            with suppress(VersionNotFoundError):
+                return self._versions.find(production_of(lab))
+        return self._versions.find(PRODUCTION)
+
+    def promote(self, ref: VersionRef, *, alias: str = PRODUCTION, audit: AuditInfo | None = None) -> ModelVersion:
+        """Promote a version to production; the active one becomes ``previous``.
+
+        The gate is not evaluated here: call `decide` before. Promoting the active version only removes its alias
+        ``candidate``. A version that has the alias but is not in the history gets an entry.
+
+        Args:
+            ref: The version.
+            alias: ``production``, or ``production-<lab>`` for the images of one lab.
+            audit: Who, how and why.
+
+        Returns:
+            The version, now in production.
+        """
+        audit = audit or AuditInfo()
+        version = self._versions.find(ref)
+        entry = self._last_applied(alias)
+        before = self._active_before(entry, alias, version)
+        if alias not in version.aliases or entry is None or entry.version != version.version:
+            with self._recorded(alias, "promoted", before, version.version, audit):
+                if before is not None and before != version.version:
+                    self._versions.set_alias(previous_of(alias), before)  # first, so that an interruption can be undone
+                if alias not in version.aliases:
+                    self._versions.set_alias(alias, version)
+        if CANDIDATE in version.aliases:
+            self._versions.remove_alias(CANDIDATE)
+        if alias == PRODUCTION:
+            self._clear_stages(version.version)
+        with self._connection.action("remove a tag") as client:
+            for tag in {REASON_TAG, BY_TAG} & version.tags.keys():  # they are about this promotion only
+                client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
+        overridden = f"{_OVERRIDDEN_NOTE}: by {audit.by or 'unknown'}. {audit.reason or 'No reason was given.'}"
+        self._set_note(version, overridden if audit.gate == OVERRIDDEN else "")
+        return self._versions.find(version)
+
+    def roll_back(self, *, alias: str = PRODUCTION, audit: AuditInfo | None = None) -> ModelVersion | None:
+        """Promote ``previous``.
+
+        Afterwards there is no ``previous``: rolling back twice would otherwise return to the faulty version.
+
+        Args:
+            alias: ``production``, or ``production-<lab>``. If a lab has no previous version, its alias is removed, and
+                the version for all labs is used again.
+            audit: Who, how and why.
+
+        Returns:
+            The version, in production again; None if the lab has no version of its own any more.
+
+        Raises:
+            VersionNotFoundError: There is no previous version.
+        """
+        audit = audit or AuditInfo()
+        entry = self._last_applied(alias)
+        try:
+            version = self._versions.find(previous_of(alias))
+        except VersionNotFoundError:
+            if alias == PRODUCTION or entry is None or entry.version is None:
+                raise
+            with self._recorded(alias, "rolled back", entry.version, None, audit):
+                self._versions.remove_alias(alias)
+            return None
+        before = self._active_before(entry, alias, version)
+        with self._recorded(alias, "rolled back", before, version.version, audit):
+            self._versions.set_alias(alias, version)
+        self._versions.remove_alias(previous_of(alias))
+        if alias == PRODUCTION:
+            self._clear_stages(version.version)
+        return self._versions.find(version)
+
+    def pending_changes(self) -> tuple[PendingAliasChange, ...]:
+        """Return the aliases and legacy stages that differ from the history, except for changes in progress."""
+        requested = {alias: number for alias, number in self._versions.aliases().items() if is_production(alias)}
+        staged = [number for number in self._versions.in_production_stage() if number != requested.get(PRODUCTION)]
+        history = self.history()
+        found = []
+        for alias in sorted({PRODUCTION, *requested, *(entry.alias for entry in history)}):
+            last = next((entry for entry in history if entry.alias == alias), None)
+            if last is not None and last.state == "running":
+                continue
+            entry = self._last_applied(alias)
+            active = entry.version if entry else None
+            if alias == PRODUCTION and staged:
+                found.append(PendingAliasChange(alias, max(staged), active or requested.get(alias), "stage"))
+            elif requested.get(alias) != active:
+                found.append(PendingAliasChange(alias, requested.get(alias), active, "mlflow"))
+        return tuple(found)
+
+    def revert(self, change: PendingAliasChange, reason: str, *, audit: AuditInfo | None = None) -> ModelVersion | None:
+        """Revert a pending alias change, and state the reason in the description of the requested version.
+
+        Args:
+            change: The change.
+            reason: Why the requested version is not valid for production.
+            audit: Who, how and why.
+
+        Returns:
+            The active version; None if there was none before.
+        """
+        active = self._existing(change.active_version)
+        with self._recorded(
+            change.alias,
+            "reverted",
+            change.active_version,
+            change.requested_version,
+            audit or AuditInfo(),
+            applied=False,
         ):
-            if before is not None and before != version.version:
-                _set(client, previous_of(alias), before)  # first, so that an interruption leaves a way back
-            if alias not in version.aliases:
-                _set(client, alias, version.version)
-    if CANDIDATE in version.aliases:
-        client.delete_registered_model_alias(MODEL_NAME, CANDIDATE)
-    if alias == PRODUCTION:
-        _clear_stages(client, version.version)
-    for tag in (REASON_TAG, BY_TAG):  # said of this promotion, not of the next
-        if tag in version.tags:
-            client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
-    overridden = f"{_OVERRIDDEN}: by {cause.by or 'someone'}. {cause.reason or 'No reason was given.'}"
-    _note(client, version, overridden if cause.gate == OVERRIDDEN else "")
-    return find_version(client, version)
+            if active is not None:
+                self._versions.set_alias(change.alias, active)
+            elif change.via != "stage":
+                self._versions.remove_alias(change.alias)
+            if change.alias == PRODUCTION:
+                self._clear_stages(active.version if active else None)
+        if (requested := self._existing(change.requested_version)) is not None:
+            self._set_note(requested, f"{_REVERTED_NOTE}: {reason}")
+        return self._versions.find(active) if active else None
 
+    def record_removal(self, change: PendingAliasChange, *, audit: AuditInfo | None = None) -> None:
+        """Record that somebody removed an alias; the version that had it becomes ``previous``."""
+        with self._recorded(change.alias, "removed", change.active_version, None, audit or AuditInfo()):
+            if (active := self._existing(change.active_version)) is not None:
+                self._versions.set_alias(previous_of(change.alias), active)
 
-def roll_back(client: MlflowClient, history_id: str, alias: str, cause: AuditInfo) -> ModelVersion | None:
-    """Put the version before back into production; see `Registry.roll_back`."""
-    entry = last_applied(client, history_id, alias)
-    try:
-        version = find_version(client, previous_of(alias))
-    except VersionNotFoundError:
-        if alias == PRODUCTION or entry is None or entry.version is None:
+    def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
+        """Return all promotions, rollbacks, removals and reverted changes, the newest first.
+
+        Args:
+            alias: Only those of this alias.
+        """
+        return self._entries(f"tags.`{_PREFIX}alias` = '{alias}'" if alias else "", 1000)
+
+    # ---- the history in MLflow
+
+    def _last_applied(self, alias: str) -> Promotion | None:
+        """The last change of an alias that was applied; None if there is none."""
+        applied = f"tags.`{_PREFIX}alias` = '{alias}' and attributes.status = 'FINISHED'"
+        return next(iter(self._entries(applied, 1)), None)
+
+    def _entries(self, condition: str, limit: int) -> tuple[Promotion, ...]:
+        experiment_id = self._connection.experiment(HISTORY_EXPERIMENT)
+        with self._connection.action("read the history") as client:
+            order = ["attributes.start_time DESC"]
+            runs = client.search_runs([experiment_id], condition, max_results=limit, order_by=order)
+        return tuple(_read_entry(run) for run in runs if f"{_PREFIX}alias" in run.data.tags)
+
+    @contextmanager
+    def _recorded(
+        self,
+        alias: str,
+        action: str,
+        before: int | None,
+        version: int | None,
+        audit: AuditInfo,
+        *,
+        applied: bool = True,
+    ) -> Iterator[None]:
+        """Record a change that is made in the block; it is marked FAILED if the block raises, or if not applied."""
+        old, new = (str(number or "–") for number in (before, version))
+        values = {"alias": alias, "action": action, "from": old, "to": new, "by": audit.by or ""}
+        values |= {"via": audit.via, "gate": audit.gate, "reason": audit.reason}
+        tags = {_PREFIX + name: value[:TAG_LENGTH] for name, value in values.items()}
+        tags |= {"mlflow.user": audit.by or "unknown", NOTE_TAG: audit.reason[:TAG_LENGTH]}
+        experiment_id = self._connection.experiment(HISTORY_EXPERIMENT)
+        with self._connection.action("record a promotion") as client:
+            run_id = client.create_run(
+                experiment_id, tags=tags, run_name=f"{alias}: {action} {old} → {new}"
+            ).info.run_id
+        try:
+            yield
+        except BaseException as error:
+            with self._connection.action("record a failed promotion") as client:
+                client.set_tag(run_id, f"{_PREFIX}error", f"{type(error).__name__}: {error}"[:TAG_LENGTH])
+                client.set_terminated(run_id, "FAILED")
             raise
-        _end_of_own(client, history_id, alias, entry.version, cause)
-        return None
-    before = _before(client, entry.version if entry else None, alias, version)
-    with recorded(
-        client, history_id, alias=alias, action="rolled back", before=before, version=version.version, cause=cause
-    ):
-        _set(client, alias, version.version)
-    client.delete_registered_model_alias(MODEL_NAME, previous_of(alias))
-    if alias == PRODUCTION:
-        _clear_stages(client, version.version)
-    return find_version(client, version)
+        with self._connection.action("record a promotion") as client:
+            client.set_terminated(run_id, "FINISHED" if applied else "FAILED")
 
+    # ---- helpers
 
-def _end_of_own(client: MlflowClient, history_id: str, alias: str, before: int, cause: AuditInfo) -> None:
-    """Before its first own version a lab used everyone's: take its alias away."""
-    with recorded(client, history_id, alias=alias, action="rolled back", before=before, version=None, cause=cause):
-        client.delete_registered_model_alias(MODEL_NAME, alias)
+    def _active_before(self, entry: Promotion | None, alias: str, version: ModelVersion) -> int | None:
+        """The active version until now: that of the history, else the one with the alias or the legacy stage."""
+        if entry is not None and self._existing(entry.version) is not None:
+            return entry.version
+        try:
+            number = self._versions.find(alias).version
+        except VersionNotFoundError:
+            return None
+        return None if number == version.version else number
 
-
-def revert(
-    client: MlflowClient, history_id: str, change: PendingAliasChange, cause: AuditInfo, refused: str
-) -> ModelVersion | None:
-    """Undo what somebody asked for, and say why where they will look; see `Registry.revert`."""
-    settled = _existing(client, change.settled)
-    with recorded(
-        client,
-        history_id,
-        alias=change.alias,
-        action="refused",
-        before=change.settled,
-        version=change.version,
-        cause=cause,
-        done=False,
-    ):
-        if settled is not None:
-            _set(client, change.alias, settled.version)
-        elif change.via != "stage":
-            client.delete_registered_model_alias(MODEL_NAME, change.alias)
-        if change.alias == PRODUCTION:
-            _clear_stages(client, settled.version if settled else None)
-    if (asked := _existing(client, change.version)) is not None:
-        _note(client, asked, f"{_PUT_BACK}: {refused}")
-    return find_version(client, settled) if settled else None
-
-
-def record_removal(client: MlflowClient, history_id: str, change: PendingAliasChange, cause: AuditInfo) -> None:
-    """Record that an alias was removed; see `Registry.record_removal`."""
-    with recorded(
-        client, history_id, alias=change.alias, action="withdrawn", before=change.settled, version=None, cause=cause
-    ):
-        if (settled := _existing(client, change.settled)) is not None:
-            _set(client, previous_of(change.alias), settled.version)
-
-
-def _before(client: MlflowClient, settled: int | None, alias: str, version: ModelVersion) -> int | None:
-    """The version in use until now: the one settled last, else the one that has the alias or the legacy stage."""
-    if _existing(client, settled) is not None:
-        return settled
-    try:
-        number = find_version(client, alias).version
-    except VersionNotFoundError:
-        return None
-    return None if number == version.version else number
-
-
-def _existing(client: MlflowClient, number: int | None) -> ModelVersion | None:
-    if number is None:
-        return None
-    try:
-        return find_version(client, number)
-    except VersionNotFoundError:  # somebody deleted it
+    def _existing(self, number: int | None) -> ModelVersion | None:
+        if number is not None:
+            with suppress(VersionNotFoundError):  # deleted meanwhile
+                return self._versions.find(number)
         return None
 
+    def _clear_stages(self, keep: int | None) -> None:
+        """Archive other versions in the legacy stage Production, so that a later one there is a new request."""
+        for number in self._versions.in_production_stage():
+            if number != keep:
+                with warnings.catch_warnings(action="ignore"), self._connection.action("archive a version") as client:
+                    client.transition_model_version_stage(MODEL_NAME, str(number), "Archived")
 
-def _set(client: MlflowClient, alias: str, number: int) -> None:
-    client.set_registered_model_alias(MODEL_NAME, alias, str(number))
+    def _set_note(self, version: ModelVersion, note: str) -> None:
+        """Set, replace or remove the note above a version's model card."""
+        card = _NOTE.sub("", version.description)
+        description = fit_description(f"{' '.join(note.split())}\n\n{card}" if note else card)
+        if description != version.description:
+            with self._connection.action("describe a version") as client:
+                client.update_model_version(MODEL_NAME, str(version.version), description=description)
 
 
-def _clear_stages(client: MlflowClient, keep: int | None) -> None:
-    """See that no other version is in the legacy stage Production: one that is there later was put there."""
-    for number in staged_versions(client):
-        if number != keep:
-            with warnings.catch_warnings(action="ignore"):  # that stages are going to go
-                client.transition_model_version_stage(MODEL_NAME, str(number), "Archived")
-
-
-def _note(client: MlflowClient, version: ModelVersion, text: str) -> None:
-    """Put a note above a version's model card, in place of an earlier one; or take it away."""
-    card = _NOTE.sub("", version.description)
-    described = fit_description(f"{' '.join(text.split())}\n\n{card}" if text else card)
-    if described != version.description:
-        client.update_model_version(MODEL_NAME, str(version.version), description=described)
+def _read_entry(run: Run) -> Promotion:
+    tags: Mapping[str, str] = {
+        key.removeprefix(_PREFIX): value for key, value in run.data.tags.items() if key.startswith(_PREFIX)
+    }
+    start = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    state = {"FINISHED": "done", "RUNNING": "running"}.get(run.info.status, "failed")
+    if state == "running" and datetime.now(UTC) - start > _INTERRUPTED:
+        state = "interrupted"
+    before, version = (int(text) if (text := tags.get(key, "")).isdecimal() else None for key in ("from", "to"))
+    audit = AuditInfo(tags.get("by") or None, tags.get("via", ""), tags.get("gate", ""), tags.get("reason", ""))
+    return Promotion(start, tags["alias"], tags.get("action", "promoted"), before, version, audit, state)

@@ -1,4 +1,4 @@
-"""One version of the registered model, and the names under which users see it."""
+"""A version of the registered model, and the names of models, aliases, tags and files in MLflow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ __all__ = [
     "NOTE_TAG",
     "PREVIOUS",
     "PRODUCTION",
+    "REFERENCE_FILE",
+    "TAG_LENGTH",
     "ModelVersion",
     "VersionRef",
     "is_production",
@@ -37,7 +39,10 @@ MODEL_ID_TAG = "model_id"
 NOTE_TAG = "mlflow.note.content"  # shown as the description of a run or of a logged model
 
 CARD_FILE = "model_card.md"
-EXTRA_FILES = "extra_files"  # where MLflow puts a model's own files
+REFERENCE_FILE = "reference_distribution.json"
+EXTRA_FILES = "extra_files"  # folder of a model's additional files in MLflow
+
+TAG_LENGTH = 5000  # characters of a tag's value that MLflow's database stores
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,14 @@ class ModelVersion:
     """A registered version of the segmenter.
 
     Args:
-        version: Its number, from 1.
-        run_id: The run that made it.
-        model_id: Its entry among the experiment's logged models, where its metrics are shown; None if it has none.
+        version: Number of the version, from 1.
+        run_id: The run that trained it.
+        model_id: ID of the logged model, whose page shows the metrics; None if there is none.
         aliases: Such as ``"production"``; sorted.
         tags: Such as ``method``, ``commit``, ``mpp``, ``classes``, ``dataset.<lab>``.
         datasets: Digest of the dataset of each lab that it was trained with.
-        created: When it was registered, in UTC.
-        description: Its model card, in Markdown.
+        created: Time of the registration, in UTC.
+        description: The model card, in Markdown.
     """
 
     version: int
@@ -66,7 +71,7 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        """The version as MLflow names it."""
+        """The model URI in MLflow."""
         return f"models:/{MODEL_NAME}/{self.version}"
 
 
@@ -74,26 +79,26 @@ VersionRef = ModelVersion | int | str
 
 
 def production_of(lab: str | None) -> str:
-    """The alias of the version in use for one lab's images alone, ``production-<lab>``; for all: ``production``."""
+    """Return the alias of the version in production for one lab, ``production-<lab>``, or for all: ``production``."""
     return PRODUCTION if lab is None else f"{PRODUCTION}-{lab}"
 
 
 def previous_of(alias: str) -> str:
-    """The alias of the version to go back to, for ``production`` or ``production-<lab>``."""
+    """Return the alias of the version to roll back to, for ``production`` or ``production-<lab>``."""
     return PREVIOUS + alias.removeprefix(PRODUCTION)
 
 
 def is_production(alias: str) -> bool:
-    """Whether the version with an alias is in use: for all labs, or for one."""
+    """Whether an alias is one of production: for all labs, or for one."""
     return alias == PRODUCTION or alias.startswith(f"{PRODUCTION}-")
 
 
 def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:
-    """The record of a version as MLflow gives it.
+    """Convert MLflow's entity of a version.
 
     Args:
-        entry: MLflow's own record; its list of aliases is not always filled.
-        aliases: All aliases of the registered model, to the number of their version.
+        entry: The entity; its list of aliases is not always filled.
+        aliases: All aliases of the registered model, with the number of their version.
     """
     number = int(entry.version)
     tags = dict(entry.tags)

@@ -1,4 +1,4 @@
-"""MLflow's word that an alias was moved: asking its server to send it, and proving that it did."""
+"""MLflow webhooks for changed aliases: subscribing to them, and verifying their signatures."""
 
 import base64
 import hashlib
@@ -21,169 +21,156 @@ from microseg.errors import RegistryError
 from microseg.registry.connection import Connection, is_server
 from microseg.registry.version import MODEL_NAME
 
-__all__ = [
-    "AliasChange",
-    "SignatureError",
-    "Webhooks",
-    "read_webhook",
-    "sign_webhook",
-]
+__all__ = ["AliasEvent", "SignatureError", "Webhooks", "parse_webhook", "sign_webhook"]
 
 WEBHOOK_NAME = "microseg"
 
 _EVENTS = (WebhookEvent.from_str("model_version_alias.created"), WebhookEvent.from_str("model_version_alias.deleted"))
-_FRESH_SECONDS = 300  # older deliveries are taken for repeated ones
+_MAX_AGE = 300  # seconds; older webhooks are rejected as replayed
 
 
 class SignatureError(RegistryError):
-    """A delivery that cannot be shown to come from the MLflow server."""
+    """A webhook whose origin cannot be verified."""
 
 
 @dataclass(frozen=True)
-class AliasChange:
-    """What a delivery says.
+class AliasEvent:
+    """The content of a webhook: an alias was set or removed.
 
     Args:
-        model: The registered model.
-        alias: Its alias.
-        version: That has the alias now; None when the alias was removed.
-        delivery: The delivery's own id, the same when it is tried again.
+        model: Name of the registered model.
+        alias: The alias.
+        version: The version that has the alias now; None if the alias was removed.
+        delivery_id: ID of the webhook delivery, the same when MLflow retries.
     """
 
     model: str
     alias: str
     version: int | None
-    delivery: str
+    delivery_id: str
 
     @property
-    def ours(self) -> bool:
-        """Whether it is about microseg's model."""
+    def is_segmenter(self) -> bool:
+        """Whether the registered model is microseg's."""
         return self.model == MODEL_NAME
 
 
 class Webhooks:
-    """What an MLflow server tells of moved aliases, and whom.
+    """The webhooks of an MLflow server; a database sends none.
 
     Args:
-        connection: To the server; a database tells nobody.
+        connection: The connection to MLflow.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def deliver_to(self, url: str, secret: str) -> bool:
-        """Have the server tell an address, signed with a secret, when an alias is moved.
+    def subscribe(self, url: str, secret: str) -> bool:
+        """Register a webhook for changed aliases, signed with a secret.
 
-        A webhook of the same name is corrected. The secret cannot be read back, so it is set each time.
+        A webhook of the same name is updated. The secret cannot be read back, so it is set each time.
 
         Args:
-            url: The address, as the server reaches it.
-            secret: Shared with it.
+            url: The receiver, as the server reaches it.
+            secret: Shared secret.
 
         Returns:
-            False where there is no server, only a database.
+            False if MLflow is only a database.
 
         Raises:
             RegistryError: The server refuses or cannot be reached.
         """
         if not is_server(self._connection.tracking_uri):
             return False
-        with self._connection.asking("send webhooks (does it have MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY?)"):
-            _ensure_webhook(self._connection.client, url, secret)
+        with self._connection.action("register a webhook (is MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY set?)") as client:
+            found = _webhooks(client)
+            same = [hook for hook in found if hook.url == url and set(hook.events) == set(_EVENTS)]
+            for hook in found:
+                if hook not in same[:1]:
+                    client.delete_webhook(hook.webhook_id)
+            if same:
+                client.update_webhook(same[0].webhook_id, secret=secret, status="ACTIVE")
+            else:
+                text = "Notifies microseg of changed aliases."
+                client.create_webhook(
+                    WEBHOOK_NAME, url, list(_EVENTS), description=text, secret=secret, status="ACTIVE"
+                )
         return True
 
-    def addresses(self) -> list[tuple[str, bool]]:
-        """Where the server tells of moved aliases, and whether each of these is switched on."""
-        with self._connection.asking("list webhooks"):
-            return [(hook.url, hook.status == "ACTIVE") for hook in _ours(self._connection.client)]
+    def subscriptions(self) -> list[tuple[str, bool]]:
+        """Return the URL of each webhook, and whether it is active."""
+        with self._connection.action("list webhooks") as client:
+            return [(hook.url, hook.status == "ACTIVE") for hook in _webhooks(client)]
 
-    def try_delivery(self) -> tuple[int | None, str]:
-        """Have the server send a made-up delivery.
+    def send_test(self) -> tuple[int | None, str]:
+        """Let the server send a test webhook.
 
         Returns:
-            The answer's status and text; no status when there was no answer.
+            Status code and text of the response; no status code if there was no response.
         """
-        with self._connection.asking("try a webhook"):
-            hook = _ours(self._connection.client)[0]
-            result = self._connection.client.test_webhook(hook.webhook_id)
-            return result.response_status, result.error_message or result.response_body or ""
+        with self._connection.action("test a webhook") as client:
+            result = client.test_webhook(_webhooks(client)[0].webhook_id)
+        return result.response_status, result.error_message or result.response_body or ""
 
 
-def read_webhook(
+def parse_webhook(
     headers: Mapping[str, str], body: bytes, secret: str, *, now: float | None = None
-) -> AliasChange | None:
-    """Read a delivery after proving that whoever sent it knows the secret.
+) -> AliasEvent | None:
+    """Parse a webhook after verifying its signature.
 
     Args:
-        headers: Of the request; names in any case.
-        body: Of the request, as it came.
-        secret: Shared with the server.
-        now: Seconds since 1970.
+        headers: Headers of the request; names are case-insensitive.
+        body: Body of the request.
+        secret: Shared secret.
+        now: Current time in seconds since 1970.
 
     Returns:
-        What it says; None when it is about something else than aliases.
+        The event; None if it is not about an alias.
 
     Raises:
-        SignatureError: Signature or time are missing or wrong, or it is no delivery at all.
+        SignatureError: The signature or the time is missing or wrong, or the body is not a webhook of MLflow.
     """
     given = {name.lower(): value for name, value in headers.items()}
-    delivery, stamp, signature = (
+    delivery_id, timestamp, signature = (
         given.get(name.lower(), "")
         for name in (WEBHOOK_DELIVERY_ID_HEADER, WEBHOOK_TIMESTAMP_HEADER, WEBHOOK_SIGNATURE_HEADER)
     )
-    if not hmac.compare_digest(signature.encode(), sign_webhook(secret, delivery, stamp, body).encode()):
+    if not hmac.compare_digest(signature.encode(), sign_webhook(secret, delivery_id, timestamp, body).encode()):
         raise SignatureError(
-            "expected a delivery signed with the shared secret, got another signature; is another server sending here, "
-            "or was the key lost with which MLflow keeps the secret (MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY)?"
+            "expected a webhook signed with the shared secret, got another signature; check that no other server sends "
+            "here, and that MLflow's key for stored secrets (MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY) did not change"
         )
-    age = (time.time() if now is None else now) - float(stamp if stamp.isdecimal() else "nan")
-    if not abs(age) <= _FRESH_SECONDS:
+    age = (time.time() if now is None else now) - float(timestamp if timestamp.isdecimal() else "nan")
+    if not abs(age) <= _MAX_AGE:
         raise SignatureError(
-            f"expected a delivery of the last {_FRESH_SECONDS} s, got one of {age:.0f} s ago; do the clocks agree?"
+            f"expected a webhook of the last {_MAX_AGE} s, got one of {age:.0f} s ago; compare the clocks of both "
+            "machines"
         )
     try:
-        said = json.loads(body)
-        data = said["data"]
-        if said["entity"] != "model_version_alias":
+        content = json.loads(body)
+        data = content["data"]
+        if content["entity"] != "model_version_alias":
             return None
-        version = int(data["version"]) if said["action"] == "created" else None
-        return AliasChange(str(data["name"]), str(data["alias"]), version, delivery)
+        version = int(data["version"]) if content["action"] == "created" else None
+        return AliasEvent(str(data["name"]), str(data["alias"]), version, delivery_id)
     except (ValueError, KeyError, TypeError) as error:
-        raise SignatureError(f"expected MLflow's JSON about an alias, got {error!r}; is its version known?") from error
+        raise SignatureError(
+            f"expected MLflow's JSON about an alias, got {error!r}; check that this MLflow version is supported"
+        ) from error
 
 
-def sign_webhook(secret: str, delivery: str, stamp: str, body: bytes) -> str:
-    """The signature that MLflow gives a delivery.
+def sign_webhook(secret: str, delivery_id: str, timestamp: str, body: bytes) -> str:
+    """Return the signature of a webhook.
 
     Reference:
         https://www.standardwebhooks.com: HMAC-SHA256 of ``<id>.<seconds>.<body>``, in base64, after a version.
     """
-    content = f"{delivery}.{stamp}.".encode() + body
+    content = f"{delivery_id}.{timestamp}.".encode() + body
     digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
     return f"{WEBHOOK_SIGNATURE_VERSION},{base64.b64encode(digest).decode()}"
 
 
-def _ensure_webhook(client: MlflowClient, url: str, secret: str) -> None:
-    found = _ours(client)
-    same = [hook for hook in found if hook.url == url and set(hook.events) == set(_EVENTS)]
-    for hook in found:
-        if hook not in same[:1]:
-            client.delete_webhook(hook.webhook_id)
-    if same:
-        client.update_webhook(same[0].webhook_id, secret=secret, status="ACTIVE")
-        return
-    client.create_webhook(
-        WEBHOOK_NAME,
-        url,
-        list(_EVENTS),
-        description="Tells microseg of a version promoted here.",
-        secret=secret,
-        status="ACTIVE",
-    )
-
-
-def _ours(client: MlflowClient) -> list[Webhook]:
-    """The server's webhooks of microseg's name."""
+def _webhooks(client: MlflowClient) -> list[Webhook]:
     hooks: list[Webhook] = []
     token: str | None = None
     while True:

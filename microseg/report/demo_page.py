@@ -1,8 +1,7 @@
-"""One page that shows the way of a lab's images from landing to production."""
+"""The HTML page and the JSON report of the demo."""
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,18 +9,21 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from microseg.files import atomic_write
+from microseg.registry.gate import Decision
+from microseg.registry.model_card import measurement_name
 from microseg.report.panels import data_uri
 
-__all__ = ["Change", "DecisionSummary", "DemoReport", "write_page", "write_report"]
+__all__ = ["Change", "DemoReport", "write_page", "write_report"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure before and after.
+    """A measurement before and after adaptation.
 
-    Attributes:
-        before: of the first production model.
-        after: of the model in production at the end.
+    Args:
+        before: Of the first production model.
+        after: Of the model in production at the end.
     """
 
     before: float
@@ -29,40 +31,27 @@ class Change:
 
 
 @dataclass(frozen=True)
-class DecisionSummary:
-    """The gate's decision.
-
-    Attributes:
-        accepted: whether the candidate went into production.
-        reasons: one sentence for each rule, and whether it was met.
-    """
-
-    accepted: bool
-    reasons: Sequence[tuple[bool, str]]
-
-
-@dataclass(frozen=True)
 class DemoReport:
-    """What happened, in figures and files; written as ``report.json``.
+    """The results of the demo; written as ``report.json``.
 
-    Attributes:
-        labs: the names of ``lab_a``, the labelled lab, and ``lab_b``, the new one.
-        dice: on images with masks that no training saw, by ``lab_a`` and ``lab_b``.
-        dice_per_class: the same for each foreground class.
-        candidate_dice: of the candidate, also where it was refused.
-        upper_bound: Dice on ``lab_b`` of a segmenter trained on its labels, where known.
-        recovered: share of the Dice lost on ``lab_b`` that came back; None where nothing was lost.
-        images: number of images behind each figure of ``dice``.
-        decision: the gate's.
-        evidence: label-free figures on ``lab_b``, candidate and first production model.
-        first_version: the first production model.
-        candidate_version: the adapted one.
-        production_version: the one in production at the end.
-        lineage: what made the production model and the outputs.
-        batch: counts of the batch segmented at the end.
-        timings: seconds of each step.
-        seconds: of all.
-        outputs: paths.
+    Args:
+        labs: Names of ``lab_a``, the source lab, and ``lab_b``, the target lab.
+        dice: Dice on the held-out test images of ``lab_a`` and ``lab_b``.
+        dice_per_class: The same for each foreground class.
+        candidate_dice: Dice of the candidate, also if it was refused.
+        upper_bound: Dice on ``lab_b`` of a segmenter trained on its labels; None if unknown.
+        recovered: Fraction of the Dice lost on ``lab_b`` that adaptation recovered; None if nothing was lost.
+        images: Number of test images of each lab.
+        decision: Decision of the gate.
+        evidence: Label-free measurements on ``lab_b`` of the candidate and of the first production model.
+        first_version: Version of the first production model.
+        candidate_version: Version of the adapted model.
+        production_version: Version in production at the end.
+        lineage: Run, datasets, code and parameters of the outputs.
+        batch: Image counts of the batch segmented at the end.
+        timings: Seconds of each step.
+        seconds: Total seconds.
+        outputs: Paths of the outputs.
     """
 
     labs: Mapping[str, str]
@@ -72,7 +61,7 @@ class DemoReport:
     upper_bound: float | None
     recovered: float | None
     images: Mapping[str, int]
-    decision: DecisionSummary
+    decision: Decision
     evidence: Mapping[str, tuple[float | None, float | None]]
     first_version: int
     candidate_version: int
@@ -85,40 +74,46 @@ class DemoReport:
 
 
 def write_report(demo: DemoReport, path: Path) -> None:
-    """Write ``report.json``; what is not known is null."""
-    _replace(path, json.dumps(_without_nan(asdict(demo)), indent=2) + "\n")
+    """Write ``report.json``; unknown values are null.
+
+    The decision is written as ``accepted`` (promoted to production) and ``reasons``, a pair of "passed" and a message
+    for each rule.
+    """
+    values = asdict(demo)
+    reasons = [(result.passed, result.message) for result in demo.decision.rules]
+    values["decision"] = {"accepted": demo.decision.promoted, "reasons": reasons}
+    _write(path, json.dumps(_without_nan(values), indent=2) + "\n")
 
 
 def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path], path: Path) -> None:
-    """Write the page: one HTML file that needs nothing else.
+    """Write the page as one HTML file without external resources.
 
     Args:
-        demo: what happened.
-        panels: pictures of the new lab: image, reference, before, after.
-        overlays: pictures from the batch.
-        path: of the page.
+        demo: The results.
+        panels: Images of the target lab: image, reference, before, after.
+        overlays: Images of the batch.
+        path: File of the page.
     """
     environment = Environment(
         loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "measurement": measurement_name}
     page = environment.get_template("demo.html.j2").render(
         demo=demo, panels=[data_uri(panel) for panel in panels], overlays=[data_uri(overlay) for overlay in overlays]
     )
-    _replace(path, page)
+    _write(path, page)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)  # noqa: PTH105
 
 
 def _without_nan(value: Any) -> Any:

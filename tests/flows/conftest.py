@@ -16,11 +16,12 @@ from flows.adapt import adapt
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, PromoteRecord, TrainRecord
+from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, TrainRecord
 from flows.segment import segment
 from flows.train import train
 from microseg.config.environment import HOME_FILE, Home
 from microseg.outputs.batch_summary import BatchSummary
+from microseg.registry.gate import Decision
 from microseg.registry.registry import Registry
 from microseg.synthetic.labs import LAB_A, make_lab
 
@@ -59,9 +60,9 @@ class MainJob:
     ingested_later: IngestRecord
     adapted: AdaptRecord
     evaluated: EvaluateRecord
-    refused: PromoteRecord
+    refused: Decision
     aliases_after_refusal: dict[str, int]
-    promoted: PromoteRecord
+    promoted: Decision
     segmented: BatchSummary
     segmented_again: BatchSummary
 
@@ -81,7 +82,7 @@ def open_registry(home: Path) -> Registry:
 
 
 def aliases(home: Path) -> dict[str, int]:
-    return {alias: version.version for version in open_registry(home).versions() for alias in version.aliases}
+    return {alias: version.version for version in open_registry(home).versions.all() for alias in version.aliases}
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +103,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's database with nothing in it: making its tables takes seconds, a copy nothing."""
     database = tmp_path_factory.mktemp("empty registry") / "mlflow.db"
-    assert Registry(f"sqlite:///{database}").versions() == ()
+    assert Registry(f"sqlite:///{database}").versions.all() == ()
     return database
 
 

@@ -161,10 +161,10 @@ def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str],
 
 
 def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
-    copied.registry.rollback()
+    copied.registry.production.roll_back()
     record = tmp_path / "record.json"
     result = run(promote.command, "2", "--set", "gate.min_criterion_gain=1.0", "--record", record)
-    refused(result, "The gate refused version 2; version 1 stays in production.", "The new lab sent no masks")
+    refused(result, "The gate refused version 2; version 1 stays in production.", "label-free criteria are met")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}
 

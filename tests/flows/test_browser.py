@@ -89,8 +89,8 @@ def element(browser: Any, css: str, text: str = "") -> Any:
 
 def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
     registry = Registry(servers.mlflow)
-    candidate = registry.resolve("candidate")
-    assert (candidate.version, registry.resolve(PRODUCTION).version) == (2, 1)
+    candidate = registry.versions.find("candidate")
+    assert (candidate.version, registry.versions.find(PRODUCTION).version) == (2, 1)
 
     # the candidate's page has what is needed to decide: the verdict, the pictures, the figures beside production's
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
@@ -115,9 +115,9 @@ def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, pictu
         run = ended(client, runs_of(client, "validate-promotion")[0])
     assert run.state.is_completed(), run.state.message
     assert "Version 2 is in production" in run.state.message
-    entry = registry.history()[0]
-    assert (entry.before, entry.version, entry.cause.via, entry.now) == (1, 2, "mlflow", 2)
-    assert registry.resolve("previous").version == 1
+    entry = registry.production.history()[0]
+    assert (entry.previous_version, entry.version, entry.audit.via, entry.active_version) == (1, 2, "mlflow", 2)
+    assert registry.versions.find("previous").version == 1
 
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
     element(browser, "[role=status], span", "production")

@@ -81,7 +81,7 @@ def test_a_moved_and_a_copied_home_work(done: Any, tmp_path: Path, monkeypatch: 
     first.rename(moved)
     monkeypatch.setenv("MICROSEG_HOME", str(moved))
     registry = open_registry(moved)
-    assert load_network(registry.download("production", moved / "models")).config.encoder == "blocks"
+    assert load_network(registry.versions.download("production", moved / "models")).config.encoder == "blocks"
     assert ingest(done.lab_b).digest == done.ingested["lab_b"].digest
     assert outside_locations(Home(moved)) == []
 
@@ -92,7 +92,7 @@ def test_a_moved_and_a_copied_home_work(done: Any, tmp_path: Path, monkeypatch: 
     new = open_registry(copy).resolve(adapted.version)
     assert load_network(open_registry(copy).download(new, tmp_path / "fetched")).config.encoder == "blocks"
     assert open_registry(moved).resolve("candidate" if adapted.version == 2 else "production").version == 2
-    assert [version.version for version in open_registry(moved).versions()] == [2, 1]
+    assert [version.version for version in open_registry(moved).versions.all()] == [2, 1]
     assert {path for path in snapshot(moved) if path not in untouched} <= {
         moved / "mlflow" / name for name in ("mlflow.db-wal", "mlflow.db-shm")
     }
@@ -107,7 +107,7 @@ def test_a_moved_and_a_copied_home_work(done: Any, tmp_path: Path, monkeypatch: 
 
 
 def test_an_address_outside_the_home_is_found(copied: Any, tmp_path: Path) -> None:
-    copied.registry.versions()
+    copied.registry.versions.all()
     with sqlite3.connect(copied.home / "mlflow" / "mlflow.db") as connection:
         connection.execute(
             "UPDATE model_versions SET source = ? WHERE version = 1", ((tmp_path / "elsewhere").as_uri(),)

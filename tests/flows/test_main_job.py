@@ -20,6 +20,10 @@ from microseg.models.files import load_network
 from microseg.outputs.record import read_record
 
 
+def comparison_of(job: Any) -> dict[str, Any]:
+    return dict(json.loads(Path(job.evaluated.comparison).read_text()))
+
+
 def test_ingestion_makes_a_version(done: Any) -> None:
     record = done.ingested["lab_a"]
     assert (record.images, record.labelled, record.refused, record.quarantine) == (8, 8, 0, None)
@@ -29,7 +33,8 @@ def test_ingestion_makes_a_version(done: Any) -> None:
 
 
 def test_the_first_model_goes_into_production(done: Any) -> None:
-    assert (done.trained.version, done.trained.production) == (1, True)
+    assert done.trained.version == 1
+    assert done.trained.decision.promoted
     assert done.trained.labs == {"lab_a": done.ingested["lab_a"].digest}
     assert 0 <= done.trained.dice["lab_a"] <= 1
 
@@ -40,51 +45,52 @@ def test_adaptation_reads_the_datasets_recorded_with_production(done: Any) -> No
     assert (done.adapted.version, done.adapted.base) == (2, 1)
     assert done.adapted.source == done.trained.labs
     assert done.adapted.target == {"lab_b": done.ingested["lab_b"].digest}
-    version = done.registry.resolve(2)
+    version = done.registry.versions.find(2)
     assert version.datasets == {**done.trained.labs, **done.adapted.target}
     assert version.tags["base_version"] == "1"
 
 
 def test_the_versions_say_what_they_are(done: Any) -> None:
     for number, method in ((1, "supervised"), (2, "dual_adaptive_pyramid")):
-        version = done.registry.resolve(number)
+        version = done.registry.versions.find(number)
         assert version.tags["method"] == method
         assert "lab_a" in version.description
-    assert "lab_b" in done.registry.resolve(2).description
+    assert "lab_b" in done.registry.versions.find(2).description
 
 
 def test_evaluation_is_kept(done: Any) -> None:
     record = done.evaluated
-    assert (record.candidate, record.production, record.lab) == (2, 1, "lab_b")
-    figures = json.loads(Path(record.comparison).read_text())
-    assert figures == record.evidence
-    assert set(figures["candidate"]["source_dice"]) == {"lab_a"}
-    assert "augmentation_consistency" in figures["candidate"]["label_free"]
-    assert record.figures
-    assert all(Path(figure).is_file() for figure in record.figures)
+    assert (record.decision.version, record.decision.production_version, record.lab) == (2, 1, "lab_b")
+    comparison = json.loads(Path(record.comparison).read_text())
+    assert set(comparison["candidate"]["source_dice"]) == {"lab_a"}
+    assert "augmentation_consistency" in comparison["candidate"]["label_free"]
+    assert {"object_f1", "object_dice", "aji", "object_f1_gland"} <= comparison["scores"]["lab_a"].keys()
+    assert "| lab_a: object F1 |" in done.registry.versions.find(2).description
+    assert record.panels
+    assert all(Path(panel).is_file() for panel in record.panels)
 
 
 def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
     for number, labs in ((1, {"lab_a"}), (2, {"lab_a", "lab_b"})):
-        known = done.registry.reference_distribution(number)
+        known = done.registry.versions.reference_distribution(number)
         assert known is not None
         assert set(known.labs) == labs
-    new, old = (done.evaluated.evidence[side]["label_free"] for side in ("candidate", "production"))
+    new, old = (comparison_of(done)[side]["label_free"] for side in ("candidate", "production"))
     assert new["ood_score"] < old["ood_score"]
-    assert (new["drift_share"], old["drift_share"]) == (0, 1)
-    assert "distance to the nearest known lab" in done.registry.resolve(2).description
+    assert (new["ood_share"], old["ood_share"]) == (0, 1)
+    assert "out-of-distribution score" in done.registry.versions.find(2).description
     record = done.segmented
-    assert (record.ood.images, record.ood.ood_images, record.ood.is_ood) == (6, 0, False)
-    assert record.ood.median == pytest.approx(new["ood_score"])
+    assert (record.ood.images, record.ood.out_of_distribution, record.ood.exceeds_limits) == (6, 0, False)
+    assert record.ood.median_score == pytest.approx(new["ood_score"])
     summary = pd.read_csv(Path(record.out) / "summary.csv")
-    assert summary["ood_score"].median() == pytest.approx(record.ood.median, rel=1e-4)
+    assert summary["ood_score"].median() == pytest.approx(record.ood.median_score, rel=1e-4)
     assert done.segmented_again.ood == record.ood  # of what had been done before
 
 
 def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any, tmp_path: Path) -> None:
     record = segment(copied.lab_b, model="1", out=tmp_path / "out")
-    assert (record.ood.images, record.ood.ood_images, record.ood.is_ood) == (6, 6, True)
-    assert record.ood.median == pytest.approx(copied.evaluated.evidence["production"]["label_free"]["ood_score"])
+    assert (record.ood.images, record.ood.out_of_distribution, record.ood.exceeds_limits) == (6, 6, True)
+    assert record.ood.median_score == pytest.approx(comparison_of(copied)["production"]["label_free"]["ood_score"])
     assert "This batch is out of distribution" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     allowed = segment(
         copied.lab_b,
@@ -92,38 +98,36 @@ def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any
         out=tmp_path / "out",
         changes=("out_of_distribution.max_share=1", "out_of_distribution.max_median_score=99"),
     )
-    assert (allowed.skipped, allowed.ood.ood_images, allowed.ood.is_ood) == (6, 6, False)
+    assert (allowed.skipped, allowed.ood.out_of_distribution, allowed.ood.exceeds_limits) == (6, 6, False)
 
 
 def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
     copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "microseg.registry.reference_distribution.REFERENCE_FILE", "never-written.json"
-    )  # as with versions of before
+    monkeypatch.setattr("microseg.registry.versions.REFERENCE_FILE", "missing.json")
     record = segment(copied.lab_b, out=tmp_path / "out")
-    assert (record.done, record.ood.images, record.ood.is_ood) == (6, 0, False)
+    assert (record.done, record.ood.images, record.ood.exceeds_limits) == (6, 0, False)
 
 
 def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
-    assert (done.refused.accepted, done.refused.version, done.refused.production) == (False, 2, 1)
-    assert any("The new lab sent no masks" in reason for reason in done.refused.reasons)
+    assert (done.refused.promoted, done.refused.version, done.refused.production_version) == (False, 2, 1)
+    assert any("label-free criteria" in message for message in done.refused.failures)
     assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
 
 
 def test_an_accepted_candidate_takes_the_place_of_production(done: Any) -> None:
-    assert (done.promoted.accepted, done.promoted.version, done.promoted.production) == (True, 2, 2)
+    assert (done.promoted.promoted, done.promoted.version) == (True, 2)
     assert done.aliases == {"production": 2, "previous": 1}
 
 
 def test_promoting_what_is_in_production_changes_nothing(copied: Any) -> None:
-    assert promote("production").accepted
+    assert promote("production").promoted
     assert copied.aliases == {"production": 2, "previous": 1}
 
 
 def test_rollback(copied: Any) -> None:
     record = rollback()
-    assert (record.version, record.production) == (1, 1)
+    assert (record.version, record.active_version, record.previous_version) == (1, 1, 2)
     assert copied.aliases == {"production": 1}
 
 
@@ -136,7 +140,7 @@ def test_the_batch_is_whole_and_leads_back_to_its_origin(done: Any) -> None:
     one = read_record(out / "lab_b_000.json")
     assert one.provenance.model == "microseg-segmenter/2"
     assert one.provenance.run_id == done.adapted.run_id
-    assert one.provenance.datasets == done.registry.resolve(2).datasets
+    assert one.provenance.datasets == done.registry.versions.find(2).datasets
     assert set(one.outputs) == {"labels", "outlines", "overlay", "objects"}
     assert all((out / file).is_file() for file in one.outputs.values())
     assert one.mpp == 1.0  # from the lab's images.csv
@@ -149,7 +153,7 @@ def test_a_second_batch_skips_what_is_done(done: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "content"),
     [
-        ("comparison", "figure"),
+        ("comparison", "measurement"),
         ("panel-1", "data:image/"),
         ("gate", "accepted"),
         ("batch", "skipped"),
@@ -179,7 +183,7 @@ def test_nothing_is_written_outside_the_home(done: Any) -> None:
 def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
     record = export("production", "torchscript", tmp_path, changes=("inference.tile_size=32", "inference.halo=4"))
     assert (record.version, record.format, record.tile) == ("2", "torchscript", 32)
-    network = load_network(done.registry.download(2, done.home / "models"))
+    network = load_network(done.registry.versions.download(2, done.home / "models"))
     tile = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         given = torch.jit.load(record.path)(tile)  # type: ignore[no-untyped-call]

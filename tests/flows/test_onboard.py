@@ -37,12 +37,12 @@ def test_one_candidate_for_one_delivery(copied: Any, lab_c: Path) -> None:
     state = landed(lab_c)
     assert state.is_completed(), state.message
     assert state.message.startswith("Version 3 is the candidate for lab_c. The gate ")
-    candidate = copied.registry.resolve("candidate")
+    candidate = copied.registry.versions.find("candidate")
     assert (candidate.version, candidate.tags["target"], candidate.tags["base_version"]) == (3, "lab_c", "2")
     assert candidate.tags["gate"] in ("accepted", "refused")
     again = landed(lab_c)
     assert again.message.startswith("Nothing to do: this delivery of lab_c was taken over.")
-    assert len(copied.registry.versions()) == 3
+    assert len(copied.registry.versions.all()) == 3
 
     # killed after the adaptation: what was made is not made again
     kept = open_workspace(load_settings()).onboarding
@@ -107,7 +107,7 @@ def test_a_failed_landing_ends_the_command_with_its_reason(fresh: Path, lab_c: P
 def test_what_production_was_made_with_needs_nothing(copied: Any) -> None:
     state = landed(copied.lab_b)
     assert "Version 2, in production, was made with this very dataset of lab_b." in state.message
-    assert len(copied.registry.versions()) == 2
+    assert len(copied.registry.versions.all()) == 2
 
 
 def test_an_unusable_delivery_fails_and_is_told(copied: Any, lab_c: Path, run: Run) -> None:
@@ -128,9 +128,9 @@ def test_the_gate_may_decide_alone(copied: Any, lab_c: Path) -> None:
     state = landed(
         lab_c, "promotion.approval=gate", "promotion.per_lab=true", "gate.max_foreground_ratio=1e9", *lenient
     )
-    assert state.message.startswith("Version 3 is in production: the gate decides here."), state.message
-    assert (copied.registry.in_use().version, copied.registry.in_use("lab_c").version) == (2, 3)
-    assert copied.registry.history()[0].cause.by == "the gate"
+    assert state.message.startswith("Version 3 is in production, by the decision of the gate."), state.message
+    assert (copied.registry.production.active().version, copied.registry.production.active("lab_c").version) == (2, 3)
+    assert copied.registry.production.history()[0].audit.by == "the gate"
 
 
 # ---- watching
@@ -207,7 +207,7 @@ def test_landings_that_were_cut_short(copied: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_reconciling_settles_promotions(copied: Any) -> None:
-    copied.registry.set_alias("production", 1)
+    copied.registry.versions.set_alias("production", 1)
     state = reconcile(return_state=True)
     assert state.is_completed()
     assert "Version 1 is in production" in state.message

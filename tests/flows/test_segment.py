@@ -39,7 +39,7 @@ def test_next_chunk_uses_the_new_version(copied: Any, tmp_path: Path, monkeypatc
     def segment_and_promote(*arguments: Any, **options: Any) -> Any:
         made = real(*arguments, **options)
         chunks.append(len(made))
-        copied.registry.set_alias("production", 1)  # as a person does in MLflow, after the first chunk
+        copied.registry.versions.set_alias("production", 1)  # as a person does in MLflow, after the first chunk
         return made
 
     monkeypatch.setattr(module, "segment_images", segment_and_promote)
@@ -52,7 +52,7 @@ def test_next_chunk_uses_the_new_version(copied: Any, tmp_path: Path, monkeypatc
     assert set(facts["provenance"]) == {"microseg-segmenter/1", "microseg-segmenter/2"}
     page = (Path(record.out) / "index.html").read_text(encoding="utf-8")
     assert "segmented with microseg-segmenter/2, microseg-segmenter/1" in page
-    assert copied.registry.history()[0].version == 1  # it was validated first
+    assert copied.registry.production.history()[0].version == 1  # it was validated first
 
 
 def test_slides_and_pixel_sizes(copied: Any, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_single_file_gives_the_outputs_of_a_folder_of_one_image(copied: Any, tmp
     assert record.out == copied.home / "segmentations" / "slide_001"
     assert read_record(record.out / "slide_001.json").mpp == 0.8
     assert {path.name for path in record.out.iterdir()} >= {"index.html", "summary.csv", "slide_001.labels.tif"}
-    copied.registry.promote(1, alias="production-lab_b")
+    copied.registry.production.promote(1, alias="production-lab_b")
     of_lab = segment(sorted((copied.lab_b / "images").iterdir())[0], out=tmp_path / "lab")
     assert of_lab.version == "1"  # lab.yaml beside images/ names the lab
     with pytest.raises(DataError, match="expected an image or a folder of images"):

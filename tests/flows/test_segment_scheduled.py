@@ -49,9 +49,9 @@ def test_segments_each_image_once(copied: Any) -> None:
 def test_keeps_outputs_of_earlier_versions_unless_resegment(copied: Any) -> None:
     folder, out = copied.home / "to-segment", copied.home / "segmentations" / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
-    copied.registry.promote(1)
+    copied.registry.production.promote(1)
     segment_scheduled(folder)
-    copied.registry.promote(2)
+    copied.registry.production.promote(2)
     shutil.copy(folder / "lab_b_000.png", folder / "new.png")
     changed = read_image(folder / "lab_b_001.png")
     write_png(folder / "lab_b_001.png", 255 - changed)
@@ -67,7 +67,7 @@ def test_uses_the_production_version_of_the_lab(copied: Any) -> None:
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder / "others")
     shutil.copytree(copied.lab_b, folder / "lab_b", ignore=shutil.ignore_patterns("test"))
-    copied.registry.promote(1, alias="production-lab_b")
+    copied.registry.production.promote(1, alias="production-lab_b")
     state = segment_scheduled(folder, return_state=True)
     assert state.is_completed(), state.message
     outs = {name: copied.home / "segmentations" / "to-segment" / name for name in ("others", "lab_b")}
@@ -79,8 +79,8 @@ def test_validates_pending_alias_change_before_use(copied: Any) -> None:
     """Whether or not an event reported it."""
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
-    copied.registry.set_tags(1, {"gate": "never asked"})
-    copied.registry.set_alias("production", 1)
+    copied.registry.versions.set_tags(1, {"gate": "invalid"})
+    copied.registry.versions.set_alias("production", 1)
     segment_scheduled(folder)
     assert copied.aliases == {"production": 2, "previous": 1}
     models = pd.read_csv(copied.home / "segmentations" / "to-segment" / "summary.csv")["model"]

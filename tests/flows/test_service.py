@@ -83,7 +83,7 @@ def test_files_that_trickle_in_start_one_adaptation(
     run = next_run(client, "onboard", 0)
     assert run.state.is_completed(), run.state.message
     assert run.state.message.startswith("Version 2 is the candidate for lab_b.")
-    assert registry.resolve("candidate").datasets.keys() == {"lab_a", "lab_b"}
+    assert registry.versions.find("candidate").datasets.keys() == {"lab_a", "lab_b"}
     time.sleep(8)
     assert len(runs_of(client, "onboard")) == 1
     assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_b").state == "done"
@@ -98,8 +98,8 @@ def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
     assert run.state.is_completed(), run.state.message
     store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
     assert len(store.history("lab_b")) == 2
-    assert registry.resolve("candidate").version == 3
-    assert registry.resolve(3).datasets["lab_b"] == store.current("lab_b").digest
+    assert registry.versions.find("candidate").version == 3
+    assert registry.versions.find(3).datasets["lab_b"] == store.current("lab_b").digest
 
 
 def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: SyncPrefectClient) -> None:
@@ -129,9 +129,9 @@ def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient,
     run = next_run(client, "validate-promotion", 0)
     assert run.state.is_completed(), run.state.message
     assert "Version 3 is in production" in run.state.message
-    assert registry.resolve("previous").version == 1
-    entry = registry.history()[0]
-    assert (entry.before, entry.version, entry.cause.via) == (1, 3, "mlflow")
+    assert registry.versions.find("previous").version == 1
+    entry = registry.production.history()[0]
+    assert (entry.previous_version, entry.version, entry.audit.via) == (1, 3, "mlflow")
 
 
 def test_what_is_not_fit_is_put_back_and_said(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
@@ -146,10 +146,10 @@ def test_what_is_not_fit_is_put_back_and_said(servers: Servers, client: SyncPref
         "a failed run",
     )
     run = next(run for run in runs_of(client, "validate-promotion")[before:] if run.state.is_failed())
-    assert f"Version {made.version} was refused, version 3 stays in production" in run.state.message
-    assert registry.resolve(PRODUCTION).version == 3
-    assert registry.resolve(int(made.version)).description.startswith("NOT IN PRODUCTION: ")
-    assert registry.history()[0].action == "refused"
+    assert f"Version {made.version} was reverted, version 3 stays in production" in run.state.message
+    assert registry.versions.find(PRODUCTION).version == 3
+    assert registry.versions.find(int(made.version)).description.startswith("NOT IN PRODUCTION: ")
+    assert registry.production.history()[0].action == "reverted"
 
 
 def test_a_stage_and_a_restart_are_noticed_by_the_poll(
@@ -163,9 +163,9 @@ def test_a_stage_and_a_restart_are_noticed_by_the_poll(
     deployment = client.read_deployment_by_name("reconcile/reconcile")
     run = ended(client, client.create_flow_run_from_deployment(deployment.id))
     assert run.state.is_completed(), run.state.message
-    assert "Version 1 is in production (the stage Production)" in run.state.message
-    assert (registry.resolve(PRODUCTION).version, registry.resolve("previous").version) == (1, 3)
-    assert registry.history()[0].cause.via == "stage"
+    assert "Version 1 is in production" in run.state.message
+    assert (registry.versions.find(PRODUCTION).version, registry.versions.find("previous").version) == (1, 3)
+    assert registry.production.history()[0].audit.via == "stage"
 
 
 def test_a_person_decides_in_prefect(
@@ -178,7 +178,7 @@ def test_a_person_decides_in_prefect(
     run = client.create_flow_run_from_deployment(deployment.id, parameters=told)
     until(lambda: client.read_flow_run(run.id).state_name in ("Suspended", "Failed", "Crashed"), "the question")
     assert client.read_flow_run(run.id).state_name == "Suspended"
-    candidate = registry.resolve("candidate")
+    candidate = registry.versions.find("candidate")
     assert candidate.tags["target"] == "lab_d"
     assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_d").state == "waiting"
     answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
@@ -187,10 +187,10 @@ def test_a_person_decides_in_prefect(
     run = ended(client, run)
     assert run.state.is_completed(), run.state.message
     assert f"Version {candidate.version} is in production: approved by ann." in run.state.message
-    assert registry.in_use("lab_d").version == candidate.version
-    entry = registry.history("production-lab_d")[0]
-    assert (entry.version, entry.cause.by, entry.cause.via) == (candidate.version, "ann", "prefect")
-    assert len([it for it in registry.versions() if it.tags.get("target") == "lab_d"]) == 1  # adapted to once
+    assert registry.production.active("lab_d").version == candidate.version
+    entry = registry.production.history("production-lab_d")[0]
+    assert (entry.version, entry.audit.by, entry.audit.via) == (candidate.version, "ann", "prefect")
+    assert len([it for it in registry.versions.all() if it.tags.get("target") == "lab_d"]) == 1  # adapted to once
 
 
 def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncPrefectClient) -> None:

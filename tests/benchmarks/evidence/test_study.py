@@ -84,7 +84,7 @@ def test_from_a_grid_to_the_tables(data: Path, grid: Path, tmp_path: Path) -> No
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(rows) == 2 * (2 + 2 * 7 + 2 + 3)
     tables = (tmp_path / "out" / "tables.md").read_text()
-    assert tables.count("| separation") >= 2
+    assert tables.count("| stain-explained variance") >= 2
     assert "| against source_only |" in tables
     assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
 

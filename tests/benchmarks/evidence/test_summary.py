@@ -18,10 +18,10 @@ def row(task: str, network: str, target: float, **scores: float) -> dict[str, An
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    """Separation and agreement rank as the truth does; entropy likewise on ``a``, and the other way round on ``b``."""
+    """Both criteria rank as true Dice does; entropy does on ``a``, and in reverse order on ``b``."""
     dice = {"source_only": 0.5, "good": 0.8, "x, bad": 0.2, "x, worse": 0.1}
     return [
-        row(task, network, target, entropy=sign * target, cohen_kappa=target)
+        row(task, network, target, entropy=sign * target, augmentation_consistency=target)
         for task, sign in (("a", -1), ("b", 1))
         for network, target in dice.items()
     ]
@@ -36,12 +36,16 @@ def test_rank_correlation_by_hand() -> None:
     assert rank_correlation(rows, "stain_explained_variance") == pytest.approx(0.6)
 
 
-def test_a_constant_or_unknown_score_has_no_rank(rows: list[dict[str, Any]]) -> None:
+def test_constant_and_unknown_scores_have_no_rank(rows: list[dict[str, Any]]) -> None:
     table = rank_table(rows).set_index("score")
-    assert table.loc["separation (more is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "+1.00", "+1.00"]
-    assert table.loc["entropy (less is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "-1.00", "+0.00"]
-    assert table.loc["domain separability (less is better)", "mean"] == "–"
-    assert table.loc["separation (more is better)", "mean, adaptations alone"] == "–"  # two are too few
+    assert table.loc["stain-explained variance (more is better)", ["a", "b", "mean"]].tolist() == [
+        "+1.00",
+        "+1.00",
+        "+1.00",
+    ]
+    assert table.loc["prediction entropy (less is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "-1.00", "+0.00"]
+    assert table.loc["domain separability (AUC) (less is better)", "mean"] == "–"
+    assert table.loc["stain-explained variance (more is better)", "mean, adaptations alone"] == "–"  # two are too few
 
 
 def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -54,6 +58,6 @@ def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     assert rules.loc["label free", "worse, refused"].startswith("12/12")
     first = [pair for pair in pairs if pair.first]
     scores = score_table(first).set_index("score")
-    assert scores.loc["stain_explained_variance", "right, mean of both"] == "100%"
+    assert scores.loc["stain-explained variance", "right, mean of both"] == "100%"
     draw(rows, pairs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000

@@ -71,11 +71,11 @@ def test_no_room(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Production", "error", "puts nothing into production"),
         ("prod", "error", "puts nothing into production"),
         ("production-lab_x", "warning", "there is no lab 'lab_x'"),
-        ("production-lab_b", "warning", "nobody has looked at it"),
+        ("production-lab_b", "warning", "pending alias change"),
     ],
 )
 def test_spelling_of_aliases(copied: Any, alias: str, level: str, said: str) -> None:
-    copied.registry.set_alias(alias, 1)
+    copied.registry.versions.set_alias(alias, 1)
     assert any(it.level == level and said in it.sentence for it in found("aliases"))
 
 

@@ -32,13 +32,13 @@ def test_after_the_main_job(done: Any, run: Run) -> None:
 
 
 def test_a_lab_of_its_own_and_a_moved_alias(copied: Any, run: Run) -> None:
-    copied.registry.promote(1)
-    copied.registry.promote(2, alias="production-lab_b")
-    copied.registry.set_alias("production", 2)
+    copied.registry.production.promote(1)
+    copied.registry.production.promote(2, alias="production-lab_b")
+    copied.registry.versions.set_alias("production", 2)
     said = told(run)
     labs = {lab["lab"]: (lab["production"], lab["own"]) for lab in said["labs"]}
     assert labs == {"lab_a": (2, False), "lab_b": (2, True)}
-    assert said["pending"] == ["production: version 2 asked for (mlflow), 1 settled"]
+    assert said["pending"] == ["production: version 2 requested (mlflow), 1 active"]
     assert "microseg service validate-promotion does that" in " ".join(run(status.command).stdout.split())
 
 

@@ -86,8 +86,8 @@ def test_flows_started_on_the_server_use_the_same_home(
     assert store.current("lab_a").files == 18  # 8 images, their masks, the card and the manifest
     with_server, without = Registry(servers.mlflow), Registry(f"sqlite:///{servers.home / 'mlflow' / 'mlflow.db'}")
     for number, registry in enumerate((with_server, without)):
-        assert registry.resolve("production").datasets == {"lab_a": store.current("lab_a").digest}
-        network = load_network(registry.download("production", tmp_path / str(number)))
+        assert registry.versions.find("production").datasets == {"lab_a": store.current("lab_a").digest}
+        network = load_network(registry.versions.download("production", tmp_path / str(number)))
         assert network.config.encoder == "blocks"
 
 

@@ -18,13 +18,13 @@ from microseg.errors import SettingsError
 from microseg.registry.webhooks import sign_webhook
 from tests.flows.live import free_ports
 
-Told = list[tuple[str, dict[str, Any]]]
+Emitted = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    """What Prefect is told: its settings do not reach the bridge's threads in tests."""
-    events: Told = []
+def emitted(monkeypatch: pytest.MonkeyPatch) -> Emitted:
+    """The emitted events: Prefect's settings do not reach the receiver's threads in tests."""
+    events: Emitted = []
 
     def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | None = None) -> None:
         events.append((event, {"resource": resource, "id": identity, **payload}))
@@ -34,7 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 @pytest.fixture
-def url(copied: Any, told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(copied: Any, emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with webhook_receiver(load_settings()) as url:
         yield url
@@ -57,46 +57,46 @@ def code(request: urllib.request.Request) -> int:
         return error.code
 
 
-def test_a_moved_alias_is_passed_on(copied: Any, url: str, told: Told) -> None:
-    copied.registry.set_alias("production", 1)
+def test_changed_alias_emits_an_event(copied: Any, url: str, emitted: Emitted) -> None:
+    copied.registry.versions.set_alias("production", 1)
     assert post(url, load_settings().environment.webhook_secret) == 202
     expected = {"resource": "microseg.alias.production", "id": "an-id", "alias": "production", "version": 1}
-    assert told == [("microseg.promotion.requested", expected)]
+    assert emitted == [("microseg.promotion.requested", expected)]
 
 
-def test_what_microseg_did_itself_is_not(copied: Any, url: str, told: Told) -> None:
-    copied.registry.promote(1)
+def test_promotion_by_microseg_emits_no_event(copied: Any, url: str, emitted: Emitted) -> None:
+    copied.registry.production.promote(1)
     assert post(url, load_settings().environment.webhook_secret) == 200
-    assert told == []
+    assert emitted == []
 
 
 @pytest.mark.parametrize("data", [{"alias": "candidate"}, {"name": "another"}, {"alias": "productive"}])
-def test_what_does_not_concern_production(copied: Any, url: str, told: Told, data: dict[str, str]) -> None:
-    copied.registry.set_alias("production", 1)
+def test_other_aliases_and_models_emit_no_event(copied: Any, url: str, emitted: Emitted, data: dict[str, str]) -> None:
+    copied.registry.versions.set_alias("production", 1)
     assert post(url, load_settings().environment.webhook_secret, **data) == 200
-    assert told == []
+    assert emitted == []
 
 
-def test_who_does_not_know_the_secret(copied: Any, url: str, told: Told) -> None:
-    copied.registry.set_alias("production", 1)
-    assert post(url, "a guess") == 401
+def test_rejects_invalid_signatures_and_paths(copied: Any, url: str, emitted: Emitted) -> None:
+    copied.registry.versions.set_alias("production", 1)
+    assert post(url, "another secret") == 401
     assert code(urllib.request.Request(url, data=b"{}")) == 401
     assert code(urllib.request.Request(url + "/other", data=b"{}")) == 404
     assert code(urllib.request.Request(url, data=b"")) == 413
     assert code(urllib.request.Request(url.replace("/mlflow", "/health"))) == 200
-    assert told == []
+    assert emitted == []
 
 
-def test_mlflow_tries_again_while_prefect_is_away(copied: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_prefect_server_gives_503(copied: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object, **__: object) -> None:
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(module, "emit", away)
-    copied.registry.set_alias("production", 1)
+    copied.registry.versions.set_alias("production", 1)
     assert post(url, load_settings().environment.webhook_secret) == 503
 
 
-def test_a_port_that_is_taken(copied: Any, url: str) -> None:
+def test_rejects_a_port_in_use(copied: Any, url: str) -> None:
     with (
         pytest.raises(SettingsError, match="Expected a free port in MICROSEG_WEBHOOK_URL"),
         webhook_receiver(load_settings()),
@@ -105,14 +105,16 @@ def test_a_port_that_is_taken(copied: Any, url: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1", "http://127.0.0.1:port"])
-def test_an_address_without_a_port(copied: Any, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_rejects_a_url_without_port(copied: Any, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("MICROSEG_WEBHOOK_URL", address)
     with pytest.raises(SettingsError, match="MICROSEG_WEBHOOK_URL"), webhook_receiver(load_settings()):
         pass
 
 
-def test_a_database_sends_no_word(copied: Any, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_needs_an_mlflow_server(
+    copied: Any, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     result = run(command)
     assert result.exit_code == 1
-    assert "found a database" in " ".join(result.stderr.split())
+    assert "got a database" in " ".join(result.stderr.split())

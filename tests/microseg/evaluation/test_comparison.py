@@ -17,7 +17,7 @@ from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import LabMetadata
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.evaluation.label_free import expected_foreground_share
-from microseg.evaluation.reference_distribution import fit_reference_distribution
+from microseg.evaluation.out_of_distribution import fit_reference_distribution
 from microseg.evaluation.references import bootstrap_interval
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
@@ -90,7 +90,7 @@ def _references(lab: LabDataset) -> list[Any]:
     return list(lab_references(lab, "test"))
 
 
-def test_without_a_new_lab_or_a_production_model(
+def test_without_target_lab_and_production_model(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
     result = compare(at_level(150), None, source=[source_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
@@ -99,15 +99,15 @@ def test_without_a_new_lab_or_a_production_model(
     assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
-def test_drift_is_told_by_what_each_side_knows(
+def test_ood_score_uses_the_reference_distribution_of_each_side(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset, target_lab: LabDataset
 ) -> None:
-    """Production knows one lab, the candidate both; of a version that keeps nothing it is not told."""
+    """Production has one reference lab, the candidate both; a version without reference distribution has no score."""
     one = fit_reference_distribution([source_lab], 1.0)
     assert list(one.labs) == ["lab_a"]
     figures = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
     both = ReferenceDistribution(
-        one.figures, {**one.labs, "lab_b": LabDistribution(4, figures.mean(0), np.eye(len(figures[0])), 9.0)}
+        one.features, {**one.labs, "lab_b": LabDistribution(4, figures.mean(0), np.eye(len(figures[0])), 9.0)}
     )
 
     def told(reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None]) -> list[dict[str, float]]:
@@ -124,14 +124,14 @@ def test_drift_is_told_by_what_each_side_knows(
 
     new, old = told((both, one))
     assert old["ood_score"] == pytest.approx(np.median(one.ood_score(figures)))
-    assert old["drift_share"] == np.mean(one.ood_score(figures) > 1)
-    assert (new["ood_score"] < 1, new["drift_share"]) == (True, 0)
+    assert old["ood_share"] == np.mean(one.ood_score(figures) > 1)
+    assert (new["ood_score"] < 1, new["ood_share"]) == (True, 0)
     new, old = told((both, None))
     assert "ood_score" in new
-    assert not {"ood_score", "drift_share"} & set(old)
+    assert not {"ood_score", "ood_share"} & set(old)
 
 
-def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
+def test_dice_is_measured_on_all_masks_of_the_target_lab(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
     few = dataclasses.replace(source_lab, metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"}))
@@ -143,7 +143,7 @@ def test_where_the_new_lab_sent_masks_dice_is_measured_on_all_of_them(
     assert min(each) < interval.low < interval.value < interval.high < max(each)
 
 
-def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
+def test_gain_is_measured_by_image_and_bootstrapped_by_slide(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
     def gain(rows: tuple[ManifestRow, ...]) -> tuple[ConfidenceInterval | None, Comparison]:
@@ -166,7 +166,7 @@ def test_the_gain_is_measured_image_by_image_and_drawn_by_slide(
     slides = sorted({row.group for row in source_lab.rows})
     two, result = gain(tuple(row for row in source_lab.rows if row.group in slides[:2]))
     assert two is None
-    assert result.candidate.target_dice is not None  # reported all the same
+    assert result.candidate.target_dice is not None  # still reported
 
 
 def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mpp: float | None = None) -> LabDataset:
@@ -177,7 +177,7 @@ def lab_of(folder: Path, name: str, images: dict[str, npt.NDArray[np.uint8]], mp
     return LabDataset(folder, LabMetadata(lab=name, stain="H&E", classes=("background", "gland")), tuple(rows))
 
 
-def test_separability_is_about_the_labs_at_the_models_scale(
+def test_separability_is_measured_at_the_models_scale(
     tiny_network: Callable[..., PyramidSegmenter], tmp_path: Path
 ) -> None:
     """A lab against itself scanned twice as finely, and against one of another color."""
@@ -228,7 +228,7 @@ def unknown() -> Comparison:
     )
 
 
-def test_the_record_is_json_and_comes_back(tmp_path: Path) -> None:
+def test_json_form_is_restored() -> None:
     text = json.dumps(unknown().to_dict(), allow_nan=False)
     back = Comparison.from_dict(json.loads(text))
     assert json.dumps(back.to_dict()) == text
@@ -237,19 +237,37 @@ def test_the_record_is_json_and_comes_back(tmp_path: Path) -> None:
     assert back.candidate.source_dice["lab_a"] == 0.8
     assert math.isnan(back.candidate.source_dice["lab_c"])
     assert math.isnan(back.candidate.label_free["augmentation_consistency"])
-    assert repr(back.candidate.label_free["images"]) == "32"  # a count stays one
+    assert repr(back.candidate.label_free["images"]) == "32"  # an integer stays one
     assert back.candidate.target_dice is not None
     assert math.isnan(back.candidate.target_dice.low)
     assert back.production is not None
     assert back.production.target_dice is None
 
 
-def test_the_gate_decides_the_same_from_the_record() -> None:
-    """A lab that nothing is known of refuses; it must not be forgotten on the way through the file."""
+def test_gate_decides_the_same_on_the_json_form() -> None:
+    """A lab without measurements is refused; it must not get lost in the file."""
     for nothing in (unknown(), dataclasses.replace(unknown(), production=None)):
         back = Comparison.from_dict(json.loads(json.dumps(nothing.to_dict())))
         policy = GateSettings()
         before, after = (decide(it.candidate, it.production, policy) for it in (nothing, back))
         assert before == after
-        assert not after.accept
-        assert any("lab_c" in reason.rule for reason in after.reasons)
+        assert not after.accepted
+        assert any("lab_c" in result.rule for result in after.rules)
+
+
+def test_rows_and_metrics() -> None:
+    comparison = Comparison(
+        candidate=Evidence({"lab_a": 0.8}, None, {"ood_score": 0.5}, ConfidenceInterval(0.1, 0.05, 0.15)),
+        production=Evidence({"lab_a": 0.7}, None, {"ood_score": 2.0}),
+        target="lab_b",
+        scores={"lab_a": {"dice": (0.8, 0.7), "object_f1_gland": (None, 0.5)}},
+    )
+    assert comparison.rows() == [
+        ("lab_a: Dice", 0.8, 0.7),
+        ("lab_a: object F1, gland", None, 0.5),
+        ("lab_b: gain of Dice", 0.1, None),
+        ("lab_b: gain of Dice, lower bound", 0.05, None),
+        ("lab_b: gain of Dice, upper bound", 0.15, None),
+        ("lab_b: median out-of-distribution score (limit: 1)", 0.5, 2.0),
+    ]
+    assert comparison.metrics() == {"lab_a": {"dice/lab_a": 0.8}, "lab_b": {"ood_score/lab_b": 0.5}}

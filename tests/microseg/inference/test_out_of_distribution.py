@@ -39,10 +39,16 @@ def test_scores_each_image_and_the_batch(
     assert scores[4] > 1
     assert np.isnan(scores[5])
     assert summary.ood == summarize_scores(expected[:5])  # type: ignore[arg-type]
-    assert (summary.ood.images, summary.ood.ood_images) == (5, 1)
-    assert not summary.ood.is_ood
+    assert (summary.ood.images, summary.ood.out_of_distribution) == (5, 1)
+    assert not summary.ood.exceeds_limits
     batch = json.loads(summary.record.read_text())["ood"]
-    assert batch == {"images": 5, "ood_images": 1, "share": 0.2, "median": summary.ood.median, "is_ood": False}
+    assert batch == {
+        "images": 5,
+        "out_of_distribution": 1,
+        "share": 0.2,
+        "median_score": summary.ood.median_score,
+        "exceeds_limits": False,
+    }
     assert Segmentation.load(tmp_path / "out" / "4.json").ood_score == expected[4]
     assert segment_file(engine, images[4], provenance=provenance, reference=reference).ood_score == expected[4]
     again = segment_batch(engine, images, tmp_path / "out", provenance=provenance, reference=reference)
@@ -50,4 +56,4 @@ def test_scores_each_image_and_the_batch(
     without = segment_batch(engine, images, tmp_path / "other", provenance=provenance)
     assert "ood_score" not in pd.read_csv(without.summary).columns
     assert without.ood.images == 0
-    assert json.loads(without.record.read_text())["ood"]["median"] is None
+    assert json.loads(without.record.read_text())["ood"]["median_score"] is None

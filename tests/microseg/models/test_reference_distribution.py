@@ -1,4 +1,4 @@
-"""Distances by hand, the limit by its rate, and what comes back from the record."""
+"""Distances by hand, the rate of images above the limit, and the JSON form."""
 
 import json
 
@@ -18,11 +18,11 @@ from microseg.models.reference_distribution import (
 )
 
 SIZE = 12
-Figures = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float64]
 
 
-def draw(rng: np.random.Generator, slides: int, each: int, center: float = 0.0) -> tuple[Figures, list[str]]:
-    """Images of a lab whose figures go together, and whose slides differ more than their images."""
+def draw(rng: np.random.Generator, slides: int, each: int, center: float = 0.0) -> tuple[Features, list[str]]:
+    """Images of a lab with correlated features, and whose slides differ more than their images."""
     mixing = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.1
     slide = np.repeat(rng.normal(size=(slides, SIZE)), each, axis=0)
     images = center + (slide + 0.3 * rng.normal(size=slide.shape)) @ mixing
@@ -33,7 +33,7 @@ def plain(limit: float, center: tuple[float, float] = (0, 0)) -> LabDistribution
     return LabDistribution(9, np.array(center, float), np.diag([4.0, 1.0]), limit)
 
 
-def test_drift_is_the_distance_to_the_nearest_lab_over_its_limit() -> None:
+def test_ood_score_is_the_distance_to_the_nearest_lab_over_its_limit() -> None:
     points = np.array([[0, 0], [4, 0], [0, 4], [10, 0]], float)
     assert plain(2).distances(points).tolist() == [0, 2, 4, 5]
     one = ReferenceDistribution(("a", "b"), {"x": plain(2)})
@@ -44,7 +44,7 @@ def test_drift_is_the_distance_to_the_nearest_lab_over_its_limit() -> None:
 
 
 @pytest.mark.parametrize(("slides", "each", "most"), [(8, 1, 0.03), (20, 2, 0.03), (40, 1, 0.03), (250, 1, 0.025)])
-def test_a_known_labs_new_images_lie_inside_at_about_the_stated_rate(slides: int, each: int, most: float) -> None:
+def test_new_images_of_a_reference_lab_exceed_the_limit_at_the_stated_rate(slides: int, each: int, most: float) -> None:
     outside, reached = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -52,12 +52,12 @@ def test_a_known_labs_new_images_lie_inside_at_about_the_stated_rate(slides: int
         outside.append((reference.ood_score(draw(rng, 500, 1)[0]) > 1).mean())
         reached.append(np.median(reference.ood_score(draw(rng, 500, 1)[0])))
     assert np.mean(outside) <= most
-    assert np.mean(reached) > 0.25  # the limit is no empty one
+    assert np.mean(reached) > 0.25  # the limit is not much too high
     if slides == 250:
         assert np.mean(outside) >= 0.003
 
 
-def test_another_lab_lies_outside_and_a_lab_that_was_added_inside() -> None:
+def test_other_lab_is_out_of_distribution_until_it_is_added() -> None:
     rng = np.random.default_rng(0)
     a, b = draw(rng, 24, 2), draw(rng, 24, 2, center=1.5)
     reference = ReferenceDistribution((), {"a": fit_lab_distribution(*a)})
@@ -68,8 +68,8 @@ def test_another_lab_lies_outside_and_a_lab_that_was_added_inside() -> None:
     ).mean() < 0.03
 
 
-def test_images_of_one_slide_do_not_make_the_lab_narrow() -> None:
-    """Twenty images of each of six slides: judged by images alone, new slides would lie outside."""
+def test_limit_accounts_for_slides() -> None:
+    """Twenty images of each of six slides: with cross-validation by image, new slides would exceed the limit."""
     rng = np.random.default_rng(1)
     images, slides = draw(rng, 6, 20)
     new = draw(rng, 300, 1)[0]
@@ -81,7 +81,7 @@ def test_images_of_one_slide_do_not_make_the_lab_narrow() -> None:
     assert (by_image.ood_score(new) > 1).mean() > 0.3
 
 
-def test_a_single_outlier_hides_nothing() -> None:
+def test_limit_is_robust_to_an_outlier() -> None:
     rng = np.random.default_rng(2)
     images, slides = draw(rng, 40, 1)
     images[0] = 100
@@ -92,42 +92,42 @@ def test_a_single_outlier_hides_nothing() -> None:
 
 @given(st.integers(5, 12), st.integers(0, 1000), st.floats(0, 1e-9))
 @settings(max_examples=25, deadline=None)
-def test_few_and_like_images_give_numbers(images: int, seed: int, spread: float) -> None:
-    figures = 1 + spread * np.random.default_rng(seed).normal(size=(images, SIZE))
-    lab = fit_lab_distribution(figures, [""] * images)
+def test_few_and_equal_images_give_finite_values(images: int, seed: int, spread: float) -> None:
+    features = 1 + spread * np.random.default_rng(seed).normal(size=(images, SIZE))
+    lab = fit_lab_distribution(features, [""] * images)
     assert lab.limit >= 1
-    assert np.isfinite(lab.distances(figures + 3)).all()
+    assert np.isfinite(lab.distances(features + 3)).all()
     assert (np.linalg.eigvalsh(lab.covariance) > 0).all()
 
 
-def test_the_record_is_json_and_comes_back() -> None:
+def test_json_form_is_restored() -> None:
     reference = ReferenceDistribution(("a", "b"), {"x": plain(2), "y": plain(3, (1, 2))})
     back = ReferenceDistribution.from_dict(json.loads(json.dumps(reference.to_dict(), allow_nan=False)))
     points = np.random.default_rng(0).normal(size=(5, 2))
-    assert back.figures == ("a", "b")
+    assert back.features == ("a", "b")
     assert back.ood_score(points).tolist() == reference.ood_score(points).tolist()
-    with pytest.raises(DataError, match="known images 1"):
+    with pytest.raises(DataError, match="reference distribution 1"):
         ReferenceDistribution.from_dict({"kind": "something else"})
 
 
-def test_a_batch_has_drifted_when_many_are_unlike_or_most_are_nearly() -> None:
-    ood_score = summarize_scores([0.2, 0.4, 1.5, float("nan")])
-    assert (ood_score.images, ood_score.ood_images, ood_score.share, ood_score.median) == (
+def test_summary_exceeds_limits_by_share_or_median() -> None:
+    summary = summarize_scores([0.2, 0.4, 1.5, float("nan")])
+    assert (summary.images, summary.out_of_distribution, summary.share, summary.median_score) == (
         3,
         1,
         pytest.approx(1 / 3),
         0.4,
     )
-    assert not ood_score.is_ood  # a single image
-    assert not summarize_scores([1.5]).is_ood
+    assert not summary.exceeds_limits  # a single image
+    assert not summarize_scores([1.5]).exceeds_limits
     some = [0.2, 0.3, 0.4, 1.2, 1.5]
-    assert summarize_scores(some).is_ood
-    assert not summarize_scores(some, OutOfDistributionSettings(max_share=0.4)).is_ood
+    assert summarize_scores(some).exceeds_limits
+    assert not summarize_scores(some, OutOfDistributionSettings(max_share=0.4)).exceeds_limits
     nearly = [0.3, 0.81, 0.9]
-    assert summarize_scores(nearly).is_ood
-    assert not summarize_scores(nearly, OutOfDistributionSettings(max_median=0.81)).is_ood
-    assert summarize_scores([1.0] * 9).ood_images == 0
+    assert summarize_scores(nearly).exceeds_limits
+    assert not summarize_scores(nearly, OutOfDistributionSettings(max_median_score=0.81)).exceeds_limits
+    assert summarize_scores([1.0] * 9).out_of_distribution == 0
     nothing = summarize_scores([])
-    assert (nothing.images, nothing.is_ood) == (0, False)
-    assert str(nothing) == "not compared with known images"
-    assert str(summarize_scores([0.2, 1.2, 1.5])) == "2 of 3 unlike any known lab; median 1.20 of the limit"
+    assert (nothing.images, nothing.exceeds_limits) == (0, False)
+    assert str(nothing) == "no image has an out-of-distribution score"
+    assert str(summarize_scores([0.2, 1.2, 1.5])) == "2 of 3 out of distribution; median score 1.20"

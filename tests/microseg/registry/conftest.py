@@ -1,4 +1,4 @@
-"""One migrated MLflow database with two registered versions, made once; each test works on its own copy."""
+"""An MLflow database with two registered versions, created once; each test works on a copy."""
 
 import shutil
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
 
 
 @dataclass(frozen=True)
-class DemoReport:
+class TwoVersions:
     """A registry's database with version 1 (trained on lab_a) and version 2 (adapted to lab_b), without aliases."""
 
     database: Path
@@ -33,10 +33,10 @@ class DemoReport:
 
 @dataclass(frozen=True)
 class Fresh:
-    """A database that was just made, what was printed meanwhile, and the folder it was made from."""
+    """A new database, the output of its creation, and the working folder of its creation."""
 
     database: Path
-    said: str
+    output: str
     working_folder: Path
 
 
@@ -56,13 +56,13 @@ def make_network(folder: Path, *, seed: int, mpp: float | None = 0.5) -> Path:
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
-    """Making the tables takes seconds, a copy of the file nothing."""
+    """Creating the tables takes seconds, so tests copy the file."""
     database = tmp_path_factory.mktemp("mlflow-empty") / "store" / "mlflow.db"
     working_folder = tmp_path_factory.mktemp("cwd")
-    said = StringIO()
-    with redirect_stdout(said), redirect_stderr(said), chdir(working_folder):
-        assert Registry(f"sqlite:///{database}").versions() == ()
-    return Fresh(database, said.getvalue(), working_folder)
+    output = StringIO()
+    with redirect_stdout(output), redirect_stderr(output), chdir(working_folder):
+        assert Registry(f"sqlite:///{database}").versions.all() == ()
+    return Fresh(database, output.getvalue(), working_folder)
 
 
 @pytest.fixture(scope="session")
@@ -71,24 +71,26 @@ def empty_database(fresh: Fresh) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> DemoReport:
+def demo(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> TwoVersions:
     folder = tmp_path_factory.mktemp("mlflow with a space")
     database = folder / "mlflow.db"
     shutil.copy(empty_database, database)
     registry = Registry(f"sqlite:///{database}")
     networks = (make_network(folder / "network-1", seed=1), make_network(folder / "network-2", seed=2, mpp=None))
     example = np.random.default_rng(0).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
-    with registry.run("source lab_a", params={"epochs": 3}) as run:
+    with registry.runs.start("source lab_a", params={"epochs": 3}) as run:
         run.log_dataset("lab_a", DIGEST_A, "/data/lab_a.dvc", "source")
-        registry.register(run, networks[0], example=example, method="source", description="First.", commit="c0ffee")
-    with registry.run("adapt lab_b") as run:
+        registry.versions.register(
+            run, networks[0], example=example, method="source", description="First.", commit="c0ffee"
+        )
+    with registry.runs.start("adapt lab_b") as run:
         run.log_dataset("lab_a", DIGEST_A, "/data/lab_a.dvc", "source")
         run.log_dataset("lab_b", DIGEST_B, "/data/lab_b.dvc", "target")
         run.log_dataset("lab_c", DIGEST_B, "/data/lab_c.dvc", "evaluation")
-        registry.register(
+        registry.versions.register(
             run, networks[1], example=example, method="dual_adaptive_pyramid", description="Second.", tags={"why": "b"}
         )
-    return DemoReport(database, networks, example)
+    return TwoVersions(database, networks, example)
 
 
 @pytest.fixture
@@ -104,11 +106,11 @@ def open_copy(tmp_path: Path) -> Callable[[Path], Registry]:
 
 @pytest.fixture
 def empty(open_copy: Callable[[Path], Registry], empty_database: Path) -> Registry:
-    """A registry with nothing in it."""
+    """An empty registry."""
     return open_copy(empty_database)
 
 
 @pytest.fixture
-def registry(open_copy: Callable[[Path], Registry], demo: DemoReport) -> Registry:
-    """A registry with the two versions of the story."""
+def registry(open_copy: Callable[[Path], Registry], demo: TwoVersions) -> Registry:
+    """A registry with two versions."""
     return open_copy(demo.database)

@@ -1,5 +1,7 @@
-"""The gate: cases by hand, then what must hold for any numbers."""
+"""The gate: cases by hand, properties, and storage of the decision in tags."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -10,6 +12,7 @@ from pydantic import ValidationError
 
 from microseg.config.params import GateSettings
 from microseg.registry.gate import ConfidenceInterval, Decision, Evidence, RuleResult, decide
+from microseg.registry.registry import Registry
 
 POLICY = GateSettings()
 NAN = math.nan
@@ -34,7 +37,7 @@ PRODUCTION = Evidence({"a": 0.80, "b": 0.70}, None, label_free(0.6))
 
 
 def failed(decision: Decision) -> set[str]:
-    return {reason.rule for reason in decision.reasons if not reason.passed}
+    return {result.rule for result in decision.rules if not result.passed}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def failed(decision: Decision) -> set[str]:
     [
         pytest.param(Evidence({"a": 0.81, "b": 0.70}, None, label_free(0.9)), set(), id="better"),
         pytest.param(Evidence({"a": 0.80, "b": 0.70}, None, label_free(0.6)), set(), id="the same"),
-        pytest.param(Evidence({"a": 0.78, "b": 0.70}, None, label_free()), set(), id="loses just 0.02"),
+        pytest.param(Evidence({"a": 0.78, "b": 0.70}, None, label_free()), set(), id="loses exactly 0.02"),
         pytest.param(
             Evidence({"a": 0.779, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="loses too much on one"
         ),
@@ -53,29 +56,31 @@ def failed(decision: Decision) -> set[str]:
         pytest.param(Evidence({"a": NAN, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="NaN Dice"),
         pytest.param(Evidence({"a": math.inf, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="infinite Dice"),
         pytest.param(Evidence({"a": 1.3, "b": 0.9}, None, label_free()), {"source_dice/a"}, id="impossible Dice"),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(0.59)), {"label_free"}, id="two signs less"),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(NAN)), {"label_free"}, id="NaN signs"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(0.59)), {"label_free"}, id="two criteria not met"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(NAN)), {"label_free"}, id="NaN criteria"),
         pytest.param(Evidence({"a": 0.8, "b": 0.7}), {"label_free", "foreground_share"}, id="nothing on the target"),
         pytest.param(
-            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0)), {"foreground_share"}, id="marks nothing"
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0)), {"foreground_share"}, id="no foreground"
         ),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.1)), set(), id="marks just a quarter"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.1)), set(), id="a quarter"),
         pytest.param(
-            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.09)), {"foreground_share"}, id="marks less"
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.09)), {"foreground_share"}, id="less than a quarter"
         ),
-        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.8, 0.2)), set(), id="marks just 4 times"),
+        pytest.param(Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.8, 0.2)), set(), id="4 times"),
         pytest.param(
-            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.81, 0.2)), {"foreground_share"}, id="marks all"
+            Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.81, 0.2)),
+            {"foreground_share"},
+            id="more than 4 times",
         ),
         pytest.param(
             Evidence({"a": 0.8, "b": 0.7}, None, label_free(1.0, 0.0, 0.0)), {"foreground_share"}, id="0 of 0"
         ),
     ],
 )
-def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
+def test_decisions_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
     decision = decide(candidate, PRODUCTION, POLICY)
     assert failed(decision) == refused_by
-    assert decision.accept == (not refused_by)
+    assert decision.accepted == (not refused_by)
 
 
 @pytest.mark.parametrize(
@@ -93,21 +98,19 @@ def test_cases_by_hand(candidate: Evidence, refused_by: set[str]) -> None:
         (ConfidenceInterval(0.20, 0.10, math.inf), 0.0, False),
     ],
 )
-def test_the_gain_on_masks_of_the_target_takes_the_place_of_the_signs(
-    gain: ConfidenceInterval, min_gain: float, accept: bool
-) -> None:
+def test_target_gain_replaces_the_label_free_criteria(gain: ConfidenceInterval, min_gain: float, accept: bool) -> None:
     candidate = Evidence(
         {"a": 0.8}, None, label_free(stain_explained_variance=0.1), gain
     )  # explained less than production does
     production = Evidence({"a": 0.8}, label_free=label_free(stain_explained_variance=0.9))
     decision = decide(candidate, production, GateSettings(min_target_gain=min_gain))
-    assert decision.accept is accept
+    assert decision.accepted is accept
     assert failed(decision) == (set() if accept else {"target_gain"})
-    assert "label_free" not in {reason.rule for reason in decision.reasons}
+    assert "label_free" not in {result.rule for result in decision.rules}
 
 
 @pytest.mark.parametrize(
-    ("stain_explained_variance", "augmentation_consistency", "share", "speak"),
+    ("stain_explained_variance", "augmentation_consistency", "share", "met"),
     [
         (0.5, 0.9, 0.35, 2),  # red cells left out: less of the stain is explained, and rightly
         (0.9, 0.5, 0.35, 2),
@@ -118,41 +121,41 @@ def test_the_gain_on_masks_of_the_target_takes_the_place_of_the_signs(
         (0.5, 0.5, 0.15, 0),
     ],
 )
-def test_two_of_three_signs_decide(
-    stain_explained_variance: float, augmentation_consistency: float, share: float, speak: int
+def test_two_of_three_criteria_are_required(
+    stain_explained_variance: float, augmentation_consistency: float, share: float, met: int
 ) -> None:
     candidate = Evidence(
         {"a": 0.8}, None, label_free(stain_explained_variance, share, augmentation_consistency=augmentation_consistency)
     )
     decision = decide(candidate, Evidence({"a": 0.8}, None, label_free(0.6)), POLICY)
-    [reason] = [reason for reason in decision.reasons if reason.rule == "label_free"]
-    assert reason.passed == (speak >= 2)
-    assert f" {speak} speak" in reason.sentence
-    assert reason.sentence.count(": yes") == speak
+    [rule] = [result for result in decision.rules if result.rule == "label_free"]
+    assert rule.passed == (met >= 2)
+    assert f"{met} of 3 label-free criteria" in rule.message
+    assert rule.message.count(": met") == met
 
 
-def test_how_many_signs_are_asked_is_a_setting() -> None:
+def test_number_of_criteria_is_a_setting() -> None:
     candidate = Evidence({"a": 0.8}, None, label_free(0.5, augmentation_consistency=0.9))
     production = Evidence({"a": 0.8}, None, label_free(0.6))
-    assert decide(candidate, production, POLICY).accept
-    assert not decide(candidate, production, GateSettings(min_criteria=3)).accept
+    assert decide(candidate, production, POLICY).accepted
+    assert not decide(candidate, production, GateSettings(min_criteria=3)).accepted
 
 
-def test_where_only_the_interval_is_too_wide_more_masks_are_asked_for() -> None:
-    def sentence(gain: ConfidenceInterval) -> str:
+def test_wide_interval_asks_for_more_masks() -> None:
+    def message_of(gain: ConfidenceInterval) -> str:
         decision = decide(Evidence({"a": 0.8}, None, label_free(), gain), Evidence({"a": 0.8}), POLICY)
-        [told] = [reason.sentence for reason in decision.reasons if reason.rule == "target_gain"]
-        return told
+        [message] = [result.message for result in decision.rules if result.rule == "target_gain"]
+        return message
 
-    assert sentence(ConfidenceInterval(0.03, -0.05, 0.11)) == (
-        "On the new lab's own masks the candidate's Dice is higher than production's by 0.030 (-0.050 to 0.110); at "
-        "least as much is asked, and the interval must rule out a loss of more than 0.020: send more masks to tell."
+    assert message_of(ConfidenceInterval(0.03, -0.05, 0.11)) == (
+        "On the target lab's masks the candidate's Dice is higher than production's by 0.030 (-0.050 to 0.110); no "
+        "loss is allowed, and the interval must exclude a loss of more than 0.020: more masks are needed."
     )
     for gain in (ConfidenceInterval(0.03, 0.01, 0.05), ConfidenceInterval(-0.03, -0.05, 0.0)):
-        assert "send more" not in sentence(gain)
+        assert "more masks" not in message_of(gain)
 
 
-def test_dice_on_masks_too_few_for_a_gain_is_reported_and_the_signs_decide() -> None:
+def test_criteria_decide_if_masks_are_too_few_for_a_gain() -> None:
     dice = ConfidenceInterval(0.9, 0.9, 0.9)
     production = Evidence({"a": 0.8}, ConfidenceInterval(0.1, 0.1, 0.1), label_free(stain_explained_variance=0.5))
     for stain_explained_variance, refused_by in ((0.6, set()), (0.4, {"label_free"})):
@@ -160,7 +163,7 @@ def test_dice_on_masks_too_few_for_a_gain_is_reported_and_the_signs_decide() -> 
         assert failed(decide(candidate, production, POLICY)) == refused_by
 
 
-def test_collapse_refuses_even_with_masks() -> None:
+def test_collapse_is_refused_even_with_masks() -> None:
     candidate = Evidence({"a": 0.8}, None, label_free(share=0.01), ConfidenceInterval(0.4, 0.3, 0.5))
     assert failed(decide(candidate, Evidence({"a": 0.8}, label_free=label_free()), POLICY)) == {"foreground_share"}
 
@@ -169,51 +172,50 @@ def test_collapse_refuses_even_with_masks() -> None:
     ("dice", "refused_by"),
     [
         ({"a": 0.5}, set()),
-        ({"a": 0.9, "b": 0.49}, {"first_dice/b"}),
-        ({"a": NAN}, {"first_dice/a"}),
-        ({"a": 1.3}, {"first_dice/a"}),
+        ({"a": 0.9, "b": 0.49}, {"initial_dice/b"}),
+        ({"a": NAN}, {"initial_dice/a"}),
+        ({"a": 1.3}, {"initial_dice/a"}),
         ({}, {"source_dice"}),
     ],
 )
-def test_first_version(dice: dict[str, float], refused_by: set[str]) -> None:
+def test_initial_version(dice: dict[str, float], refused_by: set[str]) -> None:
     decision = decide(Evidence(dice), None, POLICY)
     assert failed(decision) == refused_by
-    assert decision.accept == (not refused_by)
+    assert decision.accepted == (not refused_by)
 
 
-def test_no_lab_at_all_refuses() -> None:
+def test_evidence_without_labs_is_refused() -> None:
     assert failed(decide(Evidence({}, None, label_free()), Evidence({}, None, label_free()), POLICY)) == {"source_dice"}
 
 
-def test_sentences_tell_the_numbers() -> None:
+def test_messages_contain_the_measurements() -> None:
     decision = decide(Evidence({"a": 0.75, "b": NAN}, None, label_free(0.9, 0.01)), PRODUCTION, POLICY)
-    sentences = {reason.rule: reason.sentence for reason in decision.reasons}
-    assert sentences["source_dice/a"] == (
+    messages = {result.rule: result.message for result in decision.rules}
+    assert messages["source_dice/a"] == (
         "On the held-out images of a the candidate loses 0.050 Dice (0.800 to 0.750); a loss of up to 0.020 is allowed."
     )
-    assert "unknown for the candidate and 0.700 for production" in sentences["source_dice/b"]
-    assert sentences["label_free"] == (
-        "The new lab sent no masks. Of three signs that need none, 2 speak for the candidate; 2 must, and of each at "
-        "least as much is asked. 90.0% of the segmentation is explained by the stain (production: 60.0%): yes; "
-        "90.0% of it stays when stain and position change (60.0%): yes; "
-        "1.0% of the area is marked (30.0%) where the labels let expect 40.0%: no."
+    assert "unknown for the candidate and 0.700 for production" in messages["source_dice/b"]
+    assert messages["label_free"] == (
+        "On the target lab 2 of 3 label-free criteria are met; 2 must be, and for each no loss is allowed. "
+        "stain-explained variance 90.0% (production: 60.0%): met; augmentation consistency 90.0% (60.0%): met; "
+        "foreground share 1.0% (30.0%), 40.0% expected: not met."
     )
-    assert "marks 1.0% of the new lab's area; the labelled labs let expect 40.0%" in sentences["foreground_share"]
-    assert str(decision).count("REFUSED") == 3
+    assert "is 1.0%; from the source labs' masks 40.0% is expected" in messages["foreground_share"]
+    assert len(decision.failures) == 3
 
 
 @pytest.mark.parametrize(
-    ("gain", "asked"),
-    [(0.05, "a gain of at least 0.050 is asked"), (-0.05, "a loss of up to 0.050 is allowed")],
+    ("gain", "required"),
+    [(0.05, "a gain of at least 0.050 is required"), (-0.05, "a loss of up to 0.050 is allowed")],
 )
-def test_what_is_asked_is_told(gain: float, asked: str) -> None:
+def test_message_contains_the_required_gain(gain: float, required: str) -> None:
     candidate = Evidence({"a": 0.8, "b": 0.7}, None, label_free())
     decision = decide(candidate, PRODUCTION, GateSettings(min_criterion_gain=gain))
-    [sentence] = [reason.sentence for reason in decision.reasons if reason.rule == "label_free"]
-    assert f"of each {asked}. " in sentence
+    [message] = [result.message for result in decision.rules if result.rule == "label_free"]
+    assert f"for each {required}. " in message
 
 
-def test_numbers_of_numpy_give_plain_verdicts() -> None:
+def test_numpy_values_give_python_booleans() -> None:
     number = np.float32(0.9)
     dice, free = {"a": number}, dict.fromkeys(label_free(), number)
     unlabelled, labelled = (
@@ -222,14 +224,14 @@ def test_numbers_of_numpy_give_plain_verdicts() -> None:
     )
     for candidate, production in ((unlabelled, None), (unlabelled, unlabelled), (labelled, labelled)):
         decision = decide(candidate, production, POLICY)
-        assert decision.accept is True
-        assert all(type(reason.passed) is bool for reason in decision.reasons)  # so that it can be written as JSON
+        assert decision.accepted is True
+        assert all(type(result.passed) is bool for result in decision.rules)  # so that it can be written as JSON
 
 
 @pytest.mark.parametrize(
     "wrong", [{"max_source_loss": -0.1}, {"min_foreground_ratio": 5}, {"min_initial_dice": NAN}, {"typo": 1}]
 )
-def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
+def test_rejects_impossible_policies(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         GateSettings(**wrong)
 
@@ -244,7 +246,7 @@ def evidence(draw: st.DrawFn, *, masks: bool) -> Evidence:
 
 
 @given(st.data(), st.booleans(), st.floats(0, 0.5), st.floats(-0.5, 0.5))
-def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
+def test_better_candidate_is_accepted_if_a_worse_one_is(
     data: st.DataObject, masks: bool, loss: float, gain: float
 ) -> None:
     policy = GateSettings(max_source_loss=loss, min_criterion_gain=gain, min_target_gain=gain, max_target_loss=loss)
@@ -255,24 +257,24 @@ def test_a_better_candidate_is_never_refused_where_a_worse_is_accepted(
     if more is not None:
         more = ConfidenceInterval(*(data.draw(st.floats(end, 1)) for end in (more.value, more.low, more.high)))
     best = Evidence(raised, None, label_free(stain_explained_variance, 0.3), more)
-    if decide(worse, production, policy).accept:
-        assert decide(best, production, policy).accept
-    if decide(worse, None, policy).accept:
-        assert decide(best, None, policy).accept
+    if decide(worse, production, policy).accepted:
+        assert decide(best, production, policy).accepted
+    if decide(worse, None, policy).accepted:
+        assert decide(best, None, policy).accepted
 
 
 @given(evidence(masks=False), st.sampled_from(["a", "b", *label_free()]))
-def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
+def test_any_unknown_value_is_refused(known: Evidence, hole: str) -> None:
     lenient = GateSettings(
         max_source_loss=1, min_criteria=3, min_criterion_gain=-1, min_foreground_ratio=1e-9, max_foreground_ratio=1e9
     )
-    assert decide(known, PRODUCTION, lenient).accept
+    assert decide(known, PRODUCTION, lenient).accepted
     spoilt = Evidence(
         {lab: NAN if lab == hole else dice for lab, dice in known.source_dice.items()},
         None,
         {name: NAN if name == hole else value for name, value in known.label_free.items()},
     )
-    assert not decide(spoilt, PRODUCTION, lenient).accept
+    assert not decide(spoilt, PRODUCTION, lenient).accepted
 
 
 @given(
@@ -282,11 +284,44 @@ def test_any_unknown_number_refuses(known: Evidence, hole: str) -> None:
         st.sampled_from(["stain_explained_variance", "foreground_share", "expected_foreground_share"]), st.floats()
     ),
 )
-def test_never_crashes_and_always_gives_reasons(
-    dice: dict[str, float], gain: ConfidenceInterval | None, free: dict[str, float]
-) -> None:
+def test_decides_on_any_values(dice: dict[str, float], gain: ConfidenceInterval | None, free: dict[str, float]) -> None:
     for production in (None, PRODUCTION, Evidence(dice, None, free)):
         decision = decide(Evidence(dice, None, free, gain), production, POLICY)
-        assert decision.reasons
-        assert all(isinstance(reason, RuleResult) and reason.sentence for reason in decision.reasons)
-        assert decision.accept == all(reason.passed for reason in decision.reasons)
+        assert decision.rules
+        assert all(isinstance(result, RuleResult) and result.message for result in decision.rules)
+        assert decision.accepted == all(result.passed for result in decision.rules)
+
+
+# ---- the decision as tags of a version
+
+
+def test_version_without_decision(registry: Registry) -> None:
+    assert Decision.from_tags(registry.versions.find(1)) is None
+
+
+def test_decision_is_restored_from_tags(registry: Registry) -> None:
+    refused = Decision(False, (RuleResult(False, "b", "Lost “much”."), RuleResult(True, "a", "Kept.")), 2, 1)
+    registry.versions.set_tags(2, refused.to_tags())
+    restored = Decision.from_tags(registry.versions.find(2))
+    assert restored == refused
+    assert restored.failures == ("Lost “much”.",)
+    assert str(restored) == "The gate refused it against version 1."
+    assert (restored.status, restored.promoted) == ("refused", False)
+    overridden = dataclasses.replace(restored, override="needed")
+    assert (overridden.status, overridden.promoted) == ("overridden", True)
+    assert list(overridden.markdown()) == ["- ✗ Lost “much”.", "- ✓ Kept.", "- Overridden: needed"]
+
+
+def test_decision_on_a_first_version(registry: Registry) -> None:
+    registry.versions.set_tags(1, Decision(True, (RuleResult(True, "a", "Good."),), 1).to_tags())
+    restored = Decision.from_tags(registry.versions.find(1))
+    assert restored is not None
+    assert str(restored) == "The gate accepted it as a first version."
+    assert restored.status == "accepted"
+
+
+def test_decision_is_shortened_to_the_length_of_a_tag() -> None:
+    rules = [RuleResult(True, "passed", "x")] + [RuleResult(False, str(number), "x" * 100) for number in range(100)]
+    tags = Decision(False, tuple(rules)).to_tags()
+    assert all(len(value) <= 5000 for value in tags.values())
+    assert all(not rule["passed"] for rule in json.loads(tags["gate.rules"]))

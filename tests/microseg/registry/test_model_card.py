@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 from microseg.config.params import GateSettings
 from microseg.registry.gate import ConfidenceInterval, Evidence, decide
-from microseg.registry.model_card import ModelCardLab, model_card
+from microseg.registry.model_card import ModelCardLab, measurement_name, model_card
 
 LAB_A = ModelCardLab("lab_a", "source", "aaaa.dir", "H&E", 85, 85)
 LAB_B = ModelCardLab("lab_b", "target", "bbbb.dir", "DAB-H | blue", 40, 0)
@@ -28,43 +30,42 @@ def adapted(**change: object) -> str:
         "params": {"epochs": 40, "lambda_img": 0.01},
         "candidate": candidate,
         "production": production,
-        "decision": decide(candidate, production, GateSettings()),
-        "production_version": 3,
+        "decision": replace(decide(candidate, production, GateSettings()), version=4, production_version=3),
         "run_id": "1f2e",
         "commit": "c0ffee",
     }
     return model_card(**{**arguments, **change})
 
 
-def test_the_first_line_says_what_it_is_and_how_it_was_judged() -> None:
+def test_first_line_is_a_summary() -> None:
     first = adapted().splitlines()[0]
     assert first == "Adapted to lab_b (dual_adaptive_pyramid) · accepted by the gate · Dice lab_a 0.840."
 
 
-def test_a_refusal_is_not_hidden() -> None:
+def test_refused_decision_is_shown() -> None:
     candidate = Evidence({"lab_a": 0.70}, None, label_free(0.91))
     production = Evidence({"lab_a": 0.83}, None, label_free(0.72))
     card = adapted(candidate=candidate, decision=decide(candidate, production, GateSettings()))
     assert "REFUSED by the gate" in card.splitlines()[0]
-    assert "- **Refused**: On the held-out images of lab_a the candidate loses 0.130 Dice" in card
-    assert "- Passed: The new lab sent no masks." in card
+    assert "- **Failed**: On the held-out images of lab_a the candidate loses 0.130 Dice" in card
+    assert "- Passed: On the target lab 3 of 3 label-free criteria are met" in card
 
 
-def test_sections_and_facts() -> None:
+def test_sections_and_their_content() -> None:
     card = adapted()
     headings = [line for line in card.splitlines() if line.startswith("## ")]
     assert headings == [
         f"## {name}"
         for name in (
             "Gate",
-            "Performance",
-            "What it is",
+            "Evaluation",
+            "Description",
             "Intended use",
-            "Limits",
+            "Limitations",
             "Data",
             "Training",
             "Lineage",
-            "How to load",
+            "Loading",
         )
     ]
     assert "It works at 0.5 microns per pixel" in card
@@ -72,38 +73,58 @@ def test_sections_and_facts() -> None:
     assert "| lab_b | target | DAB-H \\| blue | 40 | 0 | `bbbb.dir` |" in card  # a bar must not end the cell
     assert "- epochs: 40" in card
     assert "| | this version | version 3 (production) |" in card
-    assert "| Dice, held-out images of lab_a | 0.840 | 0.830 |" in card
-    assert "| New lab: agreement with itself | 0.910 | 0.720 |" in card
-    assert "| New lab: entropy | 0.120 | 0.120 |" in card
-    assert "| New lab: images of the new lab looked at | 32 | 32 |" in card
+    assert "| lab_a, held-out: Dice | 0.840 | 0.830 |" in card
+    assert "| Target lab: augmentation consistency | 0.910 | 0.720 |" in card
+    assert "| Target lab: prediction entropy | 0.120 | 0.120 |" in card
+    assert "| Target lab: images evaluated | 32 | 32 |" in card
     assert "- Run: 1f2e\n- Code: c0ffee" in card
     assert 'Segmenter.load("production")' in card
     assert "not for diagnosis" in card
 
 
-def test_masks_of_the_target_are_shown_with_their_interval() -> None:
+def test_dice_on_masks_of_the_target_has_an_interval() -> None:
     card = adapted(candidate=Evidence({"lab_a": 0.84}, ConfidenceInterval(0.8, 0.75, 0.85)))
-    assert "| Dice, the new lab's own masks | 0.800 (0.750 to 0.850) | – |" in card
-    assert "gained" not in card
+    assert "| Target lab's masks: Dice | 0.800 (0.750 to 0.850) | – |" in card
+    assert "gain of Dice" not in card
     card = adapted(candidate=Evidence({"lab_a": 0.84}, target_gain=ConfidenceInterval(0.1, -0.01, 0.2)))
-    assert "| Dice gained on the new lab's own masks | 0.100 (-0.010 to 0.200) | – |" in card
+    assert "| Target lab's masks: gain of Dice | 0.100 (-0.010 to 0.200) | – |" in card
 
 
-def test_before_evaluation_nothing_is_claimed() -> None:
+def test_card_before_evaluation() -> None:
     card = adapted(labs=(LAB_A,), mpp=None, candidate=None, production=None, decision=None, run_id=None, commit=None)
-    assert card.splitlines()[0] == "Trained on lab_a (dual_adaptive_pyramid) · not judged yet · not evaluated yet."
-    assert "## Performance" not in card
+    assert card.splitlines()[0] == "Trained on lab_a (dual_adaptive_pyramid) · gate not evaluated · no held-out Dice."
+    assert "## Evaluation" not in card
     assert "## Gate" not in card
-    assert "at a pixel size that was not stated" in card
+    assert "at an unknown pixel size" in card
     assert "- Run: unknown\n- Code: unknown" in card
 
 
-def test_a_usual_card_fits_into_mlflows_description() -> None:
+def test_usual_card_fits_into_the_description_of_mlflow() -> None:
     assert len(adapted()) < 5000
 
 
-def test_pictures_come_right_after_the_verdict_and_are_those_of_the_run() -> None:
-    card = adapted(pictures=("evaluation/lab b 1.panel.jpg",))
+def test_panels_follow_the_decision() -> None:
+    card = adapted(panels=("evaluation/lab b 1.panel.jpg",))
     image = "![](get-artifact?path=evaluation%2Flab%20b%201.panel.jpg&run_uuid=1f2e)"
-    assert card.index("## Gate") < card.index(image) < card.index("## Performance")
-    assert "get-artifact" not in adapted(pictures=("a.jpg",), run_id=None)
+    assert card.index("## Gate") < card.index(image) < card.index("## Evaluation")
+    assert "get-artifact" not in adapted(panels=("a.jpg",), run_id=None)
+
+
+def test_object_metrics_are_shown_for_each_lab() -> None:
+    card = adapted(scores={"lab_a": {"dice": (0.84, 0.83), "object_f1": (0.7, None), "aji": (0.6, 0.5)}})
+    assert "| lab_a: object F1 | 0.700 | – |" in card
+    assert "| lab_a: aggregated Jaccard index | 0.600 | 0.500 |" in card
+
+
+def test_origin_of_the_encoder_weights_is_shown() -> None:
+    facts = {"source": "/weights/uni.bin", "sha256": "abc123", "license": "CC-BY-NC-ND"}
+    card = adapted(run_params={f"encoder_weights.{name}": value for name, value in facts.items()} | {"seed": "0"})
+    assert "Encoder weights: source /weights/uni.bin, SHA-256 abc123, license CC-BY-NC-ND." in card
+    assert "Encoder weights" not in adapted()
+
+
+def test_names_of_measurements() -> None:
+    assert measurement_name("object_f1") == "object F1"
+    assert measurement_name("object_dice_gland") == "object Dice, gland"
+    assert measurement_name("dice_lumen_wall") == "Dice, lumen_wall"
+    assert measurement_name("teacher_agreement") == "teacher agreement"

@@ -1,4 +1,4 @@
-"""The same story against a real MLflow server."""
+"""The registry on a real MLflow server."""
 
 import os
 import shutil
@@ -58,25 +58,25 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_register_promote_fetch_and_roll_back(server: str, demo, tmp_path: Path) -> None:
+def test_register_promote_download_and_roll_back(server: str, demo, tmp_path: Path) -> None:
     registry = Registry(server, artifact_root=str(tmp_path / "not for a server"))
     versions = []
     for network in demo.networks:
-        with registry.run("source lab_a") as run:
+        with registry.runs.start("source lab_a") as run:
             run.log_dataset("lab_a", DIGEST, "/data/lab_a.dvc", "source")
             run.log_metrics({"loss": 0.5}, step=1)
             run.log_dict({"a": 1}, "a.json")
             versions.append(
-                registry.register(run, network, example=demo.example, method="source", description="A card.")
+                registry.versions.register(run, network, example=demo.example, method="source", description="A card.")
             )
     first, second = versions
-    registry.promote(first)
-    registry.promote(second)
-    assert registry.resolve("production").version == 2
-    assert registry.rollback().version == 1
-    folder = registry.download("production", tmp_path / "cache")
+    registry.production.promote(first)
+    registry.production.promote(second)
+    assert registry.versions.find("production").version == 2
+    assert registry.production.roll_back().version == 1
+    folder = registry.versions.download("production", tmp_path / "cache")
     assert (folder / WEIGHTS_FILE).read_bytes() == (demo.networks[0] / WEIGHTS_FILE).read_bytes()
-    registry.log_metrics_for(first, {"dice/lab_a": 0.8}, dataset=("lab_a", DIGEST))
+    registry.versions.log_metrics(first, {"dice/lab_a": 0.8}, dataset=("lab_a", DIGEST))
 
     client = mlflow.MlflowClient(tracking_uri=server, registry_uri=server)
     assert first.model_id is not None
@@ -88,6 +88,6 @@ def test_register_promote_fetch_and_roll_back(server: str, demo, tmp_path: Path)
     assert not (tmp_path / "not for a server").exists()
 
 
-def test_a_name_that_the_server_was_not_told(server: str) -> None:
+def test_host_that_the_server_does_not_allow(server: str) -> None:
     with pytest.raises(RegistryError, match="start the server with --allowed-hosts naming the host in this address"):
-        Registry(server.replace("127.0.0.1", "localhost")).versions()
+        Registry(server.replace("127.0.0.1", "localhost")).versions.all()

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microseg.report.demo_page import Change, DecisionSummary, DemoReport, write_page, write_report
+from microseg.registry.gate import Decision, RuleResult
+from microseg.report.demo_page import Change, DemoReport, write_page, write_report
 from microseg.report.panels import data_uri
 from microseg.slides.images import write_png
 
-STORY = DemoReport(
+
+def decision(accepted: bool, *results: tuple[bool, str]) -> Decision:
+    return Decision(accepted, tuple(RuleResult(passed, "a rule", message) for passed, message in results), 2, 1)
+
+
+REPORT = DemoReport(
     labs={"lab_a": "hospital-a", "lab_b": "hospital-b"},
     dice={"lab_a": Change(0.91, 0.905), "lab_b": Change(0.5, 0.8)},
     dice_per_class={"lab_a": {"gland": Change(0.91, 0.905)}, "lab_b": {"gland": Change(0.5, 0.8)}},
@@ -20,7 +26,7 @@ STORY = DemoReport(
     upper_bound=None,
     recovered=0.731,
     images={"lab_a": 12, "lab_b": 7},
-    decision=DecisionSummary(True, [(True, "It kept its Dice."), (True, "It agrees with itself.")]),
+    decision=decision(True, (True, "It kept its Dice."), (True, "It is consistent.")),
     evidence={
         "augmentation_consistency": (0.87, 0.61),
         "entropy": (0.1, None),
@@ -39,7 +45,7 @@ STORY = DemoReport(
 
 
 class Page(HTMLParser):
-    """The words, the addresses and whether what was opened is closed."""
+    """Text, URLs and open tags of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -71,26 +77,27 @@ def page(demo: DemoReport, tmp_path: Path, panels: tuple[Path, ...] = (), overla
     return Page((tmp_path / "pages" / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_tells_the_story(tmp_path: Path) -> None:
-    words = page(STORY, tmp_path).words
-    for said in (
+def test_page_shows_all_results(tmp_path: Path) -> None:
+    words = page(REPORT, tmp_path).words
+    for text in (
         "hospital-a → hospital-b", "0.500 → 0.800", "0.910 → 0.905", "73 %", "accepted",
         "version 2; in production: version 2", "(12 images)", "(7 images)", "It kept its Dice.",
-        "agreement 0.610 0.870", "entropy – 0.100", "drift 2.000 1.000", "images 1,234 32 ", "0a.dir",
-        "Train 61 s", "together 100 s", "/data/out",
+        "augmentation consistency 0.610 0.870", "prediction entropy – 0.100",
+        "median out-of-distribution score (limit: 1) 2.000 1.000", "images evaluated 1,234 32 ", "0a.dir",
+        "Train 61 s", "total 100 s", "/data/out",
     ):  # fmt: skip
-        assert said in words, said
-    assert "could not be read" not in words
-    assert "would have reached" not in words
+        assert text in words, text
+    assert "failed" not in words
+    assert "stays in production" not in words
 
 
-def test_a_refusal_is_told_as_one(tmp_path: Path) -> None:
-    reasons = DecisionSummary(False, [(True, "It kept its Dice."), (False, "It marks everything.")])
+def test_page_of_a_refused_candidate(tmp_path: Path) -> None:
+    reasons = decision(False, (True, "It kept its Dice."), (False, "It marks everything."))
     demo = dataclasses.replace(
-        STORY,
+        REPORT,
         decision=reasons,
         production_version=1,
-        batch=STORY.batch | {"failed": 2},
+        batch=REPORT.batch | {"failed": 2},
         upper_bound=0.86,
         recovered=None,  # type: ignore[operator]
     )
@@ -98,36 +105,36 @@ def test_a_refusal_is_told_as_one(tmp_path: Path) -> None:
     assert "refused" in seen.words
     assert "accepted" not in seen.words
     assert "version 2; in production: version 1" in seen.words
-    assert "the candidate would have reached Dice 0.800 on hospital-b and 0.905 on hospital-a" in seen.words
-    assert "2 could not be read" in seen.words
-    assert "it would reach 0.860" in seen.words
+    assert "the candidate's Dice is 0.800 on hospital-b and 0.905 on hospital-a" in seen.words
+    assert "2 failed" in seen.words
+    assert "reaches 0.860" in seen.words
     assert "– of the Dice lost" in seen.words
     text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
     assert '<li class="fail">It marks everything.' in text
     assert '<li class="pass">It kept its Dice.' in text
 
 
-def test_classes_are_shown_where_there_are_several(tmp_path: Path) -> None:
+def test_page_shows_several_classes(tmp_path: Path) -> None:
     classes = {"gland": Change(0.5, 0.8), "lumen": Change(0.25, math.nan)}
-    demo = dataclasses.replace(STORY, dice_per_class={"lab_a": {}, "lab_b": classes})
+    demo = dataclasses.replace(REPORT, dice_per_class={"lab_a": {}, "lab_b": classes})
     words = page(demo, tmp_path).words
     assert "gland 0.500 0.800" in words
     assert "lumen 0.250 –" in words
-    assert "gland 0.500 0.800" not in page(STORY, tmp_path).words
+    assert "gland 0.500 0.800" not in page(REPORT, tmp_path).words
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path, picture: Path) -> None:
-    seen = page(STORY, tmp_path, (picture, picture), (picture,))
+def test_page_has_no_external_resources(tmp_path: Path, picture: Path) -> None:
+    seen = page(REPORT, tmp_path, (picture, picture), (picture,))
     assert seen.addresses == [data_uri(picture)] * 3
     assert seen.open == []
 
 
-def test_names_are_text_and_not_html(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     name = "<script>alert('&')</script>"
     demo = dataclasses.replace(
-        STORY,
+        REPORT,
         labs={"lab_a": name, "lab_b": name},
-        decision=DecisionSummary(True, [(True, name)]),
+        decision=decision(True, (True, name)),
         lineage={name: name},
         outputs={"segmentations": name},
     )
@@ -138,9 +145,9 @@ def test_names_are_text_and_not_html(tmp_path: Path) -> None:
     ).replace("/script&gt;", "")
 
 
-def test_the_record_is_json(tmp_path: Path) -> None:
+def test_report_is_valid_json(tmp_path: Path) -> None:
     unknown: dict[str, Any] = {"evidence": {"augmentation_consistency": (math.nan, None)}, "upper_bound": math.inf}
-    write_report(dataclasses.replace(STORY, **unknown), tmp_path / "deep" / "report.json")
+    write_report(dataclasses.replace(REPORT, **unknown), tmp_path / "deep" / "report.json")
     text = (tmp_path / "deep" / "report.json").read_text()
     back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert back["evidence"] == {"augmentation_consistency": [None, None]}

@@ -7,16 +7,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from microseg import inference
 from microseg.datasets.dataset import LabDataset
 from microseg.evaluation.references import lab_references
+from microseg.outputs import overlay
 from microseg.report import panels
 from microseg.report.panels import comparison_panels, data_uri, reference_panels
 from microseg.slides.images import read_image
 
 
 class Painter:
-    """In the place of an engine: the same class everywhere."""
+    """Replaces an engine: predicts the same class everywhere."""
 
     def __init__(self, label: int) -> None:
         self.label, self.seen = label, list[float | None]()
@@ -30,26 +30,26 @@ class Painter:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[npt.NDArray[np.uint8]], list[str], tuple[str, ...]]]:
-    """What each panel was made of: pictures, titles, classes of the legend."""
+    """The images, titles and legend of each panel."""
     made: list[tuple[list[npt.NDArray[np.uint8]], list[str], tuple[str, ...]]] = []
 
     def draw_panel(
         pictures: list[npt.NDArray[np.uint8]], titles: list[str], *, classes: tuple[str, ...], height: int
     ) -> npt.NDArray[np.uint8]:
         made.append((pictures, titles, classes))
-        return inference.draw_panel(pictures, titles, classes=classes, height=height)
+        return overlay.draw_panel(pictures, titles, classes=classes, height=height)
 
     monkeypatch.setattr(panels, "draw_panel", draw_panel)
     return made
 
 
 def far(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
-    """How different two pictures are, each brought to 64 px."""
+    """Mean difference of two images, each resized to 64 px."""
     a, b = (np.asarray(Image.fromarray(picture).resize((64, 64))).astype(int) for picture in (first, second))
     return float(np.abs(a - b).mean())
 
 
-def test_panels_of_a_new_lab(target_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
+def test_panels_of_a_target_lab(target_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
     nothing, everything = Painter(0), Painter(1)
     files = comparison_panels({"before": nothing, "after": everything}, target_lab, tmp_path / "panels", limit=2)  # type: ignore[dict-item]
     names = [Path(row.image).stem for row in target_lab.rows]
@@ -77,7 +77,7 @@ def test_panels_with_references(source_lab: LabDataset, tmp_path: Path, drawn: l
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "png"), ("a.PNG", "png"), ("a.jpg", "jpeg")])
-def test_addresses_hold_the_file(tmp_path: Path, name: str, kind: str) -> None:
+def test_data_uri_contains_the_file(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / name).write_bytes(b"\x89\x00picture")
     head, content = data_uri(tmp_path / name).split(",")
     assert head == f"data:image/{kind};base64"

@@ -1,4 +1,4 @@
-"""What a run's log holds, seen through MLflow's own client."""
+"""Logging of runs, checked with MLflow's client."""
 
 import json
 import math
@@ -24,8 +24,8 @@ def read(registry: Registry, run_id: str) -> Run:
     return client_of(registry).get_run(run_id)
 
 
-def test_params_metrics_tags(empty: Registry) -> None:
-    with empty.run("source lab_a", tags={"lab": "lab_a"}, params={"seed": 0, "training": {"lr": 0.1}}) as run:
+def test_params_metrics_and_tags_are_logged(empty: Registry) -> None:
+    with empty.runs.start("source lab_a", tags={"lab": "lab_a"}, params={"seed": 0, "training": {"lr": 0.1}}) as run:
         assert read(empty, run.id).info.status == "RUNNING"
         run.log_metrics({"loss": 1.5, "val/dice": 0.25}, step=1)
         run.log_metrics({"loss": 0.5, "hole": math.nan}, step=2)
@@ -44,8 +44,8 @@ def test_params_metrics_tags(empty: Registry) -> None:
     assert experiment.name == EXPERIMENT
 
 
-def test_a_dataset_is_logged_with_the_hash_of_dvc(empty: Registry) -> None:
-    with empty.run("r") as run:
+def test_dataset_is_logged_with_the_hash_of_dvc(empty: Registry) -> None:
+    with empty.runs.start("r") as run:
         run.log_dataset("lab_a", DIGEST, "/data/labs/lab_a.dvc", "source")
     [entry] = read(empty, run.id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest, entry.dataset.source_type) == ("lab_a", DIGEST, "dvc")
@@ -53,9 +53,9 @@ def test_a_dataset_is_logged_with_the_hash_of_dvc(empty: Registry) -> None:
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "source")]
 
 
-def test_figures_and_records_become_artifacts(empty: Registry, tmp_path: Path) -> None:
+def test_files_and_dictionaries_become_artifacts(empty: Registry, tmp_path: Path) -> None:
     (tmp_path / "overlay.png").write_bytes(b"png")
-    with empty.run("r") as run:
+    with empty.runs.start("r") as run:
         run.log_figure(tmp_path / "overlay.png", "figures/lab_a")
         run.log_dict({"dice": 0.5}, "evaluation/lab_a.json")
     root = read(empty, run.id).info.artifact_uri
@@ -63,16 +63,16 @@ def test_figures_and_records_become_artifacts(empty: Registry, tmp_path: Path) -
     assert json.loads(Path(download_artifacts(f"{root}/evaluation/lab_a.json")).read_text()) == {"dice": 0.5}
 
 
-def test_artifacts_lie_beside_the_database_or_where_told(empty: Registry, tmp_path: Path) -> None:
-    with empty.run("r") as run:
+def test_artifacts_are_stored_beside_the_database_or_in_the_artifact_root(empty: Registry, tmp_path: Path) -> None:
+    with empty.runs.start("r") as run:
         run.log_dict({}, "a.json")
     assert list((tmp_path / "store" / "artifacts").rglob("a.json"))
 
     other = Registry(f"sqlite:///{tmp_path}/new folder/mlflow.db", artifact_root=str(tmp_path / "else where"))
     (tmp_path / "new folder").mkdir()
     (tmp_path / "store" / "mlflow.db").rename(tmp_path / "new folder" / "mlflow.db")
-    client_of(other).rename_experiment(read(other, run.id).info.experiment_id, "set aside")
-    with other.run("r") as run:
+    client_of(other).rename_experiment(read(other, run.id).info.experiment_id, "renamed")
+    with other.runs.start("r") as run:
         run.log_dict({}, "b.json")
     assert list((tmp_path / "else where").rglob("b.json"))
 
@@ -80,14 +80,14 @@ def test_artifacts_lie_beside_the_database_or_where_told(empty: Registry, tmp_pa
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (ValueError("the images are gone"), "FAILED", "ValueError: the images are gone"),
+        (ValueError("no images"), "FAILED", "ValueError: no images"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: "),
         (SystemExit(3), "KILLED", "SystemExit: 3"),
         (ValueError("x" * 20_000), "FAILED", "ValueError: " + "x" * 4988),
     ],
 )
-def test_an_error_ends_the_run_and_is_kept(empty: Registry, error: BaseException, status: str, text: str) -> None:
-    with pytest.raises(type(error)) as caught, empty.run("r") as run:
+def test_error_ends_the_run_and_is_recorded(empty: Registry, error: BaseException, status: str, text: str) -> None:
+    with pytest.raises(type(error)) as caught, empty.runs.start("r") as run:
         raise error
     assert caught.value is error
     found = read(empty, run.id)
@@ -96,10 +96,10 @@ def test_an_error_ends_the_run_and_is_kept(empty: Registry, error: BaseException
     assert found.info.end_time is not None
 
 
-def test_an_error_is_not_hidden_by_a_registry_that_is_gone(empty: Registry) -> None:
+def test_error_is_raised_if_the_run_cannot_be_ended(empty: Registry) -> None:
     def lose() -> None:
-        with empty.run("r") as run:
-            client_of(empty).delete_run(run.id)  # a deleted run takes no tags
+        with empty.runs.start("r") as run:
+            client_of(empty).delete_run(run.id)  # a deleted run cannot be tagged
             raise ValueError("the cause")
 
     with pytest.raises(ValueError, match="the cause") as caught:
@@ -107,18 +107,21 @@ def test_an_error_is_not_hidden_by_a_registry_that_is_gone(empty: Registry) -> N
     assert "could not be marked FAILED" in caught.value.__notes__[0]
 
 
-def test_a_param_cannot_change(empty: Registry) -> None:
+def test_param_cannot_change(empty: Registry) -> None:
     refusal = pytest.raises(RegistryError, match=r"sqlite.*cannot log params.*seed")
-    with refusal, empty.run("r", params={"seed": 0}) as run:
+    with refusal, empty.runs.start("r", params={"seed": 0}) as run:
         run.log_params({"seed": 1})
     assert read(empty, run.id).info.status == "FAILED"
 
 
-def test_a_deleted_experiment_says_how_to_restore_it(empty: Registry) -> None:
-    with empty.run("r") as run:
+def test_error_of_a_deleted_experiment_says_how_to_restore_it(empty: Registry) -> None:
+    with empty.runs.start("r") as run:
         pass
     experiment_id = read(empty, run.id).info.experiment_id
     client_of(empty).delete_experiment(experiment_id)
     again = Registry(empty.tracking_uri)
-    with pytest.raises(RegistryError, match=f"mlflow experiments restore --experiment-id {experiment_id}"):
-        again.run("r")
+    with (
+        pytest.raises(RegistryError, match=f"mlflow experiments restore --experiment-id {experiment_id}"),
+        again.runs.start("r"),
+    ):
+        pass

@@ -8,7 +8,7 @@ import pytest
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import read_image_table, read_lab_metadata
 from microseg.evaluation.label_free import lab_targets
-from microseg.evaluation.reference_distribution import fit_reference_distribution, ood_scores
+from microseg.evaluation.out_of_distribution import fit_reference_distribution, ood_scores
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
 from microseg.slides.images import read_image
@@ -43,12 +43,12 @@ def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(l
     reference = fit_reference_distribution([labs["a"]], 1.0)
     own, other = (summarize_scores(scores(reference, labs[name])) for name in ("new a", "new b"))
     assert (own.images, other.images) == (24, 12)
-    assert own.ood_images <= 2  # the images of one slide
-    assert 0.2 < own.median < 0.8
-    assert not own.is_ood
+    assert own.out_of_distribution <= 2  # the images of one slide
+    assert 0.2 < own.median_score < 0.8
+    assert not own.exceeds_limits
     assert other.share > 0.9
-    assert other.median > 1.5
-    assert other.is_ood
+    assert other.median_score > 1.5
+    assert other.exceeds_limits
 
 
 def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, LabDataset]) -> None:

@@ -1,0 +1,182 @@
+"""MLflow runs: parameters, metrics, datasets and artifacts of a training, an adaptation or an evaluation."""
+
+import getpass
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+
+from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.registry.connection import Connection
+from microseg.registry.version import EXPERIMENT, REFERENCE_FILE, TAG_LENGTH
+
+__all__ = ["RunLog", "Runs", "logged_datasets"]
+
+_CONTEXT_TAG = "mlflow.data.context"
+_EVALUATION = "evaluation"
+
+
+class Runs:
+    """The runs of the experiment ``microseg``.
+
+    Args:
+        connection: The connection to MLflow.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def start(
+        self, name: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, object] | None = None
+    ) -> Iterator["RunLog"]:
+        """Start a run, and end it as FINISHED, FAILED (an exception) or KILLED (an interruption).
+
+        Args:
+            name: Name in the user interface.
+            tags: Tags of the run.
+            params: Parameters of the run; may be nested.
+
+        Yields:
+            The log of the run.
+
+        Raises:
+            RegistryError: MLflow refuses or cannot be reached.
+        """
+        experiment_id = self._connection.experiment(EXPERIMENT)
+        with self._connection.action("start a run") as client:
+            run_id = client.create_run(experiment_id, tags={**_origin(), **(tags or {})}, run_name=name).info.run_id
+        log = RunLog(self._connection, run_id, name)
+        try:
+            log.log_params(params or {})
+            yield log
+        except BaseException as error:
+            self._end(log.id, "FAILED" if isinstance(error, Exception) else "KILLED", error)
+            raise
+        with self._connection.action("end a run") as client:
+            client.set_terminated(log.id, "FINISHED")
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """Return the parameters and tags of a run."""
+        with self._connection.action("read a run") as client:
+            data = client.get_run(run_id).data
+        return {**data.tags, **data.params}
+
+    def _end(self, run_id: str, status: str, error: BaseException) -> None:
+        """Mark a run as ended by an error, which must reach the caller even if MLflow cannot be reached."""
+        text, client = f"{type(error).__name__}: {error}"[:TAG_LENGTH], self._connection.client
+        try:
+            client.log_batch(run_id, tags=[RunTag("error", text)], synchronous=True)
+            client.set_terminated(run_id, status)
+        except Exception as fault:
+            error.add_note(f"the run {run_id} could not be marked {status} in the registry: {fault}")
+
+
+class RunLog:
+    """Writes to one run; see `Runs.start`.
+
+    Args:
+        connection: The connection to MLflow.
+        run_id: ID of the run.
+        name: Name in the user interface.
+    """
+
+    def __init__(self, connection: Connection, run_id: str, name: str) -> None:
+        self.id = run_id
+        self.name = name
+        self._connection = connection
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics in one request, written when this returns.
+
+        Args:
+            metrics: Names (letters, digits, ``_-. :/``) and values; NaN is kept as NaN.
+            step: Such as the training step.
+        """
+        now = int(time.time() * 1000)
+        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        with self._connection.action("log metrics") as client:
+            client.log_batch(self.id, metrics=batch, synchronous=True)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log parameters; nested ones are named ``outer.inner``.
+
+        Args:
+            params: Names and values. A parameter cannot be logged twice with different values.
+        """
+        batch = [Param(name, str(value)) for name, value in _flatten(params)]
+        with self._connection.action("log params") as client:
+            client.log_batch(self.id, params=batch, synchronous=True)
+
+    def log_dataset(self, lab: str, digest: str, uri: str, context: str) -> None:
+        """Log a lab's dataset as an input of the run.
+
+        Args:
+            lab: Name of the lab.
+            digest: DVC's hash of the dataset (``<md5>.dir``).
+            uri: Where this version is stored, such as the DVC remote or the path of the lab's ``.dvc`` file.
+            context: Use of the dataset, such as ``"source"``, ``"target"`` or ``"evaluation"``. Labs used only for
+                evaluation are not among the datasets of a registered version.
+        """
+        source = json.dumps({"uri": uri, "lab": lab, "digest": digest})
+        dataset = Dataset(name=lab, digest=digest, source_type="dvc", source=source)
+        with self._connection.action("log a dataset") as client:
+            client.log_inputs(self.id, datasets=[DatasetInput(dataset, [InputTag(_CONTEXT_TAG, context)])])
+
+    def log_figure(self, path: Path, artifact_path: str = "figures") -> None:
+        """Copy an image, or any file, to the run's artifacts.
+
+        Args:
+            path: The file.
+            artifact_path: Folder among the artifacts.
+        """
+        with self._connection.action(f"store {path.name}") as client:
+            client.log_artifact(self.id, str(path), artifact_path)
+
+    def log_dict(self, content: Mapping[str, object], artifact_file: str) -> None:
+        """Write a dictionary to the run's artifacts.
+
+        Args:
+            content: JSON values.
+            artifact_file: Path among the artifacts, ending in ``.json`` or ``.yaml``.
+        """
+        with self._connection.action(f"store {artifact_file}") as client:
+            client.log_dict(self.id, dict(content), artifact_file)
+
+    def log_reference_distribution(self, reference: ReferenceDistribution) -> None:
+        """Store the reference distribution of the images that the run's network was trained on or adapted to."""
+        self.log_dict(reference.to_dict(), REFERENCE_FILE)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set or replace a tag."""
+        with self._connection.action("set a tag") as client:
+            client.set_tag(self.id, key, value, synchronous=True)
+
+
+def logged_datasets(run: Run) -> dict[str, str]:
+    """Return the digest of every dataset that a run was trained with, by lab."""
+    digests: dict[str, str] = {}
+    for entry in run.inputs.dataset_inputs if run.inputs else ():
+        if {tag.key: tag.value for tag in entry.tags}.get(_CONTEXT_TAG) != _EVALUATION:
+            digests[entry.dataset.name] = entry.dataset.digest
+    return digests
+
+
+def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _origin() -> dict[str, str]:
+    """Tags that the user interface shows as creator and source."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = "unknown"
+    return {"mlflow.user": user, "mlflow.source.name": "microseg", "mlflow.source.type": "LOCAL"}

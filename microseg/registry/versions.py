@@ -1,0 +1,402 @@
+"""The versions of the registered model."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from microseg.datasets.appearance import APPEARANCE_FEATURES
+from microseg.errors import DataError, VersionNotFoundError
+from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
+from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.registry.connection import Connection, is_server
+from microseg.registry.runs import RunLog, logged_datasets
+from microseg.registry.version import (
+    CANDIDATE,
+    CARD_FILE,
+    DATASET_TAG,
+    EXPERIMENT,
+    EXTRA_FILES,
+    MODEL_ID_TAG,
+    MODEL_NAME,
+    NOTE_TAG,
+    PREVIOUS,
+    PRODUCTION,
+    REFERENCE_FILE,
+    ModelVersion,
+    VersionRef,
+    read_version,
+)
+
+__all__ = ["Versions", "fit_description"]
+
+_DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
+
+_MODEL_DESCRIPTION = (
+    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}` is proposed, "
+    f"`{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its aliases; the "
+    "button *Promote model* does something else: it copies a version to another model."
+)
+
+_ADVICE = {
+    PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
+    CANDIDATE: "adapt to a new lab to get a candidate, or name a version by its number",
+    PREVIOUS: "there is nothing to roll back to; promote a version by its number instead",
+}
+
+
+class Versions:
+    """The versions of the registered model ``microseg-segmenter``.
+
+    Args:
+        connection: The connection to MLflow.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    # ---- find
+
+    def all(self) -> tuple[ModelVersion, ...]:
+        """Return all versions, the newest first."""
+        with self._connection.action("list versions") as client:
+            model = _registered_model(client)
+            found = [read_version(entry, model.aliases) for entry in _entries(client)] if model else []
+        return tuple(sorted(found, key=lambda version: version.version, reverse=True))
+
+    def find(self, ref: VersionRef) -> ModelVersion:
+        """Find a version by its alias or number.
+
+        Args:
+            ref: ``"production"``, ``"candidate"``, ``"previous"``, another alias, ``3`` or ``"3"``; a `ModelVersion` is
+                read again. If no version has the alias ``production``, one in MLflow's legacy stage Production is used.
+
+        Raises:
+            VersionNotFoundError: There is no such version; the message lists the existing ones.
+        """
+        key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
+        with self._connection.action("find a version") as client:
+            model = _registered_model(client)
+            if model is not None:
+                number = str(model.aliases.get(key, key))
+                if number.isdecimal():
+                    try:
+                        return read_version(client.get_model_version(MODEL_NAME, str(int(number))), model.aliases)
+                    except MlflowException as error:
+                        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                            raise
+                if key == PRODUCTION and (staged := self.in_production_stage()):
+                    return read_version(client.get_model_version(MODEL_NAME, str(max(staged))), model.aliases)
+        raise VersionNotFoundError(_not_found(key, self.all()))
+
+    def in_production_stage(self) -> tuple[int, ...]:
+        """Return the versions in MLflow's legacy stage Production; none if MLflow has no stages any more."""
+        with self._connection.action("list versions") as client:
+            entries = _entries(client)
+        return tuple(int(it.version) for it in entries if getattr(it, "current_stage", None) == "Production")
+
+    # ---- register and download
+
+    def register(
+        self,
+        run: RunLog,
+        folder: Path,
+        *,
+        example: npt.NDArray[np.uint8],
+        method: str,
+        description: str,
+        commit: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a trained network as the next version, without alias and without a decision of the gate.
+
+        The version's datasets are those logged with `RunLog.log_dataset`, so log them before. Written with the client
+        alone: MLflow's fluent ``log_model`` uses the process-wide server and run.
+
+        Args:
+            run: The run that trained it.
+            folder: Written by `microseg.models.files.save_network`.
+            example: A tile, (T, T, 3); the served model takes tiles of this size.
+            method: Such as ``"supervised"`` or ``"dual_adaptive_pyramid"``.
+            description: The model card, in Markdown.
+            commit: Commit of the code; None if unknown.
+            tags: Further tags.
+
+        Returns:
+            The new version.
+
+        Raises:
+            WeightsError: The folder does not hold a network.
+            RegistryError: The example is not a tile, or MLflow refuses.
+        """
+        from microseg.models.files import load_network
+        from microseg.registry.serving import write_mlflow_model
+
+        experiment_id = self._connection.experiment(EXPERIMENT)
+        with self._connection.action("register a version") as client:
+            network = load_network(folder)
+            entry = client.get_run(run.id)
+            datasets = logged_datasets(entry)
+            logged = client.create_logged_model(
+                experiment_id,
+                name=re.sub(r"[/:.%\"']", "-", entry.info.run_name or method),  # MLflow refuses these characters
+                source_run_id=run.id,
+                tags={"method": method, NOTE_TAG: _headline(description)},
+                params=entry.data.params,
+                model_type="segmenter",
+            )
+            try:
+                model = Model(artifact_path=logged.artifact_location, run_id=run.id, model_id=logged.model_id)
+                with tempfile.TemporaryDirectory() as temporary:
+                    target = Path(temporary) / "model"
+                    write_mlflow_model(target, model, network, folder, example, description)
+                    client.log_model_artifacts(logged.model_id, str(target))
+            except BaseException:
+                client.finalize_logged_model(logged.model_id, "FAILED")
+                raise
+            client.finalize_logged_model(logged.model_id, "READY")
+            client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, step=0)])
+            _create_registered_model(client)
+            server = is_server(client.tracking_uri)
+            created = client.create_model_version(
+                MODEL_NAME,
+                # a server links the version to the logged model's metrics; with a database, MLflow would search the
+                # logged model in the process-wide one
+                source=f"models:/{logged.model_id}" if server else logged.artifact_location,
+                run_id=run.id,
+                tags={**_tags(network.config, logged, datasets, method, commit), **(tags or {})},
+                description=fit_description(description),
+                model_id=logged.model_id,
+            )
+            if not server:  # a server sets this tag itself: it links the logged model to its version
+                link = json.dumps([{"name": MODEL_NAME, "version": str(created.version)}])
+                client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+        return self.find(int(created.version))
+
+    def download(self, ref: VersionRef, cache: Path) -> Path:
+        """Download the network of a version, unless it is in the cache.
+
+        Args:
+            ref: The version.
+            cache: Folder with one folder for each downloaded version.
+
+        Returns:
+            A folder with ``weights.safetensors`` and ``network.json`` only, for `microseg.models.files.load_network`.
+
+        Raises:
+            VersionNotFoundError: There is no such version.
+            RegistryError: The version has no such files, or the artifact store cannot be reached.
+        """
+        version = self.find(ref)
+        # version numbers are not unique across registries
+        folder = cache / f"{MODEL_NAME}-{version.version}-{version.model_id or version.run_id}"
+        if folder.is_dir():
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = cache / f".download-{uuid4().hex}"
+        temporary.mkdir()
+        uri = self._connection.tracking_uri
+        try:
+            with self._connection.action(
+                f"download the files of version {version.version} (was it registered by microseg?)"
+            ) as client:
+                root = client.get_model_version_download_uri(MODEL_NAME, str(version.version)).rstrip("/")
+                for name in (WEIGHTS_FILE, CONFIG_FILE):
+                    file = f"{root}/{EXTRA_FILES}/{name}"
+                    download_artifacts(artifact_uri=file, dst_path=str(temporary), tracking_uri=uri, registry_uri=uri)
+            try:
+                os.replace(temporary, folder)  # noqa: PTH105
+            except OSError:
+                if not folder.is_dir():  # otherwise another process downloaded it meanwhile
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    def reference_distribution(self, ref: VersionRef) -> ReferenceDistribution | None:
+        """Return the reference distribution of the images that a version was trained on or adapted to.
+
+        Returns:
+            The distribution; None if it was not stored, or if it describes other image features than this microseg.
+        """
+        version = self.find(ref)
+        with self._connection.action(f"read the reference distribution of version {version.version}") as client:
+            if REFERENCE_FILE not in {file.path for file in client.list_artifacts(version.run_id)}:
+                return None
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(client.download_artifacts(version.run_id, REFERENCE_FILE, folder))
+                values = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            reference = ReferenceDistribution.from_dict(values)
+        except DataError:
+            return None
+        return reference if reference.features == APPEARANCE_FEATURES else None
+
+    # ---- aliases, tags, model card, artifacts, metrics
+
+    def set_alias(self, alias: str, ref: VersionRef) -> ModelVersion:
+        """Set an alias on a version; the version that had it loses it."""
+        version = self.find(ref)
+        with self._connection.action(f"set the alias {alias!r}") as client:
+            client.set_registered_model_alias(MODEL_NAME, alias, str(version.version))
+        return self.find(version)
+
+    def remove_alias(self, alias: str) -> None:
+        """Remove an alias, if a version has it."""
+        if alias in self.aliases():
+            with self._connection.action(f"remove the alias {alias!r}") as client:
+                client.delete_registered_model_alias(MODEL_NAME, alias)
+
+    def aliases(self) -> dict[str, int]:
+        """Return the version of each alias."""
+        with self._connection.action("list aliases") as client:
+            model = _registered_model(client)
+            return {alias: int(number) for alias, number in model.aliases.items()} if model else {}
+
+    def set_tags(self, ref: VersionRef, tags: Mapping[str, str]) -> None:
+        """Set or replace tags of a version."""
+        version = self.find(ref)
+        with self._connection.action("set tags") as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(MODEL_NAME, str(version.version), key, value)
+
+    def describe(self, ref: VersionRef, card: str) -> None:
+        """Replace the model card of a version; the run stores it unabridged as ``model_card.md``.
+
+        Args:
+            ref: The version.
+            card: The model card, in Markdown.
+        """
+        version = self.find(ref)
+        with self._connection.action("describe a version") as client:
+            client.update_model_version(MODEL_NAME, str(version.version), description=fit_description(card))
+            if version.model_id is not None:
+                client.set_logged_model_tags(version.model_id, {NOTE_TAG: _headline(card)})
+            client.log_text(version.run_id, card, CARD_FILE)
+
+    def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
+        """Copy files, such as an evaluation report, to the run of a version.
+
+        Args:
+            ref: The version.
+            files: Files or folders.
+            artifact_path: Folder among the run's artifacts.
+        """
+        version = self.find(ref)
+        for file in files:
+            with self._connection.action(f"store {file.name}") as client:
+                client.log_artifact(version.run_id, str(file), artifact_path)
+
+    def attachments(self, ref: VersionRef, artifact_path: str, suffix: str) -> list[str]:
+        """Return the paths of the files attached to a version, in a folder and with a suffix; sorted."""
+        version = self.find(ref)
+        with self._connection.action("list files") as client:
+            files = client.list_artifacts(version.run_id, artifact_path)
+        return sorted(file.path for file in files if file.path.endswith(suffix))
+
+    def log_metrics(
+        self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None
+    ) -> None:
+        """Log metrics that MLflow shows on the model page of a version.
+
+        Args:
+            ref: The version.
+            metrics: Names and values. Give each lab another name, such as ``dice/lab_a``: the run's table shows metrics
+                by name only. Values that are not finite are left out; MLflow's model page would show them as 0.
+            dataset: Lab and digest of the dataset that they were measured on.
+        """
+        version = self.find(ref)
+        now = int(time.time() * 1000)
+        lab, digest = dataset or (None, None)
+        batch = [
+            Metric(name, float(value), now, 0, version.model_id, lab, digest, version.run_id)
+            for name, value in metrics.items()
+            if isfinite(value)
+        ]
+        with self._connection.action("log metrics") as client:
+            client.log_batch(version.run_id, metrics=batch, synchronous=True)
+
+
+def fit_description(card: str) -> str:
+    """Shorten a model card, at the end of a line, to the length of MLflow's descriptions."""
+    if len(card) <= _DESCRIPTION_LENGTH:
+        return card
+    note = "\n\n(Shortened: the whole card is `model_card.md` among the files of this version.)"
+    return re.sub(r"[^\n]*\Z", "", card[: _DESCRIPTION_LENGTH - len(note)]).rstrip() + note
+
+
+def _headline(card: str) -> str:
+    """The first line of a model card: a logged model's page shows no more above the metrics."""
+    return card.partition("\n")[0]
+
+
+def _tags(
+    config: NetworkConfig, logged: LoggedModel, datasets: Mapping[str, str], method: str, commit: str | None
+) -> dict[str, str]:
+    return {
+        "method": method,
+        "labs": ", ".join(sorted(datasets)),
+        "classes": ", ".join(config.classes),
+        "mpp": "unknown" if config.mpp is None else f"{config.mpp:g}",
+        "encoder": config.encoder,
+        **{f"{DATASET_TAG}{lab}": digest for lab, digest in datasets.items()},
+        "commit": commit or "unknown",
+        MODEL_ID_TAG: logged.model_id,
+    }
+
+
+def _registered_model(client: MlflowClient) -> RegisteredModel | None:
+    try:
+        return client.get_registered_model(MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _create_registered_model(client: MlflowClient) -> None:
+    if _registered_model(client) is None:
+        try:
+            client.create_registered_model(MODEL_NAME, description=_MODEL_DESCRIPTION)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
+                raise
+
+
+def _entries(client: MlflowClient) -> list[MlflowVersion]:
+    entries: list[MlflowVersion] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token)
+        entries.extend(page)
+        token = page.token
+        if not token:
+            return entries
+
+
+def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:
+    if not known:
+        return (
+            f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "
+            "train a first model from a labelled lab"
+        )
+    listing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
+    general = next((name for name in (PRODUCTION, PREVIOUS) if key.startswith(f"{name}-")), key)  # for all labs
+    advice = _ADVICE.get(general, "give one of these numbers or aliases")
+    return f"expected version {key!r} of {MODEL_NAME}, there are {listing}; {advice}"
