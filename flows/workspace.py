@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from microseg.api.segmenter import Segmenter
     from microseg.evaluation.comparison import Comparison
     from microseg.inference.engine import Engine
+    from microseg.models.config import NetworkConfig
     from microseg.models.network import PyramidSegmenter
     from microseg.registry.gate import Decision
     from microseg.registry.model_card import ModelCardLab
@@ -204,7 +205,7 @@ class Workspace:
             classes=network.classes,
             mpp=network.mpp,
             labs=_card_labs(source, target, digests),
-            params=self._training_params(method),
+            params=self._training_params(network, method),
             run_id=run.id,
             commit=commit,
             run_params=self.registry.runs.params(run.id),
@@ -239,7 +240,7 @@ class Workspace:
             classes=network.classes,
             mpp=network.mpp,
             labs=_card_labs(source, target, version.datasets),
-            params=self._training_params(method),
+            params=self._training_params(network, method),
             candidate=comparison.candidate,
             production=comparison.production,
             scores=comparison.scores,
@@ -252,10 +253,13 @@ class Workspace:
         self.registry.versions.describe(version, card)
         self.registry.versions.set_tags(version, decision.to_tags())
 
-    def _training_params(self, method: str) -> dict[str, Any]:
+    def _training_params(self, network: NetworkConfig, method: str) -> dict[str, Any]:
         params = self.settings.params
         section = params.train if method == SOURCE_METHOD else params.adapt
-        return {"encoder": params.network.encoder, "seed": params.seed, **section.model_dump(mode="json")}
+        weights = network.encoder_weights
+        origin = f"{weights.source}, license {weights.license}, SHA-256 `{weights.sha256}`" if weights else "random"
+        values = section.model_dump(mode="json", exclude={"method"})
+        return {"encoder": network.encoder, "initial encoder weights": origin, "seed": params.seed, **values}
 
 
 def _card_labs(

@@ -68,7 +68,7 @@ def train(
         progress: Callbacks.
 
     Returns:
-        Course of the training. The network is in ``folder``; open it with ``Segmenter(folder)``.
+        Course of the training. The network is in ``folder``; load it with ``Segmenter.load(Path(folder))``.
 
     Raises:
         LabError: A lab has no labelled image, or the labs have different classes.
@@ -127,7 +127,7 @@ def adapt(
             ``settings.method`` where None.
 
     Returns:
-        Course of the training. The network is in ``folder``; open it with ``Segmenter(folder)``.
+        Course of the training. The network is in ``folder``; load it with ``Segmenter.load(Path(folder))``.
 
     Raises:
         LabError: The source labs have no labels, the target labs no images, or classes differ.

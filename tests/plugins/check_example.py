@@ -5,9 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from microseg import Segmenter, adapt, train
+from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.datasets.ingest import ingest_lab
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.readers import open_slide
+from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+from microseg.training.devices import Progress, make_fabric
 
 
 def test_slide_reader(tmp_path: Path) -> None:
@@ -25,3 +30,28 @@ def test_output_writer(tmp_path: Path) -> None:
     assert files["class_counts"].name == "field 7.counts.json"
     counts = json.loads(files["class_counts"].read_text())
     assert counts == {"pixels": {"background": 67, "gland": 5}, "objects": {"gland": 2}}
+
+
+def test_encoder_head_and_adaptation_method(tmp_path: Path) -> None:
+    """Train with the encoder and the head, adapt by the method, segment."""
+    options = {"images": 4, "size": 64, "test_images": 0}
+    source = make_lab(tmp_path / "lab_a", LAB_A, labelled=True, seed=0, **options)
+    target = make_lab(tmp_path / "lab_b", LAB_B, labelled=False, seed=1, **options)
+    labs = [ingest_lab(lab, tmp_path / "labs", tmp_path / "quarantine").folder for lab in (source, target)]
+    short = {"steps": 2, "batch_size": 2, "crop_size": 32}
+    fabric = make_fabric("cpu")
+    network = NetworkSettings(encoder="strided", head="multi_level", weights=None)
+    train(labs[:1], network, TrainSettings(**short), folder=tmp_path / "first", fabric=fabric)
+    losses: list[set[str]] = []
+    adapt(
+        tmp_path / "first",
+        labs[:1],
+        labs[1:],
+        AdaptSettings(method="entropy", **short),
+        folder=tmp_path / "adapted",
+        fabric=fabric,
+        progress=Progress(on_step=lambda _step, values: losses.append(set(values))),
+    )
+    assert losses[0] == {"total", "segmentation", "entropy"}
+    found = Segmenter.load(tmp_path / "adapted", device="cpu").segment(np.full((48, 80, 3), 200, np.uint8))
+    assert found.mask.shape == (48, 80)
