@@ -1,12 +1,13 @@
-"""A lab's folder → a checked, versioned dataset.
+"""Check the images of a lab and commit them as a version of the lab's dataset.
 
     python -m flows.ingest incoming/lab_c
 
-The folder holds images/, where labelled masks/ with the same names (class indices), and lab.yaml. Files that cannot
-be used, whole slides among them, go to the quarantine with the reason; everything else becomes a version of the lab's
-dataset, pushed to the DVC remote.
+The folder has images/, where labelled masks/ with the same names (class indices), and lab.yaml. Rejected files, whole
+slides among them, are copied to the quarantine with the reason; all others are added to the lab's dataset, which is
+committed and pushed to the DVC remote.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,30 +17,26 @@ from prefect.artifacts import create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.records import IngestRecord
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.ingest import IngestResult, ingest_lab
-from microseg.datasets.lab import read_lab_metadata
-from microseg.datasets.versions.store import DatasetVersion
+from microseg.datasets.lab import LabMetadata, read_lab_metadata
 
 __all__ = ["command", "ingest"]
 
 
 @task
-def check_and_ingest(folder: Path, lab: str | None, settings: Settings) -> IngestResult:
-    """Check every file, take over what can be used, put the rest into quarantine."""
+def check_and_ingest(folder: Path, metadata: LabMetadata, settings: Settings) -> IngestResult:
+    """Check every file, add the accepted ones to the lab's dataset, copy the others to the quarantine."""
     home, data = settings.home, settings.params.data
-    if folder.is_dir() and open_workspace(settings).datasets.ensure_present(
-        name := read_lab_metadata(folder, lab=lab).lab
-    ):
-        console.print(f"The dataset of {name} was not on this machine: its last version is back.")
+    if open_workspace(settings).datasets.ensure_present(metadata.lab):
+        console.print(f"The dataset of {metadata.lab} was missing on this machine; its latest version was restored.")
     with progress_bar(f"Checking {folder.name}", None) as advance:
         return ingest_lab(
             folder,
             home.labs,
             home.quarantine,
-            name=lab,
+            metadata=metadata,
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             seed=settings.params.seed,
@@ -48,62 +45,66 @@ def check_and_ingest(folder: Path, lab: str | None, settings: Settings) -> Inges
 
 
 @task
-def create_version(lab: str, settings: Settings) -> DatasetVersion:
-    """Version the dataset and push it to the remote."""
-    with console.status(f"Versioning {lab} with DVC"):
-        return open_workspace(settings).datasets.commit(lab)
+def commit_version(lab: str, settings: Settings) -> str:
+    """Commit the dataset with DVC and push it to the remote; returns the version's digest."""
+    with console.status(f"Committing {lab} with DVC"):
+        return open_workspace(settings).datasets.commit(lab).digest
 
 
 @flow(name="ingest", flow_run_name="ingest {folder}")
-def ingest(folder: Path, lab: str | None = None, changes: tuple[str, ...] = ()) -> IngestRecord:
-    """Check a lab's delivery and make it a version of the lab's dataset.
+def ingest(
+    folder: Path,
+    lab: str | None = None,
+    changes: tuple[str, ...] = (),
+    metadata: LabMetadata | None = None,
+) -> IngestResult:
+    """Check the images of a lab and commit them as a version of the lab's dataset.
 
     Args:
-        folder: with images/, lab.yaml, and masks/ where labelled.
-        lab: its name, where lab.yaml does not state one.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        folder: The incoming dataset: images/, lab.yaml, and masks/ where labelled.
+        lab: Name of the lab, where lab.yaml states none.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
+        metadata: Contents of lab.yaml, where it was read already.
+
+    Returns:
+        What was ingested and what was rejected, with the digest of the version.
+
+    Raises:
+        LabError: The incoming dataset cannot be used.
+        VersioningError: The version cannot be committed or pushed.
     """
     settings = load_settings(changes)
     settings.home.create()
-    prepared = check_and_ingest(folder, lab, settings)
-    version = create_version(prepared.lab, settings)
-    if prepared.refused:
-        rows = [{"file": refusal.file, "reason": refusal.reason} for refusal in prepared.refused]
-        create_table_artifact(rows, key=f"refused-{_key(prepared.lab)}", description=f"Refused files of {prepared.lab}")
-    return IngestRecord(
-        lab=prepared.lab,
-        digest=version.digest,
-        images=prepared.images,
-        labelled=prepared.labelled,
-        refused=len(prepared.refused),
-        quarantine=str(settings.home.quarantine / prepared.lab) if prepared.refused else None,
-        slides=prepared.slides,
-    )
-
-
-def _key(lab: str) -> str:
-    return lab.lower().replace("_", "-")
+    if metadata is None:
+        metadata = read_lab_metadata(folder, lab=lab)
+    result = check_and_ingest(folder, metadata, settings)
+    result = replace(result, digest=commit_version(result.lab, settings))
+    if result.rejected:
+        rows = [{"file": rejected.file, "reason": rejected.reason} for rejected in result.rejected]
+        key = f"rejected-{result.lab.replace('_', '-')}"
+        create_table_artifact(rows, key=key, description=f"Rejected files of {result.lab}")
+    return result
 
 
 @cli_command(home="create")
 def command(
     folder: Annotated[Path, typer.Argument(help="The lab's folder: images/, masks/ where labelled, lab.yaml.")],
-    lab: Annotated[str | None, typer.Option(help="The lab's name, where lab.yaml does not state one.")] = None,
+    lab: Annotated[str | None, typer.Option(help="Name of the lab, where lab.yaml states none.")] = None,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Check a lab's folder and make it a version of the lab's dataset.
+    """Check a lab's folder and commit its images as a version of the lab's dataset.
 
-    Files that cannot be used are copied to the quarantine with the reason. Example: microseg ingest incoming/lab_c
+    Rejected files are copied to the quarantine with the reason. Example: microseg ingest incoming/lab_c
     """
     result = ingest(folder.absolute(), lab, tuple(changes or ()))
     show_table(
         f"Lab {result.lab}",
-        ("images", "with mask", "refused", "dataset version"),
-        [(result.images, result.labelled, result.refused, result.digest)],
+        ("images", "with mask", "rejected", "dataset version"),
+        [(result.images, result.labelled, len(result.rejected), result.digest)],
     )
-    if result.quarantine:
-        console.print(f"[yellow]{result.refusals}[/]")
+    if result.rejections:
+        console.print(f"[yellow]{result.rejections}[/]")
     finish(result, record)
 
 

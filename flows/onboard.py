@@ -1,10 +1,9 @@
-"""A lab lands → its dataset, a candidate adapted to it, and what there is to decide.
+"""Onboard a lab: ingest its images, adapt the production model to them, evaluate the candidate, decide on it.
 
     python -m flows.onboard incoming/lab_c
 
-What runs when the event `microseg.lab.arrived` comes: ingest, adapt, evaluate. Then a person decides in MLflow's page,
-or in Prefect's, or the gate decides alone, as ``promotion.approval`` in params.yaml says. Running it twice for the same
-delivery does nothing twice.
+The event `microseg.lab.arrived` triggers it. The decision is made by a person in MLflow or in Prefect, or by the gate,
+as set by ``promotion.approval`` in params.yaml. Another run for the same incoming dataset repeats nothing.
 """
 
 from pathlib import Path
@@ -34,120 +33,130 @@ from microseg.registry.version import ModelVersion
 __all__ = ["command", "onboard"]
 
 
-@flow(name="onboard", flow_run_name="{folder} lands")
+@flow(name="onboard", flow_run_name="onboard {folder}")
 def onboard(folder: Path, changes: tuple[str, ...] = ()) -> State[Any]:
-    """Take a lab's delivery over, adapt the production model to it, judge the result.
+    """Ingest a lab's images, adapt the production model to them, evaluate the candidate, decide on it.
 
     Args:
-        folder: of the delivery.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        folder: The incoming dataset.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
 
     Returns:
-        Completed; the message says what there is to decide, or why there was nothing to do.
+        Completed; the message states the decision to make, or why there was nothing to do.
 
     Raises:
-        LabError: the delivery cannot be used.
+        LabError: The incoming dataset cannot be used.
     """
     settings = load_settings(changes)
-    delivery = read_incoming_folder(folder)
-    if delivery.lacks:
-        raise LabError(f"{delivery.folder}: expected a whole delivery, but {delivery.lacks}.")
-    kept = open_workspace(settings).onboarding
-    with kept.claimed(delivery.lab, wait=False) as mine:
-        if mine:
-            return _once(delivery, kept, settings, changes)
-    if (running := kept.read(delivery.lab)) and running.fingerprint == delivery.fingerprint:
-        return Completed(message=f"Nothing to do: this delivery of {delivery.lab} is being adapted to already.")
-    with kept.claimed(delivery.lab, wait=True):  # a further delivery: after the one before
-        return _once(delivery, kept, settings, changes)
+    incoming = _read_complete(folder)
+    store = open_workspace(settings).onboarding
+    with store.lock(incoming.lab, wait=False) as locked:
+        if locked:
+            return _onboard_once(incoming, store, settings, changes)
+    if (running := store.read(incoming.lab)) and running.fingerprint == incoming.fingerprint:
+        return Completed(message=f"Nothing to do: another run is onboarding this dataset of {incoming.lab}.")
+    with store.lock(incoming.lab, wait=True):  # a newer incoming dataset: after the one before
+        return _onboard_once(incoming, store, settings, changes)
 
 
-def _once(delivery: IncomingDataset, kept: OnboardingStore, settings: Settings, changes: tuple[str, ...]) -> State[Any]:
-    landing = kept.read(delivery.lab)
-    if landing is None or landing.fingerprint != delivery.fingerprint:
-        landing = Onboarding(delivery.lab, str(delivery.folder), delivery.fingerprint, "announced")
-    if landing.state == "done":
-        return Completed(message=f"Nothing to do: this delivery of {delivery.lab} was taken over. {landing.message}")
-    this = str(flow_run.id)
-    if landing.state == "waiting" and landing.run != this:
-        return Completed(message=f"Nothing to do: {landing.message}")
-    landing = kept.write(landing, state="running", attempts=landing.attempts + 1, run=this)
+def _read_complete(folder: Path) -> IncomingDataset:
+    incoming = read_incoming_folder(folder)
+    if incoming.missing:
+        raise LabError(f"{incoming.folder}: expected a complete incoming dataset, but {incoming.missing}.")
+    return incoming
+
+
+def _onboard_once(
+    incoming: IncomingDataset, store: OnboardingStore, settings: Settings, changes: tuple[str, ...]
+) -> State[Any]:
+    """Onboard an incoming dataset, unless an earlier run has done so or waits for a decision."""
+    onboarding = store.read(incoming.lab)
+    if onboarding is None or onboarding.fingerprint != incoming.fingerprint:
+        onboarding = Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending")
+    if onboarding.state == "completed":
+        return Completed(
+            message=f"Nothing to do: this dataset of {incoming.lab} is onboarded already. {onboarding.message}"
+        )
+    this_run = str(flow_run.id)
+    if onboarding.state == "awaiting_approval" and onboarding.flow_run_id != this_run:
+        return Completed(message=f"Nothing to do: {onboarding.message}")
+    onboarding = store.write(onboarding, state="running", attempts=onboarding.attempts + 1, flow_run_id=this_run)
     try:
-        return _take_over(delivery, landing, kept, settings, changes)
+        return _run_steps(incoming, onboarding, store, settings, changes)
     except MicrosegError as error:
-        kept.write(landing, state="failed", message=str(error))
+        store.write(onboarding, state="failed", message=str(error))
         raise
 
 
-def _take_over(
-    delivery: IncomingDataset, landing: Onboarding, kept: OnboardingStore, settings: Settings, changes: tuple[str, ...]
+def _run_steps(
+    incoming: IncomingDataset,
+    onboarding: Onboarding,
+    store: OnboardingStore,
+    settings: Settings,
+    changes: tuple[str, ...],
 ) -> State[Any]:
-    ingested = ingest(delivery.folder, changes=changes)
-    lab, registry = ingested.lab, open_workspace(settings).registry
-    landing = kept.write(landing, digest=ingested.digest)
-    base = open_workspace(settings).production()
+    ingested = ingest(incoming.folder, changes=changes, metadata=incoming.metadata)
+    lab, workspace = ingested.lab, open_workspace(settings)
+    onboarding = store.write(onboarding, digest=ingested.digest)
+    base = workspace.production()
     if base is None:
-        message = f"{lab} has its dataset, but nothing is in production to adapt: microseg train a first version."
-        message = f"{message} {ingested.refusals}".rstrip()
-        kept.write(landing, state="held", message=message)
+        message = f"{lab} is ingested, but there is no production model to adapt: run `microseg train` first."
+        message = f"{message} {ingested.rejections}".rstrip()
+        store.write(onboarding, state="awaiting_production", message=message)
         return Completed(message=message)
     if base.datasets.get(lab) == ingested.digest:
-        message = f"Version {base.version}, in production, was made with this very dataset of {lab}."
-        message = f"{message} {ingested.refusals}".rstrip()
-        kept.write(landing, state="done", message=message)
+        message = f"Version {base.version}, in production, was trained on this version of the dataset of {lab}."
+        message = f"{message} {ingested.rejections}".rstrip()
+        store.write(onboarding, state="completed", message=message)
         return Completed(message=message)
-    candidate = _adapted_before(registry, landing, base)
+    candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
         adapted = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
-        candidate = registry.versions.find(adapted.version)
-    landing = kept.write(landing, version=candidate.version)
-    rival = open_workspace(settings).production(lab)
-    if read_comparison(candidate, rival, settings) is None:
-        against = {"against": str(rival.version)} if rival else {}
+        candidate = workspace.registry.versions.find(adapted.version)
+    onboarding = store.write(onboarding, candidate=candidate.version)
+    production = workspace.production(lab)
+    if read_comparison(candidate, production, settings) is None:
+        against = {"against": str(production.version)} if production else {}
         evaluate(str(candidate.version), lab=lab, changes=changes, **against)
-    kept.write(landing, state="waiting", message=f"Version {candidate.version} waits for a decision.")
-    message = (
-        f"{request_approval(registry.versions.find(candidate), lab, settings, changes)} {ingested.refusals}".rstrip()
-    )
-    kept.write(landing, state="done", message=message)
+    waiting = f"Version {candidate.version} awaits a decision."
+    store.write(onboarding, state="awaiting_approval", message=waiting)
+    decision = request_approval(workspace.registry.versions.find(candidate), lab, settings, changes)
+    message = f"{decision} {ingested.rejections}".rstrip()
+    store.write(onboarding, state="completed", message=message)
     return Completed(message=message)
 
 
-def _adapted_before(registry: Registry, landing: Onboarding, base: ModelVersion) -> ModelVersion | None:
-    """The candidate that an earlier run for the same dataset has made, where it was interrupted later."""
+def _earlier_candidate(registry: Registry, onboarding: Onboarding, base: ModelVersion) -> ModelVersion | None:
+    """The candidate that an interrupted run adapted to the same version of the dataset; None where there is none."""
     for version in registry.versions.all():
-        made_for = (version.tags.get("target"), version.datasets.get(landing.lab))
-        same_base = version.tags.get("base_version") == str(base.version) or version.version == landing.version
-        if made_for == (landing.lab, landing.digest) and same_base:
+        adapted_to = (version.tags.get("target"), version.datasets.get(onboarding.lab))
+        same_base = version.tags.get("base_version") == str(base.version) or version.version == onboarding.candidate
+        if adapted_to == (onboarding.lab, onboarding.digest) and same_base:
             return version
     return None
 
 
-@cli_command(home="create")
+@cli_command
 def command(
-    folder: Annotated[Path, typer.Argument(help="The delivery: images/, lab.yaml, masks/ where labelled.")],
+    folder: Annotated[Path, typer.Argument(help="The incoming dataset: images/, lab.yaml, masks/ where labelled.")],
     here: Annotated[
-        bool, typer.Option("--here", help="Run it in this process, even if there is a Prefect server to tell.")
+        bool, typer.Option("--here", help="Run in this process, even if a Prefect server is configured.")
     ] = False,
     changes: SetOption = None,
 ) -> None:
-    """Say that a lab has landed: it is ingested, the production model is adapted to it, the candidate judged.
+    """Onboard a lab: ingest its images, adapt the production model to them, evaluate the candidate.
 
-    With a Prefect server (PREFECT_API_URL) this sends the same event as the watch on incoming/, and the deployment
-    does the work; without one the work is done here. Example: microseg onboard incoming/lab_c
+    With a Prefect server (PREFECT_API_URL) this emits the event microseg.lab.arrived, which triggers the deployment
+    `onboard`; without one it runs in this process. Example: microseg onboard incoming/lab_c
     """
-    delivery = read_incoming_folder(folder)
-    if delivery.lacks:
-        raise LabError(f"{delivery.folder}: expected a whole delivery, but {delivery.lacks}.")
+    incoming = _read_complete(folder)
     if PREFECT_API_URL.value() and not here and not changes:
-        emit_lab_arrived(delivery, open_workspace(load_settings()).onboarding)
-        console.print(
-            f"Told Prefect that {delivery.lab} has landed ({delivery.content}); its deployment land does the rest."
-        )
+        emit_lab_arrived(incoming, open_workspace(load_settings()).onboarding)
+        console.print(f"Requested the onboarding of {incoming.lab} ({incoming.content}) by the Prefect server.")
         return
     state = onboard(folder.absolute(), tuple(changes or ()), return_state=True)
     if state.is_failed():
-        state.result()  # raises what it failed of
+        state.result()  # raises the error of the run
     console.print(state.message)
 
 

@@ -43,19 +43,19 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
 
 
 def _interrupted(settings: Settings) -> list[Onboarding]:
-    """Onboardings that no run works on, although they are neither done nor failed; they are marked for a restart."""
+    """Onboardings that no run works on, though they are neither completed nor failed; they are marked for a restart."""
     workspace = open_workspace(settings)
     store, found = workspace.onboarding, []
-    for onboarding in store.all():
-        late = datetime.now(UTC) - datetime.fromisoformat(onboarding.when) > _START_TIMEOUT
-        lost = onboarding.state == "announced" and late
+    for onboarding in store.read_all():
+        late = datetime.now(UTC) - datetime.fromisoformat(onboarding.updated_at) > _START_TIMEOUT
+        lost = onboarding.state == "pending" and late
         stopped = onboarding.state == "running" and onboarding.attempts < _MAX_ATTEMPTS
-        possible = onboarding.state == "held" and workspace.production() is not None
+        possible = onboarding.state == "awaiting_production" and workspace.production() is not None
         if not (lost or stopped or possible):
             continue
-        with store.claimed(onboarding.lab, wait=False) as free:
+        with store.lock(onboarding.lab, wait=False) as free:
             if free:
-                store.write(onboarding, state="announced")
+                store.write(onboarding, state="pending")
                 found.append(onboarding)
     return found
 

@@ -7,42 +7,8 @@ from microseg.registry.gate import Decision
 __all__ = [
     "AdaptRecord",
     "EvaluateRecord",
-    "IngestRecord",
     "TrainRecord",
 ]
-
-
-@dataclass(frozen=True)
-class IngestRecord:
-    """A lab's dataset after ingestion.
-
-    Attributes:
-        lab: its name.
-        digest: the version of its dataset.
-        images: in the dataset.
-        labelled: of them, with a mask.
-        refused: files put into quarantine this time.
-        quarantine: where they are; None when there are none.
-        slides: whole slides among them.
-    """
-
-    lab: str
-    digest: str
-    images: int
-    labelled: int
-    refused: int
-    quarantine: str | None
-    slides: int = 0
-
-    @property
-    def refusals(self) -> str:
-        """What was refused and where the reasons are, in a sentence; empty when nothing was."""
-        slides = f" (whole slides among them: {self.slides})" if self.slides else ""
-        return (
-            f"Files refused: {self.refused}{slides}; the reasons: {self.quarantine}/reasons.csv."
-            if self.refused
-            else ""
-        )
 
 
 @dataclass(frozen=True)

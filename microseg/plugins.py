@@ -8,13 +8,17 @@ A package declares what it adds in its ``pyproject.toml``, under a name::
 The built-in ones are declared in the same way. Nothing is imported before it is used.
 """
 
+import logging
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from microseg.errors import PluginError
 
-__all__ = ["GROUPS", "load_plugin", "plugin_names"]
+__all__ = ["GROUPS", "create_plugins", "load_plugin", "plugin_names"]
+
+_log = logging.getLogger(__name__)
 
 GROUPS = {
     "microseg.slide_readers": "whole-slide reader",
@@ -54,6 +58,32 @@ def load_plugin(group: str, name: str) -> Any:
             f"The {GROUPS[group]} {name!r} ({found[name].value}) cannot be imported: {type(error).__name__}: {error}. "
             "Update or uninstall its package."
         ) from error
+
+
+@cache
+def create_plugins(group: str) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Create one instance, without arguments, of each class that is registered under a group.
+
+    A class that cannot be imported or created is reported as a warning, so that it does not prevent the use of others.
+
+    Args:
+        group: One of `GROUPS`.
+
+    Returns:
+        The instances by name, and by name the reasons why others are not available.
+    """
+    instances: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    for name in plugin_names(group):
+        try:
+            instances[name] = load_plugin(group, name)()
+        except PluginError as error:
+            broken[name] = str(error)
+        except Exception as error:  # raised by the constructor of another package's class
+            broken[name] = f"The {GROUPS[group]} {name!r} cannot be created: {type(error).__name__}: {error}."
+    for message in broken.values():
+        _log.warning("%s The others are used without it.", message)
+    return instances, broken
 
 
 @cache

@@ -89,7 +89,7 @@ def read_status(settings: Settings) -> Status:
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     store, landed = (
         open_workspace(settings).datasets,
-        {landing.lab: landing for landing in open_workspace(settings).onboarding.all()},
+        {landing.lab: landing for landing in open_workspace(settings).onboarding.read_all()},
     )
     names = {path.stem for path in (store.root / "history").glob("*.jsonl")} | landed.keys()
     production = open_workspace(settings).production()

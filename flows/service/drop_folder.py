@@ -1,9 +1,10 @@
-"""The incoming folder → events that a lab has landed.
+"""Watch the drop folder and emit an event for each incoming dataset that is complete.
 
     python -m flows.service.drop_folder
 
-A lab's files are copied into ``incoming/<lab>/``, slowly and in any order. When nothing has changed there for a while,
-and there is a card and an image or a slide, Prefect is told once. `microseg serve` does this itself.
+A lab's files are copied into ``incoming/<lab>/``, slowly and in any order. An incoming dataset is announced to Prefect
+once, when it has ``lab.yaml`` and an image or a slide and nothing has changed for a quiet period. `microseg serve` runs
+this.
 """
 
 import logging
@@ -21,63 +22,63 @@ from microseg.config.settings import Settings, load_settings
 from microseg.datasets.onboarding import DropFolder
 from microseg.errors import LabError, MicrosegError
 
-__all__ = ["command", "watch"]
+__all__ = ["announce_complete", "command", "watch"]
 
-_SLOWEST = 15.0  # seconds between two looks
+_LONGEST_INTERVAL = 15.0  # seconds between two polls
 
 _log = logging.getLogger(__name__)
 
 
 def watch(settings: Settings, stop: threading.Event) -> None:
-    """Look at the incoming folder until told to stop.
+    """Poll the drop folder until stopped.
 
     Args:
-        settings: which folder, and how long it must be quiet.
-        stop: set from another thread.
+        settings: Names the folder and the quiet period.
+        stop: Set by another thread to stop.
     """
-    landing = settings.params.onboarding
-    arrivals = DropFolder(settings.home.root / landing.drop_folder, landing.quiet_period)
-    arrivals.incoming.mkdir(parents=True, exist_ok=True)
-    told: set[tuple[str, str]] = set()
-    while not stop.wait(min(_SLOWEST, max(0.2, landing.quiet_period / 4))):
+    onboarding = settings.params.onboarding
+    drop_folder = DropFolder(settings.home.root / onboarding.drop_folder, onboarding.quiet_period)
+    drop_folder.path.mkdir(parents=True, exist_ok=True)
+    reported: set[tuple[str, str]] = set()
+    while not stop.wait(min(_LONGEST_INTERVAL, max(0.2, onboarding.quiet_period / 4))):
         try:
-            look(arrivals, settings, told)
-        except (OSError, httpx.HTTPError, MicrosegError):  # a share or a server that is away for a while
-            _log.exception("%s could not be watched; trying again", arrivals.incoming)
+            announce_complete(drop_folder, settings, reported)
+        except (OSError, httpx.HTTPError, MicrosegError):  # a share or a server that is not available for some time
+            _log.exception("%s could not be polled; trying again", drop_folder.path)
 
 
-def look(arrivals: DropFolder, settings: Settings, told: set[tuple[str, str]]) -> None:
-    """Announce what has settled and was not announced before.
+def announce_complete(drop_folder: DropFolder, settings: Settings, reported: set[tuple[str, str]]) -> None:
+    """Poll the drop folder once, and announce each complete incoming dataset that was not announced before.
 
     Args:
-        arrivals: the watched folder.
-        settings: of this run.
-        told: incomplete deliveries that were told of already; added to.
+        drop_folder: The drop folder.
+        settings: Settings of this process.
+        reported: Incomplete datasets that were logged already; added to.
     """
-    kept = open_workspace(settings).onboarding
-    for delivery in arrivals.look(time.monotonic()):
-        key = (str(delivery.folder), delivery.fingerprint)
+    store = open_workspace(settings).onboarding
+    for incoming in drop_folder.poll(time.monotonic()):
+        key = (str(incoming.folder), incoming.fingerprint)
         try:
-            before = None if delivery.lacks else kept.read(delivery.lab)
+            before = None if incoming.missing else store.read(incoming.lab)
         except LabError as error:
             _log.warning("%s", error)
             continue
-        if delivery.lacks:
-            if key not in told:
-                _log.warning("%s is quiet, but %s: not taken over yet", delivery.folder, delivery.lacks)
-                told.add(key)
-        elif before is None or before.fingerprint != delivery.fingerprint:
-            emit_lab_arrived(delivery, kept)
-            _log.info("%s has landed (%s): told Prefect", delivery.folder, delivery.content)
+        if incoming.missing:
+            if key not in reported:
+                _log.warning("%s is incomplete and was not ingested: %s", incoming.folder, incoming.missing)
+                reported.add(key)
+        elif before is None or before.fingerprint != incoming.fingerprint:
+            emit_lab_arrived(incoming, store)
+            _log.info("%s is complete (%s): its onboarding was requested", incoming.folder, incoming.content)
 
 
-@cli_command(home="create")
+@cli_command
 def command() -> None:
-    """Watch the incoming folder and tell Prefect of labs that have landed, until Ctrl-C; `microseg serve` does this
-    itself.
+    """Watch the drop folder and announce complete incoming datasets to Prefect, until Ctrl-C; `microseg serve` runs it
+    too.
     """
     settings = load_settings()
-    console.print(f"Watching {settings.home.root / settings.params.onboarding.drop_folder}. Ctrl-C ends.")
+    console.print(f"Watching {settings.home.root / settings.params.onboarding.drop_folder}. Press Ctrl-C to stop.")
     watch(settings, threading.Event())
 
 

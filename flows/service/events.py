@@ -1,4 +1,4 @@
-"""What microseg tells Prefect, and what Prefect's deployments wait for."""
+"""Events that microseg emits to Prefect, and the triggers of the deployments that react to them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,25 +12,25 @@ from microseg.datasets.onboarding import IncomingDataset, Onboarding, Onboarding
 __all__ = ["LAB_ARRIVED", "PROMOTION_REQUESTED", "emit", "emit_lab_arrived", "lab_arrived_trigger", "promotion_trigger"]
 
 LAB_ARRIVED = "microseg.lab.arrived"
-"""A lab's files are all there. Payload: ``folder``, its full path; resource ``microseg.lab.<name>``."""
+"""An incoming dataset is complete. Payload: ``folder``, its absolute path; resource ``microseg.lab.<name>``."""
 
 PROMOTION_REQUESTED = "microseg.promotion.requested"
-"""Somebody moved an alias. Payload: ``alias``; resource ``microseg.alias.<alias>``."""
+"""An alias was changed in MLflow. Payload: ``alias``; resource ``microseg.alias.<alias>``."""
 
 
 def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | None = None) -> None:
-    """Tell Prefect's server of an event, and know that it has it.
+    """Emit an event to the Prefect server, and return when the server has it.
 
     Args:
-        event: Such as `LAB_ARRIVED`.
-        resource: What it happened to, such as ``microseg.lab.lab_c``.
-        payload: What deployments need to know.
-        identity: A UUID, the same when it is told again.
+        event: Name of the event, such as `LAB_ARRIVED`.
+        resource: Resource that it concerns, such as ``microseg.lab.lab_c``.
+        payload: Parameters of the deployments that it triggers.
+        identity: UUID of the event, the same when it is emitted again.
 
     Raises:
-        httpx.HTTPError: The server cannot be reached, or refuses.
+        httpx.HTTPError: The server cannot be reached, or rejects the event.
     """
-    said = {
+    body = {
         "id": identity or str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": event,
@@ -39,28 +39,28 @@ def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | 
         "payload": payload,
     }
     with get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[said]).raise_for_status()
+        client.request("POST", "/events", json=[body]).raise_for_status()
 
 
-def emit_lab_arrived(delivery: IncomingDataset, kept: OnboardingStore) -> None:
-    """Tell Prefect that a delivery is all there, and remember that it was told.
+def emit_lab_arrived(incoming: IncomingDataset, store: OnboardingStore) -> None:
+    """Emit `LAB_ARRIVED` for a complete incoming dataset, and record its onboarding as pending.
 
     Args:
-        delivery: that has landed.
-        kept: where that is remembered.
+        incoming: The incoming dataset.
+        store: States of the onboardings.
 
     Raises:
-        httpx.HTTPError: the server cannot be reached.
+        httpx.HTTPError: The server cannot be reached.
     """
-    payload = {"lab": delivery.lab, "folder": str(delivery.folder), "fingerprint": delivery.fingerprint}
-    emit(LAB_ARRIVED, f"microseg.lab.{delivery.lab}", payload)
-    before = kept.read(delivery.lab)
-    if before is None or before.fingerprint != delivery.fingerprint:  # its run may have begun already
-        kept.write(Onboarding(delivery.lab, str(delivery.folder), delivery.fingerprint, "announced"))
+    payload = {"lab": incoming.lab, "folder": str(incoming.folder), "fingerprint": incoming.fingerprint}
+    emit(LAB_ARRIVED, f"microseg.lab.{incoming.lab}", payload)
+    before = store.read(incoming.lab)
+    if before is None or before.fingerprint != incoming.fingerprint:  # its run may have started already
+        store.write(Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending"))
 
 
 def lab_arrived_trigger() -> DeploymentEventTrigger:
-    """Each landing starts one run."""
+    """Start one run for each incoming dataset."""
     return DeploymentEventTrigger(
         name="microseg: lab arrived",
         expect={LAB_ARRIVED},
@@ -69,7 +69,7 @@ def lab_arrived_trigger() -> DeploymentEventTrigger:
 
 
 def promotion_trigger() -> DeploymentEventTrigger:
-    """Each moved alias starts one run."""
+    """Start one run for each changed alias."""
     return DeploymentEventTrigger(
         name="microseg: promotion requested",
         expect={PROMOTION_REQUESTED},

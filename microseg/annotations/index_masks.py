@@ -1,5 +1,6 @@
-"""Masks: images whose values are class indices."""
+"""Index masks: images whose values are class indices."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,22 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, decode, read_deep_tiff, read_errors
+from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, decode, read_deep_tiff, read_errors
 
-__all__ = ["IGNORE", "read_mask"]
+__all__ = ["IGNORE", "IndexMasks", "read_mask"]
 
-IGNORE = 255  # mask value of pixels that count neither in losses nor in metrics
+IGNORE = 255  # mask value of pixels that are excluded from losses and metrics
+
+
+class IndexMasks:
+    """The annotation format ``index_mask``: a mask of class indices for each image, in ``masks/``."""
+
+    folder = "masks"
+    suffixes = IMAGE_SUFFIXES
+
+    def read(self, path: Path, _size: tuple[int, int], _classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Read a mask; it has the size of its image."""
+        return read_mask(path)
 
 
 def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
@@ -27,7 +39,7 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
         (H, W)
 
     Returns:
-        The class index of each pixel; ``IGNORE`` (255) where a pixel is not to be counted.
+        The class index of each pixel; ``IGNORE`` (255) where a pixel is ignored.
 
     Raises:
         ImageReadError: As `read_image`; also for JPEG (its compression changes class indices), for colors that are
@@ -53,11 +65,11 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
 
 
 def _mask_values(path: Path) -> npt.NDArray[Any]:
-    """Decode a mask with Pillow, keeping the stored numbers."""
+    """Decode a mask with Pillow, keeping the stored values."""
     with Image.open(path, formats=FORMATS) as header:
         if header.format in ("JPEG", "MPO"):
             raise ImageReadError(
-                f"{path}: expected a mask without loss (PNG, TIFF or BMP), got JPEG, whose compression changes class "
+                f"{path}: expected a lossless mask (PNG, TIFF or BMP), got JPEG, whose compression changes class "
                 "indices. Export the mask as PNG."
             )
         rawmode = header.tile[0].args if header.tile else None
@@ -68,13 +80,13 @@ def _mask_values(path: Path) -> npt.NDArray[Any]:
         image = image.convert("RGBA")
     values: npt.NDArray[Any] = np.asarray(image)
     kind, _, coding = str(rawmode[0] if isinstance(rawmode, tuple) else rawmode).partition(";")
-    if kind in ("1", "L"):  # Pillow shows 0 as white where the file says so, and spreads 2 and 4 bits over 0..255
+    if kind in ("1", "L"):  # Pillow inverts min-is-white values, and scales 2 and 4 bits to 0..255
         values = (~values if "I" in coding else values) // {"2": 85, "4": 17}.get(coding[:1], 1)
     return values
 
 
 def _shared_channel(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Reduce (H, W, channels) to the one value that all colors share."""
+    """Reduce (H, W, channels) to the value that all color channels share."""
     if values.shape[2] in (2, 4):
         if (values[:, :, -1] != np.iinfo(values.dtype).max).any():
             raise ImageReadError(f"{path}: expected an opaque mask, got transparency. Save it as an 8-bit PNG.")

@@ -1,18 +1,18 @@
-"""From a lab's folder to a checked dataset."""
+"""Ingest: check the images of a lab and add them to the lab's dataset."""
 
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.checks import CheckedImage, RejectedFile, check_lab_files, count_slides
+from microseg.datasets.checks import CheckedImage, RejectedFile, check_images, count_slides, list_files
 from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
 from microseg.datasets.lab import (
     IMAGE_TABLE_FILE,
@@ -21,34 +21,35 @@ from microseg.datasets.lab import (
     check_lab_name,
     image_key,
     image_name,
+    merge_metadata,
     read_image_table,
     read_lab_metadata,
     write_lab_metadata,
 )
-from microseg.datasets.quarantine import quarantine_files
+from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.errors import LabError
 from microseg.files import link_or_copy
-from microseg.slides.images import image_digest, read_image, write_png
+from microseg.slides.images import image_digest, write_png
 
-__all__ = ["DatasetUpdate", "IngestResult", "check_image_table", "ingest_lab", "lab_lock", "merge_metadata"]
-
-_WORKERS = 4
+__all__ = ["IngestResult", "ingest_lab", "lab_lock"]
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What `ingest_lab` did.
+    """A lab's dataset after an ingest.
 
     Attributes:
-        lab: The lab's name.
-        folder: Its dataset.
-        images: Images in the dataset now.
-        labelled: Those of them with a mask.
-        added: Images new with this delivery.
-        relabelled: Images of an earlier delivery that got their mask with this one.
-        unchanged: Images of this delivery that were in the dataset already.
-        refused: Files of this delivery that were not taken over, and why.
-        skipped: Files of the operating system in this delivery.
+        lab: Name of the lab.
+        folder: Folder of the dataset.
+        images: Number of images in the dataset.
+        labelled: Number of them with a mask.
+        added: Images that were added now.
+        relabelled: Images of the dataset that got their mask now.
+        unchanged: Incoming images that were in the dataset already.
+        rejected: Incoming files that were not ingested, and why.
+        skipped: Incoming files of the operating system.
+        quarantine: Folder with copies of the rejected files and the reasons; None where there are none.
+        digest: Version of the dataset, see `DatasetVersion`; None before it is committed.
     """
 
     lab: str
@@ -58,21 +59,18 @@ class IngestResult:
     added: int
     relabelled: int
     unchanged: int
-    refused: tuple[RejectedFile, ...]
+    rejected: tuple[RejectedFile, ...]
     skipped: tuple[str, ...]
+    quarantine: Path | None
+    digest: str | None = None
 
     @property
-    def slides(self) -> int:
-        """Whole slides among the refused files."""
-        return count_slides(self.refused)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the same as values that JSON can hold."""
-        return asdict(self) | {
-            "folder": str(self.folder),
-            "refused": [asdict(refusal) for refusal in self.refused],
-            "skipped": list(self.skipped),
-        }
+    def rejections(self) -> str:
+        """Number of rejected files and the file of the reasons, in a sentence; empty when there are none."""
+        if self.quarantine is None:
+            return ""
+        slides = f" (whole slides: {count})" if (count := count_slides(self.rejected)) else ""
+        return f"Files rejected: {len(self.rejected)}{slides}; reasons: {self.quarantine / REASONS_FILE}."
 
 
 def ingest_lab(
@@ -81,87 +79,97 @@ def ingest_lab(
     quarantine: Path,
     *,
     name: str | None = None,
+    metadata: LabMetadata | None = None,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestResult:
-    """Check a lab's delivery and take it over into the lab's dataset.
+    """Check an incoming dataset and add it to the lab's dataset.
 
-    A delivery is a folder with ``lab.yaml``, ``images/``, where labelled ``masks/`` (same names as the images), and
-    optionally ``images.csv`` (see `read_image_list`). Nothing else in it is read, ``test/`` in particular, and nothing
-    in it is changed. The dataset holds 8-bit RGB and class-index PNGs; a later delivery of the same lab adds to it,
-    may bring masks for images without one, and never changes what is there. The dataset's folder is replaced as a
-    whole: after a crash the next call, or `DatasetStore.commit`, finds the old one.
+    An incoming dataset is a folder with ``lab.yaml``, ``images/``, where labelled ``masks/`` (same names as the
+    images) or the folder of another annotation format, and optionally ``images.csv`` (see `read_image_table`). Nothing
+    else in it is read, ``test/`` in particular, and nothing in it is changed. The dataset holds 8-bit RGB and
+    class-index PNGs; later images of the same lab are added, masks may follow for images without one, and nothing in
+    the dataset is ever changed. Each incoming image is decoded once: the pixels that were checked are those that are
+    written. The folder of the dataset is replaced as a whole: after a crash the next call, or `DatasetStore.commit`,
+    finds the old one.
 
-    An image's pixel size is what ``images.csv`` says, else ``lab.yaml``, else the file itself.
+    An image's pixel size is taken from ``images.csv``, else from ``lab.yaml``, else from the file itself.
 
     Args:
-        source: The delivery's folder.
-        labs: Folder of all labs' datasets; this one's becomes ``labs/<lab>``.
-        quarantine: Folder of all labs' refused files; this one's are copied to ``quarantine/<lab>``.
-        name: The lab's name; when ``lab.yaml`` states one, it must be the same.
-        val_fraction: Share of the patients or slides for validation, 0..1.
-        test_fraction: Share of the patients or slides for the test, 0..1.
-        seed: Of the assignment to splits.
-        progress: Called with the number of images checked and of all.
+        source: Folder of the incoming dataset.
+        labs: Folder of all labs' datasets; this one's is ``labs/<lab>``.
+        quarantine: Folder of all labs' rejected files; this one's are copied to ``quarantine/<lab>``.
+        name: Name of the lab; when ``lab.yaml`` states one, it must be the same.
+        metadata: Contents of ``lab.yaml``, where it was read already.
+        val_fraction: Fraction of the patients or slides for validation, 0..1.
+        test_fraction: Fraction of the patients or slides for the test, 0..1.
+        seed: Seed of the assignment to splits.
+        progress: Called with the number of images checked and their total.
 
     Returns:
-        What was taken over and what was refused.
+        What was ingested and what was rejected.
 
     Raises:
-        LabError: The delivery as a whole cannot be used: its folder, card or list is missing or wrong, no image in it
-            can be accepted, or it contradicts the dataset. The dataset is then unchanged.
+        LabError: The incoming dataset as a whole cannot be used: its folder, metadata or table is missing or invalid,
+            none of its images is accepted, or it contradicts the dataset. The dataset is then unchanged.
     """
     source, labs, quarantine = Path(source), Path(labs), Path(quarantine)
-    if not source.is_dir():
-        raise LabError(f"{source}: expected the folder of a lab's images, found none. Check the path.")
-    card = read_lab_metadata(source, lab=None if name is None else check_lab_name(name))
-    folder = labs / card.lab
+    if metadata is None:
+        metadata = read_lab_metadata(source, lab=None if name is None else check_lab_name(name))
+    folder, rejects = labs / metadata.lab, quarantine / metadata.lab
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
-        raise LabError(f"{source}: expected a delivery outside {folder}, got the dataset itself. Give another folder.")
-    said_labelled = card.labelled if "labelled" in card.model_fields_set else None
-    facts = read_image_table(source)
-    check = check_lab_files(source, card.classes, progress=progress)
-    with lab_lock(labs, card.lab):
+        raise LabError(
+            f"{source}: expected an incoming dataset outside {folder}, got the dataset itself. Give another folder."
+        )
+    stated_labelled = metadata.labelled if "labelled" in metadata.model_fields_set else None
+    table, files = read_image_table(source), list_files(source)
+    with lab_lock(labs, metadata.lab), _staging_folder(folder) as staged:
         dataset = open_lab_dataset(folder) if folder.is_dir() and any(folder.iterdir()) else None
         if dataset is not None:
-            card = merge_metadata(dataset.metadata, card)
-        merge = DatasetUpdate(card, dataset, facts)
-        for image in check.accepted:
-            merge.take(image)
-        refused = tuple(sorted({*check.refused, *merge.refused}, key=lambda refusal: refusal.file))
-        if refused:
-            quarantine_files(source, refused, quarantine / card.lab)
-        if not merge.taken:
-            raise _nothing_accepted(source, refused, quarantine / card.lab)
-        check_image_table(source, facts, merge.rows, refused)
-        rows = _with_splits(merge.rows, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+            metadata = merge_metadata(dataset.metadata, metadata)
+        present = {row.sha256 for row in dataset.rows} if dataset else set()
+        accepted = check_images(files, metadata.classes, save=partial(_stage, staged, present), progress=progress)
+        update = _DatasetUpdate(metadata, dataset, table)
+        for image in accepted:
+            if reason := update.add(image):
+                files.reject(image.image, reason)
+                if image.annotation is not None:
+                    files.reject(image.annotation, f"its image {image.image.name} is rejected: {reason}")
+        rejected = tuple(file for _, file in sorted(files.rejected.items()))
+        if rejected:
+            quarantine_files(source, rejected, rejects)
+        if not update.accepted:
+            raise _nothing_accepted(source, rejected, rejects)
+        _check_image_table(source, table, update.rows, rejected)
+        rows = _with_splits(update.rows, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
         labelled = sum(row.mask is not None for row in rows)
-        _check_labels(source, said_labelled, check.accepted, labelled)
-        card = card.model_copy(update={"labelled": labelled > 0})
-        if dataset is None or (card, rows) != (dataset.metadata, dataset.rows):
-            _replace_dataset(folder, card, rows, dataset, merge.new)
+        _check_labelled(source, stated_labelled, accepted, labelled)
+        metadata = metadata.model_copy(update={"labelled": labelled > 0})
+        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows):
+            _replace_dataset(folder, staged, LabDataset(folder, metadata, rows), update.new)
     return IngestResult(
-        lab=card.lab,
+        lab=metadata.lab,
         folder=folder,
         images=len(rows),
         labelled=labelled,
-        added=merge.added,
-        relabelled=len(merge.new) - merge.added,
-        unchanged=merge.taken - len(merge.new),
-        refused=refused,
-        skipped=check.skipped,
+        added=update.added,
+        relabelled=update.relabelled,
+        unchanged=update.accepted - update.added - update.relabelled,
+        rejected=rejected,
+        skipped=tuple(sorted(files.skipped)),
+        quarantine=rejects if rejected else None,
     )
 
 
 @contextmanager
 def lab_lock(labs: Path, lab: str) -> Iterator[None]:
-    """Keep others from replacing a lab's dataset, after mending what a killed process may have left.
+    """Lock a lab's dataset for one writer, after repairing what a killed process may have left.
 
     Args:
-        labs: Folder of all labs' datasets; made when missing.
-        lab: The lab's name.
+        labs: Folder of all labs' datasets; created when missing.
+        lab: Name of the lab.
     """
     labs.mkdir(parents=True, exist_ok=True)
     with FileLock(labs / f".{check_lab_name(lab)}.lock"):
@@ -173,10 +181,81 @@ def lab_lock(labs: Path, lab: str) -> Iterator[None]:
         yield
 
 
+class _DatasetUpdate:
+    """The rows of a dataset after accepted images are added, one by one.
+
+    Attributes:
+        rows: The rows, by `image_key`.
+        new: Names of the staged files, by their paths in the dataset.
+        accepted: Number of images accepted.
+        added: Number of images that are new.
+        relabelled: Number of images that got their mask.
+    """
+
+    def __init__(self, metadata: LabMetadata, dataset: LabDataset | None, table: dict[str, ImageMetadata]) -> None:
+        self._metadata, self._dataset, self._table = metadata, dataset, table
+        self.rows: dict[str, ManifestRow] = {}
+        for row in dataset.rows if dataset else ():
+            key = image_key(image_name(row.image))
+            stated = table.get(key)
+            self.rows[key] = replace(row, mpp=(stated and stated.mpp) or row.mpp or metadata.mpp)
+        self._by_content = {row.sha256: row for row in self.rows.values()}
+        self.new: dict[str, str] = {}
+        self.accepted = self.added = self.relabelled = 0
+
+    def add(self, image: CheckedImage) -> str | None:
+        """Add an image and its mask; returns the reason where both are rejected."""
+        key = image_key(image.name)
+        row = self.rows.get(key)
+        if reason := self._contradiction(image, row):
+            return reason
+        self.accepted += 1
+        file = f"{image.name}.png"
+        if row is None:
+            stated = self._table.get(key, ImageMetadata(image.name, None, None))
+            row = ManifestRow(
+                image=f"images/{file}",
+                mask=f"masks/{file}" if image.annotation else None,
+                group=stated.group or image.name,
+                split="train",
+                width=image.width,
+                height=image.height,
+                mpp=stated.mpp or self._metadata.mpp,
+                sha256=image.sha256,
+            )
+            self.new[row.image] = f"images/{file}"
+            self.added += 1
+        elif row.mask is None and image.annotation is not None:
+            row = replace(row, mask=f"masks/{Path(row.image).name}")
+            self.relabelled += 1
+        else:
+            image = replace(image, annotation=None)  # the dataset has its mask
+        if row.mask is not None and image.annotation is not None:
+            self.new[row.mask] = f"masks/{file}"
+        self.rows[key] = self._by_content[image.sha256] = replace(row, mpp=row.mpp or image.mpp)
+        return None
+
+    def _contradiction(self, image: CheckedImage, row: ManifestRow | None) -> str | None:
+        """How an image or its mask contradicts the dataset; None when it does not."""
+        if row is None:
+            same = self._by_content.get(image.sha256)
+            return None if same is None else f"expected new images, got the content of {same.image}. Leave it out."
+        if row.sha256 != image.sha256:
+            return f"expected a new name, got that of {row.image}, which has other content. Rename the new image."
+        if self._dataset is None or row.mask is None or image.annotation is None:
+            return None
+        if image_digest(read_mask(self._dataset.mask_path(row))) != image.labels_sha256:
+            return (
+                f"expected the mask that the dataset has for {row.image}, got another. Send corrected masks under a "
+                "new lab name, so that earlier results stay comparable."
+            )
+        return None
+
+
 def _with_splits(
     rows: dict[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[ManifestRow, ...]:
-    """Give the new rows their splits: labelled groups by themselves first, so that a few masks reach every split."""
+    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split."""
     splits = {row.group: row.split for row in dataset.rows} if dataset else {}
     labelled = {row.group for row in rows.values() if row.mask is not None}
     others = {row.group for row in rows.values()} - labelled
@@ -188,177 +267,99 @@ def _with_splits(
     return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
 
 
-def _check_labels(source: Path, said: bool | None, images: tuple[CheckedImage, ...], labelled: int) -> None:
-    """See that ``labelled`` in ``lab.yaml``, where it is said, is true of the delivery or of the whole dataset."""
-    if said and not labelled:
-        raise LabError(
-            f"{source}: expected masks, as lab.yaml says labelled: true, got no usable one in masks/. "
-            "Add the masks, or say labelled: false."
-        )
-    if said is False and any(image.mask is not None for image in images):
-        raise LabError(
-            f"{source}: expected no masks, as lab.yaml says labelled: false, got some in masks/. "
-            "Say labelled: true, or move the masks away."
-        )
+# ---- checks of the incoming dataset as a whole
 
 
-def _nothing_accepted(source: Path, refused: tuple[RejectedFile, ...], kept: Path) -> LabError:
-    slides = f", whole slides among them: {count}" if (count := count_slides(refused)) else ""
-    examples = "; ".join(f"{refusal.file}: {refusal.reason}" for refusal in refused[:3])
-    return LabError(
-        f"{source}: expected at least one usable image, all {len(refused)} files are refused{slides}. {examples} "
-        f"All reasons are in {kept}."
-    )
-
-
-def _replace_dataset(
-    folder: Path,
-    card: LabMetadata,
-    rows: tuple[ManifestRow, ...],
-    dataset: LabDataset | None,
-    images: dict[str, CheckedImage],
+def _check_image_table(
+    source: Path, table: dict[str, ImageMetadata], rows: dict[str, ManifestRow], rejected: tuple[RejectedFile, ...]
 ) -> None:
-    """Write the whole dataset anew beside the old one, and let it take the old one's place."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    kept = {path for row in dataset.rows for path in (row.image, row.mask)} if dataset else set()
-
-    def write(row: ManifestRow) -> None:
-        for path, write_anew in ((row.image, _write_image), (row.mask, _write_mask)):
-            if path is not None and path in kept:
-                link_or_copy(folder / path, new / path)
-            elif path is not None:
-                write_anew(images[row.image], new / path)
-
-    try:
-        for part in ("images", "masks") if card.labelled else ("images",):
-            (new / part).mkdir(parents=True)
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            list(pool.map(write, rows))
-        write_manifest(new, rows)
-        write_lab_metadata(new, card)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_image(image: CheckedImage, target: Path) -> None:
-    """Write an image as PNG, and see that it is the one that was checked."""
-    if image.plain:
-        shutil.copyfile(image.image, target)
-        pixels = read_image(target)
-    else:
-        pixels = read_image(image.image)
-        write_png(target, pixels)
-    if image_digest(pixels) != image.sha256:
-        raise LabError(
-            f"{image.image}: expected the same image as a moment ago, got another. "
-            "Wait until the delivery is complete, then prepare it again."
-        )
-
-
-def _write_mask(image: CheckedImage, target: Path) -> None:
-    assert image.mask is not None
-    write_png(target, read_mask(image.mask))
-
-
-class DatasetUpdate:
-    """A delivery laid beside the dataset: what is new, what is there already, what contradicts it."""
-
-    def __init__(self, card: LabMetadata, dataset: LabDataset | None, facts: dict[str, ImageMetadata]) -> None:
-        self.card = card
-        self.dataset = dataset
-        self.facts = facts
-        self.rows: dict[str, ManifestRow] = {}  # by image key
-        for row in dataset.rows if dataset else ():
-            key = image_key(image_name(row.image))
-            said = facts.get(key)
-            self.rows[key] = replace(row, mpp=(said and said.mpp) or row.mpp or card.mpp)
-        self.by_content = {row.sha256: row for row in self.rows.values()}
-        self.new: dict[str, CheckedImage] = {}  # what is to be written, by path in the dataset
-        self.taken = self.added = 0
-        self.refused: list[RejectedFile] = []
-
-    def take(self, image: CheckedImage) -> None:
-        """Take an image and its mask over, or refuse both."""
-        key = image_key(image.name)
-        row = self.rows.get(key)
-        if reason := self._contradiction(image, row):
-            self._refuse(image, reason)
-            return
-        self.taken += 1
-        if row is None:
-            said = self.facts.get(key, ImageMetadata(image.name, None, None))
-            row = ManifestRow(
-                image=f"images/{image.name}.png",
-                mask=f"masks/{image.name}.png" if image.mask else None,
-                group=said.group or image.name,
-                split="train",
-                width=image.width,
-                height=image.height,
-                mpp=said.mpp or self.card.mpp,
-                sha256=image.sha256,
-            )
-            self.new[row.image] = image
-            self.added += 1
-        elif row.mask is None and image.mask is not None:
-            row = replace(row, mask=f"masks/{Path(row.image).name}")
-            self.new[row.image] = image
-        self.rows[key] = self.by_content[image.sha256] = replace(row, mpp=row.mpp or image.mpp)
-
-    def _contradiction(self, image: CheckedImage, row: ManifestRow | None) -> str | None:
-        """Say what in the dataset an image or its mask contradicts, if anything."""
-        if row is None:
-            same = self.by_content.get(image.sha256)
-            return None if same is None else f"expected new images, got the content of {same.image}. Leave it out."
-        if row.sha256 != image.sha256:
-            return f"expected a new name, got that of {row.image}, which has other content. Rename the new image."
-        if self.dataset is None or row.mask is None or image.mask is None:
-            return None
-        if not np.array_equal(read_mask(self.dataset.mask_path(row)), read_mask(image.mask)):
-            return (
-                f"expected the mask that the dataset has for {row.image}, got another. Deliver corrected masks under a "
-                "new lab name, so that earlier results stay comparable."
-            )
-        return None
-
-    def _refuse(self, image: CheckedImage, reason: str) -> None:
-        self.refused.append(RejectedFile(f"images/{image.image.name}", reason))
-        if image.mask is not None:
-            self.refused.append(
-                RejectedFile(f"masks/{image.mask.name}", f"its image {image.image.name} is refused: {reason}")
-            )
-
-
-def merge_metadata(old: LabMetadata, new: LabMetadata) -> LabMetadata:
-    """Join the card of a later delivery to the dataset's; what it does not say stays."""
-    for field in ("stain", "classes", "mpp"):
-        before, now = getattr(old, field), getattr(new, field)
-        if None not in (before, now) and before != now:
-            raise LabError(
-                f"lab {old.lab}: expected {field} {before} as in the dataset, got {now}. Correct lab.yaml, or give the "
-                f"delivery another lab name{'; images.csv can state mpp for each image' if field == 'mpp' else ''}."
-            )
-    said = {field: value for field, value in new if field in new.model_fields_set and value is not None}
-    return old.model_copy(update=said)
-
-
-def check_image_table(
-    source: Path, facts: dict[str, ImageMetadata], rows: dict[str, ManifestRow], refused: tuple[RejectedFile, ...]
-) -> None:
-    """See that each line of ``images.csv`` means an image, and moves none to another group."""
-    known = rows.keys() | {image_key(image_name(refusal.file)) for refusal in refused}
-    if unknown := [said.file for key, said in facts.items() if key not in known]:
+    """Check that each line of ``images.csv`` refers to an image, and changes the group of none."""
+    known = rows.keys() | {image_key(image_name(file.file)) for file in rejected}
+    if unknown := [stated.file for key, stated in table.items() if key not in known]:
         raise LabError(
             f"{source / IMAGE_TABLE_FILE}: expected files in images/, got {', '.join(unknown[:5])}. "
             "Correct the names or remove the lines."
         )
-    for key, said in facts.items():
-        if key in rows and said.group is not None and said.group != rows[key].group:
+    for key, stated in table.items():
+        if key in rows and stated.group is not None and stated.group != rows[key].group:
             raise LabError(
-                f"{source / IMAGE_TABLE_FILE}: expected group {rows[key].group!r} for {said.file} as in the dataset, "
-                f"got {said.group!r}. Its split is settled: remove the line, or give the delivery another lab name."
+                f"{source / IMAGE_TABLE_FILE}: expected group {rows[key].group!r} for {stated.file} as in the dataset, "
+                f"got {stated.group!r}. Its split cannot change: remove the line, or give the incoming dataset another "
+                "lab name."
             )
+
+
+def _check_labelled(source: Path, stated: bool | None, images: tuple[CheckedImage, ...], labelled: int) -> None:
+    """Check ``labelled`` of ``lab.yaml``, where it is stated, against the incoming images and the whole dataset."""
+    if stated and not labelled:
+        raise LabError(
+            f"{source}: expected masks, as lab.yaml states labelled: true, got no usable one in masks/. "
+            "Add the masks, or state labelled: false."
+        )
+    if stated is False and any(image.annotation is not None for image in images):
+        raise LabError(
+            f"{source}: expected no masks, as lab.yaml states labelled: false, got some. "
+            "State labelled: true, or move the masks away."
+        )
+
+
+def _nothing_accepted(source: Path, rejected: tuple[RejectedFile, ...], quarantine: Path) -> LabError:
+    slides = f", whole slides among them: {count}" if (count := count_slides(rejected)) else ""
+    examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
+    return LabError(
+        f"{source}: expected at least one usable image, all {len(rejected)} files are rejected{slides}. {examples} "
+        f"All reasons are in {quarantine / REASONS_FILE}."
+    )
+
+
+# ---- writing
+
+
+@contextmanager
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """A folder for the checked images, inside the folder that will replace the dataset; removed in the end."""
+    new = folder.with_name(f".{folder.name}.new")
+    try:
+        for part in ("images", "masks"):
+            (new / "staged" / part).mkdir(parents=True)
+        yield new / "staged"
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _stage(
+    staged: Path,
+    present: set[str],
+    image: CheckedImage,
+    pixels: npt.NDArray[np.uint8],
+    png: bytes | None,
+    labels: npt.NDArray[np.uint8] | None,
+) -> None:
+    """Write the image that was checked, unless the dataset has it, and its labels."""
+    file = f"{image.name}.png"
+    if image.sha256 not in present:
+        if png is not None:
+            (staged / "images" / file).write_bytes(png)
+        else:
+            write_png(staged / "images" / file, pixels)
+    if labels is not None:
+        write_png(staged / "masks" / file, labels)
+
+
+def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[str, str]) -> None:
+    """Complete the new folder with the files of the old one, and let it replace the old one."""
+    building, old = staged.parent, folder.with_name(f".{folder.name}.old")
+    for part in ("images", "masks") if dataset.metadata.labelled else ("images",):
+        (building / part).mkdir()
+    for path in (path for row in dataset.rows for path in (row.image, row.mask) if path is not None):
+        if path in new:
+            (staged / new[path]).replace(building / path)
+        else:
+            link_or_copy(folder / path, building / path)
+    shutil.rmtree(staged)
+    write_manifest(building, dataset.rows)
+    write_lab_metadata(building, dataset.metadata)
+    if folder.exists():
+        folder.rename(old)
+    building.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A lab's card: what ``lab.yaml`` says about the lab's images."""
+"""What a lab states about its images: ``lab.yaml`` for all of them, ``images.csv`` for single ones."""
 
 import csv
 import io
@@ -27,6 +27,7 @@ __all__ = [
     "check_lab_name",
     "image_key",
     "image_name",
+    "merge_metadata",
     "read_image_table",
     "read_lab_metadata",
     "write_lab_metadata",
@@ -42,12 +43,15 @@ tissue: human colon             # optional
 scanner: null                   # optional
 """
 
+IMAGE_TABLE_FILE = "images.csv"
+
+_COLUMNS = ("file", "group", "mpp")  # of images.csv
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 def check_lab_name(name: str) -> str:
-    """Accept a lab's name only when it can safely be a folder, a tag and a file name everywhere.
+    """Check that a lab's name is valid as a folder, a tag and a file name on every system.
 
     Args:
         name: Proposed name.
@@ -68,15 +72,15 @@ def check_lab_name(name: str) -> str:
 
 
 class LabMetadata(BaseModel):
-    """What a lab states about its images.
+    """Contents of ``lab.yaml``.
 
     Attributes:
         lab: Name of the lab, as `check_lab_name` accepts it.
-        stain: Stain, in the lab's own words.
-        classes: Names of the classes in the order of their mask values; the first is background.
-        mpp: Microns per pixel of all images whose own is not stated otherwise; None when unknown.
-        tissue: Tissue and preparation, in the lab's own words.
-        scanner: Scanner or camera, in the lab's own words.
+        stain: Stain, as free text.
+        classes: Names of the classes in the order of their indices; the first is background.
+        mpp: Microns per pixel of the images for which ``images.csv`` states none; None when unknown.
+        tissue: Tissue and preparation, as free text.
+        scanner: Scanner or camera, as free text.
         labelled: Whether any image has a mask.
     """
 
@@ -92,12 +96,12 @@ class LabMetadata(BaseModel):
 
     @field_validator("lab")
     @classmethod
-    def _plain(cls, name: str) -> str:
+    def _valid_name(cls, name: str) -> str:
         return check_lab_name(name)
 
     @field_validator("classes")
     @classmethod
-    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+    def _valid_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if not 2 <= len(classes) < IGNORE:
             raise ValueError(f"expected 2 to {IGNORE - 1} classes, background first, got {len(classes)}")
         if len({name.casefold() for name in classes}) < len(classes):
@@ -108,7 +112,7 @@ class LabMetadata(BaseModel):
 
     @field_validator("mpp")
     @classmethod
-    def _plausible(cls, mpp: float | None) -> float | None:
+    def _valid_mpp(cls, mpp: float | None) -> float | None:
         low, high = MPP_RANGE
         if mpp is not None and not (math.isfinite(mpp) and low <= mpp <= high):
             raise ValueError(f"expected {low} to {high} microns per pixel, or null when unknown, got {mpp}")
@@ -120,17 +124,21 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
 
     Args:
         folder: The lab's folder.
-        lab: The name the lab must have; taken as its name when the file states none.
+        lab: Expected name of the lab; used as its name when the file states none.
 
     Returns:
-        The card.
+        The metadata.
 
     Raises:
-        LabError: The file is missing, is not YAML, has unknown, missing or impossible values, or names another lab.
+        LabError: The file is missing, is not YAML, has unknown, missing or invalid values, or names another lab.
     """
     path = Path(folder) / LAB_FILE
+    if not path.parent.is_dir():
+        raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
     if not path.is_file():
-        raise LabError(f"{path}: expected the lab's card, found none. Write one like this:\n{LAB_FILE_TEMPLATE}")
+        raise LabError(
+            f"{path}: expected the metadata of the lab, found none. Write it like this:\n{LAB_FILE_TEMPLATE}"
+        )
     try:
         stated: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -149,7 +157,7 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
         )
     if lab is not None and stated.setdefault("lab", lab) != lab:
         raise LabError(
-            f"{path}: expected lab {lab!r} as asked for, got {stated['lab']!r}. Correct the file or leave the name out."
+            f"{path}: expected lab {lab!r} as requested, got {stated['lab']!r}. Correct the file or leave the name out."
         )
     try:
         return LabMetadata.model_validate(stated)
@@ -161,58 +169,76 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
         raise LabError(f"{path}: {faults}. Write it like this:\n{LAB_FILE_TEMPLATE}") from error
 
 
-def write_lab_metadata(folder: Path | str, card: LabMetadata) -> None:
-    """Write ``lab.yaml`` into a lab's folder, whole or not at all.
+def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
+    """Write ``lab.yaml`` into a lab's folder, atomically.
 
     Args:
         folder: An existing folder.
-        card: What to write.
+        metadata: Its contents.
     """
-    values = card.model_dump(mode="json")
+    values = metadata.model_dump(mode="json")
     with atomic_write(Path(folder) / LAB_FILE) as part:
         part.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-_SUFFIX = re.compile(rf"(\.ome)*({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$", re.IGNORECASE)
-
-
-def image_name(path: Path | str) -> str:
-    """Name an image by its file: without folder, without suffix, without ``.ome``.
+def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:
+    """Merge the metadata of a dataset with that of further images; what those do not state is kept.
 
     Args:
-        path: A file, or its name.
+        dataset: Metadata of the dataset.
+        incoming: Metadata of the incoming dataset.
 
     Returns:
-        The name.
+        The metadata of both.
+
+    Raises:
+        LabError: They state a different stain, classes or pixel size.
     """
-    return _SUFFIX.sub("", Path(path).name)
+    for field in ("stain", "classes", "mpp"):
+        before, now = getattr(dataset, field), getattr(incoming, field)
+        if None not in (before, now) and before != now:
+            raise LabError(
+                f"lab {dataset.lab}: expected {field} {before} as in the dataset, got {now}. Correct lab.yaml, or give "
+                "the incoming dataset another lab name"
+                f"{'; images.csv can state mpp for each image' if field == 'mpp' else ''}."
+            )
+    stated = {field: value for field, value in incoming if field in incoming.model_fields_set and value is not None}
+    return dataset.model_copy(update=stated)
+
+
+# ---- images
+
+
+def image_name(path: Path | str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
+    """Name of an image: its file name without suffix, and without ``.ome`` before that.
+
+    Args:
+        path: A file of the image, or its name.
+        suffixes: Suffixes to remove.
+    """
+    suffix = rf"(\.ome)*({'|'.join(map(re.escape, suffixes))})$"
+    return re.sub(suffix, "", Path(path).name, flags=re.IGNORECASE)
 
 
 def image_key(name: str) -> str:
-    """Tell names apart as the least able file system does: regardless of case and of how accents are written.
+    """Key by which names of images are compared: regardless of case and of how accents are encoded.
+
+    Two names with the same key cannot exist in one folder of a case-insensitive file system.
 
     Args:
-        name: An image's name, as `image_name` gives it.
-
-    Returns:
-        The same text for names that cannot lie side by side.
+        name: Name of an image, see `image_name`.
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-IMAGE_TABLE_FILE = "images.csv"
-
-_COLUMNS = ("file", "group", "mpp")
-
-
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What the lab says about one image.
+    """One line of ``images.csv``.
 
     Attributes:
-        file: The file's name as the lab wrote it.
-        group: Patient or slide; None when not said.
-        mpp: Microns per pixel; None when not said.
+        file: Name of the file as stated by the lab.
+        group: Patient or slide; None when not stated.
+        mpp: Microns per pixel; None when not stated.
     """
 
     file: str
@@ -224,13 +250,13 @@ def read_image_table(source: Path) -> dict[str, ImageMetadata]:
     """Read ``images.csv``: columns ``file`` and ``group`` or ``mpp`` or both, separated by commas or semicolons.
 
     Args:
-        source: The delivery's folder.
+        source: Folder of the incoming dataset.
 
     Returns:
-        What is said, by `image_key` of the image's name; empty when the file is not there.
+        The lines, by `image_key` of the image's name; empty when there is no such file.
 
     Raises:
-        LabError: Other columns, an image listed twice, or an impossible pixel size.
+        LabError: Other columns, an image listed twice, or an invalid pixel size.
     """
     path = source / IMAGE_TABLE_FILE
     if not path.exists():
@@ -246,16 +272,16 @@ def read_image_table(source: Path) -> dict[str, ImageMetadata]:
                 f"{path}: expected the columns file, and group or mpp or both, got {', '.join(columns) or 'nothing'}. "
                 "Name them in the first line."
             )
-        facts: dict[str, ImageMetadata] = {}
+        table: dict[str, ImageMetadata] = {}
         for line in lines:
-            fact = _parse(line, f"{path}, line {lines.line_num}", len(columns))
-            key = image_key(image_name(fact.file))
-            if key in facts:
-                raise LabError(f"{path}, line {lines.line_num}: expected each image once, got {fact.file} again.")
-            facts[key] = fact
+            entry = _parse(line, f"{path}, line {lines.line_num}", len(columns))
+            key = image_key(image_name(entry.file))
+            if key in table:
+                raise LabError(f"{path}, line {lines.line_num}: expected each image once, got {entry.file} again.")
+            table[key] = entry
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Save it as 'CSV UTF-8'.") from error
-    return facts
+    return table
 
 
 def _parse(line: dict[str, str], where: str, columns: int) -> ImageMetadata:

@@ -1,7 +1,8 @@
-"""Deliveries that land in a folder: when all of one is there, and what became of it.
+"""Incoming datasets in a drop folder, and the state of their onboarding.
 
-Files come slowly, over a network share, in any order. So a delivery counts as there when nothing of it has changed for
-a while, by the clock of whoever looks: the times that a share gives its files may be of another clock.
+Files arrive slowly, over a network share, in any order. So an incoming dataset is complete when it has metadata and
+images and nothing in it has changed for a quiet period, by the clock of the observer: the times that a share gives its
+files may be of another clock.
 """
 
 import json
@@ -12,202 +13,236 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from microseg.datasets.lab import LAB_FILE, check_lab_name, read_lab_metadata
+from microseg.datasets.lab import LAB_FILE, LabMetadata, check_lab_name, read_lab_metadata
 from microseg.errors import LabError
 from microseg.files import atomic_write
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.readers import slide_suffixes
 
-__all__ = ["DropFolder", "IncomingDataset", "Onboarding", "OnboardingStore", "read_incoming_folder"]
+__all__ = [
+    "DropFolder",
+    "IncomingDataset",
+    "Onboarding",
+    "OnboardingState",
+    "OnboardingStore",
+    "read_incoming_folder",
+]
 
-_UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
-_JUNK = ("thumbs.db", "desktop.ini", "ehthumbs.db")
+_TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
+
+OnboardingState = Literal["pending", "running", "awaiting_approval", "awaiting_production", "completed", "failed"]
+"""``pending``: no run has started. ``running``: a run is in progress, or was killed. ``awaiting_approval``: a person
+has to decide on the candidate. ``awaiting_production``: there is no production model to adapt yet."""
 
 
 @dataclass(frozen=True)
 class IncomingDataset:
-    """What a folder holds now.
+    """Contents of an incoming folder at one time.
 
     Attributes:
-        folder: its full path.
-        lab: the lab's name, as ``lab.yaml`` says, else as the folder is called.
-        fingerprint: of the names, sizes and times of its files.
-        images: image files in ``images/``.
-        slides: whole slides there, which will be refused with the reason: networks learn from images.
-        lacks: what is missing before it can be taken over; empty when nothing is.
+        folder: Absolute path.
+        metadata: Contents of ``lab.yaml``; None where it is missing or invalid.
+        fingerprint: Hash of the names, sizes and times of its files.
+        images: Number of image files in ``images/``.
+        slides: Number of whole slides there, which will be rejected: networks are trained on images.
+        missing: What is missing before it can be ingested; empty when it is complete.
     """
 
     folder: Path
-    lab: str
+    metadata: LabMetadata | None
     fingerprint: str
     images: int
     slides: int
-    lacks: str
+    missing: str
+
+    @property
+    def lab(self) -> str:
+        """Name of the lab, as stated in ``lab.yaml``, else the name of the folder."""
+        return self.metadata.lab if self.metadata else self.folder.name
 
     @property
     def content(self) -> str:
-        """How many images, and how many slides where there are any."""
+        """Number of images, and of whole slides where there are any."""
         return f"images: {self.images}" + (f", whole slides: {self.slides}" if self.slides else "")
 
 
 @dataclass(frozen=True)
 class Onboarding:
-    """What became of a lab's last delivery.
+    """State of the onboarding of a lab's latest incoming dataset.
 
     Attributes:
-        lab: the lab's name.
-        folder: of the delivery.
-        fingerprint: of the delivery.
-        state: ``announced``, ``running``, ``waiting`` (for a person), ``held`` (nothing in production yet), ``done`` or
-            ``failed``.
-        when: of the last change of state, UTC, ISO 8601.
-        attempts: how often it was begun.
-        version: the candidate made of it; None while there is none.
-        digest: version of the lab's dataset; None before it is ingested.
-        message: for people.
-        run: that works on it, by its id in Prefect.
+        lab: Name of the lab.
+        folder: Folder of the incoming dataset.
+        fingerprint: Fingerprint of the incoming dataset.
+        state: See `OnboardingState`.
+        updated_at: Time of the last change, UTC, ISO 8601.
+        attempts: Number of runs started.
+        candidate: Model version that was adapted; None while there is none.
+        digest: Version of the lab's dataset; None before it is ingested.
+        message: Explanation for people.
+        flow_run_id: Prefect's id of the latest run.
     """
 
     lab: str
     folder: str
     fingerprint: str
-    state: str
-    when: str = ""
+    state: OnboardingState
+    updated_at: str = ""
     attempts: int = 0
-    version: int | None = None
+    candidate: int | None = None
     digest: str | None = None
     message: str = ""
-    run: str | None = None
+    flow_run_id: str | None = None
 
 
-def read_incoming_folder(folder: Path) -> IncomingDataset:
-    """Look at a delivery.
+def read_incoming_folder(folder: Path, previous: IncomingDataset | None = None) -> IncomingDataset:
+    """Read the contents of an incoming folder.
 
     Args:
-        folder: of the lab.
+        folder: Folder of a lab.
+        previous: What was read before; returned again while the folder has not changed.
 
     Raises:
-        LabError: there is no such folder.
+        LabError: There is no such folder.
     """
     folder = folder.absolute()
     if not folder.is_dir():
         raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
-    files = sorted(_files(folder))
-    digest = sha256()
-    unfinished, images, slides, elsewhere = list[str](), 0, 0, 0
-    for path in files:
+    hashed = sha256()
+    unfinished, images, slides, slides_elsewhere = list[str](), 0, 0, 0
+    for path in sorted(_files(folder)):
         try:
-            facts = path.stat()
-        except OSError:  # moved while we look
+            status = path.stat()
+        except OSError:  # moved in the meantime
             unfinished.append(path.name)
             continue
-        name = path.relative_to(folder)
-        digest.update(f"{name.as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-        images += name.parts[0] == "images" and path.suffix.lower() in IMAGE_SUFFIXES
-        if path.suffix.lower() in slide_suffixes():
+        name, suffix = path.relative_to(folder), path.suffix.lower()
+        hashed.update(f"{name.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        images += name.parts[0] == "images" and suffix in IMAGE_SUFFIXES
+        if suffix in slide_suffixes():
             slides += name.parts[0] == "images"
-            elsewhere += name.parts[0] not in ("images", "test")
-        if path.name.lower().endswith(_UNFINISHED):
+            slides_elsewhere += name.parts[0] not in ("images", "test")
+        if path.name.lower().endswith(_TEMPORARY_SUFFIXES):
             unfinished.append(path.name)
-    lab, lacks = folder.name, ""
+    fingerprint = hashed.hexdigest()[:32]
+    if previous is not None and (previous.folder, previous.fingerprint) == (folder, fingerprint) and not unfinished:
+        return previous
+    metadata, missing = None, ""
     try:
-        lab = read_lab_metadata(folder).lab
+        metadata = read_lab_metadata(folder)
     except LabError as error:
-        lacks = str(error).partition("\n")[0]
-        if not (folder / LAB_FILE).is_file():
-            lacks = f"{LAB_FILE} is missing"
+        missing = str(error).partition("\n")[0] if (folder / LAB_FILE).is_file() else f"{LAB_FILE} is missing"
     if not images and not slides:
-        lacks = "images/ has no image yet"
-        if elsewhere:
-            lacks += f", and of the whole slides elsewhere ({elsewhere}) regions are needed there, as PNG or TIFF"
+        missing = "images/ has no image yet"
+        if slides_elsewhere:
+            missing += f"; export regions of the whole slides elsewhere ({slides_elsewhere}) as PNG or TIFF into it"
     if unfinished:
-        lacks = f"{unfinished[0]} is being written"
-    return IncomingDataset(folder, lab, digest.hexdigest()[:32], images, slides, lacks)
+        missing = f"{unfinished[0]} is being written"
+    return IncomingDataset(folder, metadata, fingerprint, images, slides, missing)
 
 
 class DropFolder:
-    """Tells which deliveries in a folder have settled.
+    """A folder that is polled for incoming datasets.
 
     Args:
-        incoming: holds one folder for each lab.
-        settle: seconds for which nothing of a delivery may change.
+        path: The folder; it has one folder for each lab.
+        quiet_period: Seconds for which nothing in an incoming dataset may change.
     """
 
-    def __init__(self, incoming: Path, settle: float) -> None:
-        self.incoming = incoming
-        self.settle = settle
-        self._since: dict[Path, tuple[str, float]] = {}
+    def __init__(self, path: Path, quiet_period: float) -> None:
+        self.path = path
+        self.quiet_period = quiet_period
+        self._seen: dict[Path, tuple[IncomingDataset, float]] = {}  # with the time since it has not changed
 
-    def look(self, now: float) -> list[IncomingDataset]:
-        """Look at all deliveries.
+    def poll(self, now: float) -> list[IncomingDataset]:
+        """Read all incoming datasets.
 
         Args:
-            now: seconds of a clock that never goes back.
+            now: Seconds of a monotonic clock.
 
         Returns:
-            Those that have not changed for long enough, complete or not.
+            Those that have not changed for the quiet period, complete or not.
         """
-        settled = []
-        folders = sorted(path for path in self.incoming.glob("*") if path.is_dir() and not path.name.startswith("."))
-        self._since = {folder: seen for folder, seen in self._since.items() if folder in folders}
+        quiet = []
+        folders = sorted(path for path in self.path.glob("*") if path.is_dir() and not path.name.startswith("."))
+        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in folders}
         for folder in folders:
-            with suppress(LabError):  # moved away while we look
-                delivery = read_incoming_folder(folder)
-                seen = self._since.get(folder)
-                if seen is None or seen[0] != delivery.fingerprint or "being written" in delivery.lacks:
-                    self._since[folder] = (delivery.fingerprint, now)
-                elif now - seen[1] >= self.settle:
-                    settled.append(delivery)
-        return settled
+            with suppress(LabError):  # moved away in the meantime
+                before, since = self._seen.get(folder, (None, now))
+                incoming = read_incoming_folder(folder, before)
+                changed = before is None or before.fingerprint != incoming.fingerprint
+                if changed or "being written" in incoming.missing:
+                    since = now
+                elif now - since >= self.quiet_period:
+                    quiet.append(incoming)
+                self._seen[folder] = incoming, since
+        return quiet
 
 
 class OnboardingStore:
-    """What became of each lab's last delivery, kept in files.
+    """States of the labs' onboardings, one JSON file for each lab.
 
     Args:
-        folder: holds one file for each lab; made when needed.
+        folder: Folder of the files; created when needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, lab: str) -> Onboarding | None:
-        """What is known of a lab's last delivery."""
+        """State of the onboarding of a lab; None where it was never started.
+
+        Args:
+            lab: Name of the lab.
+
+        Raises:
+            LabError: The file is damaged, or of an older version.
+        """
         path = self._folder / f"{check_lab_name(lab)}.json"
         try:
             return Onboarding(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise LabError(f"{path}: expected what became of a delivery, got {error}. Remove the file.") from error
+            raise LabError(f"{path}: expected the state of an onboarding, got {error}. Remove the file.") from error
 
-    def all(self) -> list[Onboarding]:
-        """What is known of every lab."""
+    def read_all(self) -> list[Onboarding]:
+        """States of all labs."""
         found = (self.read(path.stem) for path in sorted(self._folder.glob("*.json")))
-        return [landing for landing in found if landing is not None]
+        return [onboarding for onboarding in found if onboarding is not None]
 
-    def write(self, landing: Onboarding, **changes: object) -> Onboarding:
-        """Keep what became of a delivery, with the time of now."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        landing = replace(landing, **{"when": now, **changes})  # type: ignore[arg-type]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._folder / f"{check_lab_name(landing.lab)}.json") as part:
-            part.write_text(json.dumps(asdict(landing), indent=2) + "\n", encoding="utf-8")
-        return landing
-
-    @contextmanager
-    def claimed(self, lab: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lab for oneself while the block runs; a process that dies lets go of it.
+    def write(self, onboarding: Onboarding, **changes: Any) -> Onboarding:
+        """Write the state of an onboarding.
 
         Args:
-            lab: the lab's name.
-            wait: until whoever holds it is done.
+            onboarding: The state.
+            changes: Attributes to change before.
+
+        Returns:
+            The state that was written.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        onboarding = replace(onboarding, **{"updated_at": now, **changes})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._folder / f"{check_lab_name(onboarding.lab)}.json") as part:
+            part.write_text(json.dumps(asdict(onboarding), indent=2) + "\n", encoding="utf-8")
+        return onboarding
+
+    @contextmanager
+    def lock(self, lab: str, *, wait: bool) -> Iterator[bool]:
+        """Lock the onboarding of a lab for this process; a process that dies releases it.
+
+        Args:
+            lab: Name of the lab.
+            wait: Wait until the lock is free.
 
         Yields:
-            Whether it is held now; False only where another holds it and nobody waits.
+            Whether it is locked now; False only where another process has it and ``wait`` is False.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._folder / f".{check_lab_name(lab)}.lock")
@@ -226,5 +261,5 @@ def _files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and name.lower() not in _JUNK:
+            if not name.startswith(".") and name.lower() not in _SYSTEM_FILES:
                 yield Path(place) / name

@@ -1,4 +1,4 @@
-"""Where refused files are kept, with the reasons: never deleted, never silently skipped."""
+"""Quarantine: copies of rejected files, with the reasons; nothing in it is ever deleted."""
 
 import csv
 import shutil
@@ -17,17 +17,17 @@ REASONS_FILE = "reasons.csv"
 _COLUMNS = ["file", "reason", "when", "sha256"]
 
 
-def quarantine_files(source: Path, refused: Iterable[RejectedFile], folder: Path) -> None:
-    """Copy refused files aside and add the reasons to ``reasons.csv``.
+def quarantine_files(source: Path, rejected: Iterable[RejectedFile], folder: Path) -> None:
+    """Copy rejected files into the quarantine and add the reasons to ``reasons.csv``.
 
-    A file that is already there with the same content and reason is not added again; one of the same name with other
-    content is kept beside the first, its name lengthened by its hash. The hash is empty where a file cannot be copied.
-    Slides, which take gigabytes and are not edited, are not copied but linked where the file system can.
+    A file that is there already with the same content and reason is not added again; one of the same name with other
+    content is kept beside the first, with its hash in its name. The hash is empty where a file cannot be copied.
+    Slides, which take gigabytes and are not edited, are linked instead of copied where the file system supports it.
 
     Args:
-        source: The delivery's folder, which stays as it is.
-        refused: Files of the delivery, and why.
-        folder: The lab's quarantine.
+        source: Folder of the incoming dataset, which is not changed.
+        rejected: Files of the incoming dataset, and why they were rejected.
+        folder: Quarantine of the lab.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reasons = folder / REASONS_FILE
@@ -37,17 +37,17 @@ def quarantine_files(source: Path, refused: Iterable[RejectedFile], folder: Path
             lines = list(csv.reader(file))[1:]
     known = {(line[0], line[1], line[3]) for line in lines if len(line) == len(_COLUMNS)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    for refusal in refused:
-        take = shutil.copyfile if refusal.slide is None else link_or_copy
-        digest = _keep(source / refusal.file, folder / refusal.file, take)
-        if (refusal.file, refusal.reason, digest) not in known:
-            lines.append([refusal.file, refusal.reason, now, digest])
+    for each in rejected:
+        copy = shutil.copyfile if each.slide is None else link_or_copy
+        digest = _keep(source / each.file, folder / each.file, copy)
+        if (each.file, each.reason, digest) not in known:
+            lines.append([each.file, each.reason, now, digest])
     with atomic_write(reasons) as part, part.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *lines])
 
 
-def _keep(path: Path, kept: Path, take: Callable[[Path, Path], object]) -> str:
-    """Take one file aside, giving its SHA-256; empty when it cannot be."""
+def _keep(path: Path, kept: Path, copy: Callable[[Path, Path], object]) -> str:
+    """Copy one file and return its SHA-256; empty when it cannot be copied."""
     if not path.is_file():
         return ""
     try:
@@ -57,7 +57,7 @@ def _keep(path: Path, kept: Path, take: Callable[[Path, Path], object]) -> str:
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(kept) as part:
-                take(path.resolve(), part)
+                copy(path.resolve(), part)
     except OSError:
         return ""
     return digest

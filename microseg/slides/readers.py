@@ -18,15 +18,14 @@ The built-in readers are ``openslide`` (priority 100), ``tiff`` (50) and ``image
 import logging
 import warnings
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import tifffile
 from PIL import Image
 
-from microseg.errors import ImageReadError, PluginError
-from microseg.plugins import load_plugin, plugin_names
+from microseg.errors import ImageReadError
+from microseg.plugins import create_plugins
 from microseg.slides.images import IMAGE_SUFFIXES, is_tiff
 from microseg.slides.slide import Slide
 
@@ -100,7 +99,7 @@ def open_slide(path: Path | str) -> Slide:
     try:
         return reader.open(path)
     except ImageReadError as error:
-        if broken := " ".join(_load_readers()[1]):
+        if broken := " ".join(create_plugins(SLIDE_READERS)[1].values()):
             raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
         raise
     except Exception as error:  # a reader of another package may raise anything
@@ -128,7 +127,7 @@ def is_slide(path: Path | str, *, megapixels: float) -> bool:
 
 def slide_suffixes() -> tuple[str, ...]:
     """Endings of whole-slide files, of all readers; further slides are TIFF files, recognized by their content."""
-    return tuple(suffix for _, reader in _load_readers()[0] for suffix in reader.suffixes)
+    return tuple(suffix for _, reader in _readers() for suffix in reader.suffixes)
 
 
 def readable_suffixes() -> tuple[str, ...]:
@@ -150,7 +149,7 @@ def image_pixels(path: Path) -> int | None:
 
 
 def _reader_for(path: Path) -> tuple[str, SlideReader]:
-    for name, reader in _load_readers()[0]:
+    for name, reader in _readers():
         try:
             if reader.can_open(path):
                 return name, reader
@@ -159,19 +158,6 @@ def _reader_for(path: Path) -> tuple[str, SlideReader]:
     raise ImageReadError(f"{path}: expected a slide or an image, got a kind of file that no slide reader can open.")
 
 
-@cache
-def _load_readers() -> tuple[tuple[tuple[str, SlideReader], ...], tuple[str, ...]]:
-    """All readers by name in the order in which they are asked, and why others are not available."""
-    readers: list[tuple[str, SlideReader]] = []
-    broken: list[str] = []
-    for name in plugin_names(SLIDE_READERS):
-        try:
-            reader: SlideReader = load_plugin(SLIDE_READERS, name)()
-            readers.append((name, reader))
-        except PluginError as error:
-            broken.append(str(error))
-        except Exception as error:  # raised by the constructor of another package's class
-            broken.append(f"The slide reader {name!r} cannot be created: {type(error).__name__}: {error}.")
-    for message in broken:
-        _log.warning("%s Other formats are read without it.", message)
-    return tuple(sorted(readers, key=lambda entry: -entry[1].priority)), tuple(broken)
+def _readers() -> list[tuple[str, SlideReader]]:
+    """All readers with their names, in the order in which they are asked."""
+    return sorted(create_plugins(SLIDE_READERS)[0].items(), key=lambda entry: -int(entry[1].priority))

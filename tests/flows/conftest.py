@@ -16,10 +16,11 @@ from flows.adapt import adapt
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, EvaluateRecord, IngestRecord, TrainRecord
+from flows.records import AdaptRecord, EvaluateRecord, TrainRecord
 from flows.segment import segment
 from flows.train import train
 from microseg.config.environment import HOME_FILE, Home
+from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.gate import Decision
 from microseg.registry.registry import Registry
@@ -55,9 +56,9 @@ class MainJob:
 
     home: Path
     lab_b: Path
-    ingested: dict[str, IngestRecord]
+    ingested: dict[str, IngestResult]
     trained: TrainRecord
-    ingested_later: IngestRecord
+    ingested_later: IngestResult
     adapted: AdaptRecord
     evaluated: EvaluateRecord
     refused: Decision

@@ -26,7 +26,7 @@ def comparison_of(job: Any) -> dict[str, Any]:
 
 def test_ingestion_makes_a_version(done: Any) -> None:
     record = done.ingested["lab_a"]
-    assert (record.images, record.labelled, record.refused, record.quarantine) == (8, 8, 0, None)
+    assert (record.images, record.labelled, record.rejected, record.quarantine) == (8, 8, (), None)
     store = DatasetStore(done.home / "data", str(done.home / "dvc-remote"))
     assert [entry.digest for entry in store.history("lab_a")] == [record.digest, done.ingested_later.digest]
     assert done.ingested["lab_b"].labelled == 0

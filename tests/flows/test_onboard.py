@@ -1,4 +1,4 @@
-"""A lab lands, without a server of its own: `test_service.py` has the events."""
+"""Onboarding without a Prefect server; `test_service.py` tests the events."""
 
 import shutil
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from microseg.errors import LabError
 Run = Callable[..., Result]
 
 
-def landed(folder: Path, *changes: str) -> Any:
+def onboarded(folder: Path, *changes: str) -> Any:
     return onboard(folder, changes, return_state=True)
 
 
@@ -33,69 +33,69 @@ def lab_c(tmp_path: Path, incoming_labs: tuple[Path, Path]) -> Path:
     return folder
 
 
-def test_one_candidate_for_one_delivery(copied: Any, lab_c: Path) -> None:
-    state = landed(lab_c)
+def test_adapts_one_candidate_for_one_dataset(copied: Any, lab_c: Path) -> None:
+    state = onboarded(lab_c)
     assert state.is_completed(), state.message
     assert state.message.startswith("Version 3 is the candidate for lab_c. The gate ")
     candidate = copied.registry.versions.find("candidate")
     assert (candidate.version, candidate.tags["target"], candidate.tags["base_version"]) == (3, "lab_c", "2")
     assert candidate.tags["gate"] in ("accepted", "refused")
-    again = landed(lab_c)
-    assert again.message.startswith("Nothing to do: this delivery of lab_c was taken over.")
+    again = onboarded(lab_c)
+    assert again.message.startswith("Nothing to do: this dataset of lab_c is onboarded already.")
     assert len(copied.registry.versions.all()) == 3
 
-    # killed after the adaptation: what was made is not made again
-    kept = open_workspace(load_settings()).onboarding
-    kept.write(kept.read("lab_c"), state="running")
-    assert landed(lab_c).message.startswith("Version 3 is the candidate")
-    assert kept.read("lab_c").attempts == 2
+    # killed after the adaptation, which is not repeated
+    store = open_workspace(load_settings()).onboarding
+    store.write(store.read("lab_c"), state="running")
+    assert onboarded(lab_c).message.startswith("Version 3 is the candidate")
+    assert store.read("lab_c").attempts == 2
 
-    # by another process, at this moment
-    with kept.claimed("lab_c", wait=False):
-        assert landed(lab_c).message == "Nothing to do: this delivery of lab_c is being adapted to already."
+    # at the same time by another process
+    with store.lock("lab_c", wait=False):
+        assert onboarded(lab_c).message == "Nothing to do: another run is onboarding this dataset of lab_c."
 
 
-def test_with_nothing_in_production_the_lab_is_held(fresh: Path, lab_c: Path) -> None:
-    state = landed(lab_c)
+def test_waits_for_a_production_model(fresh: Path, lab_c: Path) -> None:
+    state = onboarded(lab_c)
     assert state.is_completed()
-    assert "microseg train a first version" in state.message
-    assert open_workspace(load_settings()).onboarding.read("lab_c").state == "held"
+    assert "run `microseg train` first" in state.message
+    assert open_workspace(load_settings()).onboarding.read("lab_c").state == "awaiting_production"
     assert reconcile(return_state=True).message == "Nothing to do."
 
 
-def test_whole_slides_are_refused_and_the_message_counts_them(fresh: Path, lab_c: Path) -> None:
+def test_message_counts_rejected_whole_slides(fresh: Path, lab_c: Path) -> None:
     for name in ("x.svs", "y.ndpi"):
         (lab_c / "images" / name).write_bytes(b"slide")
-    state = landed(lab_c)
+    state = onboarded(lab_c)
     assert state.is_completed()
     kept = fresh / "data" / "quarantine" / "lab_c"
-    assert f"Files refused: 2 (whole slides among them: 2); the reasons: {kept}/reasons.csv." in state.message
+    assert f"Files rejected: 2 (whole slides: 2); reasons: {kept}/reasons.csv." in state.message
     assert open_workspace(load_settings()).onboarding.read("lab_c").message == state.message
     assert (kept / "images" / "x.svs").read_bytes() == b"slide"
 
 
-def test_a_delivery_of_slides_alone_is_announced_and_fails_with_what_to_do(
+def test_slides_without_images_fail_with_advice(
     fresh: Path, lab_c: Path, announced: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for image in list((lab_c / "images").iterdir()):
         image.rename(image.with_suffix(".svs"))
     (lab_c / "images.csv").unlink()
     slides = len(list((lab_c / "images").iterdir()))
-    arrivals = DropFolder(lab_c.parent, 0)
+    folder = DropFolder(lab_c.parent, 0)
     with caplog.at_level("INFO", logger="flows.service.drop_folder"):
         for _ in range(2):
-            drop_folder.look(arrivals, load_settings(), set())
+            drop_folder.announce_complete(folder, load_settings(), set())
     assert announced == [str(lab_c)]
-    assert f"has landed (images: 0, whole slides: {slides})" in caplog.text
-    assert landed(lab_c).is_failed()
-    landing = open_workspace(load_settings()).onboarding.read("lab_c")
-    assert landing.state == "failed"
-    assert f"all {slides} files are refused, whole slides among them: {slides}." in landing.message
-    assert "Export regions of it as PNG or TIFF into images/" in landing.message
+    assert f"is complete (images: 0, whole slides: {slides})" in caplog.text
+    assert onboarded(lab_c).is_failed()
+    onboarding = open_workspace(load_settings()).onboarding.read("lab_c")
+    assert onboarding.state == "failed"
+    assert f"all {slides} files are rejected, whole slides among them: {slides}." in onboarding.message
+    assert "Export regions of it as PNG or TIFF into images/" in onboarding.message
     assert (fresh / "data" / "quarantine" / "lab_c" / "reasons.csv").read_text().count("got a whole slide") == slides
 
 
-def test_a_failed_landing_ends_the_command_with_its_reason(fresh: Path, lab_c: Path, run: Run) -> None:
+def test_command_fails_with_the_reason(fresh: Path, lab_c: Path, run: Run) -> None:
     (lab_c / "images.csv").unlink()
     for image in (lab_c / "images").iterdir():
         image.write_bytes(b"no image")
@@ -104,17 +104,17 @@ def test_a_failed_landing_ends_the_command_with_its_reason(fresh: Path, lab_c: P
     assert "expected at least one usable image" in " ".join(result.stderr.split())
 
 
-def test_what_production_was_made_with_needs_nothing(copied: Any) -> None:
-    state = landed(copied.lab_b)
-    assert "Version 2, in production, was made with this very dataset of lab_b." in state.message
+def test_dataset_of_the_production_model_needs_no_adaptation(copied: Any) -> None:
+    state = onboarded(copied.lab_b)
+    assert "Version 2, in production, was trained on this version of the dataset of lab_b." in state.message
     assert len(copied.registry.versions.all()) == 2
 
 
-def test_an_unusable_delivery_fails_and_is_told(copied: Any, lab_c: Path, run: Run) -> None:
+def test_unusable_dataset_fails(copied: Any, lab_c: Path, run: Run) -> None:
     for image in (lab_c / "images").iterdir():
         image.write_bytes(b"no image")
     (lab_c / "images.csv").unlink()
-    state = landed(lab_c)
+    state = onboarded(lab_c)
     assert state.is_failed()
     assert open_workspace(load_settings()).onboarding.read("lab_c").state == "failed"
     (lab_c / "lab.yaml").unlink()
@@ -123,9 +123,9 @@ def test_an_unusable_delivery_fails_and_is_told(copied: Any, lab_c: Path, run: R
     assert "lab.yaml is missing" in " ".join(result.stderr.split())
 
 
-def test_the_gate_may_decide_alone(copied: Any, lab_c: Path) -> None:
+def test_gate_decides_without_a_person(copied: Any, lab_c: Path) -> None:
     lenient = ("gate.max_source_loss=1.0", "gate.min_criterion_gain=-1.0", "gate.min_foreground_ratio=1e-9")
-    state = landed(
+    state = onboarded(
         lab_c, "promotion.approval=gate", "promotion.per_lab=true", "gate.max_foreground_ratio=1e9", *lenient
     )
     assert state.message.startswith("Version 3 is in production, by the decision of the gate."), state.message
@@ -138,7 +138,7 @@ def test_the_gate_may_decide_alone(copied: Any, lab_c: Path) -> None:
 
 @pytest.fixture
 def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What Prefect is told of, in place of its server."""
+    """Folders of the events emitted, without a server."""
     folders: list[str] = []
     monkeypatch.setattr(
         "flows.service.events.emit", lambda _event, _resource, payload: folders.append(payload["folder"])
@@ -146,73 +146,73 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return folders
 
 
-def test_one_word_for_each_delivery(fresh: Path, lab_c: Path, announced: list[str]) -> None:
-    settings, told = load_settings(), set()
-    arrivals = DropFolder(lab_c.parent, 0)
+def test_announces_each_dataset_once(fresh: Path, lab_c: Path, announced: list[str]) -> None:
+    settings, reported = load_settings(), set()
+    folder = DropFolder(lab_c.parent, 0)
     for _ in range(4):
-        drop_folder.look(arrivals, settings, told)
+        drop_folder.announce_complete(folder, settings, reported)
     assert announced == [str(lab_c)]
-    drop_folder.look(DropFolder(lab_c.parent, 0), settings, told)  # after a restart
+    drop_folder.announce_complete(DropFolder(lab_c.parent, 0), settings, reported)  # after a restart
     for _ in range(2):
-        drop_folder.look(arrivals, settings, told)
+        drop_folder.announce_complete(folder, settings, reported)
     assert announced == [str(lab_c)]
     shutil.copy(lab_c / "images" / "lab_b_000.png", lab_c / "images" / "more.png")
     for _ in range(4):
-        drop_folder.look(arrivals, settings, told)
+        drop_folder.announce_complete(folder, settings, reported)
     assert announced == [str(lab_c)] * 2
 
 
-def test_a_delivery_without_a_card_is_told_once_and_waits(
+def test_incomplete_dataset_is_logged_once(
     fresh: Path, lab_c: Path, announced: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (lab_c / "lab.yaml").unlink()
-    arrivals, told = DropFolder(lab_c.parent, 0), set()
+    folder, reported = DropFolder(lab_c.parent, 0), set()
     for _ in range(3):
-        drop_folder.look(arrivals, load_settings(), told)
+        drop_folder.announce_complete(folder, load_settings(), reported)
     assert announced == []
     assert [record.message for record in caplog.records if "lab.yaml is missing" in record.message] == [
-        f"{lab_c} is quiet, but lab.yaml is missing: not taken over yet"
+        f"{lab_c} is incomplete and was not ingested: lab.yaml is missing"
     ]
 
 
-# ---- what events missed
+# ---- reconciling
 
 
-def test_landings_that_were_cut_short(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr("flows.reconcile.announce", lambda _event, _resource, payload: told.append(payload["lab"]))
-    kept, expected = open_workspace(load_settings()).onboarding, set()
+def test_reconcile_restarts_interrupted_onboardings(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("flows.reconcile.emit", lambda _event, _resource, payload: reported.append(payload["lab"]))
+    store, expected = open_workspace(load_settings()).onboarding, set()
     for number, (state, minutes, attempts, again) in enumerate(
         [
-            ("announced", 60, 0, True),
-            ("announced", 0, 0, False),
+            ("pending", 60, 0, True),
+            ("pending", 0, 0, False),
             ("running", 0, 1, True),
             ("running", 0, 3, False),
-            ("held", 0, 0, True),
-            ("done", 60, 1, False),
+            ("awaiting_production", 0, 0, True),
+            ("completed", 60, 1, False),
             ("failed", 60, 1, False),
-            ("waiting", 60, 1, False),
-            ("running", 0, 1, False),  # somebody works on it
+            ("awaiting_approval", 60, 1, False),
+            ("running", 0, 1, False),  # another process has the lock
         ]
     ):
         when = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
-        kept.write(Onboarding(f"lab_{number}", "/in/lab", "abc", state, attempts=attempts), when=when)
+        store.write(Onboarding(f"lab_{number}", "/in/lab", "abc", state, attempts=attempts), updated_at=when)
         expected |= {f"lab_{number}"} if again else set()
-    with kept.claimed("lab_8", wait=False):
+    with store.lock("lab_8", wait=False):
         message = reconcile(return_state=True).message
-    assert set(told) == expected
-    assert message.count("cut short") == len(expected)
-    with kept.claimed("lab_8", wait=False):
-        assert reconcile(return_state=True).message == "Nothing to do."  # they are announced now
+    assert set(reported) == expected
+    assert message.count("was interrupted") == len(expected)
+    with store.lock("lab_8", wait=False):
+        assert reconcile(return_state=True).message == "Nothing to do."  # they are pending now
 
 
-def test_reconciling_settles_promotions(copied: Any) -> None:
+def test_reconcile_applies_promotions(copied: Any) -> None:
     copied.registry.versions.set_alias("production", 1)
     state = reconcile(return_state=True)
     assert state.is_completed()
     assert "Version 1 is in production" in state.message
 
 
-def test_landing_without_a_folder(fresh: Path, tmp_path: Path) -> None:
+def test_rejects_missing_folder(fresh: Path, tmp_path: Path) -> None:
     with pytest.raises(LabError):
         read_incoming_folder(tmp_path / "absent")

@@ -86,7 +86,7 @@ def test_files_that_trickle_in_start_one_adaptation(
     assert registry.versions.find("candidate").datasets.keys() == {"lab_a", "lab_b"}
     time.sleep(8)
     assert len(runs_of(client, "onboard")) == 1
-    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_b").state == "done"
+    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_b").state == "completed"
 
 
 def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
@@ -121,7 +121,7 @@ def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: S
         assert answer.status == 204
     run = next_run(client, "onboard", 2)
     assert run.state.is_completed()
-    assert run.state.message.startswith("Nothing to do: this delivery of lab_b was taken over.")
+    assert run.state.message.startswith("Nothing to do: this dataset of lab_b is onboarded already.")
 
 
 def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
@@ -180,7 +180,7 @@ def test_a_person_decides_in_prefect(
     assert client.read_flow_run(run.id).state_name == "Suspended"
     candidate = registry.versions.find("candidate")
     assert candidate.tags["target"] == "lab_d"
-    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_d").state == "waiting"
+    assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_d").state == "awaiting_approval"
     answer = {"promote": True, "by": "ann", "reason": "the outlines are right"}
     resumed = client.resume_flow_run(run.id, run_input=answer)
     assert resumed.status.value == "ACCEPT", resumed

@@ -100,5 +100,5 @@ def test_rejects_tiff_mask_without_class_indices(tmp_path, array, message):
 
 
 def test_rejects_jpeg_mask(tmp_path):
-    with pytest.raises(ImageReadError, match="without loss"):
+    with pytest.raises(ImageReadError, match="lossless mask"):
         read_mask(save(tmp_path / "m.png", CLASSES, format="JPEG"))

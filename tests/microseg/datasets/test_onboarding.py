@@ -1,4 +1,4 @@
-"""When a delivery is all there, and what became of it."""
+"""Incoming datasets and the state of their onboarding."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from microseg.datasets.onboarding import DropFolder, Onboarding, OnboardingStore, read_incoming_folder
 from microseg.errors import LabError
 
-CARD = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n"
+METADATA = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n"
 
 
 @pytest.fixture
@@ -18,16 +18,16 @@ def lab(tmp_path: Path) -> Path:
     folder = tmp_path / "incoming" / "lab_c"
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "a.png").write_bytes(b"a")
-    (folder / "lab.yaml").write_text(CARD)
+    (folder / "lab.yaml").write_text(METADATA)
     return folder
 
 
-def test_a_whole_delivery(lab: Path) -> None:
-    delivery = read_incoming_folder(lab)
-    assert (delivery.lab, delivery.images, delivery.lacks, delivery.folder) == ("lab_c", 1, "", lab)
+def test_reads_complete_dataset(lab: Path) -> None:
+    incoming = read_incoming_folder(lab)
+    assert (incoming.lab, incoming.images, incoming.missing, incoming.folder) == ("lab_c", 1, "", lab)
 
 
-def test_the_fingerprint_knows_names_sizes_and_times(lab: Path) -> None:
+def test_fingerprint_depends_on_names_sizes_and_times(lab: Path) -> None:
     seen = {read_incoming_folder(lab).fingerprint}
     image = lab / "images" / "a.png"
     for change in (
@@ -43,7 +43,7 @@ def test_the_fingerprint_knows_names_sizes_and_times(lab: Path) -> None:
         seen.add(fingerprint)
 
 
-def test_files_of_the_operating_system_do_not_count(lab: Path) -> None:
+def test_ignores_files_of_the_operating_system(lab: Path) -> None:
     before = read_incoming_folder(lab)
     for name in ("Thumbs.db", ".DS_Store", "images/.hidden.png"):
         (lab / name).write_bytes(b"x")
@@ -51,7 +51,7 @@ def test_files_of_the_operating_system_do_not_count(lab: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "lacks"),
+    ("spoil", "missing"),
     [
         (lambda folder: (folder / "lab.yaml").unlink(), "lab.yaml is missing"),
         (lambda folder: (folder / "lab.yaml").write_text("stain: 3"), "lab.yaml"),
@@ -60,109 +60,109 @@ def test_files_of_the_operating_system_do_not_count(lab: Path) -> None:
         (lambda folder: (folder / "images" / "b.TMP").touch(), "b.TMP is being written"),
     ],
 )
-def test_what_is_missing_is_told(lab: Path, spoil, lacks: str) -> None:
+def test_states_what_is_missing(lab: Path, spoil, missing: str) -> None:
     spoil(lab)
-    assert lacks in read_incoming_folder(lab).lacks
+    assert missing in read_incoming_folder(lab).missing
 
 
-def test_slides_are_counted_and_land_too(lab: Path) -> None:
+def test_counts_slides(lab: Path) -> None:
     (lab / "images" / "b.svs").write_bytes(b"slide")
     (lab / "images" / "c.MRXS").write_bytes(b"slide")
     (lab / "images" / "c").mkdir()
     (lab / "images" / "c" / "Data0000.dat").write_bytes(b"part")
-    delivery = read_incoming_folder(lab)
-    assert (delivery.images, delivery.slides, delivery.lacks) == (1, 2, "")
-    assert delivery.content == "images: 1, whole slides: 2"
+    incoming = read_incoming_folder(lab)
+    assert (incoming.images, incoming.slides, incoming.missing) == (1, 2, "")
+    assert incoming.content == "images: 1, whole slides: 2"
     (lab / "images" / "a.png").unlink()
-    delivery = read_incoming_folder(lab)
-    assert (delivery.images, delivery.slides, delivery.lacks) == (0, 2, "")
+    incoming = read_incoming_folder(lab)
+    assert (incoming.images, incoming.slides, incoming.missing) == (0, 2, "")
 
 
-def test_slides_outside_images_are_told_of(lab: Path) -> None:
+def test_states_that_slides_are_outside_images(lab: Path) -> None:
     (lab / "slides").mkdir()
     for name in ("slides/a.svs", "b.ndpi"):
         (lab / name).write_bytes(b"slide")
-    assert (read_incoming_folder(lab).slides, read_incoming_folder(lab).lacks) == (0, "")
+    assert (read_incoming_folder(lab).slides, read_incoming_folder(lab).missing) == (0, "")
     assert read_incoming_folder(lab).content == "images: 1"
     (lab / "images" / "a.png").unlink()
-    assert read_incoming_folder(lab).lacks.startswith("images/ has no image yet, and of the whole slides elsewhere (2)")
+    assert "no image yet; export regions of the whole slides elsewhere (2)" in read_incoming_folder(lab).missing
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_rejects_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="expected the folder of a lab's images"):
         read_incoming_folder(tmp_path / "lab_x")
 
 
-def test_a_delivery_settles_when_nothing_changes(lab: Path) -> None:
-    arrivals = DropFolder(lab.parent, 10)
-    assert arrivals.look(0) == []
-    assert arrivals.look(9.9) == []
-    assert [it.lab for it in arrivals.look(10)] == ["lab_c"]
-    assert [it.lab for it in arrivals.look(11)] == ["lab_c"]
+def test_dataset_is_quiet_when_nothing_changes(lab: Path) -> None:
+    drop_folder = DropFolder(lab.parent, 10)
+    assert drop_folder.poll(0) == []
+    assert drop_folder.poll(9.9) == []
+    assert [it.lab for it in drop_folder.poll(10)] == ["lab_c"]
+    assert [it.lab for it in drop_folder.poll(11)] == ["lab_c"]
     (lab / "images" / "b.png").write_bytes(b"b")
-    assert arrivals.look(12) == []
-    assert arrivals.look(21) == []
-    assert len(arrivals.look(22)) == 1
+    assert drop_folder.poll(12) == []
+    assert drop_folder.poll(21) == []
+    assert len(drop_folder.poll(22)) == 1
 
 
-def test_trickling_files_never_settle(lab: Path) -> None:
-    arrivals = DropFolder(lab.parent, 10)
+def test_dataset_is_not_quiet_while_files_arrive(lab: Path) -> None:
+    drop_folder = DropFolder(lab.parent, 10)
     for second in range(0, 100, 9):
         (lab / "images" / f"{second}.png").write_bytes(b"x")
-        assert arrivals.look(second) == []
+        assert drop_folder.poll(second) == []
 
 
-def test_a_file_under_a_temporary_name_holds_it_back(lab: Path) -> None:
-    arrivals = DropFolder(lab.parent, 10)
+def test_dataset_is_not_quiet_while_a_temporary_file_exists(lab: Path) -> None:
+    drop_folder = DropFolder(lab.parent, 10)
     (lab / "images" / "b.png.part").touch()
-    assert [arrivals.look(second) for second in (0, 20, 40)] == [[], [], []]
+    assert [drop_folder.poll(second) for second in (0, 20, 40)] == [[], [], []]
     (lab / "images" / "b.png.part").rename(lab / "images" / "b.png")
-    assert arrivals.look(41) == []
-    assert len(arrivals.look(51)) == 1
+    assert drop_folder.poll(41) == []
+    assert len(drop_folder.poll(51)) == 1
 
 
-def test_each_lab_by_itself(lab: Path) -> None:
-    arrivals = DropFolder(lab.parent, 10)
-    arrivals.look(0)
+def test_polls_each_lab_separately(lab: Path) -> None:
+    drop_folder = DropFolder(lab.parent, 10)
+    drop_folder.poll(0)
     (lab.parent / "lab_d" / "images").mkdir(parents=True)
     (lab.parent / ".trash").mkdir()
     (lab.parent / "a file").touch()
-    assert [it.folder.name for it in arrivals.look(10)] == ["lab_c"]
-    assert [it.folder.name for it in arrivals.look(20)] == ["lab_c", "lab_d"]
+    assert [it.folder.name for it in drop_folder.poll(10)] == ["lab_c"]
+    assert [it.folder.name for it in drop_folder.poll(20)] == ["lab_c", "lab_d"]
 
 
-def test_what_became_of_it_is_kept(tmp_path: Path) -> None:
-    kept = OnboardingStore(tmp_path / "onboarding_store")
-    assert kept.read("lab_c") is None
-    landing = kept.write(Onboarding("lab_c", "/in/lab_c", "abc", "announced"))
-    assert landing.when
-    kept.write(landing, state="done", version=3)
-    read = kept.read("lab_c")
+def test_store_keeps_the_state_of_each_lab(tmp_path: Path) -> None:
+    store = OnboardingStore(tmp_path / "onboarding_store")
+    assert store.read("lab_c") is None
+    onboarding = store.write(Onboarding("lab_c", "/in/lab_c", "abc", "pending"))
+    assert onboarding.updated_at
+    store.write(onboarding, state="completed", candidate=3)
+    read = store.read("lab_c")
     assert read is not None
-    assert (read.state, read.version, read.fingerprint) == ("done", 3, "abc")
-    assert kept.all() == [read]
+    assert (read.state, read.candidate, read.fingerprint) == ("completed", 3, "abc")
+    assert store.read_all() == [read]
     (tmp_path / "onboarding_store" / "lab_c.json").write_text("{}")
     with pytest.raises(LabError, match="Remove the file"):
-        kept.read("lab_c")
+        store.read("lab_c")
 
 
-def test_a_lab_is_held_by_one_process_and_let_go_of_when_it_dies(tmp_path: Path) -> None:
-    kept = OnboardingStore(tmp_path)
+def test_lock_is_released_when_its_process_dies(tmp_path: Path) -> None:
+    store = OnboardingStore(tmp_path)
     hold = (
         "import sys, time; from pathlib import Path; from microseg.datasets.onboarding import OnboardingStore\n"
-        "with OnboardingStore(Path(sys.argv[1])).claimed('lab_c', wait=False) as mine:\n"
-        "    print(mine, flush=True); time.sleep(60)"
+        "with OnboardingStore(Path(sys.argv[1])).lock('lab_c', wait=False) as locked:\n"
+        "    print(locked, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
-        with kept.claimed("lab_c", wait=False) as mine:
-            assert not mine
-        with kept.claimed("lab_d", wait=False) as mine:
-            assert mine
+        with store.lock("lab_c", wait=False) as locked:
+            assert not locked
+        with store.lock("lab_d", wait=False) as locked:
+            assert locked
     finally:
         other.kill()
         other.wait()
-    with kept.claimed("lab_c", wait=False) as mine:
-        assert mine
+    with store.lock("lab_c", wait=False) as locked:
+        assert locked

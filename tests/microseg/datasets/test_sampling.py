@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microseg.datasets import sampling
-from microseg.datasets.sampling import CropSampler, Sample, step_generator
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows, step_generator
 from microseg.errors import DataError, ImageReadError
-from microseg.slides.images import write_png
+from microseg.slides.images import read_image, write_png
 
 
 def gray(level: int, height: int = 20, width: int = 24) -> npt.NDArray[np.uint8]:
@@ -38,7 +38,7 @@ def numbers(sampler: CropSampler, step: int, **share: int) -> list[int]:
     return [round(float(image.mean()) * 25.5) for image in sampler.draw(step, **share).images]
 
 
-def test_every_image_once_an_epoch(grays: list[Sample]) -> None:
+def test_draws_every_image_once_per_epoch(grays: list[Sample]) -> None:
     sampler = CropSampler(grays, size=8, batch=3, seed=1, zoom=(0.8, 1.2))
     drawn = [number for step in range(7) for number in numbers(sampler, step)]
     epochs = [drawn[start : start + 7] for start in range(0, 21, 7)]
@@ -46,7 +46,7 @@ def test_every_image_once_an_epoch(grays: list[Sample]) -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_batch_is_a_function_of_seed_and_step(grays: list[Sample]) -> None:
+def test_batch_depends_on_seed_and_step_only(grays: list[Sample]) -> None:
     one, other = (CropSampler(grays, size=8, batch=3, seed=1, zoom=(0.8, 1.2)) for _ in range(2))
     forwards = [one.draw(step) for step in range(5)]
     torch.manual_seed(9)
@@ -71,12 +71,12 @@ def test_processes_share_a_batch(grays: list[Sample], step: int, world: int, bat
     assert sum(map(len, parts)) == batch
 
 
-def test_more_processes_than_crops_are_refused(grays: list[Sample]) -> None:
+def test_rejects_more_processes_than_crops(grays: list[Sample]) -> None:
     with pytest.raises(DataError, match="a batch of 2 for 3 processes: enlarge it"):
         CropSampler(grays, size=8, batch=2, seed=0).draw(0, rank=2, world=3)
 
 
-def test_pixels_are_the_images(tmp_path: Path) -> None:
+def test_crops_have_the_pixels_of_the_images(tmp_path: Path) -> None:
     """Without zoom a crop is a window of the image, turned and flipped; the mask is the same window."""
     image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
     mask = (np.arange(144) % 7).astype(np.uint8).reshape(12, 12)
@@ -110,7 +110,7 @@ def test_pixels_are_the_images(tmp_path: Path) -> None:
     own=st.sampled_from([0.5, 0.8, 1.0, 1.7]),
     seed=st.integers(0, 1000),
 )
-def test_masks_follow_their_images(
+def test_masks_are_cropped_like_their_images(
     tmp_path_factory: Any, height: int, width: int, size: int, own: float, seed: int
 ) -> None:
     """The image tells its own mask: a smooth surface, and the mask its half above a level."""
@@ -127,7 +127,7 @@ def test_masks_follow_their_images(
 
 
 @pytest.mark.parametrize(("own", "expected"), [(1.0, 8), (2.0, 16), (0.5, 4)])
-def test_the_scale_is_the_models(tmp_path: Path, own: float, expected: int) -> None:
+def test_crops_are_at_the_scale_of_the_model(tmp_path: Path, own: float, expected: int) -> None:
     """Stripes of 4 px an 8 px period: at a zoom of 2 their period is 16."""
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[:, np.arange(128) % 8 < 4] = 255
@@ -148,7 +148,7 @@ def test_random_zoom_stays_in_its_range(tmp_path: Path) -> None:
     assert 0.8 < float(zooms.log().mean().exp()) < 1.25  # even in the logarithm: as often half as double
 
 
-def test_small_images_are_mirrored_at_their_border(tmp_path: Path) -> None:
+def test_small_images_are_mirrored_at_the_border(tmp_path: Path) -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[:, :3] = 200
     mask = (image[:, :, 0] > 0).astype(np.uint8)
@@ -168,7 +168,7 @@ def test_ignored_pixels_stay_ignored(tmp_path: Path) -> None:
     assert set(masks.unique().tolist()) == {0, 255}
 
 
-def test_no_masks_where_one_is_missing(grays: list[Sample]) -> None:
+def test_no_masks_where_one_image_has_none(grays: list[Sample]) -> None:
     missing = Path("nowhere.png")
     sampler = CropSampler([*grays, Sample(grays[0].image)], size=8, batch=8, seed=0)
     assert not sampler.labelled
@@ -185,7 +185,7 @@ def test_unlabelled_gives_the_same_crops(grays: list[Sample]) -> None:
     assert torch.equal(sampler.unlabelled().draw(2).images, sampler.draw(2).images)
 
 
-def test_refuses_masks_of_another_size(tmp_path: Path) -> None:
+def test_rejects_mask_of_other_size(tmp_path: Path) -> None:
     sample = write_sample(tmp_path, "a", gray(9), mask=np.zeros((20, 20), np.uint8))
     with pytest.raises(
         DataError, match=r"mask .*a-mask\.png to have the size of its image, \(20, 24\), got \(20, 20\)"
@@ -194,14 +194,14 @@ def test_refuses_masks_of_another_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"batch": 0}, {"zoom": (0.0, 1.0)}, {"zoom": (1.2, 0.8)}])
-def test_refuses_impossible_numbers(grays: list[Sample], wrong: dict[str, Any]) -> None:
+def test_rejects_invalid_arguments(grays: list[Sample], wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="positive crop size, batch and zoom range"):
         CropSampler(grays, **{"size": 8, "batch": 1, "seed": 0} | wrong)
     with pytest.raises(DataError, match=r"at least one image.*check the dataset"):
         CropSampler([], size=8, batch=1, seed=0)
 
 
-def test_decoded_images_are_kept_up_to_a_size(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_limited_in_size(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     read = Counter[Path]()
 
     def counting(path: Path, original: Callable[[Path], Any] = sampling.read_image) -> Any:
@@ -231,10 +231,63 @@ def test_step_generators_are_independent() -> None:
     assert float(torch.rand((), generator=step_generator(0, 5, 2))) == draws[0, 5, 2]
 
 
-def test_resampling_is_that_of_the_engine(tmp_path: Path) -> None:
+def test_resampling_equals_that_of_the_engine(tmp_path: Path) -> None:
     """A whole image at another scale: the same pixels that inference computes on."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     crop = CropSampler([write_sample(tmp_path, "a", image, 0.5)], size=32, batch=1, seed=0).draw(0).images[0]
     rescaled = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
     pixels = (crop.permute(1, 2, 0) * 255).round().byte().numpy()
     assert any(np.array_equal(np.rot90(rescaled, turns)[:, ::step], pixels) for turns in range(4) for step in (1, -1))
+
+
+# --- windows
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        write_png(tmp_path / f"{number}.png", rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
+    return [Sample(tmp_path / f"{number}.png", tmp_path / "no-mask.png") for number in range(6)]
+
+
+def test_small_images_are_whole_windows(samples: list[Sample], tmp_path: Path) -> None:
+    files = cut_windows(samples, tmp_path / "w", side=512)
+    assert [file.name for file in files] == [f"{number:06d}.png" for number in range(6)]
+    for sample, file in zip(samples, files, strict=True):
+        assert np.array_equal(read_image(file), read_image(sample.image))
+
+
+def test_windows_of_large_images_are_parts_of_them(samples: list[Sample], tmp_path: Path) -> None:
+    (file,) = cut_windows(samples[:1], tmp_path / "w", side=32)
+    window, image = read_image(file), read_image(samples[0].image)
+    assert window.shape == (32, 32, 3)
+    assert any(
+        np.array_equal(image[top : top + 32, left : left + 32], window)
+        for top in range(image.shape[0] - 31)
+        for left in range(image.shape[1] - 31)
+    )
+
+
+def test_windows_are_at_the_models_scale(samples: list[Sample], tmp_path: Path) -> None:
+    halved = [Sample(samples[0].image, zoom=0.5)]
+    assert read_image(cut_windows(halved, tmp_path / "w", side=512)[0]).shape == (40, 50, 3)
+    assert read_image(cut_windows(halved, tmp_path / "v", side=16)[0]).shape == (16, 16, 3)
+
+
+def test_total_pixels_are_limited_and_one_window_is_cut(samples: list[Sample], tmp_path: Path) -> None:
+    assert len(cut_windows(samples, tmp_path / "w", megapixels=0.025)) == 3  # of 0.008 each
+    assert len(cut_windows(samples, tmp_path / "v", megapixels=0.001)) == 1
+
+
+def test_windows_depend_on_the_seed(samples: list[Sample], tmp_path: Path) -> None:
+    one, same, other = (
+        [file.name for file in cut_windows(samples, tmp_path / name, megapixels=0.025, seed=seed)]
+        for name, seed in (("a", 1), ("b", 1), ("c", 4))
+    )
+    assert one == same != other
+
+
+def test_rejects_cutting_windows_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one image to cut windows from"):
+        cut_windows([], tmp_path / "w")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from microseg.errors import ImageReadError, PluginError
-from microseg.plugins import load_plugin
+from microseg import plugins
+from microseg.errors import ImageReadError
 from microseg.slides import readers
 from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
@@ -58,27 +59,25 @@ class RaisesWhenOpened(RawReader):
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Registers a further reader beside the built-in ones."""
 
-    def load(name: str, reader: type) -> Any:
-        if name == "other" and reader is NotImportable:
-            raise PluginError(f"The whole-slide reader {name!r} cannot be imported.")
-        return reader if name == "other" else load_plugin(readers.SLIDE_READERS, name)
-
     def add(reader: type) -> None:
-        names = ("image", "openslide", "other", "tiff")
-        monkeypatch.setattr(readers, "plugin_names", lambda _group: names)
-        monkeypatch.setattr(
-            readers,
-            "load_plugin",
-            lambda group, name: load(name, reader) if name == "other" else load_plugin(group, name),
-        )
-        readers._load_readers.cache_clear()
+        point = EntryPoint("other", f"{__name__}:{reader.__name__}", readers.SLIDE_READERS)
+        found = plugins._entry_points(readers.SLIDE_READERS) | {"other": point}
+        monkeypatch.setattr(plugins, "_entry_points", lambda _group: found)
+        monkeypatch.setattr(EntryPoint, "load", lambda self: (self.name == "other" and load(reader)) or original(self))
+        plugins.create_plugins.cache_clear()
 
+    def load(reader: type) -> type:
+        if reader is NotImportable:
+            raise ImportError("no such module")
+        return reader
+
+    original = EntryPoint.load
     yield add
-    readers._load_readers.cache_clear()
+    plugins.create_plugins.cache_clear()
 
 
 def test_built_in_readers_are_entry_points() -> None:
-    assert [name for name, _ in readers._load_readers()[0]] == ["openslide", "tiff", "image"]
+    assert [name for name, _ in readers._readers()] == ["openslide", "tiff", "image"]
     assert slide_suffixes() == OpenSlideReader.suffixes
 
 
