@@ -55,3 +55,9 @@ def test_encoder_head_and_adaptation_method(tmp_path: Path) -> None:
     assert losses[0] == {"total", "segmentation", "entropy"}
     found = Segmenter.load(tmp_path / "adapted", device="cpu").segment(np.full((48, 80, 3), 200, np.uint8))
     assert found.mask.shape == (48, 80)
+    # and with the reader and the writer: a slide, from its file to the counts
+    np.save(tmp_path / "slide.npy", np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))
+    segmenter = Segmenter.load(tmp_path / "adapted", device="cpu")
+    assert segmenter.segment_to(tmp_path / "slide.npy", tmp_path / "out", mpp=1.0, outputs=["class_counts"]).done == 1
+    counts = json.loads((tmp_path / "out" / "slide.counts.json").read_text())
+    assert 0 < sum(counts["pixels"].values()) <= 96 * 128
