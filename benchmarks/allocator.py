@@ -1,7 +1,7 @@
-"""What `microseg.cpu` brings on this machine: memory that stays in the process, threads that wait asleep.
+"""Effect of `microseg.cpu` on this machine: memory that stays in the process, threads that wait passively.
 
-Each measurement is a process of its own, as neither can be undone in one. The two sides take turns, A B A B, so that
-what else the machine does meanwhile meets both; the ratio is taken pair by pair.
+Each measurement is a separate process, as the settings cannot be reverted in a process. Both sides alternate, A B A B,
+so that other load on the machine affects both; ratios are computed for each pair.
 """
 
 import argparse
@@ -27,9 +27,9 @@ _TASKS = ("forward", "step")
 _TITLES = {"forward": "forward pass", "step": "training step"}
 _EPILOG = """\
 The network is the default one (resnet18) on a batch of 4 x 3 x 256 x 256, in 32 bits.
-  memory    with and without tune_allocator(), in seconds; nothing else is started
+  memory    with and without tune_allocator(), in seconds
   waiting   with and without OMP_WAIT_POLICY=PASSIVE, while another process keeps one core busy
-A ratio of 2 means: twice as fast with it. Look at the spread, too: on a machine that others use, take more runs.
+A ratio of 2 means twice as fast with the setting. Compare the spread; on a machine with other load, use more runs.
 
 Example: python -m benchmarks.allocator --runs 9 --json allocator.json
 """
@@ -37,7 +37,7 @@ Example: python -m benchmarks.allocator --runs 9 --json allocator.json
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Two ways to run the same; B is what microseg does."""
+    """Two environments for the same task; B is microseg's."""
 
     name: str
     a: Mapping[str, str | None]
@@ -54,7 +54,7 @@ _COMPARISONS = (
         busy=False,
     ),
     _Comparison(
-        "threads wait asleep, one core busy",
+        "threads wait passively, one core busy",
         {"OMP_WAIT_POLICY": None, _TUNE: "1"},
         {"OMP_WAIT_POLICY": "PASSIVE", _TUNE: "1"},
         busy=True,
@@ -65,12 +65,14 @@ _COMPARISONS = (
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.allocator",
-        description="Measures what microseg does for PyTorch on a CPU, on this machine.",
+        description="Measures the effect of microseg's process settings on PyTorch on this machine.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, default=5, help="pairs of measurements of each table (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement there, in seconds")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of measurements (default: 5)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all measurements to this file, in seconds"
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.measure:
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _pairs(comparison: _Comparison, runs: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds without and with it, pair by pair, of each task."""
+    """Seconds of each task without and with the setting, for each pair."""
     pairs: dict[str, list[tuple[float, float]]] = {task: [] for task in _TASKS}
     with _busy_core() if comparison.busy else nullcontext():
         for run in range(1, runs + 1):
@@ -121,7 +123,7 @@ def _busy_core() -> Iterator[None]:
 
 def _measure() -> dict[str, float]:
     """Median seconds of each task in this process."""
-    import torch  # before microseg, which would set the waiting policy that is not there on purpose
+    import torch  # before microseg, which would set the waiting policy
 
     from microseg.cpu import tune_allocator
     from microseg.models.config import NetworkConfig
@@ -152,7 +154,7 @@ def _measure() -> dict[str, float]:
 
 
 def _median_seconds(task: Callable[[], None]) -> float:
-    task()  # the first time everything is made
+    task()  # warm-up
     seconds = []
     for _ in range(_REPEATS):
         began = time.perf_counter()

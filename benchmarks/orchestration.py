@@ -1,11 +1,11 @@
-"""What orchestration costs: a batch by the flow, against the bare engine on the same images.
+"""Overhead of orchestration: a batch by the flow, compared with the engine on the same images.
 
     python -m benchmarks.orchestration
-    python -m benchmarks.orchestration --images 60 --pairs 2      # a quick look
+    python -m benchmarks.orchestration --images 60 --pairs 2      # short
 
-Both read the same images and write the same files, one after the other, in turn. The flow talks to a real Prefect
-server and a real registry, looks up what is in production for each chunk, and shows tables and pictures in Prefect. A
-machine that does other things at the same time disturbs both alike; the spread tells how much.
+Both read the same images and write the same files, alternating. The flow uses a real Prefect server and registry, looks
+up the production version for each chunk, and creates tables and pictures in Prefect. Other load on the machine
+affects both; compare the spread.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     arguments.add_argument("--images", type=int, default=500)
     arguments.add_argument("--size", type=int, default=256, help="side of an image, pixels")
-    arguments.add_argument("--pairs", type=int, default=3, help="how often both are done")
+    arguments.add_argument("--pairs", type=int, default=3, help="number of repetitions")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -33,13 +33,13 @@ def main() -> None:
     quotients = [flow / bare for bare, flow in ratios]
     print(
         f"\n{given.images} images of {given.size} px: the flow takes {statistics.median(quotients):.3f} times as long "
-        f"as the engine alone (median; {min(quotients):.3f} to {max(quotients):.3f})."
+        f"as the engine (median; {min(quotients):.3f} to {max(quotients):.3f})."
     )
 
 
 def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float, float]]:
     """Seconds of the engine and of the flow, for each pair."""
-    # imported here: they read the environment
+    # these read the environment when they are imported
     from prefect.testing.utilities import prefect_test_harness
 
     from benchmarks.workload import MPP, make_network
@@ -57,7 +57,7 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     section, _ = make_section(LAB_A, size, MPP, seed=0)
     for number in range(images):
         image = section.copy()
-        image[0, 0] = (number // 256, number % 256, 0)  # so that no two are the same
+        image[0, 0] = (number // 256, number % 256, 0)  # so that all images differ
         write_png(folder / f"{number:04d}.png", image)
     make_network(home / "network", encoder=settings.params.network.encoder)
     registry = open_workspace(settings).registry

@@ -1,10 +1,10 @@
-"""How long a tile takes in the engine, ONNX Runtime and OpenVINO, side by side in one process.
+"""Time per tile of the engine, ONNX Runtime and OpenVINO, in one process.
 
-  engine                   microseg's, which computes with PyTorch, in the midst of a batch
-  onnxruntime, openvino    the exported ONNX graph by these programs: so many tiles at once, each by so many threads; or
-                           as OpenVINO's hints for latency and for throughput choose it
-All compute in 32 bits, on the same tiles, from pixels to probabilities, with as many threads together. They take turns,
-so that what else the machine does meets all of them; ratios are taken turn by turn.
+  engine                   microseg's engine (PyTorch), after a warm-up
+  onnxruntime, openvino    the exported ONNX graph: tiles in parallel x threads per tile; or as OpenVINO's hints for
+                           latency and for throughput choose them
+All compute in 32 bits, on the same tiles, from pixels to probabilities, with the same number of threads. They alternate
+so that other load on the machine affects all of them; ratios are computed for each turn.
 """
 
 import argparse
@@ -34,10 +34,10 @@ Compute = Callable[[Tiles], list[npt.NDArray[np.float32]]]
 
 _NEEDED = ("onnxruntime", "onnxscript", "openvino")
 _BASE = "engine"
-_WARM = 40  # tiles, before which the engine makes a graph of its network
+_WARM = 40  # tiles after which the engine has traced its network
 _EPILOG = """\
-A ratio of 2 means: half the time of the engine. "ready" is what making it took, once, before the first tile.
-The machine's other work is in all figures: look at the spread.
+A ratio of 2 means half the time of the engine. "ready" is the time of preparation before the first tile.
+Other load on the machine affects all values: compare the spread.
 
 Example: python -m benchmarks.runtimes --json runtimes.json
 """
@@ -50,13 +50,17 @@ def main(arguments: list[str] | None = None) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--turns", type=int, default=7, help="times that each computes the tiles (default: 7)")
-    parser.add_argument("--tiles", type=int, default=4, help="of one turn (default: 4)")
+    parser.add_argument("--turns", type=int, default=7, help="number of turns (default: 7)")
+    parser.add_argument("--tiles", type=int, default=4, help="tiles of one turn (default: 4)")
     parser.add_argument("--tile", type=int, default=512, help="side of a tile in pixels (default: 512)")
-    parser.add_argument("--threads", type=int, help="of the processor; by default as many as PyTorch takes")
-    parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="of the network made (default: %(default)s)")
-    parser.add_argument("--network", type=Path, metavar="FOLDER", help="a trained one; by default one is made")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument("--threads", type=int, help="number of threads; by default as many as PyTorch uses")
+    parser.add_argument(
+        "--encoder", default="tf_efficientnet_lite0", help="encoder of the generated network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--network", type=Path, metavar="FOLDER", help="folder of a trained network; by default one is generated"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
     for name in ("turns", "tiles"):
         if getattr(chosen, name) < 1:
@@ -64,20 +68,20 @@ def main(arguments: list[str] | None = None) -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise SystemExit(f"Expected {', '.join(missing)}, not installed: pip install 'microseg[onnx]' openvino")
     with tempfile.TemporaryDirectory(prefix="microseg-runtimes-") as folder:
-        figures = _measure(Path(folder), chosen)
-    _print_table(figures)
+        values = _measure(Path(folder), chosen)
+    _print_table(values)
     if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+        chosen.json.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from benchmarks.workload import given_or_made, make_images
+    from benchmarks.workload import load_or_make_network, make_images
     from microseg.slides.images import read_image
 
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
-    network = given_or_made(chosen.network, folder / "network", encoder=chosen.encoder)
+    network = load_or_make_network(chosen.network, folder / "network", encoder=chosen.encoder)
     tiles = [read_image(path) for path in make_images(folder / "images", count=chosen.tiles, side=chosen.tile)]
     ready: dict[str, float] = {}
     sides: dict[str, Compute] = {}
@@ -112,7 +116,7 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -> dict[str, Callable[[], Compute]]:
-    """What makes each side ready."""
+    """Functions that prepare each side."""
     from microseg.inference.engine import Engine
     from microseg.models.export.formats import export_model
 
@@ -137,7 +141,7 @@ def _onnxruntime(graph: Path, parallel_tiles: int, threads: int) -> Compute:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    return _beside(parallel_tiles, lambda x: session.run(None, {"image": x})[0])
+    return _in_parallel(parallel_tiles, lambda x: session.run(None, {"image": x})[0])
 
 
 def _openvino(graph: Path, tile: int, threads: int, options: Mapping[str, Any]) -> Compute:
@@ -149,11 +153,11 @@ def _openvino(graph: Path, tile: int, threads: int, options: Mapping[str, Any]) 
     common = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(model, "CPU", {**common, **options})
     parallel_tiles = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    return _beside(parallel_tiles, lambda x: compiled.create_infer_request().infer({0: x})[0])
+    return _in_parallel(parallel_tiles, lambda x: compiled.create_infer_request().infer({0: x})[0])
 
 
-def _beside(parallel_tiles: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Compute:
-    """Tiles computed beside one another, each by itself."""
+def _in_parallel(parallel_tiles: int, run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Compute:
+    """Compute tiles in parallel, one per call."""
     pool = ThreadPoolExecutor(parallel_tiles)
 
     def one(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -164,19 +168,17 @@ def _beside(parallel_tiles: int, run: Callable[[npt.NDArray[np.float32]], npt.ND
     return lambda tiles: list(pool.map(one, tiles))
 
 
-def _print_table(figures: Mapping[str, Any]) -> None:
+def _print_table(values: Mapping[str, Any]) -> None:
     print(
-        f"{figures['encoder']}, tiles of {figures['tile']} x {figures['tile']}, {figures['threads']} threads; "
-        f"median (least to most) of {len(figures['seconds'][_BASE])} turns of {figures['tiles']} tiles\n"
+        f"{values['encoder']}, tiles of {values['tile']} x {values['tile']}, {values['threads']} threads; "
+        f"median (least to most) of {len(values['seconds'][_BASE])} turns of {values['tiles']} tiles\n"
     )
     print("| computed by | ms a tile | engine's time / its | probabilities differ by | ready, s |")
     print("| --- | --- | --- | --- | --- |")
-    for name, seconds in figures["seconds"].items():
+    for name, seconds in values["seconds"].items():
         milliseconds = spread([1000 * value for value in seconds], 0)
-        ratio = spread(figures["ratio"][name], 2)
-        print(
-            f"| {name} | {milliseconds} | {ratio} | {figures['difference'][name]:.0e} | {figures['ready'][name]:.1f} |"
-        )
+        ratio = spread(values["ratio"][name], 2)
+        print(f"| {name} | {milliseconds} | {ratio} | {values['difference'][name]:.0e} | {values['ready'][name]:.1f} |")
 
 
 if __name__ == "__main__":

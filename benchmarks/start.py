@@ -1,7 +1,7 @@
-"""What it costs to start a process of microseg, before it does anything: processor time and memory of its imports.
+"""Processor time and memory of imports, which every process of microseg needs to start.
 
-The baseline is the import of ``flows.segment``, which needs all there is: PyTorch, MLflow and Prefect. In each round
-every module is imported once, each by a process of its own, and compared with the baseline of the same round.
+The baseline is ``flows.segment``, which imports PyTorch, MLflow and Prefect. In each round every module is imported
+once in a separate process, and compared with the baseline of the same round.
 """
 
 import argparse
@@ -27,10 +27,10 @@ _MODULES = (
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.start",
-        description="Measures the start of microseg's processes, beside one that needs everything.",
+        description="Measures the start of microseg's processes, compared with one that imports everything.",
         epilog="Example: python -m benchmarks.start --rounds 5",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each module is imported (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="imports of each module (default: 3)")
     parser.add_argument("modules", nargs="*", default=_MODULES, help="(default: %(default)s)")
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 1:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(module: str) -> tuple[float, float]:
-    """Processor seconds and the most megabytes of a process that imports a module."""
+    """Processor seconds and peak megabytes of a process that imports a module."""
     process = os.posix_spawn(sys.executable, [sys.executable, "-c", f"import {module}"], os.environ)
     _, status, used = os.wait4(process, 0)
     if status:

@@ -1,11 +1,11 @@
-"""How fast images are segmented end to end, beside the bare network and beside a plain loop with MONAI.
+"""Throughput of segmentation from file to files, compared with the bare network and with a loop in MONAI.
 
-Three sides on the same network and images, each in a process of its own, taking turns run by run:
-  raw     the forward pass alone, unfolded, on the engine's tiles, which are in memory as floats; batches of 4
-  engine  read, segment, write labels, outlines, overlay, table, record: what `microseg segment` does, in the midst of a
-          batch: all images were done once before
-  monai   read, `sliding_window_inference` (512 px, overlap 0.25, Gaussian, 4 windows), argmax, write labels: a script
-          as a user would write it, in a process as a user would start it
+Three measurements with the same network and images, in separate processes, alternating in each run:
+  raw     the forward pass only, without folded batch normalization, on the engine's tiles as floats; batches of 4
+  engine  read, segment, write labels, outlines, overlay, table, record, as `microseg segment`, after a warm-up with
+          all images
+  monai   read, `sliding_window_inference` (512 px, overlap 0.25, Gaussian, 4 windows), argmax, write labels: a
+          typical user's script, without microseg's process settings
 """
 
 import argparse
@@ -27,8 +27,8 @@ __all__ = ["main"]
 _SIDE, _IMAGES = 1000, 12
 _SLIDES = (1024, 2048, 3072)  # sides, in pixels
 _EPILOG = """\
-megapixels are those of the images, whatever the tiles overlap; a ratio is taken run by run.
-MONAI is needed: pip install --no-deps monai. The machine's other work is in all figures: look at the spread.
+Megapixels are those of the images, without the overlap of tiles; ratios are computed for each run.
+MONAI is required: pip install --no-deps monai. Other load on the machine affects all values: compare the spread.
 
 Example: python -m benchmarks.throughput --runs 5 --json throughput.json
          python -m benchmarks.throughput --slide 20000 --tissue 0.3 --json slide.json    (one slide: time and memory)
@@ -42,12 +42,20 @@ def main(arguments: list[str] | None = None) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, default=3, help="times that all sides take their turn (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    parser.add_argument("--slide", type=int, metavar="SIDE", help="measure one square slide of this side instead")
-    parser.add_argument("--tissue", type=float, default=0.3, help="share of that slide that is no glass (default: 0.3)")
-    parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="of the network made (default: %(default)s)")
-    parser.add_argument("--network", type=Path, metavar="FOLDER", help="a trained one; by default one is made")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
+    parser.add_argument(
+        "--slide", type=int, metavar="SIDE", help="measure one square slide of this side in pixels instead"
+    )
+    parser.add_argument(
+        "--tissue", type=float, default=0.3, help="fraction of that slide that is tissue (default: 0.3)"
+    )
+    parser.add_argument(
+        "--encoder", default="tf_efficientnet_lite0", help="encoder of the generated network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--network", type=Path, metavar="FOLDER", help="folder of a trained network; by default one is generated"
+    )
     parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.measure:
@@ -59,9 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.network:
             shutil.copytree(chosen.network, folder / "network")
         _in_process("prepare", folder, chosen.encoder)
-        figures = _one_slide(folder, chosen.slide, chosen.tissue) if chosen.slide else _sides(folder, chosen.runs)
+        values = _one_slide(folder, chosen.slide, chosen.tissue) if chosen.slide else _sides(folder, chosen.runs)
     if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+        chosen.json.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _sides(folder: Path, runs: int) -> dict[str, Any]:
@@ -81,8 +89,8 @@ def _sides(folder: Path, runs: int) -> dict[str, Any]:
         low, high = min(columns[key]), max(columns[key])
         print(f"{key:22}{middle[key]:12.4g}  ({low:.4g} to {high:.4g})")
     print("seconds of a slide by megapixels: ", ", ".join(f"{mp}: {s:.1f}" for mp, s in growth.items()))
-    figures: dict[str, Any] = {key: round(middle[key], 4) for key in (*names, "peak_rss_mb")}
-    return figures | {
+    values: dict[str, Any] = {key: round(middle[key], 4) for key in (*names, "peak_rss_mb")}
+    return values | {
         "seconds_by_megapixels": growth,
         "monai_peak_rss_mb": middle["monai_peak_rss_mb"],
         **{key: middle[key] for key in roofline},
@@ -93,10 +101,10 @@ def _sides(folder: Path, runs: int) -> dict[str, Any]:
 
 def _one_slide(folder: Path, side: int, tissue: float) -> dict[str, Any]:
     _in_process("prepare-slide", folder, str(side), str(tissue))
-    figures = _in_process("slide", folder, str(side), str(tissue))
-    for key, value in figures.items():
+    values = _in_process("slide", folder, str(side), str(tissue))
+    for key, value in values.items():
         print(f"{key:22}{value:12.4g}")
-    return figures
+    return values
 
 
 def _in_process(side: str, folder: Path, *rest: str) -> dict[str, float]:
@@ -106,8 +114,8 @@ def _in_process(side: str, folder: Path, *rest: str) -> dict[str, float]:
         text=True,
         check=True,
     )
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return values
 
 
 def _prepare(folder: Path, encoder: str) -> dict[str, float]:
@@ -120,7 +128,7 @@ def _prepare(folder: Path, encoder: str) -> dict[str, float]:
 
 
 def _engine(folder: Path) -> dict[str, float]:
-    """The engine and the bare network, by turns, in one process."""
+    """The engine and the bare network, alternating, in one process."""
     import numpy as np
     import torch
 
@@ -148,7 +156,7 @@ def _engine(folder: Path) -> dict[str, float]:
         for batch in batches:
             network(batch)
 
-    whole(paths)  # from the 32nd tile on the network is a graph
+    whole(paths)  # from the 32nd tile on the network is traced
     seconds: dict[str, list[float]] = {"engine": [_seconds(lambda: whole(paths))], "raw": []}
     peak = _peak_rss()  # of the engine alone
     tiles = [cut_tile(image, tile) for image in map(read_image, paths) for tile in engine.plan(*image.shape[:2])]
@@ -176,7 +184,7 @@ def _engine(folder: Path) -> dict[str, float]:
 
 
 def _monai(folder: Path) -> dict[str, float]:
-    """As a user would: PyTorch first, so that what microseg does for a process does not reach it."""
+    """A user's script: PyTorch is imported first, so that microseg's process settings have no effect."""
     import numpy as np
     import tifffile
     import torch
@@ -251,7 +259,7 @@ def _flop(network: Any, tile: Any) -> int:
 
 
 def _matmul_peak() -> float:
-    """GFLOP/s of the fastest of some multiplications of 2048 x 2048 floats."""
+    """GFLOP/s of the fastest of several multiplications of 2048 x 2048 floats."""
     import torch
 
     side = 2048

@@ -1,4 +1,4 @@
-"""What the speed is measured on: a network that segments, images of sections, and slides of any size."""
+"""Data of the speed benchmarks: a network, images of synthetic sections, and slides of any size."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +18,21 @@ from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image
 from microseg.synthetic.labs import LAB_A, make_lab
 
-__all__ = ["MPP", "given_or_made", "make_images", "make_network", "make_slide"]
+__all__ = ["MPP", "load_or_make_network", "make_images", "make_network", "make_slide"]
 
 MPP = 1.0
-"""Microns per pixel of all that is made here."""
-_BLOCK = 512  # pixels; slides are made of such sections
+"""Microns per pixel of all generated images."""
+_BLOCK = 512  # pixels; side of the sections that slides consist of
 _KINDS = 8
 
 
 def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps: int = 40) -> None:
-    """Train a network for a moment, so that its masks look like masks, and save it.
+    """Train a network for a few steps, so that its masks are plausible, and save it.
 
     Args:
-        folder: gets the network.
-        encoder: of the network.
-        steps: of training; every layer takes part.
+        folder: Folder of the network.
+        encoder: Encoder of the network.
+        steps: Training steps.
     """
     torch.manual_seed(0)
     lab = make_lab(folder / "lab", LAB_A, images=8, size=256, mpp=MPP, labelled=True, test_images=0, seed=0)
@@ -53,17 +53,17 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
     save_network(folder, network.eval())
 
 
-def given_or_made(given: Path | None, folder: Path, *, encoder: str) -> PyramidSegmenter:
-    """A network that somebody trained, or where none is given one by `make_network`; in evaluation mode.
+def load_or_make_network(trained: Path | None, folder: Path, *, encoder: str) -> PyramidSegmenter:
+    """Load a trained network, or generate one with `make_network`; in evaluation mode.
 
     Args:
-        given: its folder.
-        folder: gets the network that is made.
-        encoder: of that one.
+        trained: Folder of the trained network; None to generate one.
+        folder: Folder of the generated network.
+        encoder: Encoder of the generated network.
     """
-    if given is None:
+    if trained is None:
         make_network(folder, encoder=encoder)
-    return load_network(given or folder).eval()
+    return load_network(trained or folder).eval()
 
 
 def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
@@ -80,13 +80,13 @@ def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
 
 
 def make_slide(path: Path, *, side: int, height: int | None = None, tissue: float = 1.0) -> None:
-    """Write a pyramidal TIFF of tiles, of which a share of the columns shows tissue and the rest glass.
+    """Write a tiled pyramidal TIFF, tissue on the left and glass on the right.
 
     Args:
-        path: of the file.
-        side: in pixels.
-        height: in pixels; None: the same.
-        tissue: share of the width, 0..1.
+        path: File to write.
+        side: Width in pixels.
+        height: Height in pixels; None for a square slide.
+        tissue: Fraction of the width that shows tissue, 0..1.
     """
     blocks = _sections(path.parent / "sections")
     glass = np.full_like(blocks[0], 244)

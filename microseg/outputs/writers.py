@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -133,10 +134,11 @@ def load_writers(outputs: Collection[str]) -> dict[str, type[OutputWriter]]:
     return {output: load_plugin(_GROUP, output) for output in dict.fromkeys(outputs)}
 
 
-def output_suffixes() -> list[str]:
+@cache
+def output_suffixes() -> tuple[str, ...]:
     """Ends of the names of all files that installed writers can write."""
     suffixes = []
     for name in plugin_names(_GROUP):
         with suppress(PluginError):  # reported when it is used
             suffixes.append(load_plugin(_GROUP, name).suffix)
-    return suffixes
+    return tuple(suffixes)
