@@ -1,1 +1,1 @@
-"""How well label-free scores tell good networks from bad: ``python -m benchmarks.evidence --help``."""
+"""How well label-free scores rank networks: ``python -m benchmarks.evidence --help``."""

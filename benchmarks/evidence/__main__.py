@@ -1,18 +1,18 @@
-"""How well scores that need no labels tell good networks from bad, and how often the gate is wrong.
+"""How well label-free scores rank networks, and the error rates of the promotion gate.
 
     python -m benchmarks.evidence --data labs --task wbc nuclei glands --grid var/adaptation --out var/evidence
 
-Measured are the networks that ``python -m benchmarks.adaptation --out var/adaptation`` kept, and bad ones made from its
-source_only and default: collapsed to one class, tilted to it, with noise on the weights, with another lab's
-statistics, trained too little, adapted too little or too far. Each is a candidate for the place of source_only, and of
-every other network of its task and seed.
+The networks are those of ``python -m benchmarks.adaptation --out var/adaptation``, and degraded ones made of its
+source_only and default: collapsed to one class, biased to it, with noise on the weights, with the statistics of another
+lab, trained too little, adapted too little or too far. Each is a candidate to replace source_only, and every other
+network of its task and seed.
 
-The scores look at the target's unlabelled images. The masks in its test/ serve the report alone: they give the true
-Dice after everything else is measured, and no score, no network and no setting of microseg is chosen by them here. The
-thresholds of single scores in the report are chosen on the other tasks, and are not kept. The networks of a task come
-from few trainings, so they are not independent: the intervals are narrower than they should be.
+The scores use the target's unlabelled images. The masks in its test/ are used for the report only: they give the true
+Dice after everything else is measured, and no score, network or setting of microseg is selected with them. The
+thresholds of single scores in the report are selected on the other tasks, and are not stored. The networks of a task
+come from few trainings, so they are not independent: the intervals are too narrow.
 
-What is finished is kept: the same command goes on where it stopped.
+Finished rows are stored: the same command continues where it stopped.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.evidence.pairs import BETTER, WORSE, make_pairs, signed_score
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
 from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
-from benchmarks.evidence.verdicts import BETTER, WORSE, make_pairs, signed_score
 from benchmarks.results import Row, console_table, markdown_table
 from microseg.config.settings import load_settings
 from microseg.errors import MicrosegError
@@ -33,7 +33,7 @@ _IMAGES = 16
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, run, show."""
+    """Parse the arguments, run the study, print its tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,24 +43,24 @@ def main(arguments: list[str] | None = None) -> None:
         "--grid", nargs="+", type=Path, required=True, help="--out of benchmarks.adaptation, or several"
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="only these of the grid's seeds")
-    parser.add_argument("--images", type=int, default=_IMAGES, help=f"looked at, of each lab (default {_IMAGES})")
+    parser.add_argument("--images", type=int, default=_IMAGES, help=f"evaluated, of each lab (default {_IMAGES})")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/evidence"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="changes of params.yaml")
-    chosen = parser.parse_args(arguments)
-    if chosen.images < 2:
-        parser.error(f"argument --images: expected at least 2, got {chosen.images}")
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="override params.yaml")
+    args = parser.parse_args(arguments)
+    if args.images < 2:
+        parser.error(f"argument --images: expected at least 2, got {args.images}")
     try:
-        _run(chosen)
+        _run(args)
     except MicrosegError as error:
         parser.exit(2, f"{error}\n")
 
 
-def _run(chosen: argparse.Namespace) -> None:
-    out = chosen.out.absolute()
-    policy = load_settings(chosen.set).params.gate
-    tasks = [find_task(name, chosen.data, out / "made") for name in dict.fromkeys(chosen.task or [SYNTHETIC])]
-    study = Study(out, tuple(grid.absolute() for grid in chosen.grid), chosen.images)
-    planned = study.plan(tasks, chosen.seeds)
+def _run(args: argparse.Namespace) -> None:
+    out = args.out.absolute()
+    policy = load_settings(args.set).params.gate
+    tasks = [find_task(name, args.data, out / "degraded") for name in dict.fromkeys(args.task or [SYNTHETIC])]
+    study = Study(out, tuple(grid.absolute() for grid in args.grid), args.images)
+    planned = study.plan(tasks, args.seeds)
     console = Console()
     rows: list[Row] = []
     for row in study.run(planned):
@@ -69,7 +69,7 @@ def _run(chosen: argparse.Namespace) -> None:
     pairs = make_pairs(rows, policy)
     tables = {
         f"Rank correlation of each score with true Dice on the target ({len(rows)} networks)": rank_table(rows),
-        "Each score's gain over source_only alone, each task judged by the threshold chosen on the others": score_table(
+        "Decisions by single scores against source_only, with thresholds selected on the other tasks": score_table(
             [pair for pair in pairs if pair.first]
         ),
         "The gate": gate_table(pairs),

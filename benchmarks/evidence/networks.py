@@ -1,4 +1,4 @@
-"""The networks of the study: those that a grid of adaptations kept, and bad ones made from them."""
+"""The networks of the study: those of a grid of adaptations, and degraded ones made of them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.adaptation.methods import DEFAULT, SOURCE_ONLY, UPPER_BOUND
-from benchmarks.evidence.spoiling import between, noisy, tilted, untrained, with_statistics_of
+from benchmarks.evidence.degradation import (
+    add_weight_noise,
+    interpolate,
+    random_network,
+    shift_logit,
+    with_statistics_of_images,
+)
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
 
-__all__ = ["Subject", "kept_networks", "subjects"]
+__all__ = ["Candidate", "candidates", "grid_networks"]
 
-_LOGITS = (("collapsed to", 20.0), ("tilted to", 2.0))
-_BEYOND = (0.5, 1.5, 2.5)
+_LOGITS = (("collapsed to", 20.0), ("biased to", 2.0))
+_EXTRAPOLATION = (0.5, 1.5, 2.5)
 _TRAINED = (0.6, 0.9)
 _NOISE = (0.1, 0.3)
 
@@ -26,36 +32,36 @@ Images = Callable[[], Sequence[npt.NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """A network to measure.
 
-    Attributes:
-        seed: of the grid's networks that it is or comes from.
-        name: of the method, or of what was done to a network.
-        made: whether it was made here; else it is one that the grid kept.
-        parents: SHA-256 of the weights that it is made of; with the name they say what it is.
-        build: makes it, in evaluation mode.
+    Args:
+        seed: Seed of the grid's networks.
+        name: Name of the method, or of the degradation.
+        degraded: Whether it is a degraded network; otherwise it is one of the grid.
+        parents: SHA-256 of the weights that it is made of; together with the name they identify it.
+        build: Creates it, in evaluation mode.
     """
 
     seed: int
     name: str
-    made: bool
+    degraded: bool
     parents: tuple[str, ...]
     build: Callable[[], PyramidSegmenter]
 
 
-def kept_networks(grids: Sequence[Path], task: str) -> dict[int, dict[str, Path]]:
-    """The networks of a task that grids kept: by seed, then by method.
+def grid_networks(grids: Sequence[Path], task: str) -> dict[int, dict[str, Path]]:
+    """Find the networks of a task in grids: by seed, then by method.
 
-    A network that two grids have alike comes once; another of the same name is told by its grid, ``default@second``.
-    The upper bounds are left out: they were trained on masks that the report is made on.
+    Equal networks of two grids are listed once; different ones of the same name are named after the grid, as
+    ``default@second``. The upper bounds are left out: they were trained on masks of the report.
 
     Args:
-        grids: folders, each the ``--out`` of ``benchmarks.adaptation``.
-        task: the task's name.
+        grids: Folders, each the ``--out`` of ``benchmarks.adaptation``.
+        task: Name of the task.
 
     Raises:
-        SettingsError: when a seed has no ``source_only``, or there is no network of the task at all.
+        SettingsError: A seed has no ``source_only``, or there is no network of the task.
     """
     found: dict[int, dict[str, Path]] = {}
     seen: set[tuple[int, str]] = set()
@@ -67,10 +73,10 @@ def kept_networks(grids: Sequence[Path], task: str) -> dict[int, dict[str, Path]
             seen.add((seed, _digest(folder)))
             networks = found.setdefault(seed, {})
             networks[folder.name if folder.name not in networks else f"{folder.name}@{grid.name}"] = folder
-    lacking = [seed for seed, networks in found.items() if SOURCE_ONLY not in networks]
-    if lacking or not found:
+    incomplete = [seed for seed, networks in found.items() if SOURCE_ONLY not in networks]
+    if incomplete or not found:
         places = ", ".join(str(grid / "work" / task) for grid in grids)
-        what = f"seeds {lacking} without it" if found else "no network"
+        what = f"seeds {incomplete} without it" if found else "no network"
         raise SettingsError(
             f"Expected seed-<n>/{SOURCE_ONLY} and adapted networks in {places}, found {what}: run python -m "
             f"benchmarks.adaptation --task {task} first, and give its --out as --grid."
@@ -78,56 +84,56 @@ def kept_networks(grids: Sequence[Path], task: str) -> dict[int, dict[str, Path]
     return {seed: {SOURCE_ONLY: found[seed].pop(SOURCE_ONLY), **found[seed]} for seed in sorted(found)}
 
 
-def subjects(seed: int, kept: Mapping[str, Path], others: Mapping[str, Images]) -> list[Subject]:
-    """A seed's networks, ``source_only`` first, and the bad ones made from ``source_only`` and ``default``.
+def candidates(seed: int, networks: Mapping[str, Path], others: Mapping[str, Images]) -> list[Candidate]:
+    """List a seed's networks, ``source_only`` first, and the degraded ones made of ``source_only`` and ``default``.
 
     Args:
-        seed: of the kept ones, and of what is random in those made.
-        kept: by name.
-        others: images of other tasks' labs, by the task's name, whose statistics are wrong here.
+        seed: Seed of the networks, and of the degradations.
+        networks: Folders of the networks, by name.
+        others: Images of other tasks' labs, by the task's name, for wrong batch-norm statistics.
     """
-    result = [Subject(seed, name, False, (_digest(folder),), _load(folder)) for name, folder in kept.items()]
-    origins = [name for name in (SOURCE_ONLY, DEFAULT) if name in kept]
+    result = [Candidate(seed, name, False, (_digest(folder),), _load(folder)) for name, folder in networks.items()]
+    origins = [name for name in (SOURCE_ONLY, DEFAULT) if name in networks]
     for name in origins:
-        result += _spoilt(seed, name, kept[name], others)
-    source = kept[SOURCE_ONLY]
+        result += _degraded(seed, name, networks[name], others)
+    source = networks[SOURCE_ONLY]
     for share in _TRAINED:
         random = _load(source, partial(_undertrained, seed=seed, share=share))
-        result.append(Subject(seed, f"{SOURCE_ONLY}, {share:.0%} trained", True, (_digest(source),), random))
-    if DEFAULT in kept:
-        parents = (_digest(source), _digest(kept[DEFAULT]))
-        for share in _BEYOND:
-            line = _load(kept[DEFAULT], partial(_on_the_way, origin=source, share=share))
-            result.append(Subject(seed, f"{DEFAULT}, {share:g} of the way", True, parents, line))
+        result.append(Candidate(seed, f"{SOURCE_ONLY}, {share:.0%} trained", True, (_digest(source),), random))
+    if DEFAULT in networks:
+        parents = (_digest(source), _digest(networks[DEFAULT]))
+        for share in _EXTRAPOLATION:
+            line = _load(networks[DEFAULT], partial(_extrapolated, origin=source, share=share))
+            result.append(Candidate(seed, f"{DEFAULT}, {share:g} of the way", True, parents, line))
     return result
 
 
-def _spoilt(seed: int, name: str, folder: Path, others: Mapping[str, Images]) -> list[Subject]:
+def _degraded(seed: int, name: str, folder: Path, others: Mapping[str, Images]) -> list[Candidate]:
     classes = json.loads((folder / "network.json").read_text())["config"]["classes"]
-    made: dict[str, Callable[[PyramidSegmenter], PyramidSegmenter]] = {}
+    changes: dict[str, Callable[[PyramidSegmenter], PyramidSegmenter]] = {}
     for label in sorted({0, len(classes) - 1}):
         for verb, amount in _LOGITS:
-            made[f"{verb} {classes[label]}"] = partial(tilted, label=label, amount=amount)
+            changes[f"{verb} {classes[label]}"] = partial(shift_logit, label=label, amount=amount)
     for amount in _NOISE:
-        made[f"noise {amount:g}"] = partial(noisy, amount=amount, seed=seed)
+        changes[f"noise {amount:g}"] = partial(add_weight_noise, amount=amount, seed=seed)
     for other, images in others.items():
-        made[f"statistics of {other}"] = partial(_with_wrong_statistics, images=images)
+        changes[f"statistics of {other}"] = partial(_with_wrong_statistics, images=images)
     return [
-        Subject(seed, f"{name}, {what}", True, (_digest(folder),), _load(folder, change))
-        for what, change in made.items()
+        Candidate(seed, f"{name}, {what}", True, (_digest(folder),), _load(folder, change))
+        for what, change in changes.items()
     ]
 
 
 def _undertrained(network: PyramidSegmenter, seed: int, share: float) -> PyramidSegmenter:
-    return between(untrained(network.config, seed), network, share)
+    return interpolate(random_network(network.config, seed), network, share)
 
 
-def _on_the_way(network: PyramidSegmenter, origin: Path, share: float) -> PyramidSegmenter:
-    return between(load_network(origin), network, share)
+def _extrapolated(network: PyramidSegmenter, origin: Path, share: float) -> PyramidSegmenter:
+    return interpolate(load_network(origin), network, share)
 
 
 def _with_wrong_statistics(network: PyramidSegmenter, images: Images) -> PyramidSegmenter:
-    return with_statistics_of(network, images())
+    return with_statistics_of_images(network, images())
 
 
 def _unchanged(network: PyramidSegmenter) -> PyramidSegmenter:

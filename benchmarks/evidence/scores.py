@@ -1,4 +1,4 @@
-"""The scores of the study, and those of them that microseg itself does not measure."""
+"""The scores of the study, and those that microseg does not measure."""
 
 from types import MappingProxyType
 
@@ -19,22 +19,22 @@ SCORES = MappingProxyType(
         "source_dice": 1,
     }
 )
-"""Name → 1 where more should be better, −1 where less should. All but the Dice on the labelled lab need no label."""
+"""Name → 1 if higher is better, −1 if lower is better. All but the Dice on the source lab need no labels."""
 
 _TEMPERATURE = 0.05
 
 
 def soft_neighborhood_density(probabilities: npt.NDArray[np.float32]) -> float:
-    """How densely pixels lie among others that are predicted alike: entropy of the similarities to all others.
+    """Soft neighborhood density: the entropy of a pixel's similarities to all others, by their predictions.
 
     Args:
-        probabilities: of a sample of pixels.
+        probabilities: Class probabilities of a sample of pixels.
 
     Shape:
         (N, K)
 
     Returns:
-        0..1, a share of the largest possible, log(N − 1). nan for fewer than three pixels, or where one is not finite.
+        0..1, relative to the maximum log(N − 1); NaN for fewer than three pixels, or if one is not finite.
 
     Reference:
         Saito et al., "Tune it the right way: unsupervised validation of domain adaptation via soft neighborhood
@@ -53,16 +53,16 @@ def soft_neighborhood_density(probabilities: npt.NDArray[np.float32]) -> float:
 
 
 def share_shift(predicted: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
-    """How much area changed class: the total variation between two sets of class shares.
+    """Total variation distance of two class distributions.
 
     Args:
-        predicted: of the new lab's area.
-        expected: of the labelled lab's.
+        predicted: Area fractions of the classes on the target lab.
+        expected: Area fractions in the masks of the source lab.
 
     Shape:
         (K,) each, which sum to one
 
     Returns:
-        0 for equal shares, 1 where they have no class in common.
+        0 for equal fractions, 1 if they have no class in common.
     """
     return float(np.abs(predicted - expected).sum() / 2)

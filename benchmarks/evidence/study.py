@@ -1,4 +1,4 @@
-"""The study: measures what is missing, keeps every finished row."""
+"""The study: measures missing rows and stores every finished one."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.adaptation.tasks import Task
-from benchmarks.evidence.measuring import Ground, Image, evidence, true_dice
-from benchmarks.evidence.networks import Images, Subject, kept_networks, subjects
+from benchmarks.evidence.measurement import EvaluationImages, Image, evidence, true_dice
+from benchmarks.evidence.networks import Candidate, Images, candidates, grid_networks
 from benchmarks.results import ResultRows, Row
 from microseg.evaluation.label_free import lab_targets
 from microseg.inference.engine import Engine
@@ -25,72 +25,74 @@ _STATISTICS_IMAGES = 8
 
 @dataclass
 class Study(ResultRows):
-    """A study whose rows lie in a folder, also those of other grids and numbers of images.
+    """A study; its folder may also have rows of other grids and numbers of images.
 
-    Attributes:
-        grids: folders of adaptation grids.
-        images: at most so many of each lab are looked at.
+    Args:
+        grids: Folders of ``benchmarks.adaptation``.
+        images: Largest number of evaluated images of each lab.
     """
 
     grids: tuple[Path, ...]
     images: int
 
-    def plan(self, tasks: Sequence[Task], seeds: Sequence[int] | None) -> list[tuple[Task, Subject]]:
-        """The networks to measure: task by task, seed by seed, ``source_only`` first.
+    def plan(self, tasks: Sequence[Task], seeds: Sequence[int] | None) -> list[tuple[Task, Candidate]]:
+        """List the networks to measure: task by task, seed by seed, ``source_only`` first.
 
         Args:
-            tasks: the tasks.
-            seeds: only these; None for all that the grids have.
+            tasks: The tasks.
+            seeds: Only these; None for all of the grids.
 
         Raises:
-            SettingsError: when the grids lack a task or its ``source_only``.
+            SettingsError: The grids lack a task or its ``source_only``.
         """
         planned = []
         for task, other in zip(tasks, [*tasks[1:], *tasks[:1]], strict=True):
-            wrong: Mapping[str, Images] = {} if other is task else {other.name: partial(self._some, other)}
-            for seed, kept in kept_networks(self.grids, task.name).items():
+            others: Mapping[str, Images] = (
+                {} if other is task else {other.name: partial(self._statistics_images, other)}
+            )
+            for seed, networks in grid_networks(self.grids, task.name).items():
                 if seeds is None or seed in seeds:
-                    planned += [(task, subject) for subject in subjects(seed, kept, wrong)]
+                    planned += [(task, candidate) for candidate in candidates(seed, networks, others)]
         return planned
 
-    def run(self, planned: Sequence[tuple[Task, Subject]]) -> Iterator[Row]:
-        """Finish the study, row by row; only the rows that it gives belong to it."""
-        grounds: dict[str, Ground] = {}
+    def run(self, planned: Sequence[tuple[Task, Candidate]]) -> Iterator[Row]:
+        """Run the study; yields its rows."""
+        images_by_task: dict[str, EvaluationImages] = {}
         teachers: dict[tuple[str, int], list[Image]] = {}
-        production: dict[tuple[str, int], Subject] = {}
-        for task, subject in planned:
-            key = (task.name, subject.seed)
-            if subject.name == SOURCE_ONLY:
-                production[key] = subject
-            asked = {
+        production: dict[tuple[str, int], Candidate] = {}
+        for task, candidate in planned:
+            key = (task.name, candidate.seed)
+            if candidate.name == SOURCE_ONLY:
+                production[key] = candidate
+            key_values = {
                 "task": task.name,
-                "seed": subject.seed,
-                "network": subject.name,
-                "made": subject.made,
-                "parents": [*subject.parents, *(() if subject.name == SOURCE_ONLY else production[key].parents)],
+                "seed": candidate.seed,
+                "network": candidate.name,
+                "degraded": candidate.degraded,
+                "parents": [*candidate.parents, *(() if candidate.name == SOURCE_ONLY else production[key].parents)],
                 "images": self.images,
             }
-            known = next((row for row in self.rows if row.items() >= asked.items()), None)
-            if known is None:
-                if task.name not in grounds:
-                    grounds[task.name] = self._ground(task)
-                ground = grounds[task.name]
-                if subject.name != SOURCE_ONLY and key not in teachers:
-                    teachers[key] = ground.masks(Engine(production[key].build()))
-                known = asked | self._measure(task, subject, ground, teachers.get(key))
-                self.add(known)
-            yield known
+            row = next((one for one in self.rows if one.items() >= key_values.items()), None)
+            if row is None:
+                if task.name not in images_by_task:
+                    images_by_task[task.name] = self._images(task)
+                images = images_by_task[task.name]
+                if candidate.name != SOURCE_ONLY and key not in teachers:
+                    teachers[key] = images.masks(Engine(production[key].build()))
+                row = key_values | self._measure(task, candidate, images, teachers.get(key))
+                self.add(row)
+            yield row
 
-    def _measure(self, task: Task, subject: Subject, ground: Ground, teacher: list[Image] | None) -> Row:
-        began = time.process_time()  # of all cores, whatever else runs on them
-        network = subject.build()
-        found = evidence(network, ground, None if subject.name == SOURCE_ONLY else teacher)
-        truth = true_dice(network, task.references("target"))  # for the report alone: after all else, used by nothing
-        return found | {"target_dice": truth, "cpu_seconds": time.process_time() - began}
+    def _measure(self, task: Task, candidate: Candidate, images: EvaluationImages, teacher: list[Image] | None) -> Row:
+        start = time.process_time()  # of all cores
+        network = candidate.build()
+        measured = evidence(network, images, None if candidate.name == SOURCE_ONLY else teacher)
+        target_dice = true_dice(network, task.references("target"))  # last, for the report only
+        return measured | {"target_dice": target_dice, "cpu_seconds": time.process_time() - start}
 
-    def _ground(self, task: Task) -> Ground:
-        return Ground.of(task, self.out / "work" / task.name, self.images)
+    def _images(self, task: Task) -> EvaluationImages:
+        return EvaluationImages.of(task, self.out / "work" / task.name, self.images)
 
-    def _some(self, task: Task) -> list[npt.NDArray[np.uint8]]:
-        target = self._ground(task).target
+    def _statistics_images(self, task: Task) -> list[npt.NDArray[np.uint8]]:
+        target = self._images(task).target
         return [read_image(each.image) for each in lab_targets(target, _STATISTICS_IMAGES)]

@@ -1,4 +1,4 @@
-"""What the rows say: tables and a figure."""
+"""Tables and a figure of the results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,24 +9,24 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from benchmarks.evidence.pairs import ALL_SCORES, BETTER, WORSE, Pair, leave_one_out, rates, signed_score
 from benchmarks.evidence.scores import SCORES
-from benchmarks.evidence.verdicts import BETTER, TOGETHER, WORSE, Pair, leave_one_out, rates, signed_score
 from microseg.registry.model_card import measurement_name
 
 __all__ = ["draw", "gate_table", "rank_correlation", "rank_table", "rule_table", "score_table"]
 
-_LEAST = 4  # networks, for a rank correlation to say anything
+_MIN_NETWORKS = 4  # for a rank correlation
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def rank_correlation(rows: Rows, score: str) -> float:
-    """Spearman's, of a score (turned so that more should be better) with true Dice on the target.
+    """Return Spearman's rank correlation of a score, negated if lower is better, with true Dice on the target.
 
     Returns:
-        −1..1; nan for fewer than four networks, or where either is the same for all.
+        −1..1; NaN for fewer than four networks, or if either is constant.
     """
-    if len(rows) < _LEAST:
+    if len(rows) < _MIN_NETWORKS:
         return float("nan")
     ranks = rankdata([[signed_score(row, score), row["target_dice"]] for row in rows], axis=0)  # (N, 2)
     if (ranks.std(0) == 0).any():
@@ -35,43 +35,43 @@ def rank_correlation(rows: Rows, score: str) -> float:
 
 
 def rank_table(rows: Rows) -> pd.DataFrame:
-    """One line a score: its rank correlation on every task, their mean, and the mean over kept networks alone."""
+    """Tabulate the rank correlation of each score: by task, their mean, and the mean of adapted networks only."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = []
     for score, sign in SCORES.items():
         found = {task: rank_correlation(_of(rows, task), score) for task in tasks}
-        kept = [rank_correlation([row for row in _of(rows, task) if not row["made"]], score) for task in tasks]
+        adapted = [rank_correlation([row for row in _of(rows, task) if not row["degraded"]], score) for task in tasks]
         lines.append(
-            {"score": f"{measurement_name(score)} ({'more' if sign > 0 else 'less'} is better)"}
+            {"score": f"{measurement_name(score)} ({'higher' if sign > 0 else 'lower'} is better)"}
             | {task: _signed(value) for task, value in found.items()}
-            | {"mean": _signed(_mean(found.values())), "mean, adaptations alone": _signed(_mean(kept))}
+            | {"mean": _signed(_mean(found.values())), "mean, adaptations only": _signed(_mean(adapted))}
         )
     return pd.DataFrame(lines)
 
 
 def score_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One line a score: what it alone would accept, each task judged by a threshold chosen on the others."""
+    """Tabulate the decisions by each single score, with thresholds selected on the other tasks."""
     lines = []
-    for score in (*SCORES, TOGETHER):
-        judged, verdicts = leave_one_out(pairs, score)
-        worse, better = rates(judged, verdicts)
+    for score in (*SCORES, ALL_SCORES):
+        decided, decisions = leave_one_out(pairs, score)
+        worse, better = rates(decided, decisions)
         right = _mean([1 - worse.share, better.share]) if worse.of and better.of else float("nan")
         lines.append(
             {
                 "score": measurement_name(score),
                 "worse, accepted": str(worse),
                 "better, accepted": str(better),
-                "right, mean of both": f"{right:.0%}" if np.isfinite(right) else "–",
+                "balanced accuracy": f"{right:.0%}" if np.isfinite(right) else "–",
             }
         )
     return pd.DataFrame(lines)
 
 
 def gate_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """What the gate accepts: against ``source_only``, of that the adaptations alone, and against any network."""
+    """Tabulate the decisions of the gate: against ``source_only``, of these the adaptations only, and against any."""
     parts = {
         "against source_only": [pair for pair in pairs if pair.first],
-        "the same, adaptations alone": [pair for pair in pairs if pair.first and pair.kept],
+        "the same, adaptations only": [pair for pair in pairs if pair.first and not pair.degraded],
         "against any network": list(pairs),
     }
     lines = []
@@ -82,7 +82,7 @@ def gate_table(pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def rule_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One line a rule of the gate: how many of the truly worse and truly better candidates it refuses."""
+    """Tabulate how many of the worse and of the better candidates each rule of the gate refuses."""
     rules = sorted({rule for pair in pairs for rule in pair.refused_by})
     lines = []
     for rule in rules:
@@ -92,7 +92,7 @@ def rule_table(pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def draw(rows: Rows, pairs: Sequence[Pair], file: Path) -> None:
-    """A panel for each score: its gain over ``source_only`` against that of true Dice, a dot a network."""
+    """Plot the gain of each score over ``source_only`` against that of true Dice, one dot per network."""
     mpl.use("Agg")
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""Measures of a segmentation that need no reference mask."""
+"""Label-free criteria: measurements of a segmentation without reference mask."""
 
 from collections.abc import Sequence
 
@@ -21,41 +21,40 @@ __all__ = [
 _FOLDS = 4
 _RIDGE = 1e-2
 _SMOOTHING = 3.0  # pixels
-_SEPARATION_RIDGE = 1e-3
+_STAIN_RIDGE = 1e-3
 
 
 def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
-    """Mean entropy of the class probabilities, as a share of the largest possible one.
+    """Return the mean entropy of the class probabilities, relative to the maximum.
 
     Args:
-        probabilities: sums to one over the classes.
+        probabilities: Class probabilities.
 
     Shape:
         (K, H, W)
 
     Returns:
-        0 where every pixel is certain, 1 where all classes are equally probable everywhere.
+        0 if every pixel is certain, 1 if all classes are equally probable everywhere.
     """
     p = probabilities.astype(np.float64)
     return float(-(p * np.log(p + 1e-12)).sum(0).mean() / np.log(len(p)))
 
 
 def cohen_kappa(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], classes: int) -> float:
-    """How far two segmentations of the same image agree beyond chance: Cohen's kappa over the pixels.
+    """Return Cohen's kappa of two segmentations of the same image: their agreement beyond chance.
 
-    A segmentation that marks nearly everything agrees with another such one nearly everywhere; kappa takes that away.
+    Two segmentations of almost only foreground agree almost everywhere; kappa corrects for that.
 
     Args:
-        first: class indices.
-        second: class indices.
-        classes: number of classes K.
+        first: Class indices.
+        second: Class indices.
+        classes: Number of classes K.
 
     Shape:
         (H, W) each
 
     Returns:
-        1 for equal segmentations, 0 for no agreement beyond chance, or less than that; nan where both are of one class
-        throughout, which says nothing.
+        1 for equal segmentations, 0 for no agreement beyond chance; NaN if both have the same single class.
 
     Reference:
         Cohen 1960, "A coefficient of agreement for nominal scales".
@@ -66,17 +65,17 @@ def cohen_kappa(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], cla
 
 
 def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
-    """Share of the area of each class; ignored pixels (255) count for none.
+    """Return the area fraction of each class; ignored pixels (255) are not counted.
 
     Args:
-        mask: class indices.
-        classes: number of classes K.
+        mask: Class indices.
+        classes: Number of classes K.
 
     Shape:
         (H, W) → (K,)
 
     Returns:
-        0..1, which sum to one; nan where every pixel is ignored.
+        0..1, which sum to one; NaN if every pixel is ignored.
     """
     counts = np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.float64)
     shares: npt.NDArray[np.float64] = counts / (float(counts.sum()) or float("nan"))
@@ -84,22 +83,22 @@ def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.fl
 
 
 def stain_explained_variance(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], classes: int) -> float:
-    """How distinct the segmented classes look: the share of the mask that a linear function of the stain explains.
+    """Return the fraction of the mask's variance that is explained by a linear function of the stain.
 
-    It asks nothing of the network that made the mask: tissue compartments take up stain differently, so a mask that
-    follows them is explained better than one that does not. Optical density in each channel, as it is and smoothed,
-    and the same as ranks, so that a few very dark pixels do not decide alone; the mean of both.
+    Tissue compartments take up stain differently, so a mask that follows them is explained better than one that does
+    not. The features are the optical density of each channel, unchanged and smoothed. The result is the mean of two
+    regressions: on these values, and on their ranks, which are robust to a few very dark pixels.
 
     Args:
-        image: RGB.
-        mask: class indices; 255 where a pixel is not to be counted.
-        classes: number of classes K.
+        image: RGB image.
+        mask: Class indices; 255 is ignored.
+        classes: Number of classes K.
 
     Shape:
         (H, W, 3) and (H, W)
 
     Returns:
-        R² of the linear regression of the classes' indicators, 0..1; 0 where the mask is of one class throughout.
+        R² of the linear regression of the class indicators, 0..1; 0 if the mask has a single class.
 
     Reference:
         Multivariate form of Fisher's correlation ratio.
@@ -110,19 +109,19 @@ def stain_explained_variance(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.
     if not counted.any():
         return 0.0
     features = np.concatenate([density, smooth], axis=2)[counted].astype(np.float64)  # (N, 6)
-    ranks = rankdata(features, axis=0)  # (N, 6), equal values alike
+    ranks = rankdata(features, axis=0)  # (N, 6)
     indicators = (mask[counted][:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
     return 0.5 * (_explained(features, indicators) + _explained(ranks, indicators))
 
 
-def _explained(features: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> float:
+def _explained(features: npt.NDArray[np.float64], indicators: npt.NDArray[np.float64]) -> float:
     """R² of a ridge regression: (N, D) and (N, K)."""
     x = (features - features.mean(0)) / (features.std(0) + 1e-6)
-    y = wanted - wanted.mean(0)
+    y = indicators - indicators.mean(0)
     total = float((y**2).sum())
     if total < 1e-9:
         return 0.0
-    weights = np.linalg.solve(x.T @ x + _SEPARATION_RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)  # (D, K)
+    weights = np.linalg.solve(x.T @ x + _STAIN_RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)  # (D, K)
     return max(0.0, 1 - float(((y - x @ weights) ** 2).sum()) / total)
 
 
@@ -131,41 +130,39 @@ def domain_separability(
     target: npt.NDArray[np.float32],
     slides: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> float:
-    """How well a linear classifier tells two labs apart by their features: its cross-validated area under the ROC
-    curve.
+    """Return the cross-validated area under the ROC curve of a linear classifier of two labs by their features.
 
     Args:
-        source: features of one lab's images.
-        target: features of the other's.
-        slides: the slide or patient of each of the N and of the M images. Images of one are never on both sides of
-            a fold, unless a lab has only one.
+        source: Features of the images of one lab.
+        target: Features of the images of the other lab.
+        slides: Slide or patient of each of the N and of the M images. Images of one are never in both the training and
+            the test fold, unless a lab has only one.
 
     Shape:
         (N, D) and (M, D)
 
     Returns:
-        About 0.5 when the labs look the same to the network, 1 when each image gives its lab away.
+        About 0.5 if the features of both labs have the same distribution, 1 if they are separable.
 
     Raises:
-        DataError: when a lab has fewer than two images.
+        DataError: A lab has fewer than two images.
 
     Reference:
-        The proxy A-distance of Ben-David et al. 2007, with a ridge classifier in its dual form (N + M is small beside
-        D).
+        Ben-David et al. 2007, proxy A-distance; with a ridge classifier in its dual form, as N + M is smaller than D.
     """
     if len(source) < 2 or len(target) < 2:
         raise DataError(f"Expected at least two images of each lab, got {len(source)} and {len(target)}: give more.")
     x = np.concatenate([source, target]).astype(np.float64)  # (N + M, D)
     y = np.repeat([-1.0, 1.0], [len(source), len(target)])
     groups = [
-        np.arange(len(features)) if slides is None or len(set(slides[lab])) < 2 else _numbered(slides[lab])
+        np.arange(len(features)) if slides is None or len(set(slides[lab])) < 2 else _indices(slides[lab])
         for lab, features in enumerate((source, target))
     ]
     folds = np.concatenate(groups) % min(_FOLDS, *(int(it.max()) + 1 for it in groups))
     areas = []
     for fold in range(int(folds.max()) + 1):
         train, test = folds != fold, folds == fold
-        mean, scale = x[train].mean(0), _spread(x[train & (y < 0)], x[train & (y > 0)])
+        mean, scale = x[train].mean(0), _scale(x[train & (y < 0)], x[train & (y > 0)])
         a, b = (x[train] - mean) / scale, (x[test] - mean) / scale
         kernel = a @ a.T / a.shape[1]  # (n, n)
         weights = np.where(y[train] < 0, 0.5 / (y[train] < 0).sum(), 0.5 / (y[train] > 0).sum()) * len(a)
@@ -175,16 +172,16 @@ def domain_separability(
     return float(np.mean(areas))
 
 
-def _numbered(slides: Sequence[str]) -> npt.NDArray[np.intp]:
+def _indices(slides: Sequence[str]) -> npt.NDArray[np.intp]:
     return np.unique(np.asarray(slides), return_inverse=True)[1]
 
 
-def _spread(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of each feature within the labs, so that one that tells them apart is not drowned by the others. (D,)."""
+def _scale(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Standard deviation of each feature within the labs, so that the difference between labs does not count, (D,)."""
     within = np.concatenate([low - low.mean(0), high - high.mean(0)]).std(0)  # (D,)
     overall = np.concatenate([low, high]).std(0)  # (D,)
-    spread: npt.NDArray[np.float64] = within + 1e-2 * overall + 1e-6
-    return spread
+    scale: npt.NDArray[np.float64] = within + 1e-2 * overall + 1e-6
+    return scale
 
 
 def _area_under_curve(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> float:

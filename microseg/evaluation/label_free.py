@@ -1,4 +1,4 @@
-"""What can be known of a segmenter on a lab that sent no masks."""
+"""Label-free evaluation of a segmenter on the images of a target lab."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from microseg.training.color_augmentation import jitter_color
 
 __all__ = ["TargetImage", "expected_foreground_share", "lab_targets", "label_free_scores"]
 
-_STRENGTH = 0.6
+_JITTER = 0.6  # strength of the color changes
 
 
 @dataclass(frozen=True)
 class TargetImage:
-    """An image of the new lab.
+    """An image of the target lab.
 
-    Attributes:
-        name: of the image.
-        image: its file.
-        mpp: microns per pixel; None when unknown.
-        slide: the slide or patient that it is of.
+    Args:
+        name: Name of the image.
+        image: Image file.
+        mpp: Pixel size in microns per pixel; None if unknown.
+        slide: Slide or patient.
     """
 
     name: str
@@ -39,7 +39,7 @@ class TargetImage:
 
 
 def lab_targets(lab: LabDataset, limit: int | None = None) -> tuple[TargetImage, ...]:
-    """A lab's images, or so many of them, spread evenly over its manifest."""
+    """Return a lab's images, or at most ``limit`` of them, spread evenly over its manifest."""
     rows = lab.rows
     if limit is not None and len(rows) > limit:
         rows = tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
@@ -54,20 +54,20 @@ def label_free_scores(
     *,
     views: int = 2,
 ) -> dict[str, float]:
-    """Label-free evidence, mean over images.
+    """Measure label-free criteria, mean over images.
 
     Args:
-        segment: the engine's probabilities.
-        images: of the new lab.
-        classes: number of classes.
-        on_image: called with each image's name when it is done.
-        views: changed copies of each image to ask for ``cohen_kappa``; without any it is left out.
+        segment: Computes the class probabilities of an image.
+        images: Images of the target lab.
+        classes: Number of classes.
+        on_image: Called with the name of each evaluated image.
+        views: Number of augmented views of each image for ``augmentation_consistency``; 0 leaves it out.
 
     Returns:
-        ``separation``: share of the stain's variance that the segmentation explains, 0..1; see `class_separation`.
-        ``cohen_kappa``: of the prediction with those on the same image recolored, turned and flipped, mapped back:
-        Cohen's kappa, 0..1; 0 for a network that finds one and the same class in every image. ``entropy``: of the
-        predictions, 0..1. ``foreground_share``: of the area, 0..1. nan where there are no images.
+        ``stain_explained_variance``: See that function, 0..1. ``augmentation_consistency``: Cohen's kappa of the
+        prediction with those on recolored, rotated and flipped views, mapped back, 0..1; 0 for a network that predicts
+        the same single class for every image. ``entropy``: Of the predictions, 0..1. ``foreground_share``: Area
+        fraction of the foreground classes, 0..1. NaN if there are no images.
     """
     rows = []
     for number, target in enumerate(images):
@@ -81,7 +81,7 @@ def label_free_scores(
         }
         if views:
             row["augmentation_consistency"] = _mean(
-                [_agrees(segment, target, image, mask, classes, number, view) for view in range(views)]
+                [_consistency(segment, target, image, mask, classes, number, view) for view in range(views)]
             )
         rows.append(row)
         on_image(target.name)
@@ -96,7 +96,7 @@ def label_free_scores(
     return scores | ({"augmentation_consistency": 0.0} if collapsed else {})
 
 
-def _agrees(
+def _consistency(
     segment: Segment,
     target: TargetImage,
     image: npt.NDArray[np.uint8],
@@ -105,12 +105,12 @@ def _agrees(
     number: int,
     view: int,
 ) -> float:
-    changed, back = _changed(image, number, view)
-    return cohen_kappa(mask, back(segment(changed, target.mpp).argmax(0).astype(np.uint8)), classes)
+    augmented, restore = _augment(image, number, view)
+    return cohen_kappa(mask, restore(segment(augmented, target.mpp).argmax(0).astype(np.uint8)), classes)
 
 
 def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
-    """Share of foreground in the training masks of the labelled labs."""
+    """Return the mean foreground share of the training masks of the source labs."""
     shares = [
         1 - class_shares(read_mask(lab.mask_path(row)), len(lab.metadata.classes))[0]
         for lab in labs
@@ -119,21 +119,21 @@ def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
     return _mean(shares)
 
 
-def _changed(
+def _augment(
     image: npt.NDArray[np.uint8], number: int, view: int
 ) -> tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
-    """The image recolored and turned, and the function that turns a mask of it back."""
+    """Recolor, rotate and flip an image; returns it with the function that maps a mask of it back."""
     generator = step_generator(0, number, view)
     turns, flip = 1 + view % 3, view % 2 == 1
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-    colored = (jitter_color(batch, _STRENGTH, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    turned = np.rot90(colored, turns)
-    changed = np.ascontiguousarray(turned[:, ::-1] if flip else turned)
+    colored = (jitter_color(batch, _JITTER, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    rotated = np.rot90(colored, turns)
+    augmented = np.ascontiguousarray(rotated[:, ::-1] if flip else rotated)
 
-    def back(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def restore(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return np.ascontiguousarray(np.rot90(mask[:, ::-1] if flip else mask, -turns))
 
-    return changed, back
+    return augmented, restore
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of several segmenters on the same images, side by side."""
+"""Panels: segmentations of the same image by several models, side by side."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from microseg.slides.images import read_image
 
 __all__ = ["comparison_panels", "data_uri", "reference_panels"]
 
-_HEIGHT = 290  # pixels of one picture: three beside each other fit on a version's page in MLflow
+_HEIGHT = 290  # pixels of an image; three of them fit on a version's page in MLflow
 
 
 def comparison_panels(engines: Mapping[str, Engine], lab: LabDataset, folder: Path, *, limit: int = 4) -> list[Path]:
-    """Draw a lab's image, and what each engine finds in it, beside one another.
+    """Draw images of a lab beside the segmentation of each engine.
 
     Args:
-        engines: by the title of their picture.
-        lab: whose images are shown, spread over its manifest.
-        folder: where the pictures are written.
-        limit: number of images.
+        engines: The engines, by the title of their image.
+        lab: The lab; its images are selected evenly.
+        folder: Folder of the panels.
+        limit: Number of images.
 
     Returns:
         The files, ``<image>.panel.jpg``.
@@ -47,14 +47,14 @@ def reference_panels(
     *,
     limit: int = 3,
 ) -> list[Path]:
-    """The same for images with reference masks, which are drawn beside the image.
+    """Draw images beside their reference masks and the segmentation of each engine.
 
     Args:
-        engines: by the title of their picture.
-        references: images with masks; so many of them are shown, spread evenly.
-        classes: names of the classes, the background first.
-        folder: where the pictures are written.
-        limit: number of images.
+        engines: The engines, by the title of their image.
+        references: Images with masks; they are selected evenly.
+        classes: Names of the classes, background first.
+        folder: Folder of the panels.
+        limit: Number of images.
 
     Returns:
         The files, ``<image>.panel.jpg``.
@@ -63,8 +63,8 @@ def reference_panels(
     files = []
     for reference in (references[int(pick)] for pick in picks):
         image = read_image(reference.image)
-        known = {"reference": _overlay(image, read_mask(reference.mask))}
-        files.append(_draw(reference.name, image, reference.mpp, known, engines, classes, folder))
+        reference_overlay = {"reference": _overlay(image, read_mask(reference.mask))}
+        files.append(_draw(reference.name, image, reference.mpp, reference_overlay, engines, classes, folder))
     return files
 
 
@@ -72,28 +72,28 @@ def _draw(
     name: str,
     image: npt.NDArray[np.uint8],
     mpp: float | None,
-    known: Mapping[str, npt.NDArray[np.uint8]],
+    further: Mapping[str, npt.NDArray[np.uint8]],
     engines: Mapping[str, Engine],
     classes: Sequence[str],
     folder: Path,
 ) -> Path:
-    pictures = {name: image, **known}
+    images = {name: image, **further}
     for title, engine in engines.items():
-        pictures[title] = _overlay(image, engine.probabilities(image, mpp).argmax(0).astype(np.uint8))
+        images[title] = _overlay(image, engine.probabilities(image, mpp).argmax(0).astype(np.uint8))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.panel.jpg"
-    panel = draw_panel(list(pictures.values()), list(pictures), classes=classes, height=_HEIGHT)
+    panel = draw_panel(list(images.values()), list(images), classes=classes, height=_HEIGHT)
     Image.fromarray(panel).save(file, quality=88)
     return file
 
 
 def _overlay(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """At the size that it has in a panel, so that its lines stay as wide as they are drawn."""
+    """Draw an overlay at its size in a panel, so that the width of its lines is not scaled."""
     size = round(_HEIGHT * max(image.shape[:2]) / image.shape[0])
     return draw_overlay(image, mask, least=size, most=size)
 
 
-def data_uri(picture: Path) -> str:
-    """A picture's file as a ``data:`` address, for pages that stand alone."""
-    kind = "png" if picture.suffix.lower() == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def data_uri(image_file: Path) -> str:
+    """Return the content of an image file as a ``data:`` URI, for pages without external resources."""
+    kind = "png" if image_file.suffix.lower() == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image_file.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""Which networks the study takes from a grid, and which it makes."""
+"""The networks of a grid, and the degraded ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.evidence.networks import kept_networks, subjects
+from benchmarks.evidence.networks import candidates, grid_networks
 from microseg.errors import SettingsError
 from microseg.models.files import save_network
 
@@ -26,7 +26,7 @@ def keep(tiny_network: Make, tmp_path: Path) -> Callable[..., Path]:
     return build
 
 
-def test_alike_once_unfinished_and_upper_bounds_never(keep: Callable[..., Path], tmp_path: Path) -> None:
+def test_equal_networks_are_listed_once_without_upper_bounds(keep: Callable[..., Path], tmp_path: Path) -> None:
     keep("one", "adabn", 1)
     first = keep("one", "source_only", 0)
     keep("one", "upper_bound-0", 5)
@@ -35,28 +35,28 @@ def test_alike_once_unfinished_and_upper_bounds_never(keep: Callable[..., Path],
     keep("two", "source_only", 0)
     again = keep("two", "default", 4)
     keep("two", "source_only", 6, seed=1)
-    found = kept_networks([tmp_path / "one", tmp_path / "two"], "glands")
+    found = grid_networks([tmp_path / "one", tmp_path / "two"], "glands")
     assert [*found] == [0, 1]
     assert [*found[0]] == ["source_only", "adabn", "default", "default@two"]
     assert found[0]["source_only"] == first
     assert found[0]["default@two"] == again
 
 
-def test_a_grid_without_the_first_network(keep: Callable[..., Path], tmp_path: Path) -> None:
+def test_grid_without_source_only_is_rejected(keep: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"found no network: run python -m benchmarks.adaptation --task glands"):
-        kept_networks([tmp_path / "one"], "glands")
+        grid_networks([tmp_path / "one"], "glands")
     keep("one", "default", 1, seed=2)
     with pytest.raises(SettingsError, match=r"seeds \[2\] without it"):
-        kept_networks([tmp_path / "one"], "glands")
+        grid_networks([tmp_path / "one"], "glands")
 
 
-def test_what_is_made(keep: Callable[..., Path], tmp_path: Path) -> None:
-    kept = {"source_only": keep("one", "source_only", 0), "default": keep("one", "default", 1)}
-    found = {each.name: each for each in subjects(0, kept, {"wbc": list})}
+def test_degraded_networks(keep: Callable[..., Path], tmp_path: Path) -> None:
+    networks = {"source_only": keep("one", "source_only", 0), "default": keep("one", "default", 1)}
+    found = {each.name: each for each in candidates(0, networks, {"wbc": list})}
     assert [*found][:2] == ["source_only", "default"]
-    assert [name for name, each in found.items() if not each.made] == ["source_only", "default"]
+    assert [name for name, each in found.items() if not each.degraded] == ["source_only", "default"]
     assert {
-        "source_only, collapsed to gland", "default, tilted to background", "default, noise 0.3",
+        "source_only, collapsed to gland", "default, biased to background", "default, noise 0.3",
         "source_only, statistics of wbc", "source_only, 60% trained", "default, 1.5 of the way",
     } <= found.keys()  # fmt: skip
     assert len(found) == 2 + 2 * 7 + 2 + 3
@@ -71,6 +71,6 @@ def test_what_is_made(keep: Callable[..., Path], tmp_path: Path) -> None:
     assert found["default, 1.5 of the way"].parents == (*found["source_only"].parents, *found["default"].parents)
 
 
-def test_without_default_only_the_first_is_spoilt(keep: Callable[..., Path]) -> None:
-    found = subjects(0, {"source_only": keep("one", "source_only", 0)}, {})
+def test_degraded_networks_without_default(keep: Callable[..., Path]) -> None:
+    found = candidates(0, {"source_only": keep("one", "source_only", 0)}, {})
     assert all(each.name.startswith("source_only") for each in found)

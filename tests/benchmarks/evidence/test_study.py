@@ -1,4 +1,4 @@
-"""The study from end to end, on small labs and small networks."""
+"""The study, on small labs and small networks."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.adaptation.tasks import Task
 from benchmarks.evidence.__main__ import main
-from benchmarks.evidence.measuring import Ground, evidence
+from benchmarks.evidence.measurement import EvaluationImages, evidence
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
 from microseg.annotations.index_masks import read_mask
@@ -50,7 +50,7 @@ def test_finished_networks_are_not_measured_again(
         study = Study(tmp_path / "out", (grid,), images)
         planned = study.plan([Task("one", data / "one" / "lab_a", data / "one" / "lab_b")], None)
         names = ("source_only", "default", "default, collapsed to gland")
-        return list(study.run([(task, subject) for task, subject in planned if subject.name in names]))
+        return list(study.run([(task, candidate) for task, candidate in planned if candidate.name in names]))
 
     rows = run(3)
     assert [row["network"] for row in rows] == ["source_only", "default", "default, collapsed to gland"]
@@ -69,16 +69,16 @@ def test_finished_networks_are_not_measured_again(
 
     monkeypatch.setattr("benchmarks.evidence.study.evidence", refuse)
     assert run(3) == rows
-    with pytest.raises(AssertionError, match="measured again"):  # another number of images is another question
+    with pytest.raises(AssertionError, match="measured again"):  # with another number of images
         run(4)
     save_network(grid / "work" / "one" / "seed-0" / "default", load_network(grid / "work/two/seed-0/source_only"))
     save_network(grid / "work" / "one" / "seed-0" / "source_only", load_network(grid / "work/two/seed-0/default"))
-    with pytest.raises(AssertionError, match="measured again"):  # and so is another network of the same name
+    with pytest.raises(AssertionError, match="measured again"):  # with another network of the same name
         run(3)
 
 
 @pytest.mark.long
-def test_from_a_grid_to_the_tables(data: Path, grid: Path, tmp_path: Path) -> None:
+def test_command_prints_and_writes_all_tables(data: Path, grid: Path, tmp_path: Path) -> None:
     command = ["--data", str(data), "--task", "one", "two", "--grid", str(grid), "--images", "3", "--out"]
     main([*command, str(tmp_path / "out")])
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -89,31 +89,29 @@ def test_from_a_grid_to_the_tables(data: Path, grid: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
 
 
-def test_the_truth_is_that_of_the_kept_masks_and_no_score_sees_it(
-    data: Path, tiny_network: Make, tmp_path: Path
-) -> None:
+def test_scores_do_not_use_test_masks(data: Path, tiny_network: Make, tmp_path: Path) -> None:
     task = Task("one", data / "one" / "lab_a", data / "one" / "lab_b")
     network = tiny_network(mpp=0.5)
-    before = evidence(network, Ground.of(task, tmp_path / "first", 3), None)
+    before = evidence(network, EvaluationImages.of(task, tmp_path / "first", 3), None)
     for file in (task.target / "test" / "masks").iterdir():
         write_png(file, 1 - read_mask(file))
     for file in (task.target / "test" / "images").iterdir():
         write_png(file, np.zeros((64, 64, 3), np.uint8))
-    assert evidence(network, Ground.of(task, tmp_path / "second", 3), None) == before
+    assert evidence(network, EvaluationImages.of(task, tmp_path / "second", 3), None) == before
     shutil.rmtree(task.target / "test")
-    assert evidence(network, Ground.of(task, tmp_path / "third", 3), None) == before
+    assert evidence(network, EvaluationImages.of(task, tmp_path / "third", 3), None) == before
 
 
-def test_source_dice_is_of_the_labelled_labs_kept_images(data: Path, tiny_network: Make, tmp_path: Path) -> None:
+def test_source_dice_is_measured_on_the_held_out_test_images(data: Path, tiny_network: Make, tmp_path: Path) -> None:
     task = Task("one", data / "one" / "lab_a", data / "one" / "lab_b")
     network = tiny_network(mpp=0.5)
     references = held_out_references(task.source, read_lab_metadata(task.source))
     table = score(Engine(network).probabilities, references, network.config.classes)
-    found = evidence(network, Ground.of(task, tmp_path, 16), None)
+    found = evidence(network, EvaluationImages.of(task, tmp_path, 16), None)
     assert found["source_dice"] == pytest.approx(mean_scores(table)["dice"])
 
 
-def test_a_missing_grid_is_told_in_a_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_grid_is_reported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--data", str(data), "--task", "one", "--grid", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert left.value.code == 2

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.evidence.pairs import ALL_SCORES, Pair, Rate, leave_one_out, make_pairs, rates, signed_score
 from benchmarks.evidence.scores import SCORES
-from benchmarks.evidence.verdicts import TOGETHER, Pair, Rate, leave_one_out, make_pairs, rates, signed_score
 from microseg.config.params import GateSettings
 
 
@@ -17,7 +17,7 @@ def pair(task: str, gain: float, score: float, name: str = "stain_explained_vari
 def row(network: str, target: float, *, source: float = 0.9, seed: int = 0, **scores: float) -> dict[str, Any]:
     known = {"stain_explained_variance": 0.3, "foreground_share": 0.2, "expected_foreground_share": 0.2} | scores
     return {
-        "task": "t", "seed": seed, "network": network, "made": "," in network, "source_dice": source,
+        "task": "t", "seed": seed, "network": network, "degraded": "," in network, "source_dice": source,
         "target_dice": target, "label_free": known,
     }  # fmt: skip
 
@@ -30,26 +30,29 @@ def test_wilsons_interval(count: int, of: int, low: float, high: float) -> None:
     assert Rate(count, of).interval == pytest.approx((low, high), abs=1e-4)
 
 
-def test_what_lies_between_worse_and_better_counts_for_neither() -> None:
+def test_gains_between_worse_and_better_are_not_counted() -> None:
     pairs = [pair("t", gain, 0) for gain in (-0.3, -0.021, -0.019, 0.0, 0.049, 0.051, 0.4)]
     assert rates(pairs, [True, False, True, True, True, True, False]) == (Rate(1, 2), Rate(1, 2))
 
 
-def test_the_gate_is_the_real_one() -> None:
+def test_pairs_have_the_decision_of_the_gate() -> None:
+    better = {"stain_explained_variance": 0.4, "augmentation_consistency": 0.4}
     rows = [
-        row("source_only", 0.5, cohen_kappa=0.3), row("good", 0.6, stain_explained_variance=0.4, cohen_kappa=0.4),
-        row("forgets", 0.6, source=0.8, stain_explained_variance=0.4, cohen_kappa=0.4),
-        row("noise", 0.1, stain_explained_variance=0.2, cohen_kappa=0.2), row("other seed", 0.9, seed=1),
-    ]  # fmt: skip
+        row("source_only", 0.5, augmentation_consistency=0.3),
+        row("good", 0.6, **better),
+        row("forgets", 0.6, source=0.8, **better),
+        row("noise", 0.1, stain_explained_variance=0.2, augmentation_consistency=0.2),
+        row("other seed", 0.9, seed=1),
+    ]
     pairs = {(it.gain > 0, it.refused_by): it for it in make_pairs(rows, GateSettings()) if it.first}
     assert {refused for _, refused in pairs} == {(), ("source_dice",), ("label_free",)}
     accepted = pairs[True, ()]
     assert accepted.gain == pytest.approx(0.1)
     assert accepted.gains["stain_explained_variance"] == pytest.approx(0.1)
-    assert len(make_pairs(rows, GateSettings())) == 4 * 3  # the other seed stands alone
+    assert len(make_pairs(rows, GateSettings())) == 4 * 3  # the other seed has no pair
 
 
-def test_scores_are_turned_so_that_more_is_better() -> None:
+def test_scores_have_the_sign_for_which_higher_is_better() -> None:
     rows = [row("source_only", 0.5, entropy=0.2), row("candidate", 0.6, entropy=0.5)]
     (first,) = (it for it in make_pairs(rows, GateSettings()) if it.first)
     assert first.gains["entropy"] == pytest.approx(-0.3)
@@ -57,25 +60,25 @@ def test_scores_are_turned_so_that_more_is_better() -> None:
     assert signed_score(rows[0], "augmentation_consistency") == -math.inf
 
 
-@pytest.mark.parametrize("score", ["stain_explained_variance", TOGETHER])
-def test_a_score_that_knows_is_right_on_the_task_left_out(score: str) -> None:
+@pytest.mark.parametrize("score", ["stain_explained_variance", ALL_SCORES])
+def test_correlated_score_decides_correctly_on_the_task_left_out(score: str) -> None:
     values = (-0.4, -0.1, 0.1, 0.4)
     pairs = [pair(task, value, value / 2) for task in ("a", "b") for value in values]
-    judged, verdicts = leave_one_out(pairs, score)
-    assert [it.gain for it in judged] == [*values, *values]
-    assert verdicts == [False, False, True, True] * 2
+    decided, decisions = leave_one_out(pairs, score)
+    assert [it.gain for it in decided] == [*values, *values]
+    assert decisions == [False, False, True, True] * 2
 
 
-def test_the_threshold_comes_from_the_other_task() -> None:
+def test_threshold_is_selected_on_the_other_task() -> None:
     """On ``b`` the score is shifted by one: the threshold of ``a`` accepts all there, that of ``b`` nothing on a."""
     pairs = [pair(task, value, value + shift) for task, shift in (("a", 0), ("b", 1)) for value in (-0.3, 0.3)]
     assert leave_one_out(pairs, "stain_explained_variance")[1] == [False, False, True, True]
 
 
-def test_one_task_leaves_nothing_to_choose_by() -> None:
+def test_single_task_has_no_threshold() -> None:
     assert leave_one_out([pair("a", 0.3, 0.3)], "stain_explained_variance") == ([], [])
 
 
-def test_a_score_that_is_unknown_accepts_nothing() -> None:
+def test_unknown_score_accepts_nothing() -> None:
     pairs = [pair(task, value, -math.inf) for task in ("a", "b") for value in (-0.3, 0.3)]
     assert leave_one_out(pairs, "stain_explained_variance")[1] == [False] * 4

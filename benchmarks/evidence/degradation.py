@@ -1,4 +1,4 @@
-"""Bad networks, made from good ones without any training, always the same."""
+"""Degraded networks, made of good ones without training, deterministically."""
 
 import copy
 from collections.abc import Iterable
@@ -14,19 +14,19 @@ from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import to_batch
 from microseg.training.adaptation.normalization import measure_statistics, write_statistics
 
-__all__ = ["between", "noisy", "tilted", "untrained", "with_statistics_of"]
+__all__ = ["add_weight_noise", "interpolate", "random_network", "shift_logit", "with_statistics_of_images"]
 
-_LEAST_VARIANCE = 1e-5  # of a batch normalization, where a line between two networks would lead below 0
+_MIN_VARIANCE = 1e-5  # of a batch normalization, after extrapolation
 
 
 @torch.no_grad()
-def tilted(network: PyramidSegmenter, label: int, amount: float) -> PyramidSegmenter:
-    """The network with one class favored everywhere.
+def shift_logit(network: PyramidSegmenter, label: int, amount: float) -> PyramidSegmenter:
+    """Return the network with a constant added to the logit of one class.
 
     Args:
-        network: not changed.
-        label: the class.
-        amount: added to its logit: a few give it too much area, many all of it.
+        network: Not changed.
+        label: The class.
+        amount: The constant: a small one increases the area of the class, a large one gives it all of the image.
     """
     result = copy.deepcopy(network)
     assert isinstance(result.head, SemanticHead)
@@ -36,16 +36,16 @@ def tilted(network: PyramidSegmenter, label: int, amount: float) -> PyramidSegme
     return result
 
 
-def between(first: PyramidSegmenter, second: PyramidSegmenter, share: float) -> PyramidSegmenter:
-    """The network on the line through two: ``first + share · (second − first)``, statistics included.
+def interpolate(first: PyramidSegmenter, second: PyramidSegmenter, share: float) -> PyramidSegmenter:
+    """Interpolate two networks: ``first + share · (second − first)``, including batch-norm statistics.
 
     Args:
-        first: where ``share`` is 0.
-        second: where it is 1.
-        share: above 1 it goes on beyond the second.
+        first: Network at ``share = 0``.
+        second: Network at ``share = 1``.
+        share: Position; above 1 extrapolates.
 
     Raises:
-        ModelError: when the two differ in architecture.
+        ModelError: The two differ in architecture.
     """
     if first.config != second.config:
         raise ModelError(f"Expected two networks of one architecture, got {first.config} and {second.config}.")
@@ -55,18 +55,18 @@ def between(first: PyramidSegmenter, second: PyramidSegmenter, share: float) -> 
         if tensor.is_floating_point():
             tensor.add_(share * (other[name] - tensor))
         if name.endswith("running_var"):
-            tensor.clamp_(min=_LEAST_VARIANCE)
+            tensor.clamp_(min=_MIN_VARIANCE)
     return result
 
 
 @torch.no_grad()
-def noisy(network: PyramidSegmenter, amount: float, seed: int) -> PyramidSegmenter:
-    """The network with normal noise on the weights of every convolution.
+def add_weight_noise(network: PyramidSegmenter, amount: float, seed: int) -> PyramidSegmenter:
+    """Return the network with normal noise on the weights of every convolution.
 
     Args:
-        network: not changed.
-        amount: standard deviation of the noise, as a multiple of that of the layer's weights.
-        seed: of the noise.
+        network: Not changed.
+        amount: Standard deviation of the noise, as a multiple of that of the layer's weights.
+        seed: Seed of the noise.
     """
     result, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     for weights in result.parameters():
@@ -75,19 +75,19 @@ def noisy(network: PyramidSegmenter, amount: float, seed: int) -> PyramidSegment
     return result
 
 
-def untrained(config: NetworkConfig, seed: int) -> PyramidSegmenter:
-    """A network with random weights."""
+def random_network(config: NetworkConfig, seed: int) -> PyramidSegmenter:
+    """Return a network with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PyramidSegmenter(config).eval()
 
 
-def with_statistics_of(network: PyramidSegmenter, images: Iterable[npt.NDArray[np.uint8]]) -> PyramidSegmenter:
-    """The network with its normalization statistics measured anew on other images.
+def with_statistics_of_images(network: PyramidSegmenter, images: Iterable[npt.NDArray[np.uint8]]) -> PyramidSegmenter:
+    """Return the network with the batch-norm statistics of other images.
 
     Args:
-        network: not changed.
-        images: of whatever lab.
+        network: Not changed.
+        images: The images.
 
     Shape:
         (H, W, 3) each
