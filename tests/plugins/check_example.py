@@ -1,12 +1,15 @@
 """Uses each part of the example package through microseg's public API. Run by `tests/test_plugins.py`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from microseg import Segmenter, adapt, train
+from microseg.annotations.index_masks import read_mask
 from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
@@ -20,6 +23,21 @@ def test_slide_reader(tmp_path: Path) -> None:
     np.save(tmp_path / "slide.npy", pixels)
     with open_slide(tmp_path / "slide.npy") as slide:
         assert np.array_equal(slide.read_region(0, 10, 5, 20, 30), pixels[5:35, 10:30])
+
+
+def test_annotation_format(tmp_path: Path) -> None:
+    """Ingest a lab that has CSV files of rectangles in place of masks."""
+    folder = make_lab(tmp_path / "lab_a", LAB_A, images=4, size=64, test_images=0, labelled=True, seed=0)
+    shutil.rmtree(folder / "masks")
+    (folder / "annotations").mkdir()
+    for image in (folder / "images").iterdir():
+        (folder / "annotations" / f"{image.stem}.csv").write_text("gland,10,20,30,60\n")
+    ingested = ingest_lab(folder, tmp_path / "labs", tmp_path / "quarantine")
+    dataset = open_lab_dataset(ingested.folder)
+    expected = np.zeros((64, 64), np.uint8)
+    expected[20:60, 10:30] = dataset.metadata.classes.index("gland")
+    assert len(dataset.rows) == 4
+    assert all(np.array_equal(read_mask(dataset.mask_path(row)), expected) for row in dataset.rows)
 
 
 def test_output_writer(tmp_path: Path) -> None:
