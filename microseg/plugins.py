@@ -61,13 +61,14 @@ def load_plugin(group: str, name: str) -> Any:
 
 
 @cache
-def create_plugins(group: str) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+def create_plugins(group: str, *attributes: str) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Create one instance, without arguments, of each class that is registered under a group.
 
-    A class that cannot be imported or created is reported as a warning, so that it does not prevent the use of others.
+    A class that cannot be used is reported as a warning, so that it does not prevent the use of others.
 
     Args:
         group: One of `GROUPS`.
+        attributes: Attributes that an instance must have.
 
     Returns:
         The instances by name, and by name the reasons why others are not available.
@@ -76,11 +77,14 @@ def create_plugins(group: str) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     broken: dict[str, str] = {}
     for name in plugin_names(group):
         try:
-            instances[name] = load_plugin(group, name)()
+            instance = load_plugin(group, name)()
+            if missing := [attribute for attribute in attributes if not hasattr(instance, attribute)]:
+                raise AttributeError(f"it has no {', '.join(missing)}")
+            instances[name] = instance
         except PluginError as error:
             broken[name] = str(error)
-        except Exception as error:  # raised by the constructor of another package's class
-            broken[name] = f"The {GROUPS[group]} {name!r} cannot be created: {type(error).__name__}: {error}."
+        except Exception as error:  # a class of another package may raise anything
+            broken[name] = f"The {GROUPS[group]} {name!r} cannot be used: {type(error).__name__}: {error}."
     for message in broken.values():
         _log.warning("%s The others are used without it.", message)
     return instances, broken

@@ -103,4 +103,4 @@ def read_annotation(path: Path, size: tuple[int, int], classes: Sequence[str]) -
 
 
 def _formats() -> Sequence[AnnotationFormat]:
-    return list(create_plugins(ANNOTATIONS)[0].values())
+    return list(create_plugins(ANNOTATIONS, "folder", "suffixes", "read")[0].values())

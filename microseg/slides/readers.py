@@ -17,6 +17,7 @@ The built-in readers are ``openslide`` (priority 100), ``tiff`` (50) and ``image
 
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -99,7 +100,7 @@ def open_slide(path: Path | str) -> Slide:
     try:
         return reader.open(path)
     except ImageReadError as error:
-        if broken := " ".join(create_plugins(SLIDE_READERS)[1].values()):
+        if broken := " ".join(_plugins()[1].values()):
             raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
         raise
     except Exception as error:  # a reader of another package may raise anything
@@ -160,4 +161,8 @@ def _reader_for(path: Path) -> tuple[str, SlideReader]:
 
 def _readers() -> list[tuple[str, SlideReader]]:
     """All readers with their names, in the order in which they are asked."""
-    return sorted(create_plugins(SLIDE_READERS)[0].items(), key=lambda entry: -int(entry[1].priority))
+    return sorted(_plugins()[0].items(), key=lambda entry: -int(entry[1].priority))
+
+
+def _plugins() -> tuple[Mapping[str, SlideReader], Mapping[str, str]]:
+    return create_plugins(SLIDE_READERS, "priority", "suffixes", "can_open", "open")
