@@ -6,12 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.cli.main import COMMANDS
+from microseg.plugins import GROUPS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,11 +55,21 @@ def test_lab_yaml_is_valid() -> None:
     assert LabMetadata.model_validate(yaml.safe_load(text)).lab == "lab_c"
 
 
-@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", *(f"docs/{it.name}" for it in ROOT.glob("docs/*.md"))])
+FILES = ["README.md", "CHANGELOG.md", "mlflow/README.md", *(f"docs/{it.name}" for it in sorted(ROOT.glob("docs/*.md")))]
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_links_lead_to_files(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert link.startswith("https://") or (ROOT / file).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("file", [it for it in FILES if it != "CHANGELOG.md"])  # it states former names, too
+def test_modules_exist(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for name in re.findall(r"(?:python -m |`)((?:benchmarks|microseg|flows)(?:\.[a-z_]+)+)", text):
+        assert find_spec(name) or name in GROUPS, name
 
 
 def test_python_example_names_what_exists() -> None:
