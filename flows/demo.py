@@ -1,11 +1,11 @@
-"""The whole of it: two labs, a first segmenter, adaptation, judgment, promotion, a batch, and one page.
+"""Runs every step on two labs: ingest, train, adapt, evaluate, promote, segment; and writes a report.
 
-    python -m flows.demo
-    python -m flows.demo --source data/labs_in/he --target data/labs_in/ihc
+    microseg demo
+    microseg demo --source labs/he --target labs/ihc
 
-Without folders two labs are made: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). Everything goes through the
-flows that production uses; what is told only here is the truth about the new lab, from the masks in its test/ folder,
-which no flow reads.
+Without folders two synthetic labs are used: lab_a (H&E, labelled) and lab_b (DAB-H, unlabelled). All steps are the
+flows that run in production. The report compares their results with the masks in the labs' test/ folders, which no flow
+reads.
 """
 
 import shutil
@@ -42,21 +42,21 @@ from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
 
 __all__ = ["command", "demo"]
 
-_MADE_BY_STORY = "demo"
+_DEMO_TAG = "demo"
 _OVERLAYS = 4
 
 T = TypeVar("T")
 
 
 @dataclass
-class _Clock:
+class _Timer:
     """Seconds of each step."""
 
-    began: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic)
     steps: dict[str, float] = field(default_factory=dict)
 
     def time(self, name: str, step: Callable[[], T]) -> T:
-        """Run a step, telling its name, and remember how long it took."""
+        """Run a step under a heading with its name, and record its duration."""
         console.rule(f"[bold]{name}", align="left")
         before = time.monotonic()
         result = step()
@@ -66,17 +66,17 @@ class _Clock:
 
 @task
 def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
-    """Make the two labs of the story, as they would be delivered; the suffix goes behind their names."""
+    """Generate the two synthetic labs, as incoming folders; the suffix is appended to their names."""
     demo, seed = settings.params.demo, settings.params.seed
     folders = []
-    for made, images, labelled, number in ((LAB_A, demo.images_a, True, 0), (LAB_B, demo.images_b, False, 1)):
-        look = replace(made, name=made.name + suffix)
-        folder = settings.home.demo / "delivered" / look.name
+    for spec, images, labelled, number in ((LAB_A, demo.images_a, True, 0), (LAB_B, demo.images_b, False, 1)):
+        spec = replace(spec, name=spec.name + suffix)
+        folder = settings.home.demo / "incoming" / spec.name
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo
-        with console.status(f"Making {folder.name}: {images} sections"):
+        with console.status(f"Generating {folder.name}: {images} images"):
             make_lab(
                 folder,
-                look,
+                spec,
                 images=images,
                 size=demo.image_size,
                 labelled=labelled,
@@ -89,20 +89,20 @@ def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
 
 @task
 def start_production(version: int, settings: Settings) -> None:
-    """Put the story's first segmenter into production."""
+    """Promote the demo's first segmenter."""
     registry = open_workspace(settings).registry
-    registry.versions.set_tags(version, {_MADE_BY_STORY: "yes"})
-    registry.production.promote(version, audit=AuditInfo(via="demo", reason="The story begins with it."))
+    registry.versions.set_tags(version, {_DEMO_TAG: "yes"})
+    registry.production.promote(version, audit=AuditInfo(via="demo", reason="First version of the demo."))
 
 
 @task
 def score_versions(
     versions: Mapping[str, ModelVersion], references: Mapping[str, tuple[Reference, ...]], settings: Settings
 ) -> dict[str, dict[str, Mapping[str, float]]]:
-    """The truth: each version's Dice on each lab's images with masks that no training saw."""
+    """Dice of each version on each lab's held-out test images."""
     total = len(versions) * sum(len(images) for images in references.values())
     scores: dict[str, dict[str, Mapping[str, float]]] = {}
-    with progress_bar("Scoring on images kept aside", total) as advance:
+    with progress_bar("Scoring on held-out test images", total) as advance:
         for name, version in versions.items():
             engine = open_workspace(settings).engine(open_workspace(settings).network(version))
             scores[name] = {
@@ -114,53 +114,53 @@ def score_versions(
 
 @flow(name="demo")
 def demo(source: Path | None = None, target: Path | None = None, changes: tuple[str, ...] = ()) -> DemoReport:
-    """Run the whole of it and write the report.
+    """Run all steps and write the report.
 
     Args:
-        source: a labelled lab's folder; one is made by default.
-        target: a new lab's folder; one is made by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        source: Folder of a labelled lab; a synthetic one by default.
+        target: Folder of a new lab; a synthetic one by default.
+        changes: Parameters that override those of params.yaml, ``section.name=value``.
     """
-    clock, settings = _Clock(), load_settings(changes)
-    _refuse_foreign_production(settings)
+    timer, settings = _Timer(), load_settings(changes)
+    _check_production(settings)
     if source is None or target is None:
-        source, target = clock.time("Two labs", lambda: make_labs(settings, _suffix(settings)))
+        source, target = timer.time("Generate two labs", lambda: make_labs(settings, _suffix(settings)))
     lab_a, lab_b = read_lab_metadata(source), read_lab_metadata(target)
     references = {
         "lab_a": held_out_references(source, lab_a),
         "lab_b": held_out_references(target, lab_b),
-    }  # read before the hours
+    }  # read before the long steps, so that errors in them show early
     if not references["lab_b"]:
         raise LabError(
-            f"Expected images with masks in {target / 'test'} to report on, found none: add test/images and test/masks."
+            f"{target / 'test'}: expected images with masks for the report, found none. Add test/images and test/masks."
         )
-    clock.time(f"Ingest {lab_a.lab}", lambda: ingest(source, changes=changes))
-    first = clock.time("Train the first segmenter", lambda: train((lab_a.lab,), changes=changes))
+    timer.time(f"Ingest {lab_a.lab}", lambda: ingest(source, changes=changes))
+    first = timer.time("Train the first segmenter", lambda: train((lab_a.lab,), changes=changes))
     start_production(first.version, settings)
-    clock.time(f"{lab_b.lab} lands", lambda: ingest(target, changes=changes))
-    adapted = clock.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
-    clock.time("Evaluate the candidate", lambda: evaluate(changes=changes))
-    decision = clock.time("Ask the gate", lambda: promote(changes=changes))
+    timer.time(f"Ingest {lab_b.lab}", lambda: ingest(target, changes=changes))
+    adapted = timer.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
+    timer.time("Evaluate the candidate", lambda: evaluate(changes=changes))
+    decision = timer.time("Apply the gate", lambda: promote(changes=changes))
     out = settings.home.segmentations / lab_b.lab
-    batch = clock.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
-    return clock.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, decision, batch, clock))
+    batch = timer.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
+    return timer.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, decision, batch, timer))
 
 
 def _suffix(settings: Settings) -> str:
-    """Another seed makes other labs, which must not be taken for further deliveries of these."""
+    """Suffix of the labs' names: those of another seed are other labs, not more images of the same ones."""
     return f"_{settings.params.seed}" if settings.params.seed else ""
 
 
-def _refuse_foreign_production(settings: Settings) -> None:
-    """The story puts a model of its own into production: never in place of one that people work with."""
+def _check_production(settings: Settings) -> None:
+    """Refuse to replace a production version that is not from a demo."""
     try:
         current = open_workspace(settings).registry.versions.find(PRODUCTION)
     except VersionNotFoundError:
         return
-    if _MADE_BY_STORY not in current.tags:
+    if _DEMO_TAG not in current.tags:
         raise RegistryError(
-            f"Version {current.version} is in production and was not made by the demo, which would replace it: "
-            "run the demo with another home, for example MICROSEG_HOME=/tmp/microseg-demo."
+            f"Version {current.version} is in production and is not from a demo, which would replace it. Run the "
+            "demo in another home, for example MICROSEG_HOME=/tmp/microseg-demo."
         )
 
 
@@ -171,12 +171,12 @@ def _report(
     adapted: AdaptRecord,
     decision: Decision,
     batch: BatchSummary,
-    clock: _Clock,
+    timer: _Timer,
 ) -> DemoReport:
     registry = open_workspace(settings).registry
     first, candidate = registry.versions.find(adapted.base), registry.versions.find(adapted.version)
     production = registry.versions.find(PRODUCTION)
-    registry.versions.set_tags(candidate, {_MADE_BY_STORY: "yes"})
+    registry.versions.set_tags(candidate, {_DEMO_TAG: "yes"})
     source, target = labs
     references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
@@ -214,8 +214,8 @@ def _report(
         production_version=production.version,
         lineage=_lineage(production, batch, settings),
         batch={"images": batch.images, "done": batch.done, "skipped": batch.skipped, "failed": batch.failed},
-        timings=clock.steps,
-        seconds=round(time.monotonic() - clock.began, 1),
+        timings=timer.steps,
+        seconds=round(time.monotonic() - timer.start, 1),
         outputs={
             "page": str(folder / "report.html"),
             "report": str(folder / "report.json"),
@@ -242,7 +242,7 @@ def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) 
         "run": production.run_id,
         **{f"dataset {lab}": digest for lab, digest in production.datasets.items()},
         "code": production.tags.get("commit", "unknown"),
-        "parameters": str(settings.params_file),
+        "parameters": str(settings.params_file or "defaults"),
         "registry": settings.environment.tracking_uri,
     }
 
@@ -250,37 +250,37 @@ def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) 
 @cli_command(home="create")
 def command(
     source: Annotated[
-        Path | None, typer.Option(help="A labelled lab: images/, masks/, lab.yaml, optional test/.")
+        Path | None, typer.Option(help="Folder of a labelled lab: images/, masks/, lab.yaml, optional test/.")
     ] = None,
-    target: Annotated[Path | None, typer.Option(help="A new lab: images/, lab.yaml, and test/ to report on.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Folder of a new lab: images/, lab.yaml, and test/ for the report.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of labs and training; that of params.yaml by default.")] = None,
     changes: SetOption = None,
 ) -> None:
-    """Run the whole of it: two labs, training, adaptation, judgment, promotion, batch segmentation, one page.
+    """Run all steps on two labs: train, adapt, evaluate, promote, segment; and write a report.
 
     Example: microseg demo --source labs/he --target labs/ihc
     """
     if (source is None) != (target is None):
-        raise LabError("Expected both --source and --target, or neither: the labs of a story share their classes.")
-    more = (*(changes or ()), *([f"seed={seed}"] if seed is not None else []))
-    result = demo(source.absolute() if source else None, target.absolute() if target else None, more)
+        raise LabError("Expected both --source and --target, or neither: the two labs must have the same classes.")
+    overrides = (*(changes or ()), *([f"seed={seed}"] if seed is not None else []))
+    result = demo(source.absolute() if source else None, target.absolute() if target else None, overrides)
     rows = [
-        (f"{result.labs[key]}, Dice on {result.images[key]} images", change.before, change.after)
+        (f"{result.labs[key]} ({result.images[key]} images)", change.before, change.after)
         for key, change in result.dice.items()
     ]
-    show_table("What happened", ("", "before", "after"), rows)
+    show_table("Dice on held-out test images", ("lab", "before", "after"), rows)
     verdict = "accepted and in production" if result.decision.promoted else "refused by the gate"
     console.print(
         f"Candidate (version {result.candidate_version}) {verdict}; "
         f"version {result.production_version} is in production."
     )
     if result.recovered is not None:
-        console.print(
-            f"{100 * result.recovered:.0f} % of the Dice lost between the labs came back, in {result.seconds:.0f} s."
-        )
-    console.print(f"The page:     {result.outputs['page']}")
-    console.print(f"The outputs:  {result.outputs['segmentations']}")
-    console.print("The models:   make serve, then the MLflow page that it names")
+        console.print(f"Adaptation recovered {100 * result.recovered:.0f} % of the Dice lost on the new lab.")
+    console.print(f"Report:        {result.outputs['page']}", soft_wrap=True)
+    console.print(f"Segmentations: {result.outputs['segmentations']}", soft_wrap=True)
+    console.print("Next: microseg service local-servers shows the models in MLflow and the runs in Prefect.")
 
 
 if __name__ == "__main__":

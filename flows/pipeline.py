@@ -1,8 +1,7 @@
-"""What the pipeline in dvc.yaml needs beside the flows: labs to begin with, and names for the versions between its
-stages.
+"""Steps of the pipeline in dvc.yaml that are not flows: generate labs, and set the aliases that its stages use.
 
-    python -m flows.pipeline labs var/pipeline/labs
-    python -m flows.pipeline alias first var/pipeline/train.json
+python -m flows.pipeline labs var/pipeline/labs
+python -m flows.pipeline alias first var/pipeline/train.json
 """
 
 import json
@@ -22,33 +21,35 @@ from microseg.registry.version import is_production
 
 __all__ = ["alias", "app", "labs"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Steps of dvc.yaml that are no flows.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Steps of dvc.yaml that are not flows.")
 
 
 @app.command()
 @cli_command(home="create")
-def labs(folder: Annotated[Path, typer.Argument(help="Where the labs go.")]) -> None:
-    """Make the demo's two labs, as they would be delivered."""
+def labs(folder: Annotated[Path, typer.Argument(help="Folder that the labs are written to.")]) -> None:
+    """Generate the two labs of the demo, as incoming folders."""
     folder.mkdir(parents=True, exist_ok=True)
-    for delivered in make_labs.fn(load_settings()):
-        delivered.rename(folder / read_lab_metadata(delivered).lab)
+    for lab in make_labs.fn(load_settings()):
+        lab.rename(folder / read_lab_metadata(lab).lab)
 
 
 @app.command()
 @cli_command
 def alias(
-    name: Annotated[str, typer.Argument(help="The alias, such as production.")],
-    record: Annotated[Path, typer.Argument(help="Record of the flow that made the version.")],
+    name: Annotated[str, typer.Argument(help="Alias, such as production.")],
+    record: Annotated[Path, typer.Argument(help="File that the flow wrote with --record.")],
 ) -> None:
-    """Give the version that a flow made an alias, so that the stages after it find it. No gate is asked."""
+    """Set an alias on the version that a flow registered, for the stages after it. The gate is not applied."""
     registry = open_workspace(load_settings()).registry
     try:
         version = int(json.loads(record.read_text())["version"])
     except (OSError, ValueError, KeyError) as error:
-        raise MicrosegError(f"{record}: expected the record of train or adapt, got {error!r}. Run it first.") from error
+        raise MicrosegError(
+            f"{record}: expected a file written with --record, got {error!r}. Run the stage before."
+        ) from error
     if is_production(name):
         registry.production.promote(
-            version, alias=name, audit=AuditInfo(via="pipeline", reason="The pipeline begins with it.")
+            version, alias=name, audit=AuditInfo(via="pipeline", reason="First version of the pipeline.")
         )
     else:
         registry.versions.set_alias(name, version)

@@ -64,7 +64,7 @@ class Workspace:
         self.settings = settings
         self.datasets = DatasetStore(settings.home.data, settings.environment.dvc_remote)
         self.onboarding = OnboardingStore(settings.home.records / "onboarding")
-        self._labs: dict[str, tuple[tuple[str, int], LabDataset]] = {}
+        self._labs: dict[tuple[str, str], LabDataset] = {}
         self._networks: OrderedDict[str, PyramidSegmenter] = OrderedDict()
 
     @cached_property
@@ -87,16 +87,21 @@ class Workspace:
         return settings if lab is None else settings.model_copy(update={"max_source_loss": 1.0})
 
     def network(self, version: ModelVersion) -> PyramidSegmenter:
-        """Network of a version, from the registry; it is shared, so copy it before changing it."""
+        """Network of a version, loaded once per process; it is shared, so copy it before changing it."""
         from microseg.models.files import load_network
 
         key = version.run_id or version.uri
-        if key not in self._networks:
-            self._networks[key] = load_network(self.registry.versions.download(version, self.settings.home.models))
+        network = self._networks.get(key)
+        if network is None:
+            network = load_network(self.registry.versions.download(version, self.settings.home.models))
+        return self._keep(key, network)
+
+    def _keep(self, key: str, network: PyramidSegmenter) -> PyramidSegmenter:
+        self._networks[key] = network
         self._networks.move_to_end(key)
         while len(self._networks) > _NETWORKS:
             self._networks.popitem(last=False)
-        return self._networks[key]
+        return network
 
     def segmenter(self, version: ModelVersion) -> Segmenter:
         """Segmenter of a version."""
@@ -144,13 +149,9 @@ class Workspace:
             if current is None:
                 raise VersioningError(f"Expected a dataset of lab {lab!r}, found none: run `microseg ingest` first.")
             digest = current.digest
-        manifest = self.datasets.labs / lab / "manifest.csv"
-        known = self._labs.get(lab)
-        if known is not None and manifest.is_file() and known[0] == (digest, manifest.stat().st_mtime_ns):
-            return known[1], digest
-        dataset = open_lab_dataset(self.datasets.checkout(lab, digest))
-        self._labs[lab] = ((digest, manifest.stat().st_mtime_ns), dataset)
-        return dataset, digest
+        if (lab, digest) not in self._labs:
+            self._labs[lab, digest] = open_lab_dataset(self.datasets.checkout(lab, digest))
+        return self._labs[lab, digest], digest
 
     def labs(self, digests: Mapping[str, str]) -> tuple[list[LabDataset], list[LabDataset]]:
         """Datasets that a model version was trained on: the labelled labs, and the others.
@@ -197,15 +198,15 @@ class Workspace:
         commit = code_commit(Path(__file__).parent)
         run.log_metrics({"seconds": training.seconds, "steps": training.steps, "best_step": training.best_step})
         run.set_tag("stopped", training.stopped)
-        self._networks[run.id] = load_network(folder)  # as `network` finds it
-        network = self._networks[run.id].config
-        run.log_reference_distribution(fit_reference_distribution([*source, *target], network.mpp))
+        network = self._keep(run.id, load_network(folder))
+        config = network.config
+        run.log_reference_distribution(fit_reference_distribution([*source, *target], config.mpp))
         card = model_card(
             method=method,
-            classes=network.classes,
-            mpp=network.mpp,
+            classes=config.classes,
+            mpp=config.mpp,
             labs=_card_labs(source, target, digests),
-            params=self._training_params(network, method),
+            params=self._training_params(config, method),
             run_id=run.id,
             commit=commit,
             run_params=self.registry.runs.params(run.id),
@@ -214,7 +215,14 @@ class Workspace:
         tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
         example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
         return self.registry.versions.register(
-            run, folder, example=example, method=method, description=card, commit=commit, tags=tags
+            run,
+            folder,
+            network=network,
+            example=example,
+            method=method,
+            description=card,
+            commit=commit,
+            tags=tags,
         )
 
     def update_model_card(

@@ -1,1 +1,1 @@
-"""What the doctor looks at; each look yields what it found, in sentences."""
+"""Health of an installation: the commands `status`, `history` and `doctor`."""

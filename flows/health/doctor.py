@@ -1,6 +1,6 @@
-"""What fails silently, looked for: each fault with its remedy.
+"""Checks for faults that are easily missed, each with what to do about it.
 
-python -m flows.health.doctor
+microseg doctor
 """
 
 from collections.abc import Callable, Iterator
@@ -9,53 +9,59 @@ import typer
 
 from flows.cli.console import console
 from flows.cli.options import cli_command
-from flows.health.dvc_remote import remote
-from flows.health.finding import Finding
-from flows.health.machine import disk, home, packages
-from flows.health.mlflow_server import aliases, registry, webhook
-from flows.health.prefect_server import prefect, schedules
+from flows.health.machine import Finding, check_disk, check_dvc_remote, check_home, check_packages
+from flows.health.servers import check_aliases, check_mlflow, check_prefect, check_schedules, check_webhook
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError
 
-__all__ = ["Finding", "command", "run_checks"]
+__all__ = ["command", "run_checks"]
 
 
 def run_checks(settings: Settings) -> list[Finding]:
-    """Look at everything, one after the other; what cannot be looked at is a finding too.
+    """Run all checks; a check that fails itself is a finding too.
 
     Args:
-        settings: of the machine.
+        settings: Settings of this machine.
     """
-    looks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        packages, home, disk, registry, aliases, webhook, prefect, schedules, remote,
-    )  # fmt: skip
+    checks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
+        "packages": check_packages,
+        "home": check_home,
+        "disk": check_disk,
+        "MLflow": check_mlflow,
+        "aliases": check_aliases,
+        "webhook": check_webhook,
+        "Prefect": check_prefect,
+        "schedules": check_schedules,
+        "DVC remote": check_dvc_remote,
+    }
     if not settings.home.exists and settings.environment.mlflow_tracking_uri is None:
-        looks = (packages, home, prefect)  # the others would look into the home
+        for name in ("disk", "MLflow", "aliases", "webhook", "DVC remote"):  # these look into the home
+            del checks[name]
     findings: list[Finding] = []
-    for look in looks:
+    for name, check in checks.items():
         try:
-            findings += look(settings)
+            findings += check(settings)
         except Exception as error:
-            findings.append(Finding(look.__name__, "error", f"could not be looked at: {type(error).__name__}: {error}"))
+            findings.append(Finding(name, "error", f"could not be checked: {type(error).__name__}: {error}"))
     return findings
 
 
 @cli_command(home="read")
 def command() -> None:
-    """Look for what fails silently, each with its remedy; exit code 1 when there is a fault.
+    """Check packages, home, servers and deployments, and say how to fix what is wrong.
 
-    Example: microseg doctor
+    The exit code is 1 if there is an error. Example: microseg doctor
     """
     marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
     findings = run_checks(load_settings())
     for finding in findings:
-        console.print(f"{marks[finding.level]} [bold]{finding.subject}[/]:", end=" ")
-        console.print(finding.sentence, markup=False, soft_wrap=True)
-        if finding.remedy:
-            console.print(f"    → {finding.remedy}", markup=False, soft_wrap=True)
-    faults = sum(finding.level == "error" for finding in findings)
-    if faults:
-        raise MicrosegError(f"{faults} of {len(findings)} things looked at are faults.")
+        console.print(f"{marks[finding.level]} [bold]{finding.check}[/]:", end=" ")
+        console.print(finding.message, markup=False, soft_wrap=True)
+        if finding.action:
+            console.print(f"    → {finding.action}", markup=False, soft_wrap=True)
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise MicrosegError(f"{errors} of {len(findings)} checks found an error.")
 
 
 if __name__ == "__main__":

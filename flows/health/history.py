@@ -18,7 +18,7 @@ from microseg.registry.version import production_of
 
 __all__ = ["command"]
 
-_COLUMNS = ("time (UTC)", "alias", "action", "version", "gate", "by", "via", "reason")
+_COLUMNS = ("time (UTC)", "alias", "change", "gate", "by", "reason")
 
 
 @cli_command(home="read")
@@ -44,11 +44,9 @@ def _row(entry: Promotion) -> tuple[str, ...]:
     return (
         f"{entry.time:%Y-%m-%d %H:%M}",
         entry.alias,
-        entry.action + state,
-        f"{entry.previous_version or '–'} → {entry.version or '–'}",
+        f"{entry.action}{state} {entry.previous_version or '–'} → {entry.version or '–'}",
         entry.audit.gate,
-        entry.audit.by or "unknown",
-        entry.audit.via,
+        f"{entry.audit.by or 'unknown'} ({entry.audit.via})",
         entry.audit.reason,
     )
 

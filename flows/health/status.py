@@ -1,6 +1,6 @@
-"""What is in production, what is proposed, which labs there are, what runs next.
+"""Shows the home, production and candidate versions, the labs, and scheduled batches.
 
-python -m flows.health.status
+microseg status
 """
 
 import json
@@ -20,12 +20,13 @@ from flows.cli.options import cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.registry.gate import NOT_EVALUATED, Decision
-from microseg.registry.production import PendingAliasChange
-from microseg.registry.version import CANDIDATE, ModelVersion, production_of
+from microseg.registry.version import CANDIDATE, production_of
 
-__all__ = ["LabStatus", "Status", "command", "read_status"]
+__all__ = ["SCHEDULED_DEPLOYMENT", "LabStatus", "Status", "command", "read_status"]
 
-_BATCH = "segment-scheduled/segment-scheduled"
+SCHEDULED_DEPLOYMENT = "segment-scheduled/segment-scheduled"
+"""Name of the deployment that segments batches on a schedule."""
+
 _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -34,14 +35,14 @@ class LabStatus:
     """One lab.
 
     Attributes:
-        lab: its name.
-        versions: of its dataset.
-        digest: of the newest.
-        images: files of the newest.
-        production: version used for its images; None when there is none.
-        own: whether that version is this lab's alone.
-        candidate: newest version adapted to it that was never in production, with the gate's verdict.
-        landing: what became of its last delivery.
+        lab: Its name.
+        versions: Number of versions of its dataset.
+        digest: Digest of the latest version.
+        files: Number of files in the latest version.
+        production: Version that segments its images; None when there is none.
+        own: Whether that version is in production for this lab only.
+        candidate: Latest version that was adapted to it and never promoted, with the status of the gate's decision.
+        onboarding: State of the onboarding of the dataset that arrived last.
     """
 
     lab: str
@@ -51,22 +52,28 @@ class LabStatus:
     production: int | None
     own: bool
     candidate: str | None
-    landing: str
+    onboarding: str
 
 
 @dataclass(frozen=True)
 class Status:
-    """The whole of it.
+    """What `microseg status` shows.
 
     Attributes:
-        production: version for all labs.
-        candidate: version proposed.
-        unsettled: aliases that somebody moved and nobody has looked at.
-        labs: all that have a dataset, or a delivery.
-        last_batches: when, and what was said of them; None without a Prefect server.
-        next_batch: when; None without a Prefect server, or without a schedule.
+        home: Folder of microseg's home.
+        home_origin: How the home was found.
+        params_file: File of parameters; None for the defaults.
+        production: Version in production for all labs.
+        candidate: Version with the alias ``candidate``.
+        pending: Alias changes that were not validated yet.
+        labs: All labs that have a dataset, or are being onboarded.
+        last_batches: End and message of the last scheduled batches; None without a Prefect server.
+        next_batch: Time of the next one; None without a Prefect server or a schedule.
     """
 
+    home: str
+    home_origin: str
+    params_file: str | None
     production: int | None
     candidate: int | None
     pending: list[str]
@@ -76,111 +83,122 @@ class Status:
 
 
 def read_status(settings: Settings) -> Status:
-    """Look everything up, and change nothing.
+    """Read the status; nothing is changed.
 
     Args:
-        settings: where.
+        settings: Where to read it.
 
     Raises:
-        RegistryError: the registry cannot be reached.
+        HomeError: There is no home.
+        RegistryError: The registry cannot be reached.
     """
-    registry = open_workspace(settings).registry
+    workspace = open_workspace(settings)
+    registry, store = workspace.registry, workspace.datasets
     versions = registry.versions.all()
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
-    store, landed = (
-        open_workspace(settings).datasets,
-        {landing.lab: landing for landing in open_workspace(settings).onboarding.read_all()},
-    )
-    names = {path.stem for path in (store.root / "history").glob("*.jsonl")} | landed.keys()
-    production = open_workspace(settings).production()
+    onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
-    for lab in sorted(names):
-        history, used, landing = store.history(lab), open_workspace(settings).production(lab), landed.get(lab)
-        proposed = next((it for it in versions if it.tags.get("target") == lab and it.version not in promoted), None)
+    for lab in sorted({path.stem for path in (store.root / "history").glob("*.jsonl")} | onboardings.keys()):
+        history, used, onboarding = store.history(lab), workspace.production(lab), onboardings.get(lab)
+        adapted = (it for it in versions if it.tags.get("target") == lab and it.version not in promoted)
+        candidate, status = next(adapted, None), NOT_EVALUATED
+        if candidate is not None and (decision := Decision.from_tags(candidate)):
+            status = decision.status
         labs.append(
             LabStatus(
-                lab,
-                len(history),
-                history[-1].digest if history else None,
-                history[-1].files if history else 0,
-                used.version if used else None,
-                used is not None and production_of(lab) in used.aliases,
-                _with_status(proposed) if proposed else None,
-                f"{landing.state}: {landing.message}".rstrip(": ") if landing else "",
+                lab=lab,
+                versions=len(history),
+                digest=history[-1].digest if history else None,
+                files=history[-1].files if history else 0,
+                production=used.version if used else None,
+                own=used is not None and production_of(lab) in used.aliases,
+                candidate=f"{candidate.version} ({status})" if candidate else None,
+                onboarding=f"{onboarding.state}: {onboarding.message}".rstrip(": ") if onboarding else "",
             )
         )
-    candidate = next((it.version for it in versions if CANDIDATE in it.aliases), None)
-    last, following = _batches()
-    pending = [_message(change) for change in registry.production.pending_changes()]
-    return Status(production.version if production else None, candidate, pending, labs, last, following)
-
-
-def _with_status(version: ModelVersion) -> str:
-    decision = Decision.from_tags(version)
-    return f"{version.version} ({decision.status if decision else NOT_EVALUATED})"
-
-
-def _message(change: PendingAliasChange) -> str:
-    requested = f"version {change.requested_version} requested" if change.requested_version else "alias removed"
-    return f"{change.alias}: {requested} ({change.via}), {change.active_version or 'none'} active"
+    production = workspace.production()
+    last_batches, next_batch = _batches()
+    return Status(
+        home=str(settings.home.root),
+        home_origin=settings.environment.home_origin,
+        params_file=str(settings.params_file) if settings.params_file else None,
+        production=production.version if production else None,
+        candidate=next((version.version for version in versions if CANDIDATE in version.aliases), None),
+        pending=[
+            f"{change.alias}: "
+            + (f"version {change.requested_version} requested" if change.requested_version else "alias removed")
+            + f" ({change.via}), {change.active_version or 'none'} active"
+            for change in registry.production.pending_changes()
+        ],
+        labs=labs,
+        last_batches=last_batches,
+        next_batch=next_batch,
+    )
 
 
 def _batches() -> tuple[list[str] | None, str | None]:
-    """The last scheduled batches and the next one, as Prefect knows them."""
+    """The last scheduled batches and the time of the next one, from the Prefect server."""
     if not PREFECT_API_URL.value():
         return None, None
     with get_client(sync_client=True) as client:
         try:
-            deployment = client.read_deployment_by_name(_BATCH)
+            deployment = client.read_deployment_by_name(SCHEDULED_DEPLOYMENT)
         except ObjectNotFound:
             return [], None
 
-        def runs(states: tuple[str, ...], order: FlowRunSort, limit: int) -> list[Any]:
-            wanted = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"any_": list(states)}}}
-            found = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted), sort=order, limit=limit)
-            return list(found)
+        def runs(states: tuple[str, ...], sort: FlowRunSort, limit: int) -> list[Any]:
+            selected = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"any_": list(states)}}}
+            return list(
+                client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(selected), sort=sort, limit=limit)
+            )
 
         last = runs(_ENDED, FlowRunSort.START_TIME_DESC, 3)
-        following = runs(("SCHEDULED",), FlowRunSort.EXPECTED_START_TIME_ASC, 1)
-    told = [
-        f"{it.start_time or it.expected_start_time:%Y-%m-%d %H:%M} {it.state.message or it.state_name}" for it in last
+        scheduled = runs(("SCHEDULED",), FlowRunSort.EXPECTED_START_TIME_ASC, 1)
+    lines = [
+        f"{run.start_time or run.expected_start_time:%Y-%m-%d %H:%M} {run.state.message or run.state_name}"
+        for run in last
     ]
-    return told, f"{following[0].expected_start_time:%Y-%m-%d %H:%M} UTC" if following else None
+    return lines, f"{scheduled[0].expected_start_time:%Y-%m-%d %H:%M} UTC" if scheduled else None
 
 
 @cli_command(home="read")
-def command(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Show production and candidates for each lab, the labs' dataset versions, the last batches and the next.
+def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show production and candidate versions, the labs and their datasets, and scheduled batches.
 
     Example: microseg status --json
     """
     status = read_status(load_settings())
     if as_json:
-        typer.echo(json.dumps(asdict(status) | {"when": datetime.now(UTC).isoformat()}, indent=2))
+        typer.echo(json.dumps(asdict(status) | {"time": datetime.now(UTC).isoformat()}, indent=2))
         return
-    console.print(f"In production: {_version(status.production)}; candidate: {_version(status.candidate)}")
+    console.print(f"Home:       {status.home} ({status.home_origin})", soft_wrap=True, markup=False)
+    console.print(f"Parameters: {status.params_file or 'defaults'}", soft_wrap=True, markup=False)
+    console.print(f"Production: {_version(status.production)}; candidate: {_version(status.candidate)}")
     for line in status.pending:
-        console.print(f"[yellow]Not looked at yet: {line}. microseg service validate-promotion does that.[/]")
-    columns = ("lab", "dataset", "versions", "files", "uses", "newest candidate", "last delivery")
+        console.print(f"[yellow]Pending alias change: {line}. Apply it: microseg service validate-promotion[/]")
+    columns = ("lab", "dataset", "versions", "files", "production", "candidate", "onboarding")
     rows = [
-        (it.lab, (it.digest or "–")[:8], it.versions, it.files, _own(it), it.candidate or "–", it.landing or "–")
+        (it.lab, (it.digest or "–")[:8], it.versions, it.files, _production(it), it.candidate, it.onboarding or None)
         for it in status.labs
     ]
-    show_table("Labs", columns, rows)
-    if status.last_batches is None:
-        console.print("Batches: no Prefect server is named (PREFECT_API_URL).")
+    if rows:
+        show_table("Labs", columns, rows)
     else:
-        for line in status.last_batches:
-            console.print(f"Batch {line}", markup=False)
-        console.print(f"Next batch: {status.next_batch or 'none is scheduled: microseg serve, then microseg doctor'}")
+        console.print("No labs yet. Add one: microseg ingest FOLDER, or try microseg demo.")
+    if status.last_batches is None:
+        console.print("Scheduled batches: no Prefect server is set (PREFECT_API_URL).")
+        return
+    for line in status.last_batches:
+        console.print(f"Batch {line}", markup=False)
+    console.print(f"Next batch: {status.next_batch or 'none is scheduled; run microseg serve, then microseg doctor'}")
 
 
 def _version(number: int | None) -> str:
     return f"version {number}" if number else "none"
 
 
-def _own(lab: LabStatus) -> str:
-    return "–" if lab.production is None else f"version {lab.production}{' (its own)' if lab.own else ''}"
+def _production(lab: LabStatus) -> str | None:
+    return None if lab.production is None else f"{lab.production}{' (own)' if lab.own else ''}"
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class Home:
             HomeError: The folder cannot be written, or is a home of another format.
         """
         missing = not self.exists
-        if not missing or self._is_format_1():
+        if not missing or self.is_format_1:
             self.last_root()
         try:
             self.prefect.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ class Home:
         Raises:
             HomeError: There is no home, or it is of another format.
         """
-        if self._is_format_1():
+        if self.is_format_1:
             raise HomeError(
                 f"{self.root}: expected a home of format {HOME_FORMAT}, found one made by microseg 0.1, which stores "
                 "parameters and records under other names. Set MICROSEG_HOME to a new folder and ingest the labs' "
@@ -207,5 +207,7 @@ class Home:
             part.unlink(missing_ok=True)
         return path.read_text().strip()
 
-    def _is_format_1(self) -> bool:
+    @property
+    def is_format_1(self) -> bool:
+        """Whether the folder is a home of microseg 0.1."""
         return not self.exists and any((self.root / name).exists() for name in _FORMAT_1)

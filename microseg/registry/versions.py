@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -43,6 +44,9 @@ from microseg.registry.version import (
     VersionRef,
     read_version,
 )
+
+if TYPE_CHECKING:
+    from microseg.models.network import PyramidSegmenter
 
 __all__ = ["Versions", "fit_description"]
 
@@ -118,6 +122,7 @@ class Versions:
         run: RunLog,
         folder: Path,
         *,
+        network: "PyramidSegmenter | None" = None,
         example: npt.NDArray[np.uint8],
         method: str,
         description: str,
@@ -132,6 +137,7 @@ class Versions:
         Args:
             run: The run that trained it.
             folder: Written by `microseg.models.files.save_network`.
+            network: The network in that folder, where it is loaded already.
             example: A tile, (T, T, 3); the served model takes tiles of this size.
             method: Such as ``"supervised"`` or ``"dual_adaptive_pyramid"``.
             description: The model card, in Markdown.
@@ -150,7 +156,7 @@ class Versions:
 
         experiment_id = self._connection.experiment(EXPERIMENT)
         with self._connection.action("register a version") as client:
-            network = load_network(folder)
+            network = network or load_network(folder)
             entry = client.get_run(run.id)
             datasets = logged_datasets(entry)
             logged = client.create_logged_model(

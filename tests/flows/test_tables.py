@@ -16,7 +16,7 @@ from flows.health import history, status
     ("command", "arguments", "values"),
     [
         (status.command, [], ["lab_a", "lab_b", "version 2"]),
-        (history.command, [], ["production", "accepted"]),
+        (history.command, [], ["production", "accepted", "1 → 2"]),
         (ingest.command, ["{lab_b}"], ["Lab lab_b", "6"]),
         (evaluate.command, ["2", "--against", "1"], ["stain explained variance", "lab_b"]),
         (segment.command, ["{lab_b}"], ["skipped", "Outputs: "]),
