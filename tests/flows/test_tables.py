@@ -16,9 +16,9 @@ from flows.health import history, status
     ("command", "arguments", "values"),
     [
         (status.command, [], ["lab_a", "lab_b", "version 2"]),
-        (history.command, [], ["production", "accepted", "1 → 2"]),
+        (history.command, [], ["production", "accepted"]),
         (ingest.command, ["{lab_b}"], ["Lab lab_b", "6"]),
-        (evaluate.command, ["2", "--against", "1"], ["stain explained variance", "lab_b"]),
+        (evaluate.command, ["2", "--against", "1"], ["candidate", "lab_b"]),
         (segment.command, ["{lab_b}"], ["skipped", "Outputs: "]),
     ],
     ids=["status", "history", "ingest", "evaluate", "segment"],

@@ -38,7 +38,9 @@ def test_every_setting_reaches_the_engine(
     monkeypatch.setattr("microseg.api.segmenter.Engine", engine)
     monkeypatch.setattr(Workspace, "network", lambda *_: network)
     monkeypatch.setattr("microseg.api.segmenter.version_provenance", lambda _: None)
-    monkeypatch.setattr(Workspace, "registry", SimpleNamespace(versions=SimpleNamespace(reference_distribution=lambda _: None)))
+    monkeypatch.setattr(
+        Workspace, "registry", SimpleNamespace(versions=SimpleNamespace(reference_distribution=lambda _: None))
+    )
     for compiled in (False, True):
         workspace = Workspace(load_settings((*CHANGES, f"inference.compile={str(compiled).lower()}")))
         workspace.engine(network)
