@@ -49,12 +49,12 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     from microseg.inference.batch import segment_batch
     from microseg.inference.image_pipeline import BatchOptions
     from microseg.slides.images import write_png
-    from microseg.synthetic.labs import LAB_A, make_section
+    from microseg.synthetic.labs import LAB_A, generate_image
 
     settings = load_settings()
     folder = home / "images"
     folder.mkdir()
-    section, _ = make_section(LAB_A, size, MPP, seed=0)
+    section, _ = generate_image(LAB_A, size, MPP, seed=0)
     for number in range(images):
         image = section.copy()
         image[0, 0] = (number // 256, number % 256, 0)  # so that all images differ

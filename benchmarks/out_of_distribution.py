@@ -24,7 +24,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
-from microseg.synthetic.labs import LAB_A, make_section
+from microseg.synthetic.labs import LAB_A, generate_image
 
 __all__ = ["main"]
 
@@ -62,7 +62,7 @@ def _cost(encoder: str, runs: int) -> dict[str, list[float]]:
         APPEARANCE_FEATURES,
         {"lab_a": fit_lab_distribution(np.random.default_rng(0).normal(size=(20, size)), [""] * 20)},
     )
-    section = make_section(LAB_A, 500, 1.0, seed=0)[0]
+    section = generate_image(LAB_A, 500, 1.0, seed=0)[0]
     image = np.tile(section, (2, 2, 1))[:_SIZE, :_SIZE]
     measured: dict[str, list[float]] = {"segment_s": [], "ood_score_s": [], "ratio": []}
     for run in range(-1, runs):  # the first run is a warm-up

@@ -16,7 +16,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image
-from microseg.synthetic.labs import LAB_A, make_lab
+from microseg.synthetic.labs import LAB_A, generate_lab
 
 __all__ = ["MPP", "load_or_make_network", "make_images", "make_network", "make_slide"]
 
@@ -35,7 +35,7 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
         steps: Training steps.
     """
     torch.manual_seed(0)
-    lab = make_lab(folder / "lab", LAB_A, images=8, size=256, mpp=MPP, labelled=True, test_images=0, seed=0)
+    lab = generate_lab(folder / "lab", LAB_A, images=8, size=256, mpp=MPP, labelled=True, test_images=0, seed=0)
     paths = sorted((lab / "images").iterdir())
     pixels = np.stack([read_image(path) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -120,7 +120,7 @@ def make_slide(path: Path, *, side: int, height: int | None = None, tissue: floa
 
 def _sections(folder: Path) -> list[npt.NDArray[np.uint8]]:
     if not folder.exists():
-        make_lab(folder, LAB_A, images=_KINDS, size=_BLOCK, mpp=MPP, labelled=True, test_images=0, seed=1)
+        generate_lab(folder, LAB_A, images=_KINDS, size=_BLOCK, mpp=MPP, labelled=True, test_images=0, seed=1)
     return [read_image(path) for path in sorted((folder / "images").iterdir())]
 
 

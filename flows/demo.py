@@ -38,7 +38,7 @@ from microseg.registry.production import AuditInfo
 from microseg.registry.version import PRODUCTION, ModelVersion
 from microseg.report.demo_page import Change, DemoReport, write_page, write_report
 from microseg.report.panels import reference_panels
-from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
 
 __all__ = ["command", "demo"]
 
@@ -74,7 +74,7 @@ def make_labs(settings: Settings, suffix: str = "") -> tuple[Path, Path]:
         folder = settings.home.demo / "incoming" / spec.name
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo
         with console.status(f"Generating {folder.name}: {images} images"):
-            make_lab(
+            generate_lab(
                 folder,
                 spec,
                 images=images,

@@ -13,7 +13,7 @@ import pytest
 import microseg  # noqa: F401 (before PyTorch: it sets how threads wait)
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
-from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
 
 if TYPE_CHECKING:
     from microseg.models.config import NetworkConfig
@@ -30,8 +30,8 @@ atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 def incoming_labs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a labelled lab and of an unlabelled one, each with a held-out ``test/``."""
     folder = tmp_path_factory.mktemp("incoming")
-    a = make_lab(folder / "lab_a", LAB_A, images=8, size=64, labelled=True, test_images=2, seed=0)
-    b = make_lab(folder / "lab_b", LAB_B, images=6, size=64, labelled=False, test_images=2, seed=1)
+    a = generate_lab(folder / "lab_a", LAB_A, images=8, size=64, labelled=True, test_images=2, seed=0)
+    b = generate_lab(folder / "lab_b", LAB_B, images=6, size=64, labelled=False, test_images=2, seed=1)
     return a, b
 
 

@@ -25,13 +25,13 @@ from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import held_out_references, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
-from microseg.synthetic.labs import LAB_A, LAB_B, LabLook, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, LabProfile, generate_lab
 from microseg.synthetic.scanner import Scanner
 from microseg.synthetic.tissue import Tissue
 
 __all__ = ["LAB_C", "STEPS", "LabSequence", "Step"]
 
-LAB_C: LabLook = replace(
+LAB_C: LabProfile = replace(
     LAB_A,
     name="lab_c",
     amounts=replace(
@@ -107,7 +107,7 @@ class LabSequence(ResultRows):
             delivery = self._place(seed) / "made" / look.name
             if not delivery.exists():
                 kept = self.images // 4
-                make_lab(
+                generate_lab(
                     delivery, look, images=self.images, labelled=number == 0, test_images=kept, seed=3 * seed + number
                 )
             datasets[look.name] = as_dataset(delivery, self._place(seed)).folder

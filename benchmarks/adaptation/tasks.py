@@ -9,7 +9,7 @@ from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError
 from microseg.evaluation.references import Reference, held_out_references
-from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
 
 __all__ = ["SYNTHETIC", "Task", "as_dataset", "find_task", "fold_labs", "open_labs"]
 
@@ -53,9 +53,11 @@ def find_task(name: str, root: Path | None, work: Path) -> Task:
     """
     if name == SYNTHETIC:
         made = work / SYNTHETIC
-        for look, images, labelled, seed in ((LAB_A, 40, True, 100), (LAB_B, 24, False, 101)):
-            if not (made / look.name / "lab.yaml").exists():
-                make_lab(made / look.name, look, images=images, size=256, labelled=labelled, test_images=12, seed=seed)
+        for profile, images, labelled, seed in ((LAB_A, 40, True, 100), (LAB_B, 24, False, 101)):
+            if not (made / profile.name / "lab.yaml").exists():
+                generate_lab(
+                    made / profile.name, profile, images=images, size=256, labelled=labelled, test_images=12, seed=seed
+                )
         return Task(name, made / LAB_A.name, made / LAB_B.name)
     folder = (root or Path()) / name
     if root is None or not folder.is_dir():

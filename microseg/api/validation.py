@@ -9,7 +9,7 @@ from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.registry.gate import Decision, RuleResult
 from microseg.registry.version import ModelVersion
-from microseg.synthetic.labs import LAB_A, make_section
+from microseg.synthetic.labs import LAB_A, generate_image
 
 __all__ = ["GATE_CHECK", "validate_version"]
 
@@ -57,7 +57,7 @@ def validate_version(
 
 def _check_segmentation(network: PyramidSegmenter, engine: Callable[[PyramidSegmenter], Engine]) -> RuleResult:
     """Segment one synthetic section at the network's scale."""
-    image, _ = make_section(LAB_A, _SIZE, network.config.mpp or 1.0, seed=0)
+    image, _ = generate_image(LAB_A, _SIZE, network.config.mpp or 1.0, seed=0)
     name, classes = "test image", len(network.config.classes)
     try:
         probabilities = engine(network).probabilities(image, network.config.mpp)  # (K, H, W)

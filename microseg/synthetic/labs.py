@@ -1,7 +1,7 @@
-"""Synthetic labs: drawn sections of glandular mucosa with known truth, for tests and the demonstration.
+"""Synthetic labs: generated sections of glandular mucosa with ground truth, for tests and the demo.
 
-Two labs share the anatomy and differ in stain, scanner and preparation, so that a segmenter trained on one loses on the
-other for the same reasons as with real labs.
+Two labs share the anatomy and differ in stain, scanner and preparation, so that a segmenter trained on one loses
+accuracy on the other for the same reasons as with real labs.
 """
 
 import csv
@@ -21,9 +21,9 @@ from microseg.datasets.stain import transmitted_light
 from microseg.errors import LabError
 from microseg.slides.images import write_png
 from microseg.synthetic.scanner import Scanner, scan
-from microseg.synthetic.tissue import Section, Tissue, grow_section
+from microseg.synthetic.tissue import Section, Tissue, generate_section
 
-__all__ = ["CLASSES", "LAB_A", "LAB_B", "LabLook", "StainAmounts", "make_lab", "make_section"]
+__all__ = ["CLASSES", "LAB_A", "LAB_B", "LabProfile", "StainAmounts", "generate_image", "generate_lab"]
 
 CLASSES = ("background", "gland")
 
@@ -37,9 +37,9 @@ _CLEAR: Amount = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class StainAmounts:
-    """How much of each stain a compartment takes up: (hematoxylin, eosin, DAB), in optical density.
+    """Amount of each stain in each compartment: (hematoxylin, eosin, DAB), in optical density.
 
-    The DAB of ``cytoplasm`` and ``epithelial_nucleus`` is what a fully positive gland takes.
+    The DAB of ``cytoplasm`` and ``epithelial_nucleus`` is that of a fully positive gland.
     """
 
     epithelial_nucleus: Amount
@@ -53,16 +53,16 @@ class StainAmounts:
 
 
 @dataclass(frozen=True)
-class LabLook:
-    """Everything that makes one lab's pictures its own. Make another with ``dataclasses.replace``.
+class LabProfile:
+    """Properties of a synthetic lab. Derive another one with ``dataclasses.replace``.
 
     Args:
-        name: The lab's name; also the start of its file names.
-        stain: The stain, as written on the lab's card.
-        amounts: Uptake of the stains.
+        name: Name of the lab; also the prefix of its file names.
+        stain: The stain, as stated in ``lab.yaml``.
+        amounts: Amounts of the stains.
         scanner: The scanner.
         tissue: Architecture after this lab's preparation.
-        positive: Share of glands that take up DAB.
+        positive: Fraction of glands that are DAB-positive.
         slide_variation: Spread from slide to slide, as a fraction (standard deviation of the logarithm).
     """
 
@@ -75,7 +75,7 @@ class LabLook:
     slide_variation: float = 0.14
 
 
-LAB_A = LabLook(
+LAB_A = LabProfile(
     name="lab_a",
     stain="H&E",
     amounts=StainAmounts(
@@ -91,7 +91,7 @@ LAB_A = LabLook(
     scanner=Scanner(white=(0.95, 0.94, 0.95), overlap=0.25, gamma=1.0, blur=0.55, photons=3000.0, jpeg_quality=90),
 )
 
-LAB_B = LabLook(  # the stroma takes the marker up too, as it often does
+LAB_B = LabProfile(  # the stroma is stained by the marker too, as is common
     name="lab_b",
     stain="DAB-H",
     amounts=StainAmounts(
@@ -110,16 +110,16 @@ LAB_B = LabLook(  # the stroma takes the marker up too, as it often does
 )
 
 
-def make_section(
-    look: LabLook, size: int, mpp: float, seed: int
+def generate_image(
+    profile: LabProfile, size: int, mpp: float, seed: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Draws one section, as the lab's scanner stores it, and its true mask.
+    """Generate one image, as stored by the lab's scanner, and its ground-truth mask.
 
     Args:
-        look: The lab; taken as it is, without variation from slide to slide.
-        size: Side of the picture, in pixels.
+        profile: The lab, without variation from slide to slide.
+        size: Side of the image, in pixels.
         mpp: Microns per pixel.
-        seed: Same seed, same section, bit by bit.
+        seed: The same seed gives the same image, bit for bit.
 
     Shape:
         image (size, size, 3), mask (size, size).
@@ -130,12 +130,12 @@ def make_section(
     Reference:
         Ruifrok & Johnston 2001 for the stain vectors; light is absorbed by the Beer-Lambert law.
     """
-    return _draw(look, size, mpp, np.random.default_rng(seed))
+    return _draw(profile, size, mpp, np.random.default_rng(seed))
 
 
-def make_lab(
+def generate_lab(
     folder: Path | str,
-    look: LabLook,
+    profile: LabProfile,
     *,
     images: int,
     size: int = 256,
@@ -144,54 +144,54 @@ def make_lab(
     test_images: int = 0,
     seed: int,
 ) -> Path:
-    """Writes a lab as it would arrive: images, its card, a table of slides and, where labelled, masks.
+    """Write an incoming dataset: images, ``lab.yaml``, ``images.csv`` and, where labelled, masks.
 
-    Two images at a time come from one slide (``group``), which has its own staining, scanner state and architecture.
-    Test images come from slides of their own and always have masks. The folder appears whole or not at all.
+    Two images each are of one slide (``group``), with its stain intensity, scanner state and architecture. Test images
+    are of other slides and always have masks. The folder is created atomically.
 
     Args:
-        folder: Where to; must not exist, or be empty.
-        look: The lab; its name goes onto the card and into the file names.
+        folder: The folder to create; it must not exist, or be empty.
+        profile: The lab; its name is that in ``lab.yaml`` and the prefix of the file names.
         images: Number of images in ``images/``.
         size: Side of each image, in pixels.
         mpp: Microns per pixel.
         labelled: Whether ``masks/`` is written.
         test_images: Number of images in ``test/images/``, with ``test/masks/``.
-        seed: Same seed and look, same files, bit by bit. Fewer images give the first ones of more.
+        seed: The same seed and profile give the same files, bit for bit. Fewer images are the first ones of more.
 
     Returns:
         The folder.
 
     Raises:
-        LabError: The folder holds something already.
+        LabError: The folder is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LabError(f"expected a new or empty folder, got {folder}, which holds files; choose another or empty it")
+        raise LabError(f"expected a new or empty folder, got {folder}, which has files; choose another or empty it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_lab(building, look, images, size, mpp, labelled, test_images, seed)
-        building.chmod(0o755)
-        building.replace(folder)
+        _write_lab(temporary, profile, images, size, mpp, labelled, test_images, seed)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
 
 
 def _write_lab(
-    folder: Path, look: LabLook, images: int, size: int, mpp: float, labelled: bool, test_images: int, seed: int
+    folder: Path, profile: LabProfile, images: int, size: int, mpp: float, labelled: bool, test_images: int, seed: int
 ) -> None:
-    """Fills a lab's folder; see :func:`make_lab`."""
-    card = LabMetadata(
-        lab=look.name, stain=look.stain, classes=CLASSES, mpp=mpp, tissue="colon (synthetic)", labelled=labelled
+    """Fill a lab's folder; see `generate_lab`."""
+    metadata = LabMetadata(
+        lab=profile.name, stain=profile.stain, classes=CLASSES, mpp=mpp, tissue="colon (synthetic)", labelled=labelled
     )
-    write_lab_metadata(folder, card)
-    lab_seed = [seed, zlib.crc32(look.name.encode())]  # labs of one seed do not share their sections
-    slides = _write_images(folder, look.name, look, images, size, mpp, labelled, [*lab_seed, 0])
+    write_lab_metadata(folder, metadata)
+    lab_seed = [seed, zlib.crc32(profile.name.encode())]  # labs of one seed have different sections
+    slides = _write_images(folder, profile.name, profile, images, size, mpp, labelled, [*lab_seed, 0])
     if test_images:
-        _write_images(folder / "test", f"{look.name}_test", look, test_images, size, mpp, True, [*lab_seed, 1])
+        _write_images(folder / "test", f"{profile.name}_test", profile, test_images, size, mpp, True, [*lab_seed, 1])
     with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "group", "mpp"))
@@ -199,37 +199,37 @@ def _write_lab(
 
 
 def _write_images(
-    folder: Path, prefix: str, look: LabLook, count: int, size: int, mpp: float, masks: bool, seed: list[int]
+    folder: Path, prefix: str, profile: LabProfile, count: int, size: int, mpp: float, masks: bool, seed: list[int]
 ) -> dict[str, str]:
-    """Writes ``images/`` and, where asked for, ``masks/``; returns the slide of each file."""
+    """Write ``images/`` and, if requested, ``masks/``; returns the slide of each file."""
     (folder / "images").mkdir(parents=True)
     if masks:
         (folder / "masks").mkdir()
 
     def write(number: int) -> tuple[str, str]:
         slide = number // _IMAGES_PER_SLIDE
-        slide_look = _vary(look, np.random.default_rng([*seed, 0, slide]))
-        image, mask = _draw(slide_look, size, mpp, np.random.default_rng([*seed, 1, number]))
+        slide_profile = _vary(profile, np.random.default_rng([*seed, 0, slide]))
+        image, mask = _draw(slide_profile, size, mpp, np.random.default_rng([*seed, 1, number]))
         name = f"{prefix}_{number:03d}.png"
         write_png(folder / "images" / name, image)
         if masks:
             write_png(folder / "masks" / name, mask)
         return name, f"{prefix}_slide_{slide:03d}"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and SciPy compute outside the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and SciPy release the GIL
         return dict(pool.map(write, range(count)))
 
 
-def _vary(look: LabLook, rng: np.random.Generator) -> LabLook:
-    """One slide of the lab: the strength of each stain, the scanner's state and the architecture vary."""
-    spread = look.slide_variation
+def _vary(profile: LabProfile, rng: np.random.Generator) -> LabProfile:
+    """Profile of one slide: the amount of each stain, the scanner state and the architecture vary."""
+    spread = profile.slide_variation
     red, green, blue = 1.0 + rng.normal(0.0, 0.15 * spread, 3)
     strength = np.exp(rng.normal(0.0, spread, 3) + rng.normal(0.0, 0.6 * spread))  # of each stain; section thickness
-    amounts = {each.name: _scale(getattr(look.amounts, each.name), strength) for each in fields(StainAmounts)}
+    amounts = {each.name: _scale(getattr(profile.amounts, each.name), strength) for each in fields(StainAmounts)}
     size, height, nuclei, contour, gamma, blur = np.exp(rng.normal(0.0, spread, 6))
-    scanner, tissue = look.scanner, look.tissue
+    scanner, tissue = profile.scanner, profile.tissue
     return replace(
-        look,
+        profile,
         amounts=StainAmounts(**amounts),
         scanner=replace(
             scanner,
@@ -255,23 +255,23 @@ def _scale(amount: Amount, factors: npt.NDArray[np.float64]) -> Amount:
 
 
 def _draw(
-    look: LabLook, size: int, mpp: float, rng: np.random.Generator
+    profile: LabProfile, size: int, mpp: float, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Image and mask of one section of a slide."""
-    oversampling = 1 if mpp <= 0.5 else 2  # samples along the side of a pixel; half a micron resolves what is drawn
+    oversampling = 1 if mpp <= 0.5 else 2  # samples per pixel side; half a micron resolves all structures
     shape = (size * oversampling, size * oversampling)
-    section = grow_section(look.tissue, shape, mpp / oversampling, rng)
-    light = transmitted_light(_stain(section, look, rng))  # (H, W, 3)
-    image = scan(light, look.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
+    section = generate_section(profile.tissue, shape, mpp / oversampling, rng)
+    light = transmitted_light(_stain(section, profile, rng))  # (H, W, 3)
+    image = scan(light, profile.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
     inside = (section.gland > 0).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
     return image, (inside >= 0.5).astype(np.uint8)
 
 
-def _stain(section: Section, look: LabLook, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Amounts of the three stains at each sample (H, W, 3): compartments laid over each other, with texture."""
-    amounts = look.amounts
+def _stain(section: Section, profile: LabProfile, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Amounts of the three stains at each sample (H, W, 3): compartments composited in order, with texture."""
+    amounts = profile.amounts
     glands = int(section.gland.max()) + 1
-    positivity = np.where(rng.random(glands) < look.positive, rng.beta(3.0, 1.5, glands), 0.15 * rng.random(glands))
+    positivity = np.where(rng.random(glands) < profile.positive, rng.beta(3.0, 1.5, glands), 0.15 * rng.random(glands))
     marker = positivity.astype(np.float32)[section.gland] * (1.0 + 0.3 * section.coarse + 0.12 * section.medium)
 
     texture = 1.0 + 0.06 * section.fine + 0.07 * section.medium + 0.06 * section.coarse

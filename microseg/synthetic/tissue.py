@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from microseg.synthetic.canvas import Canvas, FloatMap, soft_step
 
-__all__ = ["Section", "Tissue", "grow_section"]
+__all__ = ["Section", "Tissue", "generate_section"]
 
 _MARGIN = 16.0  # microns grown around the section and cut away, so that structures do not know the border
 _GLAND, _VESSEL, _FAT = 1, 2, 3  # kinds of site
@@ -69,7 +69,7 @@ class Section:
     coarse: FloatMap
 
 
-def grow_section(tissue: Tissue, shape: tuple[int, int], pixel: float, rng: np.random.Generator) -> Section:
+def generate_section(tissue: Tissue, shape: tuple[int, int], pixel: float, rng: np.random.Generator) -> Section:
     """Draws one section.
 
     Args:

@@ -24,7 +24,7 @@ from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.gate import Decision
 from microseg.registry.registry import Registry
-from microseg.synthetic.labs import LAB_A, make_lab
+from microseg.synthetic.labs import LAB_A, generate_lab
 
 TINY = {
     "device": "cpu",
@@ -122,7 +122,7 @@ def job(
     (home / "mlflow").mkdir()
     shutil.copy(empty_registry, home / "mlflow" / "mlflow.db")
     lab_a, lab_b = incoming_labs
-    more = make_lab(home / "later" / "lab_a", LAB_A, images=10, size=64, labelled=True, seed=0)  # those 8, and 2 more
+    more = generate_lab(home / "later" / "lab_a", LAB_A, images=10, size=64, labelled=True, seed=0)  # 2 more
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MICROSEG_HOME", str(home))
         patch.setenv("MICROSEG_PARAMS", str(params))

@@ -18,13 +18,13 @@ from flows.segment import segment
 from microseg.errors import DataError, SettingsError
 from microseg.outputs.record import read_record
 from microseg.slides.images import write_png
-from microseg.synthetic.labs import LAB_B, make_section
+from microseg.synthetic.labs import LAB_B, generate_image
 
 
 def slides(folder: Path, number: int, size: int = 64) -> Path:
     """Write different images."""
     folder.mkdir()
-    section, _ = make_section(LAB_B, size, 1.0, seed=0)
+    section, _ = generate_image(LAB_B, size, 1.0, seed=0)
     for one in range(number):
         image = section.copy()
         image[0, 0] = (one // 256, one % 256, 0)
@@ -58,7 +58,7 @@ def test_next_chunk_uses_the_new_version(copied: Any, tmp_path: Path, monkeypatc
 def test_slides_and_pixel_sizes(copied: Any, tmp_path: Path) -> None:
     """A slide among images, with its pixel size from images.csv; missing pixel sizes are counted."""
     folder = slides(tmp_path / "slides", 2)
-    pixels, _ = make_section(LAB_B, 256, 1.0, seed=1)
+    pixels, _ = generate_image(LAB_B, 256, 1.0, seed=1)
     tifffile.imwrite(folder / "whole.svs", pixels, tile=(128, 128), photometric="rgb")
     (folder / "images.csv").write_text("file,mpp\nwhole.svs,1.0\n")
     record = segment(folder, changes=("inference.chunk_size=2", "inference.skip_glass=false"))

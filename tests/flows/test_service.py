@@ -20,7 +20,7 @@ from microseg.datasets.onboarding import OnboardingStore
 from microseg.datasets.versions.store import DatasetStore
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, PRODUCTION
-from microseg.synthetic.labs import LAB_B, make_lab
+from microseg.synthetic.labs import LAB_B, generate_lab
 from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
@@ -92,7 +92,7 @@ def test_files_that_trickle_in_start_one_adaptation(
 def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
     servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
 ) -> None:
-    more = make_lab(tmp_path / "lab_b", LAB_B, images=9, size=64, labelled=False, seed=1)  # those 6, and 3 more
+    more = generate_lab(tmp_path / "lab_b", LAB_B, images=9, size=64, labelled=False, seed=1)  # those 6, and 3 more
     shutil.copytree(more, servers.home / "incoming" / "lab_b", dirs_exist_ok=True)
     run = next_run(client, "onboard", 1)
     assert run.state.is_completed(), run.state.message
@@ -172,7 +172,7 @@ def test_a_person_decides_in_prefect(
     servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
 ) -> None:
     """The run ends and holds nothing up; when the person has decided it goes on."""
-    folder = make_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
+    folder = generate_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
     deployment = client.read_deployment_by_name("onboard/onboard")
     told = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
     run = client.create_flow_run_from_deployment(deployment.id, parameters=told)

@@ -14,7 +14,7 @@ from microseg.datasets.ingest import ingest_lab
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.readers import open_slide
-from microseg.synthetic.labs import LAB_A, LAB_B, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
 from microseg.training.devices import Progress, make_fabric
 
 
@@ -27,7 +27,7 @@ def test_slide_reader(tmp_path: Path) -> None:
 
 def test_annotation_format(tmp_path: Path) -> None:
     """Ingest a lab that has CSV files of rectangles in place of masks."""
-    folder = make_lab(tmp_path / "lab_a", LAB_A, images=4, size=64, test_images=0, labelled=True, seed=0)
+    folder = generate_lab(tmp_path / "lab_a", LAB_A, images=4, size=64, test_images=0, labelled=True, seed=0)
     shutil.rmtree(folder / "masks")
     (folder / "annotations").mkdir()
     for image in (folder / "images").iterdir():
@@ -53,8 +53,8 @@ def test_output_writer(tmp_path: Path) -> None:
 def test_encoder_head_and_adaptation_method(tmp_path: Path) -> None:
     """Train with the encoder and the head, adapt by the method, segment."""
     options = {"images": 4, "size": 64, "test_images": 0}
-    source = make_lab(tmp_path / "lab_a", LAB_A, labelled=True, seed=0, **options)
-    target = make_lab(tmp_path / "lab_b", LAB_B, labelled=False, seed=1, **options)
+    source = generate_lab(tmp_path / "lab_a", LAB_A, labelled=True, seed=0, **options)
+    target = generate_lab(tmp_path / "lab_b", LAB_B, labelled=False, seed=1, **options)
     labs = [ingest_lab(lab, tmp_path / "labs", tmp_path / "quarantine").folder for lab in (source, target)]
     short = {"steps": 2, "batch_size": 2, "crop_size": 32}
     fabric = make_fabric("cpu")

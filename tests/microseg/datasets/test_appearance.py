@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features, window_features
-from microseg.synthetic.labs import LAB_A, make_section
+from microseg.synthetic.labs import LAB_A, generate_image
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
 def section() -> Pixels:
-    return make_section(LAB_A, 256, 1.0, seed=0)[0]
+    return generate_image(LAB_A, 256, 1.0, seed=0)[0]
 
 
 def figures(image: Pixels, zoom: float = 1.0) -> dict[str, float]:

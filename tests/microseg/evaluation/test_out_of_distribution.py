@@ -12,13 +12,13 @@ from microseg.evaluation.out_of_distribution import fit_reference_distribution, 
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
 from microseg.slides.images import read_image
-from microseg.synthetic.labs import LAB_A, LAB_B, LabLook, make_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, LabProfile, generate_lab
 
 SIDE = 96
 
 
-def made(folder: Path, look: LabLook, images: int, seed: int) -> LabDataset:
-    make_lab(folder, look, images=images, size=SIDE, labelled=False, seed=seed)
+def made(folder: Path, look: LabProfile, images: int, seed: int) -> LabDataset:
+    generate_lab(folder, look, images=images, size=SIDE, labelled=False, seed=seed)
     listed = read_image_table(folder)
     rows = []
     for path in sorted((folder / "images").iterdir()):

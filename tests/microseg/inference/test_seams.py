@@ -16,7 +16,7 @@ from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
-from microseg.synthetic.labs import LAB_A, make_lab, make_section
+from microseg.synthetic.labs import LAB_A, generate_image, generate_lab
 
 SHIFT = 80  # pixels by which the second segmentation's tiles lie elsewhere; a multiple of the stride
 NEAR, FAR = 6, 24
@@ -24,7 +24,7 @@ NEAR, FAR = 6, 24
 
 @pytest.fixture(scope="module")
 def section(tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.uint8]:
-    lab = make_lab(tmp_path_factory.mktemp("seams") / "lab", LAB_A, images=1, size=768, labelled=True, seed=0)
+    lab = generate_lab(tmp_path_factory.mktemp("seams") / "lab", LAB_A, images=1, size=768, labelled=True, seed=0)
     return read_image(next((lab / "images").iterdir()))
 
 
@@ -84,7 +84,7 @@ def test_borders_are_no_worse_than_elsewhere(network: PyramidSegmenter, section:
 def test_the_usual_tiles_of_the_usual_network(tmp_path: Path) -> None:
     make_network(tmp_path / "network")
     network = load_network(tmp_path / "network")
-    section, _ = make_section(LAB_A, 1280, 1.0, seed=5)
+    section, _ = generate_image(LAB_A, 1280, 1.0, seed=5)
 
     def changes(engine: Engine) -> tuple[float, float]:
         border, elsewhere = [], []

@@ -11,7 +11,7 @@ from microseg.datasets.stain import stain_amounts
 from microseg.errors import LabError
 from microseg.slides.images import read_image
 from microseg.synthetic import labs
-from microseg.synthetic.labs import LAB_A, LAB_B, make_lab, make_section
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_image, generate_lab
 
 SIZE, MPP = 96, 2.0  # 192 microns, drawn coarsely: cheap
 
@@ -26,9 +26,9 @@ def tree(folder):
 
 @pytest.mark.parametrize("look", [LAB_A, LAB_B], ids=["a", "b"])
 def test_a_section_is_what_its_seed_says(look):
-    image, mask = make_section(look, SIZE, MPP, 3)
-    again, mask_again = make_section(look, SIZE, MPP, 3)
-    other, other_mask = make_section(look, SIZE, MPP, 4)
+    image, mask = generate_image(look, SIZE, MPP, 3)
+    again, mask_again = generate_image(look, SIZE, MPP, 3)
+    other, other_mask = generate_image(look, SIZE, MPP, 4)
     assert image.shape == (SIZE, SIZE, 3)
     assert mask.shape == (SIZE, SIZE)
     assert image.dtype == mask.dtype == np.uint8
@@ -41,7 +41,7 @@ def test_a_section_is_what_its_seed_says(look):
 
 @pytest.fixture(scope="module")
 def sections():
-    return {look.name: [make_section(look, SIZE, MPP, seed) for seed in range(6)] for look in (LAB_A, LAB_B)}
+    return {look.name: [generate_image(look, SIZE, MPP, seed) for seed in range(6)] for look in (LAB_A, LAB_B)}
 
 
 @pytest.mark.parametrize("name", ["lab_a", "lab_b"])
@@ -74,13 +74,15 @@ def test_the_labs_carry_their_stains(sections):
 def test_positive_glands_follow_the_look():
     share = []
     for positive in (0.0, 1.0):
-        image, mask = make_section(replace(LAB_B, positive=positive), SIZE, MPP, 1)
+        image, mask = generate_image(replace(LAB_B, positive=positive), SIZE, MPP, 1)
         share.append(stain_amounts(image, ["hematoxylin", "dab"])[mask == 1, 1].mean())
     assert share[1] > share[0] + 0.1
 
 
 def test_a_lab_as_delivered(tmp_path):
-    folder = make_lab(tmp_path / "in" / "x", LAB_A, images=3, size=64, mpp=2.0, labelled=True, test_images=2, seed=5)
+    folder = generate_lab(
+        tmp_path / "in" / "x", LAB_A, images=3, size=64, mpp=2.0, labelled=True, test_images=2, seed=5
+    )
     names = ["lab_a_000.png", "lab_a_001.png", "lab_a_002.png"]
     tests = ["lab_a_test_000.png", "lab_a_test_001.png"]
     assert folder == tmp_path / "in" / "x"
@@ -112,7 +114,7 @@ def test_a_lab_as_delivered(tmp_path):
 
 
 def test_an_unlabelled_lab_has_masks_for_its_test_only(tmp_path):
-    folder = make_lab(tmp_path / "b", LAB_B, images=1, size=64, labelled=False, test_images=1, seed=0)
+    folder = generate_lab(tmp_path / "b", LAB_B, images=1, size=64, labelled=False, test_images=1, seed=0)
     assert not (folder / "masks").exists()
     assert len(list((folder / "test" / "masks").iterdir())) == 1
     assert not read_lab_metadata(folder).labelled
@@ -120,7 +122,7 @@ def test_an_unlabelled_lab_has_masks_for_its_test_only(tmp_path):
 
 def test_same_seed_same_files_and_more_images_begin_with_the_fewer(tmp_path):
     def make(name, images, seed=1):
-        return tree(make_lab(tmp_path / name, LAB_B, images=images, size=48, labelled=True, seed=seed))
+        return tree(generate_lab(tmp_path / name, LAB_B, images=images, size=48, labelled=True, seed=seed))
 
     one, again, more, other = make("one", 2), make("again", 2), make("more", 3), make("other", 2, seed=2)
     assert one == again
@@ -130,8 +132,8 @@ def test_same_seed_same_files_and_more_images_begin_with_the_fewer(tmp_path):
 
 
 def test_train_test_and_labs_of_one_seed_share_no_section(tmp_path):
-    a = make_lab(tmp_path / "a", LAB_A, images=1, size=64, labelled=True, test_images=1, seed=0)
-    c = make_lab(tmp_path / "c", replace(LAB_A, name="lab_c"), images=1, size=64, labelled=True, seed=0)
+    a = generate_lab(tmp_path / "a", LAB_A, images=1, size=64, labelled=True, test_images=1, seed=0)
+    c = generate_lab(tmp_path / "c", replace(LAB_A, name="lab_c"), images=1, size=64, labelled=True, seed=0)
     masks = [
         read_mask(path).tobytes()
         for path in (a / "masks/lab_a_000.png", a / "test/masks/lab_a_test_000.png", c / "masks/lab_c_000.png")
@@ -142,7 +144,7 @@ def test_train_test_and_labs_of_one_seed_share_no_section(tmp_path):
 
 def test_images_of_a_slide_look_alike(tmp_path):
     look = replace(LAB_A, slide_variation=0.4)
-    folder = make_lab(tmp_path / "a", look, images=8, size=64, mpp=2.0, labelled=False, seed=0)
+    folder = generate_lab(tmp_path / "a", look, images=8, size=64, mpp=2.0, labelled=False, seed=0)
     colors = np.array([read_image(path).mean(axis=(0, 1)) for path in sorted((folder / "images").iterdir())])
     slides = colors.reshape(4, 2, 3)
     within = np.abs(slides[:, 0] - slides[:, 1]).mean()
@@ -153,7 +155,7 @@ def test_images_of_a_slide_look_alike(tmp_path):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(LabError, match=r"expected a new or empty folder.*choose another"):
-        make_lab(tmp_path, LAB_A, images=1, size=48, labelled=False, seed=0)
+        generate_lab(tmp_path, LAB_A, images=1, size=48, labelled=False, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -163,5 +165,5 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(labs, "write_png", fail)
     with pytest.raises(OSError, match="disk full"):
-        make_lab(tmp_path / "a", LAB_A, images=1, size=48, labelled=False, seed=0)
+        generate_lab(tmp_path / "a", LAB_A, images=1, size=48, labelled=False, seed=0)
     assert list(tmp_path.iterdir()) == []

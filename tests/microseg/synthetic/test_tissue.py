@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from microseg.synthetic.tissue import Tissue, grow_section
+from microseg.synthetic.tissue import Tissue, generate_section
 
 
 @pytest.fixture(scope="module")
 def section():
-    return grow_section(Tissue(), (256, 256), 1.0, np.random.default_rng(2))
+    return generate_section(Tissue(), (256, 256), 1.0, np.random.default_rng(2))
 
 
 def test_glands_never_touch(section):
@@ -39,7 +39,7 @@ def test_sizes_follow_the_architecture():
         areas = []
         for seed in range(3):
             tissue = Tissue(gland_diameter=diameter, branching=0.0)
-            gland = grow_section(tissue, (160, 160), 2.5, np.random.default_rng(seed)).gland
+            gland = generate_section(tissue, (160, 160), 2.5, np.random.default_rng(seed)).gland
             areas.extend(np.bincount(gland[gland > 0])[np.unique(gland[gland > 0])] * 2.5**2)
         return np.mean(areas)
 
