@@ -200,20 +200,20 @@ def segment_image(
     settings = _settings(network, chosen, tile, halo, batch, half)
     with _evaluating(network.to(chosen)):
         zoom = engine_zoom(mpp, network.config.mpp)
-        return segment_rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings, network.stride))
+        return segment_rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings))
 
 
 def _segment_tiles(
-    network: nn.Module, image: npt.NDArray[np.uint8], settings: _Settings, stride: int
+    network: PyramidSegmenter, image: npt.NDArray[np.uint8], settings: _Settings
 ) -> npt.NDArray[np.float32]:
     height, width = image.shape[:2]
-    plan = plan_tiles(height, width, tile=settings.tile, halo=settings.halo, multiple=stride)
+    plan = plan_tiles(height, width, tile=settings.tile, halo=settings.halo, multiple=network.stride)
 
     def predicted() -> Iterator[npt.NDArray[np.float32]]:
         tiles = iter(plan)
         while batch := tuple(itertools.islice(tiles, settings.batch)):
             stack = np.stack([cut_tile(image, tile) for tile in batch])
-            yield from predict(network, stack, settings.device, settings.half)
+            yield from predict(network, network.head, stack, settings.device, settings.half)
 
     return _blend(plan, predicted(), height, width)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from microseg.inference.engine import Engine
 from microseg.models.config import NetworkConfig
+from microseg.models.heads import SemanticHead
 from microseg.models.network import PyramidSegmenter
 from microseg.outputs.record import Provenance
 from microseg.slides.images import write_png
@@ -23,6 +24,7 @@ class Brightness(PyramidSegmenter):
         self.config = NetworkConfig(classes=("background", "bright"), mpp=mpp)
         self.stride, self.context = 16, context
         self.scale = nn.Parameter(torch.tensor(8.0))
+        self.head = SemanticHead((1,), classes=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         level = x.mean(1, keepdim=True) - 0.5 + self.context * (x.mean((1, 2, 3), keepdim=True) - 0.5)

@@ -68,12 +68,13 @@ class CpuBackend:
         example = example_input()
         folded = fold_batch_norm(network, example.to(next(network.parameters()).device))
         folded = folded.to(device="cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._head = folded.head
         self._network = folded if half else TracedNetwork(fuse_convolutions(folded, example))
         return_memory()  # of the copies
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `Backend.predict`."""
-        return predict(self._network, tiles, torch.device("cpu"), self._half)
+        return predict(self._network, self._head, tiles, torch.device("cpu"), self._half)
 
     def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
         """See `Backend.submit`."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from microseg.models.heads import Head
 from microseg.models.network import PyramidSegmenter
 
 __all__ = ["PyTorchBackend", "example_input", "find_input_layers", "fold_batch_norm", "logits_match", "predict"]
@@ -45,10 +46,9 @@ class PyTorchBackend:
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `Backend.predict`."""
-        whole = (
-            len(tiles) == self.call_size
-        )  # each smaller number of tiles at the end of an image would be compiled too
-        return predict(self._compiled if whole else self._network, tiles, self._device, self._half)
+        # each smaller number of tiles at the end of an image would be compiled, too
+        network = self._compiled if len(tiles) == self.call_size else self._network
+        return predict(network, self._network.head, tiles, self._device, self._half)
 
     def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
         """See `Backend.submit`."""
@@ -57,12 +57,17 @@ class PyTorchBackend:
 
 @torch.inference_mode()
 def predict(
-    network: Callable[[torch.Tensor], torch.Tensor], tiles: npt.NDArray[np.uint8], device: torch.device, half: bool
+    network: Callable[[torch.Tensor], torch.Tensor],
+    head: Head,
+    tiles: npt.NDArray[np.uint8],
+    device: torch.device,
+    half: bool,
 ) -> npt.NDArray[np.float32]:
     """Class probabilities of tiles by a network that is on the device.
 
     Args:
-        network: From pixels in 0..1, (B, 3, h, w), to logits, (B, K, h, w).
+        network: From pixels in 0..1, (B, 3, h, w), to the prediction of its head, (B, P, h, w).
+        head: Head of the network, which computes probabilities from its prediction.
         tiles: RGB tiles of one size, 0..255.
         device: Device of the network.
         half: Compute in 16 bits: float16 on CUDA, bfloat16 elsewhere.
@@ -75,8 +80,8 @@ def predict(
     pixels = values.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, h, w) uint8, channels last
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     with torch.autocast(device.type, dtype=dtype, enabled=half):
-        logits = network(pixels.float().div_(255))  # (B, K, h, w)
-    return np.asarray(logits.float().softmax(dim=1).contiguous().cpu().numpy(), np.float32)
+        prediction = network(pixels.float().div_(255))  # (B, P, h, w)
+    return np.asarray(head.probabilities(prediction.float()).contiguous().cpu().numpy(), np.float32)
 
 
 def example_input() -> torch.Tensor:

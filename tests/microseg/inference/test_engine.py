@@ -13,6 +13,7 @@ from microseg.errors import DataError, SettingsError
 from microseg.inference.engine import Engine, engine_zoom, segment_image
 from microseg.models.config import NetworkConfig
 from microseg.models.files import save_network, weights_digest
+from microseg.models.heads import SemanticHead
 from microseg.models.network import PyramidSegmenter
 
 
@@ -27,6 +28,7 @@ class Local(PyramidSegmenter):
         self.one, self.two = nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(8, 8, 5, padding=2)
         self.three = nn.Conv2d(8, 3, 1)
         self.norm = nn.BatchNorm2d(8)
+        self.head = SemanticHead((1,), classes=3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.max_pool2d(self.norm(self.one(x)).relu(), 2)

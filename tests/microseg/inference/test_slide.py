@@ -253,6 +253,7 @@ from microseg.inference.engine import Engine
 from microseg.outputs.record import Provenance
 from microseg.inference.slide import segment_slide
 from microseg.models.config import NetworkConfig
+from microseg.models.heads import SemanticHead
 from microseg.models.network import PyramidSegmenter
 
 class Darkness(PyramidSegmenter):
@@ -260,6 +261,7 @@ class Darkness(PyramidSegmenter):
         nn.Module.__init__(self)
         self.config, self.stride = NetworkConfig(classes=("background", "dark")), 16
         self.scale = nn.Parameter(torch.tensor(8.0))
+        self.head = SemanticHead((1,), classes=2)
 
     def forward(self, x):
         level = 0.5 - x.mean(1, keepdim=True)
