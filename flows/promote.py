@@ -4,14 +4,15 @@ python -m flows.promote
 python -m flows.promote 7 --lab lab_b
 """
 
+import getpass
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import deployment
 
-from flows.audit import audit_info
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.evaluate import evaluate, read_comparison
@@ -20,10 +21,28 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
 from microseg.evaluation.comparison import Comparison
-from microseg.registry.gate import Decision, RuleResult, decide
+from microseg.registry.gate import NOT_EVALUATED, Decision, RuleResult, decide
+from microseg.registry.production import AuditInfo
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
-__all__ = ["command", "promote"]
+__all__ = ["audit_info", "command", "promote"]
+
+
+def audit_info(*, by: str | None = None, gate: str = NOT_EVALUATED, reason: str = "") -> AuditInfo:
+    """Return who makes a change, and through which interface.
+
+    Args:
+        by: Name of the user; the user of this process if a command runs the flow and no name is given.
+        gate: Status of the gate's decision.
+        reason: Free text.
+    """
+    if deployment.id is not None:  # started in Prefect's page, by its API, or by an event
+        return AuditInfo(by, "prefect", gate, reason)
+    try:
+        user = by or getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = None
+    return AuditInfo(user, "command", gate, reason)
 
 
 @task

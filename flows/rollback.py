@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from prefect import flow
 
-from flows.audit import audit_info
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
+from flows.promote import audit_info
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.errors import VersionNotFoundError

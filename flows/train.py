@@ -10,10 +10,10 @@ import numpy as np
 import typer
 from prefect import flow, task
 
-from flows.audit import audit_info
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_progress
+from flows.promote import audit_info
 from flows.records import TrainRecord
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microseg.config.params import GateSettings
 from microseg.config.settings import Settings
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from microseg.api.segmenter import Segmenter
     from microseg.evaluation.comparison import Comparison
     from microseg.inference.engine import Engine
-    from microseg.models.config import NetworkConfig
     from microseg.models.network import PyramidSegmenter
     from microseg.registry.gate import Decision
     from microseg.registry.model_card import ModelCardLab
@@ -188,7 +187,7 @@ class Workspace:
             tags: Further tags of the version.
         """
         from microseg.datasets.sampling import CropSampler, Sample
-        from microseg.evaluation.out_of_distribution import fit_reference_distribution
+        from microseg.evaluation.label_free import fit_reference_distribution
         from microseg.models.files import load_network
         from microseg.registry.model_card import model_card
 
@@ -203,10 +202,8 @@ class Workspace:
         run.log_reference_distribution(fit_reference_distribution([*source, *target], config.mpp))
         card = model_card(
             method=method,
-            classes=config.classes,
-            mpp=config.mpp,
+            network=config,
             labs=_card_labs(source, target, digests),
-            params=self._training_params(config, method),
             run_id=run.id,
             commit=commit,
             run_params=self.registry.runs.params(run.id),
@@ -242,13 +239,11 @@ class Workspace:
 
         network = self.network(version).config
         source, target = self.labs(version.datasets)
-        method = version.tags.get("method", "unknown")
         card = model_card(
-            method=method,
-            classes=network.classes,
-            mpp=network.mpp,
+            method=version.tags.get("method", "unknown"),
+            network=network,
             labs=_card_labs(source, target, version.datasets),
-            params=self._training_params(network, method),
+            run_params=self.registry.runs.params(version.run_id),
             candidate=comparison.candidate,
             production=comparison.production,
             scores=comparison.scores,
@@ -256,18 +251,9 @@ class Workspace:
             panels=self.registry.versions.attachments(version, "evaluation", ".jpg"),
             run_id=version.run_id,
             commit=version.tags.get("commit"),
-            run_params=self.registry.runs.params(version.run_id),
         )
         self.registry.versions.describe(version, card)
         self.registry.versions.set_tags(version, decision.to_tags())
-
-    def _training_params(self, network: NetworkConfig, method: str) -> dict[str, Any]:
-        params = self.settings.params
-        section = params.train if method == SOURCE_METHOD else params.adapt
-        weights = network.encoder_weights
-        origin = f"{weights.source}, license {weights.license}, SHA-256 `{weights.sha256}`" if weights else "random"
-        values = section.model_dump(mode="json", exclude={"method"})
-        return {"encoder": network.encoder, "initial encoder weights": origin, "seed": params.seed, **values}
 
 
 def _card_labs(

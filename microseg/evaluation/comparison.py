@@ -15,8 +15,13 @@ from pydantic import TypeAdapter
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
-from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
-from microseg.evaluation.out_of_distribution import ood_scores
+from microseg.evaluation.label_free import (
+    TargetImage,
+    expected_foreground_share,
+    lab_targets,
+    label_free_scores,
+    ood_scores,
+)
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter

@@ -9,15 +9,27 @@ import numpy.typing as npt
 import torch
 
 from microseg.annotations.index_masks import read_mask
+from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import step_generator
 from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_entropy, stain_explained_variance
 from microseg.evaluation.references import Segment
+from microseg.inference.out_of_distribution import image_ood_score
+from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
 from microseg.slides.images import read_image
+from microseg.slides.pixel_size import model_zoom
 from microseg.training.color_augmentation import jitter_color
 
-__all__ = ["TargetImage", "expected_foreground_share", "lab_targets", "label_free_scores"]
+__all__ = [
+    "TargetImage",
+    "expected_foreground_share",
+    "fit_reference_distribution",
+    "lab_targets",
+    "label_free_scores",
+    "ood_scores",
+]
 
+_REFERENCE_IMAGES = 200  # largest number of images of a lab in a reference distribution
 _JITTER = 0.6  # strength of the color changes
 
 
@@ -117,6 +129,43 @@ def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
         for row in lab.select(split="train", labelled=True)
     ]
     return _mean(shares)
+
+
+def fit_reference_distribution(
+    labs: Sequence[LabDataset], mpp: float | None, on_image: Callable[[str], None] = lambda _name: None
+) -> ReferenceDistribution:
+    """Fit the reference distribution of labs; masks are not read.
+
+    Args:
+        labs: The labs that a model was trained on or adapted to. One with fewer than five images of tissue is left out.
+        mpp: The model's pixel size in microns per pixel; None if unknown.
+        on_image: Called with the name of each image.
+    """
+    reference = {}
+    for lab in labs:
+        features, groups = [], []
+        for target in lab_targets(lab, _REFERENCE_IMAGES):
+            described = image_features(read_image(target.image), model_zoom(target.mpp, mpp))
+            if described is not None:
+                features.append(described)
+                groups.append(target.slide or target.name)
+            on_image(target.name)
+        if len(features) >= MIN_REFERENCE_IMAGES:
+            reference[lab.metadata.lab] = fit_lab_distribution(np.array(features), groups)
+    return ReferenceDistribution(APPEARANCE_FEATURES, reference)
+
+
+def ood_scores(reference: ReferenceDistribution, images: Sequence[TargetImage], mpp: float | None) -> list[float]:
+    """Return the out-of-distribution score of each image; NaN for an image without tissue.
+
+    Args:
+        reference: A model's reference distribution. Images that it was fitted to have slightly lower scores than new
+            images of their lab.
+        images: The images.
+        mpp: The model's pixel size in microns per pixel; None if unknown.
+    """
+    scores = [image_ood_score(reference, read_image(target.image), model_zoom(target.mpp, mpp)) for target in images]
+    return [np.nan if value is None else value for value in scores]
 
 
 def _augment(

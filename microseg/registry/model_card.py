@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from microseg.models.config import NetworkConfig
 from microseg.registry.gate import Decision, Evidence
 from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
 
@@ -26,7 +27,7 @@ _NAMES = {
     "aji": "aggregated Jaccard index",
 }
 _OBJECT_METRICS = ("object_f1", "object_dice", "aji")
-_ENCODER_FACTS = {"source": "source", "sha256": "SHA-256", "license": "license"}
+_TRAINING_PARAMS = ("seed", "network.", "train.", "adapt.")
 
 Scores = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
 """Mean scores on labelled images: lab → metric → (this version, production)."""
@@ -56,10 +57,9 @@ class ModelCardLab:
 def model_card(
     *,
     method: str,
-    classes: Sequence[str],
-    mpp: float | None,
+    network: NetworkConfig,
     labs: Sequence[ModelCardLab],
-    params: Mapping[str, object],
+    run_params: Mapping[str, str],
     candidate: Evidence | None = None,
     production: Evidence | None = None,
     scores: Scores | None = None,
@@ -67,7 +67,6 @@ def model_card(
     panels: Sequence[str] = (),
     run_id: str | None = None,
     commit: str | None = None,
-    run_params: Mapping[str, str] | None = None,
 ) -> str:
     """Write a model card in Markdown.
 
@@ -76,10 +75,9 @@ def model_card(
 
     Args:
         method: Training method.
-        classes: Names of the classes, background first.
-        mpp: Pixel size in microns per pixel at which the model works; None if unknown.
+        network: Architecture, classes, pixel size and origin of the encoder weights.
         labs: The labs it was trained on and adapted to.
-        params: The parameters to list.
+        run_params: Parameters and tags of the run that trained it; the parameters of the training are shown.
         candidate: Evidence on this version, once evaluated.
         production: Evidence on the version in production, on the same images.
         scores: Mean scores on labelled images by lab and metric, of this version and of production.
@@ -87,8 +85,6 @@ def model_card(
         panels: Paths of images among the run's artifacts, which MLflow's page shows.
         run_id: ID of the run that trained it.
         commit: Commit of the code.
-        run_params: Parameters and tags of that run; of them ``encoder_weights.source``, ``encoder_weights.sha256`` and
-            ``encoder_weights.license`` are shown.
     """
     number = decision.production_version if decision else None
     sections = [
@@ -96,9 +92,9 @@ def model_card(
         _gate(decision),
         _panels(panels, run_id),
         _performance(candidate, production, scores or {}, f"version {number} (production)" if number else "production"),
-        _intended_use(classes, mpp, labs),
+        _intended_use(network, labs),
         _data(labs),
-        _training(method, params, run_params or {}),
+        _training(method, network, run_params),
         f"## Lineage\n- Run: {run_id or 'unknown'}\n- Code: {commit or 'unknown'}\n- Datasets: in the table above",
         _loading(),
     ]
@@ -128,8 +124,8 @@ def _headline(method: str, labs: Sequence[ModelCardLab], candidate: Evidence | N
     return " · ".join(parts) + "."
 
 
-def _intended_use(classes: Sequence[str], mpp: float | None, labs: Sequence[ModelCardLab]) -> str:
-    background, *foreground = classes
+def _intended_use(network: NetworkConfig, labs: Sequence[ModelCardLab]) -> str:
+    (background, *foreground), mpp = network.classes, network.mpp
     scale = "at an unknown pixel size" if mpp is None else f"at {mpp:g} microns per pixel"
     resolution = (
         "images should have the magnification of its training images"
@@ -139,7 +135,8 @@ def _intended_use(classes: Sequence[str], mpp: float | None, labs: Sequence[Mode
     stains = ", ".join(sorted({lab.stain for lab in labs})) or "unknown"
     return f"""## Description
 A segmentation model for histopathology images (dual-adaptive pyramid network). It predicts the probabilities of
-{len(classes)} classes for each pixel: {background} (class 0), {", ".join(foreground)}. It works {scale}; {resolution}.
+{len(network.classes)} classes for each pixel: {background} (class 0), {", ".join(foreground)}.
+It works {scale}; {resolution}.
 
 ## Intended use
 Research: outlining and measuring structures in batches of images of the labs below, and pre-annotation.
@@ -163,16 +160,12 @@ def _data(labs: Sequence[ModelCardLab]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _training(method: str, params: Mapping[str, object], run_params: Mapping[str, str]) -> str:
-    weights = [
-        f"{label} {_cell(value)}"
-        for key, label in _ENCODER_FACTS.items()
-        if (value := run_params.get(f"encoder_weights.{key}"))
-    ]
-    rows = [f"- {name}: {value}" for name, value in params.items()]
-    return "\n".join(
-        ["## Training", f"Method: {method}.", *([f"Encoder weights: {', '.join(weights)}."] if weights else []), *rows]
-    )
+def _training(method: str, network: NetworkConfig, run_params: Mapping[str, str]) -> str:
+    weights = network.encoder_weights
+    origin = f"{weights.source}, license {weights.license}, SHA-256 `{weights.sha256}`" if weights else "random"
+    params = [f"- {name}: {value}" for name, value in sorted(run_params.items()) if name.startswith(_TRAINING_PARAMS)]
+    facts = [f"- Method: {method}", f"- Encoder: {network.encoder}", f"- Initial encoder weights: {origin}"]
+    return "\n".join(["## Training", *facts, *params])
 
 
 def _performance(candidate: Evidence | None, production: Evidence | None, scores: Scores, column: str) -> str:

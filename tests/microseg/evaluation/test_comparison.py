@@ -16,8 +16,7 @@ from microseg.datasets.appearance import image_features
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import LabMetadata
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.evaluation.label_free import expected_foreground_share
-from microseg.evaluation.out_of_distribution import fit_reference_distribution
+from microseg.evaluation.label_free import expected_foreground_share, fit_reference_distribution
 from microseg.evaluation.references import bootstrap_interval
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution

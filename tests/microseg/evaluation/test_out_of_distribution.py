@@ -7,8 +7,7 @@ import pytest
 
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import read_image_table, read_lab_metadata
-from microseg.evaluation.label_free import lab_targets
-from microseg.evaluation.out_of_distribution import fit_reference_distribution, ood_scores
+from microseg.evaluation.label_free import fit_reference_distribution, lab_targets, ood_scores
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
 from microseg.slides.images import read_image

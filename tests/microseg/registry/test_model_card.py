@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 from microseg.config.params import GateSettings
+from microseg.models.config import EncoderWeights, NetworkConfig
 from microseg.registry.gate import ConfidenceInterval, Evidence, decide
 from microseg.registry.model_card import ModelCardLab, measurement_name, model_card
 
+NETWORK = NetworkConfig(classes=("background", "gland"), encoder="blocks", mpp=0.5)
 LAB_A = ModelCardLab("lab_a", "source", "aaaa.dir", "H&E", 85, 85)
 LAB_B = ModelCardLab("lab_b", "target", "bbbb.dir", "DAB-H | blue", 40, 0)
 
@@ -24,10 +26,9 @@ def adapted(**change: object) -> str:
     production = Evidence({"lab_a": 0.83}, None, label_free(0.72))
     arguments: dict[str, object] = {
         "method": "dual_adaptive_pyramid",
-        "classes": ("background", "gland"),
-        "mpp": 0.5,
+        "network": NETWORK,
         "labs": (LAB_A, LAB_B),
-        "params": {"epochs": 40, "lambda_img": 0.01},
+        "run_params": {"seed": "0", "adapt.steps": "240", "mlflow.user": "ann"},
         "candidate": candidate,
         "production": production,
         "decision": replace(decide(candidate, production, GateSettings()), version=4, production_version=3),
@@ -71,7 +72,8 @@ def test_sections_and_their_content() -> None:
     assert "It works at 0.5 microns per pixel" in card
     assert "| lab_a | source | H&E | 85 | 85 | `aaaa.dir` |" in card
     assert "| lab_b | target | DAB-H \\| blue | 40 | 0 | `bbbb.dir` |" in card  # a bar must not end the cell
-    assert "- epochs: 40" in card
+    assert "- adapt.steps: 240\n- seed: 0" in card
+    assert "mlflow.user" not in card
     assert "| | this version | version 3 (production) |" in card
     assert "| lab_a, held-out: Dice | 0.840 | 0.830 |" in card
     assert "| Target lab: augmentation consistency | 0.910 | 0.720 |" in card
@@ -91,7 +93,16 @@ def test_dice_on_masks_of_the_target_has_an_interval() -> None:
 
 
 def test_card_before_evaluation() -> None:
-    card = adapted(labs=(LAB_A,), mpp=None, candidate=None, production=None, decision=None, run_id=None, commit=None)
+    network = NETWORK.model_copy(update={"mpp": None})
+    card = adapted(
+        labs=(LAB_A,),
+        network=network,
+        candidate=None,
+        production=None,
+        decision=None,
+        run_id=None,
+        commit=None,
+    )
     assert card.splitlines()[0] == "Trained on lab_a (dual_adaptive_pyramid) · gate not evaluated · no held-out Dice."
     assert "## Evaluation" not in card
     assert "## Gate" not in card
@@ -117,10 +128,10 @@ def test_object_metrics_are_shown_for_each_lab() -> None:
 
 
 def test_origin_of_the_encoder_weights_is_shown() -> None:
-    facts = {"source": "/weights/uni.bin", "sha256": "abc123", "license": "CC-BY-NC-ND"}
-    card = adapted(run_params={f"encoder_weights.{name}": value for name, value in facts.items()} | {"seed": "0"})
-    assert "Encoder weights: source /weights/uni.bin, SHA-256 abc123, license CC-BY-NC-ND." in card
-    assert "Encoder weights" not in adapted()
+    weights = EncoderWeights(source="/weights/uni.bin", sha256="abc123", license="CC-BY-NC-ND")
+    card = adapted(network=NETWORK.model_copy(update={"encoder_weights": weights}))
+    assert "- Initial encoder weights: /weights/uni.bin, license CC-BY-NC-ND, SHA-256 `abc123`" in card
+    assert "- Initial encoder weights: random" in adapted()
 
 
 def test_names_of_measurements() -> None:
