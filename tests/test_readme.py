@@ -72,6 +72,17 @@ def test_modules_exist(file: str) -> None:
         assert find_spec(name) or name in GROUPS, name
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_parameters_exist(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8").partition("### Renamed")[0]  # former names follow
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, name in re.findall(r"`(?:--set )?([a-z_]+)\.([a-z_]+)(?:[=:][^`]*)?`", text):
+        assert section not in params or name in params[section], f"{section}.{name}"
+    if file == "docs/method.md":
+        names = set(re.findall(r"`([a-z]+_[a-z_]+)`", text))
+        assert names <= {*params["adapt"], *params["gate"]}
+
+
 def test_python_example_names_what_exists() -> None:
     import microseg
     from microseg import Segmenter
