@@ -1,8 +1,8 @@
-"""A new lab → a candidate segmenter, adapted to it without any label from it (model-migration mode).
+"""Adapt a segmenter to a target lab without labels from it, and register the result as the candidate.
 
     python -m flows.adapt lab_b
 
-The labelled labs are read back at the very dataset versions that the production model was trained with.
+The source labs are read at the dataset versions that the base version was trained with.
 """
 
 from typing import Annotated
@@ -28,7 +28,7 @@ __all__ = ["adapt", "command"]
 def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settings) -> tuple[ModelVersion, float]:
     """Adapt the base version to the lab and register the result as the candidate.
 
-    Labs that the base was adapted to before are adapted to again, so that they are not lost.
+    The target labs that the base version was adapted to before are included, so that it remains adapted to them.
     """
     source, earlier = open_workspace(settings).labs({name: it for name, it in base.datasets.items() if name != lab})
     if not source:
@@ -70,13 +70,13 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")
 def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: tuple[str, ...] = ()) -> AdaptRecord:
-    """Adapt a version to a new lab without its labels, and propose the result as candidate.
+    """Adapt a version to a target lab without its labels; the result becomes the candidate.
 
     Args:
-        lab: name of the ingested lab.
-        base: version or alias to start from.
-        digest: version of the lab's dataset; the last one ingested by default.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        lab: Name of the ingested lab.
+        base: Version or alias to start from.
+        digest: Version of the lab's dataset; None for the latest.
+        changes: Values that override parameters, ``section.name=value``.
     """
     settings = load_settings(changes)
     base_version = open_workspace(settings).registry.versions.find(base)
@@ -90,21 +90,21 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
 def command(
     lab: Annotated[str, typer.Argument(help="Name of the ingested lab.")],
     base: Annotated[str, typer.Option(help="Version or alias to start from.")] = PRODUCTION,
-    digest: Annotated[str | None, typer.Option(help="Version of the lab's dataset; the last one by default.")] = None,
+    digest: Annotated[str | None, typer.Option(help="Version of the lab's dataset; the latest by default.")] = None,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Adapt the production segmenter to a new lab, without its labels; the result is proposed as candidate.
+    """Adapt the production segmenter to a target lab without its labels; the result becomes the candidate.
 
     Example: microseg adapt lab_b --set adapt.lambda_image=0
     """
     result = adapt(lab, base, digest, tuple(changes or ()))
     show_table(
         f"Candidate: version {result.version}",
-        ("adapted from version", "labelled labs read back", "seconds"),
+        ("adapted from version", "source labs", "seconds"),
         [(result.base, ", ".join(result.source), round(result.seconds))],
     )
-    console.print("Judge it with: microseg evaluate, then promote it with: microseg promote")
+    console.print("Next: microseg evaluate, then microseg promote")
     finish(result, record)
 
 

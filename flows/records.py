@@ -37,10 +37,10 @@ class AdaptRecord:
     Attributes:
         version: in the registry.
         run_id: of its adaptation.
-        base: the version that it was adapted from.
-        source: dataset versions of the labelled labs read back.
-        target: dataset versions of the labs adapted to.
-        seconds: of training.
+        base: Version that it was adapted from.
+        source: Dataset versions of the other labs, by lab.
+        target: Dataset version of the target lab, by lab.
+        seconds: Duration of the adaptation.
     """
 
     version: int

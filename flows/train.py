@@ -1,4 +1,4 @@
-"""Labelled labs → the first segmenter, registered, and in production when there is none yet.
+"""Train a segmenter on labelled labs, register it, and promote it if no version is in production.
 
 python -m flows.train lab_a
 """
@@ -84,8 +84,8 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     """Train a segmenter on labelled labs and register it.
 
     Args:
-        labs: names of ingested labs.
-        changes: parameters that replace those of params.yaml, ``section.name=value``.
+        labs: Names of ingested labs.
+        changes: Values that override parameters, ``section.name=value``.
     """
     settings = load_settings(changes)
     if not labs:
@@ -104,7 +104,7 @@ def command(
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Train the first segmenter from labelled labs; it goes into production when there is none yet.
+    """Train a segmenter on labelled labs; it goes into production if no version is there yet.
 
     Example: microseg train lab_a --set train.steps=1000
     """

@@ -1,1 +1,1 @@
-"""How much of a cross-lab gap each method of adaptation recovers: ``python -m benchmarks.adaptation --help``."""
+"""Benchmark of adaptation methods on pairs of labs: ``python -m benchmarks.adaptation --help``."""

@@ -1,10 +1,10 @@
-"""How much of a cross-lab gap each method of adaptation recovers.
+"""Benchmark of adaptation methods: the fraction of the cross-lab gap that each one recovers.
 
     python -m benchmarks.adaptation --data labs --task wbc --task nuclei --seeds 0 1 2 --minutes 5 --out var/adaptation
 
-A task is a folder with one labelled lab and one unlabelled lab, each with ``test/`` to report on. For each task and
-seed the source segmenter is trained once; every method starts from those weights, with the same network and the same
-minutes. What is finished is kept: the same command goes on where it stopped.
+A task is a folder with one labelled lab and one unlabelled lab, each with a held-out test set in ``test/``. For each
+task and seed the source segmenter is trained once; every method starts from its weights, with the same network and the
+same time limit. Finished results are kept: the same command resumes an interrupted benchmark.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, run, show."""
+    """Run the benchmark, print the table and write it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.adaptation",
         description=__doc__,
@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
                         help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each adaptation (default 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time limit of each adaptation (default 5)")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/adaptation"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="changes of params.yaml")
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
     out = chosen.out.absolute()
-    tasks = [find_task(name, chosen.data, out / "made") for name in chosen.task or [SYNTHETIC]]
+    tasks = [find_task(name, chosen.data, out / "generated") for name in chosen.task or [SYNTHETIC]]
     console = Console()
     grid = Grid(out, chosen.minutes, tuple(chosen.set))
     total = len(tasks) * len(chosen.methods) * len(chosen.seeds)

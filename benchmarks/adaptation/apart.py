@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, which cannot read what the report is made on; see `worker`."""
+"""Training in separate processes, which cannot read the held-out test sets; see `worker`."""
 
 import json
 import os
@@ -11,11 +11,11 @@ __all__ = ["train_apart"]
 
 
 def train_apart(job: dict[str, Any], folder: Path) -> Path:
-    """Train in a process of its own; a training that is finished is left.
+    """Train in a separate process; a finished training is not repeated.
 
     Args:
-        job: what `worker` is told.
-        folder: where the network is written, with ``minutes.json``.
+        job: Arguments of `worker`.
+        folder: Folder that the network and ``minutes.json`` are written to.
 
     Returns:
         The folder.

@@ -1,11 +1,10 @@
-"""Tasks to choose settings on: one labelled lab becomes two, the second under a shift that is made and so known.
+"""Development tasks for choosing settings: a labelled lab is split in two, the second with a simulated domain shift.
 
     python -m benchmarks.adaptation.development --lab labs/wbc/jtsc --shift smear --out var/development/wbc_dev
 
-Only the lab's training images and masks are read, ``test/`` is not: what is reported on has no part in any choice. The
-result is a task as ``benchmarks.adaptation`` takes it. Shifts: ``smear`` (larger, other colors for each class, red
-cells that the first lab does not have), ``dab`` (hematoxylin paler, some objects brown), ``smaller`` (half the size,
-other stain).
+Only the lab's training images and masks are read, not its held-out test set in ``test/``. The result is a task for
+``benchmarks.adaptation``. Shifts: ``smear`` (larger, other colors for each class, red cells that the first lab does not
+have), ``dab`` (hematoxylin paler, some objects brown), ``smaller`` (half the size, other stain).
 """
 
 import argparse
@@ -34,7 +33,7 @@ _SIDE = 300  # pixels of a smear's images
 
 
 def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
-    """Enlarged 1.6 times, each class in another color, on a larger ground with red cells. Three classes."""
+    """Enlarge 1.6 times, change the color of each class, add background with red cells. Three classes."""
     image, mask = _resize(image, mask, 1.6 * np.exp(rng.normal(0, 0.08)))
     density = _density(ndimage.gaussian_filter(image.astype(float), (0.5, 0.5, 0)))
     wanted = np.array([[0.02, 0.1, 0.2], [0.35, 0.35, 0.1], [1.3, 1.5, 0.5]]) + rng.normal(0, 0.05, (3, 3))
@@ -66,7 +65,7 @@ def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.ran
 
 
 def dab(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
-    """H&E as DAB-H: hematoxylin paler, eosin nearly gone, some of the objects of class 1 brown."""
+    """Turn H&E into DAB-H: hematoxylin paler, little eosin, some of the objects of class 1 brown."""
     amounts = np.clip(_density(image) @ np.linalg.inv(_STAINS), 0, None)
     hematoxylin, eosin = amounts[..., 0], amounts[..., 1]
     objects, count = ndimage.label(mask == 1)
@@ -82,7 +81,7 @@ def dab(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.rando
 
 
 def smaller(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
-    """About half the size, another balance of stains."""
+    """Shrink to about half the size, with another balance of stains."""
     image, mask = _resize(image, mask, 0.5 * np.exp(rng.uniform(-0.25, 0.25)))
     balance = np.array([[0.9, 0.12, 0.05], [0.1, 0.7, 0.1], [0.05, 0.15, 1.1]])
     density = 0.8 * _density(image) @ balance.T + np.array([0.05, 0.06, 0.03])
@@ -93,13 +92,13 @@ SHIFTS: dict[str, Shift] = {"smear": smear, "dab": dab, "smaller": smaller}
 
 
 def make_task(lab: Path, shift: str, out: Path, *, seed: int = 0) -> None:
-    """Divide a labelled lab: three fifths stay the source, a fifth becomes the target, a fifth both labs' test.
+    """Split a labelled lab: three fifths become the source, a fifth the target, a fifth the test set of both.
 
     Args:
-        lab: folder with ``images/``, ``masks/`` and ``lab.yaml``.
-        shift: one of `SHIFTS`.
-        out: the task's folder; replaced.
-        seed: of the division and of the shift.
+        lab: Folder with ``images/``, ``masks/`` and ``lab.yaml``.
+        shift: One of `SHIFTS`.
+        out: Folder of the task; replaced.
+        seed: Seed of the split and of the shift.
     """
     rng = np.random.default_rng(seed)
     shutil.rmtree(out, ignore_errors=True)
@@ -142,7 +141,7 @@ def _picture(density: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and make."""
+    """Create a development task."""
     plain = argparse.RawDescriptionHelpFormatter
     name = "python -m benchmarks.adaptation.development"
     parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=plain)

@@ -1,4 +1,4 @@
-"""The grid of tasks, methods and seeds: trains what is missing, reports, keeps every finished row."""
+"""Grid of tasks, methods and seeds: trains the missing networks, evaluates them, keeps every finished row."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,31 +20,31 @@ from microseg.models.files import load_network
 __all__ = ["Grid", "Row"]
 
 _FOLDS = 3
-_ENDLESS = 1_000_000  # steps, where minutes end a training
+_UNLIMITED = 1_000_000  # steps, where the time limit ends a training
 
 
 @dataclass
 class Grid(ResultRows):
-    """A grid whose results lie in a folder, as do its networks.
+    """A grid whose results and networks are in a folder.
 
     Attributes:
-        minutes: of each adaptation.
-        changes: of params.yaml.
+        minutes: Time limit of each adaptation.
+        changes: Values that override parameters.
     """
 
     minutes: float
     changes: tuple[str, ...] = ()
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Row]:
-        """Finish the grid, row by row."""
+        """Compute the missing rows; yields all rows in order."""
         for seed in seeds:
             for task in tasks:
                 for method in methods:
-                    known = next((it for it in self.rows if _key(it) == (task.name, method, seed)), None)
-                    if known is None:
-                        known = self._row(task, method, seed)
-                        self.add(known)
-                    yield known
+                    row = next((it for it in self.rows if _key(it) == (task.name, method, seed)), None)
+                    if row is None:
+                        row = self._row(task, method, seed)
+                        self.add(row)
+                    yield row
 
     def _row(self, task: Task, method: str, seed: int) -> Row:
         work = self.out / "work" / task.name
@@ -55,7 +55,7 @@ class Grid(ResultRows):
             "source": str(source_lab.folder),
             "targets": [str(target_lab.folder)],
             "seed": seed,
-            "steps": _ENDLESS,
+            "steps": _UNLIMITED,
         }
         place = work / f"seed-{seed}"
         first = train_apart(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
@@ -74,27 +74,27 @@ class Grid(ResultRows):
         }
 
     def _upper_bound(self, task: Task, job: dict[str, Any], first: Path, place: Path) -> Row:
-        """Trained on the target's own labels, each fold judged by the network that did not see it."""
+        """Train on the labels of the target lab, with cross-validation."""
         folds = fold_labs(task, _FOLDS, place / "folds")
-        judged = []
-        for number, (lab, held_back) in enumerate(folds):
+        evaluated = []
+        for number, (lab, held_out) in enumerate(folds):
             more: dict[str, Any] = {"kind": "train", "source": str(lab.folder), "start": str(first)}
             more |= {"minutes": self.minutes / len(folds), "task_folder": str(self.out / "none")}
-            judged.append((train_apart(job | more, place / f"{UPPER_BOUND}-{number}"), held_back))
-        source = [_report("source", [(network, task.references("source"))]) for network, _ in judged]
+            evaluated.append((train_apart(job | more, place / f"{UPPER_BOUND}-{number}"), held_out))
+        source = [_report("source", [(network, task.references("source"))]) for network, _ in evaluated]
         row: Row = {
             "source_dice": float(np.mean([each["source_dice"] for each in source])),
-            **_report("target", judged),
+            **_report("target", evaluated),
             "minutes": self.minutes,
         }
         return row
 
 
-def _report(side: str, judged: Sequence[tuple[Path, Sequence[Reference]]]) -> Row:
-    """Dice on images that no training saw."""
+def _report(side: str, evaluated: Sequence[tuple[Path, Sequence[Reference]]]) -> Row:
+    """Dice on the held-out test images."""
     tables: list[pd.DataFrame] = []
     classes: tuple[str, ...] = ()
-    for folder, references in judged:
+    for folder, references in evaluated:
         engine = Engine(load_network(folder))
         classes = engine.classes
         tables.append(score(engine.probabilities, references, classes))

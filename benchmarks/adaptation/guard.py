@@ -1,4 +1,4 @@
-"""Keeps what is held back for the report out of reach of a process that trains."""
+"""Prevents a process that trains from reading held-out test sets."""
 
 import os
 import sys
@@ -9,14 +9,13 @@ __all__ = ["forbid"]
 
 
 def forbid(folder: Path, name: str = "test") -> None:
-    """Refuse, for the rest of this process, to open or list anything in a subfolder of that name.
+    """Refuse, for the rest of this process, to open or list anything in subfolders of a name.
 
-    It hangs on Python's audit events, which every ``open`` raises, whichever library calls it, and it cannot be taken
-    back.
+    It uses Python's audit events, which every ``open`` raises in any library, and cannot be undone.
 
     Args:
-        folder: under which the rule holds.
-        name: of the subfolders.
+        folder: Folder that contains the subfolders, at any depth.
+        name: Name of the subfolders.
     """
     root = folder.resolve()
 
@@ -30,6 +29,6 @@ def forbid(folder: Path, name: str = "test") -> None:
         where = where if where.is_absolute() else Path.cwd() / where
         resolved = Path(os.path.realpath(where))
         if resolved.is_relative_to(root) and name in resolved.relative_to(root).parts:
-            raise PermissionError(f"{where} is held back for the report: nothing that trains may read it")
+            raise PermissionError(f"{where} is in a held-out test set, which training must not read")
 
     sys.addaudithook(refuse)

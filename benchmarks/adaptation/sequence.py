@@ -1,11 +1,11 @@
-"""Lab after lab: does a segmenter that is adapted to a third lab keep what it learned of the second?
+"""Sequential adaptation: does a segmenter that is adapted to a third lab remain adapted to the second?
 
     python -m benchmarks.adaptation.sequence --seeds 0 --out var/sequence
 
-Three labs are made: lab_a (H&E, labelled), lab_b (DAB-H) and lab_c (H&E of a paler stain and another scanner, finer
-glands), both without labels. From the first segmenter: to lab_b, then to lab_c as `microseg adapt` does it, which
-adapts to the earlier labs again; to lab_c alone, to see what is lost without that; and to both at once. What is
-finished is kept: the same command goes on where it stopped.
+Three labs are generated: lab_a (H&E, labelled), lab_b (DAB-H) and lab_c (H&E of a paler stain, another scanner, finer
+glands), both without labels. The first segmenter is adapted to lab_b, then to lab_c as `microseg adapt` does it, which
+includes the earlier target labs; to lab_c alone, to measure the loss without that; and to both together. Finished
+results are kept: the same command resumes an interrupted benchmark.
 """
 
 import argparse
@@ -54,9 +54,9 @@ class Step:
     """One adaptation of the sequence.
 
     Attributes:
-        name: as shown.
-        start: name of the step whose network it starts from.
-        targets: the labs adapted to.
+        name: Name in the table.
+        start: Name of the step whose network it starts from.
+        targets: Target labs.
     """
 
     name: str
@@ -69,18 +69,18 @@ STEPS = (
     Step("to lab_b", FIRST, ("lab_b",)),
     Step("then to lab_c, lab_b again", "to lab_b", ("lab_b", "lab_c")),
     Step("then to lab_c alone", "to lab_b", ("lab_c",)),
-    Step("to both at once", FIRST, ("lab_b", "lab_c")),
+    Step("to both together", FIRST, ("lab_b", "lab_c")),
 )
 
 
 @dataclass
 class LabSequence(ResultRows):
-    """The sequence, its labs and networks in a folder.
+    """The sequence, with its labs and networks in a folder.
 
     Attributes:
-        minutes: of each adaptation.
-        images: of each lab; a quarter as many more are kept aside to report on.
-        changes: of params.yaml.
+        minutes: Time limit of each adaptation.
+        images: Images of each lab; the held-out test set has a quarter of that number in addition.
+        changes: Values that override parameters.
     """
 
     minutes: float = _MINUTES
@@ -88,7 +88,7 @@ class LabSequence(ResultRows):
     changes: tuple[str, ...] = ()
 
     def run(self, seeds: Sequence[int]) -> Iterator[Row]:
-        """Finish the sequence, row by row."""
+        """Compute the missing rows; yields all rows in order."""
         for seed in seeds:
             labs = self._labs(seed)
             networks = {FIRST: self._train(labs, seed, Step(FIRST, "", ()), None)}
@@ -101,16 +101,16 @@ class LabSequence(ResultRows):
         return self.out / f"seed-{seed}"
 
     def _labs(self, seed: int) -> dict[str, Path]:
-        """The labs' datasets by name, made where they are missing."""
+        """Datasets of the labs by name, generated where missing."""
         datasets = {}
         for number, look in enumerate(_LOOKS):
-            delivery = self._place(seed) / "made" / look.name
-            if not delivery.exists():
+            incoming = self._place(seed) / "generated" / look.name
+            if not incoming.exists():
                 kept = self.images // 4
                 generate_lab(
-                    delivery, look, images=self.images, labelled=number == 0, test_images=kept, seed=3 * seed + number
+                    incoming, look, images=self.images, labelled=number == 0, test_images=kept, seed=3 * seed + number
                 )
-            datasets[look.name] = as_dataset(delivery, self._place(seed)).folder
+            datasets[look.name] = as_dataset(incoming, self._place(seed)).folder
         return datasets
 
     def _train(self, labs: dict[str, Path], seed: int, step: Step, start: Path | None) -> Path:
@@ -120,7 +120,7 @@ class LabSequence(ResultRows):
             "source": str(labs[LAB_A.name]),
             "targets": [str(labs[name]) for name in step.targets],
             "seed": seed,
-            "steps": 1_000_000,  # minutes end it
+            "steps": 1_000_000,  # the time limit ends it
             "kind": "adapt" if start else "train",
             "method": DEFAULT,
             "minutes": self.minutes if start else None,
@@ -134,8 +134,8 @@ class LabSequence(ResultRows):
             engine = Engine(load_network(network))
             known = {"step": step, "seed": seed, "minutes": self.minutes}
             for name in labs:
-                delivery = self._place(seed) / "made" / name
-                references = held_out_references(delivery, read_lab_metadata(delivery))
+                incoming = self._place(seed) / "generated" / name
+                references = held_out_references(incoming, read_lab_metadata(incoming))
                 known[name] = mean_scores(score(engine.probabilities, references, engine.classes))["dice"]
             self.add(known)
         return known
@@ -151,16 +151,18 @@ def _summary(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, run, show."""
+    """Run the benchmark, print the table and write it."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "python -m benchmarks.adaptation.sequence", description=__doc__, formatter_class=plain
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=_MINUTES, help=f"of each adaptation (default {_MINUTES:g})")
-    parser.add_argument("--images", type=int, default=32, help="of each lab (default 32)")
+    parser.add_argument(
+        "--minutes", type=float, default=_MINUTES, help=f"time limit of each adaptation (default {_MINUTES:g})"
+    )
+    parser.add_argument("--images", type=int, default=32, help="images of each lab (default 32)")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/sequence"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="changes of params.yaml")
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
     console = Console()
     sequence = LabSequence(chosen.out.absolute(), chosen.minutes, chosen.images, tuple(chosen.set))
@@ -169,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(f"seed {row['seed']}, {row['step']}: {dice}")
     summary = _summary(sequence.rows)
     console.print(
-        console_table(summary, f"{chosen.minutes:g} minutes of adaptation each; mean Dice on images kept aside")
+        console_table(summary, f"{chosen.minutes:g} minutes of adaptation each; mean Dice on held-out test images")
     )
     (sequence.out / "table.md").write_text(markdown_table(summary))
     console.print(f"{sequence.file}\n{sequence.out / 'table.md'}")

@@ -1,4 +1,4 @@
-"""What the rows say: a table and a figure."""
+"""Summary of the results: a table and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tasks: folders with one labelled and one unlabelled lab."""
+"""Tasks: folders with one labelled and one unlabelled lab."""
 
 import shutil
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Task:
     """A labelled lab and an unlabelled one.
 
     Attributes:
-        name: of the task.
-        source: the labelled lab's folder.
-        target: the other's.
+        name: Name of the task.
+        source: Folder of the labelled lab.
+        target: Folder of the unlabelled lab.
     """
 
     name: str
@@ -32,24 +32,24 @@ class Task:
     target: Path
 
     def references(self, role: str) -> tuple[Reference, ...]:
-        """The images and masks that the report is made on; for the report only."""
+        """Held-out test images and masks; for evaluation only."""
         folder = self.source if role == "source" else self.target
         found = held_out_references(folder, read_lab_metadata(folder))
         if not found:
-            raise LabError(f"{folder}: expected test/images and test/masks to report on, found none.")
+            raise LabError(f"{folder}: expected test/images and test/masks, found none; add a held-out test set.")
         return found
 
 
 def find_task(name: str, root: Path | None, work: Path) -> Task:
-    """A task by its name.
+    """Find a task by its name.
 
     Args:
-        name: ``synthetic``, which is made in ``work``, or a folder in ``root``.
-        root: of the tasks.
-        work: where ``synthetic`` is made.
+        name: ``synthetic``, which is generated in ``work``, or a folder in ``root``.
+        root: Folder of the tasks.
+        work: Folder that ``synthetic`` is generated in.
 
     Raises:
-        LabError: when there is no such folder, or it has not one labelled and one unlabelled lab.
+        LabError: The folder is missing, or does not have one labelled and one unlabelled lab.
     """
     if name == SYNTHETIC:
         made = work / SYNTHETIC
@@ -75,34 +75,34 @@ def find_task(name: str, root: Path | None, work: Path) -> Task:
 
 
 def open_labs(task: Task, work: Path) -> tuple[LabDataset, LabDataset]:
-    """Both labs as datasets, made where they are not there; ``test/`` is not in them."""
+    """Open the datasets of both labs, without ``test/``; they are ingested where missing."""
     return as_dataset(task.source, work), as_dataset(task.target, work)
 
 
 def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[LabDataset, tuple[Reference, ...]]]:
-    """Cross-validation over the target's test images: a labelled lab of the others, and the fold to report on."""
+    """Cross-validation over the target's test images: a labelled lab to train on, and the fold to evaluate, each."""
     references = task.references("target")
     card = (task.target / "lab.yaml").read_text()
     card = "\n".join(line for line in card.splitlines() if not line.startswith("labelled"))
     result = []
-    held_back = [set(range(first, len(references), folds)) for first in range(min(folds, len(references)))]
-    for number, chosen in enumerate(held_back):
-        delivery = work / f"fold-{number}"
-        shutil.rmtree(delivery, ignore_errors=True)
+    test_folds = [set(range(first, len(references), folds)) for first in range(min(folds, len(references)))]
+    for number, chosen in enumerate(test_folds):
+        incoming = work / f"fold-{number}"
+        shutil.rmtree(incoming, ignore_errors=True)
         for part in ("images", "masks"):
-            (delivery / part).mkdir(parents=True)
-        (delivery / "lab.yaml").write_text(card + "\n")
+            (incoming / part).mkdir(parents=True)
+        (incoming / "lab.yaml").write_text(card + "\n")
         for index, reference in enumerate(references):
             if index not in chosen:
-                shutil.copy(reference.image, delivery / "images" / reference.image.name)
-                shutil.copy(reference.mask, delivery / "masks" / reference.mask.name)
-        lab = as_dataset(delivery, work / f"data-{number}", validation=0.0)
+                shutil.copy(reference.image, incoming / "images" / reference.image.name)
+                shutil.copy(reference.mask, incoming / "masks" / reference.mask.name)
+        lab = as_dataset(incoming, work / f"data-{number}", validation=0.0)
         result.append((lab, tuple(references[index] for index in sorted(chosen))))
     return result
 
 
 def as_dataset(folder: Path, work: Path, validation: float = _VALIDATION) -> LabDataset:
-    """A delivery as a dataset in ``work/labs``, made where it is not there; ``test/`` is not in it."""
+    """Dataset of a lab in ``work/labs``, without ``test/``; it is ingested where missing."""
     name = read_lab_metadata(folder).lab
     dataset = work / "labs" / name
     if not dataset.is_dir():

@@ -1,4 +1,4 @@
-"""One training in a process of its own, which cannot read what the report is made on.
+"""One training in a separate process, which cannot read the held-out test sets.
 
 python -m benchmarks.adaptation.worker job.json
 """
@@ -25,13 +25,13 @@ __all__ = ["main"]
 
 
 def main(job: dict[str, Any]) -> None:
-    """Run what a job says: ``train`` a source segmenter or an upper bound, or ``adapt`` by a method."""
+    """Run a job: ``train`` a source segmenter or an upper bound, or ``adapt`` by a method."""
     forbid(Path(job["task_folder"]))
     params = load_settings(job["changes"]).params
     folder, seed = Path(job["folder"]), int(job["seed"])
     source = open_lab_dataset(Path(job["source"]))
     fabric = make_fabric(params.device)
-    began = time.monotonic()
+    start_time = time.monotonic()
     if job["kind"] == "train":
         settings = params.train
         if job["minutes"] is not None:
@@ -57,7 +57,7 @@ def main(job: dict[str, Any]) -> None:
             fabric=fabric,
             method=method.kind,
         )
-    (folder / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
+    (folder / "minutes.json").write_text(json.dumps((time.monotonic() - start_time) / 60))
 
 
 def _targets(job: dict[str, Any]) -> list[LabDataset]:

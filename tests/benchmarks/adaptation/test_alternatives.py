@@ -1,4 +1,4 @@
-"""Each alternative's one idea, against an independent word of it."""
+"""The idea of each alternative, against an independent computation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
 
 
 @pytest.mark.parametrize("kind", [OutputAdversary, EntropyAdversary])
-def test_the_output_classifier_pulls_one_way_and_the_segmenter_the_other(make: Make, kind: type) -> None:
+def test_output_classifier_and_segmenter_get_gradients(make: Make, kind: type) -> None:
     method = make(kind)
     losses = method(method.batch(0, rank=0, world=1), 1.0)
     assert losses.keys() == {"total", "segmentation", "domain_output"}
@@ -56,7 +56,7 @@ def test_self_information_by_hand(make: Make) -> None:
     np.testing.assert_allclose(seen.flatten(), [-0.25 * np.log(0.25), -0.75 * np.log(0.75)], rtol=1e-5)
 
 
-def test_reinhard_gives_mean_and_spread_of_a_window(make: Make) -> None:
+def test_reinhard_transfers_mean_and_standard_deviation(make: Make) -> None:
     method = make(ReinhardTransfer)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
     moved = color_statistics(method.recolor(images, torch.Generator().manual_seed(1)))
@@ -64,7 +64,7 @@ def test_reinhard_gives_mean_and_spread_of_a_window(make: Make) -> None:
         assert min(float((mean - wanted).abs().max()) for wanted in method.colors.mean) < 0.05
 
 
-def test_fourier_changes_the_lowest_frequencies_only(make: Make) -> None:
+def test_fourier_transfer_changes_only_the_lowest_frequencies(make: Make) -> None:
     method = make(FourierTransfer)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
     moved = method.recolor(images, torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""What is held back for the report cannot be read where something trains."""
+"""Held-out test sets cannot be read by a process that trains."""
 
 import json
 import subprocess
@@ -39,28 +39,28 @@ for name, way in ways.items():
         way()
         print(name, "READ")
     except Exception as error:
-        print(name, "held back" in str(error) or type(error).__name__ == "ZeroDivisionError")
+        print(name, "held-out test set" in str(error) or type(error).__name__ == "ZeroDivisionError")
 print("images", Image.open(next((lab / "images").iterdir())).size)
 """
 
 
-def test_no_way_leads_to_the_test_masks(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_test_masks_cannot_be_read(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
     import shutil
 
     lab = tmp_path / "task" / "lab_a"
     shutil.copytree(incoming_labs[0], lab)
     mask = sorted((lab / "test" / "masks").iterdir())[0]
     (lab / "link.png").symlink_to(mask)
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", READ, lab, mask], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
-    assert [line for line in told if line.endswith("READ")] == []
-    assert [line for line in told if line.endswith("False")] == []
-    assert "images (64, 64)" in told  # all else can be read
+    assert [line for line in output if line.endswith("READ")] == []
+    assert [line for line in output if line.endswith("False")] == []
+    assert "images (64, 64)" in output  # other files can be read
 
 
-def test_the_process_that_trains_is_held_to_it(labs: tuple[LabDataset, LabDataset], tmp_path: Path) -> None:
-    """A dataset that lies in a ``test`` folder of the task cannot be trained on, in any method."""
+def test_worker_process_is_guarded(labs: tuple[LabDataset, LabDataset], tmp_path: Path) -> None:
+    """Training on a dataset in a ``test`` folder of the task fails."""
     import shutil
 
     hidden = tmp_path / "task" / "lab" / "test" / "labs"
@@ -75,12 +75,12 @@ def test_the_process_that_trains_is_held_to_it(labs: tuple[LabDataset, LabDatase
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode != 0
-    assert "held back for the report" in run.stderr
+    assert "held-out test set" in run.stderr
 
 
 @pytest.mark.long
-def test_the_grid_from_end_to_end(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Small labs, a small network, a moment of training; finished rows are not made again."""
+def test_grid_end_to_end(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Small labs, a small network, short training; finished rows are not computed again."""
     import shutil
 
     for delivery in incoming_labs:

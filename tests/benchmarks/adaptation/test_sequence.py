@@ -5,7 +5,7 @@ import pytest
 from benchmarks.adaptation.sequence import STEPS, LabSequence, main
 
 
-def test_steps_start_from_what_was_trained_before() -> None:
+def test_steps_start_from_earlier_steps() -> None:
     known = {"first"}
     for step in STEPS:
         assert step.start in known
@@ -13,7 +13,7 @@ def test_steps_start_from_what_was_trained_before() -> None:
 
 
 @pytest.mark.long
-def test_the_sequence_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sequence_is_reported_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [
         "network.encoder=blocks",
         "network.channels=[4,8]",
@@ -26,6 +26,6 @@ def test_the_sequence_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     rows = LabSequence(tmp_path).rows
     assert [row["step"] for row in rows] == ["first", *(step.name for step in STEPS)]
     assert all(0 <= row[lab] <= 1 for row in rows for lab in ("lab_a", "lab_b", "lab_c"))
-    main(arguments)  # nothing is done again
+    main(arguments)  # nothing is computed again
     assert LabSequence(tmp_path).rows == rows
-    assert "to both at once" in capsys.readouterr().out
+    assert "to both together" in capsys.readouterr().out

@@ -9,7 +9,7 @@ def row(method: str, seed: int, target: float) -> dict[str, object]:
     return {"task": "t", "method": method, "seed": seed, "source_dice": 0.9, "target_dice": target, "minutes": 5.0}
 
 
-def test_the_share_of_the_gap_by_hand() -> None:
+def test_recovered_fraction_by_hand() -> None:
     rows = [
         row("source_only", 0, 0.5), row("source_only", 1, 0.6), row("upper_bound", 0, 0.9), row("upper_bound", 1, 0.8),
         row("default", 0, 0.8), row("default", 1, 0.65),
@@ -21,17 +21,17 @@ def test_the_share_of_the_gap_by_hand() -> None:
     assert table.loc["upper_bound", "recovered"] == "100 ± 0 %"
 
 
-def test_a_seed_without_upper_bound_takes_the_others_mean() -> None:
+def test_seed_without_upper_bound_uses_the_mean_of_the_others() -> None:
     rows = [row("source_only", 0, 0.5), row("source_only", 1, 0.5), row("upper_bound", 0, 1.0), row("default", 1, 0.75)]
     assert summarize(rows).set_index("method").loc["default", "recovered"] == "50 %"
 
 
-def test_no_gap_no_share() -> None:
+def test_no_recovered_fraction_without_a_gap() -> None:
     rows = [row("source_only", 0, 0.5), row("upper_bound", 0, 0.4), row("default", 0, 0.6)]
     assert summarize(rows).set_index("method").loc["default", "recovered"] == "–"
     assert not math.isnan(float(summarize(rows).set_index("method").loc["default", "worst"]))
 
 
 @pytest.mark.parametrize("method", ["source_only", "default"])
-def test_without_an_upper_bound_there_is_still_a_table(method: str) -> None:
+def test_table_without_upper_bound(method: str) -> None:
     assert len(summarize([row(method, 0, 0.5)])) == 1
