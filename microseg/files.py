@@ -1,24 +1,25 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, hashes and links of files."""
 
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 
-__all__ = ["atomic_write", "link_or_copy"]
+__all__ = ["atomic_write", "file_sha256", "link_or_copy"]
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write to a temporary sibling, which takes the place of ``path`` when the block ends without an error.
+    """Write a file atomically: to a temporary file beside it, which replaces it when the block ends without an error.
 
     Args:
         path: The file to write; its folder exists.
 
     Yields:
-        The sibling to write to.
+        The temporary file to write to.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -29,13 +30,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(path: Path, target: Path) -> None:
-    """Share a file that never changes, where the file system can; else copy it.
+    """Hard-link a file that never changes, or copy it where the file system does not support that.
 
     Args:
         path: The file.
-        target: Its other name; there is none such yet.
+        target: The new path; it does not exist yet.
     """
     try:
         os.link(path, target)
     except OSError:
         shutil.copyfile(path, target)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

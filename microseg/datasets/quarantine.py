@@ -4,11 +4,10 @@ import csv
 import shutil
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from hashlib import file_digest
 from pathlib import Path
 
 from microseg.datasets.checks import RejectedFile
-from microseg.files import atomic_write, link_or_copy
+from microseg.files import atomic_write, file_sha256, link_or_copy
 
 __all__ = ["REASONS_FILE", "quarantine_files"]
 
@@ -51,8 +50,8 @@ def _keep(path: Path, kept: Path, copy: Callable[[Path, Path], object]) -> str:
     if not path.is_file():
         return ""
     try:
-        digest = _sha256(path)
-        if kept.exists() and not kept.samefile(path) and _sha256(kept) != digest:
+        digest = file_sha256(path)
+        if kept.exists() and not kept.samefile(path) and file_sha256(kept) != digest:
             kept = kept.with_name(f"{kept.stem}~{digest[:12]}{kept.suffix}")
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +60,3 @@ def _keep(path: Path, kept: Path, copy: Callable[[Path, Path], object]) -> str:
     except OSError:
         return ""
     return digest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

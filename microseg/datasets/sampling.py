@@ -1,8 +1,7 @@
-"""Random crops of labs' images, drawn as a pure function of the step.
+"""Random crops of images, drawn as a pure function of the step.
 
-A batch depends on the seed and the number of the step alone. So a run that was interrupted goes on with exactly the
-batches that it would have had, with nothing to save, and several processes share a batch without talking to one
-another.
+A batch depends only on the seed and the number of the step. An interrupted run therefore resumes with exactly the
+batches that it would have had, without saved state, and several processes share a batch without communication.
 """
 
 from collections import OrderedDict
@@ -28,9 +27,9 @@ class Sample:
     """One image to draw crops from.
 
     Attributes:
-        image: path of the image.
-        mask: path of its mask of class indices; None where the image has no label.
-        zoom: factor by which the image is enlarged before cropping: its microns per pixel over the model's.
+        image: Path of the image.
+        mask: Path of its mask of class indices; None for an unlabelled image.
+        zoom: Factor by which the image is enlarged before cropping: its microns per pixel over the model's.
     """
 
     image: Path
@@ -43,7 +42,7 @@ class Crops(NamedTuple):
 
     Attributes:
         images: (B, 3, S, S) float32 in 0..1.
-        masks: (B, S, S) int64 class indices, 255 where ignored; None where any of the images has no label.
+        masks: (B, S, S) int64 class indices, 255 where ignored; None if any of the images is unlabelled.
     """
 
     images: torch.Tensor
@@ -51,20 +50,20 @@ class Crops(NamedTuple):
 
 
 class CropSampler:
-    """Draws batches of square crops with random place, zoom, flip and quarter turn.
+    """Draws batches of square crops with random position, zoom, flip and rotation by multiples of 90 degrees.
 
     Every image is drawn once before any is drawn again.
 
     Args:
-        samples: the images; all with a mask, or the batches carry no masks.
-        size: side of a crop in pixels at the model's scale.
-        batch: number of crops in a batch, over all processes.
-        seed: of the whole sequence of batches.
-        zoom: range of the random zoom, drawn uniformly in its logarithm; (1, 1) for none.
-        cache_bytes: decoded images are kept up to this size, the least recently used are dropped first.
+        samples: The images; batches have masks only if all of them have one.
+        size: Side of a crop, in pixels at the model's scale.
+        batch: Number of crops in a batch, over all processes.
+        seed: Seed of the whole sequence of batches.
+        zoom: Range of the random zoom, log-uniform; (1, 1) for none.
+        cache_bytes: Size of the cache of decoded images; the least recently used are dropped first.
 
     Raises:
-        DataError: when there is no sample, or size, batch or zoom are not positive.
+        DataError: There is no sample, or size, batch or zoom are not positive.
     """
 
     def __init__(
@@ -90,19 +89,19 @@ class CropSampler:
         self._cached_bytes, self._cache_bytes = 0, cache_bytes
 
     def draw(self, step: int, *, rank: int = 0, world: int = 1) -> Crops:
-        """The batch of one step, or this process's share of it.
+        """Draw the batch of one step, or this process's part of it.
 
         Args:
-            step: number of the step, from 0.
-            rank: number of this process.
-            world: number of processes; each draws every ``world``-th crop of the batch.
+            step: Number of the step, from 0.
+            rank: Number of this process, from 0.
+            world: Number of processes; each draws every ``world``-th crop of the batch.
 
         Returns:
             B = batch / world crops, rounded up for the first processes.
 
         Raises:
-            DataError: when there are more processes than crops, or a mask has not the size of its image.
-            ImageReadError: when a file cannot be read.
+            DataError: There are more processes than crops, or a mask does not have the size of its image.
+            ImageReadError: A file cannot be read.
         """
         if world > self.batch:
             raise DataError(
@@ -118,7 +117,7 @@ class CropSampler:
         return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels)
 
     def unlabelled(self) -> "CropSampler":
-        """A sampler of the same crops that knows no mask."""
+        """Sampler of the same crops without masks."""
         return CropSampler(
             [replace(sample, mask=None) for sample in self.samples],
             size=self.size,
@@ -172,7 +171,7 @@ class CropSampler:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """A source of randomness on the CPU that depends on these numbers alone."""
+    """Random generator on the CPU that depends only on these numbers."""
     (state,) = np.random.SeedSequence((seed, 2, step, rank)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
@@ -192,21 +191,21 @@ def _pad_to(array: npt.NDArray[np.uint8], side: int, mode: str) -> npt.NDArray[n
 def cut_windows(
     samples: Sequence[Sample], folder: Path, *, side: int = 512, megapixels: float = 6.0, seed: int = 0
 ) -> tuple[Path, ...]:
-    """Cut one window out of each image and write it as a PNG; of many images a random choice.
+    """Cut one window at the model's scale out of each image and write it as PNG; of many images a random subset.
 
     Args:
-        samples: the images and the factor by which each is enlarged to the model's scale; masks are not read.
-        folder: where the windows are written; made where it is missing.
-        side: longest side of a window, pixels at the model's scale.
-        megapixels: of all windows together; images beyond it are left out, but one is always taken.
-        seed: of the choice and of the places.
+        samples: The images and the factor by which each is enlarged to the model's scale; masks are not read.
+        folder: Folder of the windows; created when missing.
+        side: Longest side of a window, in pixels at the model's scale.
+        megapixels: Limit for all windows together; at least one window is cut.
+        seed: Seed of the subset and of the positions.
 
     Returns:
-        The windows' files, named after their place in ``samples``.
+        Files of the windows, named by their index in ``samples``.
 
     Raises:
-        DataError: when there is no image.
-        ImageReadError: when a file cannot be read.
+        DataError: There is no image.
+        ImageReadError: A file cannot be read.
     """
     if not samples:
         raise DataError("Expected at least one image to cut windows from, got none: check the dataset.")

@@ -1,4 +1,4 @@
-"""Stains as absorbers: published stain vectors and the Beer-Lambert law between amounts of stain and RGB."""
+"""Color deconvolution: stain vectors, optical density, and the Beer-Lambert law between amounts of stain and RGB."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -23,10 +23,10 @@ STAIN_VECTORS = MappingProxyType(
 
 
 def stain_matrix(stains: Sequence[str] = STAINS) -> npt.NDArray[np.float32]:
-    """Unit optical-density vectors of some stains, one a row.
+    """Stain matrix: the optical-density vectors of stains at unit length, one per row.
 
     Args:
-        stains: Names out of ``STAIN_VECTORS``.
+        stains: Names in ``STAIN_VECTORS``.
 
     Shape:
         Returns (S, 3): stains by RGB channel, each row of length 1.
@@ -39,18 +39,18 @@ def stain_matrix(stains: Sequence[str] = STAINS) -> npt.NDArray[np.float32]:
     """
     unknown = [name for name in stains if name not in STAIN_VECTORS]
     if unknown:
-        raise DataError(f"expected stains out of {sorted(STAIN_VECTORS)}, got {unknown}; use one of those names")
+        raise DataError(f"expected stains of {sorted(STAIN_VECTORS)}, got {unknown}; use one of those names")
     rows = np.array([STAIN_VECTORS[name] for name in stains], dtype=np.float64).reshape(-1, 3)  # (S, 3)
     unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 
 def transmitted_light(amounts: npt.NDArray[np.float32], stains: Sequence[str] = STAINS) -> npt.NDArray[np.float32]:
-    """Light that passes through stained tissue, by the Beer-Lambert law: ``10 ** -(amounts @ vectors)``.
+    """Transmittance of stained tissue by the Beer-Lambert law: ``10 ** -(amounts @ vectors)``.
 
     Args:
         amounts: Amount of each stain, in optical density (base 10) along its unit vector; 0 = none.
-        stains: Which stain each of the last axis is.
+        stains: Names of the stains of the last axis.
 
     Shape:
         amounts (..., S) -> light (..., 3).
@@ -59,15 +59,17 @@ def transmitted_light(amounts: npt.NDArray[np.float32], stains: Sequence[str] = 
         The transmitted fraction in each RGB channel: 1 = clear glass, 0 = opaque.
 
     Raises:
-        DataError: A stain is unknown, or the last axis does not have one entry a stain.
+        DataError: A stain is unknown, or the last axis does not have one entry per stain.
     """
     matrix = stain_matrix(stains)  # (S, 3)
     if amounts.shape[-1] != len(matrix):
         raise DataError(
-            f"expected {len(matrix)} amounts a pixel (one a stain of {list(stains)}), got {amounts.shape[-1]}; "
+            f"expected {len(matrix)} amounts per pixel (one per stain of {list(stains)}), got {amounts.shape[-1]}; "
             "put the stains on the last axis"
         )
-    density = np.einsum("...s,sc->...c", amounts.astype(np.float32), matrix)  # (..., 3); no BLAS: same bits anywhere
+    density = np.einsum(
+        "...s,sc->...c", amounts.astype(np.float32), matrix
+    )  # (..., 3); without BLAS: the same bits on every machine
     light: npt.NDArray[np.float32] = np.exp(density * np.float32(-np.log(10.0)))
     return light
 
@@ -85,7 +87,7 @@ def optical_density(
         (..., 3) -> (..., 3).
 
     Returns:
-        Density of each channel: 0 = clear glass, 1 = a tenth of the light passes.
+        Density of each channel: 0 = clear glass, 1 = a tenth of the light is transmitted.
     """
     light = np.maximum(image.astype(np.float32), 1.0) / np.asarray(white, dtype=np.float32)
     density: npt.NDArray[np.float32] = -np.log10(np.minimum(light, 1.0))
@@ -101,14 +103,17 @@ def stain_amounts(
 
     Args:
         image: RGB, 0..255.
-        stains: The one to three stains that the tissue carries.
+        stains: The one to three stains of the tissue.
         white: RGB value of clear glass, 0..255.
 
     Shape:
         (..., 3) -> (..., S).
 
     Returns:
-        Amounts in optical density; noise and other colors can make them slightly negative.
+        Amounts in optical density; slightly negative values come from noise and other colors.
+
+    Reference:
+        Ruifrok & Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
 
     Raises:
         DataError: A stain is unknown.

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError, MicrosegError
+from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.slide import segment_slide
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import ImageResult, ImageTask
-from microseg.outputs.files import OUTPUTS, file_sha256
+from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.writers import load_writers

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from microseg.cpu import return_memory
 from microseg.errors import DataError
+from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import slide_ood_score
 from microseg.inference.stream import stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.reference_distribution import ReferenceDistribution
-from microseg.outputs.files import OUTPUTS, file_sha256, output_names
+from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter

@@ -5,17 +5,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError
+from microseg.files import file_sha256
 from microseg.outputs.record import Record, read_record
 from microseg.outputs.writers import output_suffixes
 
 __all__ = [
     "OUTPUTS",
-    "file_sha256",
     "output_names",
     "publish",
     "remove_partial",
@@ -127,12 +127,6 @@ def _discard(staging: Path) -> None:
             if not (staging / file).exists():
                 (staging.parent / Path(file).name).unlink(missing_ok=True)
     shutil.rmtree(staging, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _name_of(staging: Path) -> str:

@@ -15,7 +15,8 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import DataError
-from microseg.outputs.files import OUTPUTS, file_sha256, output_names
+from microseg.files import file_sha256
+from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums, summarize
 from microseg.outputs.objects import ObjectFinder, label_objects
 from microseg.outputs.outlines import features

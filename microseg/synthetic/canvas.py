@@ -1,4 +1,4 @@
-"""Drawing in microns: noise, points and ellipses on a sampled plane, all by one source of chance."""
+"""Drawing in microns: noise, points and ellipses on a sampled plane, from one random generator."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from skimage import measure
 __all__ = ["Canvas", "FloatMap", "Points", "soft_step"]
 
 FloatMap = npt.NDArray[np.float32]
-"""One value a sample, (H, W)."""
+"""One value per sample, (H, W)."""
 Points = npt.NDArray[np.int64]
 """Row and column of samples, (N, 2)."""
 
 
 def soft_step(x: npt.NDArray[np.floating]) -> FloatMap:
-    """A step from 0 to 1 over -0.5..0.5."""
+    """Step from 0 to 1 over -0.5..0.5."""
     step: FloatMap = np.clip(x + 0.5, 0.0, 1.0).astype(np.float32)
     return step
 
@@ -28,7 +28,7 @@ class Canvas:
     Args:
         shape: Height and width, in samples.
         pixel: Side of a sample, in microns. All lengths below are microns too.
-        rng: Source of all chance; drawing advances it.
+        rng: Random generator; drawing advances it.
     """
 
     shape: tuple[int, int]
@@ -41,7 +41,7 @@ class Canvas:
         return self.shape[0] * self.shape[1] * self.pixel**2 / 1e6
 
     def noise(self, scale: float) -> FloatMap:
-        """Smooth noise: white noise under a Gaussian of standard deviation ``scale``, with mean 0 and deviation 1."""
+        """White noise filtered by a Gaussian of standard deviation ``scale``, with mean 0 and standard deviation 1."""
         spectrum = fft.rfft2(self.rng.standard_normal(self.shape, dtype=np.float32))
         for frequency in (fft.fftfreq(self.shape[0])[:, None], fft.rfftfreq(self.shape[1])[None]):
             spectrum *= np.exp(-2.0 * np.square(np.pi * scale / self.pixel * frequency)).astype(np.float32)
@@ -51,9 +51,9 @@ class Canvas:
         return field
 
     def fibers(self, along: FloatMap, length: float = 7.0, width: float = 0.7) -> FloatMap:
-        """Streaky noise with mean 0 and deviation 1, drawn out in the local direction ``along`` (radians).
+        """Anisotropic noise with mean 0 and standard deviation 1, elongated in the local direction ``along`` (radians).
 
-        A blend of six fields of fixed direction, each weighted by how well it fits.
+        A blend of six fields of fixed direction, weighted by the angle to the local direction.
         """
         spectrum = fft.rfft2(self.rng.standard_normal(self.shape, dtype=np.float32))
         fy = fft.fftfreq(self.shape[0]).astype(np.float32)[:, None] * np.float32(np.sqrt(2) * np.pi / self.pixel)
@@ -74,9 +74,9 @@ class Canvas:
         return total
 
     def along_contours(self, height: FloatMap, level: float, spacing: float, keep: float) -> Points:
-        """Points about ``spacing`` apart along the contours of ``height`` at ``level``; a share ``keep`` of them."""
+        """Points about ``spacing`` apart along the contours of ``height`` at ``level``; a fraction ``keep`` of them."""
         spots = [np.zeros((0, 2))]
-        step = max(1, round(1.0 / self.pixel))  # contours are smooth: a micron is fine enough
+        step = max(1, round(1.0 / self.pixel))  # contours are smooth: one micron is sufficient
         lines: list[npt.NDArray[np.float64]] = measure.find_contours(height[::step, ::step], level)  # type: ignore[no-untyped-call]
         for line in lines:
             travelled = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))]) * self.pixel * step
@@ -87,12 +87,12 @@ class Canvas:
         return self._samples(points + self.rng.normal(0.0, 0.9 / self.pixel, points.shape))
 
     def scatter(self, where: npt.NDArray[np.bool_], density: float) -> Points:
-        """Random points within ``where``, ``density`` in a square millimeter."""
+        """Random points within ``where``, ``density`` per square millimeter."""
         count = self.rng.poisson(density * self.square_millimeters)
         return _within(self.rng.integers(0, self.shape, (count, 2)), where)
 
     def clusters(self, where: npt.NDArray[np.bool_], density: float) -> Points:
-        """Clouds of points within ``where``: ``density`` clouds of ten to seventy in a square millimeter."""
+        """Clusters of 10 to 70 points within ``where``, ``density`` clusters per square millimeter."""
         centers = self.rng.uniform(0, self.shape, (self.rng.poisson(density * self.square_millimeters), 2))
         clouds = [np.zeros((0, 2))]
         for center in centers:
@@ -108,14 +108,14 @@ class Canvas:
         turn: float = 0.25,
         strength: tuple[float, float] = (0.65, 1.0),
     ) -> FloatMap:
-        """Coverage by slightly bent ellipses; where they overlap, the stronger counts.
+        """Coverage by slightly bent ellipses; where they overlap, the maximum.
 
         Args:
             spots: Their centers.
             along: Direction of their length at each sample (radians).
-            size: Length and width; each varies by about an eighth.
+            size: Length and width; each varies by about 13 %.
             turn: Standard deviation of their turn away from ``along`` (radians).
-            strength: Range of the coverage at their rim; the middle is a little weaker.
+            strength: Range of the coverage at their rim; the center is slightly weaker.
 
         Returns:
             Coverage, 0..1.
@@ -141,7 +141,7 @@ class Canvas:
         return cover
 
     def _samples(self, points: npt.NDArray[np.float64]) -> Points:
-        """The points that fall onto the plane, rounded to samples."""
+        """Points within the plane, rounded to samples."""
         rounded = np.round(points).astype(np.int64)
         return rounded[np.all((rounded >= 0) & (rounded < self.shape), axis=1)]
 

@@ -1,4 +1,4 @@
-"""A slide scanner: from transmitted light to the stored picture."""
+"""A slide scanner: from transmitted light to the stored image."""
 
 import io
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ __all__ = ["Scanner", "scan"]
 
 @dataclass(frozen=True)
 class Scanner:
-    """What one scanner does to light.
+    """Optics, sensor and compression of one scanner.
 
     Args:
         white: RGB value of clear glass, as a fraction of full scale (white balance).
-        overlap: Share that the green and the blue channel see of each other's light (broad sensor filters).
+        overlap: Fraction of light that the green and blue channels share (broad sensor filters).
         gamma: Exponent on the normalized signal; above 1 darkens the mid-tones.
         blur: Standard deviation of the point-spread function, in microns (defocus).
         photons: Photons that a white pixel collects; fewer = more shot noise.
@@ -35,20 +35,20 @@ class Scanner:
 def scan(
     light: npt.NDArray[np.float32], scanner: Scanner, *, mpp: float, oversampling: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Picture of a section: point spread, sensor pixels, shot noise, white balance, gamma, JPEG.
+    """Scan a section: point spread, sensor pixels, shot noise, white balance, gamma, JPEG.
 
     Args:
-        light: Transmitted fraction in each RGB channel, ``oversampling`` samples a pixel.
+        light: Transmitted fraction in each RGB channel, ``oversampling`` samples per pixel side.
         scanner: The scanner's properties.
-        mpp: Microns per pixel of the picture.
+        mpp: Microns per pixel of the image.
         oversampling: Samples of ``light`` along the side of one pixel.
-        rng: Source of the noise.
+        rng: Random generator of the noise.
 
     Shape:
         (H * oversampling, W * oversampling, 3) -> (H, W, 3).
 
     Returns:
-        The decoded picture.
+        The decoded image, RGB, 0..255.
     """
     share = scanner.overlap
     channels = np.array([[1, 0, 0], [0, 1 - share, share], [0, share, 1 - share]], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Geometry of a synthetic section of glandular mucosa: what lies where, before any stain."""
+"""Geometry of a synthetic section of glandular mucosa: maps of its structures, before staining."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from microseg.synthetic.canvas import Canvas, FloatMap, soft_step
 
 __all__ = ["Section", "Tissue", "generate_section"]
 
-_MARGIN = 16.0  # microns grown around the section and cut away, so that structures do not know the border
-_GLAND, _VESSEL, _FAT = 1, 2, 3  # kinds of site
+_MARGIN = 16.0  # microns generated around the section and cropped, so that structures are not affected by the border
+_GLAND, _VESSEL, _FAT = 1, 2, 3  # types of site
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Tissue:
     Args:
         gland_diameter: Typical width of a gland.
         septum: Least stroma between neighboring glands.
-        irregularity: How far the contour strays from smooth lobes.
+        irregularity: Deviation of the contour from smooth lobes.
         branching: Probability that a gland has further lobes (elongated or branched).
-        epithelium_height: Height of the epithelial cells, contour to lumen.
+        epithelium_height: Height of the epithelial cells, from contour to lumen.
         nucleus_spacing: Distance of epithelial nuclei along the contour.
         nucleus_size: Length and width of an epithelial nucleus.
         stratification: Probability of a nucleus in a second row.
-        goblet_fraction: Probability that a cell of a secreting gland holds a mucus vacuole.
+        goblet_fraction: Probability that a cell of a secreting gland has a mucus vacuole.
         stromal_nuclei: Spindle nuclei in the stroma, per area.
         infiltrates: Lymphocyte clusters, per area.
-        vessels: Share of sites that are a vessel or fat cell instead of a gland: white, but no gland.
-        clefts: Share of the section torn apart in the preparation (white).
+        vessels: Fraction of sites that are a vessel or fat cell instead of a gland: white, but not a lumen.
+        clefts: Fraction of the section that is torn by the preparation (white).
     """
 
     gland_diameter: float = 78.0
@@ -51,10 +51,10 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Section:
-    """Maps of a section, all (H, W). Coverages are 0..1; textures have mean 0 and standard deviation 1 or so."""
+    """Maps of a section, all (H, W). Coverages are 0..1; textures have mean 0 and a standard deviation of about 1."""
 
     gland: npt.NDArray[np.int32]  # 0 = outside, else the gland's number
-    epithelium: FloatMap  # the whole gland; the lumen lies over it
+    epithelium: FloatMap  # the whole gland; the lumen is composited over it
     lumen: FloatMap
     secretion: FloatMap  # mucus and debris in the lumen
     goblet: FloatMap
@@ -70,13 +70,13 @@ class Section:
 
 
 def generate_section(tissue: Tissue, shape: tuple[int, int], pixel: float, rng: np.random.Generator) -> Section:
-    """Draws one section.
+    """Generate the maps of one section.
 
     Args:
         tissue: The architecture.
-        shape: Height and width in samples.
+        shape: Height and width, in samples.
         pixel: Side of a sample, in microns.
-        rng: Source of all chance.
+        rng: Random generator.
 
     Returns:
         The maps of the section.
@@ -84,20 +84,20 @@ def generate_section(tissue: Tissue, shape: tuple[int, int], pixel: float, rng: 
     margin = round(_MARGIN / pixel)
     canvas = Canvas((shape[0] + 2 * margin, shape[1] + 2 * margin), pixel, rng)
     textures = {name: canvas.noise(scale) for name, scale in (("fine", 0.7), ("medium", 3.0), ("coarse", 28.0))}
-    site, kind = _lay_sites(tissue, canvas)
+    site, kind = _map_sites(tissue, canvas)
     inward = ndimage.distance_transform_edt(site > 0).astype(np.float32) * np.float32(pixel)
     outward = ndimage.distance_transform_edt(site == 0).astype(np.float32) * np.float32(pixel)
     down, right = np.gradient(ndimage.gaussian_filter(inward - outward, 2.0 / pixel))
     along = np.arctan2(down, right) + np.float32(np.pi / 2)  # direction of the nearest contour
 
-    maps = textures | _grow_glands(tissue, canvas, site, kind, inward, along, textures)
-    maps |= _grow_stroma(tissue, canvas, kind[site], inward, outward, along, textures)
+    maps = textures | _glands(tissue, canvas, site, kind, inward, along, textures)
+    maps |= _stroma(tissue, canvas, kind[site], inward, outward, along, textures)
     window = (slice(margin, margin + shape[0]), slice(margin, margin + shape[1]))
     cut = {name: np.ascontiguousarray(each[window], dtype=np.float32) for name, each in maps.items()}
     return Section(gland=np.where(kind[site] == _GLAND, site, 0)[window].astype(np.int32), **cut)
 
 
-def _grow_glands(
+def _glands(
     tissue: Tissue,
     canvas: Canvas,
     site: npt.NDArray[np.int32],
@@ -106,10 +106,10 @@ def _grow_glands(
     along: FloatMap,
     textures: dict[str, FloatMap],
 ) -> dict[str, FloatMap]:
-    """From the contour inwards: basal nuclei like palisades, cytoplasm with mucus vacuoles, lumen."""
+    """From the contour inwards: palisades of basal nuclei, cytoplasm with mucus vacuoles, lumen."""
     rng, inside = canvas.rng, kind[site] == _GLAND
     depth = np.where(inside, inward, 0.0).astype(np.float32)
-    tall, rich = rng.uniform([[0.8], [0.1]], [[1.25], [1.0]], (2, len(kind))).astype(np.float32)  # one a gland
+    tall, rich = rng.uniform([[0.8], [0.1]], [[1.25], [1.0]], (2, len(kind))).astype(np.float32)  # one per gland
     height = tissue.epithelium_height * tall[site] * (1.0 + 0.14 * canvas.noise(7.0)) + 0.5 * textures["medium"]
     lumen = soft_step((depth - height) / 1.2)
     secretion = lumen * soft_step(0.8 * textures["coarse"] + 0.5 * textures["medium"] - 0.9) * rich[site]
@@ -135,7 +135,7 @@ def _grow_glands(
     }
 
 
-def _grow_stroma(
+def _stroma(
     tissue: Tissue,
     canvas: Canvas,
     kind: npt.NDArray[np.int32],
@@ -169,10 +169,10 @@ def _grow_stroma(
     }
 
 
-def _lay_sites(tissue: Tissue, canvas: Canvas) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Map of sites (0 = stroma) and the kind of each number: lobed shapes, warped by noise, a septum apart."""
-    sites, kind = _throw_sites(tissue, canvas)
-    step = max(1, round(1.0 / canvas.pixel))  # contours are smooth: a micron is fine enough
+def _map_sites(tissue: Tissue, canvas: Canvas) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Map of sites (0 = stroma) and the type of each: lobed shapes, warped by noise, separated by septa."""
+    sites, kind = _sample_sites(tissue, canvas)
+    step = max(1, round(1.0 / canvas.pixel))  # contours are smooth: one micron is sufficient
     height, width = canvas.shape
     rough = Canvas(((height - 1) // step + 2, (width - 1) // step + 2), canvas.pixel * step, canvas.rng)
     y, x = np.indices(rough.shape, dtype=np.float32) * np.float32(rough.pixel)
@@ -180,7 +180,7 @@ def _lay_sites(tissue: Tissue, canvas: Canvas) -> tuple[npt.NDArray[np.int32], n
         axis += tissue.irregularity * (rough.noise(14.0) + np.float32(0.3) * rough.noise(5.0))
 
     first = np.full(rough.shape, -1e3, np.float32)  # microns inside the site that holds the sample
-    second = first.copy()  # the same of its strongest rival
+    second = first.copy()  # the same of the second nearest site
     site = np.zeros(rough.shape, np.int32)
     for number, circles in enumerate(sites, start=1):
         low = ((circles[:, :2] - circles[:, 2:]).min(axis=0) - 24.0) / rough.pixel
@@ -189,7 +189,7 @@ def _lay_sites(tissue: Tissue, canvas: Canvas) -> tuple[npt.NDArray[np.int32], n
         if first[box].size == 0:
             continue
         inward = np.stack([radius - np.hypot(y[box] - cy, x[box] - cx) for cy, cx, radius in circles])
-        level = 4.0 * np.logaddexp.reduce(inward / 4.0, axis=0)  # lobes melt into one another
+        level = 4.0 * np.logaddexp.reduce(inward / 4.0, axis=0)  # smooth union of the lobes
         ahead = level > first[box]
         second[box] = np.where(ahead, first[box], np.maximum(second[box], level))
         first[box] = np.where(ahead, level, first[box])
@@ -200,8 +200,8 @@ def _lay_sites(tissue: Tissue, canvas: Canvas) -> tuple[npt.NDArray[np.int32], n
     return np.where(_interpolate(level, rows, columns) > 0, owner, 0), kind
 
 
-def _throw_sites(tissue: Tissue, canvas: Canvas) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int32]]:
-    """Circles (y, x, radius; microns) of each site, thrown at random and kept where they fit; and the sites' kinds."""
+def _sample_sites(tissue: Tissue, canvas: Canvas) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int32]]:
+    """Circles (y, x, radius; microns) of each site by random sequential addition; and the types of the sites."""
     rng, reach = canvas.rng, 0.6 * tissue.gland_diameter
     extent = np.array(canvas.shape) * canvas.pixel
     tries = int(12 * np.prod(extent + 2 * reach) / tissue.gland_diameter**2)
@@ -212,7 +212,7 @@ def _throw_sites(tissue: Tissue, canvas: Canvas) -> tuple[list[npt.NDArray[np.fl
         chance = rng.random()
         kind = _GLAND if chance > tissue.vessels else _VESSEL if chance > 0.4 * tissue.vessels else _FAT
         radius = tissue.gland_diameter / 2 * np.exp(rng.normal(0.0, 0.16))
-        radius *= 1.0 - 0.4 * attempt / tries  # big ones first, then what fills the holes
+        radius *= 1.0 - 0.4 * attempt / tries  # large ones first, then small ones in the gaps
         circle = np.array([*rng.uniform(-reach, extent + reach), radius])
         lobes, heading = [circle], rng.uniform(0.0, 2 * np.pi)
         if kind != _GLAND:
@@ -234,7 +234,7 @@ def _throw_sites(tissue: Tissue, canvas: Canvas) -> tuple[list[npt.NDArray[np.fl
 
 
 def _interpolate(values: FloatMap, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> FloatMap:
-    """Bilinear interpolation at every pair of a row and a column."""
+    """Bilinear interpolation on the grid of rows and columns."""
     y, x = rows.astype(int), columns.astype(int)
     down, right = (rows - y)[:, None].astype(np.float32), (columns - x)[None].astype(np.float32)
     between = values[y] * (1 - down) + values[y + 1] * down

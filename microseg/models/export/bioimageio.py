@@ -2,7 +2,6 @@
 
 import zipfile
 from datetime import UTC, datetime
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 import yaml
 
+from microseg.files import file_sha256
 from microseg.models.config import NetworkConfig
 
 __all__ = ["write_bioimageio"]
@@ -118,8 +118,7 @@ def _describe(
 
 
 def _file(path: Path) -> dict[str, str]:
-    with path.open("rb") as file:
-        return {"source": path.name, "sha256": file_digest(file, "sha256").hexdigest()}
+    return {"source": path.name, "sha256": file_sha256(path)}
 
 
 def _identifier(name: str) -> str:

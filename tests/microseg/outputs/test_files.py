@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from microseg.errors import DataError
-from microseg.outputs.files import file_sha256, output_names, remove_partial
+from microseg.files import file_sha256
+from microseg.outputs.files import output_names, remove_partial
 from microseg.outputs.record import Provenance, Record, find_record, read_record
 
 

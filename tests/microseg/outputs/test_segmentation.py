@@ -13,9 +13,9 @@ from rasterio.features import rasterize
 
 from microseg.annotations.index_masks import read_mask
 from microseg.errors import DataError, SettingsError
+from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.image_pipeline import segment_file
-from microseg.outputs.files import file_sha256
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
