@@ -13,7 +13,6 @@ from prefect import flow, task
 from flows.cli.console import console, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_progress
-from flows.records import AdaptRecord
 from flows.workspace import open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
@@ -25,7 +24,7 @@ __all__ = ["adapt", "command"]
 
 
 @task
-def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settings) -> tuple[ModelVersion, float]:
+def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settings) -> ModelVersion:
     """Adapt the base version to the lab and register the result as the candidate.
 
     The target labs that the base version was adapted to before are included, so that it remains adapted to them.
@@ -65,11 +64,11 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 method=params.adapt.method,
                 tags=tags,
             )
-    return registry.versions.set_alias(CANDIDATE, version), training.seconds
+    return registry.versions.set_alias(CANDIDATE, version)
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")
-def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: tuple[str, ...] = ()) -> AdaptRecord:
+def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: tuple[str, ...] = ()) -> ModelVersion:
     """Adapt a version to a target lab without its labels; the result becomes the candidate.
 
     Args:
@@ -77,13 +76,14 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
         base: Version or alias to start from.
         digest: Version of the lab's dataset; None for the latest.
         changes: Values that override parameters, ``section.name=value``.
+
+    Returns:
+        The candidate.
     """
     settings = load_settings(changes)
     base_version = open_workspace(settings).registry.versions.find(base)
     _, digest = open_workspace(settings).lab(lab, digest)
-    version, seconds = fit_and_register(base_version, lab, digest, settings)
-    source = {name: it for name, it in base_version.datasets.items() if name != lab}
-    return AdaptRecord(version.version, version.run_id, base_version.version, source, {lab: digest}, seconds)
+    return fit_and_register(base_version, lab, digest, settings)
 
 
 @cli_command
@@ -101,8 +101,8 @@ def command(
     result = adapt(lab, base, digest, tuple(changes or ()))
     show_table(
         f"Candidate: version {result.version}",
-        ("adapted from version", "source labs", "seconds"),
-        [(result.base, ", ".join(result.source), round(result.seconds))],
+        ("adapted from version", "to lab", "trained on"),
+        [(result.tags["base_version"], lab, ", ".join(result.datasets))],
     )
     console.print("Next: microseg evaluate, then microseg promote")
     finish(result, record)

@@ -24,7 +24,6 @@ from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord
 from flows.segment import segment
 from flows.train import train
 from flows.workspace import open_workspace
@@ -138,12 +137,14 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     first = timer.time("Train the first segmenter", lambda: train((lab_a.lab,), changes=changes))
     start_production(first.version, settings)
     timer.time(f"Ingest {lab_b.lab}", lambda: ingest(target, changes=changes))
-    adapted = timer.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
+    candidate = timer.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
     timer.time("Evaluate the candidate", lambda: evaluate(changes=changes))
     decision = timer.time("Apply the gate", lambda: promote(changes=changes))
     out = settings.home.segmentations / lab_b.lab
     batch = timer.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
-    return timer.time("Report", lambda: _report(settings, (lab_a, lab_b), references, adapted, decision, batch, timer))
+    return timer.time(
+        "Report", lambda: _report(settings, (lab_a, lab_b), references, candidate, decision, batch, timer)
+    )
 
 
 def _suffix(settings: Settings) -> str:
@@ -168,14 +169,13 @@ def _report(
     settings: Settings,
     labs: tuple[LabMetadata, LabMetadata],
     references: Mapping[str, tuple[Reference, ...]],
-    adapted: AdaptRecord,
+    candidate: ModelVersion,
     decision: Decision,
     batch: BatchSummary,
     timer: _Timer,
 ) -> DemoReport:
     registry = open_workspace(settings).registry
-    first, candidate = registry.versions.find(adapted.base), registry.versions.find(adapted.version)
-    production = registry.versions.find(PRODUCTION)
+    first, production = registry.versions.find(candidate.tags["base_version"]), registry.versions.find(PRODUCTION)
     registry.versions.set_tags(candidate, {_DEMO_TAG: "yes"})
     source, target = labs
     references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}

@@ -4,7 +4,7 @@ python -m flows.evaluate --lab lab_b
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,20 +14,36 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.records import EvaluateRecord
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import VersionNotFoundError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import atomic_write
-from microseg.registry.gate import decide
+from microseg.registry.gate import Decision, decide
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 from microseg.report.panels import comparison_panels, data_uri
 
-__all__ = ["command", "evaluate", "read_comparison"]
+__all__ = ["EvaluateResult", "command", "evaluate", "read_comparison"]
 
 _PANELS = 4
 _COLUMNS = ("measurement", "candidate", "production")
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A comparison of two versions.
+
+    Attributes:
+        decision: Decision of the gate, with the numbers of both versions.
+        lab: The target lab; None if only source labs were evaluated.
+        comparison: JSON file of all measurements.
+        panels: Images of both segmentations side by side.
+    """
+
+    decision: Decision
+    lab: str | None
+    comparison: str
+    panels: list[str]
 
 
 @task
@@ -89,7 +105,7 @@ def log_comparison(
 @flow(name="evaluate", flow_run_name="evaluate {candidate}")
 def evaluate(
     candidate: str = CANDIDATE, against: str = PRODUCTION, lab: str | None = None, changes: tuple[str, ...] = ()
-) -> EvaluateRecord:
+) -> EvaluateResult:
     """Compare two versions on the held-out images of the source labs and on the target lab.
 
     Args:
@@ -123,7 +139,7 @@ def evaluate(
         production_version=other.version if other else None,
     )
     workspace.update_model_card(version, comparison, decision)
-    return EvaluateRecord(decision, lab, str(file), [str(panel) for panel in panels])
+    return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels])
 
 
 def read_comparison(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Comparison | None:

@@ -111,8 +111,7 @@ def _run_steps(
         return Completed(message=message)
     candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
-        adapted = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
-        candidate = workspace.registry.versions.find(adapted.version)
+        candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
     onboarding = store.write(onboarding, candidate=candidate.version)
     production = workspace.production(lab)
     if read_comparison(candidate, production, settings) is None:

@@ -3,7 +3,7 @@
 python -m flows.train lab_a
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -14,7 +14,6 @@ from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_progress
 from flows.promote import audit_info
-from flows.records import TrainRecord
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
@@ -24,7 +23,22 @@ from microseg.registry.gate import Decision, decide
 from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
-__all__ = ["command", "train"]
+__all__ = ["TrainResult", "command", "train"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A first segmenter.
+
+    Attributes:
+        version: Its version in the registry.
+        dice: Dice on the held-out images of each lab; None where there are none.
+        decision: Decision of the gate; None if another version is in production.
+    """
+
+    version: int
+    dice: dict[str, float | None]
+    decision: Decision | None
 
 
 @task
@@ -80,7 +94,7 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
 
 
 @flow(name="train", flow_run_name="train on {labs}")
-def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
+def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainResult:
     """Train a segmenter on labelled labs and register it.
 
     Args:
@@ -95,7 +109,7 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainRecord:
     comparison = evaluate_held_out(version, digests, settings)
     decision = promote_first_version(version, comparison, settings)
     dice = {lab: value if np.isfinite(value) else None for lab, value in comparison.candidate.source_dice.items()}
-    return TrainRecord(version.version, version.run_id, digests, dice, decision)
+    return TrainResult(version.version, dice, decision)
 
 
 @cli_command

@@ -172,7 +172,7 @@ def test_it_reproduces_what_has_changed_and_nothing_else(tmp_path: Path) -> None
     pipeline = Pipeline(tmp_path / "check out")
     everything = ["labs", "ingest@lab_a", "ingest@lab_b", "train", "adapt", "evaluate", "promote", "segment"]
     assert ran(pipeline.repro()) == everything
-    assert pipeline.record("adapt")["source"] == {"lab_a": pipeline.record("ingest-lab_a")["digest"]}
+    assert pipeline.record("adapt")["datasets"]["lab_a"] == pipeline.record("ingest-lab_a")["digest"]
     assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["version"]) == (False, "1")
     assert pipeline.record("segment")["done"] == 4
 
@@ -185,8 +185,11 @@ def test_it_reproduces_what_has_changed_and_nothing_else(tmp_path: Path) -> None
     # version 2 is in production now, yet the adaptation begins where it began before, and so does the judgment
     pipeline.params["adapt"]["steps"] = 3
     assert ran(pipeline.repro()) == ["adapt", "evaluate", "promote", "segment"]
-    assert (pipeline.record("adapt")["base"], pipeline.record("adapt")["version"]) == (1, 3)
-    assert (pipeline.record("evaluate")["production"], pipeline.record("promote")["version"]) == (1, 3)
+    assert (pipeline.record("adapt")["tags"]["base_version"], pipeline.record("adapt")["version"]) == ("1", 3)
+    assert (pipeline.record("evaluate")["decision"]["production_version"], pipeline.record("promote")["version"]) == (
+        1,
+        3,
+    )
 
     # fewer images: nothing of the larger dataset is left over
     pipeline.params["demo"]["images_b"] = 2

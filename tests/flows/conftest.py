@@ -13,17 +13,17 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.adapt import adapt
-from flows.evaluate import evaluate
+from flows.evaluate import EvaluateResult, evaluate
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.records import AdaptRecord, EvaluateRecord, TrainRecord
 from flows.segment import segment
-from flows.train import train
+from flows.train import TrainResult, train
 from microseg.config.environment import HOME_FILE, Home
 from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.gate import Decision
 from microseg.registry.registry import Registry
+from microseg.registry.version import ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_lab
 
 TINY = {
@@ -57,10 +57,10 @@ class MainJob:
     home: Path
     lab_b: Path
     ingested: dict[str, IngestResult]
-    trained: TrainRecord
+    trained: TrainResult
     ingested_later: IngestResult
-    adapted: AdaptRecord
-    evaluated: EvaluateRecord
+    adapted: ModelVersion
+    evaluated: EvaluateResult
     refused: Decision
     aliases_after_refusal: dict[str, int]
     promoted: Decision

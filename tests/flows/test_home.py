@@ -77,7 +77,7 @@ def test_a_moved_and_a_copied_home_work(done: Any, tmp_path: Path, monkeypatch: 
     first, moved, copy = tmp_path / "first home", tmp_path / "moved home", tmp_path / "a copy"
     shutil.copytree(done.home, first)
     shutil.rmtree(first / "models")  # networks that were downloaded before
-    assert open_registry(first).resolve("production").version == 2
+    assert open_registry(first).versions.find("production").version == 2
     first.rename(moved)
     monkeypatch.setenv("MICROSEG_HOME", str(moved))
     registry = open_registry(moved)
@@ -89,9 +89,9 @@ def test_a_moved_and_a_copied_home_work(done: Any, tmp_path: Path, monkeypatch: 
     untouched = snapshot(moved)
     monkeypatch.setenv("MICROSEG_HOME", str(copy))
     adapted = adapt_flow("lab_b", base="1")
-    new = open_registry(copy).resolve(adapted.version)
-    assert load_network(open_registry(copy).download(new, tmp_path / "fetched")).config.encoder == "blocks"
-    assert open_registry(moved).resolve("candidate" if adapted.version == 2 else "production").version == 2
+    new = open_registry(copy).versions.find(adapted.version)
+    assert load_network(open_registry(copy).versions.download(new, tmp_path / "fetched")).config.encoder == "blocks"
+    assert open_registry(moved).versions.find("candidate" if adapted.version == 2 else "production").version == 2
     assert [version.version for version in open_registry(moved).versions.all()] == [2, 1]
     assert {path for path in snapshot(moved) if path not in untouched} <= {
         moved / "mlflow" / name for name in ("mlflow.db-wal", "mlflow.db-shm")

@@ -35,18 +35,17 @@ def test_ingestion_makes_a_version(done: Any) -> None:
 def test_the_first_model_goes_into_production(done: Any) -> None:
     assert done.trained.version == 1
     assert done.trained.decision.promoted
-    assert done.trained.labs == {"lab_a": done.ingested["lab_a"].digest}
+    assert done.registry.versions.find(1).datasets == {"lab_a": done.ingested["lab_a"].digest}
     assert 0 <= done.trained.dice["lab_a"] <= 1
 
 
 def test_adaptation_reads_the_datasets_recorded_with_production(done: Any) -> None:
     """Although lab_a has had a newer version since."""
-    assert done.ingested_later.digest != done.trained.labs["lab_a"]
-    assert (done.adapted.version, done.adapted.base) == (2, 1)
-    assert done.adapted.source == done.trained.labs
-    assert done.adapted.target == {"lab_b": done.ingested["lab_b"].digest}
+    digests = {lab: ingested.digest for lab, ingested in done.ingested.items()}
+    assert done.ingested_later.digest != digests["lab_a"]
+    assert (done.adapted.version, done.adapted.datasets) == (2, digests)
     version = done.registry.versions.find(2)
-    assert version.datasets == {**done.trained.labs, **done.adapted.target}
+    assert version.datasets == digests
     assert version.tags["base_version"] == "1"
 
 
