@@ -1,4 +1,4 @@
-"""dvc.yaml and the flows are of one piece: every stage calls a flow that takes these words, and names what is there."""
+"""dvc.yaml fits the flows: every stage calls a flow with valid arguments, and its dependencies exist."""
 
 import importlib
 import json
@@ -44,7 +44,7 @@ def copy_pipeline(checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The stages as DVC understands them, from a copy, so that nothing is written into the checkout."""
+    """The stages as DVC reads them, from a copy, so that nothing is written into the checkout."""
     checkout = copy_pipeline(tmp_path_factory.mktemp("pipeline") / "check out")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(checkout)
@@ -63,7 +63,7 @@ def paths(items: list[Any]) -> set[str]:
 
 
 def calls(stages: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """Stage, flow, and the words that it is called with."""
+    """Stage, flow, and the arguments that it is called with."""
     found = []
     for name, stage in stages.items():
         for line in lines(stage):
@@ -72,7 +72,7 @@ def calls(stages: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def test_the_stages_are_the_storys_steps_in_order(stages: dict[str, Any]) -> None:
+def test_stages_are_the_steps_of_the_demo_in_order(stages: dict[str, Any]) -> None:
     flows = [flow for _, flow, _ in calls(stages) if flow != "pipeline"]
     assert flows == ["ingest", "ingest", "train", "adapt", "evaluate", "promote", "segment"]
     done: set[str] = set()
@@ -82,8 +82,8 @@ def test_the_stages_are_the_storys_steps_in_order(stages: dict[str, Any]) -> Non
         done |= paths(stage.outs)
 
 
-def test_every_flow_takes_the_words_it_is_called_with(stages: dict[str, Any]) -> None:
-    for stage, flow, words in calls(stages):
+def test_every_stage_calls_a_flow_with_valid_arguments(stages: dict[str, Any]) -> None:
+    for stage, flow, arguments in calls(stages):
         module = importlib.import_module(f"flows.{flow}")
         app = getattr(module, "app", None)
         if app is None:
@@ -91,14 +91,14 @@ def test_every_flow_takes_the_words_it_is_called_with(stages: dict[str, Any]) ->
             app.command()(module.command)
         command = typer.main.get_command(app)
         if hasattr(command, "commands"):
-            command, words = command.commands[words[0]], words[1:]
-        context = command.make_context(flow, list(words))  # refuses what it does not know
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        context = command.make_context(flow, list(arguments))  # refuses what it does not know
         if record := context.params.get("record"):
             assert str(record) in paths([*stages[stage].outs, *stages[stage].deps])
 
 
-def test_every_line_works_in_the_pipelines_own_home(stages: dict[str, Any]) -> None:
-    """And not with the servers, datasets or parameters that the user's environment names."""
+def test_every_command_uses_the_home_of_the_pipeline(stages: dict[str, Any]) -> None:
+    """And not the servers, datasets or parameters of the user's environment."""
     for stage in stages.values():
         for line in lines(stage):
             if "python" in line:
@@ -110,7 +110,7 @@ def test_every_line_works_in_the_pipelines_own_home(stages: dict[str, Any]) -> N
                 assert line.startswith("rm -rf var/pipeline/home/")
 
 
-def test_what_stages_depend_on_is_there(stages: dict[str, Any]) -> None:
+def test_dependencies_exist_and_all_parameters_are_tracked(stages: dict[str, Any]) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     tracked: set[str] = set()
     for stage in stages.values():
@@ -126,8 +126,8 @@ def test_a_stage_depends_on_its_flow(stages: dict[str, Any]) -> None:
             assert f"flows/{flow}.py" in paths(stages[stage].deps)
 
 
-def test_no_record_is_taken_from_a_cache(stages: dict[str, Any]) -> None:
-    """A record of an earlier run would name a version other than the one that has the alias."""
+def test_outputs_are_not_cached(stages: dict[str, Any]) -> None:
+    """The record of an earlier run would name another version than the one with the alias."""
     for stage in stages.values():
         assert all(not out.use_cache for out in stage.outs)
 
@@ -146,7 +146,7 @@ class Pipeline:
             key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "MICROSEG_"))
         }
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
-        # what a user's shell may say must not matter
+        # variables of the user's shell must not matter
         self.environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MICROSEG_PARAMS": "elsewhere.yaml"}
 
     def repro(self) -> str:
@@ -162,13 +162,13 @@ class Pipeline:
         return json.loads((self.checkout / "var" / "pipeline" / f"{name}.json").read_text())
 
 
-def ran(said: str) -> list[str]:
-    return re.findall(r"Running stage '([\w@]+)'", said)
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '([\w@]+)'", output)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_it_reproduces_what_has_changed_and_nothing_else(tmp_path: Path) -> None:
+def test_reproduces_only_what_has_changed(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path / "check out")
     everything = ["labs", "ingest@lab_a", "ingest@lab_b", "train", "adapt", "evaluate", "promote", "segment"]
     assert ran(pipeline.repro()) == everything

@@ -1,4 +1,4 @@
-"""What users give by mistake: a message that says what to do, an exit code that is not 0, and nothing half-written."""
+"""Invalid input ends with a message that says what to do and a non-zero exit code, and writes nothing by halves."""
 
 import shutil
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from microseg.slides.images import read_image, write_png
 Run = Callable[..., Result]
 
 
-def refused(result: Result, *messages: str) -> None:
-    said = " ".join((result.stdout + result.stderr).split())
-    assert result.exit_code == 1, said
+def assert_rejected(result: Result, *messages: str) -> None:
+    output = " ".join((result.stdout + result.stderr).split())
+    assert result.exit_code == 1, output
     for message in ("microseg: ", *messages):
-        assert message in said
-    assert "Traceback" not in said
+        assert message in output
+    assert "Traceback" not in output
 
 
-def delivery(folder: Path, card: str = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n") -> Path:
+def lab_folder(folder: Path, card: str = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n") -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "lab.yaml").write_text(card)
     return folder
@@ -33,8 +33,8 @@ def delivery(folder: Path, card: str = "lab: lab_c\nstain: H&E\nclasses: [backgr
 
 @pytest.fixture
 def flawed(incoming_labs: tuple[Path, Path], tmp_path: Path) -> Path:
-    """Two good images, and one of each fault."""
-    lab_a, folder = incoming_labs[0], delivery(tmp_path / "flawed")
+    """A lab's folder with two valid images and one of each fault."""
+    lab_a, folder = incoming_labs[0], lab_folder(tmp_path / "flawed")
     images, masks = folder / "images", folder / "masks"
     masks.mkdir()
     for number, name in enumerate(("good_1", "good_2", "other_size", "unknown_class")):
@@ -53,7 +53,7 @@ def flawed(incoming_labs: tuple[Path, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_faulty_files_go_into_quarantine_with_the_reason(fresh: Path, run: Run, flawed: Path) -> None:
+def test_quarantines_invalid_files_with_the_reason(fresh: Path, run: Run, flawed: Path) -> None:
     result = run(ingest.command, flawed)
     assert result.exit_code == 0, result.output
     quarantine = fresh / "data" / "quarantine" / "lab_c"
@@ -78,25 +78,25 @@ def test_faulty_files_go_into_quarantine_with_the_reason(fresh: Path, run: Run, 
         assert "refused-lab-c" in {it.key for it in client.read_artifacts()}
 
 
-def nothing_there(folder: Path) -> Path:
+def absent(folder: Path) -> Path:
     return folder / "absent"
 
 
 def empty(folder: Path) -> Path:
-    return delivery(folder / "empty")
+    return lab_folder(folder / "empty")
 
 
-def no_card(folder: Path) -> Path:
+def without_metadata(folder: Path) -> Path:
     (folder / "no card" / "images").mkdir(parents=True)
     return folder / "no card"
 
 
-def no_plain_name(folder: Path) -> Path:
-    return delivery(folder / "named", "lab: ../Lab C\nstain: H&E\nclasses: [background, gland]\n")
+def with_invalid_name(folder: Path) -> Path:
+    return lab_folder(folder / "named", "lab: ../Lab C\nstain: H&E\nclasses: [background, gland]\n")
 
 
-def nothing_readable(folder: Path) -> Path:
-    lab = delivery(folder / "unreadable")
+def without_readable_images(folder: Path) -> Path:
+    lab = lab_folder(folder / "unreadable")
     (lab / "images" / "a.png").write_text("no image")
     return lab
 
@@ -104,19 +104,19 @@ def nothing_readable(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (nothing_there, "expected the folder of a lab's images, found none"),
+        (absent, "expected the folder of a lab's images, found none"),
         (empty, "expected images, found none"),
-        (no_card, "lab.yaml"),
-        (no_plain_name, "Call it 'lab-c'"),
-        (nothing_readable, "a.png"),
+        (without_metadata, "lab.yaml"),
+        (with_invalid_name, "Call it 'lab-c'"),
+        (without_readable_images, "a.png"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_delivery_that_cannot_be_used(
+def test_rejects_a_folder_that_cannot_be_ingested(
     fresh: Path, run: Run, tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
     record = tmp_path / "record.json"
-    refused(run(ingest.command, make(tmp_path), "--record", record), message)
+    assert_rejected(run(ingest.command, make(tmp_path), "--record", record), message)
     assert not [path for path in (fresh / "data" / "labs").glob("*") if not path.name.startswith(".")]
     assert not (fresh / "data" / "history").exists()
     assert not record.exists()
@@ -137,8 +137,10 @@ def test_a_delivery_that_cannot_be_used(
         (train, ["lab_x", "--set", "train.steps=none"], ["train.steps"]),
     ],
 )
-def test_with_nothing_there_yet(fresh: Path, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
-    refused(run(flow.command, *arguments), *messages)
+def test_rejects_commands_in_new_home(
+    fresh: Path, run: Run, flow: Any, arguments: list[str], messages: list[str]
+) -> None:
+    assert_rejected(run(flow.command, *arguments), *messages)
 
 
 @pytest.mark.parametrize(
@@ -154,17 +156,17 @@ def test_with_nothing_there_yet(fresh: Path, run: Run, flow: Any, arguments: lis
         (demo, [], ["is in production and was not made by the demo", "MICROSEG_HOME"]),
     ],
 )
-def test_with_models_there(done: Any, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
+def test_rejects_invalid_arguments(done: Any, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:
     before = done.aliases
-    refused(run(flow.command, *(argument.format(lab_b=done.lab_b) for argument in arguments)), *messages)
+    assert_rejected(run(flow.command, *(argument.format(lab_b=done.lab_b) for argument in arguments)), *messages)
     assert done.aliases == before
 
 
-def test_a_refused_promotion_is_an_error_of_the_command(copied: Any, run: Run, tmp_path: Path) -> None:
+def test_a_refused_promotion_ends_with_an_error(copied: Any, run: Run, tmp_path: Path) -> None:
     copied.registry.production.roll_back()
     record = tmp_path / "record.json"
     result = run(promote.command, "2", "--set", "gate.min_criterion_gain=1.0", "--record", record)
-    refused(result, "The gate refused version 2; version 1 stays in production.", "label-free criteria are met")
+    assert_rejected(result, "The gate refused version 2; version 1 stays in production.", "label-free criteria are met")
     assert '"accepted": false' in record.read_text()
     assert copied.aliases == {"production": 1}
 
@@ -174,7 +176,7 @@ def test_a_broken_image_does_not_stop_a_batch(copied: Any, run: Run, tmp_path: P
     shutil.copytree(copied.lab_b / "images", folder)
     (folder / "broken.png").write_bytes(b"no image")
     result = run(segment.command, folder, "--out", out)
-    refused(result, "1 of 7 images could not be segmented", "failures.csv")
+    assert_rejected(result, "1 of 7 images could not be segmented", "failures.csv")
     failures = pd.read_csv(out / "failures.csv")
     assert [Path(image).name for image in failures["image"]] == ["broken.png"]
     assert len(list(out.glob("*.geojson"))) == 6

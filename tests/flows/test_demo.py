@@ -1,4 +1,4 @@
-"""The whole of it on tiny labs: the page and the figures that it ends with."""
+"""The demo on tiny labs: its report as JSON and as a page."""
 
 import json
 import re
@@ -15,14 +15,14 @@ KEYS = {"dice", "upper_bound", "decision", "production_version", "seconds", "out
 
 
 @pytest.fixture
-def told(fresh: Path, run: Callable[..., Result]) -> tuple[Path, str]:
+def finished(fresh: Path, run: Callable[..., Result]) -> tuple[Path, str]:
     result = run(command, "--seed", "3")
     assert result.exit_code == 0, result.output
     return fresh, result.stdout
 
 
-def test_the_story(told: tuple[Path, str]) -> None:
-    home, said = told
+def test_demo_writes_its_report(finished: tuple[Path, str]) -> None:
+    home, output = finished
     report = json.loads((home / "demo" / "report.json").read_text())
     assert report.keys() >= KEYS
     assert report["dice"].keys() == {"lab_a", "lab_b"}
@@ -35,7 +35,7 @@ def test_the_story(told: tuple[Path, str]) -> None:
     for output in report["outputs"].values():
         assert Path(output).exists()
         assert Path(output).is_relative_to(home)
-    assert f"version {report['production_version']} is in production" in " ".join(said.split())
+    assert f"version {report['production_version']} is in production" in " ".join(output.split())
 
     page = (home / "demo" / "report.html").read_text()
     sources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]*)", page)
@@ -46,7 +46,7 @@ def test_the_story(told: tuple[Path, str]) -> None:
         assert digest in page
 
 
-def test_the_labs_are_made_anew_for_every_story(fresh: Path) -> None:
+def test_each_demo_generates_its_labs_again(fresh: Path) -> None:
     first = make_labs.fn(load_settings(("demo.images_a=3", "demo.images_b=2")))
     second = make_labs.fn(load_settings(("demo.images_a=2", "demo.images_b=2")))
     assert first == second

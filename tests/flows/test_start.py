@@ -1,4 +1,4 @@
-"""What a process loads before it does anything."""
+"""Modules that commands import at their start."""
 
 import subprocess
 import sys
@@ -7,29 +7,29 @@ HEAVY = ("mlflow", "numpy", "prefect", "skimage", "timm", "torch")
 
 
 def loaded(code: str) -> set[str]:
-    """Which of the heavy packages a new process has loaded after some code."""
-    said = subprocess.run(
+    """The heavy packages that a new process has imported after running some code."""
+    output = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, sep='\\n')"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    return set(said.split()) & set(HEAVY)
+    return set(output.split()) & set(HEAVY)
 
 
-def test_settings_load_nothing_heavy() -> None:
+def test_settings_import_nothing_heavy() -> None:
     assert loaded("from microseg.config.settings import load_settings; load_settings()") == set()
 
 
-def test_starting_servers_loads_nothing_heavy() -> None:
+def test_local_servers_import_nothing_heavy() -> None:
     assert loaded("import flows.service.local_servers") == set()
 
 
-def test_what_watches_the_incoming_folder_loads_prefect_alone() -> None:
+def test_drop_folder_imports_only_prefect() -> None:
     assert loaded("import flows.service.drop_folder") <= {"numpy", "prefect"}
 
 
-def test_what_only_looks_at_the_registry_loads_no_pytorch() -> None:
+def test_commands_that_only_read_the_registry_do_not_import_pytorch() -> None:
     # one process for all: MLflow and Prefect take seconds
     found = loaded(
         "import flows.service.webhook_receiver, flows.health.doctor, flows.health.history, flows.health.status"

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent.parent
 DECLARED: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
-def test_they_are_those_that_are_served(fresh: Path) -> None:
-    """As params.yaml stands."""
+def test_declares_the_deployments_that_are_served(fresh: Path) -> None:
+    """With the defaults of the parameters."""
     served = {it.entrypoint: it for it in deployments(load_settings())}
     assert {it["entrypoint"] for it in DECLARED} == set(served)
     for declared in DECLARED:
@@ -40,7 +40,7 @@ def test_they_are_those_that_are_served(fresh: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.long
-def test_a_worker_runs_them(params: Path, tmp_path: Path) -> None:
+def test_a_worker_runs_a_deployment(params: Path, tmp_path: Path) -> None:
     with started(tmp_path, params, "--no-deployments") as servers:
         until(lambda: "Ctrl-C" in servers.said.read_text() or servers.process.poll() is not None, "the servers")
         assert servers.process.poll() is None, servers.said.read_text()

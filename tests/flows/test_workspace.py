@@ -1,4 +1,4 @@
-"""What params.yaml says of inference reaches the engine."""
+"""The parameters of inference reach the engine."""
 
 from collections.abc import Callable
 from pathlib import Path

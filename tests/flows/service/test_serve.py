@@ -1,4 +1,4 @@
-"""The deployments, without running them; `test_servers.py` runs them."""
+"""The deployments, without running them; `test_local_servers.py` runs them."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 
 
-def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
+def test_every_deployment_can_be_imported_from_any_folder(fresh: Path) -> None:
     made = deployments(load_settings())
     assert [it.name for it in made] == [it.flow_name for it in made]
     for it in made:
@@ -31,7 +31,7 @@ def test_every_flow_can_be_started_from_any_folder(fresh: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_runs_by_itself(fresh: Path) -> None:
+def test_schedules_and_triggers(fresh: Path) -> None:
     changes = ("schedule.segment_cron=30 4 * * 1", "schedule.timezone=Europe/Berlin", "schedule.reconcile_minutes=7")
     made = {it.flow_name: it for it in deployments(load_settings(changes))}
     assert {name for name, it in made.items() if it.schedules} == {"segment-scheduled", "reconcile"}
@@ -47,25 +47,25 @@ def test_what_runs_by_itself(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "expected"), [("to-segment", "{home}/to-segment"), ("/mnt/slides", "/mnt/slides")])
-def test_the_folder_of_the_batch_is_known_by_its_full_path(fresh: Path, given: str, expected: str) -> None:
+def test_scheduled_folder_is_absolute(fresh: Path, given: str, expected: str) -> None:
     batch = deployments(load_settings((f"schedule.folder={given}",)))[-1]
     assert batch.parameters == {"folder": expected.format(home=fresh)}
 
 
 @pytest.mark.parametrize("change", ["schedule.segment_cron=at night", "schedule.timezone=Atlantis"])
-def test_a_schedule_that_is_none(fresh: Path, change: str) -> None:
+def test_rejects_an_invalid_schedule(fresh: Path, change: str) -> None:
     with pytest.raises(SettingsError, match="expected a cron expression"):
         deployments(load_settings((change,)))
 
 
-def test_without_a_server(fresh: Path, run: Callable[..., Result]) -> None:
+def test_requires_a_server(fresh: Path, run: Callable[..., Result]) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         result = run(command)
     assert result.exit_code == 1
     assert "PREFECT_API_URL: expected the address of a Prefect server, found none" in result.stderr
 
 
-def test_with_a_server_that_does_not_answer(fresh: Path, run: Callable[..., Result]) -> None:
+def test_rejects_a_server_that_does_not_respond(fresh: Path, run: Callable[..., Result]) -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         result = run(command)
     assert result.exit_code == 1
