@@ -111,8 +111,8 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     for line in LINES:
         if line.startswith(("make test", "make serve", "export ", "curl ")):
             continue  # servers have their own tests
-        line = line.replace("path/to/labelled/lab", "var/demo/delivered/lab_a")
-        line = line.replace("path/to/new/lab", "var/demo/delivered/lab_b")
+        line = line.replace("path/to/labelled/lab", "var/demo/incoming/lab_a")
+        line = line.replace("path/to/new/lab", "var/demo/incoming/lab_b")
         command = f". .venv/bin/activate && {line}" if not line.startswith("make") else line
         done = subprocess.run(["bash", "-c", command], cwd=checkout, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
