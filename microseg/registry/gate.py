@@ -4,7 +4,7 @@ The loss of Dice on the source labs is measured. On a target lab without masks t
 single criterion is always right: two of three must be met (stain-explained variance, augmentation consistency, and the
 distance of the foreground share to the expected one), and the candidate must not have collapsed to almost no or almost
 only foreground. If the target lab has masks of enough slides, the Dice gained on these decides in place of the
-criteria, by its confidence interval: a gain that cannot be told from a loss is refused.
+criteria, by its confidence interval: a gain that cannot be distinguished from a loss is refused.
 """
 
 import json
@@ -70,7 +70,7 @@ class RuleResult:
     Args:
         passed: Whether the rule is met.
         rule: Name of the rule, such as ``"source_dice/lab_a"``.
-        message: The measurements and the required values, in a sentence.
+        message: The measurements and the required values, as a sentence.
     """
 
     passed: bool

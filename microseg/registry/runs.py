@@ -93,7 +93,7 @@ class RunLog:
         """Log metrics in one request, written when this returns.
 
         Args:
-            metrics: Names (letters, digits, ``_-. :/``) and values; NaN is kept as NaN.
+            metrics: Names (letters, digits, ``_-. :/``) and values; NaN is logged as NaN.
             step: Such as the training step.
         """
         now = int(time.time() * 1000)

@@ -1,4 +1,4 @@
-"""The network as an MLflow model that anyone can serve: an exported graph, without pickle or microseg's code."""
+"""Export of a network as an MLflow model, which is served without pickle and without microseg's code."""
 
 from pathlib import Path
 
@@ -24,16 +24,16 @@ _TOLERANCE = 1e-4
 def write_mlflow_model(
     folder: Path, model: Model, network: PyramidSegmenter, source: Path, example: npt.NDArray[np.uint8], card: str
 ) -> None:
-    """Write an MLflow model whose served form gives the probabilities of the network.
+    """Write an MLflow model that predicts the class probabilities of the network.
 
-    ``data/model.pt2`` is the exported graph, for `mlflow models serve` and ``pyfunc``; ``extra_files/`` holds the
-    network's own two files, to load, adapt or tile it with microseg, and its card.
+    ``data/model.pt2`` is the exported graph, for `mlflow models serve` and ``pyfunc``; ``extra_files/`` has the two
+    files of the network, for microseg, and the model card.
 
     Args:
-        folder: Written whole; must not exist.
-        model: MLflow's record of the model.
-        network: In evaluation mode, on the CPU.
-        source: The folder that the network was read from.
+        folder: Folder of the model; must not exist.
+        model: MLflow's metadata of the model.
+        network: The network, in evaluation mode, on the CPU.
+        source: Folder that the network was loaded from.
         example: A tile, (T, T, 3); the served model takes tiles of this size.
         card: The model card, in Markdown.
 
@@ -47,10 +47,10 @@ def write_mlflow_model(
         )
     served = SoftmaxNetwork(network).eval()
     tile = torch.from_numpy(np.array(example)).permute(2, 0, 1).unsqueeze(0).float() / 255  # (1, 3, T, T)
-    batch = torch.cat([tile, tile.flip(-1)])  # (2, 3, T, T): of a batch of one, export makes a constant
+    batch = torch.cat([tile, tile.flip(-1)])  # (2, 3, T, T): a batch of one would be exported as a constant
     size, classes = example.shape[0], len(network.config.classes)
     signature = ModelSignature(
-        # without a name: MLflow hands a named input over as a dict, which its PyTorch models refuse
+        # without a name: MLflow passes a named input as a dict, which its PyTorch models refuse
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes, size, size), "probabilities")]),
     )
@@ -76,15 +76,15 @@ def write_mlflow_model(
         model_config={"device": "cpu"},  # an exported graph stays on the device it was exported on
     )
     model.save(str(folder / "MLmodel"))
-    _check_same(folder, served, tile)
+    _check_export(folder, served, tile)
 
 
-def _check_same(folder: Path, served: nn.Module, tile: Tensor) -> None:
+def _check_export(folder: Path, served: nn.Module, tile: Tensor) -> None:
     graph = torch.export.load(folder / "data" / "model.pt2").module()
     with torch.inference_mode():
         difference = (graph(tile) - served(tile)).abs().max().item()
     if not difference <= _TOLERANCE:
         raise RegistryError(
             f"expected the exported graph to give the network's probabilities, they differ by up to {difference:.2g}; "
-            "the network cannot be served as it is: does its forward pass depend on the values of its input?"
+            "the network cannot be served: check that its forward pass does not depend on the values of its input"
         )

@@ -57,14 +57,14 @@ def expected_dice(lab: LabDataset, split: str, level: float) -> float:
 def test_both_are_judged_on_the_same_images(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset, target_lab: LabDataset
 ) -> None:
-    told: list[str] = []
+    names: list[str] = []
     result = compare(
         at_level(190),
         at_level(150),
         source=[source_lab],
         target=target_lab,
         engine=Threshold,
-        on_image=told.append,  # type: ignore[arg-type]
+        on_image=names.append,  # type: ignore[arg-type]
     )
     assert result.production is not None
     assert result.target == "lab_b"
@@ -80,7 +80,7 @@ def test_both_are_judged_on_the_same_images(
         assert side.target_dice is None
     assert result.candidate != result.production
     assert result.scores.keys() == {"lab_a"}
-    assert told == 2 * ([n.name for n in _references(source_lab)] + [Path(row.image).stem for row in target_lab.rows])
+    assert names == 2 * ([n.name for n in _references(source_lab)] + [Path(row.image).stem for row in target_lab.rows])
 
 
 def _references(lab: LabDataset) -> list[Any]:
@@ -104,12 +104,15 @@ def test_ood_score_uses_the_reference_distribution_of_each_side(
     """Production has one reference lab, the candidate both; a version without reference distribution has no score."""
     one = fit_reference_distribution([source_lab], 1.0)
     assert list(one.labs) == ["lab_a"]
-    figures = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
+    features_of_b = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
     both = ReferenceDistribution(
-        one.features, {**one.labs, "lab_b": LabDistribution(4, figures.mean(0), np.eye(len(figures[0])), 9.0)}
+        one.features,
+        {**one.labs, "lab_b": LabDistribution(4, features_of_b.mean(0), np.eye(len(features_of_b[0])), 9.0)},
     )
 
-    def told(reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None]) -> list[dict[str, float]]:
+    def label_free_of(
+        reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None],
+    ) -> list[dict[str, float]]:
         result = compare(
             at_level(190),
             at_level(150),
@@ -121,11 +124,11 @@ def test_ood_score_uses_the_reference_distribution_of_each_side(
         assert result.production is not None
         return [dict(side.label_free) for side in (result.candidate, result.production)]
 
-    new, old = told((both, one))
-    assert old["ood_score"] == pytest.approx(np.median(one.ood_score(figures)))
-    assert old["ood_share"] == np.mean(one.ood_score(figures) > 1)
+    new, old = label_free_of((both, one))
+    assert old["ood_score"] == pytest.approx(np.median(one.ood_score(features_of_b)))
+    assert old["ood_share"] == np.mean(one.ood_score(features_of_b) > 1)
     assert (new["ood_score"] < 1, new["ood_share"]) == (True, 0)
-    new, old = told((both, None))
+    new, old = label_free_of((both, None))
     assert "ood_score" in new
     assert not {"ood_score", "ood_share"} & set(old)
 

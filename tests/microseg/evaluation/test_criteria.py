@@ -24,35 +24,35 @@ def test_entropy_by_hand() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(classes=st.integers(2, 6), seed=st.integers(0, 1000))
-def test_entropy_is_a_share(classes: int, seed: int) -> None:
+def test_entropy_is_relative_to_the_maximum(classes: int, seed: int) -> None:
     probabilities = np.random.default_rng(seed).dirichlet(np.ones(classes), size=(4, 5)).astype(np.float32)
     assert 0 <= prediction_entropy(np.moveaxis(probabilities, -1, 0)) <= 1
 
 
-def test_agreement_by_hand() -> None:
+def test_cohen_kappa_by_hand() -> None:
     first = np.array([[1, 1, 0, 0], [2, 0, 0, 0]], np.uint8)
     second = np.array([[1, 0, 0, 0], [2, 0, 0, 0]], np.uint8)
     by_chance = (5 * 6 + 2 * 1 + 1 * 1) / 64
     assert cohen_kappa(first, second, 3) == pytest.approx((7 / 8 - by_chance) / (1 - by_chance))
-    assert cohen_kappa(first, second, 4) == cohen_kappa(first, second, 3)  # a class that neither has says nothing
+    assert cohen_kappa(first, second, 4) == cohen_kappa(first, second, 3)  # an absent class has no effect
     assert cohen_kappa(first, first, 3) == 1
     assert cohen_kappa(first, np.zeros_like(first), 3) == 0
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), share=st.floats(0.1, 0.95))
-def test_independent_segmentations_agree_by_chance_only(seed: int, share: float) -> None:
+def test_cohen_kappa_of_independent_segmentations_is_about_zero(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     first, second = (rng.random((2, 100, 100)) < share).astype(np.uint8)
     assert cohen_kappa(first, second, 2) < 0.06
 
 
-def test_a_collapsed_prediction_agrees_about_nothing() -> None:
+def test_cohen_kappa_of_a_single_class_is_nan() -> None:
     nothing = np.zeros((4, 4), np.uint8)
     assert np.isnan(cohen_kappa(nothing, nothing, 3))
 
 
-def test_shares_by_hand() -> None:
+def test_class_shares_by_hand() -> None:
     mask = np.array([[0, 0, 1], [2, 255, 255]], np.uint8)
     np.testing.assert_allclose(class_shares(mask, 4), [0.5, 0.25, 0.25, 0])
     assert np.isnan(class_shares(np.full((2, 2), 255, np.uint8), 2)).all()
@@ -60,7 +60,7 @@ def test_shares_by_hand() -> None:
 
 def test_separability_of_the_same_features_is_a_half() -> None:
     features = np.random.default_rng(0).normal(size=(12, 30)).astype(np.float32)
-    assert domain_separability(features, features) == pytest.approx(0.5, abs=0.15)  # by chance on either side
+    assert domain_separability(features, features) == pytest.approx(0.5, abs=0.15)  # random deviation
 
 
 def test_separability_of_two_samples_of_one_distribution_is_about_a_half() -> None:
@@ -69,7 +69,7 @@ def test_separability_of_two_samples_of_one_distribution_is_about_a_half() -> No
     assert 0.42 < np.mean(found) < 0.58
 
 
-def test_separability_of_labs_apart_is_1() -> None:
+def test_separability_of_separate_labs_is_1() -> None:
     rng = np.random.default_rng(0)
     source, target = rng.normal(size=(6, 40)), rng.normal(size=(9, 40))
     target[:, 3] += 100  # one feature of forty is enough
@@ -88,7 +88,7 @@ def test_separability_rises_with_the_distance() -> None:
     assert found[-1] > 0.99
 
 
-def test_separability_regards_neither_units_nor_constant_features() -> None:
+def test_separability_ignores_units_and_constant_features() -> None:
     rng = np.random.default_rng(2)
     source, target = rng.normal(size=(2, 12, 5))
     target += 0.5
@@ -102,15 +102,15 @@ def test_separability_regards_neither_units_nor_constant_features() -> None:
     assert other == pytest.approx(plain, abs=0.03)
 
 
-def test_separability_is_measured_on_images_that_were_not_learned() -> None:
-    """With far more features than images every training set is separable; what was not learned is not."""
+def test_separability_is_cross_validated_over_images() -> None:
+    """With more features than images every training set is separable, but the test folds are not."""
     rng = np.random.default_rng(3)
     found = [domain_separability(*rng.normal(size=(2, 8, 500)).astype(np.float32)) for _ in range(20)]
     assert np.mean(found) < 0.65
 
 
-def test_separability_is_measured_on_slides_that_were_not_learned() -> None:
-    """Images of one slide look alike: whoever has seen one of them knows the others' lab."""
+def test_separability_is_cross_validated_over_slides() -> None:
+    """Images of one slide are similar: one in the training fold reveals the lab of the others."""
     rng = np.random.default_rng(5)
     alone, by_slide = [], []
     for _ in range(20):
@@ -123,7 +123,7 @@ def test_separability_is_measured_on_slides_that_were_not_learned() -> None:
     assert np.mean(by_slide) < 0.65
 
 
-def test_separability_of_labs_of_one_slide_each_is_told_by_their_images() -> None:
+def test_separability_of_labs_of_one_slide_is_cross_validated_over_images() -> None:
     source, target = np.array([[0.0], [0.1]], np.float32), np.array([[1.0], [1.1]], np.float32)
     assert domain_separability(source, target, (["a", "a"], ["b", "b"])) == 1
 
@@ -145,7 +145,7 @@ def halves(dark: int = 90) -> npt.NDArray[np.uint8]:
     return image
 
 
-def test_a_mask_that_follows_the_stain_is_told_from_one_that_does_not() -> None:
+def test_stain_explains_a_mask_that_follows_it() -> None:
     rng = np.random.default_rng(0)
     image = np.clip(halves() + rng.normal(0, 5, (160, 160, 3)), 0, 255).astype(np.uint8)
     true = np.zeros((160, 160), np.uint8)
@@ -157,7 +157,7 @@ def test_a_mask_that_follows_the_stain_is_told_from_one_that_does_not() -> None:
     assert 0.2 < stain_explained_variance(image, half, 2) < 0.6
 
 
-def test_separation_does_not_depend_on_the_names_of_the_classes() -> None:
+def test_stain_explained_variance_does_not_depend_on_class_indices() -> None:
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
     mask = rng.integers(0, 3, (30, 30), dtype=np.uint8)
@@ -165,13 +165,13 @@ def test_separation_does_not_depend_on_the_names_of_the_classes() -> None:
     assert stain_explained_variance(image, mask, 3) == pytest.approx(stain_explained_variance(image, swapped, 3))
 
 
-def test_a_collapsed_mask_separates_nothing() -> None:
+def test_stain_explained_variance_of_a_single_class_is_zero() -> None:
     assert stain_explained_variance(halves(), np.zeros((160, 160), np.uint8), 2) == 0
     assert stain_explained_variance(halves(200), np.eye(160, dtype=np.uint8), 2) < 0.01
 
 
-def test_separation_against_plain_least_squares() -> None:
-    """With raw densities alone: R² of numpy's least squares, which the ridge comes close to."""
+def test_stain_explained_variance_is_close_to_that_of_least_squares() -> None:
+    """With densities only: R² of numpy's least squares, which the ridge regression approximates."""
     rng = np.random.default_rng(2)
     x = rng.normal(size=(500, 6))
     y = np.eye(2)[(x[:, 0] + 0.5 * rng.normal(size=500) > 0).astype(int)]

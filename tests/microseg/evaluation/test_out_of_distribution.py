@@ -1,4 +1,4 @@
-"""Made labs of two stains: what a model that knows one of them, or both, makes of new images of each."""
+"""Reference distributions of one or both of two synthetic labs, and the scores of new images of each."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from microseg.synthetic.labs import LAB_A, LAB_B, LabProfile, generate_lab
 SIDE = 96
 
 
-def made(folder: Path, look: LabProfile, images: int, seed: int) -> LabDataset:
+def create(folder: Path, look: LabProfile, images: int, seed: int) -> LabDataset:
     generate_lab(folder, look, images=images, size=SIDE, labelled=False, seed=seed)
     listed = read_image_table(folder)
     rows = []
@@ -31,14 +31,14 @@ def made(folder: Path, look: LabProfile, images: int, seed: int) -> LabDataset:
 def labs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LabDataset]:
     folder = tmp_path_factory.mktemp("labs")
     plan = {"a": (LAB_A, 24, 0), "b": (LAB_B, 24, 0), "new a": (LAB_A, 24, 1), "new b": (LAB_B, 12, 1)}
-    return {name: made(folder / name, *how) for name, how in plan.items()}
+    return {name: create(folder / name, *how) for name, how in plan.items()}
 
 
 def scores(reference: ReferenceDistribution, lab: LabDataset) -> list[float]:
     return ood_scores(reference, lab_targets(lab), 1.0)
 
 
-def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(labs: dict[str, LabDataset]) -> None:
+def test_images_of_another_stain_are_out_of_distribution(labs: dict[str, LabDataset]) -> None:
     reference = fit_reference_distribution([labs["a"]], 1.0)
     own, other = (summarize_scores(scores(reference, labs[name])) for name in ("new a", "new b"))
     assert (own.images, other.images) == (24, 12)
@@ -50,23 +50,23 @@ def test_new_images_of_the_known_lab_lie_inside_those_of_another_stain_outside(l
     assert other.exceeds_limits
 
 
-def test_a_lab_that_was_adapted_to_is_known(labs: dict[str, LabDataset]) -> None:
-    told: list[str] = []
-    reference = fit_reference_distribution([labs["a"], labs["b"]], 1.0, told.append)
-    assert len(told) == 48
+def test_images_of_both_reference_labs_are_in_distribution(labs: dict[str, LabDataset]) -> None:
+    names: list[str] = []
+    reference = fit_reference_distribution([labs["a"], labs["b"]], 1.0, names.append)
+    assert len(names) == 48
     assert {name: lab.images for name, lab in reference.labs.items()} == {"lab_a": 24, "lab_b": 24}
     for name in ("new a", "new b"):
         assert summarize_scores(scores(reference, labs[name])).share <= 0.1
 
 
-def test_a_lab_of_few_images_is_left_out(labs: dict[str, LabDataset]) -> None:
+def test_lab_of_few_images_is_left_out(labs: dict[str, LabDataset]) -> None:
     few = LabDataset(labs["a"].folder, labs["a"].metadata, labs["a"].rows[:4])
     assert fit_reference_distribution([few], 1.0).labs == {}
     assert np.isnan(scores(fit_reference_distribution([few], 1.0), few)).all()
 
 
-def test_scale_counts_where_it_is_known(labs: dict[str, LabDataset]) -> None:
-    """The same pixels, said to be half as large: at the model's scale they are another image."""
+def test_images_are_compared_at_the_models_scale(labs: dict[str, LabDataset]) -> None:
+    """The same pixels with another pixel size have other features at the model's scale."""
     reference, lab = fit_reference_distribution([labs["a"]], 1.0), labs["new a"]
     image = read_image(lab.image_path(lab.rows[0]))
     (at_one,) = ood_scores(reference, lab_targets(lab)[:1], 1.0)

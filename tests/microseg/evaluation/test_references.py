@@ -38,9 +38,9 @@ def one_hot(mask: npt.NDArray[np.uint8], classes: int = 3) -> npt.NDArray[np.flo
 
 @pytest.fixture
 def two_images(tmp_path: Path) -> tuple[list[Reference], Callable[..., Any]]:
-    """Two images of one gray each, with masks, and an engine that answers each with a prepared mask."""
+    """Two uniform images with masks, and an engine that returns a prepared mask for each."""
     truths = [[[1, 1, 0, 0], [2, 255, 255, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]]
-    answers = [[[1, 0, 0, 0], [2, 2, 2, 0]], [[0, 0, 0, 0], [1, 1, 1, 0]]]
+    predictions = [[[1, 0, 0, 0], [2, 2, 2, 0]], [[0, 0, 0, 0], [1, 1, 1, 0]]]
     references = []
     for number, truth in enumerate(truths):
         image, mask = tmp_path / f"{number}.png", tmp_path / f"{number}-mask.png"
@@ -51,25 +51,38 @@ def two_images(tmp_path: Path) -> tuple[list[Reference], Callable[..., Any]]:
     def segment(image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
         number = int(image[0, 0, 0])
         assert mpp == 0.25 * (number + 1)
-        return one_hot(np.array(answers[number], np.uint8))
+        return one_hot(np.array(predictions[number], np.uint8))
 
     return references, segment
 
 
-def test_score_by_hand(two_images: tuple[list[Reference], Any]) -> None:
+def test_scores_by_hand(two_images: tuple[list[Reference], Any]) -> None:
     references, segment = two_images
-    told: list[str] = []
-    table = score(segment, references, CLASSES, told.append)
+    names: list[str] = []
+    table = score(segment, references, CLASSES, names.append)
     assert list(table.columns) == ["image", "dice", "boundary_dice", "dice_gland", "dice_lumen"]
-    assert list(table["image"]) == told == ["image 0", "image 1"]
+    assert list(table["image"]) == names == ["image 0", "image 1"]
     # image 0: gland 2·1 / (1 + 2); lumen 2·1 / (1 + 1), the ignored pixels left out. image 1: gland 2·3 / (3 + 4)
     np.testing.assert_allclose(table["dice_gland"], [2 / 3, 6 / 7])
     np.testing.assert_allclose(table["dice_lumen"], [1.0, np.nan])
     np.testing.assert_allclose(table["dice"], [(2 / 3 + 1) / 2, 6 / 7])
-    np.testing.assert_allclose(table["boundary_dice"], [1.0, 1.0])  # nothing is 2 px off
+    np.testing.assert_allclose(table["boundary_dice"], [1.0, 1.0])  # no boundary is 2 px off
 
 
-def test_what_lies_on_ignored_pixels_is_no_border(tmp_path: Path) -> None:
+def test_object_metrics_by_hand(two_images: tuple[list[Reference], Any]) -> None:
+    """Image 0: a gland of 2 px with 1 px found, a lumen without its ignored pixels; image 1: a gland, 3 of 4 px."""
+    references, segment = two_images
+    table = score(segment, references, CLASSES, objects=True)
+    np.testing.assert_allclose(table["object_f1_gland"], [1, 1])
+    np.testing.assert_allclose(table["object_dice_gland"], [2 / 3, 6 / 7])
+    np.testing.assert_allclose(table["aji_gland"], [1 / 2, 3 / 4])
+    for metric in ("object_f1", "object_dice", "aji"):
+        np.testing.assert_allclose(table[f"{metric}_lumen"], [1, np.nan])
+    np.testing.assert_allclose(table["aji"], [3 / 4, 3 / 4])
+    assert mean_scores(table)["aji"] == pytest.approx((5 / 8 + 1) / 2)
+
+
+def test_edge_of_ignored_pixels_is_no_boundary(tmp_path: Path) -> None:
     """The left half is a gland, the right half is ignored; all of it is found."""
     truth = np.ones((12, 12), np.uint8)
     truth[:, 6:] = 255
@@ -80,7 +93,7 @@ def test_what_lies_on_ignored_pixels_is_no_border(tmp_path: Path) -> None:
     assert (table["dice"][0], table["boundary_dice"][0]) == (1, 1)
 
 
-def test_means_are_taken_over_images_first(two_images: tuple[list[Reference], Any]) -> None:
+def test_means_over_images_are_taken_before_those_over_classes(two_images: tuple[list[Reference], Any]) -> None:
     references, segment = two_images
     means = mean_scores(score(segment, references, CLASSES))
     assert means["dice_gland"] == pytest.approx((2 / 3 + 6 / 7) / 2)
@@ -88,7 +101,7 @@ def test_means_are_taken_over_images_first(two_images: tuple[list[Reference], An
     assert means["dice"] == pytest.approx(((2 / 3 + 6 / 7) / 2 + 1) / 2)
 
 
-def test_an_image_without_a_class_weighs_on_the_others_only() -> None:
+def test_image_without_a_class_affects_other_classes_only() -> None:
     table = pd.DataFrame(
         {
             "image": ["a", "b"],
@@ -103,7 +116,7 @@ def test_an_image_without_a_class_weighs_on_the_others_only() -> None:
     )
 
 
-def test_no_images_have_no_scores() -> None:
+def test_scores_of_no_images_are_nan() -> None:
     means = mean_scores(score(lambda _image, _mpp: one_hot(np.zeros((2, 2), np.uint8)), [], CLASSES))
     assert means.keys() == {"dice", "boundary_dice", "dice_gland", "dice_lumen"}
     assert np.isnan(list(means.values())).all()
@@ -122,20 +135,20 @@ def test_bootstrap_interval() -> None:
     assert interval.low < narrow.low < narrow.value < narrow.high < interval.high
 
 
-def test_bootstrap_interval_covers_the_truth() -> None:
+def test_bootstrap_interval_covers_the_true_mean() -> None:
     rng = np.random.default_rng(1)
     intervals = [bootstrap_interval(rng.beta(8, 2, 30), draws=400, seed=seed) for seed in range(150)]
     assert 0.88 < np.mean([it.low <= 0.8 <= it.high for it in intervals]) < 0.99
 
 
 @pytest.mark.parametrize("number", [3, 5, 8])
-def test_of_a_few_values_too_the_interval_misses_as_rarely_as_it_says(number: int) -> None:
+def test_bootstrap_interval_of_few_values_has_its_confidence_level(number: int) -> None:
     rng = np.random.default_rng(2)
     intervals = [bootstrap_interval(rng.normal(0.02, 0.05, number), draws=500, seed=seed) for seed in range(400)]
     assert np.mean([it.low > 0.02 for it in intervals]) < (0.15 if number == 3 else 0.05)
 
 
-def test_images_of_one_slide_are_drawn_together() -> None:
+def test_bootstrap_draws_images_of_one_slide_together() -> None:
     values, slides = np.repeat([0.1, 0.5, 0.9, 0.3], 5), np.repeat(["a", "b", "c", "d"], 5)
     by_slide, by_image = bootstrap_interval(values, slides.tolist()), bootstrap_interval(values)
     assert by_slide.value == by_image.value == pytest.approx(0.45)
@@ -147,14 +160,14 @@ def test_images_of_one_slide_are_drawn_together() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_bootstrap_interval_holds_its_mean(values: list[float]) -> None:
+def test_bootstrap_interval_contains_the_mean(values: list[float]) -> None:
     interval = bootstrap_interval(np.array(values), draws=200)
     assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
     assert interval.value == pytest.approx(np.mean(values))
 
 
 @pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
-def test_bootstrap_interval_of_nothing(values: list[float]) -> None:
+def test_bootstrap_interval_of_no_finite_value(values: list[float]) -> None:
     interval = bootstrap_interval(np.array(values, float))
     assert np.isnan([interval.value, interval.low, interval.high]).all()
 
@@ -173,7 +186,7 @@ def test_references_of_a_lab(source_lab: LabDataset, target_lab: LabDataset) -> 
     assert lab_references(target_lab, "train") == ()
 
 
-def test_kept_aside(incoming_labs: tuple[Path, Path]) -> None:
+def test_held_out_references(incoming_labs: tuple[Path, Path]) -> None:
     references = held_out_references(incoming_labs[1], card(mpp=0.5))
     assert [it.name for it in references] == ["lab_b_test_000", "lab_b_test_001"]
     assert all(it.mpp == 0.5 for it in references)
@@ -182,7 +195,7 @@ def test_kept_aside(incoming_labs: tuple[Path, Path]) -> None:
         assert it.mask == incoming_labs[1] / "test" / "masks" / it.image.name
 
 
-def test_what_is_kept_aside_is_in_no_dataset(
+def test_held_out_images_are_in_no_dataset(
     incoming_labs: tuple[Path, Path], labs: tuple[LabDataset, LabDataset]
 ) -> None:
     known = {row.sha256 for lab in labs for row in lab.rows}
@@ -197,13 +210,13 @@ def test_what_is_kept_aside_is_in_no_dataset(
     assert len(known) == 14
 
 
-def test_nothing_kept_aside(tmp_path: Path) -> None:
+def test_lab_without_held_out_images(tmp_path: Path) -> None:
     assert held_out_references(tmp_path, card()) == ()
     (tmp_path / "test" / "images").mkdir(parents=True)
     assert held_out_references(tmp_path, card()) == ()
 
 
-def test_an_image_kept_aside_needs_its_mask(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_held_out_image_needs_a_mask(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(incoming_labs[1], tmp_path / "lab")
     (tmp_path / "lab" / "test" / "masks" / "lab_b_test_001.png").unlink()
     with pytest.raises(LabError, match=r"lab_b_test_001\.png: expected a mask of the same name in .*masks, found none"):
@@ -217,7 +230,7 @@ def test_an_image_kept_aside_needs_its_mask(incoming_labs: tuple[Path, Path], tm
         (np.zeros((64, 60), np.uint8), "expected the image's size 64 x 64"),
     ],
 )
-def test_a_mask_kept_aside_is_checked_as_on_ingestion(
+def test_held_out_mask_is_validated(
     incoming_labs: tuple[Path, Path], tmp_path: Path, pixels: npt.NDArray[np.uint8], fault: str
 ) -> None:
     shutil.copytree(incoming_labs[1] / "test", tmp_path / "test")
@@ -226,14 +239,14 @@ def test_a_mask_kept_aside_is_checked_as_on_ingestion(
         held_out_references(tmp_path, card())
 
 
-def test_files_of_operating_systems_are_no_images(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_hidden_files_are_ignored(incoming_labs: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(incoming_labs[1] / "test", tmp_path / "test")
     for name in (".DS_Store", "._lab_b_test_000.png", "Thumbs.db"):
         (tmp_path / "test" / "images" / name).write_bytes(b"?")
     assert len(held_out_references(tmp_path, card())) == 2
 
 
-def test_names_are_compared_as_on_ingestion(tmp_path: Path) -> None:
+def test_names_are_normalized_like_on_ingestion(tmp_path: Path) -> None:
     for folder, name in (("images", "S1.ome.tif"), ("masks", "s1.PNG")):
         (tmp_path / "test" / folder).mkdir(parents=True)
         pixels = np.zeros((20, 20, 3) if folder == "images" else (20, 20), np.uint8)

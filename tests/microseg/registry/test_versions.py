@@ -184,7 +184,7 @@ def test_reference_distribution_is_stored_with_the_run(registry: Registry, demo,
     reference = ReferenceDistribution(
         APPEARANCE_FEATURES, {"lab_a": LabDistribution(9, np.arange(size, dtype=float), np.eye(size), 3.5)}
     )
-    kept = []
+    stored = []
     for one in (
         reference,
         ReferenceDistribution(("of", "old"), {}),
@@ -194,10 +194,10 @@ def test_reference_distribution_is_stored_with_the_run(registry: Registry, demo,
             version = registry.versions.register(
                 run, demo.networks[0], example=demo.example, method="source", description="A card."
             )
-        kept.append(registry.versions.reference_distribution(version))
-    assert kept[1] is None
-    assert kept[0] is not None
-    assert kept[0].to_dict() == reference.to_dict()
+        stored.append(registry.versions.reference_distribution(version))
+    assert stored[1] is None
+    assert stored[0] is not None
+    assert stored[0].to_dict() == reference.to_dict()
     assert registry.versions.reference_distribution(1) is None  # registered without
 
 
@@ -256,8 +256,8 @@ def test_long_model_card_is_shortened_at_a_line(registry: Registry) -> None:
     registry.versions.describe(1, card)
     version = registry.versions.find(1)
     assert len(version.description) <= 5000  # what the column of MLflow's table takes on PostgreSQL
-    kept, _, note = version.description.partition("\n\n")
-    assert card.startswith(kept + "\n")
+    stored, _, note = version.description.partition("\n\n")
+    assert card.startswith(stored + "\n")
     assert "the whole card is `model_card.md`" in note
     root = client_of(registry).get_run(version.run_id).info.artifact_uri
     assert Path(mlflow.artifacts.download_artifacts(f"{root}/model_card.md")).read_text() == card

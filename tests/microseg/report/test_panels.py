@@ -31,21 +31,21 @@ class Painter:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[npt.NDArray[np.uint8]], list[str], tuple[str, ...]]]:
     """The images, titles and legend of each panel."""
-    made: list[tuple[list[npt.NDArray[np.uint8]], list[str], tuple[str, ...]]] = []
+    panels_drawn: list[tuple[list[npt.NDArray[np.uint8]], list[str], tuple[str, ...]]] = []
 
     def draw_panel(
-        pictures: list[npt.NDArray[np.uint8]], titles: list[str], *, classes: tuple[str, ...], height: int
+        images: list[npt.NDArray[np.uint8]], titles: list[str], *, classes: tuple[str, ...], height: int
     ) -> npt.NDArray[np.uint8]:
-        made.append((pictures, titles, classes))
-        return overlay.draw_panel(pictures, titles, classes=classes, height=height)
+        panels_drawn.append((images, titles, classes))
+        return overlay.draw_panel(images, titles, classes=classes, height=height)
 
     monkeypatch.setattr(panels, "draw_panel", draw_panel)
-    return made
+    return panels_drawn
 
 
 def far(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
     """Mean difference of two images, each resized to 64 px."""
-    a, b = (np.asarray(Image.fromarray(picture).resize((64, 64))).astype(int) for picture in (first, second))
+    a, b = (np.asarray(Image.fromarray(image).resize((64, 64))).astype(int) for image in (first, second))
     return float(np.abs(a - b).mean())
 
 
