@@ -67,6 +67,7 @@ def compare_versions(
                 workspace.registry.versions.reference_distribution(production) if production else None,
             ),
             engine=workspace.engine,
+            min_target_slides=settings.params.gate.min_target_slides,
             on_image=advance,
         )
 

@@ -177,6 +177,8 @@ class GateSettings(Section):
     """Lower bound of the Dice gained on the target lab's masks, where it has enough of them."""
     max_target_loss: Fraction = 0.02
     """Largest loss of Dice on the target lab's masks that still counts as no change."""
+    min_target_slides: Annotated[int, Field(ge=2)] = 3
+    """Slides of the target lab with masks from which the Dice gained on these decides in place of the criteria."""
     min_foreground_ratio: Ratio = 0.25
     """Smallest foreground fraction, relative to the expected one, that does not count as collapsed."""
     max_foreground_ratio: Ratio = 4.0

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 
+from microseg.config.params import GateSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
@@ -35,7 +36,6 @@ __all__ = ["Comparison", "compare"]
 _LABEL_FREE_IMAGES = 200  # largest number of images of a lab, spread evenly
 _SEPARABILITY_IMAGES = 16
 _SEPARABILITY_CROP = 256  # pixels
-_MIN_MASKED_SLIDES = 3  # slides of the target lab with masks from which a gain is computed
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def compare(
     target: LabDataset | None,
     reference: tuple[ReferenceDistribution | None, ReferenceDistribution | None] = (None, None),
     engine: Callable[[PyramidSegmenter], Engine] = Engine,
+    min_target_slides: int = GateSettings().min_target_slides,
     on_image: Callable[[str], None] = lambda _name: None,
 ) -> Comparison:
     """Evaluate two networks on the same images.
@@ -114,10 +115,11 @@ def compare(
         production: The network in production.
         source: Source labs; their ``test`` split is scored.
         target: The target lab. It gives label-free measurements, Dice on its masks if it has some, and the Dice gained,
-            image by image, if these are of three slides or more.
+            image by image, if these are of ``min_target_slides`` or more.
         reference: Reference distributions of the candidate and of production, for the out-of-distribution score; None
             if unknown.
         engine: Creates the inference engine of a network.
+        min_target_slides: See `GateSettings`.
         on_image: Called with the name of each evaluated image.
 
     Returns:
@@ -133,16 +135,16 @@ def compare(
     }
     evidence = new.evidence
     if old is not None:
-        evidence = replace(evidence, target_gain=_dice_gain(new.target_dice, old.target_dice))
+        evidence = replace(evidence, target_gain=_dice_gain(new.target_dice, old.target_dice, min_target_slides))
     return Comparison(evidence, old.evidence if old else None, target.metadata.lab if target else None, scores)
 
 
-def _dice_gain(new: pd.Series | None, old: pd.Series | None) -> ConfidenceInterval | None:
+def _dice_gain(new: pd.Series | None, old: pd.Series | None, min_slides: int) -> ConfidenceInterval | None:
     """The mean difference of Dice on the target lab's masks, bootstrapped by slide."""
     if new is None or old is None:
         return None
     gain = (new - old).dropna()
-    if gain.index.nunique() < _MIN_MASKED_SLIDES:
+    if gain.index.nunique() < min_slides:
         return None
     return bootstrap_interval(gain.to_numpy(float), gain.index.to_list())
 

@@ -104,10 +104,10 @@ def test_ood_score_uses_the_reference_distribution_of_each_side(
     """Production has one reference lab, the candidate both; a version without reference distribution has no score."""
     one = fit_reference_distribution([source_lab], 1.0)
     assert list(one.labs) == ["lab_a"]
-    features_of_b = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
+    features = np.array([image_features(read_image(target_lab.image_path(row))) for row in target_lab.rows])
     both = ReferenceDistribution(
         one.features,
-        {**one.labs, "lab_b": LabDistribution(4, features_of_b.mean(0), np.eye(len(features_of_b[0])), 9.0)},
+        {**one.labs, "lab_b": LabDistribution(4, features.mean(0), np.eye(len(features[0])), 9.0)},
     )
 
     def label_free_of(
@@ -125,8 +125,8 @@ def test_ood_score_uses_the_reference_distribution_of_each_side(
         return [dict(side.label_free) for side in (result.candidate, result.production)]
 
     new, old = label_free_of((both, one))
-    assert old["ood_score"] == pytest.approx(np.median(one.ood_score(features_of_b)))
-    assert old["ood_share"] == np.mean(one.ood_score(features_of_b) > 1)
+    assert old["ood_score"] == pytest.approx(np.median(one.ood_score(features)))
+    assert old["ood_share"] == np.mean(one.ood_score(features) > 1)
     assert (new["ood_score"] < 1, new["ood_share"]) == (True, 0)
     new, old = label_free_of((both, None))
     assert "ood_score" in new
@@ -273,3 +273,18 @@ def test_rows_and_metrics() -> None:
         ("lab_b: median out-of-distribution score (limit: 1)", 0.5, 2.0),
     ]
     assert comparison.metrics() == {"lab_a": {"dice/lab_a": 0.8}, "lab_b": {"ood_score/lab_b": 0.5}}
+
+
+def test_number_of_slides_for_a_gain_is_a_setting(
+    at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
+) -> None:
+    few = dataclasses.replace(source_lab, metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"}))
+    slides = len({row.group for row in few.rows})
+
+    def gain(minimum: int) -> ConfidenceInterval | None:
+        networks = at_level(190), at_level(150)
+        result = compare(*networks, source=[source_lab], target=few, engine=Threshold, min_target_slides=minimum)  # type: ignore[arg-type]
+        return result.candidate.target_gain
+
+    assert gain(slides) is not None
+    assert gain(slides + 1) is None

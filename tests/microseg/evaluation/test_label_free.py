@@ -109,9 +109,7 @@ def test_criteria_of_no_images_are_nan() -> None:
     assert np.isnan(list(label_free_scores(dark, [], 2).values())).all()
 
 
-def test_expected_foreground_share_is_that_of_the_training_masks(
-    source_lab: LabDataset, target_lab: LabDataset
-) -> None:
+def test_expected_foreground_share_is_that_of_training_masks(source_lab: LabDataset, target_lab: LabDataset) -> None:
     masks = [read_mask(source_lab.mask_path(row)) for row in source_lab.rows if row.split == "train"]
     assert expected_foreground_share([source_lab]) == pytest.approx(np.mean([(mask > 0).mean() for mask in masks]))
     assert expected_foreground_share([source_lab, target_lab]) == expected_foreground_share([source_lab])
