@@ -171,7 +171,8 @@ def command(
     comparison = Comparison.from_dict(json.loads(Path(result.comparison).read_text()))
     show_table(f"Version {result.decision.version}", _COLUMNS, comparison.rows())
     if result.panels:
-        console.print(f"Images side by side: {Path(result.panels[0]).parent}")
+        console.print(f"Images side by side: {Path(result.panels[0]).parent}", soft_wrap=True)
+    console.print(f"{result.decision} Next: microseg promote {result.decision.version}")
     finish(result, record)
 
 

@@ -105,6 +105,7 @@ def command(
     )
     if result.rejections:
         console.print(f"[yellow]{result.rejections}[/]")
+    console.print(f"Next: microseg {'train' if result.labelled == result.images else 'adapt'} {result.lab}")
     finish(result, record)
 
 

@@ -135,7 +135,9 @@ def command(
         current = decision.production_version
         now = f"version {current} stays in production" if current else "no version is in production"
         raise RegistryError(f"The gate refused version {decision.version}; {now}.")
-    console.print(f"Version {decision.version} is in production{f' for {lab}' if lab else ''}.")
+    console.print(
+        f"Version {decision.version} is in production{f' for {lab}' if lab else ''}. Next: microseg segment FOLDER"
+    )
 
 
 if __name__ == "__main__":

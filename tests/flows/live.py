@@ -27,7 +27,7 @@ PATIENCE = 240  # seconds, on a busy machine
 class Servers:
     home: Path
     process: subprocess.Popen[str]
-    said: Path
+    output: Path
     prefect: str
     mlflow: str
 
@@ -79,7 +79,7 @@ def until(found: Callable[[], object], what: str) -> None:
 @contextmanager
 def started(folder: Path, params: Path, *options: str, **sections: Any) -> Iterator[Servers]:
     """The command as its own process, in a home of its own; sections replace those of the parameters."""
-    home, said = folder / "a home", folder / "said.txt"
+    home, output = folder / "a home", folder / "output.txt"
     values = yaml.safe_load(params.read_text()) | {
         "schedule": {"segment_cron": "30 4 * * *", "timezone": "Europe/Berlin"}
     }
@@ -89,12 +89,12 @@ def started(folder: Path, params: Path, *options: str, **sections: Any) -> Itera
     environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     command = [sys.executable, "-m", "flows.service.local_servers", *options]
     command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--webhook-port", str(ports[2])]
-    with said.open("w") as file:
+    with output.open("w") as file:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True
         )
     try:
-        yield Servers(home, process, said, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
+        yield Servers(home, process, output, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)

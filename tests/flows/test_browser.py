@@ -37,8 +37,8 @@ def servers(
     """With version 1 in production, and version 2, adapted to lab_b, proposed."""
     schedule = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}
     with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
-        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
-        assert it.process.poll() is None, it.said.read_text()
+        until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.output.read_text()
         with connected(it) as client:
             until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
             for flow, parameters in (

@@ -34,8 +34,8 @@ def servers(
 ) -> Iterator[Servers]:
     """With lab_a ingested, and version 1, trained on it, in production."""
     with started(tmp_path_factory.mktemp("service"), params, onboarding={"quiet_period": 3}, schedule=SCHEDULE) as it:
-        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
-        assert it.process.poll() is None, it.said.read_text()
+        until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.output.read_text()
         with connected(it) as client:
             until(lambda: len(client.read_deployments()) == DEPLOYMENTS, "the deployments")
             for flow, parameters in (("ingest", {"folder": str(incoming_labs[0])}), ("train", {"labs": ["lab_a"]})):
@@ -174,8 +174,8 @@ def test_a_person_decides_in_prefect(
     """The run ends and holds nothing up; when the person has decided it goes on."""
     folder = generate_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
     deployment = client.read_deployment_by_name("onboard/onboard")
-    told = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
-    run = client.create_flow_run_from_deployment(deployment.id, parameters=told)
+    parameters = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
     until(lambda: client.read_flow_run(run.id).state_name in ("Suspended", "Failed", "Crashed"), "the question")
     assert client.read_flow_run(run.id).state_name == "Suspended"
     candidate = registry.versions.find("candidate")

@@ -42,8 +42,8 @@ def test_declares_the_deployments_that_are_served(fresh: Path) -> None:
 @pytest.mark.long
 def test_a_worker_runs_a_deployment(params: Path, tmp_path: Path) -> None:
     with started(tmp_path, params, "--no-deployments") as servers:
-        until(lambda: "Ctrl-C" in servers.said.read_text() or servers.process.poll() is not None, "the servers")
-        assert servers.process.poll() is None, servers.said.read_text()
+        until(lambda: "Ctrl-C" in servers.output.read_text() or servers.process.poll() is not None, "the servers")
+        assert servers.process.poll() is None, servers.output.read_text()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
         environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
         environment |= {"MICROSEG_HOME": str(servers.home), "MICROSEG_PARAMS": str(tmp_path / "params.yaml")}

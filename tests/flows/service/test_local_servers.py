@@ -29,8 +29,8 @@ BERLIN = ZoneInfo("Europe/Berlin")
 @pytest.fixture(scope="module")
 def servers(params: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with started(tmp_path_factory.mktemp("servers"), params) as it:
-        until(lambda: "Ctrl-C" in it.said.read_text() or it.process.poll() is not None, "the servers' addresses")
-        assert it.process.poll() is None, it.said.read_text()
+        until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
+        assert it.process.poll() is None, it.output.read_text()
         yield it
 
 
@@ -45,13 +45,13 @@ def client(servers: Servers) -> Iterator[SyncPrefectClient]:
 def test_both_servers_respond_and_their_addresses_are_shown(servers: Servers) -> None:
     assert answer(f"{servers.prefect}/api/health") == "true"
     assert answer(f"{servers.mlflow}/health") == "OK"
-    said = servers.said.read_text()
-    assert f"export PREFECT_API_URL={servers.prefect}/api\n" in said
-    assert f"export MLFLOW_TRACKING_URI={servers.mlflow}\n" in said
-    assert f"export MICROSEG_HOME='{servers.home}'\n" in said
+    output = servers.output.read_text()
+    assert f"export PREFECT_API_URL={servers.prefect}/api\n" in output
+    assert f"export MLFLOW_TRACKING_URI={servers.mlflow}\n" in output
+    assert f"export MICROSEG_HOME='{servers.home}'\n" in output
     assert (servers.home / "mlflow" / "mlflow.db").is_file()
     assert (servers.home / "prefect" / "server" / "prefect.db").is_file()
-    assert {path.name for path in servers.home.parent.iterdir()} == {"a home", "said.txt", "params.yaml"}
+    assert {path.name for path in servers.home.parent.iterdir()} == {"a home", "output.txt", "params.yaml"}
 
 
 @pytest.mark.server
@@ -96,7 +96,7 @@ def test_ctrl_c_stops_all(servers: Servers, client: SyncPrefectClient) -> None:
     """The last test of these servers."""
     servers.process.send_signal(signal.SIGINT)
     assert servers.process.wait(PATIENCE) == 0
-    assert servers.said.read_text().endswith("All servers stopped.\n")
+    assert servers.output.read_text().endswith("All servers stopped.\n")
     for url in (f"{servers.prefect}/api/health", f"{servers.mlflow}/health"):
         with pytest.raises(OSError, match="refused"):
             answer(url)
@@ -109,9 +109,9 @@ def test_reports_the_last_output_of_a_server_that_cannot_start(params: Path, tmp
     database.write_text("no database")
     with started(tmp_path, params, "--no-deployments") as it:
         assert it.process.wait(PATIENCE) == 1
-        said = it.said.read_text()
-        assert "The MLflow server ended with exit code" in said
-        assert "file is not a database" in said
+        output = it.output.read_text()
+        assert "The MLflow server ended with exit code" in output
+        assert "file is not a database" in output
         with pytest.raises(OSError, match="refused"):
             answer(f"{it.prefect}/api/health")
 
