@@ -29,7 +29,7 @@ def fabric() -> Fabric:
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Sample], list[Sample]]:
-    """Five labelled images and four of another lab, of 24 px; the masks of the other lab do not exist."""
+    """Five labelled source images and four target images of 24 px; the masks of the target lab do not exist."""
     folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     for lab, count in (("source", 5), ("target", 4)):
         for number in range(count):
@@ -47,7 +47,7 @@ def source(noise: tuple[list[Sample], list[Sample]]) -> CropSampler:
 
 @pytest.fixture
 def target_lab(noise: tuple[list[Sample], list[Sample]]) -> TargetLab:
-    """The other lab, with statistics that are its own."""
+    """The target lab, with its batch-norm statistics."""
     network = PyramidSegmenter(
         NetworkConfig(classes=("a", "b"), encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4)
     )
@@ -62,7 +62,7 @@ def dual_adaptive(
     tiny_network: Callable[..., Any],
     tmp_path: Path,
 ) -> Callable[..., DualAdaptivePyramid]:
-    """Makes the method on a tiny network; values replace those of the settings."""
+    """Factory of the method on a tiny network; values override settings."""
 
     def make(seed: int = 0, **values: Any) -> DualAdaptivePyramid:
         shift = values.pop("shift", target_lab.shift)
@@ -86,7 +86,7 @@ def dual_adaptive(
 
 @pytest.fixture
 def supervised(source: CropSampler, tiny_network: Callable[..., Any]) -> Callable[..., Supervised]:
-    """The same for supervised training."""
+    """Factory of supervised training on a tiny network; values override settings."""
 
     def make(seed: int = 0, **values: Any) -> Supervised:
         settings = TrainSettings(**{"steps": 8, "batch_size": 2, "crop_size": SIDE} | values)

@@ -10,7 +10,7 @@ from microseg.training.color_augmentation import ColorStatistics, color_statisti
 
 
 def pictures(seed: int, count: int = 2, side: int = 24, low: float = 0.35, high: float = 0.75) -> torch.Tensor:
-    """Images of two correlated stains and noise, so pale that a change of color clips nothing."""
+    """Images of two correlated stains and noise, pale enough that color changes do not saturate."""
     generator = torch.Generator().manual_seed(seed)
     stains = torch.rand(count, 2, side, side, generator=generator)
     vectors = torch.rand(count, 3, 2, generator=generator)
@@ -31,7 +31,7 @@ def test_statistics_by_hand() -> None:
     torch.testing.assert_close(got.covariance, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_statistics_against_numpy() -> None:
+def test_statistics_equal_numpy() -> None:
     images = pictures(0, count=3)
     got = color_statistics(images)
     for image, mean, covariance in zip(images.double().numpy(), got.mean, got.covariance, strict=True):
@@ -40,7 +40,7 @@ def test_statistics_against_numpy() -> None:
         np.testing.assert_allclose(covariance, np.cov(density, ddof=0) + 1e-4 * np.eye(3), rtol=1e-4, atol=1e-7)
 
 
-def test_statistics_of_some() -> None:
+def test_statistics_can_be_indexed() -> None:
     all_, pick = color_statistics(pictures(0, count=3)), torch.tensor([2, 0, 2])
     assert torch.equal(all_[pick].mean, all_.mean[[2, 0, 2]])
     assert torch.equal(all_[pick].covariance, all_.covariance[[2, 0, 2]])
@@ -48,7 +48,7 @@ def test_statistics_of_some() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
-def test_a_full_transfer_gives_the_targets_statistics(seed: int) -> None:
+def test_full_transfer_gives_target_statistics(seed: int) -> None:
     images, target = pictures(seed), color_statistics(pictures(seed + 1, low=0.4, high=0.7))
     moved = transfer_color(images, target, torch.ones(2))
     assert moved.min() > 0
@@ -59,12 +59,12 @@ def test_a_full_transfer_gives_the_targets_statistics(seed: int) -> None:
     torch.testing.assert_close(got.covariance, target.covariance, rtol=0.02, atol=2e-4)
 
 
-def test_no_transfer_leaves_the_image() -> None:
+def test_transfer_of_amount_0_keeps_the_image() -> None:
     images, target = pictures(0, low=0.0, high=1.0), color_statistics(pictures(1))
     torch.testing.assert_close(transfer_color(images, target, torch.zeros(2)), images, rtol=0, atol=1e-5)
 
 
-def test_each_image_moves_by_its_own_amount_to_its_own_target() -> None:
+def test_each_image_has_its_amount_and_target() -> None:
     images, target = pictures(0), color_statistics(pictures(1))
     own = color_statistics(images)
     moved = color_statistics(transfer_color(images, target, torch.tensor([0.25, 1.0])))
@@ -72,7 +72,7 @@ def test_each_image_moves_by_its_own_amount_to_its_own_target() -> None:
     torch.testing.assert_close(moved.mean[1], target.mean[1], rtol=0, atol=1e-4)
 
 
-def test_a_transfer_to_itself_changes_nothing() -> None:
+def test_transfer_to_own_statistics_keeps_the_image() -> None:
     images = pictures(0)
     torch.testing.assert_close(
         transfer_color(images, color_statistics(images), torch.ones(2)), images, rtol=0, atol=1e-4
@@ -89,14 +89,14 @@ def test_images_of_one_color_can_be_transferred(flat: float) -> None:
     assert transfer_color(pictures(0), given, torch.ones(2)).isfinite().all()
 
 
-def test_strength_0_changes_nothing() -> None:
+def test_jitter_of_strength_0_keeps_the_images() -> None:
     images = pictures(0, low=0.0, high=1.0)
     assert torch.equal(jitter_color(images, 0.0, torch.Generator().manual_seed(0)), images)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), strength=st.floats(0.01, 3.0))
-def test_jitter_stays_in_range_and_is_a_function_of_its_generator(seed: int, strength: float) -> None:
+def test_jitter_stays_in_range_and_is_reproducible(seed: int, strength: float) -> None:
     images = pictures(seed, low=0.0, high=1.0)
     before = images.clone()
     one, other = (jitter_color(images, strength, torch.Generator().manual_seed(seed)) for _ in range(2))
@@ -109,7 +109,7 @@ def test_jitter_stays_in_range_and_is_a_function_of_its_generator(seed: int, str
     assert not torch.equal(one, jitter_color(images, strength, torch.Generator().manual_seed(seed + 1)))
 
 
-def test_a_stronger_jitter_changes_more() -> None:
+def test_stronger_jitter_changes_more() -> None:
     images, changes = pictures(0, count=16), []
     for strength in (0.1, 0.4, 1.0):
         changed = jitter_color(images, strength, torch.Generator().manual_seed(0))
@@ -117,8 +117,8 @@ def test_a_stronger_jitter_changes_more() -> None:
     assert 0 < 2 * changes[0] < changes[1] < changes[2] / 1.5
 
 
-def test_jitter_moves_nothing() -> None:
-    """What lay left of an edge stays left of it, or the masks would no longer be true."""
+def test_jitter_does_not_move_edges() -> None:
+    """Masks stay valid only if edges stay in place."""
     images = torch.full((32, 3, 24, 24), 0.9)
     images[:, :, :, 10:] = 0.3
     changed = jitter_color(images, 1.0, torch.Generator().manual_seed(0)).mean(1)  # (B, H, W)
@@ -129,6 +129,6 @@ def test_jitter_moves_nothing() -> None:
     assert int((contrast > 0.1).sum()) > 24
 
 
-def test_images_of_a_batch_change_each_by_itself() -> None:
+def test_images_of_a_batch_change_independently() -> None:
     changed = jitter_color(pictures(0, count=1).expand(6, -1, -1, -1), 1.0, torch.Generator().manual_seed(0))
     assert min(float((a - b).abs().max()) for n, a in enumerate(changed) for b in changed[:n]) > 0.01

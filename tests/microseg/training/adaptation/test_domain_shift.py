@@ -1,4 +1,4 @@
-"""On a network that really segments: it is told dark disks from a light ground, at the scale of its own images."""
+"""With a network trained to segment dark disks on a light background."""
 
 from typing import Any
 
@@ -49,23 +49,23 @@ def pictures(**look: Any) -> list[Image]:
     return [disks(1000 + seed, **look)[0] for seed in range(6)]
 
 
-def test_a_lab_like_the_known_one_has_its_scale(network: Any) -> None:
+def test_lab_with_the_source_scale_has_zoom_1(network: Any) -> None:
     assert estimate_domain_shift(network, pictures(), pictures(), search_scale=True).zoom == 1.0
 
 
 @pytest.mark.parametrize(("radius", "low", "high"), [(12, 0.39, 0.7), (3, 1.5, 2.6)])
-def test_another_scale_is_found(network: Any, radius: float, low: float, high: float) -> None:
+def test_estimates_another_scale(network: Any, radius: float, low: float, high: float) -> None:
     found = estimate_domain_shift(network, pictures(), pictures(radius=radius, side=144), search_scale=True).zoom
     assert low <= found <= high
 
 
-def test_a_known_scale_is_not_searched(network: Any) -> None:
+def test_known_scale_is_not_searched(network: Any) -> None:
     shift = estimate_domain_shift(network, pictures(), pictures(radius=12), search_scale=False)
     assert shift.zoom == 1.0
     assert all(torch.equal(a, b) for a, b in zip(shift.statistics.means, shift.zoomed_statistics.means, strict=True))
 
 
-def test_the_network_is_left_as_it_was(network: Any) -> None:
+def test_network_is_not_changed(network: Any) -> None:
     before = read_statistics(network)
     estimate_domain_shift(network, pictures(), pictures(dark=150), search_scale=True)
     after = read_statistics(network)
@@ -79,7 +79,7 @@ def test_predictions_at_another_scale_have_the_size_of_the_image(network: Any) -
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 30, 50))
 
 
-def test_images_hardly_larger_than_the_networks_stride_have_statistics(network: Any) -> None:
+def test_images_slightly_larger_than_the_stride_have_statistics(network: Any) -> None:
     """At half their size the deepest features of such an image would be a single pixel."""
     small = pictures(side=network.stride + 1)
     shift = estimate_domain_shift(network, pictures(), small, search_scale=True)
@@ -87,7 +87,7 @@ def test_images_hardly_larger_than_the_networks_stride_have_statistics(network: 
     assert all(torch.isfinite(variance).all() for variance in shift.statistics.variances)
 
 
-def test_one_small_image_does_not_keep_the_others_scale_from_being_found(network: Any) -> None:
+def test_small_image_does_not_prevent_the_scale_search(network: Any) -> None:
     lab = pictures(radius=12, side=144)
     small = disks(7, side=network.stride + 1)[0]
     found = estimate_domain_shift(network, pictures(), [*lab, small], search_scale=True).zoom

@@ -35,7 +35,7 @@ def random_batch(pseudo_labels: bool, seed: int = 0, crops: int = 2, side: int =
 
 
 def reference_segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Cross entropy and Dice over the counted pixels, as one list of pixels."""
+    """Cross entropy and Dice over a list of the valid pixels."""
     counted = masks.flatten() != 255
     p = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).softmax(1)[counted]  # (n, K)
     y = functional.one_hot(masks.flatten()[counted], logits.shape[1])  # (n, K)
@@ -49,10 +49,10 @@ def reference_segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, alpha
     ("image", "feature", "pseudo_labels"),
     [(0.3, 0.7, 0.6), (0.3, 0.0, 0.0), (0.0, 0.7, 0.0), (0.0, 0.0, 0.6), (0.3, 0.7, 0.0)],
 )
-def test_one_step_is_the_min_max_game(
+def test_gradients_are_those_of_the_min_max_game(
     dual_adaptive: Make, image: float, feature: float, pseudo_labels: float, normalization: str
 ) -> None:
-    """The gradients of one backward pass against those of the two players' objectives, each taken by itself."""
+    """Gradients of one backward pass against those of the separate objectives of segmenter and classifiers."""
     values: dict[str, Any] = {"lambda_image": image, "lambda_feature": feature, "pseudo_label_weight": pseudo_labels}
     method = dual_adaptive(dice_weight=0.8, grl_warmup=0.5, normalization=normalization, **values).double()
     method.train()
@@ -63,7 +63,7 @@ def test_one_step_is_the_min_max_game(
 
     network = reference.network
     source, target = network.features(batch.source.images), network.features(batch.target.images)
-    strength = 2 / (1 + math.exp(-10 * 1 / 4)) - 1  # a quarter of the way up: an eighth of the training, of the half
+    strength = 2 / (1 + math.exp(-10 * 1 / 4)) - 1  # p = 1/4: an eighth of the training, warm-up half of it
     assert batch.source.masks is not None
     objective = reference_segmentation_loss(source.logits, batch.source.masks, 0.8)
     if batch.target.masks is not None:
@@ -99,7 +99,7 @@ def test_one_step_is_the_min_max_game(
         ("pseudo_label_weight", {"segmentation", "domain_image", "domain_feature"}),
     ],
 )
-def test_a_level_that_is_off_has_no_classifier_and_no_loss(
+def test_disabled_level_has_no_classifier_and_no_loss(
     dual_adaptive: Make, fabric: Fabric, off: str, names: set[str]
 ) -> None:
     method = dual_adaptive(**{off: 0.0})
@@ -112,11 +112,11 @@ def test_a_level_that_is_off_has_no_classifier_and_no_loss(
     assert not any(losses[name].requires_grad for name in names)
 
 
-def test_with_all_off_it_trains_on_the_source_alone(dual_adaptive: Make) -> None:
+def test_trains_on_the_source_only_if_all_is_disabled(dual_adaptive: Make) -> None:
     method = dual_adaptive(lambda_image=0, lambda_feature=0, pseudo_label_weight=0, ema_decay=0, dice_weight=0.5)
     batch = method.batch(0, rank=0, world=1)
-    nothing = Crops(torch.full_like(batch.target.images, float("nan")), None)
-    losses = method(AdaptationBatch(batch.source, nothing), 0)
+    unusable = Crops(torch.full_like(batch.target.images, float("nan")), None)
+    losses = method(AdaptationBatch(batch.source, unusable), 0)
     assert losses.keys() == {"total", "segmentation"}
     assert losses["total"].isfinite()
     assert method.averaged is None
@@ -135,12 +135,12 @@ def test_with_all_off_it_trains_on_the_source_alone(dual_adaptive: Make) -> None
         (0, 0.0, 0.9999092042625951),
     ],
 )
-def test_reversal_strength_by_hand(progress: float, ramp: float, expected: float) -> None:
+def test_grl_strength_by_hand(progress: float, ramp: float, expected: float) -> None:
     assert grl_strength(progress, ramp) == pytest.approx(expected, abs=1e-15)
 
 
-def test_pseudo_labels_come_in_rounds(dual_adaptive: Make, fabric: Fabric) -> None:
-    """Anew at each third of the training, and not in between."""
+def test_pseudo_labels_are_updated_in_rounds(dual_adaptive: Make, fabric: Fabric) -> None:
+    """At each third of the training, and not in between."""
     method = dual_adaptive(pseudo_label_rounds=3)
     seen = []
     for progress in (0, 0.2, 0.34, 0.5, 0.7, 0.99, 1.0):
@@ -150,7 +150,7 @@ def test_pseudo_labels_come_in_rounds(dual_adaptive: Make, fabric: Fabric) -> No
     assert sorted(file.name for file in method.folder.iterdir()) == ["initial", "round-0", "round-1", "round-2"]
 
 
-def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, target_lab: TargetLab) -> None:
+def test_target_crops_are_drawn_from_the_windows(dual_adaptive: Make, target_lab: TargetLab) -> None:
     drawn = CropSampler([Sample(window) for window in target_lab.windows], size=16, batch=2, seed=4).draw(3).images
     same = dual_adaptive(target_color_jitter=0.0).batch(3, rank=0, world=1).target
     assert torch.equal(same.images, drawn)
@@ -159,7 +159,7 @@ def test_target_crops_are_those_of_the_windows(dual_adaptive: Make, target_lab: 
     assert (strong.images - drawn).abs().mean() > 0.02
 
 
-def test_source_crops_keep_their_masks_and_take_the_targets_colors(dual_adaptive: Make, source: CropSampler) -> None:
+def test_source_crops_keep_masks_and_take_target_colors(dual_adaptive: Make, source: CropSampler) -> None:
     drawn = source.draw(3)
     same = dual_adaptive(source_color_jitter=0.0, color_transfer_prob=0.0).batch(3, rank=0, world=1).source
     assert drawn.masks is not None
@@ -180,7 +180,7 @@ def test_source_crops_keep_their_masks_and_take_the_targets_colors(dual_adaptive
         assert float((original - image).abs().max()) > 0.02
 
 
-def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, target_lab: TargetLab) -> None:
+def test_source_crops_are_also_at_the_target_scale(dual_adaptive: Make, target_lab: TargetLab) -> None:
     def zooms(zoom: float) -> list[float]:
         shift = DomainShift(zoom, target_lab.shift.statistics, target_lab.shift.zoomed_statistics)
         return [sample.zoom for sample in dual_adaptive(shift=shift).source.samples]
@@ -190,7 +190,7 @@ def test_the_source_is_seen_at_the_targets_scale_too(dual_adaptive: Make, target
     assert zooms(2.0) == [1.0] * 10 + [0.5] * 5
 
 
-def test_what_regions_are_like_is_learned_from_the_sources_masks(
+def test_region_rules_are_estimated_from_source_masks(
     dual_adaptive: Make, noise: tuple[list[Sample], list[Sample]]
 ) -> None:
     masks = [(read_mask(it.mask), it.zoom) for it in noise[0] if it.mask is not None]
@@ -198,7 +198,7 @@ def test_what_regions_are_like_is_learned_from_the_sources_masks(
     assert dual_adaptive(region_rules=False).priors.rules == RegionRules()
 
 
-def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
+def test_shared_statistics_are_half_source_half_target(
     dual_adaptive: Make, target_lab: TargetLab, tiny_network: Callable[..., Any]
 ) -> None:
     method = dual_adaptive(normalization="shared")
@@ -216,7 +216,7 @@ def test_shared_statistics_are_half_the_networks_and_half_the_new_labs(
     assert not torch.equal(read_statistics(running.network).means[0], read_statistics(tiny_network(0)).means[0])
 
 
-def test_several_labs_count_alike(
+def test_target_labs_have_equal_weight(
     dual_adaptive: Make,
     target_lab: TargetLab,
     noise: tuple[list[Sample], Any],
@@ -234,7 +234,7 @@ def test_several_labs_count_alike(
     assert len(method.target.samples) == 2 * len(target_lab.windows)
 
 
-def test_batches_depend_on_the_step_alone(dual_adaptive: Make) -> None:
+def test_batches_depend_only_on_the_step(dual_adaptive: Make) -> None:
     one, other = dual_adaptive(), dual_adaptive(seed=9)
     one.batch(0, rank=0, world=1)
     torch.manual_seed(77)
@@ -245,8 +245,8 @@ def test_batches_depend_on_the_step_alone(dual_adaptive: Make) -> None:
     assert not torch.equal(one.batch(1, rank=0, world=1).target.images, one.batch(2, rank=0, world=1).target.images)
 
 
-def test_each_lab_passes_by_itself(dual_adaptive: Make) -> None:
-    """Batch statistics of one lab must not depend on the other's images."""
+def test_source_and_target_batches_do_not_mix(dual_adaptive: Make) -> None:
+    """Batch statistics of one lab must not depend on images of another."""
     method = dual_adaptive(pseudo_label_weight=0, lambda_feature=0, lambda_image=1e-9, normalization="running")
     batch = method.batch(0, rank=0, world=1)
     bright = AdaptationBatch(batch.source, Crops(batch.target.images * 0 + 1, None))
@@ -264,7 +264,7 @@ def test_parameter_groups_hold_every_trained_parameter_once(dual_adaptive: Make)
     assert not set(ids) & {id(parameter) for parameter in method.averaged.parameters()}
 
 
-def test_refuses_a_source_without_masks(
+def test_requires_source_masks(
     noise: tuple[list[Sample], Any], target_lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = [*noise[0], Sample(noise[0][0].image)]

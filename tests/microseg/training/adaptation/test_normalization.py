@@ -23,9 +23,9 @@ def images(count: int, *, level: float = 0.0, seed: int = 0) -> list[torch.Tenso
     return [level + torch.rand(1, 3, 5 + number, 4, generator=generator) for number in range(count)]
 
 
-def test_measured_against_numpy() -> None:
+def test_measured_statistics_equal_numpy() -> None:
     layer, seen = nn.BatchNorm2d(3), images(4)
-    layer(torch.rand(2, 3, 5, 4) + 9)  # what it knew before, which must not count
+    layer(torch.rand(2, 3, 5, 4) + 9)  # earlier statistics, which must not count
     (mean,), (variance,) = measure_statistics(nn.Sequential(layer), seen)
     arrays = [image.numpy().transpose(1, 0, 2, 3).reshape(3, -1) for image in seen]
     means = np.array([a.mean(1) for a in arrays])
@@ -33,7 +33,7 @@ def test_measured_against_numpy() -> None:
     np.testing.assert_allclose(variance, np.mean([a.var(1, ddof=1) for a in arrays], 0) + means.var(0), rtol=1e-4)
 
 
-def test_a_deeper_layer_sees_images_normalized_by_their_own_statistics() -> None:
+def test_deeper_layers_get_images_normalized_by_their_statistics() -> None:
     first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     first.running_mean += 100.0  # type: ignore[operator]
     statistics = measure_statistics(nn.Sequential(first, second), images(2))
@@ -41,7 +41,7 @@ def test_a_deeper_layer_sees_images_normalized_by_their_own_statistics() -> None
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_changes_nothing(tiny_network: Callable[..., Any], training: bool) -> None:
+def test_measuring_does_not_change_the_network(tiny_network: Callable[..., Any], training: bool) -> None:
     network = tiny_network().train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     measure_statistics(network, [torch.rand(1, 3, 32, 32)])
@@ -49,7 +49,7 @@ def test_measuring_changes_nothing(tiny_network: Callable[..., Any], training: b
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_written_statistics_are_read_back(tiny_network: Callable[..., Any]) -> None:
+def test_statistics_round_trip(tiny_network: Callable[..., Any]) -> None:
     network = tiny_network()
     wanted = measure_statistics(network, [torch.rand(1, 3, 32, 32)])
     write_statistics(network, wanted)
@@ -58,7 +58,7 @@ def test_written_statistics_are_read_back(tiny_network: Callable[..., Any]) -> N
         assert torch.equal(a, b)
 
 
-def test_the_mixture_is_that_of_the_joined_values() -> None:
+def test_mixture_equals_statistics_of_the_joined_values() -> None:
     """Three quarters of the values from one set, one quarter from the other: mean and variance of all together."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(1, 2, (30_000, 2)), rng.normal(-3, 0.5, (10_000, 2))
@@ -80,10 +80,10 @@ def test_distance_by_hand() -> None:
 
     assert statistics_distance(of(1, 4 - 1e-4), of(3, 100)) == pytest.approx(1.0)
     assert statistics_distance(of(1, 4), of(1, 9)) == 0
-    assert statistics_distance(of(0, 0), of(9, 1)) == 20  # no single channel may decide
+    assert statistics_distance(of(0, 0), of(9, 1)) == 20  # the contribution of one channel is limited
 
 
-def test_the_first_layers_do_not_count() -> None:
+def test_first_layers_do_not_count_in_the_distance() -> None:
     def of(*means: float) -> NormStatistics:
         return NormStatistics(tuple(torch.tensor([it]) for it in means), (torch.ones(1),) * len(means))
 
@@ -91,7 +91,7 @@ def test_the_first_layers_do_not_count() -> None:
     assert statistics_distance(of(0, 0, 0, 0, 0), of(0, 0, 3, 0, 0)) == pytest.approx(3, rel=1e-3)
 
 
-def test_frozen_statistics_are_used_and_left() -> None:
+def test_frozen_statistics_are_used_and_not_updated() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout()).train()
     freeze_statistics(network)
     assert [part.training for part in network] == [False, True]
@@ -100,6 +100,6 @@ def test_frozen_statistics_are_used_and_left() -> None:
     assert torch.equal(read_statistics(network).means[0], before)
 
 
-def test_refuses_no_images() -> None:
+def test_requires_images() -> None:
     with pytest.raises(TrainingError, match=r"at least one image.*give more images"):
         measure_statistics(nn.Sequential(nn.BatchNorm2d(3)), [])

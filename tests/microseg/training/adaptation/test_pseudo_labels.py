@@ -38,7 +38,7 @@ def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
     return TargetLab("lab_b", windows, DomainShift(0.5, statistics, statistics))
 
 
-def test_half_of_the_first_teachers_statistics_are_of_the_lab(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
+def test_initial_teacher_mixes_statistics_half_and_half(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
     network = tiny_network()
     before = read_statistics(network).means[0]
     teacher = initial_teacher(network, lab.shift)
@@ -48,9 +48,7 @@ def test_half_of_the_first_teachers_statistics_are_of_the_lab(lab: TargetLab, ti
     assert not teacher.training
 
 
-def test_a_round_is_written_once_and_can_be_trained_on(
-    lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_round_is_computed_once(lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
     write_pseudo_labels([lab], 0, tmp_path / "work", base=first, teacher=later, priors=SourcePriors())
     samples = pseudo_labelled_samples([lab], 0, tmp_path / "work")
@@ -68,7 +66,7 @@ def test_a_round_is_written_once_and_can_be_trained_on(
     assert all(np.array_equal(read_mask(s.mask), m) for s, m in zip(samples, masks, strict=True) if s.mask)
 
 
-def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
+def test_later_rounds_average_initial_and_current_predictions(tmp_path: Path) -> None:
     """Against teachers that are told what to say: the surer of two that contradict each other is followed."""
     picture = np.full((16, 16, 3), 200, np.uint8)
     picture[:, 8:] = 90
@@ -84,13 +82,13 @@ def test_a_later_teacher_and_the_first_decide_together(tmp_path: Path) -> None:
         return read_mask(sample.mask)
 
     halves = (picture[..., 0] == 90).astype(np.uint8)
-    sure, unsure = Says("follows"), Says("across", certainty=0.5)
+    sure, unsure = FixedSegmenter("follows"), FixedSegmenter("across", certainty=0.5)
     assert np.array_equal(masks(sure, unsure, "a"), halves)
     assert np.array_equal(masks(unsure, sure, "b"), halves)
     assert not np.array_equal(masks(unsure, sure, "c", number=0), halves)  # nobody asks the later one yet
 
 
-def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
+def test_implausible_regions_are_removed_from_labels(tmp_path: Path) -> None:
     picture = np.full((32, 32, 3), 200, np.uint8)
     picture[4:20, 4:20] = 90
     picture[26:28, 26:28] = 90  # a speck
@@ -99,7 +97,7 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
     lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
 
     def marked(name: str, rules: RegionRules) -> int:
-        teacher = Says("follows")
+        teacher = FixedSegmenter("follows")
         write_pseudo_labels([lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=SourcePriors(rules))
         (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
@@ -109,7 +107,7 @@ def test_impossible_regions_are_taken_out_of_the_labels(tmp_path: Path) -> None:
     assert marked("by the rules", RegionRules((0.0, 40.0), (0.0, 0.0), ((), ()))) == 0
 
 
-def test_pixels_of_one_color_vote_together(tmp_path: Path) -> None:
+def test_color_clusters_vote(tmp_path: Path) -> None:
     """What a teacher says of one of five dark squares, that it is ground, does not count."""
     picture = np.full((60, 60, 3), 200, np.uint8)
     for top, left in ((4, 4), (4, 44), (44, 4), (44, 44), (24, 24)):
@@ -119,7 +117,7 @@ def test_pixels_of_one_color_vote_together(tmp_path: Path) -> None:
     lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
 
     def marked(name: str, votes: bool) -> Any:
-        teacher = Says("follows but in the middle")
+        teacher = FixedSegmenter("follows but in the middle")
         write_pseudo_labels(
             [lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=SourcePriors(color_voting=votes)
         )
@@ -131,7 +129,7 @@ def test_pixels_of_one_color_vote_together(tmp_path: Path) -> None:
     assert (marked("together", votes=True) == 255).all()
 
 
-def test_the_first_teacher_sees_the_images_in_known_colors_too(tmp_path: Path) -> None:
+def test_color_aligned_test_time_augmentation(tmp_path: Path) -> None:
     """Two teachers' views differ where one goes by brightness and the known colors are darker."""
     write_png(tmp_path / "0.png", np.full((16, 16, 3), 140, np.uint8))
     statistics = NormStatistics((), ())
@@ -139,7 +137,7 @@ def test_the_first_teacher_sees_the_images_in_known_colors_too(tmp_path: Path) -
     dark = color_statistics(torch.full((1, 3, 4, 4), 0.2))
 
     def marked(name: str, priors: SourcePriors) -> Any:
-        teacher = Says("follows")
+        teacher = FixedSegmenter("follows")
         write_pseudo_labels([lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=priors)
         (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
         assert sample.mask is not None
@@ -149,8 +147,8 @@ def test_the_first_teacher_sees_the_images_in_known_colors_too(tmp_path: Path) -
     assert marked("both", SourcePriors(colors=dark)).all()
 
 
-class Says(torch.nn.Module):
-    """A segmenter of two classes that goes by brightness, by the place, or by both."""
+class FixedSegmenter(torch.nn.Module):
+    """A segmenter of two classes by brightness, by position, or by both."""
 
     def __init__(self, how: str, certainty: float = 20) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from microseg.training.adaptation.source_priors import SourcePriors, estimate_so
 
 
 def samples(folder: Path, *, by_color: bool) -> list[Sample]:
-    """Squares that are dark on a light ground, or have no color of their own."""
+    """Squares that are dark on a light background, or have its color."""
     rng, made = np.random.default_rng(0), []
     for number in range(3):
         mask = np.zeros((48, 48), np.uint8)
@@ -25,29 +25,29 @@ def samples(folder: Path, *, by_color: bool) -> list[Sample]:
     return made
 
 
-def known(source: list[Sample], **values: Any) -> SourcePriors:
+def priors(source: list[Sample], **values: Any) -> SourcePriors:
     return estimate_source_priors(source, 2, AdaptSettings(**values))
 
 
-def test_colors_vote_where_they_tell_the_classes(tmp_path: Path) -> None:
+def test_color_voting_where_color_predicts_the_classes(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=True)
-    assert known(source).color_voting
-    assert known(source).colors is None
-    assert not known(source, color_cluster_voting=False).color_voting
-    assert known(source, color_cluster_voting=False).colors is None
+    assert priors(source).color_voting
+    assert priors(source).colors is None
+    assert not priors(source, color_cluster_voting=False).color_voting
+    assert priors(source, color_cluster_voting=False).colors is None
 
 
-def test_where_they_do_not_the_labs_own_colors_are_learned(tmp_path: Path) -> None:
+def test_mean_colors_where_color_does_not_predict_the_classes(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=False)
-    knowledge = known(source)
+    knowledge = priors(source)
     assert not knowledge.color_voting
     assert knowledge.colors is not None
     assert knowledge.colors.mean.shape == (1, 3)
     assert knowledge.colors.mean.mean().item() == pytest.approx(-np.log(150 / 255), abs=0.02)
-    assert known(source, color_aligned_tta=False).colors is None
+    assert priors(source, color_aligned_tta=False).colors is None
 
 
-def test_all_can_be_switched_off(tmp_path: Path) -> None:
+def test_all_priors_can_be_disabled(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=True)
-    assert known(source).rules != RegionRules()
-    assert known(source, region_rules=False, color_cluster_voting=False, color_aligned_tta=False) == SourcePriors()
+    assert priors(source).rules != RegionRules()
+    assert priors(source, region_rules=False, color_cluster_voting=False, color_aligned_tta=False) == SourcePriors()
