@@ -1,4 +1,4 @@
-"""One Prefect server for all tests of flows, and a home in which the whole main job was done once."""
+"""One Prefect server for all tests of flows, and a home in which all flows ran once."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ LENIENT = (
 
 @dataclass(frozen=True)
 class MainJob:
-    """The main job, done once: what every flow gave, and who had which alias when the gate had refused."""
+    """The results of all flows, run once, and the aliases after the gate refused the candidate."""
 
     home: Path
     lab_b: Path
@@ -69,12 +69,12 @@ class MainJob:
 
     @property
     def registry(self) -> Registry:
-        """The home's registry, opened anew."""
+        """The home's registry, opened again."""
         return open_registry(self.home)
 
     @property
     def aliases(self) -> dict[str, int]:
-        """The version of each alias, now."""
+        """The version of each alias."""
         return aliases(self.home)
 
 
@@ -94,7 +94,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of parameters of all these tests."""
+    """File of parameters of these tests."""
     file = tmp_path_factory.mktemp("params") / "params.yaml"
     file.write_text(yaml.safe_dump(TINY))
     return file
@@ -102,7 +102,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database with nothing in it: making its tables takes seconds, a copy nothing."""
+    """An empty database of MLflow: creating its tables takes seconds, copying it does not."""
     database = tmp_path_factory.mktemp("empty registry") / "mlflow.db"
     assert Registry(f"sqlite:///{database}").versions.all() == ()
     return database
@@ -116,7 +116,7 @@ def job(
     incoming_labs: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> MainJob:
-    """The main job in a home of its own, which no test changes. Its path has a space in it."""
+    """All flows in one home, which no test changes. Its path contains a space."""
     home = tmp_path_factory.mktemp("a home")
     Home(home).create()
     (home / "mlflow").mkdir()
@@ -153,7 +153,7 @@ def job(
 
 @pytest.fixture
 def done(job: MainJob, params: Path, monkeypatch: pytest.MonkeyPatch) -> MainJob:
-    """The home in which the main job was done, in force; only to be looked at."""
+    """The home in which all flows ran, as MICROSEG_HOME; read only."""
     monkeypatch.setenv("MICROSEG_HOME", str(job.home))
     monkeypatch.setenv("MICROSEG_PARAMS", str(params))
     return job
@@ -161,7 +161,7 @@ def done(job: MainJob, params: Path, monkeypatch: pytest.MonkeyPatch) -> MainJob
 
 @pytest.fixture
 def copied(done: MainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MainJob:
-    """A copy of it, in force."""
+    """A copy of it, as MICROSEG_HOME."""
     home = tmp_path / "a copy"
     for part in ("data", "dvc-remote", "mlflow"):
         shutil.copytree(done.home / part, home / part)
@@ -174,7 +174,7 @@ def copied(done: MainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
 def fresh(
     prefect_server: None, params: Path, empty_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A home with nothing in it, in force."""
+    """A new home, as MICROSEG_HOME."""
     home = tmp_path / "a fresh home"
     Home(home).create()
     (home / "mlflow").mkdir()
@@ -186,7 +186,7 @@ def fresh(
 
 @pytest.fixture
 def run() -> Callable[..., Result]:
-    """Runs a flow's command as the terminal does, in this process."""
+    """Runs a command of a flow in this process."""
 
     def run(command: Callable[..., None], *arguments: object) -> Result:
         app = typer.Typer()

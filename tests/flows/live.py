@@ -1,4 +1,4 @@
-"""The servers as `make serve` starts them, for the tests that want them."""
+"""Real servers, started as `make serve` does."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def until(found: Callable[[], object], what: str) -> None:
 
 @contextmanager
 def started(folder: Path, params: Path, *options: str, **sections: Any) -> Iterator[Servers]:
-    """The command as its own process, in a home of its own; sections replace those of the parameters."""
+    """Run the command as a process, in a separate home; sections replace those of the parameters."""
     home, output = folder / "a home", folder / "output.txt"
     values = yaml.safe_load(params.read_text()) | {
         "schedule": {"segment_cron": "30 4 * * *", "timezone": "Europe/Berlin"}

@@ -61,13 +61,13 @@ def test_quarantines_invalid_files_with_the_reason(fresh: Path, run: Run, flawed
     reasons = pd.read_csv(quarantine / "reasons.csv").set_index("file")["reason"]
     for file, reason in {
         "masks/other_size.png": "expected the image's size",
-        "images/other_size.png": "its mask other_size.png is refused",
+        "images/other_size.png": "its annotation other_size.png is rejected",
         "masks/unknown_class.png": "expected class indices",
         "masks/alone.png": "found none",
         "images/truncated.png": "",
         "images/unreadable.png": "",
-        "images/twice.png": "expected a name of its own",
-        "images/TWICE.PNG": "expected a name of its own",
+        "images/twice.png": "expected a unique name",
+        "images/TWICE.PNG": "expected a unique name",
     }.items():
         assert reason in reasons[file]
         assert (quarantine / file).read_bytes() == (flawed / file).read_bytes()
@@ -75,7 +75,7 @@ def test_quarantines_invalid_files_with_the_reason(fresh: Path, run: Run, flawed
     assert {"good_1.png", "good_2.png"} <= taken
     assert not {name for name in taken if name.startswith(("other", "unknown", "trunc", "unread"))}
     with get_client(sync_client=True) as client:
-        assert "refused-lab-c" in {it.key for it in client.read_artifacts()}
+        assert "lab-c" in {it.key for it in client.read_artifacts()}
 
 
 def absent(folder: Path) -> Path:
@@ -131,7 +131,7 @@ def test_rejects_a_folder_that_cannot_be_ingested(
         (evaluate, [], ["'candidate'"]),
         (promote, [], ["'candidate'"]),
         (rollback, [], ["'previous'"]),
-        (segment, ["absent folder"], ["absent folder", "expected a folder of images"]),
+        (segment, ["absent folder"], ["absent folder", "expected an image or a folder of images"]),
         (demo, ["--source", "lab_x"], ["both --source and --target"]),
         (train, ["lab_x", "--set", "train.step=5"], ["train.step: unknown", "steps"]),
         (train, ["lab_x", "--set", "train.steps=none"], ["train.steps"]),
@@ -152,8 +152,8 @@ def test_rejects_commands_in_new_home(
         (adapt, ["lab_b", "--digest", "abc"], ["expected a dataset's digest"]),
         (evaluate, ["7"], ["version '7'"]),
         (segment, ["{lab_b}", "--model", "7"], ["version '7'"]),
-        (segment, ["{lab_b}", "--out", "{lab_b}/images"], ["a folder of its own for the outputs"]),
-        (demo, [], ["is in production and was not made by the demo", "MICROSEG_HOME"]),
+        (segment, ["{lab_b}", "--out", "{lab_b}/images"], ["Expected an output folder other than that of the images"]),
+        (demo, [], ["is in production and is not from a demo", "MICROSEG_HOME"]),
     ],
 )
 def test_rejects_invalid_arguments(done: Any, run: Run, flow: Any, arguments: list[str], messages: list[str]) -> None:

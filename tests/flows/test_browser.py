@@ -1,4 +1,4 @@
-"""What people look at, in a real browser: the candidate's page in MLflow, promoted there by clicking; Prefect's pages.
+"""Pages in a real browser: the candidate's page in MLflow, where it is promoted; pages of Prefect.
 
 Needs Chromium and its driver (Debian's packages chromium and chromium-driver: `make test-browser` installs them). The
 screenshots go to the folder in MICROSEG_SCREENSHOTS, where one is named.
@@ -34,7 +34,7 @@ pytestmark = [
 def servers(
     params: Path, incoming_labs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Servers]:
-    """With version 1 in production, and version 2, adapted to lab_b, proposed."""
+    """With version 1 in production and version 2, adapted to lab_b, as candidate."""
     schedule = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}
     with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
         until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
@@ -73,11 +73,11 @@ def picture(browser: Any, tmp_path: Path) -> Callable[[str], None]:
 
 
 def element(browser: Any, css: str, text: str = "") -> Any:
-    """The first element that a person would see, with a text."""
+    """The first visible element with a text."""
     found: list[Any] = []
 
     def look() -> bool:
-        with suppress(StaleElementReferenceException):  # the page was drawn anew meanwhile
+        with suppress(StaleElementReferenceException):  # the page was rendered again
             found[:] = [
                 it for it in browser.find_elements("css selector", css) if it.is_displayed() and text in it.text
             ]
@@ -87,12 +87,12 @@ def element(browser: Any, css: str, text: str = "") -> Any:
     return found[0]
 
 
-def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
+def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
     registry = Registry(servers.mlflow)
     candidate = registry.versions.find("candidate")
     assert (candidate.version, registry.versions.find(PRODUCTION).version) == (2, 1)
 
-    # the candidate's page has what is needed to decide: the verdict, the pictures, the figures beside production's
+    # the candidate's page shows the decision of the gate, images, and measurements beside production's
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
     element(browser, "h2, h3", "Gate")
     element(browser, "th", "version 1 (production)")
@@ -111,7 +111,7 @@ def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, pictu
     element(browser, "[role=dialog] button", "Save aliases").click()
 
     with connected(servers) as client:
-        until(lambda: runs_of(client, "validate-promotion"), "the roll-out")
+        until(lambda: runs_of(client, "validate-promotion"), "the run")
         run = ended(client, runs_of(client, "validate-promotion")[0])
     assert run.state.is_completed(), run.state.message
     assert "Version 2 is in production" in run.state.message
@@ -123,15 +123,13 @@ def test_a_version_is_promoted_by_clicking(servers: Servers, browser: Any, pictu
     element(browser, "[role=status], span", "production")
     picture("3-promoted")
 
-    # the run in Prefect says what happened
+    # the run in Prefect states the result
     browser.get(f"{servers.prefect}/runs/flow-run/{run.id}")
-    element(browser, "body", "roll out production")
-    picture("4-roll-out")
+    element(browser, "body", "validate production")
+    picture("4-validate-promotion")
 
 
-def test_the_landing_shows_what_there_is_to_decide(
-    servers: Servers, browser: Any, picture: Callable[[str], None]
-) -> None:
+def test_the_onboarding_run_shows_the_candidate(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
     with connected(servers) as client:
         run = runs_of(client, "onboard")[0]
         wanted = {"key": {"any_": ["decision"]}, "flow_run_id": {"any_": [str(run.id)]}}

@@ -1,4 +1,4 @@
-"""The flows one after another, as users run them: what each leaves behind for the next, and for people."""
+"""The flows in the order in which users run them: the results of each."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from flows.export import export
 from flows.promote import promote
 from flows.rollback import rollback
 from flows.segment import segment
+from microseg.config.environment import HOME_FILE
 from microseg.datasets.versions.store import DatasetStore
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
@@ -24,7 +25,7 @@ def comparison_of(job: Any) -> dict[str, Any]:
     return dict(json.loads(Path(job.evaluated.comparison).read_text()))
 
 
-def test_ingestion_makes_a_version(done: Any) -> None:
+def test_ingest_commits_a_dataset_version(done: Any) -> None:
     record = done.ingested["lab_a"]
     assert (record.images, record.labelled, record.rejected, record.quarantine) == (8, 8, (), None)
     store = DatasetStore(done.home / "data", str(done.home / "dvc-remote"))
@@ -32,15 +33,15 @@ def test_ingestion_makes_a_version(done: Any) -> None:
     assert done.ingested["lab_b"].labelled == 0
 
 
-def test_the_first_model_goes_into_production(done: Any) -> None:
+def test_train_promotes_the_first_version(done: Any) -> None:
     assert done.trained.version == 1
     assert done.trained.decision.promoted
     assert done.registry.versions.find(1).datasets == {"lab_a": done.ingested["lab_a"].digest}
     assert 0 <= done.trained.dice["lab_a"] <= 1
 
 
-def test_adaptation_reads_the_datasets_recorded_with_production(done: Any) -> None:
-    """Although lab_a has had a newer version since."""
+def test_adapt_uses_the_datasets_of_the_production_version(done: Any) -> None:
+    """Not the newer version of lab_a that was ingested later."""
     digests = {lab: ingested.digest for lab, ingested in done.ingested.items()}
     assert done.ingested_later.digest != digests["lab_a"]
     assert (done.adapted.version, done.adapted.datasets) == (2, digests)
@@ -49,7 +50,7 @@ def test_adaptation_reads_the_datasets_recorded_with_production(done: Any) -> No
     assert version.tags["base_version"] == "1"
 
 
-def test_the_versions_say_what_they_are(done: Any) -> None:
+def test_versions_state_their_method_and_labs(done: Any) -> None:
     for number, method in ((1, "supervised"), (2, "dual_adaptive_pyramid")):
         version = done.registry.versions.find(number)
         assert version.tags["method"] == method
@@ -57,7 +58,7 @@ def test_the_versions_say_what_they_are(done: Any) -> None:
     assert "lab_b" in done.registry.versions.find(2).description
 
 
-def test_evaluation_is_kept(done: Any) -> None:
+def test_evaluate_stores_its_comparison(done: Any) -> None:
     record = done.evaluated
     assert (record.decision.version, record.decision.production_version, record.lab) == (2, 1, "lab_b")
     comparison = json.loads(Path(record.comparison).read_text())
@@ -69,7 +70,7 @@ def test_evaluation_is_kept(done: Any) -> None:
     assert all(Path(panel).is_file() for panel in record.panels)
 
 
-def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
+def test_out_of_distribution_score_is_relative_to_each_versions_labs(done: Any) -> None:
     for number, labs in ((1, {"lab_a"}), (2, {"lab_a", "lab_b"})):
         known = done.registry.versions.reference_distribution(number)
         assert known is not None
@@ -83,10 +84,10 @@ def test_drift_is_told_by_what_each_version_knows(done: Any) -> None:
     assert record.ood.median_score == pytest.approx(new["ood_score"])
     summary = pd.read_csv(Path(record.out) / "summary.csv")
     assert summary["ood_score"].median() == pytest.approx(record.ood.median_score, rel=1e-4)
-    assert done.segmented_again.ood == record.ood  # of what had been done before
+    assert done.segmented_again.ood == record.ood  # also of images that were skipped
 
 
-def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any, tmp_path: Path) -> None:
+def test_batch_of_an_unknown_lab_is_out_of_distribution(copied: Any, tmp_path: Path) -> None:
     record = segment(copied.lab_b, model="1", out=tmp_path / "out")
     assert (record.ood.images, record.ood.out_of_distribution, record.ood.exceeds_limits) == (6, 6, True)
     assert record.ood.median_score == pytest.approx(comparison_of(copied)["production"]["label_free"]["ood_score"])
@@ -100,7 +101,7 @@ def test_a_batch_of_a_lab_that_the_version_does_not_know_has_drifted(copied: Any
     assert (allowed.skipped, allowed.ood.out_of_distribution, allowed.ood.exceeds_limits) == (6, 6, False)
 
 
-def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
+def test_segments_without_a_reference_distribution(
     copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microseg.registry.versions.REFERENCE_FILE", "missing.json")
@@ -108,18 +109,18 @@ def test_a_version_that_kept_nothing_of_its_images_segments_as_before(
     assert (record.done, record.ood.images, record.ood.exceeds_limits) == (6, 0, False)
 
 
-def test_a_refused_candidate_stays_candidate_and_is_told_why(done: Any) -> None:
+def test_refused_candidate_stays_candidate(done: Any) -> None:
     assert (done.refused.promoted, done.refused.version, done.refused.production_version) == (False, 2, 1)
     assert any("label-free criteria" in message for message in done.refused.failures)
     assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
 
 
-def test_an_accepted_candidate_takes_the_place_of_production(done: Any) -> None:
+def test_accepted_candidate_becomes_production(done: Any) -> None:
     assert (done.promoted.promoted, done.promoted.version) == (True, 2)
     assert done.aliases == {"production": 2, "previous": 1}
 
 
-def test_promoting_what_is_in_production_changes_nothing(copied: Any) -> None:
+def test_promoting_the_production_version_changes_nothing(copied: Any) -> None:
     assert promote("production").promoted
     assert copied.aliases == {"production": 2, "previous": 1}
 
@@ -130,7 +131,7 @@ def test_rollback(copied: Any) -> None:
     assert copied.aliases == {"production": 1}
 
 
-def test_the_batch_is_whole_and_leads_back_to_its_origin(done: Any) -> None:
+def test_outputs_are_complete_and_record_their_provenance(done: Any) -> None:
     record, out = done.segmented, Path(done.segmented.out)
     assert (record.version, record.images, record.done, record.failed) == ("2", 6, 6, 0)
     assert out == done.home / "segmentations" / "lab_b"
@@ -145,7 +146,7 @@ def test_the_batch_is_whole_and_leads_back_to_its_origin(done: Any) -> None:
     assert one.mpp == 1.0  # from the lab's images.csv
 
 
-def test_a_second_batch_skips_what_is_done(done: Any) -> None:
+def test_second_batch_skips_segmented_images(done: Any) -> None:
     assert (done.segmented_again.done, done.segmented_again.skipped) == (0, 6)
 
 
@@ -159,27 +160,38 @@ def test_a_second_batch_skips_what_is_done(done: Any) -> None:
         ("overlay-1", "data:image/"),
     ],
 )
-def test_prefect_shows(done: Any, key: str, content: str) -> None:
+def test_prefect_shows_artifacts(done: Any, key: str, content: str) -> None:
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
     assert found, f"no artifact {key}"
     assert any(content in str(it.data) for it in found)
 
 
-def test_prefect_shows_training_done(done: Any) -> None:
+def test_prefect_shows_training_progress(done: Any) -> None:
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["progress"])))
     progress = {(it.description, it.data) for it in found}
     assert {("Training on lab_a", 100.0), ("Adapting to lab_b", 100.0)} <= progress
 
 
-def test_nothing_is_written_outside_the_home(done: Any) -> None:
-    expected = {"data", "dvc-remote", "later", "mlflow", "models", "records", "runs", "segmentations"}
+def test_writes_only_known_folders_of_the_home(done: Any) -> None:
+    expected = {
+        HOME_FILE,
+        "prefect",
+        "data",
+        "dvc-remote",
+        "later",
+        "mlflow",
+        "models",
+        "records",
+        "runs",
+        "segmentations",
+    }
     assert {path.name for path in done.home.iterdir()} == expected
     assert not list(done.home.rglob("*.partial"))
 
 
-def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
+def test_export(done: Any, tmp_path: Path) -> None:
     record = export("production", "torchscript", tmp_path, changes=("inference.tile_size=32", "inference.halo=4"))
     assert (record.version, record.format, record.tile) == ("2", "torchscript", 32)
     network = load_network(done.registry.versions.download(2, done.home / "models"))
@@ -191,7 +203,7 @@ def test_a_version_is_exported(done: Any, tmp_path: Path) -> None:
         export("production", "keras", tmp_path)
 
 
-def test_the_batch_has_a_page_and_parquet_tables(done: Any) -> None:
+def test_batch_has_a_page_and_parquet_tables(done: Any) -> None:
     out = Path(done.segmented.out)
     assert "microseg-segmenter/2" in (out / "index.html").read_text(encoding="utf-8")
     assert len(pd.read_parquet(out / "summary.parquet")) == 6

@@ -1,4 +1,4 @@
-"""What a group runs day and night, on real servers: a lab lands, a version is promoted in MLflow, and back."""
+"""The service on real servers: a lab arrives, a version is promoted in MLflow, an invalid one is reverted."""
 
 import json
 import os
@@ -61,13 +61,13 @@ def next_run(client: SyncPrefectClient, flow: str, before: int) -> FlowRun:
     return ended(client, runs_of(client, flow)[before])
 
 
-def click(servers: Servers, version: int) -> None:
-    """What MLflow's page does when an alias is set there."""
+def set_alias(servers: Servers, version: int) -> None:
+    """Set the alias as MLflow's page does."""
     client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
     client.set_registered_model_alias(MODEL_NAME, PRODUCTION, str(version))
 
 
-def test_files_that_trickle_in_start_one_adaptation(
+def test_files_that_arrive_slowly_start_one_onboarding(
     servers: Servers, client: SyncPrefectClient, registry: Registry, incoming_labs: tuple[Path, Path]
 ) -> None:
     incoming = servers.home / "incoming" / "lab_b"
@@ -77,7 +77,7 @@ def test_files_that_trickle_in_start_one_adaptation(
         time.sleep(1)
     assert not runs_of(client, "onboard")
     time.sleep(5)
-    assert not runs_of(client, "onboard")  # quiet, but without a card
+    assert not runs_of(client, "onboard")  # quiet, but without lab.yaml
     for name in ("images.csv", "lab.yaml"):
         shutil.copy(incoming_labs[1] / name, incoming)
     run = next_run(client, "onboard", 0)
@@ -89,7 +89,7 @@ def test_files_that_trickle_in_start_one_adaptation(
     assert OnboardingStore(servers.home / "records" / "onboarding").read("lab_b").state == "completed"
 
 
-def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
+def test_further_images_become_a_new_version_and_a_new_candidate(
     servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
 ) -> None:
     more = generate_lab(tmp_path / "lab_b", LAB_B, images=9, size=64, labelled=False, seed=1)  # those 6, and 3 more
@@ -102,8 +102,8 @@ def test_a_second_delivery_is_a_new_version_and_a_new_adaptation(
     assert registry.versions.find(3).datasets["lab_b"] == store.current("lab_b").digest
 
 
-def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: SyncPrefectClient) -> None:
-    """As a scanner's software would POST it."""
+def test_the_same_event_again_changes_nothing(servers: Servers, client: SyncPrefectClient) -> None:
+    """Posted over HTTP, as the software of a scanner can do."""
     event = {
         "id": "5a7e9a2c-0d3c-4a53-9f2d-2a8a54d8b6f1",
         "occurred": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
@@ -124,8 +124,8 @@ def test_the_same_event_by_hand_starts_nothing_twice(servers: Servers, client: S
     assert run.state.message.startswith("Nothing to do: this dataset of lab_b is onboarded already.")
 
 
-def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
-    click(servers, 3)
+def test_an_alias_set_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
+    set_alias(servers, 3)
     run = next_run(client, "validate-promotion", 0)
     assert run.state.is_completed(), run.state.message
     assert "Version 3 is in production" in run.state.message
@@ -134,28 +134,26 @@ def test_a_click_in_mlflow_promotes(servers: Servers, client: SyncPrefectClient,
     assert (entry.previous_version, entry.version, entry.audit.via) == (1, 3, "mlflow")
 
 
-def test_what_is_not_fit_is_put_back_and_said(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
+def test_an_invalid_version_is_reverted(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
     mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
     before = len(runs_of(client, "validate-promotion"))
-    run_of_others = mlflow_client.create_run("0")
-    source = f"{run_of_others.info.artifact_uri}/model"
-    made = mlflow_client.create_model_version(MODEL_NAME, source=source, run_id=run_of_others.info.run_id)
-    click(servers, int(made.version))
+    foreign_run = mlflow_client.create_run("0")
+    source = f"{foreign_run.info.artifact_uri}/model"
+    created = mlflow_client.create_model_version(MODEL_NAME, source=source, run_id=foreign_run.info.run_id)
+    set_alias(servers, int(created.version))
     until(
         lambda: any(run.state.is_failed() for run in runs_of(client, "validate-promotion")[before:]),
         "a failed run",
     )
     run = next(run for run in runs_of(client, "validate-promotion")[before:] if run.state.is_failed())
-    assert f"Version {made.version} was reverted, version 3 stays in production" in run.state.message
+    assert f"Version {created.version} was reverted, version 3 stays in production" in run.state.message
     assert registry.versions.find(PRODUCTION).version == 3
-    assert registry.versions.find(int(made.version)).description.startswith("NOT IN PRODUCTION: ")
+    assert registry.versions.find(int(created.version)).description.startswith("NOT IN PRODUCTION: ")
     assert registry.production.history()[0].action == "reverted"
 
 
-def test_a_stage_and_a_restart_are_noticed_by_the_poll(
-    servers: Servers, client: SyncPrefectClient, registry: Registry
-) -> None:
-    """A change of a legacy stage sends no word at all."""
+def test_reconcile_finds_a_changed_stage(servers: Servers, client: SyncPrefectClient, registry: Registry) -> None:
+    """MLflow sends no webhook for a legacy stage."""
     mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
     if not hasattr(mlflow_client, "transition_model_version_stage"):
         pytest.skip("this MLflow has no stages any more")
@@ -168,10 +166,10 @@ def test_a_stage_and_a_restart_are_noticed_by_the_poll(
     assert registry.production.history()[0].audit.via == "stage"
 
 
-def test_a_person_decides_in_prefect(
+def test_a_person_approves_in_prefect(
     servers: Servers, client: SyncPrefectClient, registry: Registry, tmp_path: Path
 ) -> None:
-    """The run ends and holds nothing up; when the person has decided it goes on."""
+    """The run is suspended without blocking others, and goes on after the decision."""
     folder = generate_lab(tmp_path / "lab_d", replace(LAB_B, name="lab_d"), images=4, size=64, labelled=False, seed=5)
     deployment = client.read_deployment_by_name("onboard/onboard")
     parameters = {"folder": str(folder), "changes": ["promotion.approval=prefect", "promotion.per_lab=true"]}
@@ -193,14 +191,14 @@ def test_a_person_decides_in_prefect(
     assert len([it for it in registry.versions.all() if it.tags.get("target") == "lab_d"]) == 1  # adapted to once
 
 
-def test_the_doctor_finds_these_servers_in_order(servers: Servers, client: SyncPrefectClient) -> None:
+def test_doctor_and_status_of_these_servers(servers: Servers, client: SyncPrefectClient) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
     environment |= {"MICROSEG_HOME": str(servers.home), "PREFECT_HOME": str(servers.home / "doctor")}
     environment |= {"MICROSEG_PARAMS": str(servers.home.parent / "params.yaml")}
     for name, words in (
-        ("doctor", ("a signed delivery to", "the next batch is at", "landings and promotions start runs")),
-        ("status", ("Next batch: ", "lab_a", "In production: version")),
+        ("doctor", ("a signed test webhook to", "the next batch is at", "incoming labs and promotions start runs")),
+        ("status", ("Next batch: ", "lab_a", "Production: version")),
     ):
         command = [sys.executable, "-m", f"flows.health.{name}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The servers as `make serve` starts them: real ones, with deployments that really run.
+"""Real servers, as `make serve` starts them, with deployments that run.
 
 A fault of the stack that nothing else shows: with some versions of Prefect's dependencies the server starts and
 answers, and schedules create no runs.
