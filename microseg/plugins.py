@@ -31,7 +31,11 @@ GROUPS = {
 
 
 def plugin_names(group: str) -> tuple[str, ...]:
-    """Names that are registered under a group, sorted; see `GROUPS`."""
+    """Names that are registered under a group, sorted; see `GROUPS`.
+
+    Raises:
+        PluginError: Not even microseg's own are registered.
+    """
     return tuple(sorted(_entry_points(group)))
 
 
@@ -43,7 +47,7 @@ def load_plugin(group: str, name: str) -> Any:
         name: Name of the entry point.
 
     Raises:
-        PluginError: Nothing has that name, or its package cannot be imported.
+        PluginError: Nothing has that name, its package cannot be imported, or the installation of microseg is outdated.
     """
     found = _entry_points(group)
     if name not in found:
@@ -92,4 +96,10 @@ def create_plugins(group: str, *attributes: str) -> tuple[Mapping[str, Any], Map
 
 @cache
 def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+    found = {point.name: point for point in entry_points(group=group)}
+    if not found:
+        raise PluginError(
+            f"Expected microseg's own entry points of the group {group}, found none: the installation is older than "
+            "the code. Install microseg again, in a checkout with `pip install --editable .`."
+        )
+    return found

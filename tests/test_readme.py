@@ -107,7 +107,10 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     params.write_text(yaml.safe_dump(TINY))
     foreign = ("PREFECT_", "MLFLOW_", "MICROSEG_", "MAKE", "ARGS")  # `make test` passes its own options on
     environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    environment |= {"MICROSEG_PARAMS": str(params), "PYTHONPATH": str(checkout)}
+    environment |= {
+        "MICROSEG_PARAMS": str(params),
+        "PYTHONPATH": f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
     for line in LINES:
         if line.startswith(("make test", "make serve", "export ", "curl ")):
             continue  # servers have their own tests
