@@ -256,7 +256,8 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
     usable: dict[str, list[Path]] = defaultdict(list)
     root = files.source / folder
     found = sorted(root.rglob("*")) if root.is_dir() else []
-    slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_suffixes()]
+    slide_files = slide_suffixes()
+    slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_files]
     parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
     for path in found:
         if any(part.startswith((".", "~$")) for part in path.relative_to(root).parts):

@@ -113,7 +113,7 @@ def read_incoming_folder(folder: Path, previous: IncomingDataset | None = None) 
     folder = folder.absolute()
     if not folder.is_dir():
         raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
-    hashed = sha256()
+    hashed, slide_files = sha256(), slide_suffixes()
     unfinished, images, slides, slides_elsewhere = list[str](), 0, 0, 0
     for path in sorted(_files(folder)):
         try:
@@ -124,7 +124,7 @@ def read_incoming_folder(folder: Path, previous: IncomingDataset | None = None) 
         name, suffix = path.relative_to(folder), path.suffix.lower()
         hashed.update(f"{name.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         images += name.parts[0] == "images" and suffix in IMAGE_SUFFIXES
-        if suffix in slide_suffixes():
+        if suffix in slide_files:
             slides += name.parts[0] == "images"
             slides_elsewhere += name.parts[0] not in ("images", "test")
         if path.name.lower().endswith(_TEMPORARY_SUFFIXES):

@@ -161,7 +161,7 @@ class CropSampler:
         if pair[1] is not None and pair[0].shape[:2] != pair[1].shape:
             raise DataError(
                 f"Expected mask {paths.mask} to have the size of its image, {pair[0].shape[:2]}, got {pair[1].shape}: "
-                "ingest the lab again, which refuses such pairs."
+                "ingest the lab again, which rejects such pairs."
             )
         self._cache[sample] = pair
         self._cached_bytes += _bytes(pair)

@@ -34,7 +34,7 @@ class ArraySlide(Slide):
 
 
 class ImageReader:
-    """Reads any image that `read_image` reads. It is asked last, and its error says what is wrong with a file."""
+    """Reads any image that `read_image` reads. It is asked last, and its error states what is wrong."""
 
     priority = 0
     suffixes: tuple[str, ...] = ()

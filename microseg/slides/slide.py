@@ -91,7 +91,7 @@ class Slide(ABC):
 
     @abstractmethod
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """Decode a region that lies inside the level; `read_region` has checked that, and wraps what this raises.
+        """Decode a region that is inside the level; `read_region` has checked that, and wraps what this raises.
 
         Args:
             level: Number of the level.

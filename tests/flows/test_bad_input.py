@@ -75,7 +75,7 @@ def test_quarantines_invalid_files_with_the_reason(fresh: Path, run: Run, flawed
     assert {"good_1.png", "good_2.png"} <= taken
     assert not {name for name in taken if name.startswith(("other", "unknown", "trunc", "unread"))}
     with get_client(sync_client=True) as client:
-        assert "lab-c" in {it.key for it in client.read_artifacts()}
+        assert "rejected-lab-c" in {it.key for it in client.read_artifacts()}
 
 
 def absent(folder: Path) -> Path:

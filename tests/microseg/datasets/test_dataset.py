@@ -245,8 +245,8 @@ def test_assignment_is_the_same_on_every_machine():
 
 
 def test_new_group_fills_an_empty_split():
-    settled = {"a": "train", "b": "train"}
-    splits = assign_splits(["c"], val_fraction=0.01, test_fraction=0, seed=0, existing=settled)
+    existing = {"a": "train", "b": "train"}
+    splits = assign_splits(["c"], val_fraction=0.01, test_fraction=0, seed=0, existing=existing)
     assert splits == {"a": "train", "b": "train", "c": "val"}
 
 

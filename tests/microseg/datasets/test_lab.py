@@ -52,8 +52,13 @@ def test_error_proposes_a_valid_lab_name(name):
 
 def test_template_is_valid(tmp_path):
     (tmp_path / "lab.yaml").write_text(LAB_FILE_TEMPLATE)
-    card = read_lab_metadata(tmp_path)
-    assert (card.lab, card.classes, card.mpp, card.scanner) == ("my-lab", ("background", "gland"), 0.5, None)
+    metadata = read_lab_metadata(tmp_path)
+    assert (metadata.lab, metadata.classes, metadata.mpp, metadata.scanner) == (
+        "my-lab",
+        ("background", "gland"),
+        0.5,
+        None,
+    )
 
 
 def test_reads_lab_yaml(tmp_path):
@@ -67,11 +72,11 @@ def test_reads_lab_yaml(tmp_path):
 
 
 def test_round_trip(tmp_path):
-    card = LabMetadata(
+    metadata = LabMetadata(
         lab="north", stain="Größe", classes=("background", "a", "b"), mpp=0.25, tissue="colon", labelled=True
     )
-    write_lab_metadata(tmp_path, card)
-    assert read_lab_metadata(tmp_path) == card
+    write_lab_metadata(tmp_path, metadata)
+    assert read_lab_metadata(tmp_path) == metadata
     assert [file.name for file in tmp_path.iterdir()] == ["lab.yaml"]
 
 
@@ -142,9 +147,9 @@ def test_rejects_unknown_fields():
 
 
 def test_metadata_is_immutable():
-    card = LabMetadata(**METADATA)
+    metadata = LabMetadata(**METADATA)
     with pytest.raises(ValueError, match="frozen"):
-        card.stain = "PAS"
+        metadata.stain = "PAS"
 
 
 # --- names of images

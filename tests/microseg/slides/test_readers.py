@@ -148,7 +148,7 @@ def test_holds_in_memory_what_cannot_be_read_by_regions(tmp_path: Path, picture:
 def test_opens_vendor_format_with_openslide(
     tmp_path: Path, picture: Picture, write_pyramid: Callable[..., Path]
 ) -> None:
-    """Aperio's format is a tiled TIFF whose description says so."""
+    """Aperio's format is a tiled TIFF which is recognized by its description."""
     description = "Aperio Image Library v11\r\n900x700 [0,0,900x700] (128x128)|AppMag = 20|MPP = 0.4990"
     path = write_pyramid(tmp_path / "slide.svs", picture, mpp=None, description=description)
     with open_slide(path) as slide:

@@ -71,7 +71,7 @@ def test_region_equals_that_of_the_whole_image(tmp_path: Path, picture: Picture,
         photometric = "minisblack" if kind == "gray" else "miniswhite"
         tifffile.imwrite(path, pixels[..., 1], photometric=photometric, tile=(128, 128))
     if kind == "white is 0" and bits == 16:
-        pytest.skip("read_image refuses these")
+        pytest.skip("read_image rejects these")
     with open_slide(path) as slide:
         assert isinstance(slide, TiffSlide)
         difference = np.abs(slide.read_region(0, *REGION).astype(int) - cut(read_image(path), *REGION))

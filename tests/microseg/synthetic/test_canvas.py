@@ -8,7 +8,7 @@ def canvas(shape=(128, 128), pixel=1.0, seed=0):
     return Canvas(shape, pixel, np.random.default_rng(seed))
 
 
-def test_soft_step_by_hand():
+def test_soft_step_values():
     np.testing.assert_allclose(soft_step(np.array([-2.0, -0.5, 0.0, 0.25, 0.5, 2.0])), [0, 0, 0.5, 0.75, 1, 1])
 
 
@@ -25,7 +25,7 @@ def test_noise_has_its_scale_in_microns(pixel):
 
 
 @pytest.mark.parametrize("angle", [0.0, 1.0, np.pi / 2, 2.5])
-def test_fibers_run_along(angle):
+def test_fibers_follow_the_direction(angle):
     field = canvas((256, 256)).fibers(np.full((256, 256), angle, np.float32))
     down, right = np.gradient(field)
     orientation = 0.5 * np.arctan2(2 * np.mean(down * right), np.mean(right**2 - down**2))  # steepest, structure tensor
@@ -34,7 +34,7 @@ def test_fibers_run_along(angle):
 
 
 @pytest.mark.parametrize("pixel", [0.5, 1.0])
-def test_points_along_a_circle(pixel):
+def test_points_along_a_circular_contour(pixel):
     plane = canvas((128, 128), pixel)
     radius = np.hypot(*(np.indices((128, 128)) - 63.5)) * pixel
     height = (50.0 * pixel - radius).astype(np.float32)
@@ -47,7 +47,7 @@ def test_points_along_a_circle(pixel):
     assert len(plane.along_contours(height, 99.0, 5.0, 1.0)) == 0
 
 
-def test_scatter_and_clusters_keep_their_density_and_place():
+def test_scatter_and_clusters_have_their_density():
     where = np.zeros((200, 200), bool)
     where[:, 100:] = True
     plane = canvas((200, 200), 5.0)  # a square millimeter
@@ -60,7 +60,7 @@ def test_scatter_and_clusters_keep_their_density_and_place():
 
 
 @pytest.mark.parametrize("angle", [0.3, 1.2, 2.5])
-def test_an_ellipse_by_its_moments(angle):
+def test_ellipse_moments(angle):
     along = np.full((128, 128), angle, np.float32)
     plane = canvas((128, 128), 0.25)
     cover = plane.ellipses(np.array([[64, 64]]), along, (12.0, 4.0), turn=0.0, strength=(1.0, 1.0))
@@ -74,6 +74,6 @@ def test_an_ellipse_by_its_moments(angle):
     assert 0.75 < cover[64, 64] <= cover.max() <= 1.0
 
 
-def test_no_points_no_cover():
+def test_no_points_give_no_coverage():
     along = np.zeros((128, 128), np.float32)
     assert canvas().ellipses(np.zeros((0, 2), np.int64), along, (9.0, 4.0)).max() == 0

@@ -24,11 +24,11 @@ def tree(folder):
     }
 
 
-@pytest.mark.parametrize("look", [LAB_A, LAB_B], ids=["a", "b"])
-def test_a_section_is_what_its_seed_says(look):
-    image, mask = generate_image(look, SIZE, MPP, 3)
-    again, mask_again = generate_image(look, SIZE, MPP, 3)
-    other, other_mask = generate_image(look, SIZE, MPP, 4)
+@pytest.mark.parametrize("profile", [LAB_A, LAB_B], ids=["a", "b"])
+def test_image_depends_on_the_seed_only(profile):
+    image, mask = generate_image(profile, SIZE, MPP, 3)
+    again, mask_again = generate_image(profile, SIZE, MPP, 3)
+    other, other_mask = generate_image(profile, SIZE, MPP, 4)
     assert image.shape == (SIZE, SIZE, 3)
     assert mask.shape == (SIZE, SIZE)
     assert image.dtype == mask.dtype == np.uint8
@@ -41,17 +41,17 @@ def test_a_section_is_what_its_seed_says(look):
 
 @pytest.fixture(scope="module")
 def sections():
-    return {look.name: [generate_image(look, SIZE, MPP, seed) for seed in range(6)] for look in (LAB_A, LAB_B)}
+    return {profile.name: [generate_image(profile, SIZE, MPP, seed) for seed in range(6)] for profile in (LAB_A, LAB_B)}
 
 
 @pytest.mark.parametrize("name", ["lab_a", "lab_b"])
-def test_glands_take_a_third_to_a_half(sections, name):
+def test_glands_cover_a_third_to_a_half(sections, name):
     shares = [mask.mean() for _, mask in sections[name]]
     assert 0.30 < np.mean(shares) < 0.50
     assert 0.10 < min(shares) <= max(shares) < 0.70
 
 
-def test_white_alone_does_not_tell_a_gland(sections):
+def test_white_regions_are_not_only_glands(sections):
     white = np.stack([image.min(axis=2) > 220 for image, _ in sections["lab_a"]])
     gland = np.stack([mask > 0 for _, mask in sections["lab_a"]])
     assert white[gland].mean() > 0.10  # lumen
@@ -59,7 +59,7 @@ def test_white_alone_does_not_tell_a_gland(sections):
     assert 0.5 < gland[white].mean() < 0.95
 
 
-def test_the_labs_carry_their_stains(sections):
+def test_labs_have_their_stains(sections):
     pink, mask_a, brown, mask_b = (
         np.stack(each) for name in ("lab_a", "lab_b") for each in zip(*sections[name], strict=True)
     )
@@ -71,7 +71,7 @@ def test_the_labs_carry_their_stains(sections):
     assert np.median(inside) < dab[mask_b == 0, 1].mean()  # not all are
 
 
-def test_positive_glands_follow_the_look():
+def test_fraction_of_positive_glands_follows_the_profile():
     share = []
     for positive in (0.0, 1.0):
         image, mask = generate_image(replace(LAB_B, positive=positive), SIZE, MPP, 1)
@@ -79,7 +79,7 @@ def test_positive_glands_follow_the_look():
     assert share[1] > share[0] + 0.1
 
 
-def test_a_lab_as_delivered(tmp_path):
+def test_generated_lab_is_an_incoming_dataset(tmp_path):
     folder = generate_lab(
         tmp_path / "in" / "x", LAB_A, images=3, size=64, mpp=2.0, labelled=True, test_images=2, seed=5
     )
@@ -93,8 +93,8 @@ def test_a_lab_as_delivered(tmp_path):
         *(f"test/{part}/{name}" for part in ("images", "masks") for name in tests),
     }
     assert list(tmp_path.joinpath("in").iterdir()) == [folder]  # nothing half-made beside it
-    card = read_lab_metadata(folder)
-    assert (card.lab, card.stain, card.classes, card.mpp, card.labelled) == (
+    metadata = read_lab_metadata(folder)
+    assert (metadata.lab, metadata.stain, metadata.classes, metadata.mpp, metadata.labelled) == (
         "lab_a",
         "H&E",
         ("background", "gland"),
@@ -105,7 +105,7 @@ def test_a_lab_as_delivered(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == names
     assert [row["group"] for row in rows] == ["lab_a_slide_000", "lab_a_slide_000", "lab_a_slide_001"]
-    assert {fact.mpp for fact in read_image_table(folder).values()} == {2.0}
+    assert {entry.mpp for entry in read_image_table(folder).values()} == {2.0}
     for part in ("images", "test/images"):
         for path in (folder / part).iterdir():
             mask = read_mask(path.parent.parent / "masks" / path.name)
@@ -113,14 +113,14 @@ def test_a_lab_as_delivered(tmp_path):
             assert set(np.unique(mask)) <= {0, 1}
 
 
-def test_an_unlabelled_lab_has_masks_for_its_test_only(tmp_path):
+def test_unlabelled_lab_has_masks_of_test_images_only(tmp_path):
     folder = generate_lab(tmp_path / "b", LAB_B, images=1, size=64, labelled=False, test_images=1, seed=0)
     assert not (folder / "masks").exists()
     assert len(list((folder / "test" / "masks").iterdir())) == 1
     assert not read_lab_metadata(folder).labelled
 
 
-def test_same_seed_same_files_and_more_images_begin_with_the_fewer(tmp_path):
+def test_files_depend_on_the_seed_and_not_on_the_number_of_images(tmp_path):
     def make(name, images, seed=1):
         return tree(generate_lab(tmp_path / name, LAB_B, images=images, size=48, labelled=True, seed=seed))
 
@@ -131,7 +131,7 @@ def test_same_seed_same_files_and_more_images_begin_with_the_fewer(tmp_path):
     assert all(other[name] != digest for name, digest in images.items() if name.startswith("images/"))
 
 
-def test_train_test_and_labs_of_one_seed_share_no_section(tmp_path):
+def test_train_test_and_labs_have_different_sections(tmp_path):
     a = generate_lab(tmp_path / "a", LAB_A, images=1, size=64, labelled=True, test_images=1, seed=0)
     c = generate_lab(tmp_path / "c", replace(LAB_A, name="lab_c"), images=1, size=64, labelled=True, seed=0)
     masks = [
@@ -142,9 +142,9 @@ def test_train_test_and_labs_of_one_seed_share_no_section(tmp_path):
     assert read_lab_metadata(c).lab == "lab_c"
 
 
-def test_images_of_a_slide_look_alike(tmp_path):
-    look = replace(LAB_A, slide_variation=0.4)
-    folder = generate_lab(tmp_path / "a", look, images=8, size=64, mpp=2.0, labelled=False, seed=0)
+def test_images_of_a_slide_are_similar(tmp_path):
+    profile = replace(LAB_A, slide_variation=0.4)
+    folder = generate_lab(tmp_path / "a", profile, images=8, size=64, mpp=2.0, labelled=False, seed=0)
     colors = np.array([read_image(path).mean(axis=(0, 1)) for path in sorted((folder / "images").iterdir())])
     slides = colors.reshape(4, 2, 3)
     within = np.abs(slides[:, 0] - slides[:, 1]).mean()
@@ -152,14 +152,14 @@ def test_images_of_a_slide_look_alike(tmp_path):
     assert between > 1.5 * within
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_rejects_folder_with_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(LabError, match=r"expected a new or empty folder.*choose another"):
         generate_lab(tmp_path, LAB_A, images=1, size=48, labelled=False, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+def test_failure_leaves_no_files(tmp_path, monkeypatch):
     def fail(path, array):
         raise OSError("disk full")
 

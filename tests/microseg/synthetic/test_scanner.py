@@ -12,12 +12,12 @@ def picture(light, scanner, **options):
     )
 
 
-def test_glass_shows_the_white_balance():
+def test_glass_has_the_color_of_the_white_balance():
     scanner = Scanner(white=(0.9, 0.8, 0.7), overlap=0.3, gamma=1.5, blur=1.0, photons=1e12)
     np.testing.assert_allclose(picture(np.ones((16, 16, 3)), scanner), np.tile([230, 204, 178], (16, 16, 1)), atol=3)
 
 
-def test_gamma_and_overlap_by_hand():
+def test_gamma_and_overlap_values():
     light = np.tile([0.5, 0.25, 0.75], (16, 16, 1))
     np.testing.assert_allclose(picture(light, QUIET)[8, 8], [128, 64, 191], atol=3)
     np.testing.assert_allclose(picture(light, Scanner(**{**QUIET.__dict__, "gamma": 2.0}))[8, 8], [64, 16, 143], atol=3)
@@ -47,7 +47,7 @@ def test_pixels_are_means_of_their_samples():
     np.testing.assert_allclose(small[1, 1] / 255.0, 0.2, atol=0.02)
 
 
-def test_shot_noise_grows_with_the_root_of_the_light():
+def test_shot_noise_grows_with_the_square_root_of_light():
     noisy = Scanner(**{**QUIET.__dict__, "photons": 400.0})
     dim, bright = (picture(np.full((64, 64, 3), level), noisy).std() / 255.0 for level in (0.04, 0.64))
     assert bright / dim == pytest.approx(4.0, rel=0.25)

@@ -10,14 +10,14 @@ def section():
     return generate_section(Tissue(), (256, 256), 1.0, np.random.default_rng(2))
 
 
-def test_glands_never_touch(section):
+def test_glands_do_not_touch(section):
     number = section.gland
     for axis in (0, 1):
         here, there = np.moveaxis(number, axis, 0)[:-1], np.moveaxis(number, axis, 0)[1:]
         assert not np.any((here > 0) & (there > 0) & (here != there))
 
 
-def test_what_belongs_to_a_gland_lies_in_it(section):
+def test_parts_of_a_gland_are_inside_it(section):
     outside = section.gland == 0
     for name in ("epithelium", "lumen", "secretion", "goblet", "epithelial_nuclei"):
         assert getattr(section, name)[outside].max() == 0, name
@@ -25,7 +25,7 @@ def test_what_belongs_to_a_gland_lies_in_it(section):
     assert section.gap[outside].mean() > 0.02
 
 
-def test_nuclei_stand_at_the_base_and_the_lumen_in_the_middle(section):
+def test_nuclei_are_basal_and_the_lumen_is_central(section):
     inside = section.gland > 0
     depth = ndimage.distance_transform_edt(inside)
     away = np.pad(np.ones((220, 220), bool), 18)  # glands cut by the border have no contour there
@@ -48,7 +48,7 @@ def test_sizes_follow_the_architecture():
     assert 0.3 < large / (np.pi / 4 * 100.0**2) < 1.2
 
 
-def test_coverages_and_textures_keep_their_range(section):
+def test_coverages_and_textures_are_in_range(section):
     for name in ("epithelium", "lumen", "secretion", "goblet", "wall", "gap", "red_cells", "epithelial_nuclei"):
         values = getattr(section, name)
         assert values.dtype == np.float32

@@ -56,7 +56,7 @@ def wipe_cache(datasets):
 # --- commit
 
 
-def test_digest_is_that_of_dvcs_specification(datasets):
+def test_digest_follows_the_specification_of_dvc(datasets):
     listed = [{"md5": hashlib.md5(ONE[name]).hexdigest(), "relpath": name} for name in sorted(ONE)]
     digest = hashlib.md5(json.dumps(listed).encode()).hexdigest()
     version = datasets.commit("north")
@@ -64,7 +64,7 @@ def test_digest_is_that_of_dvcs_specification(datasets):
     assert (version.files, version.bytes) == (4, sum(map(len, ONE.values())))
 
 
-def test_the_command_line_of_dvc_sees_a_clean_repository(datasets, monkeypatch):
+def test_dvc_command_line_sees_a_clean_repository(datasets, monkeypatch):
     from dvc.cli import main
 
     monkeypatch.chdir(datasets.root)
@@ -74,14 +74,14 @@ def test_the_command_line_of_dvc_sees_a_clean_repository(datasets, monkeypatch):
     assert main(["status", "--quiet"]) == 1
 
 
-def test_a_commit_leaves_the_dataset_as_it_is(datasets):
+def test_commit_does_not_change_the_dataset(datasets):
     before = contents(datasets.labs / "north")
     datasets.commit("north")
     assert contents(datasets.labs / "north") == before
     assert os.access(datasets.labs / "north" / "images" / "a.png", os.W_OK)
 
 
-def test_committing_again_gives_the_same_and_no_history(datasets):
+def test_commit_of_unchanged_dataset_adds_no_version(datasets):
     assert datasets.current("north") is None
     assert datasets.history("north") == ()
     first = datasets.commit("north")
@@ -91,7 +91,7 @@ def test_committing_again_gives_the_same_and_no_history(datasets):
     assert datetime.fromisoformat(entry.committed_at).tzinfo is not None
 
 
-def test_history_goes_back_and_forth(datasets):
+def test_history_keeps_repeated_versions(datasets):
     digests = []
     for version in (ONE, TWO, ONE):
         shutil.rmtree(datasets.labs / "north")
@@ -110,7 +110,7 @@ def test_labs_are_independent(datasets):
     assert contents(datasets.checkout("south", south.digest)) == {"images/s.png": b"s"}
 
 
-def test_nothing_to_commit(datasets):
+def test_rejects_commit_without_dataset(datasets):
     with pytest.raises(VersioningError, match="expected the dataset of lab east, found none"):
         datasets.commit("east")
     (datasets.labs / "east").mkdir()
@@ -119,12 +119,12 @@ def test_nothing_to_commit(datasets):
 
 
 @pytest.mark.parametrize("call", ["commit", "current", "history", "checkout"])
-def test_names_that_are_not_plain(datasets, call):
+def test_rejects_invalid_lab_names(datasets, call):
     with pytest.raises(LabError, match="lower-case letters"):
         getattr(datasets, call)("../north", *([NO_SUCH] if call == "checkout" else []))
 
 
-def test_a_dataset_whose_replacement_was_killed_is_mended_first(datasets):
+def test_commit_repairs_an_interrupted_replacement(datasets):
     (datasets.labs / "north").rename(datasets.labs / ".north.old")
     assert datasets.commit("north").files == len(ONE)
 
@@ -132,7 +132,7 @@ def test_a_dataset_whose_replacement_was_killed_is_mended_first(datasets):
 # --- checkout
 
 
-def test_an_old_version_comes_back_byte_by_byte(datasets, monkeypatch, tmp_path):
+def test_checkout_restores_an_earlier_version(datasets, monkeypatch, tmp_path):
     first = datasets.commit("north")
     fill(datasets.labs / "north", TWO)
     second = datasets.commit("north")
@@ -146,7 +146,7 @@ def test_an_old_version_comes_back_byte_by_byte(datasets, monkeypatch, tmp_path)
     assert {path.name for path in old.parent.iterdir()} == {first.digest, second.digest}
 
 
-def test_an_old_version_comes_back_from_the_remote_alone(datasets, tmp_path):
+def test_checkout_from_the_remote_only(datasets, tmp_path):
     first = datasets.commit("north")
     fill(datasets.labs / "north", TWO)
     datasets.commit("north")
@@ -156,7 +156,7 @@ def test_an_old_version_comes_back_from_the_remote_alone(datasets, tmp_path):
     assert contents(elsewhere.checkout("north", first.digest)) == ONE
 
 
-def test_a_dataset_that_is_gone_is_brought_back_as_it_was_last(datasets):
+def test_ensure_present_restores_the_latest_version(datasets):
     datasets.commit("north")
     fill(datasets.labs / "north", TWO)
     datasets.commit("north")
@@ -169,18 +169,18 @@ def test_a_dataset_that_is_gone_is_brought_back_as_it_was_last(datasets):
     assert datasets.commit("north").files == len(TWO) + 1
 
 
-def test_nothing_is_brought_back_of_a_lab_that_is_not_known(datasets):
+def test_ensure_present_ignores_an_unknown_lab(datasets):
     assert not datasets.ensure_present("east")
     assert not (datasets.labs / "east").exists()
 
 
-def test_an_old_version_comes_back_from_the_cache_alone(datasets, tmp_path):
+def test_checkout_from_the_cache_only(datasets, tmp_path):
     version = datasets.commit("north")
     shutil.rmtree(tmp_path / "remote")
     assert contents(datasets.checkout("north", version.digest)) == ONE
 
 
-def test_a_version_is_read_only_and_used_again(datasets, monkeypatch):
+def test_checkout_is_read_only_and_reused(datasets, monkeypatch):
     version = datasets.commit("north")
     folder = datasets.checkout("north", version.digest)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in folder.rglob("*") if path.is_file())
@@ -189,7 +189,7 @@ def test_a_version_is_read_only_and_used_again(datasets, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added"])
-def test_a_version_that_someone_changed_is_brought_back_anew(datasets, damage):
+def test_checkout_restores_a_modified_version(datasets, damage):
     version = datasets.commit("north")
     folder = datasets.checkout("north", version.digest)
     path = folder / ("new.png" if damage == "added" else "images/a.png")
@@ -199,7 +199,7 @@ def test_a_version_that_someone_changed_is_brought_back_anew(datasets, damage):
     assert contents(datasets.checkout("north", version.digest)) == ONE
 
 
-def test_changing_a_version_does_not_change_the_cache(datasets):
+def test_modifying_a_checkout_does_not_change_the_cache(datasets):
     version = datasets.commit("north")
     path = datasets.checkout("north", version.digest) / "images" / "a.png"
     path.chmod(0o644)
@@ -208,7 +208,7 @@ def test_changing_a_version_does_not_change_the_cache(datasets):
     assert contents(datasets.checkout("north", version.digest)) == ONE
 
 
-def test_a_damaged_cache_is_fetched_anew(datasets):
+def test_checkout_fetches_damaged_cache_files_again(datasets):
     version = datasets.commit("north")
     for path in objects(datasets.root / ".dvc" / "cache"):
         path.chmod(0o644)
@@ -217,7 +217,7 @@ def test_a_damaged_cache_is_fetched_anew(datasets):
     assert contents(datasets.checkout("north", version.digest)) == ONE
 
 
-def test_what_a_killed_checkout_left_is_cleared(datasets):
+def test_checkout_removes_files_of_a_killed_one(datasets):
     version = datasets.commit("north")
     fill(datasets.root / "checkouts" / "north" / ".0.part", {"half": b"half"})
     folder = datasets.checkout("north", version.digest)
@@ -254,7 +254,7 @@ def test_each_file_is_hashed_once_per_process(datasets, monkeypatch):
     assert [name for name in hashed if not str(name).endswith(".dir")] == ["copy"] * len(ONE)
 
 
-def test_no_such_version(datasets):
+def test_rejects_unknown_version(datasets):
     datasets.commit("north")
     with pytest.raises(
         VersioningError, match=f"lab north: expected version {NO_SUCH} in .*remote, got no such version"
@@ -265,7 +265,7 @@ def test_no_such_version(datasets):
     assert not list((datasets.root / "checkouts" / "north").iterdir())
 
 
-def test_an_incomplete_remote(datasets, tmp_path):
+def test_rejects_incomplete_remote(datasets, tmp_path):
     version = datasets.commit("north")
     wipe_cache(datasets)
     next(path for path in objects(tmp_path / "remote") if path.suffix != ".dir").unlink()
@@ -275,7 +275,7 @@ def test_an_incomplete_remote(datasets, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".dir"])
-def test_a_damaged_remote(datasets, tmp_path, suffix):
+def test_rejects_damaged_remote(datasets, tmp_path, suffix):
     version = datasets.commit("north")
     wipe_cache(datasets)
     path = next(path for path in objects(tmp_path / "remote") if path.suffix == suffix)
@@ -289,7 +289,7 @@ def test_a_damaged_remote(datasets, tmp_path, suffix):
 # --- the remote
 
 
-def test_a_commit_brings_back_what_the_remote_lost(datasets, tmp_path):
+def test_commit_pushes_files_missing_in_the_remote(datasets, tmp_path):
     version = datasets.commit("north")
     before = contents(tmp_path / "remote")
     next(path for path in objects(tmp_path / "remote") if path.suffix != ".dir").unlink()
@@ -300,7 +300,7 @@ def test_a_commit_brings_back_what_the_remote_lost(datasets, tmp_path):
     assert contents(tmp_path / "remote") == before
 
 
-def test_another_remote_gets_everything(datasets, tmp_path):
+def test_commit_pushes_all_files_to_another_remote(datasets, tmp_path):
     version = datasets.commit("north")
     moved = DatasetStore(datasets.root, str(tmp_path / "another"))
     moved.commit("north")
@@ -309,7 +309,7 @@ def test_another_remote_gets_everything(datasets, tmp_path):
     assert contents(moved.checkout("north", version.digest)) == ONE
 
 
-def test_settings_made_by_hand_stay(datasets, tmp_path):
+def test_keeps_other_settings_of_dvc(datasets, tmp_path):
     datasets.commit("north")
     config = datasets.root / ".dvc" / "config"
     config.write_text(f"{config.read_text()}    verify = true\n")
@@ -337,7 +337,7 @@ def test_relative_remote(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder that cannot be written", "an unknown kind"])
-def test_a_remote_that_cannot_be_used(datasets, tmp_path, kind):
+def test_rejects_unusable_remote(datasets, tmp_path, kind):
     remote = tmp_path / "unusable"
     if kind == "a file":
         remote.write_text("no folder")
@@ -353,7 +353,7 @@ def test_a_remote_that_cannot_be_used(datasets, tmp_path, kind):
     assert datasets.current("north") is None
 
 
-def test_a_remote_that_loses_what_it_is_given(datasets, monkeypatch):
+def test_commit_fails_if_the_remote_lacks_files(datasets, monkeypatch):
     from dvc.data_cloud import DataCloud
 
     monkeypatch.setattr(DataCloud, "transfer", lambda *_, **__: None)
@@ -362,10 +362,10 @@ def test_a_remote_that_loses_what_it_is_given(datasets, monkeypatch):
     assert datasets.current("north") is None
 
 
-# --- where the store lies
+# --- location of the store
 
 
-def test_inside_a_git_checkout_and_another_dvc_repository(tmp_path, monkeypatch):
+def test_store_inside_git_and_another_dvc_repository(tmp_path, monkeypatch):
     from dvc.repo import Repo
 
     monkeypatch.setattr(logging.getLogger("dvc"), "handlers", [])  # DVC's keep the output of whoever imported it first
@@ -382,16 +382,16 @@ def test_inside_a_git_checkout_and_another_dvc_repository(tmp_path, monkeypatch)
     assert not list((tmp_path / "data").rglob(".gitignore"))
 
 
-def test_a_store_that_was_moved(datasets, tmp_path):
+def test_store_can_be_moved(datasets, tmp_path):
     version = datasets.commit("north")
     datasets.root.rename(tmp_path / "moved")
     moved = DatasetStore(tmp_path / "moved", datasets.remote)
     assert moved.commit("north") == version
     assert not datasets.root.exists()
-    assert (moved.root / ".dvc" / "tmp" / "site").is_dir()  # DVC's own memory lies in the store, not in the system
+    assert (moved.root / ".dvc" / "tmp" / "site").is_dir()  # DVC's index is in the store, not in the system
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_rejects_unwritable_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(VersioningError, match="expected a writable folder"):
         DatasetStore(tmp_path / "file" / "data", None).commit("north")
@@ -404,7 +404,7 @@ def test_only_labs_are_versioned(datasets):
     assert len(objects(datasets.root / ".dvc" / "cache")) == 5
 
 
-def test_damaged_history(datasets):
+def test_rejects_damaged_history(datasets):
     datasets.commit("north")
     path = datasets.root / "history" / "north.jsonl"
     path.write_text(path.read_text() + "{half")
@@ -412,7 +412,7 @@ def test_damaged_history(datasets):
         datasets.history("north")
 
 
-# --- manners
+# --- output and concurrency
 
 
 def logger_settings():
@@ -424,7 +424,7 @@ def logger_settings():
     return [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
 
 
-def test_nothing_is_printed_and_loggers_are_left_as_they_were(datasets, capfd, caplog, monkeypatch):
+def test_prints_nothing_and_restores_loggers(datasets, capfd, caplog, monkeypatch):
     from dvc.ui import ui
     from rich.console import Console
 
@@ -439,7 +439,7 @@ def test_nothing_is_printed_and_loggers_are_left_as_they_were(datasets, capfd, c
     assert logger_settings() == before
 
 
-def test_loggers_are_left_as_they_were_by_several_stores_at_once(tmp_path):
+def test_concurrent_stores_restore_loggers(tmp_path):
     before = logger_settings()
     stores = [DatasetStore(tmp_path / name, None) for name in "abcd"]
     for each in stores:
@@ -453,7 +453,7 @@ def test_loggers_are_left_as_they_were_by_several_stores_at_once(tmp_path):
     assert all(each.current("north") for each in stores)
 
 
-def test_dvc_is_not_imported_before_it_is_needed():
+def test_dvc_is_imported_lazily():
     code = """
 import sys
 from microseg.datasets.versions.store import DatasetStore, code_commit
@@ -463,7 +463,7 @@ assert "dvc" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(store.__file__).parents[2])
 
 
-def test_many_at_once(datasets):
+def test_concurrent_commits_and_checkouts(datasets):
     results, failures = [], []
 
     def work(lab):
@@ -514,7 +514,7 @@ def test_commit_of_a_changed_checkout(checkout):
     assert code_commit(checkout).endswith("-dirty")
 
 
-def test_no_checkout_no_commit_no_folder_no_git(tmp_path, monkeypatch):
+def test_commit_is_unknown_without_checkout_or_git(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert code_commit(tmp_path) == "unknown"
     git(tmp_path, "init")
