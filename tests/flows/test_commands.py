@@ -3,6 +3,7 @@
 import importlib
 import runpy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_a_subcommand_has_its_flows_options(
         main.main()
     assert left.value.code == 0
     assert "--mpp" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_answered_with_a_similar_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["microseg", "sgement"])
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code == 2
+    assert "Did you mean 'segment'?" in capsys.readouterr().err
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["microseg", "--version"])
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"microseg {version('microseg')}\n"
