@@ -8,10 +8,9 @@ from torch.nn import functional
 
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
-from microseg.models.decoder import PyramidDecoder
 from microseg.models.encoders import build_encoder
 from microseg.models.heads import build_head
-from microseg.models.layers import PyramidPooling
+from microseg.models.layers import PyramidDecoder, PyramidPooling
 
 __all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork"]
 
