@@ -1,9 +1,9 @@
 """Comparison of a candidate with the production model, on the source labs and on the target lab."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite, nan
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
 
 from microseg.config.params import GateSettings
 from microseg.datasets.dataset import LabDataset
@@ -80,8 +81,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values; NaN becomes null."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
-        return plain
+        values: dict[str, Any] = from_json(to_json(self, inf_nan_mode="null"))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
@@ -211,14 +212,6 @@ def _pooled_features(network: PyramidSegmenter, images: Sequence[TargetImage]) -
         pyramid = network.features(crop.images.to(device)).pyramid  # (1, D, h, w)
         rows.append(pyramid.mean((0, 2, 3)).cpu().numpy())  # (D,)
     return np.array(rows, np.float32)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _with_nan(side: Mapping[str, Any] | None) -> dict[str, Any] | None:

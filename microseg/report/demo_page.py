@@ -1,6 +1,5 @@
 """The HTML page and the JSON report of the demo."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from pydantic_core import to_json
 
 from microseg.files import atomic_write
 from microseg.registry.gate import Decision
@@ -82,7 +82,7 @@ def write_report(demo: DemoReport, path: Path) -> None:
     values = asdict(demo)
     reasons = [(result.passed, result.message) for result in demo.decision.rules]
     values["decision"] = {"accepted": demo.decision.promoted, "reasons": reasons}
-    _write(path, json.dumps(_without_nan(values), indent=2) + "\n")
+    _write(path, to_json(values, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
 def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path], path: Path) -> None:
@@ -114,11 +114,3 @@ def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
