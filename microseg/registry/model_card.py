@@ -1,5 +1,6 @@
 """The model card: use, data, training, evaluation and the gate's decision of a model version."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -8,7 +9,9 @@ from microseg.models.config import NetworkConfig
 from microseg.registry.gate import Decision, Evidence
 from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
 
-__all__ = ["ModelCardLab", "Scores", "measurement_name", "model_card"]
+__all__ = ["ModelCardLab", "Scores", "fit_description", "headline", "measurement_name", "model_card"]
+
+_DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
 
 _NAMES = {
     "stain_explained_variance": "stain-explained variance",
@@ -88,7 +91,7 @@ def model_card(
     """
     number = decision.production_version if decision else None
     sections = [
-        _headline(method, labs, candidate, decision),
+        _summary(method, labs, candidate, decision),
         _gate(decision),
         _panels(panels, run_id),
         _performance(candidate, production, scores or {}, f"version {number} (production)" if number else "production"),
@@ -111,7 +114,20 @@ def measurement_name(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _headline(method: str, labs: Sequence[ModelCardLab], candidate: Evidence | None, decision: Decision | None) -> str:
+def fit_description(card: str) -> str:
+    """Shorten a model card, at the end of a line, to the length of MLflow's descriptions."""
+    if len(card) <= _DESCRIPTION_LENGTH:
+        return card
+    note = "\n\n(Shortened: the whole card is `model_card.md` among the files of this version.)"
+    return re.sub(r"[^\n]*\Z", "", card[: _DESCRIPTION_LENGTH - len(note)]).rstrip() + note
+
+
+def headline(card: str) -> str:
+    """Return the first line of a model card: a logged model's page shows no more above the metrics."""
+    return card.partition("\n")[0]
+
+
+def _summary(method: str, labs: Sequence[ModelCardLab], candidate: Evidence | None, decision: Decision | None) -> str:
     targets = [lab.lab for lab in labs if lab.role == "target"]
     origin = f"Adapted to {', '.join(targets)}" if targets else f"Trained on {', '.join(lab.lab for lab in labs)}"
     dice = ", ".join(f"{lab} {value:.3f}" for lab, value in sorted(candidate.source_dice.items())) if candidate else ""

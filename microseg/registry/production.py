@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from microseg.errors import VersionNotFoundError
 from microseg.registry.connection import Connection
 from microseg.registry.gate import NOT_EVALUATED, OVERRIDDEN
+from microseg.registry.model_card import fit_description
 from microseg.registry.version import (
     CANDIDATE,
     MODEL_NAME,
@@ -31,7 +32,7 @@ from microseg.registry.version import (
     previous_of,
     production_of,
 )
-from microseg.registry.versions import Versions, fit_description
+from microseg.registry.versions import Versions
 
 __all__ = ["BY_TAG", "HISTORY_EXPERIMENT", "REASON_TAG", "AuditInfo", "PendingAliasChange", "Production", "Promotion"]
 

@@ -1,12 +1,15 @@
 """Export of a network as an MLflow model, which is served without pickle and without microseg's code."""
 
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from mlflow import pyfunc
+from mlflow import MlflowClient, pyfunc
 from mlflow import pytorch as mlflow_pytorch
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
@@ -14,11 +17,59 @@ from torch import Tensor, nn
 from microseg.errors import RegistryError
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
-from microseg.registry.version import CARD_FILE
+from microseg.registry.model_card import headline
+from microseg.registry.version import CARD_FILE, NOTE_TAG
 
-__all__ = ["write_mlflow_model"]
+__all__ = ["log_mlflow_model", "write_mlflow_model"]
 
 _TOLERANCE = 1e-4
+
+
+def log_mlflow_model(
+    client: MlflowClient,
+    run: Run,
+    network: PyramidSegmenter,
+    source: Path,
+    example: npt.NDArray[np.uint8],
+    method: str,
+    card: str,
+) -> LoggedModel:
+    """Export a network and log it as a model of a run.
+
+    Args:
+        client: MLflow's client.
+        run: The run that trained the network.
+        network: The network, in evaluation mode, on the CPU.
+        source: Folder that the network was loaded from.
+        example: A tile, (T, T, 3).
+        method: Training method.
+        card: The model card, in Markdown.
+
+    Returns:
+        MLflow's entity of the logged model; its status is FAILED if the export fails.
+
+    Raises:
+        RegistryError: See `write_mlflow_model`.
+    """
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[/:.%\"']", "-", run.info.run_name or method),  # MLflow refuses these characters
+        source_run_id=run.info.run_id,
+        tags={"method": method, NOTE_TAG: headline(card)},
+        params=run.data.params,
+        model_type="segmenter",
+    )
+    try:
+        model = Model(artifact_path=logged.artifact_location, run_id=run.info.run_id, model_id=logged.model_id)
+        with tempfile.TemporaryDirectory() as folder:
+            write_mlflow_model(Path(folder) / "model", model, network, source, example, card)
+            client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged
 
 
 def write_mlflow_model(

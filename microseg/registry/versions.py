@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -16,23 +15,22 @@ import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES
 from microseg.errors import DataError, VersionNotFoundError
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.registry.connection import Connection, is_server
+from microseg.registry.model_card import fit_description, headline
 from microseg.registry.runs import RunLog, logged_datasets
 from microseg.registry.version import (
     CANDIDATE,
     CARD_FILE,
     DATASET_TAG,
-    EXPERIMENT,
     EXTRA_FILES,
     MODEL_ID_TAG,
     MODEL_NAME,
@@ -48,9 +46,7 @@ from microseg.registry.version import (
 if TYPE_CHECKING:
     from microseg.models.network import PyramidSegmenter
 
-__all__ = ["Versions", "fit_description"]
-
-_DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
+__all__ = ["Versions"]
 
 _MODEL_DESCRIPTION = (
     f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}` is proposed, "
@@ -152,32 +148,13 @@ class Versions:
             RegistryError: The example is not a tile, or MLflow refuses.
         """
         from microseg.models.files import load_network
-        from microseg.registry.serving import write_mlflow_model
+        from microseg.registry.serving import log_mlflow_model
 
-        experiment_id = self._connection.experiment(EXPERIMENT)
         with self._connection.action("register a version") as client:
             network = network or load_network(folder)
             entry = client.get_run(run.id)
+            logged = log_mlflow_model(client, entry, network, folder, example, method, description)
             datasets = logged_datasets(entry)
-            logged = client.create_logged_model(
-                experiment_id,
-                name=re.sub(r"[/:.%\"']", "-", entry.info.run_name or method),  # MLflow refuses these characters
-                source_run_id=run.id,
-                tags={"method": method, NOTE_TAG: _headline(description)},
-                params=entry.data.params,
-                model_type="segmenter",
-            )
-            try:
-                model = Model(artifact_path=logged.artifact_location, run_id=run.id, model_id=logged.model_id)
-                with tempfile.TemporaryDirectory() as temporary:
-                    target = Path(temporary) / "model"
-                    write_mlflow_model(target, model, network, folder, example, description)
-                    client.log_model_artifacts(logged.model_id, str(target))
-            except BaseException:
-                client.finalize_logged_model(logged.model_id, "FAILED")
-                raise
-            client.finalize_logged_model(logged.model_id, "READY")
-            client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, step=0)])
             _create_registered_model(client)
             server = is_server(client.tracking_uri)
             created = client.create_model_version(
@@ -293,7 +270,7 @@ class Versions:
         with self._connection.action("describe a version") as client:
             client.update_model_version(MODEL_NAME, str(version.version), description=fit_description(card))
             if version.model_id is not None:
-                client.set_logged_model_tags(version.model_id, {NOTE_TAG: _headline(card)})
+                client.set_logged_model_tags(version.model_id, {NOTE_TAG: headline(card)})
             client.log_text(version.run_id, card, CARD_FILE)
 
     def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
@@ -337,19 +314,6 @@ class Versions:
         ]
         with self._connection.action("log metrics") as client:
             client.log_batch(version.run_id, metrics=batch, synchronous=True)
-
-
-def fit_description(card: str) -> str:
-    """Shorten a model card, at the end of a line, to the length of MLflow's descriptions."""
-    if len(card) <= _DESCRIPTION_LENGTH:
-        return card
-    note = "\n\n(Shortened: the whole card is `model_card.md` among the files of this version.)"
-    return re.sub(r"[^\n]*\Z", "", card[: _DESCRIPTION_LENGTH - len(note)]).rstrip() + note
-
-
-def _headline(card: str) -> str:
-    """The first line of a model card: a logged model's page shows no more above the metrics."""
-    return card.partition("\n")[0]
 
 
 def _tags(
