@@ -173,14 +173,20 @@ def test_reproduces_only_what_has_changed(tmp_path: Path) -> None:
     everything = ["labs", "ingest@lab_a", "ingest@lab_b", "train", "adapt", "evaluate", "promote", "segment"]
     assert ran(pipeline.repro()) == everything
     assert pipeline.record("adapt")["datasets"]["lab_a"] == pipeline.record("ingest-lab_a")["digest"]
-    assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["version"]) == (False, "1")
+    assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["models"]) == (
+        False,
+        ["microseg-segmenter/1"],
+    )
     assert pipeline.record("segment")["done"] == 4
 
     assert "Data and pipelines are up to date." in pipeline.repro()
 
     pipeline.params["gate"] |= {"min_criterion_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
     assert ran(pipeline.repro()) == ["promote", "segment"]
-    assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["version"]) == (True, "2")
+    assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["models"]) == (
+        True,
+        ["microseg-segmenter/2"],
+    )
 
     # version 2 is in production now, yet the adaptation begins where it began before, and so does the judgment
     pipeline.params["adapt"]["steps"] = 3
