@@ -22,7 +22,7 @@ def finished(fresh: Path, run: Callable[..., Result]) -> tuple[Path, str]:
 
 
 def test_demo_writes_its_report(finished: tuple[Path, str]) -> None:
-    home, output = finished
+    home, text = finished
     report = json.loads((home / "demo" / "report.json").read_text())
     assert report.keys() >= KEYS
     assert report["dice"].keys() == {"lab_a", "lab_b"}
@@ -35,7 +35,7 @@ def test_demo_writes_its_report(finished: tuple[Path, str]) -> None:
     for output in report["outputs"].values():
         assert Path(output).exists()
         assert Path(output).is_relative_to(home)
-    assert f"version {report['production_version']} is in production" in " ".join(output.split())
+    assert f"version {report['production_version']} is in production" in " ".join(text.split())
 
     page = (home / "demo" / "report.html").read_text()
     sources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]*)", page)
