@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ import numpy.typing as npt
 from microseg.config.environment import Environment
 from microseg.errors import WeightsError
 from microseg.inference.batch import segment_batch
-from microseg.inference.engine import HALO, TILE, Engine
-from microseg.inference.image_pipeline import BatchOptions, complete_provenance, segment_file
-from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
+from microseg.inference.engine import Engine, EngineOptions
+from microseg.inference.image_pipeline import BatchOptions, complete_provenance, segment_file, segment_pixels
+from microseg.inference.out_of_distribution import slide_ood_score
 from microseg.inference.slide import slide_strips
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
@@ -39,10 +39,7 @@ class Segmenter:
         provenance: Origin of the network, recorded with every result; None for an unregistered network.
         reference: Reference distribution of the network; None: no out-of-distribution scores.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
-        tile: Longest side of a tile, in pixels at the model's pixel size.
-        halo: Half of the overlap of two tiles, in pixels.
-        batch: Tiles computed at once.
-        compiled: Compile the network for CUDA with ``torch.compile``; see `Engine`.
+        options: ``tile``, ``halo``, ``batch``, ``half`` and ``compiled``; see `Engine`.
 
     Attributes:
         engine: The network, prepared for inference.
@@ -57,19 +54,9 @@ class Segmenter:
         provenance: Provenance | None = None,
         reference: ReferenceDistribution | None = None,
         device: str = "auto",
-        tile: int = TILE,
-        halo: int = HALO,
-        batch: int = 4,
-        compiled: bool = False,
+        **options: Unpack[EngineOptions],
     ) -> None:
-        self.engine = Engine(
-            network,
-            device=resolve_device(device),
-            tile=tile,
-            halo=halo,
-            batch=batch,
-            compiled=compiled,
-        )
+        self.engine = Engine(network, device=resolve_device(device), **options)
         self.reference = reference
         self.provenance = complete_provenance(provenance or Provenance(model="unregistered"), self.engine)
 
@@ -80,10 +67,7 @@ class Segmenter:
         *,
         tracking_uri: str | None = None,
         device: str = "auto",
-        tile: int = TILE,
-        halo: int = HALO,
-        batch: int = 4,
-        compiled: bool = False,
+        **options: Unpack[EngineOptions],
     ) -> "Segmenter":
         """Load a registered version, or a network from a folder. Nothing in the files is executed.
 
@@ -93,21 +77,12 @@ class Segmenter:
                 name in the registry.
             tracking_uri: Tracking URI of MLflow; None: from the environment.
             device: See the class.
-            tile: See the class.
-            halo: See the class.
-            batch: See the class.
-            compiled: See the class.
+            options: See the class.
 
         Raises:
             VersionNotFoundError: The registry has no such version.
             WeightsError: The folder is missing, or its files cannot be used.
         """
-        options: dict[str, Any] = {
-            "tile": tile,
-            "halo": halo,
-            "batch": batch,
-            "compiled": compiled,
-        }
         if isinstance(model, Path) or (isinstance(model, str) and len(Path(model).parts) > 1):
             folder = Path(model)
             if not folder.is_dir():
@@ -149,18 +124,7 @@ class Segmenter:
             if is_slide(path, megapixels=BatchOptions().slide_megapixels):
                 return self._segment_slide(path, mpp)
             return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp, reference=self.reference)
-        started = time.perf_counter()
-        probabilities = self.engine.probabilities(image, mpp)  # (K, H, W)
-        return Segmentation(
-            mask=probabilities.argmax(0).astype(np.uint8),
-            probabilities=probabilities,
-            classes=self.classes,
-            mpp=mpp,
-            provenance=self.provenance,
-            source="array",
-            seconds=time.perf_counter() - started,
-            ood_score=image_ood_score(self.reference, image, self.engine.zoom(mpp)),
-        )
+        return segment_pixels(self.engine, image, provenance=self.provenance, mpp=mpp, reference=self.reference)
 
     def segment_to(
         self,

@@ -5,8 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,35 +18,34 @@ from microseg.config.params import InferenceSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import DataError, SettingsError
 from microseg.inference.backends.backend import create_backend
-from microseg.inference.backends.pytorch import predict
-from microseg.inference.tiling import TilePlan, cut_tile, plan_spans, plan_tiles
+from microseg.inference.tiling import TilePlan, cut_tile, plan_tiles
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.pixel_size import model_zoom
 
-__all__ = ["HALO", "TILE", "Engine", "engine_zoom", "segment_image", "segment_rescaled"]
+__all__ = ["Engine", "EngineOptions", "engine_zoom", "segment_image", "segment_rescaled"]
 
 _DEFAULTS = InferenceSettings()
-TILE, HALO = _DEFAULTS.tile_size, _DEFAULTS.halo
 
 _SAME_SCALE = 0.05  # relative difference of pixel sizes that counts as equal
 _LARGEST_ZOOM = 16
 
 
-@dataclass(frozen=True)
-class _Settings:
-    device: torch.device
+class EngineOptions(TypedDict, total=False):
+    """Options of `Engine` that functions pass on."""
+
     tile: int
     halo: int
     batch: int
-    half: bool
+    half: bool | None
+    compiled: bool
 
 
 class Engine:
     """A network prepared to segment many images.
 
     Args:
-        network: The segmenter; it is copied, not changed.
+        network: The segmenter; it is not changed.
         device: Device to compute on.
         tile: Longest side of a tile in pixels at the model's pixel size, rounded up to the network's stride.
         halo: Half of the least overlap of two tiles, in pixels; see `plan_tiles`.
@@ -56,12 +54,13 @@ class Engine:
             about 0.01; processors with bfloat16 instructions take half the time.
         compiled: Compile the network with ``torch.compile`` for whole batches on CUDA. Compiling takes a minute for
             each of the first eight tile sizes; other sizes are computed without.
+        optimize: Work on an optimized copy. False: compute with the network itself, which must be in evaluation mode.
 
     Attributes:
         classes: Names of the classes.
         mpp: Microns per pixel at which the network works; None if unknown.
         stride: Stride of the network.
-        weights_sha256: SHA-256 of the network's weights, as in its ``network.json``.
+        weights_sha256: SHA-256 of the network's weights, as in its ``network.json``; None without ``optimize``.
         batch: Tiles computed at once.
 
     Raises:
@@ -74,31 +73,35 @@ class Engine:
         network: PyramidSegmenter,
         *,
         device: str | torch.device = "cpu",
-        tile: int = TILE,
-        halo: int = HALO,
-        batch: int = 4,
+        tile: int = _DEFAULTS.tile_size,
+        halo: int = _DEFAULTS.halo,
+        batch: int = _DEFAULTS.batch_size,
         half: bool | None = None,
         compiled: bool = False,
+        optimize: bool = True,
     ) -> None:
-        self._settings = _settings(network, torch.device(device), tile, halo, batch, half)
-        chosen = self._settings.device
+        chosen = torch.device(device)
+        if batch < 1:
+            raise SettingsError(f"Expected a batch of at least one tile, got {batch}: increase inference.batch_size.")
         if compiled and chosen.type != "cuda":
             raise SettingsError(
                 f"Expected device cuda for inference.compile, got {chosen.type}: set inference.compile to false, or "
                 "device to cuda."
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
-        self.weights_sha256 = weights_digest(network)
         self.batch = batch
+        self._tile, self._halo, self._half = tile, halo, chosen.type == "cuda" if half is None else half
+        self.plan(1, 1)  # raises an error if tile, halo and stride do not fit
+        tune_allocator()
+        self.weights_sha256 = weights_digest(network) if optimize else None
         self._backend = create_backend(
-            network, device=chosen, batch_size=batch, half=self._settings.half, compiled=compiled
+            network, device=chosen, batch_size=batch, half=self._half, compiled=compiled, optimize=optimize
         )
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Settings that change the result, to be recorded with it."""
-        chosen = asdict(self._settings)
-        return {"tile": chosen["tile"], "halo": chosen["halo"], "half": chosen["half"], "model_mpp": self.mpp}
+        return {"tile": self._tile, "halo": self._halo, "half": self._half, "model_mpp": self.mpp}
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         """Class probabilities of every pixel of an image.
@@ -130,7 +133,7 @@ class Engine:
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Tiles of an image that has the model's pixel size."""
-        return plan_tiles(height, width, tile=self._settings.tile, halo=self._settings.halo, multiple=self.stride)
+        return plan_tiles(height, width, tile=self._tile, halo=self._halo, multiple=self.stride)
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Class probabilities of a batch of tiles of one size, which do not influence each other.
@@ -165,12 +168,9 @@ def segment_image(
     network: PyramidSegmenter,
     image: npt.NDArray[np.uint8],
     *,
-    device: str | torch.device | None = None,
-    tile: int = TILE,
-    halo: int = HALO,
-    batch: int = 4,
-    half: bool | None = None,
     mpp: float | None = None,
+    device: str | torch.device | None = None,
+    **options: Unpack[EngineOptions],
 ) -> npt.NDArray[np.float32]:
     """Class probabilities of one image by a network that is still being trained.
 
@@ -179,12 +179,9 @@ def segment_image(
     Args:
         network: The segmenter; set to evaluation mode meanwhile.
         image: RGB, 0..255.
-        device: Device to compute on; the network is moved there. None: the network's device.
-        tile: See `Engine`.
-        halo: See `Engine`.
-        batch: See `Engine`.
-        half: See `Engine`.
         mpp: See `Engine.probabilities`.
+        device: Device to compute on; the network is moved there. None: the network's device.
+        options: See `Engine`.
 
     Shape:
         (H, W, 3) → (K, H, W)
@@ -196,26 +193,9 @@ def segment_image(
         SettingsError: See `Engine`.
         DataError: See `Engine.probabilities`.
     """
-    chosen = next(network.parameters()).device if device is None else torch.device(device)
-    settings = _settings(network, chosen, tile, halo, batch, half)
-    with _evaluating(network.to(chosen)):
-        zoom = engine_zoom(mpp, network.config.mpp)
-        return segment_rescaled(image, zoom, lambda part: _segment_tiles(network, part, settings))
-
-
-def _segment_tiles(
-    network: PyramidSegmenter, image: npt.NDArray[np.uint8], settings: _Settings
-) -> npt.NDArray[np.float32]:
-    height, width = image.shape[:2]
-    plan = plan_tiles(height, width, tile=settings.tile, halo=settings.halo, multiple=network.stride)
-
-    def predicted() -> Iterator[npt.NDArray[np.float32]]:
-        tiles = iter(plan)
-        while batch := tuple(itertools.islice(tiles, settings.batch)):
-            stack = np.stack([cut_tile(image, tile) for tile in batch])
-            yield from predict(network, network.head, stack, settings.device, settings.half)
-
-    return _blend(plan, predicted(), height, width)
+    with _evaluating(network):
+        device = next(network.parameters()).device if device is None else device
+        return Engine(network, device=device, optimize=False, **options).probabilities(image, mpp)
 
 
 def _blend(
@@ -230,16 +210,6 @@ def _blend(
         total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
     assert total is not None
     return total
-
-
-def _settings(
-    network: PyramidSegmenter, device: torch.device, tile: int, halo: int, batch: int, half: bool | None
-) -> _Settings:
-    if batch < 1:
-        raise SettingsError(f"Expected a batch of at least one tile, got {batch}: increase inference.batch_size.")
-    plan_spans(1, tile=tile, halo=halo, multiple=network.stride)  # raises an error if they do not fit
-    tune_allocator()
-    return _Settings(device, tile, halo, batch, device.type == "cuda" if half is None else half)
 
 
 @contextmanager

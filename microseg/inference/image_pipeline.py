@@ -30,7 +30,7 @@ from microseg.slides.images import read_image
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import is_slide, open_slide
 
-__all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file"]
+__all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 
 _READERS, _WRITERS = 2, 2  # threads
 _AHEAD = 1  # images that are read before the network can take them
@@ -171,7 +171,15 @@ class ImagePipeline:
                 with budget.slide():
                     return self._segment_slide(task, source)
             with budget.image:
-                found = _segment(self.engine, task.path, source.pixels, source, self.provenance, self.reference)
+                found = segment_pixels(
+                    self.engine,
+                    source.pixels,
+                    provenance=self.provenance,
+                    mpp=source.mpp,
+                    reference=self.reference,
+                    source=str(task.path),
+                    source_sha256=source.sha256,
+                )
                 return found, source.pixels
         except _OutputError:
             raise
@@ -243,31 +251,40 @@ def segment_file(
         DataError: Its pixel size is far from that of the model.
     """
     sha256 = file_sha256(path) if path.is_file() else ""  # read_image reports a missing file
-    source = _Source(sha256, _pixel_size(path, mpp), read_image(path))
-    assert source.pixels is not None
-    return _segment(engine, path, source.pixels, source, complete_provenance(provenance, engine), reference)
+    return segment_pixels(
+        engine,
+        read_image(path),
+        provenance=complete_provenance(provenance, engine),
+        mpp=_pixel_size(path, mpp),
+        reference=reference,
+        source=str(path),
+        source_sha256=sha256,
+    )
 
 
-def _segment(
+def segment_pixels(
     engine: Engine,
-    path: Path,
     image: npt.NDArray[np.uint8],
-    source: _Source,
+    *,
     provenance: Provenance,
-    reference: ReferenceDistribution | None,
+    mpp: float | None = None,
+    reference: ReferenceDistribution | None = None,
+    source: str = "array",
+    source_sha256: str | None = None,
 ) -> Segmentation:
+    """Segment RGB pixels, (H, W, 3); the other arguments are recorded in the segmentation."""
     started = time.perf_counter()
-    probabilities = engine.probabilities(image, source.mpp)  # (K, H, W)
+    probabilities = engine.probabilities(image, mpp)  # (K, H, W)
     return Segmentation(
         mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
         probabilities=probabilities,
         classes=engine.classes,
-        mpp=source.mpp,
+        mpp=mpp,
         provenance=provenance,
-        source=str(path),
-        source_sha256=source.sha256,
+        source=source,
+        source_sha256=source_sha256,
         seconds=round(time.perf_counter() - started, 3),
-        ood_score=image_ood_score(reference, image, engine.zoom(source.mpp)),
+        ood_score=image_ood_score(reference, image, engine.zoom(mpp)),
     )
 
 

@@ -130,20 +130,17 @@ def plan_spans(length: int, *, tile: int, halo: int, multiple: int) -> tuple[Spa
 
 
 def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple: int) -> TilePlan:
-    """Cut an image into overlapping tiles of one size.
+    """Cut an image into overlapping tiles of one size; an image that fits into one tile is one tile.
 
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         tile: Longest side of a tile in pixels.
-        halo: Half of the least overlap of two tiles, in pixels.
-        multiple: Positions and sizes of tiles are multiples of this, the network's stride.
-
-    Returns:
-        The plan. An image that fits into one tile is one tile.
+        halo: See `plan_spans`.
+        multiple: See `plan_spans`.
 
     Raises:
-        SettingsError: The tile is too small for its halo, or a number is not positive.
+        SettingsError: See `plan_spans`.
     """
     rows = plan_spans(height, tile=tile, halo=halo, multiple=multiple)
     columns = plan_spans(width, tile=tile, halo=halo, multiple=multiple)

@@ -18,7 +18,7 @@ from microseg.errors import DataError
 from microseg.files import file_sha256
 from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums, summarize
-from microseg.outputs.objects import ObjectFinder, label_objects
+from microseg.outputs.objects import ObjectFinder
 from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
@@ -61,11 +61,6 @@ class Segmentation:
     seconds: float | None = None
     step: tuple[float, float] = (1.0, 1.0)
     ood_score: float | None = None
-
-    @cached_property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """Number of the object at each pixel, (H, W)."""
-        return label_objects(self.mask)
 
     @property
     def polygons(self) -> npt.NDArray[np.object_]:

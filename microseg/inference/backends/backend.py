@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from microseg.inference.backends.pytorch import PyTorchBackend
+from microseg.inference.backends.pytorch import PyTorchBackend, optimized_copy
 from microseg.models.network import PyramidSegmenter
 
 __all__ = ["Backend", "create_backend"]
@@ -48,20 +48,29 @@ class Backend(Protocol):
 
 
 def create_backend(
-    network: PyramidSegmenter, *, device: torch.device, batch_size: int, half: bool, compiled: bool
+    network: PyramidSegmenter,
+    *,
+    device: torch.device,
+    batch_size: int,
+    half: bool,
+    compiled: bool,
+    optimize: bool = True,
 ) -> Backend:
     """Prepare a network for inference.
 
     Args:
-        network: The segmenter; it is copied, not changed.
+        network: The segmenter; it is not changed.
         device: Device to compute on.
         batch_size: Tiles computed at once.
         half: Compute in 16 bits.
         compiled: Compile the network with ``torch.compile``.
+        optimize: Work on an optimized copy; False: compute with the network itself.
 
     Returns:
         The fastest backend that this installation of PyTorch supports.
     """
+    if not optimize:
+        return PyTorchBackend(network.to(device), device=device, batch_size=batch_size, half=half)
     if device.type == "cpu":
         try:
             from microseg.inference.backends.cpu import CpuBackend
@@ -71,4 +80,6 @@ def create_backend(
             _log.warning(
                 "The CPU backend is not supported by PyTorch %s (%s): using plain PyTorch.", torch.__version__, error
             )
-    return PyTorchBackend(network, device=device, batch_size=batch_size, half=half, compiled=compiled)
+    return PyTorchBackend(
+        optimized_copy(network, device), device=device, batch_size=batch_size, half=half, compiled=compiled
+    )

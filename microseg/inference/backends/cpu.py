@@ -31,8 +31,8 @@ from microseg.cpu import return_memory
 from microseg.inference.backends.pytorch import (
     example_input,
     find_input_layers,
-    fold_batch_norm,
     logits_match,
+    optimized_copy,
     predict,
 )
 from microseg.models.network import PyramidSegmenter
@@ -65,11 +65,9 @@ class CpuBackend:
         self._half = half
         self._executor = TileExecutor(batch_size)
         self.parallel_tiles = self._executor.count
-        example = example_input()
-        folded = fold_batch_norm(network, example.to(next(network.parameters()).device))
-        folded = folded.to(device="cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folded = optimized_copy(network, torch.device("cpu"))
         self._head = folded.head
-        self._network = folded if half else TracedNetwork(fuse_convolutions(folded, example))
+        self._network = folded if half else TracedNetwork(fuse_convolutions(folded, example_input()))
         return_memory()  # of the copies
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

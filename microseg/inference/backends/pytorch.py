@@ -14,7 +14,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from microseg.models.heads import Head
 from microseg.models.network import PyramidSegmenter
 
-__all__ = ["PyTorchBackend", "example_input", "find_input_layers", "fold_batch_norm", "logits_match", "predict"]
+__all__ = [
+    "PyTorchBackend",
+    "example_input",
+    "find_input_layers",
+    "fold_batch_norm",
+    "logits_match",
+    "optimized_copy",
+    "predict",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 Source = TypeVar("Source", bound=nn.Module)
@@ -26,7 +34,7 @@ class PyTorchBackend:
     """Computes on any device; see `Backend`.
 
     Args:
-        network: The segmenter; it is copied, not changed.
+        network: The network, in evaluation mode and on the device.
         device: Device to compute on.
         batch_size: Tiles computed at once.
         half: Compute in 16 bits.
@@ -38,10 +46,8 @@ class PyTorchBackend:
     def __init__(
         self, network: PyramidSegmenter, *, device: torch.device, batch_size: int, half: bool, compiled: bool = False
     ) -> None:
-        self._device, self._half, self.call_size = device, half, batch_size
-        folded = fold_batch_norm(network, example_input().to(next(network.parameters()).device))
-        self._network = folded.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compiled = torch.compile(self._network, dynamic=False) if compiled else self._network
+        self._network, self._device, self._half, self.call_size = network, device, half, batch_size
+        self._compiled = torch.compile(network, dynamic=False) if compiled else network
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -87,6 +93,12 @@ def predict(
 def example_input() -> torch.Tensor:
     """Random pixels on which a changed network is compared with the original, (1, 3, h, w)."""
     return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def optimized_copy(network: PyramidSegmenter, device: torch.device) -> PyramidSegmenter:
+    """Copy a network, fold its batch normalization, and move it to a device."""
+    folded = fold_batch_norm(network, example_input().to(next(network.parameters()).device))
+    return folded.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @torch.no_grad()  # inference mode would make its weights inference tensors for good

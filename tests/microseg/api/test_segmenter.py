@@ -35,7 +35,7 @@ def picture(tmp_path: Path) -> tuple[Path, npt.NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-def test_from_a_folder(folder: Path, picture: tuple[Path, npt.NDArray[np.uint8]], as_text: bool) -> None:
+def test_loads_network_from_a_folder(folder: Path, picture: tuple[Path, npt.NDArray[np.uint8]], as_text: bool) -> None:
     loaded = Segmenter.load(str(folder) if as_text else folder, device="cpu", tile=64, halo=8)
     assert loaded.classes == ("background", "gland")
     file, pixels = picture
@@ -52,7 +52,7 @@ def test_from_a_folder(folder: Path, picture: tuple[Path, npt.NDArray[np.uint8]]
     np.testing.assert_array_equal(loaded.segment(str(file), mpp=0.5).mask, found.mask)
 
 
-def test_it_computes_what_the_engine_computes(
+def test_computes_the_probabilities_of_the_engine(
     tiny_network: Callable[..., Any], picture: tuple[Path, npt.NDArray[np.uint8]]
 ) -> None:
     mine, engine = Segmenter(tiny_network(), device="cpu"), Engine(tiny_network())
@@ -61,7 +61,7 @@ def test_it_computes_what_the_engine_computes(
     np.testing.assert_array_equal(read_image(picture[0]), picture[1])
 
 
-def test_results_say_what_made_them(tiny_network: Callable[..., Any], folder: Path) -> None:
+def test_results_have_provenance(tiny_network: Callable[..., Any], folder: Path) -> None:
     given = Provenance(model="mine", inference={"note": "x", "tile": 1})
     mine = Segmenter(tiny_network(), provenance=given, device="cpu", tile=128, halo=16)
     assert mine.provenance.model == "mine"
@@ -72,7 +72,7 @@ def test_results_say_what_made_them(tiny_network: Callable[..., Any], folder: Pa
     assert Segmenter.load(folder, device="cpu").provenance.model == str(folder)
 
 
-def test_unknown_folders(tmp_path: Path) -> None:
+def test_rejects_unknown_folders(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"Expected a folder with a network at .*nowhere, found none: check the path"
     ):
@@ -83,13 +83,13 @@ def test_unknown_folders(tmp_path: Path) -> None:
         Segmenter.load(tmp_path)
 
 
-def test_devices_that_are_not_there(folder: Path) -> None:
+def test_rejects_unknown_devices(folder: Path) -> None:
     with pytest.raises(SettingsError, match="Expected device cpu, cuda, mps or auto, got 'tpu'"):
         Segmenter.load(folder, device="tpu")
 
 
-class Shelf:
-    """In the place of a registry: one version, under one alias."""
+class FakeRegistry:
+    """A registry with one version and one alias."""
 
     asked: list[Any] = []  # noqa: RUF012
     folder: Path
@@ -112,29 +112,29 @@ class Shelf:
         return ReferenceDistribution(("a",), {})
 
 
-def test_from_the_registry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter, "Registry", Shelf)
-    monkeypatch.setattr(Shelf, "folder", folder, raising=False)
-    monkeypatch.setattr(Shelf, "asked", [])
+def test_loads_version_from_the_registry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter, "Registry", FakeRegistry)
+    monkeypatch.setattr(FakeRegistry, "folder", folder, raising=False)
+    monkeypatch.setattr(FakeRegistry, "asked", [])
     monkeypatch.setenv("MICROSEG_HOME", str(tmp_path / "home"))
     loaded = Segmenter.load(device="cpu")
-    assert Shelf.asked == [f"sqlite:///{tmp_path}/home/mlflow/mlflow.db", tmp_path / "home" / "models"]
+    assert FakeRegistry.asked == [f"sqlite:///{tmp_path}/home/mlflow/mlflow.db", tmp_path / "home" / "models"]
     assert loaded.provenance.model == "microseg-segmenter/3"
     assert (loaded.provenance.run_id, loaded.provenance.commit) == ("r1", "c0ffee")
     assert loaded.provenance.datasets == {"lab_a": "0a.dir"}
     assert loaded.provenance.parameters == {"method": "supervised", "base_version": "2"}
     Segmenter.load("production", tracking_uri="https://mlflow", device="cpu")
-    assert Shelf.asked[2] == "https://mlflow"
+    assert FakeRegistry.asked[2] == "https://mlflow"
     with pytest.raises(VersionNotFoundError):
         Segmenter.load("staging", device="cpu")
 
 
 def test_version_provenance_names_the_version() -> None:
-    version = Shelf("").resolve("production")
+    version = FakeRegistry("").resolve("production")
     assert version_provenance(version).model == "microseg-segmenter/3"
 
 
-def test_the_package_offers_the_sdk() -> None:
+def test_package_offers_the_python_api() -> None:
     from microseg import adapt
     from microseg.api.training import adapt as same
 
@@ -144,13 +144,13 @@ def test_the_package_offers_the_sdk() -> None:
         microseg.segment  # noqa: B018
 
 
-def test_the_package_itself_is_light() -> None:
+def test_importing_the_package_imports_no_heavy_modules() -> None:
     code = "import sys, microseg; print(sorted({'torch', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert said.strip() == "[]"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
 
 
-def test_a_slide_and_files_of_it(
+def test_segments_slide_in_memory_and_to_files(
     tiny_network: Callable[..., Any],
     picture: tuple[Path, npt.NDArray[np.uint8]],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""An engine that the tests of batches watch, and what is in a folder."""
+"""An engine that counts its calls, and the files of a folder, for the tests of batches."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ __all__ = ["Counting", "visible"]
 
 
 class Counting(Engine):
-    """Counts how often the network was asked, and can be made to stop the process."""
+    """Counts segmented images, and can interrupt the process."""
 
     calls = 0
     stop_at: int | None = None

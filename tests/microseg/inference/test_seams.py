@@ -1,4 +1,4 @@
-"""On a slide, tile borders are no worse than any other place, with a network that sees its whole tile."""
+"""Tile borders are not visible in the mask of a slide, with a network whose output depends on the whole tile."""
 
 import itertools
 from pathlib import Path
@@ -18,7 +18,7 @@ from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
 from microseg.synthetic.labs import LAB_A, generate_image, generate_lab
 
-SHIFT = 80  # pixels by which the second segmentation's tiles lie elsewhere; a multiple of the stride
+SHIFT = 80  # pixels by which the tiles of the second segmentation are shifted; a multiple of the stride
 NEAR, FAR = 6, 24
 
 
@@ -30,7 +30,7 @@ def section(tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def network(section: npt.NDArray[np.uint8]) -> PyramidSegmenter:
-    """Of random weights, with pyramid pooling; its classes are as frequent as one another."""
+    """Random weights, with pyramid pooling; both classes are equally frequent."""
     torch.manual_seed(3)
     config = NetworkConfig(classes=("background", "gland"), encoder="blocks", channels=(8, 16, 16), pyramid_channels=16)
     network = PyramidSegmenter(config).eval()
@@ -41,10 +41,10 @@ def network(section: npt.NDArray[np.uint8]) -> PyramidSegmenter:
 
 
 def places(engine: Engine, side: int, shift: int = SHIFT, far: int = FAR) -> tuple[npt.NDArray[np.bool_], ...]:
-    """Where the tiles of a square image have their borders, and what is far from any, if all tiles lie elsewhere too.
+    """Pixels at the tile borders of a square image, and pixels far from the borders of both segmentations.
 
     Returns:
-        Two masks of the image without its first rows and columns: its tiles are those that lie elsewhere.
+        Two masks of the image without its first rows and columns, as in the second segmentation.
     """
     first, second = engine.plan(side, side), engine.plan(side - shift, side - shift)
     one, other = ([(a.inner_stop + b.inner_start) // 2 for a, b in itertools.pairwise(p.rows)] for p in (first, second))
@@ -60,28 +60,28 @@ def places(engine: Engine, side: int, shift: int = SHIFT, far: int = FAR) -> tup
 
 
 def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo: int) -> tuple[float, float]:
-    """Share of pixels that change when all tiles lie elsewhere: at the borders of the first tiles, and far from any."""
+    """Fraction of pixels that change when tiles are shifted: at borders of the first tiles, and far from borders."""
     engine = Engine(network, tile=256, halo=halo)
     assert len(engine.plan(*section.shape[:2]).rows) >= 3
     masks = []
     for pixels in (section, section[SHIFT:, SHIFT:]):
-        _, rows = slide_strips(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
-        masks.append(np.concatenate([part.mask for part in rows]))
+        _, strips = slide_strips(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
+        masks.append(np.concatenate([part.mask for part in strips]))
     changed = masks[0][SHIFT:, SHIFT:] != masks[1]
     border, rest = places(engine, len(section))
     return float(changed[border].mean()), float(changed[rest].mean())
 
 
-def test_borders_are_no_worse_than_elsewhere(network: PyramidSegmenter, section: npt.NDArray[np.uint8]) -> None:
-    border, elsewhere = disagreement(network, section, halo=48)  # six strides: as far as the network sees
-    assert 0 < elsewhere < 0.1  # the pyramid's context differs: there is something to disagree on
+def test_tile_borders_change_no_more_than_the_rest(network: PyramidSegmenter, section: npt.NDArray[np.uint8]) -> None:
+    border, elsewhere = disagreement(network, section, halo=48)  # six strides: the receptive field of the encoder
+    assert 0 < elsewhere < 0.1  # pyramid pooling has another context, so some pixels differ
     assert border <= 1.2 * elsewhere
     cut, _ = disagreement(network, section, halo=0)
-    assert cut > 1.5 * border  # what it would be with tiles side by side
+    assert cut > 1.5 * border  # without overlap
 
 
 @pytest.mark.long
-def test_the_usual_tiles_of_the_usual_network(tmp_path: Path) -> None:
+def test_tile_borders_of_the_default_network(tmp_path: Path) -> None:
     make_network(tmp_path / "network")
     network = load_network(tmp_path / "network")
     section, _ = generate_image(LAB_A, 1280, 1.0, seed=5)

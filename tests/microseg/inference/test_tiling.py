@@ -20,7 +20,7 @@ def spans_of(length: int, beyond: int, halo: int, multiple: int) -> tuple[tuple[
     return plan_spans(length, tile=tile, halo=halo, multiple=multiple), tile
 
 
-def test_two_tiles_by_hand() -> None:
+def test_two_tiles_as_computed_by_hand() -> None:
     # 100 px, tiles of 64 with halo 8: two tiles suffice, of (112 + 16) / 2 = 64 px; 112 is 100 rounded up.
     first, second = plan_spans(100, tile=64, halo=8, multiple=16)
     # They overlap over 48..64; the seam is at 56, and the two fade into one another over 52..60.
@@ -30,7 +30,7 @@ def test_two_tiles_by_hand() -> None:
     assert second.inner_of_tile == slice(4, 52)
 
 
-def test_an_image_just_larger_than_a_tile_is_not_cut_into_full_tiles() -> None:
+def test_image_slightly_larger_than_a_tile_gets_small_tiles() -> None:
     spans = plan_spans(520, tile=512, halo=64, multiple=32)
     assert [span.stop - span.start for span in spans] == [352, 352]  # (544 + 128) / 2 = 336, rounded up
 
@@ -50,7 +50,7 @@ def test_weights_sum_to_one_at_every_pixel(sizes: tuple[int, int, int, int]) -> 
 
 @settings(deadline=None)
 @given(SIZES)
-def test_spans_are_aligned_equal_and_keep_half_a_halo_from_their_ends(sizes: tuple[int, int, int, int]) -> None:
+def test_spans_are_aligned_and_equal_and_discard_half_a_halo(sizes: tuple[int, int, int, int]) -> None:
     length, _, halo, multiple = sizes
     spans, tile = spans_of(*sizes)
     assert len({span.stop - span.start for span in spans}) == 1
@@ -65,7 +65,7 @@ def test_spans_are_aligned_equal_and_keep_half_a_halo_from_their_ends(sizes: tup
 
 @settings(deadline=None)
 @given(st.integers(1, 150), st.integers(1, 150))
-def test_pasting_the_cut_tiles_gives_the_image_back(height: int, width: int) -> None:
+def test_pasted_tiles_give_the_image(height: int, width: int) -> None:
     image = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)
     plan = plan_tiles(height, width, tile=64, halo=8, multiple=16)
     total = np.zeros(image.shape)
@@ -79,13 +79,13 @@ def test_pasting_the_cut_tiles_gives_the_image_back(height: int, width: int) -> 
     np.testing.assert_allclose(total, image, atol=1e-3)
 
 
-def test_past_its_end_the_image_is_mirrored() -> None:
+def test_mirrors_pixels_beyond_the_image() -> None:
     image = np.arange(5, dtype=np.uint8).reshape(1, 5, 1)
     (tile,) = plan_tiles(1, 5, tile=64, halo=8, multiple=8)
     assert cut_tile(image, tile)[0, :, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("wrong", [{"tile": 64, "halo": 32}, {"tile": 0, "halo": 0}, {"tile": 64, "halo": -1}])
-def test_impossible_tiles_are_refused(wrong: dict[str, int]) -> None:
+def test_rejects_tiles_too_small_for_the_halo(wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match="enlarge the tile or reduce the halo"):
         plan_tiles(1000, 1000, **wrong, multiple=16)

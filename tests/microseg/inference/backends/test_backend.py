@@ -23,7 +23,7 @@ TILES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 def test_cpu_uses_the_cpu_backend(tiny_network: Callable[..., PyramidSegmenter]) -> None:
     backend = create_backend(tiny_network(), **OPTIONS)  # type: ignore[arg-type]
     assert isinstance(backend, CpuBackend)
-    plain = PyTorchBackend(tiny_network(), device=torch.device("cpu"), batch_size=2, half=False)
+    plain = PyTorchBackend(tiny_network().eval(), device=torch.device("cpu"), batch_size=2, half=False)
     np.testing.assert_allclose(backend.predict(TILES), plain.predict(TILES), atol=1e-5)
     np.testing.assert_array_equal(plain.submit(TILES).result(), plain.predict(TILES))
 
