@@ -97,7 +97,11 @@ class FakeRegistry:
     def __init__(self, tracking_uri: str) -> None:
         self.asked.append(tracking_uri)
 
-    def resolve(self, model: str | int) -> ModelVersion:
+    @property
+    def versions(self) -> "FakeRegistry":
+        return self
+
+    def find(self, model: str | int) -> ModelVersion:
         if model != "production":
             raise VersionNotFoundError(f"no {model}")
         tags = {"commit": "c0ffee", "method": "supervised", "base_version": "2", "classes": "a,b"}
@@ -130,7 +134,7 @@ def test_loads_version_from_the_registry(folder: Path, tmp_path: Path, monkeypat
 
 
 def test_version_provenance_names_the_version() -> None:
-    version = FakeRegistry("").resolve("production")
+    version = FakeRegistry("").find("production")
     assert version_provenance(version).model == "microseg-segmenter/3"
 
 
