@@ -25,7 +25,6 @@ from microseg.outputs.segmentation import Segmentation
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, ModelVersion
 from microseg.slides.readers import is_slide, open_slide
-from microseg.slides.tissue import find_tissue
 from microseg.training.devices import resolve_device
 
 __all__ = ["Segmenter", "version_provenance"]
@@ -155,11 +154,11 @@ class Segmenter:
         started = time.perf_counter()
         with open_slide(path) as slide:
             mpp = slide.mpp if mpp is None else mpp
-            view, strips = slide_strips(self.engine, slide, mpp)
+            view, tissue, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
             for strip in strips:
                 mask[strip.top : strip.top + len(strip.mask)] = strip.mask
-            ood_score = None if self.reference is None else slide_ood_score(self.reference, view, find_tissue(slide))
+            ood_score = slide_ood_score(self.reference, view, tissue)
         return Segmentation(
             mask=mask,
             probabilities=None,

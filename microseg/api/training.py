@@ -19,7 +19,7 @@ from microseg.datasets.sampling import CropSampler, Sample, cut_windows
 from microseg.errors import LabError
 from microseg.evaluation.label_free import lab_targets, label_free_scores
 from microseg.evaluation.references import lab_references, mean_scores, score
-from microseg.inference.engine import segment_image
+from microseg.inference.engine import Engine
 from microseg.models.config import NetworkConfig
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
@@ -225,10 +225,7 @@ def _evaluate(
     scores of the target labs.
     """
     classes = network.config.classes
-
-    def segment(image: npt.NDArray[np.uint8], mpp: float | None) -> npt.NDArray[np.float32]:
-        return segment_image(network, image, mpp=mpp)
-
+    segment = Engine(network, device=next(network.parameters()).device, optimize=False).probabilities
     dice = [
         mean_scores(score(segment, references, classes))["dice"]
         for lab in source

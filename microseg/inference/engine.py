@@ -2,16 +2,14 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional
 
 from microseg.config.params import InferenceSettings
@@ -23,7 +21,7 @@ from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.pixel_size import model_zoom
 
-__all__ = ["Engine", "EngineOptions", "engine_zoom", "segment_image", "segment_rescaled"]
+__all__ = ["Engine", "EngineOptions"]
 
 _DEFAULTS = InferenceSettings()
 
@@ -120,7 +118,19 @@ class Engine:
         Raises:
             DataError: The image is not uint8 RGB, or its pixel size differs from the model's by a factor above 16.
         """
-        return segment_rescaled(image, self.zoom(mpp), self._whole)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
+            )
+        zoom = self.zoom(mpp)
+        if zoom == 1:
+            return self._predict_tiles(image)
+        height, width = image.shape[:2]
+        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+        rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # as in training
+        small = torch.from_numpy(self._predict_tiles(rescaled))[None]  # (1, K, h, w)
+        full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
+        return np.asarray(full[0].numpy(), np.float32)
 
     @property
     def parallel_tiles(self) -> int:
@@ -128,8 +138,26 @@ class Engine:
         return self._backend.parallel_tiles
 
     def zoom(self, mpp: float | None) -> float:
-        """Factor that enlarges an image of this pixel size to that of the model; see `engine_zoom`."""
-        return engine_zoom(mpp, self.mpp)
+        """Factor that enlarges an image to the model's pixel size.
+
+        Args:
+            mpp: Microns per pixel of the image; None if unknown.
+
+        Returns:
+            1 if either pixel size is unknown, or they differ by no more than 5 %.
+
+        Raises:
+            DataError: They differ by a factor above 16, or that of the image is not positive.
+        """
+        if mpp is not None and not mpp > 0:
+            raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
+        zoom = model_zoom(mpp, self.mpp)
+        if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
+            raise DataError(
+                f"Expected an image of about {self.mpp} microns per pixel, as the model, got {mpp}, which differs by "
+                f"more than a factor of {_LARGEST_ZOOM}: give the image's true pixel size, or choose another model."
+            )
+        return zoom if abs(zoom - 1) > _SAME_SCALE else 1.0
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Tiles of an image that has the model's pixel size."""
@@ -158,121 +186,11 @@ class Engine:
         for future in computing:
             yield from future.result()
 
-    def _whole(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _predict_tiles(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         plan = self.plan(*image.shape[:2])
         predicted = self.predictions(cut_tile(image, tile) for tile in plan)
-        return _blend(plan, predicted, image.shape[0], image.shape[1])
-
-
-def segment_image(
-    network: PyramidSegmenter,
-    image: npt.NDArray[np.uint8],
-    *,
-    mpp: float | None = None,
-    device: str | torch.device | None = None,
-    **options: Unpack[EngineOptions],
-) -> npt.NDArray[np.float32]:
-    """Class probabilities of one image by a network that is still being trained.
-
-    To segment many images with one network, `Engine` is faster.
-
-    Args:
-        network: The segmenter; set to evaluation mode meanwhile.
-        image: RGB, 0..255.
-        mpp: See `Engine.probabilities`.
-        device: Device to compute on; the network is moved there. None: the network's device.
-        options: See `Engine`.
-
-    Shape:
-        (H, W, 3) → (K, H, W)
-
-    Returns:
-        Probabilities; their sum over the classes is one.
-
-    Raises:
-        SettingsError: See `Engine`.
-        DataError: See `Engine.probabilities`.
-    """
-    with _evaluating(network):
-        device = next(network.parameters()).device if device is None else device
-        return Engine(network, device=device, optimize=False, **options).probabilities(image, mpp)
-
-
-def _blend(
-    plan: TilePlan, predicted: Iterable[npt.NDArray[np.float32]], height: int, width: int
-) -> npt.NDArray[np.float32]:
-    """Blend the probabilities of tiles, (K, h, w), into those of the image, (K, height, width)."""
-    total: npt.NDArray[np.float32] | None = None
-    for tile, part in zip(plan, predicted, strict=True):
-        if total is None:
-            total = np.zeros((len(part), height, width), np.float32)  # (K, H, W)
-        kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
-        total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
-    assert total is not None
-    return total
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation mode, and restore the mode of each module at the end."""
-    were_training = [part for part in network.modules() if part.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for part in were_training:
-            part.training = True
-
-
-def engine_zoom(mpp: float | None, model_mpp: float | None) -> float:
-    """Factor that enlarges an image to the model's pixel size.
-
-    Args:
-        mpp: Microns per pixel of the image; None if unknown.
-        model_mpp: Microns per pixel of the model; None if unknown.
-
-    Returns:
-        1 if either is unknown, or they differ by no more than 5 %.
-
-    Raises:
-        DataError: They differ by a factor above 16, or that of the image is not positive.
-    """
-    if mpp is not None and not mpp > 0:
-        raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
-    zoom = model_zoom(mpp, model_mpp)
-    if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
-        raise DataError(
-            f"Expected an image of about {model_mpp} microns per pixel, as the model, got {mpp}, which differs by more "
-            f"than a factor of {_LARGEST_ZOOM}: give the image's true pixel size, or choose another model."
-        )
-    return zoom if abs(zoom - 1) > _SAME_SCALE else 1.0
-
-
-def segment_rescaled(
-    image: npt.NDArray[np.uint8], zoom: float, segment: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float32]:
-    """Segment an image at the model's pixel size, and resample the result to the image's pixels.
-
-    Args:
-        image: RGB, 0..255.
-        zoom: Factor that enlarges the image to the model's pixel size.
-        segment: From pixels, (h, w, 3), to probabilities, (K, h, w).
-
-    Shape:
-        (H, W, 3) → (K, H, W)
-
-    Raises:
-        DataError: The image is not uint8 RGB.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
-        )
-    if zoom == 1:
-        return segment(image)
-    height, width = image.shape[:2]
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # (h, w, 3), as in training
-    small = torch.from_numpy(segment(rescaled))[None]  # (1, K, h, w)
-    full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
-    return np.asarray(full[0].numpy(), np.float32)
+        total = np.zeros((len(self.classes), *image.shape[:2]), np.float32)  # (K, H, W)
+        for tile, part in zip(plan, predicted, strict=True):
+            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
+            total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
+        return total

@@ -72,7 +72,8 @@ def segment_slide(
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(path) as slide:
         mpp = slide.mpp if mpp is None else mpp
-        view, tissue = _prepare(engine, slide, mpp, skip_glass)
+        confidence = ConfidenceSums()
+        view, tissue, strips = slide_strips(engine, slide, mpp, skip_glass=skip_glass, confidence=confidence)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.resolve()),
@@ -84,9 +85,8 @@ def segment_slide(
             classes=engine.classes,
             provenance=provenance,
         )
-        confidence = ConfidenceSums()
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True) as writer:
-            _write_strips(stream_mask(engine, view, _selection(view, tissue), confidence), writer, view, progress)
+            _write_strips(strips, writer, view, progress)
             summary = {
                 "tissue_fraction": None if tissue is None else tissue.fraction,
                 "computed_fraction": confidence.pixels / (view.width * view.height),
@@ -97,8 +97,13 @@ def segment_slide(
 
 
 def slide_strips(
-    engine: Engine, slide: Slide, mpp: float | None, *, skip_glass: bool = True
-) -> tuple[SlideView, Iterator[MaskStrip]]:
+    engine: Engine,
+    slide: Slide,
+    mpp: float | None,
+    *,
+    skip_glass: bool = True,
+    confidence: ConfidenceSums | None = None,
+) -> tuple[SlideView, TissueMap | None, Iterator[MaskStrip]]:
     """Segment a slide strip by strip, without writing files.
 
     Args:
@@ -106,28 +111,21 @@ def slide_strips(
         slide: An open slide.
         mpp: Microns per pixel; None if unknown.
         skip_glass: See `segment_slide`.
+        confidence: Updated with each computed block; None if not needed.
 
     Returns:
-        The slide on the pixel grid of the mask, and the strips of the mask from top to bottom.
+        The slide on the pixel grid of the mask; its tissue, None without ``skip_glass``; and the strips of the mask
+        from top to bottom.
 
     Raises:
         DataError: See `segment_slide`.
     """
-    view, tissue = _prepare(engine, slide, mpp, skip_glass)
-    return view, stream_mask(engine, view, _selection(view, tissue), ConfidenceSums())
-
-
-def _prepare(engine: Engine, slide: Slide, mpp: float | None, skip_glass: bool) -> tuple[SlideView, TissueMap | None]:
     if mpp is None and engine.mpp is not None:
         raise DataError(
             f"{slide.path}: expected microns per pixel, as the model works at {engine.mpp}, but the file states none. "
             "Give --mpp, a line in images.csv (file,mpp), or mpp in the lab's lab.yaml."
         )
-    return SlideView(slide, engine.zoom(mpp)), find_tissue(slide) if skip_glass else None
-
-
-def _selection(view: SlideView, tissue: TissueMap | None) -> Callable[[Tile], bool]:
-    """Whether a tile shows tissue."""
+    view, tissue = SlideView(slide, engine.zoom(mpp)), find_tissue(slide) if skip_glass else None
 
     def shows_tissue(tile: Tile) -> bool:
         return tissue is None or tissue.touches(
@@ -137,14 +135,11 @@ def _selection(view: SlideView, tissue: TissueMap | None) -> Callable[[Tile], bo
             tile.rows.inner_stop / view.height,
         )
 
-    return shows_tissue
+    return view, tissue, stream_mask(engine, view, shows_tissue, confidence or ConfidenceSums())
 
 
 def _write_strips(
-    strips: Iterator[MaskStrip],
-    writer: SegmentationWriter,
-    view: SlideView,
-    progress: Callable[[float], None] | None,
+    strips: Iterator[MaskStrip], writer: SegmentationWriter, view: SlideView, progress: Callable[[float], None] | None
 ) -> None:
     """Write strips in another thread while the network computes the next ones."""
     with ThreadPoolExecutor(1) as other:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.inference.engine import Engine
-from microseg.inference.tiling import Span, Tile, TilePlan
+from microseg.inference.tiling import Span, Tile
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
@@ -44,14 +44,13 @@ def stream_mask(
         All rows of the view, in order, with their confidence as uint8; 0 where nothing was computed.
     """
     plan = engine.plan(view.height, view.width)
-    chosen = {(r, c): tile for r, c, tile in _numbered(plan) if selected(tile)}
-    computed = _predictions(engine, view, list(chosen.values()))
+    chosen = dict.fromkeys(tile for tile in plan if selected(tile))  # a set that keeps the order
+    computed = _predictions(engine, view, list(chosen))
     above: list[Probabilities | None] = [None] * len(plan.columns)
     for number, row in enumerate(plan.rows):
         blender = _Row(row, _final(plan.rows, number, view.height), len(engine.classes), view.width, confidence)
-        for column in range(len(plan.columns)):
-            predicted = next(computed) if (number, column) in chosen else None
-            span = plan.columns[column]
+        for column, span in enumerate(plan.columns):
+            predicted = next(computed) if Tile(row, span) in chosen else None
             above[column] = blender.add(span, _final(plan.columns, column, view.width), predicted, above[column])
         yield MaskStrip(row.inner_start, blender.mask, blender.confidence)
 
@@ -129,7 +128,7 @@ def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iter
 
         def read_ahead(count: int) -> None:
             for tile in islice(waiting, count):
-                reading.append(readers.submit(view.read, slice(tile.rows.start, tile.rows.stop), _columns(tile)))
+                reading.append(readers.submit(view.read, tile.rows.input, tile.columns.input))
 
         def in_order() -> Iterator[npt.NDArray[np.uint8]]:
             read_ahead(2 * engine.batch)
@@ -141,17 +140,7 @@ def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iter
         yield from engine.predictions(in_order())
 
 
-def _columns(tile: Tile) -> slice:
-    return slice(tile.columns.start, tile.columns.stop)
-
-
 def _final(spans: Sequence[Span], number: int, length: int) -> int:
     """Pixels of a span, from its inner start on, that the next span does not contribute to."""
     end = spans[number + 1].inner_start if number + 1 < len(spans) else length
     return end - spans[number].inner_start
-
-
-def _numbered(plan: TilePlan) -> Iterator[tuple[int, int, Tile]]:
-    for r, row in enumerate(plan.rows):
-        for c, column in enumerate(plan.columns):
-            yield r, c, Tile(row, column)

@@ -38,6 +38,11 @@ class Span:
     fade_out: int = 0
 
     @property
+    def input(self) -> slice:
+        """Pixels of the network's input, counted from the start of the image."""
+        return slice(self.start, self.stop)
+
+    @property
     def inner(self) -> slice:
         """Kept pixels, counted from the start of the image."""
         return slice(self.inner_start, self.inner_stop)
@@ -157,7 +162,7 @@ def cut_tile(image: npt.NDArray[np.uint8], tile: Tile) -> npt.NDArray[np.uint8]:
     Shape:
         (H, W, C) → (h, w, C)
     """
-    part = image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+    part = image[tile.rows.input, tile.columns.input]
     below = tile.rows.stop - tile.rows.start - part.shape[0]
     right = tile.columns.stop - tile.columns.start - part.shape[1]
     if not below and not right:

@@ -65,11 +65,8 @@ def load_network(folder: Path, device: str | torch.device = "cpu") -> PyramidSeg
     path = folder / WEIGHTS_FILE
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"expected weights in {path}, got {error}; download the network again") from error
-    try:
         tensors = load_tensors(data)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"expected a complete safetensors file, {path} is not one ({error}); download the network again"
         ) from error
@@ -101,10 +98,10 @@ def _serialize(network: nn.Module) -> bytes:
 def _read_config(path: Path) -> tuple[NetworkConfig, str]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"expected a network's description in {path}, got {error}; correct the folder") from error
-    except ValueError as error:
-        raise WeightsError(f"expected JSON in {path}, got {error}; download the network again") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"expected a network's description in {path}, got {error}; correct the folder, or download it again"
+        ) from error
     found = description.get("format") if isinstance(description, dict) else type(description).__name__
     if found != _FORMAT:
         advice = "train the network again with this version" if found == 1 else "update microseg"

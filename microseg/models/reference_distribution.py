@@ -55,10 +55,6 @@ class LabDistribution:
     covariance: Features
     limit: float
 
-    def distances(self, features: Features) -> Features:
-        """Return Mahalanobis distances: (N, D) → (N,)."""
-        return _distances(features, self.center, self.covariance)
-
 
 @dataclass(frozen=True, eq=False)
 class ReferenceDistribution:
@@ -83,18 +79,15 @@ class ReferenceDistribution:
         """
         if not self.labs:
             return np.full(len(features), np.nan)
-        nearest: Features = np.min([lab.distances(features) / lab.limit for lab in self.labs.values()], axis=0)
+        nearest: Features = np.min(
+            [_distances(features, lab.center, lab.covariance) / lab.limit for lab in self.labs.values()], axis=0
+        )
         return nearest
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values."""
         labs = {
-            name: {
-                "images": lab.images,
-                "limit": lab.limit,
-                "center": lab.center.tolist(),
-                "covariance": lab.covariance.tolist(),
-            }
+            name: {field: np.asarray(value).tolist() for field, value in vars(lab).items()}
             for name, lab in self.labs.items()
         }
         return {"kind": _KIND, "features": list(self.features), "labs": labs}

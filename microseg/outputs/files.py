@@ -14,13 +14,7 @@ from microseg.files import file_sha256
 from microseg.outputs.record import Record, read_record
 from microseg.outputs.writers import output_suffixes
 
-__all__ = [
-    "OUTPUTS",
-    "output_names",
-    "publish",
-    "remove_partial",
-    "staged",
-]
+__all__ = ["OUTPUTS", "output_names", "publish", "remove_partial", "staged"]
 
 OUTPUTS = InferenceSettings().outputs
 """Outputs that are written by default. The fifth built-in one is ``probabilities`` (32-bit, large)."""

@@ -84,10 +84,7 @@ class ConfidenceSums:
 
 
 def summarize(
-    image: ImageInfo,
-    pixels: npt.NDArray[np.int64],
-    objects: npt.NDArray[np.int64],
-    confidence: ConfidenceSums | None,
+    image: ImageInfo, pixels: npt.NDArray[np.int64], objects: npt.NDArray[np.int64], confidence: ConfidenceSums | None
 ) -> dict[str, int | float | None]:
     """Measurements of a whole image.
 
@@ -138,12 +135,7 @@ class ObjectTableWriter(OutputWriter):
 
 
 def sum_objects(
-    labels: npt.NDArray[np.int32],
-    count: int,
-    confidence: Weights,
-    *,
-    rows: slice = slice(None),
-    top: int = 0,
+    labels: npt.NDArray[np.int32], count: int, confidence: Weights, *, rows: slice = slice(None), top: int = 0
 ) -> ObjectSums:
     """Sum over the pixels of each object; measurements are computed from these. Sums of parts can be added.
 
@@ -169,12 +161,7 @@ def sum_objects(
     return sums
 
 
-def _sum_rows(
-    labels: npt.NDArray[np.int32],
-    count: int,
-    confidence: Weights,
-    top: int,
-) -> ObjectSums:
+def _sum_rows(labels: npt.NDArray[np.int32], count: int, confidence: Weights, top: int) -> ObjectSums:
     where = np.flatnonzero(labels)
     number = labels.ravel()[where] - 1  # object of each foreground pixel
     y, x = (place.astype(np.float64) for place in np.divmod(where, labels.shape[1]))

@@ -24,8 +24,6 @@ __all__ = ["Evaluate", "TrainingResult", "fit", "read_checkpoint", "write_checkp
 Evaluate = Callable[[PyramidSegmenter], Mapping[str, float]]
 """Metrics of a network; ``score`` among them (higher is better) selects the best one."""
 
-_UNUSABLE = "Expected a checkpoint in {}, it is damaged or another file: delete it to train from the start."
-
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -78,12 +76,7 @@ def fit(
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings, lists and dicts atomically.
-
-    Args:
-        path: File to write or replace.
-        state: Everything that a run needs to resume exactly.
-    """
+    """Write a state of tensors, numbers, strings, lists and dicts atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         torch.save(state, file)
@@ -92,48 +85,45 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
     """Read a state written by `write_checkpoint`; nothing in the file is executed.
 
-    Args:
-        path: The file.
-        fingerprint: Digest of data and settings of the run that resumes.
-
     Raises:
-        TrainingError: The file is damaged, or of a run with other settings or data.
+        TrainingError: The file is damaged, or of a run with another fingerprint.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        written = state["fingerprint"]
     except Exception as error:  # PyTorch's message recommends an unsafe way to load the file
-        raise TrainingError(_UNUSABLE.format(path)) from error
-    if not isinstance(state, dict) or "fingerprint" not in state:
-        raise TrainingError(_UNUSABLE.format(path))
-    if state["fingerprint"] != fingerprint:
+        raise TrainingError(
+            f"Expected a checkpoint in {path}, it is damaged or another file: delete it to train from the start."
+        ) from error
+    if written != fingerprint:
         raise TrainingError(
             f"Checkpoint {path} was written by a run with other settings or data: "
             "delete it, or choose another folder, to train from the start."
         )
-    return state
+    return dict(state)
 
 
+@dataclass
 class _Fit:
-    def __init__(
-        self,
-        method: TrainingMethod,
-        fabric: Fabric,
-        evaluate: Evaluate | None,
-        progress: Progress,
-        checkpoint: Path | None,
-        fingerprint: str,
-        elapsed: float,
-    ) -> None:
+    """State of a training; the first fields are the arguments of `fit`."""
+
+    method: TrainingMethod
+    fabric: Fabric
+    evaluate: Evaluate | None
+    progress: Progress
+    checkpoint: Path | None
+    fingerprint: str
+    seconds: float
+
+    def __post_init__(self) -> None:
         tune_allocator()
-        self.method, self.settings, self.fabric = method, method.settings, fabric
-        self.evaluate, self.progress = evaluate, progress
-        self.checkpoint, self.fingerprint = checkpoint, fingerprint
-        method.to(memory_format=torch.channels_last)
-        groups = [group | {"peak": group["lr"]} for group in method.parameter_groups()]
-        on_cpu = fabric.device.type == "cpu"  # the fused optimizer does not support 16-bit precision on GPUs
+        self.settings = self.method.settings
+        self.method.to(memory_format=torch.channels_last)
+        groups = [group | {"peak": group["lr"]} for group in self.method.parameter_groups()]
+        on_cpu = self.fabric.device.type == "cpu"  # the fused optimizer does not support 16-bit precision on GPUs
         optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=on_cpu, foreach=not on_cpu)
-        self.module, self.optimizer = fabric.setup(method, optimizer)
-        self.step, self.seconds = 0, elapsed
+        self.module, self.optimizer = self.fabric.setup(self.method, optimizer)
+        self.step = 0
         self.evaluations: dict[int, dict[str, float]] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_score = 0, -math.inf
@@ -249,10 +239,8 @@ class _Fit:
 
 def _progress(step: int, seconds: float, settings: FitSettings) -> float:
     """Completed fraction of the training, by steps or by time, whichever is larger."""
-    progress = step / settings.steps
-    if settings.max_minutes is not None:
-        progress = max(progress, min(1.0, seconds / (60 * settings.max_minutes)))
-    return progress
+    timed = 0.0 if settings.max_minutes is None else min(1.0, seconds / (60 * settings.max_minutes))
+    return max(step / settings.steps, timed)
 
 
 def _schedule(step: int, seconds: float, settings: FitSettings) -> float:

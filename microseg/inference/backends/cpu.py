@@ -28,13 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microseg.cpu import return_memory
-from microseg.inference.backends.pytorch import (
-    example_input,
-    find_input_layers,
-    logits_match,
-    optimized_copy,
-    predict,
-)
+from microseg.inference.backends.pytorch import example_input, find_input_layers, logits_match, optimized_copy, predict
 from microseg.models.network import PyramidSegmenter
 
 __all__ = ["CpuBackend", "TileExecutor", "TracedNetwork", "fuse_convolutions"]

@@ -1,10 +1,10 @@
 """Export of a network, with its softmax, to files that other programs run."""
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,66 +93,50 @@ def export_model(
             f"Expected a tile that is a multiple of the network's stride {network.stride}, got {tile}: round it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = network.eval()
-    example = _example_tile(tile)
-    expected = _probabilities(network, example)
-    if kind == "bioimageio":
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as folder:
-            weights = Path(folder) / "weights.torchscript.pt"
-            difference = _check_equal("torchscript", _torchscript(network, weights, example)(example), expected)
-            made = write_bioimageio(
+    writers: dict[str, Callable[[nn.Module, Path, npt.NDArray[np.float32]], _Run]] = {
+        "bioimageio": _torchscript,
+        "onnx": _onnx,
+        "torchscript": _torchscript,
+        "pt2": _pt2,
+    }
+    module, example = SoftmaxNetwork(network).eval(), _example_tile(tile)
+    two = np.concatenate([example, example[..., ::-1]])  # any batch size
+    with atomic_write(path) as part, tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as folder:
+        graph = Path(folder) / f"weights{FORMATS['torchscript' if kind == 'bioimageio' else kind]}"
+        run = writers[kind](module, graph, example)
+        difference = _check_equal(kind, run(two), _probabilities(module, two))
+        if kind == "bioimageio":
+            graph = write_bioimageio(
                 Path(folder),
                 network.config,
-                weights,
+                graph,
                 example=example,
-                expected=expected,
+                expected=_probabilities(module, example),
                 halo=halo,
                 name=name,
                 description=description,
                 version=version,
             )
-            shutil.move(made, path)
-        return ExportedModel(path, kind, version, tile, difference)
-    writers: dict[str, Callable[[PyramidSegmenter, Path, npt.NDArray[np.float32]], _Run]] = {
-        "onnx": _onnx,
-        "torchscript": _torchscript,
-        "pt2": _pt2,
-    }
-    with atomic_write(path) as part:
-        run = writers[kind](network, part, example)
-        two = np.concatenate([example, example[..., ::-1]])  # any batch size
-        difference = _check_equal(kind, run(two), _probabilities(network, two))
+        graph.replace(part)
     return ExportedModel(path, kind, version, tile, difference)
 
 
 def _example_tile(tile: int) -> npt.NDArray[np.float32]:
-    """A tile on which graph and network are compared: smooth colors with some noise, the same each time.
-
-    Shape:
-        (1, 3, tile, tile), in 0..1
-    """
+    """A tile on which graph and network are compared, (1, 3, tile, tile): smooth colors with some noise."""
     y, x = np.mgrid[:tile, :tile].astype(np.float32) / tile
     smooth = np.stack([0.6 + 0.3 * np.sin(9 * x), 0.5 + 0.3 * np.cos(7 * y), 0.6 + 0.3 * np.sin(5 * (x + y))])
     noise = np.random.default_rng(0).normal(0, 0.05, smooth.shape)
     return (smooth + noise).clip(0, 1).astype(np.float32)[None]
 
 
-def _probabilities(network: PyramidSegmenter, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities of the network.
-
-    Shape:
-        (B, 3, T, T), in 0..1 → (B, K, T, T)
-    """
+def _probabilities(module: nn.Module, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities of a network or a graph: (B, 3, T, T), in 0..1 → (B, K, T, T)."""
     with torch.inference_mode():
-        return np.asarray(network.eval()(torch.from_numpy(tiles)).softmax(dim=1).numpy(), np.float32)
+        return np.asarray(module(torch.from_numpy(np.ascontiguousarray(tiles))).numpy(), np.float32)
 
 
 def _check_equal(name: str, actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Return the largest difference.
-
-    Raises:
-        ModelError: It is above the tolerance.
-    """
+    """Return the largest difference; raise an error if it is above the tolerance."""
     difference = float(np.abs(actual - expected).max()) if actual.shape == expected.shape else float("inf")
     if not difference <= _TOLERANCE:
         raise ModelError(
@@ -162,26 +146,26 @@ def _check_equal(name: str, actual: npt.NDArray[np.float32], expected: npt.NDArr
     return difference
 
 
-def _torchscript(network: PyramidSegmenter, path: Path, example: npt.NDArray[np.float32]) -> _Run:
+def _torchscript(module: nn.Module, path: Path, example: npt.NDArray[np.float32]) -> _Run:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is intended
-        traced = torch.jit.trace(SoftmaxNetwork(network).eval(), torch.from_numpy(example))  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(module, torch.from_numpy(example))  # type: ignore[no-untyped-call]
         traced.save(str(path))
-        return _run_module(torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
+        return partial(_probabilities, torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
-def _pt2(network: PyramidSegmenter, path: Path, example: npt.NDArray[np.float32]) -> _Run:
+def _pt2(module: nn.Module, path: Path, example: npt.NDArray[np.float32]) -> _Run:
     two = torch.from_numpy(np.concatenate([example, example]))  # a batch size of one would become a constant
     shapes = {"x": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
-        program = torch.export.export(SoftmaxNetwork(network).eval(), (two,), dynamic_shapes=shapes)
+        program = torch.export.export(module, (two,), dynamic_shapes=shapes)
     with path.open("wb") as file:
         torch.export.save(program, file)
     with path.open("rb") as file:
-        return _run_module(torch.export.load(file).module())
+        return partial(_probabilities, torch.export.load(file).module())
 
 
-def _onnx(network: PyramidSegmenter, path: Path, example: npt.NDArray[np.float32]) -> _Run:
+def _onnx(module: nn.Module, path: Path, example: npt.NDArray[np.float32]) -> _Run:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
@@ -193,7 +177,7 @@ def _onnx(network: PyramidSegmenter, path: Path, example: npt.NDArray[np.float32
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            SoftmaxNetwork(network).eval(),
+            module,
             (two,),
             dynamo=True,
             input_names=["image"],
@@ -206,11 +190,3 @@ def _onnx(network: PyramidSegmenter, path: Path, example: npt.NDArray[np.float32
     program.save(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda tiles: np.asarray(session.run(None, {"image": np.ascontiguousarray(tiles)})[0], np.float32)
-
-
-def _run_module(module: nn.Module) -> _Run:
-    def run(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(np.ascontiguousarray(tiles))).numpy(), np.float32)
-
-    return run

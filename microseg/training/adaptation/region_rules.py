@@ -24,6 +24,10 @@ _ALWAYS = 0.98  # fraction of a class's area in regions that touch another class
 _MIN_REGIONS = 10  # for a rule on neighbors
 _CORNERS = np.ones((3, 3), bool)  # pixels that meet at a corner are connected
 
+Mask = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int32]
+
 
 @dataclass(frozen=True)
 class RegionRules:
@@ -39,7 +43,7 @@ class RegionRules:
     typical: tuple[float, ...] = ()
     touches: tuple[tuple[int, ...], ...] = ()
 
-    def for_lab(self, masks: Iterable[npt.NDArray[np.uint8]], zoom: float) -> "RegionRules":
+    def for_lab(self, masks: Iterable[Mask], zoom: float) -> "RegionRules":
         """Scale the smallest areas down for a lab whose typical regions are smaller.
 
         Otherwise a wrongly estimated scale, or finer tissue, would turn a lab's objects into specks.
@@ -62,7 +66,7 @@ class RegionRules:
         return RegionRules(smallest, self.typical, self.touches)
 
 
-def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: int) -> RegionRules:
+def region_rules(masks: Iterable[tuple[Mask, float]], classes: int) -> RegionRules:
     """Estimate region rules from masks; regions that the image border cuts do not count.
 
     Args:
@@ -94,7 +98,7 @@ def region_rules(masks: Iterable[tuple[npt.NDArray[np.uint8], float]], classes: 
     )
 
 
-def remove_implausible(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float = 1.0) -> npt.NDArray[np.uint8]:
+def remove_implausible(mask: Mask, rules: RegionRules, zoom: float = 1.0) -> Mask:
     """Replace regions that violate the rules by the class of the nearest other pixel.
 
     Args:
@@ -116,12 +120,12 @@ def remove_implausible(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: fl
     return np.where(at_border, np.uint8(IGNORE), cleaned) if at_border.any() else cleaned
 
 
-def most_probable(probabilities: Sequence[Tensor]) -> list[npt.NDArray[np.uint8]]:
+def most_probable(probabilities: Sequence[Tensor]) -> list[Mask]:
     """Most probable class of each pixel: (K, H, W) → (H, W), each."""
     return [each.max(0).indices.numpy().astype(np.uint8) for each in probabilities]  # faster than argmax
 
 
-def plausible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: float) -> list[npt.NDArray[np.uint8]]:
+def plausible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: float) -> list[Mask]:
     """Most probable class of each pixel of a lab's images, without regions that violate the rules.
 
     Args:
@@ -138,7 +142,7 @@ def plausible_labels(probabilities: Sequence[Tensor], rules: RegionRules, zoom: 
     return [remove_implausible(mask, rules, zoom) for mask in masks]
 
 
-def _specks(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float) -> npt.NDArray[np.bool_]:
+def _specks(mask: Mask, rules: RegionRules, zoom: float) -> Pixels:
     specks = np.zeros(mask.shape, bool)
     for label, area in enumerate(rules.smallest):
         regions, sizes = _regions(mask == label)
@@ -149,9 +153,7 @@ def _specks(mask: npt.NDArray[np.uint8], rules: RegionRules, zoom: float) -> npt
     return specks
 
 
-def _without_neighbors(
-    mask: npt.NDArray[np.uint8], rules: RegionRules
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _without_neighbors(mask: Mask, rules: RegionRules) -> tuple[Pixels, Pixels]:
     """Regions without their obligatory neighbors: those inside the image, and those that its border cuts."""
     inside, cut = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
     for label, neighbors in enumerate(rules.touches):
@@ -166,14 +168,14 @@ def _without_neighbors(
     return inside, cut
 
 
-def _replaced(mask: npt.NDArray[np.uint8], wrong: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+def _replaced(mask: Mask, wrong: Pixels) -> Mask:
     if wrong.all() or not wrong.any():
         return mask
     nearest = ndimage.distance_transform_edt(wrong, return_distances=False, return_indices=True)
     return np.asarray(mask[tuple(nearest)], np.uint8)
 
 
-def _regions(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+def _regions(chosen: Pixels) -> tuple[Labels, npt.NDArray[np.intp]]:
     """Regions numbered from 1, and their areas in pixels; the area of number 0, everything else, is 0."""
     regions, count = ndimage.label(chosen, _CORNERS)
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
@@ -181,9 +183,7 @@ def _regions(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.
     return regions, sizes
 
 
-def _touched(
-    mask: npt.NDArray[np.uint8], regions: npt.NDArray[np.int32], count: int, classes: int
-) -> npt.NDArray[np.bool_]:
+def _touched(mask: Mask, regions: Labels, count: int, classes: int) -> Pixels:
     """Whether each region touches each class: (count, classes)."""
     touched = np.zeros((count, classes), bool)
     for label in range(classes):
@@ -192,7 +192,7 @@ def _touched(
     return touched
 
 
-def _always(areas: npt.NDArray[np.floating], touching: npt.NDArray[np.bool_], label: int) -> tuple[int, ...]:
+def _always(areas: npt.NDArray[np.floating], touching: Pixels, label: int) -> tuple[int, ...]:
     """Other classes, without the background, that almost all of the area of a class touches."""
     if label == 0 or len(areas) < _MIN_REGIONS:
         return ()
@@ -206,12 +206,12 @@ def _quantile(areas: npt.NDArray[np.floating], fraction: float) -> float:
     return float(areas[int(np.searchsorted(np.cumsum(areas), fraction * areas.sum()))])
 
 
-def _inside(regions: npt.NDArray[np.int32], sizes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def _inside(regions: Labels, sizes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Numbers of the regions completely inside the image."""
     return np.setdiff1d(np.flatnonzero(sizes), _at_border(regions))
 
 
-def _at_border(regions: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def _at_border(regions: Labels) -> Labels:
     """Numbers of the regions that touch the image's border."""
     edges = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return np.setdiff1d(edges, 0)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from microseg.errors import DataError, SettingsError
-from microseg.inference.engine import Engine, engine_zoom, segment_image
+from microseg.inference.engine import Engine
 from microseg.models.config import NetworkConfig
 from microseg.models.files import save_network, weights_digest
 from microseg.models.heads import SemanticHead
@@ -48,7 +48,7 @@ def pyramid_network(encoder: str = "blocks") -> PyramidSegmenter:
 @pytest.mark.parametrize("size", [(257, 190), (64, 301), (333, 334)])
 def test_tiled_equals_whole_for_receptive_field_below_halo(size: tuple[int, int]) -> None:
     network, image = Local().eval(), noise(*size)
-    whole = segment_image(network, image, tile=512, halo=64)
+    whole = Engine(network, tile=512, halo=64, optimize=False).probabilities(image)
     tiled = Engine(network, tile=96, halo=20, batch=3).probabilities(image)
     assert tiled.shape == (3, *size)
     assert tiled.dtype == np.float32
@@ -62,7 +62,7 @@ def test_one_tile_equals_the_network_itself() -> None:
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = network(x).softmax(1)[0].numpy()
-    np.testing.assert_allclose(segment_image(network, image), expected, atol=1e-5)
+    np.testing.assert_allclose(Engine(network, optimize=False).probabilities(image), expected, atol=1e-5)
     np.testing.assert_allclose(Engine(network).probabilities(image), expected, atol=1e-5)
 
 
@@ -95,7 +95,6 @@ def test_does_not_change_the_network() -> None:
     network = pyramid_network().train()
     network.encoder.eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    segment_image(network, noise(40, 40))
     Engine(network).probabilities(noise(40, 40))
     assert network.training
     assert not network.encoder.training
@@ -119,7 +118,7 @@ def test_weights_digest_equals_that_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (5, 3)])
 def test_segments_tiny_images(size: tuple[int, int]) -> None:
-    probabilities = segment_image(pyramid_network(), noise(*size))
+    probabilities = Engine(pyramid_network(), optimize=False).probabilities(noise(*size))
     assert probabilities.shape == (2, *size)
     assert np.isfinite(probabilities).all()
 
@@ -129,7 +128,7 @@ def test_segments_tiny_images(size: tuple[int, int]) -> None:
     [(1.0, 0.5, 2), (0.25, 0.5, 0.5), (0.52, 0.5, 1), (0.48, 0.5, 1), (None, 0.5, 1), (0.5, None, 1)],
 )
 def test_zoom_to_the_pixel_size_of_the_model(mpp: float | None, model_mpp: float | None, zoom: float) -> None:
-    assert engine_zoom(mpp, model_mpp) == zoom
+    assert Engine(Local(mpp=model_mpp)).zoom(mpp) == zoom
 
 
 def test_rescales_images_to_the_pixel_size_of_the_model(brightness: Callable[..., PyramidSegmenter]) -> None:
@@ -139,21 +138,24 @@ def test_rescales_images_to_the_pixel_size_of_the_model(brightness: Callable[...
     network = brightness(mpp=0.5)
     network.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
     for mpp, shape in ((1.0, (128, 208)), (0.25, (32, 64)), (0.51, (64, 112)), (None, (64, 112))):
-        probabilities = segment_image(network, image, mpp=mpp)
+        probabilities = Engine(network, optimize=False).probabilities(image, mpp=mpp)
         assert seen[-1][-2:] == shape  # rounded up to the stride
         assert probabilities.shape == (2, 60, 100)
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
         mask = probabilities.argmax(0)
-        cohen_kappa = (mask == (image[..., 0] > 127)).mean()
-        assert cohen_kappa > 0.97, mpp
-    np.testing.assert_array_equal(segment_image(network, image, mpp=0.51), segment_image(network, image))
+        accuracy = (mask == (image[..., 0] > 127)).mean()
+        assert accuracy > 0.97, mpp
+    np.testing.assert_array_equal(
+        Engine(network, optimize=False).probabilities(image, mpp=0.51),
+        Engine(network, optimize=False).probabilities(image),
+    )
 
 
 def test_rejects_implausible_pixel_size(brightness: Callable[..., PyramidSegmenter]) -> None:
     with pytest.raises(DataError, match="pixel size"):
-        segment_image(brightness(mpp=0.25), noise(32, 32), mpp=350.0)
+        Engine(brightness(mpp=0.25), optimize=False).probabilities(noise(32, 32), mpp=350.0)
     with pytest.raises(DataError, match="positive"):
-        segment_image(brightness(), noise(32, 32), mpp=0.0)
+        Engine(brightness(), optimize=False).probabilities(noise(32, 32), mpp=0.0)
 
 
 @pytest.mark.parametrize("wrong", [noise(8, 8)[..., 0], noise(8, 8) / 255, noise(8, 8)[:0]])

@@ -65,7 +65,7 @@ def disagreement(network: PyramidSegmenter, section: npt.NDArray[np.uint8], halo
     assert len(engine.plan(*section.shape[:2]).rows) >= 3
     masks = []
     for pixels in (section, section[SHIFT:, SHIFT:]):
-        _, strips = slide_strips(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
+        _, _, strips = slide_strips(engine, ArraySlide(pixels, Path("slide.tif"), None), None, skip_glass=False)
         masks.append(np.concatenate([part.mask for part in strips]))
     changed = masks[0][SHIFT:, SHIFT:] != masks[1]
     border, rest = places(engine, len(section))

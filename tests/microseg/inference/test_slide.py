@@ -238,7 +238,7 @@ def test_damaged_slide_leaves_earlier_files(
 def test_strips_without_files(darkness: Callable[..., Engine], slide: Path, tissue: Picture) -> None:
     engine = darkness()
     with open_slide(slide) as opened:
-        view, strips = slide_strips(engine, opened, None)
+        view, _, strips = slide_strips(engine, opened, None)
         mask = np.concatenate([part.mask for part in strips])
     assert mask.shape == (view.height, view.width) == tissue.shape[:2]
     np.testing.assert_array_equal(mask, engine.probabilities(tissue).argmax(0))

@@ -130,7 +130,7 @@ def test_wrong_description(folder: Path, text: str, message: str) -> None:
 
 def test_description_that_is_not_text(folder: Path) -> None:
     (folder / CONFIG_FILE).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(WeightsError, match="expected JSON"):
+    with pytest.raises(WeightsError, match="expected a network's description"):
         load_network(folder)
 
 

@@ -125,8 +125,13 @@ def test_rejects_unknown_format(network: PyramidSegmenter, tmp_path: Path) -> No
 def test_does_not_keep_file_that_computes_other_probabilities(
     network: PyramidSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = formats._probabilities
-    monkeypatch.setattr(formats, "_probabilities", lambda net, tiles: right(net, tiles) + np.float32(0.01))
+    right = formats._torchscript
+
+    def wrong(*given: Any) -> Callable[..., Any]:
+        run = right(*given)
+        return lambda tiles: run(tiles) + np.float32(0.01)
+
+    monkeypatch.setattr(formats, "_torchscript", wrong)
     with pytest.raises(ModelError, match=r"differ by 0\.01"):
         export_model(network, tmp_path / "m.pt", kind="torchscript", tile=TILE)
     assert list(tmp_path.iterdir()) == []
