@@ -29,21 +29,21 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
 
     The target labs that the base version was adapted to before are included, so that it remains adapted to them.
     """
-    source, earlier = open_workspace(settings).labs({name: it for name, it in base.datasets.items() if name != lab})
+    workspace, params = open_workspace(settings), settings.params
+    source, earlier = workspace.labs({name: it for name, it in base.datasets.items() if name != lab})
     if not source:
         raise LabError(
             f"Expected labelled labs among the datasets of version {base.version}, found none: {dict(base.datasets)}."
         )
-    targets = [*earlier, open_workspace(settings).lab(lab, digest)[0]]
-    params, registry = settings.params, open_workspace(settings).registry
+    targets = [*earlier, workspace.lab(lab, digest)[0]]
     folder = settings.home.runs / "adapt" / f"{lab}-from-{base.version}"
     logged = params.model_dump(include={"seed", "adapt"})
-    with registry.runs.start(
+    with workspace.registry.runs.start(
         f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}
     ) as run:
         with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
             training = adapt_segmenter(
-                open_workspace(settings).network(base),
+                workspace.network(base),
                 source,
                 targets,
                 params.adapt,
@@ -54,7 +54,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
             )
         with console.status("Registering the candidate"):
             tags = {"base_version": str(base.version), "target": lab}
-            version = open_workspace(settings).register_model(
+            version = workspace.register_model(
                 run,
                 folder,
                 training,
@@ -64,7 +64,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 method=params.adapt.method,
                 tags=tags,
             )
-    return registry.versions.set_alias(CANDIDATE, version)
+    return workspace.registry.versions.set_alias(CANDIDATE, version)
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")
@@ -81,8 +81,9 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
         The candidate.
     """
     settings = load_settings(changes)
-    base_version = open_workspace(settings).registry.versions.find(base)
-    _, digest = open_workspace(settings).lab(lab, digest)
+    workspace = open_workspace(settings)
+    base_version = workspace.registry.versions.find(base)
+    _, digest = workspace.lab(lab, digest)
     return fit_and_register(base_version, lab, digest, settings)
 
 

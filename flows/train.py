@@ -44,11 +44,12 @@ class TrainResult:
 @task
 def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersion:
     """Train on the labs' datasets and register the network."""
-    labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
-    params, registry = settings.params, open_workspace(settings).registry
+    workspace = open_workspace(settings)
+    labs = [workspace.lab(lab, digest)[0] for lab, digest in digests.items()]
+    params = settings.params
     name = "train " + " ".join(digests)
     folder = settings.home.runs / "train" / "-".join(digests)
-    with registry.runs.start(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
+    with workspace.registry.runs.start(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
             training = train_segmenter(
                 labs,
@@ -60,22 +61,19 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 progress=progress,
             )
         with console.status("Registering the segmenter"):
-            return open_workspace(settings).register_model(
-                run, folder, training, source=labs, digests=digests, method=SOURCE_METHOD
-            )
+            return workspace.register_model(run, folder, training, source=labs, digests=digests, method=SOURCE_METHOD)
 
 
 @task
 def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: Settings) -> Comparison:
     """Dice of the new version on the labs' held-out images."""
-    labs = [open_workspace(settings).lab(lab, digest)[0] for lab, digest in digests.items()]
+    workspace = open_workspace(settings)
+    labs = [workspace.lab(lab, digest)[0] for lab, digest in digests.items()]
     total = sum(len(lab.select(split="test", labelled=True)) for lab in labs)
     with progress_bar("Evaluating on held-out images", total) as advance:
-        comparison = compare(
-            open_workspace(settings).network(version), None, source=labs, target=None, on_image=advance
-        )
+        comparison = compare(workspace.network(version), None, source=labs, target=None, on_image=advance)
     for lab, metrics in comparison.metrics().items():
-        open_workspace(settings).registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
+        workspace.registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
     return comparison
 
 

@@ -16,7 +16,7 @@ from microseg.config.params import InferenceSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import DataError, SettingsError
 from microseg.inference.backends.backend import create_backend
-from microseg.inference.tiling import TilePlan, cut_tile, plan_tiles
+from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.pixel_size import model_zoom
@@ -46,7 +46,7 @@ class Engine:
         network: The segmenter; it is not changed.
         device: Device to compute on.
         tile: Longest side of a tile in pixels at the model's pixel size, rounded up to the network's stride.
-        halo: Half of the least overlap of two tiles, in pixels; see `plan_tiles`.
+        halo: Half of the least overlap of two tiles, in pixels; see `plan_spans`.
         batch: Tiles computed at once; on a CPU at most as many as PyTorch has threads.
         half: Compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
             about 0.01; processors with bfloat16 instructions take half the time.
@@ -161,15 +161,8 @@ class Engine:
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Tiles of an image that has the model's pixel size."""
-        return plan_tiles(height, width, tile=self._tile, halo=self._halo, multiple=self.stride)
-
-    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Class probabilities of a batch of tiles of one size, which do not influence each other.
-
-        Shape:
-            (B, h, w, 3) → (B, K, h, w)
-        """
-        return self._backend.predict(tiles)
+        options = {"tile": self._tile, "halo": self._halo, "multiple": self.stride}
+        return TilePlan(plan_spans(height, **options), plan_spans(width, **options))
 
     def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
         """Class probabilities of tiles of one size, in order; some are computed ahead.

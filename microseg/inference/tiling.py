@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from microseg.errors import SettingsError
 
-__all__ = ["Span", "Tile", "TilePlan", "cut_tile", "plan_spans", "plan_tiles"]
+__all__ = ["Span", "Tile", "TilePlan", "cut_tile", "plan_spans"]
 
 
 @dataclass(frozen=True)
@@ -132,24 +132,6 @@ def plan_spans(length: int, *, tile: int, halo: int, multiple: int) -> tuple[Spa
         Span(start, start + size, first, last, halo if i else 0, halo if i < count - 1 else 0)
         for i, (start, first, last) in enumerate(zip(starts, firsts, lasts, strict=True))
     )
-
-
-def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple: int) -> TilePlan:
-    """Cut an image into overlapping tiles of one size; an image that fits into one tile is one tile.
-
-    Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        tile: Longest side of a tile in pixels.
-        halo: See `plan_spans`.
-        multiple: See `plan_spans`.
-
-    Raises:
-        SettingsError: See `plan_spans`.
-    """
-    rows = plan_spans(height, tile=tile, halo=halo, multiple=multiple)
-    columns = plan_spans(width, tile=tile, halo=halo, multiple=multiple)
-    return TilePlan(rows, columns)
 
 
 def cut_tile(image: npt.NDArray[np.uint8], tile: Tile) -> npt.NDArray[np.uint8]:

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from microseg.models.losses import segmentation_loss
-from microseg.plugins import load_plugin
 
-__all__ = ["Head", "SemanticHead", "build_head"]
+__all__ = ["Head", "SemanticHead"]
 
 
 class Head(nn.Module, ABC):
@@ -83,13 +82,3 @@ class SemanticHead(Head):
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Softmax over the classes."""
         return prediction.softmax(dim=1)
-
-
-def build_head(name: str, decoder_channels: Sequence[int], classes: int) -> Head:
-    """Build a head by its name.
-
-    Raises:
-        PluginError: No head has that name.
-    """
-    head: Head = load_plugin("microseg.heads", name)(decoder_channels, classes)
-    return head

@@ -9,8 +9,9 @@ from torch.nn import functional
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
 from microseg.models.encoders import build_encoder
-from microseg.models.heads import build_head
+from microseg.models.heads import Head
 from microseg.models.layers import PyramidDecoder, PyramidPooling
+from microseg.plugins import load_plugin
 
 __all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork"]
 
@@ -48,6 +49,7 @@ class PyramidSegmenter(nn.Module):
         (B, 3, H, W), float, in 0..1 → (B, K, H, W), logits
 
     Raises:
+        PluginError: No head has that name.
         ModelError: The encoder is unknown, ``decoder_channels`` have another number than its levels, or the input has
             another shape.
 
@@ -69,7 +71,8 @@ class PyramidSegmenter(nn.Module):
         self.stride = self.encoder.strides[-1]
         self.pyramid = PyramidPooling(channels[-1], config.pyramid_channels, config.pyramid_bins)
         self.decoder = PyramidDecoder(channels, config.pyramid_channels, self.decoder_channels)
-        self.head = build_head(config.head, self.decoder_channels, len(config.classes))
+        head_type: type[Head] = load_plugin("microseg.heads", config.head)
+        self.head = head_type(self.decoder_channels, len(config.classes))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 

@@ -128,11 +128,6 @@ class OutOfDistributionSummary:
     median_score: float
     exceeds_limits: bool
 
-    def __str__(self) -> str:
-        if not self.images:
-            return "no image has an out-of-distribution score"
-        return f"{self.out_of_distribution} of {self.images} out of distribution; median score {self.median_score:.2f}"
-
 
 def summarize_scores(
     scores: Sequence[float], policy: OutOfDistributionSettings | None = None

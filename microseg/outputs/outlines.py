@@ -1,6 +1,5 @@
 """Outlines of objects as GeoJSON, which QuPath opens as annotations."""
 
-import functools
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ def features(objects: ObjectBatch, image: ImageInfo) -> Iterator[str]:
     Reference:
         RFC 7946, and QuPath's ``QuPathTypeAdapters``: ids are UUIDs, measurements are one object of numbers.
     """
-    polygons, namespace = objects.polygons, _namespace(image.source_sha256 or image.source)
+    polygons, namespace = objects.polygons, uuid.uuid5(uuid.NAMESPACE_URL, image.source_sha256 or image.source)
     if image.step != (1.0, 1.0):
         polygons = shapely.transform(polygons, lambda coordinates: (coordinates * image.step).round(2))
     columns = [column for column in objects.table.columns if column not in ("image", "label", "class")]
@@ -77,8 +76,3 @@ def features(objects: ObjectBatch, image: ImageInfo) -> Iterator[str]:
             f'{{"type": "Feature", "id": "{uuid.uuid5(namespace, str(number))}", "geometry": {geometry}, '
             f'"properties": {orjson.dumps(properties).decode()}}}'
         )
-
-
-@functools.lru_cache(maxsize=8)
-def _namespace(source: str) -> uuid.UUID:
-    return uuid.uuid5(uuid.NAMESPACE_URL, source)

@@ -31,8 +31,8 @@ class Backend(Protocol):
     parallel_tiles: int
     call_size: int
 
-    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Compute class probabilities in the calling thread.
+    def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
+        """Compute class probabilities in another thread, while the caller prepares the next tiles.
 
         Args:
             tiles: RGB tiles of one size, 0..255.
@@ -40,10 +40,6 @@ class Backend(Protocol):
         Shape:
             (B, h, w, 3) → (B, K, h, w)
         """
-        ...
-
-    def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
-        """Compute the same in another thread, while the caller prepares the next tiles."""
         ...
 
 

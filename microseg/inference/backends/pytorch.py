@@ -51,7 +51,7 @@ class PyTorchBackend:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See `Backend.predict`."""
+        """Compute class probabilities in the calling thread."""
         # each smaller number of tiles at the end of an image would be compiled, too
         network = self._compiled if len(tiles) == self.call_size else self._network
         return predict(network, self._network.head, tiles, self._device, self._half)

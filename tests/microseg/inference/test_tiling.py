@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microseg.errors import SettingsError
-from microseg.inference.tiling import Span, cut_tile, plan_spans, plan_tiles
+from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
 
 SIZES = st.tuples(
     st.integers(1, 3000),  # length
@@ -12,6 +12,10 @@ SIZES = st.tuples(
     st.integers(0, 70),  # halo
     st.sampled_from([1, 2, 16, 32]),  # multiple
 )
+
+
+def plan_tiles(height: int, width: int, **options: int) -> TilePlan:
+    return TilePlan(plan_spans(height, **options), plan_spans(width, **options))
 
 
 def spans_of(length: int, beyond: int, halo: int, multiple: int) -> tuple[tuple[Span, ...], int]:

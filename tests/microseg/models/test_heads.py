@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from microseg.errors import PluginError
-from microseg.models.heads import SemanticHead, build_head
+from microseg.models.config import NetworkConfig
+from microseg.models.heads import SemanticHead
 from microseg.models.losses import segmentation_loss
+from microseg.models.network import PyramidSegmenter
 
 
 def test_semantic_head_classifies_each_pixel_of_the_finest_level() -> None:
-    head = build_head("semantic", (8, 4), classes=3)
-    assert isinstance(head, SemanticHead)
+    head = SemanticHead((8, 4), classes=3)
     decoder = [torch.rand(2, 8, 3, 5), torch.rand(2, 4, 6, 10)]
     logits = head(decoder)
     assert logits.shape == (2, 3, 6, 10)
@@ -21,4 +22,4 @@ def test_semantic_head_classifies_each_pixel_of_the_finest_level() -> None:
 
 def test_unknown_head_is_reported_with_the_available_ones() -> None:
     with pytest.raises(PluginError, match=r"prediction head \(.*semantic.*\), got 'instance'"):
-        build_head("instance", (4,), classes=2)
+        PyramidSegmenter(NetworkConfig(classes=("background", "gland"), head="instance"))

@@ -24,21 +24,21 @@ def test_cpu_uses_the_cpu_backend(tiny_network: Callable[..., PyramidSegmenter])
     backend = create_backend(tiny_network(), **OPTIONS)  # type: ignore[arg-type]
     assert isinstance(backend, CpuBackend)
     plain = PyTorchBackend(tiny_network().eval(), device=torch.device("cpu"), batch_size=2, half=False)
-    np.testing.assert_allclose(backend.predict(TILES), plain.predict(TILES), atol=1e-5)
+    np.testing.assert_allclose(backend.submit(TILES).result(), plain.predict(TILES), atol=1e-5)
     np.testing.assert_array_equal(plain.submit(TILES).result(), plain.predict(TILES))
 
 
 def test_missing_operator_leaves_convolutions_unfused(
     tiny_network: Callable[..., PyramidSegmenter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = create_backend(tiny_network(), **OPTIONS).predict(TILES)  # type: ignore[arg-type]
+    expected = create_backend(tiny_network(), **OPTIONS).submit(TILES).result()  # type: ignore[arg-type]
     cpu._operator.cache_clear()
     monkeypatch.delattr(torch.jit, "script")
     monkeypatch.delattr(torch.jit, "trace")
     backend = create_backend(tiny_network(), **OPTIONS)  # type: ignore[arg-type]
     assert not any(isinstance(part, cpu._FusedConv2d) for part in backend._network._network.modules())  # type: ignore[attr-defined]
     monkeypatch.setattr(cpu, "_TRACE_AFTER", 1)
-    np.testing.assert_allclose(backend.predict(TILES), expected, atol=1e-5)
+    np.testing.assert_allclose(backend.submit(TILES).result(), expected, atol=1e-5)
 
 
 REMOVED = """
