@@ -55,6 +55,10 @@ class LabDistribution:
     covariance: Features
     limit: float
 
+    def distances(self, features: Features) -> Features:
+        """Return Mahalanobis distances: (N, D) → (N,)."""
+        return _distances(features, self.center, self.covariance)
+
 
 @dataclass(frozen=True, eq=False)
 class ReferenceDistribution:
@@ -79,9 +83,7 @@ class ReferenceDistribution:
         """
         if not self.labs:
             return np.full(len(features), np.nan)
-        nearest: Features = np.min(
-            [_distances(features, lab.center, lab.covariance) / lab.limit for lab in self.labs.values()], axis=0
-        )
+        nearest: Features = np.min([lab.distances(features) / lab.limit for lab in self.labs.values()], axis=0)
         return nearest
 
     def to_dict(self) -> dict[str, Any]:

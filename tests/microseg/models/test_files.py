@@ -104,7 +104,7 @@ def test_flipped_bit_is_detected(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "expected JSON"),
+        ("{", "expected a network's description"),
         ("[]", "expected a network of format 2 .* got 'list'"),
         ("{}", "expected a network of format 2 .* got None"),
         ('{"format": 1}', "expected a network of format 2 .* got 1, .*train the network again with this version"),
