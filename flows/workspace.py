@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from microseg.inference.engine import Engine
     from microseg.models.network import PyramidSegmenter
     from microseg.registry.gate import Decision
-    from microseg.registry.model_card import ModelCardLab
     from microseg.registry.registry import Registry
     from microseg.registry.runs import RunLog
     from microseg.registry.version import ModelVersion
@@ -203,7 +202,9 @@ class Workspace:
         card = model_card(
             method=method,
             network=config,
-            labs=_card_labs(source, target, digests),
+            source=source,
+            target=target,
+            digests=digests,
             run_id=run.id,
             commit=commit,
             run_params=self.registry.runs.params(run.id),
@@ -242,7 +243,9 @@ class Workspace:
         card = model_card(
             method=version.tags.get("method", "unknown"),
             network=network,
-            labs=_card_labs(source, target, version.datasets),
+            source=source,
+            target=target,
+            digests=version.datasets,
             run_params=self.registry.runs.params(version.run_id),
             candidate=comparison.candidate,
             production=comparison.production,
@@ -254,22 +257,3 @@ class Workspace:
         )
         self.registry.versions.describe(version, card)
         self.registry.versions.set_tags(version, decision.to_tags())
-
-
-def _card_labs(
-    source: Sequence[LabDataset], target: Sequence[LabDataset], digests: Mapping[str, str]
-) -> list[ModelCardLab]:
-    from microseg.registry.model_card import ModelCardLab
-
-    return [
-        ModelCardLab(
-            lab.metadata.lab,
-            role,
-            digests[lab.metadata.lab],
-            lab.metadata.stain,
-            len(lab.rows),
-            len(lab.select(labelled=True)),
-        )
-        for role, labs in (("source", source), ("target", target))
-        for lab in labs
-    ]

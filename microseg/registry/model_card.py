@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from microseg.datasets.dataset import LabDataset
 from microseg.models.config import NetworkConfig
 from microseg.registry.gate import Decision, Evidence
-from microseg.registry.version import MODEL_NAME, PREVIOUS, PRODUCTION
+from microseg.registry.version import MODEL_NAME
 
-__all__ = ["ModelCardLab", "Scores", "fit_description", "headline", "measurement_name", "model_card"]
+__all__ = ["Scores", "fit_description", "headline", "measurement_name", "model_card"]
 
 _DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
 
@@ -36,32 +37,13 @@ Scores = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
 """Mean scores on labelled images: lab → metric → (this version, production)."""
 
 
-@dataclass(frozen=True)
-class ModelCardLab:
-    """A lab in a model card.
-
-    Args:
-        lab: Name of the lab.
-        role: ``"source"`` or ``"target"``.
-        digest: DVC's hash of its dataset.
-        stain: Such as ``"H&E"``.
-        images: Number of images.
-        labelled: Number of images with a mask.
-    """
-
-    lab: str
-    role: str
-    digest: str
-    stain: str
-    images: int
-    labelled: int
-
-
 def model_card(
     *,
     method: str,
     network: NetworkConfig,
-    labs: Sequence[ModelCardLab],
+    source: Sequence[LabDataset],
+    target: Sequence[LabDataset] = (),
+    digests: Mapping[str, str],
     run_params: Mapping[str, str],
     candidate: Evidence | None = None,
     production: Evidence | None = None,
@@ -79,7 +61,9 @@ def model_card(
     Args:
         method: Training method.
         network: Architecture, classes, pixel size and origin of the encoder weights.
-        labs: The labs it was trained on and adapted to.
+        source: The labelled labs that it was trained on.
+        target: The labs that it was adapted to.
+        digests: DVC's hash of each lab's dataset.
         run_params: Parameters and tags of the run that trained it; the parameters of the training are shown.
         candidate: Evidence on this version, once evaluated.
         production: Evidence on the version in production, on the same images.
@@ -89,19 +73,27 @@ def model_card(
         run_id: ID of the run that trained it.
         commit: Commit of the code.
     """
-    number = decision.production_version if decision else None
-    sections = [
-        _summary(method, labs, candidate, decision),
-        _gate(decision),
-        _panels(panels, run_id),
-        _performance(candidate, production, scores or {}, f"version {number} (production)" if number else "production"),
-        _intended_use(network, labs),
-        _data(labs),
-        _training(method, network, run_params),
-        f"## Lineage\n- Run: {run_id or 'unknown'}\n- Code: {commit or 'unknown'}\n- Datasets: in the table above",
-        _loading(),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    environment = Environment(
+        loader=PackageLoader("microseg.registry", "."),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("model_card.md.j2").render(
+        model=MODEL_NAME,
+        method=method,
+        network=network,
+        source=list(source),
+        target=list(target),
+        digests=digests,
+        dice=[f"{lab} {value:.3f}" for lab, value in sorted(candidate.source_dice.items())] if candidate else [],
+        measurements=_measurements(candidate, production or Evidence(), scores or {}) if candidate else [],
+        decision=decision,
+        panels=panels,
+        params={name: value for name, value in sorted(run_params.items()) if name.startswith(_TRAINING_PARAMS)},
+        run_id=run_id,
+        commit=commit,
+    )
 
 
 def measurement_name(key: str) -> str:
@@ -127,73 +119,14 @@ def headline(card: str) -> str:
     return card.partition("\n")[0]
 
 
-def _summary(method: str, labs: Sequence[ModelCardLab], candidate: Evidence | None, decision: Decision | None) -> str:
-    targets = [lab.lab for lab in labs if lab.role == "target"]
-    origin = f"Adapted to {', '.join(targets)}" if targets else f"Trained on {', '.join(lab.lab for lab in labs)}"
-    dice = ", ".join(f"{lab} {value:.3f}" for lab, value in sorted(candidate.source_dice.items())) if candidate else ""
-    status = {None: "gate not evaluated", True: "accepted by the gate", False: "REFUSED by the gate"}
-    parts = [
-        f"{origin} ({method})",
-        status[None if decision is None else decision.accepted],
-        f"Dice {dice}" if dice else "no held-out Dice",
-    ]
-    return " · ".join(parts) + "."
-
-
-def _intended_use(network: NetworkConfig, labs: Sequence[ModelCardLab]) -> str:
-    (background, *foreground), mpp = network.classes, network.mpp
-    scale = "at an unknown pixel size" if mpp is None else f"at {mpp:g} microns per pixel"
-    resolution = (
-        "images should have the magnification of its training images"
-        if mpp is None
-        else "images with a known pixel size are rescaled to it"
-    )
-    stains = ", ".join(sorted({lab.stain for lab in labs})) or "unknown"
-    return f"""## Description
-A segmentation model for histopathology images (dual-adaptive pyramid network). It predicts the probabilities of
-{len(network.classes)} classes for each pixel: {background} (class 0), {", ".join(foreground)}.
-It works {scale}; {resolution}.
-
-## Intended use
-Research: outlining and measuring structures in batches of images of the labs below, and pre-annotation.
-
-## Limitations
-- Not a medical device; not for diagnosis. A pathologist should check samples of its output.
-- Stains in the training data: {stains}. For other stains, scanners or tissues, adapt it first.
-- For a lab without masks no Dice is measured: the evidence there is indirect."""
-
-
-def _data(labs: Sequence[ModelCardLab]) -> str:
+def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> list[tuple[str, str, str]]:
+    """The rows of the table: measurement, this version, production."""
     rows = [
-        f"| {lab.lab} | {lab.role} | {_cell(lab.stain)} | {lab.images} | {lab.labelled} | `{lab.digest}` |"
-        for lab in labs
+        (f"{lab}, held-out: Dice", _number(candidate.source_dice.get(lab)), _number(production.source_dice.get(lab)))
+        for lab in sorted(candidate.source_dice.keys() | production.source_dice.keys())
     ]
-    head = [
-        "## Data",
-        "| lab | role | stain | images | with mask | dataset (DVC) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    return "\n".join([*head, *rows])
-
-
-def _training(method: str, network: NetworkConfig, run_params: Mapping[str, str]) -> str:
-    weights = network.encoder_weights
-    origin = f"{weights.source}, license {weights.license}, SHA-256 `{weights.sha256}`" if weights else "random"
-    params = [f"- {name}: {value}" for name, value in sorted(run_params.items()) if name.startswith(_TRAINING_PARAMS)]
-    facts = [f"- Method: {method}", f"- Encoder: {network.encoder}", f"- Initial encoder weights: {origin}"]
-    return "\n".join(["## Training", *facts, *params])
-
-
-def _performance(candidate: Evidence | None, production: Evidence | None, scores: Scores, column: str) -> str:
-    if candidate is None:
-        return ""
-    other = production or Evidence()
-    rows = [
-        (f"{lab}, held-out: Dice", _number(candidate.source_dice.get(lab)), _number(other.source_dice.get(lab)))
-        for lab in sorted(candidate.source_dice.keys() | other.source_dice.keys())
-    ]
-    if candidate.target_dice is not None or other.target_dice is not None:
-        rows.append(("Target lab's masks: Dice", str(candidate.target_dice or "–"), str(other.target_dice or "–")))
+    if candidate.target_dice is not None or production.target_dice is not None:
+        rows.append(("Target lab's masks: Dice", str(candidate.target_dice or "–"), str(production.target_dice or "–")))
     if candidate.target_gain is not None:
         rows.append(("Target lab's masks: gain of Dice", str(candidate.target_gain), "–"))
     rows += [
@@ -203,40 +136,10 @@ def _performance(candidate: Evidence | None, production: Evidence | None, scores
         if metric in _OBJECT_METRICS
     ]
     rows += [
-        (f"Target lab: {measurement_name(name)}", _number(value), _number(other.label_free.get(name)))
+        (f"Target lab: {measurement_name(name)}", _number(value), _number(production.label_free.get(name)))
         for name, value in candidate.label_free.items()
     ]
-    head = ["## Evaluation", f"| | this version | {column} |", "| --- | --- | --- |"]
-    return "\n".join([*head, *(f"| {name} | {new} | {old} |" for name, new, old in rows)])
-
-
-def _gate(decision: Decision | None) -> str:
-    if decision is None:
-        return ""
-    rows = [f"- {'Passed' if result.passed else '**Failed**'}: {result.message}" for result in decision.rules]
-    return "\n".join(["## Gate", "Accepted." if decision.accepted else "**Refused.**", *rows])
-
-
-def _panels(panels: Sequence[str], run_id: str | None) -> str:
-    """Images by URLs relative to MLflow's page, whatever the address of the server."""
-    if not panels or run_id is None:
-        return ""
-    images = [f"![](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in panels]
-    return "\n\n".join(["## Examples of the target lab", *images])
-
-
-def _loading() -> str:
-    return f"""## Loading
-```python
-from microseg import Segmenter
-Segmenter.load("{PRODUCTION}")     # or a version number, or "{PREVIOUS}"
-```
-Without microseg: `mlflow models serve -m models:/{MODEL_NAME}@{PRODUCTION}` takes float32 tiles (B, 3, T, T) in 0..1
-and returns probabilities (B, K, T, T)."""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return rows
 
 
 def _number(value: float | None) -> str:

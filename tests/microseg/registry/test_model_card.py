@@ -1,13 +1,23 @@
 from dataclasses import replace
+from pathlib import Path
 
 from microseg.config.params import GateSettings
+from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.lab import LabMetadata
 from microseg.models.config import EncoderWeights, NetworkConfig
 from microseg.registry.gate import ConfidenceInterval, Evidence, decide
-from microseg.registry.model_card import ModelCardLab, measurement_name, model_card
+from microseg.registry.model_card import measurement_name, model_card
 
 NETWORK = NetworkConfig(classes=("background", "gland"), encoder="blocks", mpp=0.5)
-LAB_A = ModelCardLab("lab_a", "source", "aaaa.dir", "H&E", 85, 85)
-LAB_B = ModelCardLab("lab_b", "target", "bbbb.dir", "DAB-H | blue", 40, 0)
+
+
+def lab(name: str, stain: str, images: int, mask: str | None) -> LabDataset:
+    row = ManifestRow("images/a.png", mask, "slide", "train", 64, 64, 0.5, "")
+    return LabDataset(Path(name), LabMetadata(lab=name, stain=stain, classes=NETWORK.classes), (row,) * images)
+
+
+LAB_A = lab("lab_a", "H&E", 85, "masks/a.png")
+LAB_B = lab("lab_b", "DAB-H | blue", 40, None)
 
 
 def label_free(cohen_kappa: float) -> dict[str, float]:
@@ -27,7 +37,9 @@ def adapted(**change: object) -> str:
     arguments: dict[str, object] = {
         "method": "dual_adaptive_pyramid",
         "network": NETWORK,
-        "labs": (LAB_A, LAB_B),
+        "source": (LAB_A,),
+        "target": (LAB_B,),
+        "digests": {"lab_a": "aaaa.dir", "lab_b": "bbbb.dir"},
         "run_params": {"seed": "0", "adapt.steps": "240", "mlflow.user": "ann"},
         "candidate": candidate,
         "production": production,
@@ -95,7 +107,7 @@ def test_dice_on_masks_of_the_target_has_an_interval() -> None:
 def test_card_before_evaluation() -> None:
     network = NETWORK.model_copy(update={"mpp": None})
     card = adapted(
-        labs=(LAB_A,),
+        target=(),
         network=network,
         candidate=None,
         production=None,
