@@ -87,7 +87,7 @@ def adapt(lab: str, base: str = PRODUCTION, digest: str | None = None, changes: 
     return fit_and_register(base_version, lab, digest, settings)
 
 
-@cli_command
+@cli_command()
 def command(
     lab: Annotated[str, typer.Argument(help="Name of the ingested lab.")],
     base: Annotated[str, typer.Option(help="Version or alias to start from.")] = PRODUCTION,

@@ -4,7 +4,7 @@ python -m flows.evaluate --lab lab_b
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from microseg.config.settings import Settings, load_settings
 from microseg.errors import VersionNotFoundError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import atomic_write
-from microseg.registry.gate import Decision, decide
+from microseg.registry.gate import Decision
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 from microseg.report.panels import comparison_panels, data_uri
 
@@ -134,12 +134,7 @@ def evaluate(
         temporary.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
     log_comparison(version, comparison, file, panels, settings)
-    decision = replace(
-        decide(comparison.candidate, comparison.production, settings.params.gate),
-        version=version.version,
-        production_version=other.version if other else None,
-    )
-    workspace.update_model_card(version, comparison, decision)
+    decision = workspace.decide(version, other, comparison)
     return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels])
 
 
@@ -154,7 +149,7 @@ def _comparison_file(candidate: ModelVersion, against: ModelVersion | None, sett
     return settings.home.runs / "evaluate" / folder / "comparison.json"
 
 
-@cli_command
+@cli_command()
 def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to evaluate.")] = CANDIDATE,
     against: Annotated[str, typer.Option(help="Version or alias to compare with.")] = PRODUCTION,

@@ -54,7 +54,7 @@ def export(
     return export_version(version, kind, path, settings)
 
 
-@cli_command
+@cli_command()
 def command(
     model: Annotated[str, typer.Argument(help="Version or alias.")] = PRODUCTION,
     kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "bioimageio",

@@ -135,7 +135,7 @@ def _earlier_candidate(registry: Registry, onboarding: Onboarding, base: ModelVe
     return None
 
 
-@cli_command
+@cli_command()
 def command(
     folder: Annotated[Path, typer.Argument(help="The incoming dataset: images/, lab.yaml, masks/ where labelled.")],
     here: Annotated[

@@ -34,7 +34,7 @@ def labs(folder: Annotated[Path, typer.Argument(help="Folder that the labs are w
 
 
 @app.command()
-@cli_command
+@cli_command()
 def alias(
     name: Annotated[str, typer.Argument(help="Alias, such as production.")],
     record: Annotated[Path, typer.Argument(help="File that the flow wrote with --record.")],

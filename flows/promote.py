@@ -20,8 +20,7 @@ from flows.validate_promotion import apply_pending_changes, check_version
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
-from microseg.evaluation.comparison import Comparison
-from microseg.registry.gate import NOT_EVALUATED, Decision, RuleResult, decide
+from microseg.registry.gate import NOT_EVALUATED, Decision, RuleResult
 from microseg.registry.production import AuditInfo
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
@@ -43,21 +42,6 @@ def audit_info(*, by: str | None = None, gate: str = NOT_EVALUATED, reason: str 
     except (KeyError, OSError, ImportError):  # a container's user without a name
         user = None
     return AuditInfo(user, "command", gate, reason)
-
-
-@task
-def apply_gate(
-    version: ModelVersion, production: ModelVersion | None, comparison: Comparison, lab: str | None, settings: Settings
-) -> Decision:
-    """Evaluate the gate, and write its decision to the model card."""
-    workspace = open_workspace(settings)
-    decision = replace(
-        decide(comparison.candidate, comparison.production, workspace.gate_settings(lab)),
-        version=version.version,
-        production_version=production.version if production else None,
-    )
-    workspace.update_model_card(version, comparison, decision)
-    return decision
 
 
 @task
@@ -104,7 +88,7 @@ def promote(
         evaluate(candidate, changes=changes, **against)
         comparison = read_comparison(version, current, settings)
         assert comparison is not None
-    decision = replace(apply_gate(version, current, comparison, lab, settings), override=override)
+    decision = replace(workspace.decide(version, current, comparison, lab), override=override)
     if decision.promoted:
         set_production_alias(version, lab, decision, by, settings)
     create_markdown_artifact(
@@ -113,7 +97,7 @@ def promote(
     return decision
 
 
-@cli_command
+@cli_command()
 def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
     lab: LabOption = None,

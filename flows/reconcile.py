@@ -68,7 +68,7 @@ def _restart(onboarding: Onboarding) -> str:
     return f"{text}: restart it with microseg onboard {onboarding.folder}."
 
 
-@cli_command
+@cli_command()
 def command(changes: SetOption = None) -> None:
     """Validate promotions made in MLflow that no event reported, and restart interrupted onboardings.
 

@@ -46,7 +46,7 @@ def rollback(
     return production.history(alias)[0]
 
 
-@cli_command
+@cli_command()
 def command(
     lab: LabOption = None,
     reason: Annotated[str, typer.Option(help="Reason, for the history.")] = "",

@@ -242,7 +242,7 @@ def _show_in_prefect(summary: BatchSummary) -> None:
         create_image_artifact(data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
 
 
-@cli_command
+@cli_command()
 def command(
     source: Annotated[
         Path, typer.Argument(help="A folder of images, a lab's folder with images/ and lab.yaml, or one image.")

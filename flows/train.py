@@ -3,7 +3,7 @@
 python -m flows.train lab_a
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -19,7 +19,7 @@ from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.registry.gate import Decision, decide
+from microseg.registry.gate import Decision
 from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
@@ -83,8 +83,7 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
     workspace = open_workspace(settings)
     if workspace.production() is not None:
         return None
-    decision = replace(decide(comparison.candidate, None, settings.params.gate), version=version.version)
-    workspace.update_model_card(version, comparison, decision)
+    decision = workspace.decide(version, None, comparison)
     if decision.accepted:
         audit = audit_info(gate=decision.status, reason="The first version.")
         workspace.registry.production.promote(version, audit=audit)
@@ -110,7 +109,7 @@ def train(labs: tuple[str, ...], changes: tuple[str, ...] = ()) -> TrainResult:
     return TrainResult(version.version, dice, decision)
 
 
-@cli_command
+@cli_command()
 def command(
     labs: Annotated[list[str], typer.Argument(help="Names of ingested, labelled labs.")],
     record: RecordOption = None,

@@ -116,7 +116,7 @@ def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) 
     return as_state(entries, " ".join(map(str, entries)))
 
 
-@cli_command
+@cli_command()
 def command(
     alias: Annotated[str | None, typer.Argument(help="Such as production or production-lab_b; all by default.")] = None,
     changes: SetOption = None,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microseg.config.params import GateSettings
 from microseg.config.settings import Settings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
@@ -21,7 +21,7 @@ from microseg.errors import VersioningError, VersionNotFoundError
 if TYPE_CHECKING:
     from microseg.api.segmenter import Segmenter
     from microseg.evaluation.comparison import Comparison
-    from microseg.inference.engine import Engine
+    from microseg.inference.engine import Engine, EngineOptions
     from microseg.models.network import PyramidSegmenter
     from microseg.registry.gate import Decision
     from microseg.registry.registry import Registry
@@ -79,11 +79,6 @@ class Workspace:
         except VersionNotFoundError:
             return None
 
-    def gate_settings(self, lab: str | None) -> GateSettings:
-        """What the gate requires: a version for one lab only cannot harm the other labs."""
-        settings = self.settings.params.gate
-        return settings if lab is None else settings.model_copy(update={"max_source_loss": 1.0})
-
     def network(self, version: ModelVersion) -> PyramidSegmenter:
         """Network of a version, loaded once per process; it is shared, so copy it before changing it."""
         from microseg.models.files import load_network
@@ -105,16 +100,12 @@ class Workspace:
         """Segmenter of a version."""
         from microseg.api.segmenter import Segmenter, version_provenance
 
-        inference = self.settings.params.inference
         return Segmenter(
             self.network(version),
             provenance=version_provenance(version),
             reference=self.registry.versions.reference_distribution(version),
             device=self.settings.params.device,
-            tile=inference.tile_size,
-            halo=inference.halo,
-            batch=inference.batch_size,
-            compiled=inference.compile,
+            **self._engine_options(),
         )
 
     def engine(self, network: PyramidSegmenter) -> Engine:
@@ -122,15 +113,16 @@ class Workspace:
         from microseg.inference.engine import Engine
         from microseg.training.devices import resolve_device
 
-        inference = self.settings.params.inference
-        return Engine(
-            network,
-            device=resolve_device(self.settings.params.device),
-            tile=inference.tile_size,
-            halo=inference.halo,
-            batch=inference.batch_size,
-            compiled=inference.compile,
-        )
+        return Engine(network, device=resolve_device(self.settings.params.device), **self._engine_options())
+
+    def _engine_options(self) -> EngineOptions:
+        options = self.settings.params.inference
+        return {
+            "tile": options.tile_size,
+            "halo": options.halo,
+            "batch": options.batch_size,
+            "compiled": options.compile,
+        }
 
     def lab(self, lab: str, digest: str | None = None) -> tuple[LabDataset, str]:
         """Dataset of a lab at a version, verified once per process.
@@ -223,26 +215,34 @@ class Workspace:
             tags=tags,
         )
 
-    def update_model_card(
-        self,
-        version: ModelVersion,
-        comparison: Comparison,
-        decision: Decision,
-    ) -> None:
-        """Rewrite a version's model card with its evaluation, and store the gate's decision with the version.
+    def decide(
+        self, version: ModelVersion, production: ModelVersion | None, comparison: Comparison, lab: str | None = None
+    ) -> Decision:
+        """Evaluate the gate on a version; write the decision and the evaluation to its tags and its model card.
 
         Args:
             version: The evaluated version.
-            comparison: The evidence.
-            decision: The gate's decision.
+            production: The version in production that it was compared with.
+            comparison: The evidence on both.
+            lab: The version is for the images of this lab only, so it cannot harm the other labs.
         """
+        from microseg.registry.gate import decide
         from microseg.registry.model_card import model_card
 
-        network = self.network(version).config
+        gate = self.settings.params.gate
+        decision = replace(
+            decide(
+                comparison.candidate,
+                comparison.production,
+                gate if lab is None else gate.model_copy(update={"max_source_loss": 1.0}),
+            ),
+            version=version.version,
+            production_version=production.version if production else None,
+        )
         source, target = self.labs(version.datasets)
         card = model_card(
             method=version.tags.get("method", "unknown"),
-            network=network,
+            network=self.network(version).config,
             source=source,
             target=target,
             digests=version.datasets,
@@ -257,3 +257,4 @@ class Workspace:
         )
         self.registry.versions.describe(version, card)
         self.registry.versions.set_tags(version, decision.to_tags())
+        return decision

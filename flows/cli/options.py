@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec, overload
+from typing import Annotated, Literal, ParamSpec
 
 import typer
 from pydantic_core import to_json
@@ -29,38 +29,27 @@ LabOption = Annotated[
 ]
 
 
-@overload
-def cli_command(function: Callable[P, None]) -> Callable[P, None]: ...
-
-
-@overload
-def cli_command(*, home: Literal["create", "read"]) -> Callable[[Callable[P, None]], Callable[P, None]]: ...
-
-
 def cli_command(
-    function: Callable[P, None] | None = None, *, home: Literal["use", "create", "read"] = "use"
-) -> Callable[P, None] | Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorate a command: errors end in one message and a non-zero exit code, and microseg's home is there.
+    home: Literal["use", "create", "read"] = "use",
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorate a command: errors end in one message and a non-zero exit code, and microseg's home exists.
 
     Args:
-        function: The command.
         home: ``use`` ends with an error where there is no home to work in; ``create`` creates it; ``read`` leaves it
             to the command, which writes nothing.
     """
-    if function is None:
-        return lambda function: _wrap(function, home)
-    return _wrap(function, home)
 
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            with exit_on_error():
+                if home != "read":
+                    prepare_home(create=home == "create")
+                function(*args, **kwargs)
 
-def _wrap(function: Callable[P, None], home: str) -> Callable[P, None]:
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with exit_on_error():
-            if home != "read":
-                prepare_home(create=home == "create")
-            function(*args, **kwargs)
+        return wrapped
 
-    return wrapped
+    return decorate
 
 
 def prepare_home(*, create: bool) -> None:

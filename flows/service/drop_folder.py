@@ -72,7 +72,7 @@ def announce_complete(drop_folder: DropFolder, settings: Settings, reported: set
             _log.info("%s is complete (%s): its onboarding was requested", incoming.folder, incoming.content)
 
 
-@cli_command
+@cli_command()
 def command() -> None:
     """Watch the drop folder and announce complete incoming datasets to Prefect, until Ctrl-C; `microseg serve` runs it
     too.

@@ -136,7 +136,7 @@ def _is_pending(event: AliasEvent, settings: Settings) -> bool:
     return event.alias in {change.alias for change in pending}
 
 
-@cli_command
+@cli_command()
 def command() -> None:
     """Receive MLflow's webhooks and emit Prefect events, until Ctrl-C; `microseg serve` runs it.
 

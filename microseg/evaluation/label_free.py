@@ -92,33 +92,16 @@ def label_free_scores(
             "foreground_share": 1 - float(class_shares(mask, classes)[0]),
         }
         if views:
-            row["augmentation_consistency"] = _mean(
-                [_consistency(segment, target, image, mask, classes, number, view) for view in range(views)]
-            )
+            augmented = (_augment(image, number, view) for view in range(views))
+            predictions = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
+            row["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in predictions])
         rows.append(row)
         on_image(target.name)
-    names = (
-        "stain_explained_variance",
-        *(("augmentation_consistency",) if views else ()),
-        "entropy",
-        "foreground_share",
-    )
+    consistency = ("augmentation_consistency",) if views else ()
+    names = ("stain_explained_variance", *consistency, "entropy", "foreground_share")
     scores = {name: _mean([row[name] for row in rows]) for name in names}
     collapsed = views and rows and np.isnan(scores["augmentation_consistency"])
     return scores | ({"augmentation_consistency": 0.0} if collapsed else {})
-
-
-def _consistency(
-    segment: Segment,
-    target: TargetImage,
-    image: npt.NDArray[np.uint8],
-    mask: npt.NDArray[np.uint8],
-    classes: int,
-    number: int,
-    view: int,
-) -> float:
-    augmented, restore = _augment(image, number, view)
-    return cohen_kappa(mask, restore(segment(augmented, target.mpp).argmax(0).astype(np.uint8)), classes)
 
 
 def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
@@ -131,15 +114,12 @@ def expected_foreground_share(labs: Sequence[LabDataset]) -> float:
     return _mean(shares)
 
 
-def fit_reference_distribution(
-    labs: Sequence[LabDataset], mpp: float | None, on_image: Callable[[str], None] = lambda _name: None
-) -> ReferenceDistribution:
+def fit_reference_distribution(labs: Sequence[LabDataset], mpp: float | None) -> ReferenceDistribution:
     """Fit the reference distribution of labs; masks are not read.
 
     Args:
         labs: The labs that a model was trained on or adapted to. One with fewer than five images of tissue is left out.
         mpp: The model's pixel size in microns per pixel; None if unknown.
-        on_image: Called with the name of each image.
     """
     reference = {}
     for lab in labs:
@@ -149,7 +129,6 @@ def fit_reference_distribution(
             if described is not None:
                 features.append(described)
                 groups.append(target.slide or target.name)
-            on_image(target.name)
         if len(features) >= MIN_REFERENCE_IMAGES:
             reference[lab.metadata.lab] = fit_lab_distribution(np.array(features), groups)
     return ReferenceDistribution(APPEARANCE_FEATURES, reference)

@@ -2,14 +2,16 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,7 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from microseg.errors import RegistryError
 from microseg.registry.relocation import update_moved_home
 
-__all__ = ["Connection", "is_server", "registry_errors"]
+__all__ = ["Connection", "all_pages", "is_server", "registry_errors"]
+
+T = TypeVar("T")
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 
@@ -115,6 +119,20 @@ class Connection:
         if root is not None:
             return Path(root).resolve().as_uri()
         return None if database is None else (database.resolve().parent / "artifacts").as_uri()
+
+
+def all_pages(search: Callable[[str | None], PagedList[T]]) -> list[T]:
+    """Return the results of all pages of a search.
+
+    Args:
+        search: Returns the page with a token, at first None.
+    """
+    page = search(None)
+    results = list(page)
+    while page.token:
+        page = search(page.token)
+        results += page
+    return results
 
 
 def is_server(tracking_uri: str) -> bool:

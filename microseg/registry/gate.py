@@ -112,7 +112,9 @@ class Decision:
         return tuple(result.message for result in self.rules if not result.passed)
 
     def __str__(self) -> str:
-        return f"The gate {ACCEPTED if self.accepted else REFUSED} it{self._compared()}."
+        number = self.production_version
+        compared = "as a first version" if number is None else f"against version {number}"
+        return f"The gate {ACCEPTED if self.accepted else REFUSED} it {compared}."
 
     def markdown(self) -> Iterator[str]:
         """A list item for each rule."""
@@ -143,10 +145,10 @@ class Decision:
             rules = ()
         return cls(status == ACCEPTED, rules, version.version, int(production) if production.isdecimal() else None)
 
-    def _compared(self) -> str:
-        return (
-            " as a first version" if self.production_version is None else f" against version {self.production_version}"
-        )
+
+_NO_SOURCE_LABS = RuleResult(
+    False, "source_dice", "No Dice of a source lab is known; evaluate on the held-out images of at least one lab."
+)
 
 
 def decide(candidate: Evidence, production: Evidence | None, policy: GateSettings) -> Decision:
@@ -177,7 +179,7 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GateSetting
 
 def _initial_rules(candidate: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     if not candidate.source_dice:
-        return (_no_source_labs(),)
+        return (_NO_SOURCE_LABS,)
     results = []
     for lab, dice in sorted(candidate.source_dice.items()):
         passed = _is_fraction(dice) and dice >= policy.min_initial_dice - _TOLERANCE
@@ -192,7 +194,7 @@ def _initial_rules(candidate: Evidence, policy: GateSettings) -> tuple[RuleResul
 def _source_rules(candidate: Evidence, production: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
     labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
     if not labs:
-        return (_no_source_labs(),)
+        return (_NO_SOURCE_LABS,)
     results = []
     for lab in labs:
         new, old = candidate.source_dice.get(lab), production.source_dice.get(lab)
@@ -272,12 +274,6 @@ def _collapse_rule(candidate: Evidence, policy: GateSettings) -> RuleResult:
         f"{expected:.1%} is expected. The ratio is {ratio:.2f}; between {low:g} and {high:g} is allowed."
     )
     return RuleResult(bool(low - _TOLERANCE <= ratio <= high + _TOLERANCE), "foreground_share", message)
-
-
-def _no_source_labs() -> RuleResult:
-    return RuleResult(
-        False, "source_dice", "No Dice of a source lab is known; evaluate on the held-out images of at least one lab."
-    )
 
 
 def _is_fraction(value: float | None) -> TypeGuard[float]:

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
@@ -49,7 +48,7 @@ class Runs:
         experiment_id = self._connection.experiment(EXPERIMENT)
         with self._connection.action("start a run") as client:
             run_id = client.create_run(experiment_id, tags={**_origin(), **(tags or {})}, run_name=name).info.run_id
-        log = RunLog(self._connection, run_id, name)
+        log = RunLog(self._connection, run_id)
         try:
             log.log_params(params or {})
             yield log
@@ -81,12 +80,10 @@ class RunLog:
     Args:
         connection: The connection to MLflow.
         run_id: ID of the run.
-        name: Name in the user interface.
     """
 
-    def __init__(self, connection: Connection, run_id: str, name: str) -> None:
+    def __init__(self, connection: Connection, run_id: str) -> None:
         self.id = run_id
-        self.name = name
         self._connection = connection
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -125,16 +122,6 @@ class RunLog:
         dataset = Dataset(name=lab, digest=digest, source_type="dvc", source=source)
         with self._connection.action("log a dataset") as client:
             client.log_inputs(self.id, datasets=[DatasetInput(dataset, [InputTag(_CONTEXT_TAG, context)])])
-
-    def log_figure(self, path: Path, artifact_path: str = "figures") -> None:
-        """Copy an image, or any file, to the run's artifacts.
-
-        Args:
-            path: The file.
-            artifact_path: Folder among the artifacts.
-        """
-        with self._connection.action(f"store {path.name}") as client:
-            client.log_artifact(self.id, str(path), artifact_path)
 
     def log_dict(self, content: Mapping[str, object], artifact_file: str) -> None:
         """Write a dictionary to the run's artifacts.

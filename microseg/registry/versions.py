@@ -24,7 +24,7 @@ from microseg.datasets.appearance import APPEARANCE_FEATURES
 from microseg.errors import DataError, VersionNotFoundError
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.reference_distribution import ReferenceDistribution
-from microseg.registry.connection import Connection, is_server
+from microseg.registry.connection import Connection, all_pages, is_server
 from microseg.registry.model_card import fit_description, headline
 from microseg.registry.runs import RunLog, logged_datasets
 from microseg.registry.version import (
@@ -350,14 +350,7 @@ def _create_registered_model(client: MlflowClient) -> None:
 
 
 def _entries(client: MlflowClient) -> list[MlflowVersion]:
-    entries: list[MlflowVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token)
-        entries.extend(page)
-        token = page.token
-        if not token:
-            return entries
+    return all_pages(lambda token: client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token))
 
 
 def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:

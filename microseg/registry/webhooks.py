@@ -18,7 +18,7 @@ from mlflow.webhooks.constants import (
 )
 
 from microseg.errors import RegistryError
-from microseg.registry.connection import Connection, is_server
+from microseg.registry.connection import Connection, all_pages, is_server
 from microseg.registry.version import MODEL_NAME
 
 __all__ = ["AliasEvent", "SignatureError", "Webhooks", "parse_webhook", "sign_webhook"]
@@ -171,11 +171,6 @@ def sign_webhook(secret: str, delivery_id: str, timestamp: str, body: bytes) -> 
 
 
 def _webhooks(client: MlflowClient) -> list[Webhook]:
-    hooks: list[Webhook] = []
-    token: str | None = None
-    while True:
-        page = client.list_webhooks(page_token=token)
-        hooks.extend(hook for hook in page if hook.name == WEBHOOK_NAME)
-        token = page.token
-        if not token:
-            return hooks
+    return [
+        hook for hook in all_pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK_NAME
+    ]
