@@ -71,18 +71,7 @@ def annotation_suffixes() -> Mapping[str, tuple[str, ...]]:
 
 
 def read_annotation(path: Path, size: tuple[int, int], classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Read the labels of an image with the format that its folder and suffix name.
-
-    Args:
-        path: The annotation file.
-        size: Height and width of the image, in pixels.
-        classes: Names of the classes in the order of their indices, background first.
-
-    Shape:
-        (H, W)
-
-    Returns:
-        The class index of each pixel; 255 where a pixel is ignored.
+    """Read the labels of an image with the format of the file's folder and suffix; see `AnnotationFormat.read`.
 
     Raises:
         ImageReadError: No format has such files, or the file cannot be read.

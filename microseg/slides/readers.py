@@ -27,11 +27,13 @@ from PIL import Image
 
 from microseg.errors import ImageReadError
 from microseg.plugins import create_plugins
-from microseg.slides.images import IMAGE_SUFFIXES, is_tiff
-from microseg.slides.slide import Slide
+from microseg.slides.images import IMAGE_SUFFIXES, is_tiff, read_image
+from microseg.slides.pixel_size import image_mpp
+from microseg.slides.slide import ArraySlide, Slide
 
 __all__ = [
     "SLIDE_READERS",
+    "ImageReader",
     "SlideReader",
     "image_pixels",
     "is_slide",
@@ -78,6 +80,21 @@ class SlideReader(Protocol):
         Raises:
             ImageReadError: The file is damaged.
         """
+
+
+class ImageReader:
+    """Reads any image that `read_image` reads. It is asked last, and its error states what is wrong."""
+
+    priority = 0
+    suffixes: tuple[str, ...] = ()
+
+    def can_open(self, _path: Path) -> bool:
+        """Accept every file."""
+        return True
+
+    def open(self, path: Path) -> ArraySlide:
+        """Read the whole image."""
+        return ArraySlide(read_image(path), path, image_mpp(path))
 
 
 def open_slide(path: Path | str) -> Slide:

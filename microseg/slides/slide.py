@@ -1,4 +1,4 @@
-"""A slide: RGB regions of its resolution levels, and a view of it at another scale."""
+"""A slide: RGB regions of its resolution levels, a slide held in memory, and a view of a slide at another scale."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image
 
 from microseg.errors import DataError, ImageReadError
 
-__all__ = ["Level", "Slide", "SlideView"]
+__all__ = ["ArraySlide", "Level", "Slide", "SlideView"]
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,10 @@ class Slide(ABC):
 
     @abstractmethod
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """Decode a region that is inside the level; `read_region` has checked that, and wraps what this raises.
+        """Decode a region; the arguments and the result are those of `read_region`.
 
-        Args:
-            level: Number of the level.
-            x: Left edge of the region, in pixels of the level.
-            y: Upper edge of the region, in pixels of the level.
-            width: In pixels of the level.
-            height: In pixels of the level.
-
-        Shape:
-            (height, width, 3)
+        `read_region` has checked that the region is inside the level, and raises an `ImageReadError` for whatever this
+        raises.
 
         Returns:
             RGB, 0..255.
@@ -145,6 +138,27 @@ class Slide(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class ArraySlide(Slide):
+    """A slide held in memory, as ordinary images are, which have no tiles to read separately.
+
+    Args:
+        pixels: RGB, 0..255.
+        path: Path of its file.
+        mpp: Microns per pixel; None if unknown.
+
+    Shape:
+        pixels (H, W, 3)
+    """
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], path: Path, mpp: float | None) -> None:
+        super().__init__(path, (Level(pixels.shape[1], pixels.shape[0], 1.0),), mpp)
+        self._pixels = pixels
+
+    def decode_region(self, _level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Cut the region out."""
+        return self._pixels[y : y + height, x : x + width]
 
 
 class SlideView:

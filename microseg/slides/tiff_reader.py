@@ -12,9 +12,9 @@ import numpy.typing as npt
 import tifffile
 
 from microseg.errors import ImageReadError
-from microseg.slides.image_reader import ImageReader
 from microseg.slides.images import is_tiff, over_white, scale_to_rgb
 from microseg.slides.pixel_size import image_mpp
+from microseg.slides.readers import ImageReader
 from microseg.slides.slide import Level, Slide
 
 __all__ = ["TiffReader", "TiffSlide"]

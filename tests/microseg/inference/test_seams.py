@@ -14,8 +14,8 @@ from microseg.inference.slide import slide_strips
 from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
-from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
+from microseg.slides.slide import ArraySlide
 from microseg.synthetic.labs import LAB_A, generate_image, generate_lab
 
 SHIFT = 80  # pixels by which the tiles of the second segmentation are shifted; a multiple of the stride

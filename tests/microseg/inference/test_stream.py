@@ -13,8 +13,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
-from microseg.slides.image_reader import ArraySlide
-from microseg.slides.slide import SlideView
+from microseg.slides.slide import ArraySlide, SlideView
 
 Picture = npt.NDArray[np.uint8]
 

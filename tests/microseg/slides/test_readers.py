@@ -14,10 +14,10 @@ from PIL import Image
 from microseg import plugins
 from microseg.errors import ImageReadError
 from microseg.slides import readers
-from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
 from microseg.slides.openslide_reader import OpenSlideReader, VendorSlide, slide_parts
 from microseg.slides.readers import is_slide, open_slide, slide_suffixes
+from microseg.slides.slide import ArraySlide
 
 Picture = npt.NDArray[np.uint8]
 REGION = (300, 211, 257, 130)  # x, y, width, height

@@ -12,10 +12,9 @@ from openslide import OpenSlide
 from PIL import Image
 
 from microseg.errors import DataError, ImageReadError
-from microseg.slides.image_reader import ArraySlide
 from microseg.slides.images import read_image
 from microseg.slides.readers import open_slide
-from microseg.slides.slide import Level, SlideView
+from microseg.slides.slide import ArraySlide, Level, SlideView
 from microseg.slides.tiff_reader import TiffSlide
 
 Picture = npt.NDArray[np.uint8]

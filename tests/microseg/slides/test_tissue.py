@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microseg.slides.image_reader import ArraySlide
+from microseg.slides.slide import ArraySlide
 from microseg.slides.tissue import find_tissue
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from microseg.slides.image_reader import ArraySlide
+from microseg.slides.slide import ArraySlide
 
 
 class NumpyReader:
