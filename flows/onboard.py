@@ -25,7 +25,13 @@ from flows.service.approval import request_approval
 from flows.service.events import emit_lab_arrived
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.onboarding import IncomingDataset, Onboarding, OnboardingStore, read_incoming_folder
+from microseg.datasets.onboarding import (
+    IncomingDataset,
+    Onboarding,
+    OnboardingState,
+    OnboardingStore,
+    read_incoming_folder,
+)
 from microseg.errors import LabError, MicrosegError
 from microseg.registry.registry import Registry
 from microseg.registry.version import ModelVersion
@@ -98,17 +104,19 @@ def _run_steps(
     ingested = ingest(incoming.folder, changes=changes, metadata=incoming.metadata)
     lab, workspace = ingested.lab, open_workspace(settings)
     onboarding = store.write(onboarding, digest=ingested.digest)
+
+    def end(state: OnboardingState, message: str) -> State[Any]:
+        message = f"{message} {ingested.rejections}".rstrip()
+        store.write(onboarding, state=state, message=message)
+        return Completed(message=message)
+
     base = workspace.production()
     if base is None:
-        message = f"{lab} is ingested, but there is no production model to adapt: run `microseg train` first."
-        message = f"{message} {ingested.rejections}".rstrip()
-        store.write(onboarding, state="awaiting_production", message=message)
-        return Completed(message=message)
+        missing = f"{lab} is ingested, but there is no production model to adapt: run `microseg train` first."
+        return end("awaiting_production", missing)
     if base.datasets.get(lab) == ingested.digest:
-        message = f"Version {base.version}, in production, was trained on this version of the dataset of {lab}."
-        message = f"{message} {ingested.rejections}".rstrip()
-        store.write(onboarding, state="completed", message=message)
-        return Completed(message=message)
+        trained = f"Version {base.version}, in production, was trained on this version of the dataset of {lab}."
+        return end("completed", trained)
     candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
         candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
@@ -119,10 +127,7 @@ def _run_steps(
         evaluate(str(candidate.version), lab=lab, changes=changes, **against)
     waiting = f"Version {candidate.version} awaits a decision."
     store.write(onboarding, state="awaiting_approval", message=waiting)
-    decision = request_approval(workspace.registry.versions.find(candidate), lab, settings, changes)
-    message = f"{decision} {ingested.rejections}".rstrip()
-    store.write(onboarding, state="completed", message=message)
-    return Completed(message=message)
+    return end("completed", request_approval(workspace.registry.versions.find(candidate), lab, settings, changes))
 
 
 def _earlier_candidate(registry: Registry, onboarding: Onboarding, base: ModelVersion) -> ModelVersion | None:

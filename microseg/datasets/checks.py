@@ -28,13 +28,14 @@ __all__ = [
     "check_images",
     "check_pair",
     "count_slides",
+    "is_system_file",
     "list_files",
 ]
 
 MIN_SIDE = 16  # pixels; smaller images are useless for training
 
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _WORKERS = 4
 
 Pixels = npt.NDArray[np.uint8]
@@ -223,11 +224,10 @@ def check_pair(
     if annotation is not None:
         try:
             labels = read_annotation(annotation, (height, width), classes)  # (H, W)
-            fault = _label_fault(labels, (height, width), classes)
+            _check_labels(labels, (height, width), classes)
         except ImageReadError as error:
-            fault = str(error).removeprefix(f"{annotation}: ")
-        if fault is not None:
-            return {annotation: fault, image: f"its annotation {annotation.name} is rejected: {fault}"}
+            reason = str(error).removeprefix(f"{annotation}: ")
+            return {annotation: reason, image: f"its annotation {annotation.name} is rejected: {reason}"}
     checked = CheckedImage(
         name=image_name(image),
         image=image,
@@ -251,6 +251,11 @@ def count_slides(rejected: Iterable[RejectedFile]) -> int:
 # ---- names
 
 
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is hidden, or of the operating system or an editor, by its name."""
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_FILES
+
+
 def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """Group the usable files of a folder by `image_key`; the others are skipped or rejected."""
     usable: dict[str, list[Path]] = defaultdict(list)
@@ -260,12 +265,10 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
     slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_files]
     parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
     for path in found:
-        if any(part.startswith((".", "~$")) for part in path.relative_to(root).parts):
-            files.skipped.extend([] if path.is_dir() else [files.path_of(path)])
-        elif path.name.lower() in _SYSTEM_FILES:
-            files.skipped.append(files.path_of(path))
-        elif path.is_dir():
+        if path.is_dir():
             continue
+        if any(is_system_file(part) for part in path.relative_to(root).parts):
+            files.skipped.append(files.path_of(path))
         elif slide := parts.get(path):
             files.reject(path, _slide_reason(path, slide), slide)
         elif path.parent != root:
@@ -328,26 +331,25 @@ def _is_large_tiff(path: Path) -> bool:
     return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > images.MAX_PIXELS
 
 
-def _label_fault(labels: Pixels, size: tuple[int, int], classes: Sequence[str]) -> str | None:
-    """What is wrong with the labels (H, W) of an image of ``size`` (H, W); None when they are valid."""
+def _check_labels(labels: Pixels, size: tuple[int, int], classes: Sequence[str]) -> None:
+    """Check the labels (H, W) of an image of ``size`` (H, W)."""
     if labels.shape != size:
-        return (
+        raise ImageReadError(
             f"expected the image's size {size[1]} x {size[0]}, got {labels.shape[1]} x {labels.shape[0]}. "
             "Export the mask at the image's size."
         )
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
     known = ", ".join(f"{index} = {name}" for index, name in enumerate(classes))
     if IGNORE in found and not any(0 < value < IGNORE for value in found):
-        return (
+        raise ImageReadError(
             f"expected class indices ({known}), got only {' and '.join(map(str, found))}. {IGNORE} means 'ignore', so "
             f"this mask has no labels to train on; write 1 where it is {classes[1]}."
         )
     if unknown := [value for value in found if value >= len(classes) and value != IGNORE]:
-        return (
+        raise ImageReadError(
             f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
             "Write class indices, or name every class in lab.yaml."
         )
-    return None
 
 
 def _read_plain_png(path: Path) -> bytes | None:

@@ -5,14 +5,14 @@ line for each image.
 """
 
 import csv
-import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import DataError, LabError
@@ -49,14 +49,14 @@ class ManifestRow:
         sha256: `microseg.slides.images.image_digest` of the image.
     """
 
-    image: str
-    mask: str | None
-    group: str
+    image: Annotated[str, StringConstraints(pattern=r"^images/[^/]+\.png$")]
+    mask: Annotated[str, StringConstraints(pattern=r"^masks/[^/]+\.png$")] | None
+    group: Annotated[str, StringConstraints(min_length=1)]
     split: Split
-    width: int
-    height: int
-    mpp: float | None
-    sha256: str
+    width: PositiveInt
+    height: PositiveInt
+    mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def open_lab_dataset(folder: Path | str) -> LabDataset:
 # ---- the manifest
 
 _COLUMNS = tuple(field.name for field in fields(ManifestRow))
+_ROW = TypeAdapter(ManifestRow)
 
 
 def read_manifest(folder: Path | str) -> tuple[ManifestRow, ...]:
@@ -153,22 +154,28 @@ def read_manifest(folder: Path | str) -> tuple[ManifestRow, ...]:
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
         raise LabError(f"{path}: expected the dataset's manifest, found none. Ingest the lab first.")
-    rows: list[ManifestRow] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file, strict=True)
-            if tuple(lines.fieldnames or ()) != _COLUMNS:
-                raise LabError(
-                    f"{path}: expected the columns {','.join(_COLUMNS)}, got {','.join(lines.fieldnames or ())}. "
-                    "Ingest the lab again."
-                )
-            for values in lines:
-                try:
-                    rows.append(_parse_row(values))
-                except (ValueError, TypeError, KeyError) as error:
-                    raise LabError(f"{path}, line {lines.line_num}: {error}. Ingest the lab again.") from error
+            header, *lines = [line for line in csv.reader(file, strict=True) if line] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Ingest the lab again.") from error
+    if tuple(header) != _COLUMNS:
+        raise LabError(
+            f"{path}: expected the columns {','.join(_COLUMNS)}, got {','.join(header)}. Ingest the lab again."
+        )
+    rows: list[ManifestRow] = []
+    for number, line in enumerate(lines, start=2):
+        where = f"{path}, line {number}"
+        if len(line) != len(_COLUMNS):
+            raise LabError(f"{where}: expected {len(_COLUMNS)} values, got {len(line)}. Ingest the lab again.")
+        try:
+            values = {column: value or None for column, value in zip(_COLUMNS, line, strict=True)}
+            rows.append(_ROW.validate_python(values))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise LabError(
+                f"{where}, {fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}. Ingest the lab again."
+            ) from error
     if len({row.image for row in rows}) < len(rows):
         raise LabError(f"{path}: expected each image once, got one twice. Ingest the lab again.")
     return tuple(rows)
@@ -185,39 +192,6 @@ def write_manifest(folder: Path | str, rows: Iterable[ManifestRow]) -> None:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(_COLUMNS)
         lines.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
-
-
-def _parse_row(values: dict[str, str]) -> ManifestRow:
-    if None in values or None in values.values():
-        raise ValueError(f"expected {len(_COLUMNS)} values, got another number")
-    split, digest = values["split"], values["sha256"]
-    if split not in get_args(Split):
-        raise ValueError(f"expected split train, val or test, got {split!r}")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ValueError(f"expected sha256 of 64 hexadecimal digits, got {digest!r}")
-    mpp = float(values["mpp"]) if values["mpp"] else None
-    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
-        raise ValueError(f"expected mpp above 0 or nothing, got {mpp}")
-    width, height = int(values["width"]), int(values["height"])
-    if min(width, height) < 1 or not values["group"]:
-        raise ValueError("expected width and height above 0, and a group")
-    return ManifestRow(
-        image=_checked_path(values["image"], "images"),
-        mask=_checked_path(values["mask"], "masks") if values["mask"] else None,
-        group=values["group"],
-        split=split,  # type: ignore[arg-type]
-        width=width,
-        height=height,
-        mpp=mpp,
-        sha256=digest,
-    )
-
-
-def _checked_path(path: str, folder: str) -> str:
-    """Accept only ``<folder>/<name>``, so that no manifest can refer to a file outside its dataset."""
-    if PurePosixPath(path).parts != (folder, PurePosixPath(path).name) or PurePosixPath(path).name == "..":
-        raise ValueError(f"expected {folder}/<file name>, got {path!r}")
-    return path
 
 
 # ---- splits

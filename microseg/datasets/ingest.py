@@ -67,10 +67,7 @@ class IngestResult:
     @property
     def rejections(self) -> str:
         """Number of rejected files and the file of the reasons, in a sentence; empty when there are none."""
-        if self.quarantine is None:
-            return ""
-        slides = f" (whole slides: {count})" if (count := count_slides(self.rejected)) else ""
-        return f"Files rejected: {len(self.rejected)}{slides}; reasons: {self.quarantine / REASONS_FILE}."
+        return "" if self.quarantine is None else _summary(self.rejected, self.quarantine)
 
 
 def ingest_lab(
@@ -78,7 +75,6 @@ def ingest_lab(
     labs: Path,
     quarantine: Path,
     *,
-    name: str | None = None,
     metadata: LabMetadata | None = None,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
@@ -101,7 +97,6 @@ def ingest_lab(
         source: Folder of the incoming dataset.
         labs: Folder of all labs' datasets; this one's is ``labs/<lab>``.
         quarantine: Folder of all labs' rejected files; this one's are copied to ``quarantine/<lab>``.
-        name: Name of the lab; when ``lab.yaml`` states one, it must be the same.
         metadata: Contents of ``lab.yaml``, where it was read already.
         val_fraction: Fraction of the patients or slides for validation, 0..1.
         test_fraction: Fraction of the patients or slides for the test, 0..1.
@@ -117,7 +112,7 @@ def ingest_lab(
     """
     source, labs, quarantine = Path(source), Path(labs), Path(quarantine)
     if metadata is None:
-        metadata = read_lab_metadata(source, lab=None if name is None else check_lab_name(name))
+        metadata = read_lab_metadata(source)
     folder, rejects = labs / metadata.lab, quarantine / metadata.lab
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise LabError(
@@ -141,7 +136,10 @@ def ingest_lab(
         if rejected:
             quarantine_files(source, rejected, rejects)
         if not update.accepted:
-            raise _nothing_accepted(source, rejected, rejects)
+            examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
+            raise LabError(
+                f"{source}: expected at least one usable image, got none. {_summary(rejected, rejects)} {examples}"
+            )
         _check_image_table(source, table, update.rows, rejected)
         rows = _with_splits(update.rows, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
         labelled = sum(row.mask is not None for row in rows)
@@ -267,6 +265,11 @@ def _with_splits(
     return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
 
 
+def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
+    slides = f" (whole slides: {count})" if (count := count_slides(rejected)) else ""
+    return f"Files rejected: {len(rejected)}{slides}; reasons: {quarantine / REASONS_FILE}."
+
+
 # ---- checks of the incoming dataset as a whole
 
 
@@ -301,15 +304,6 @@ def _check_labelled(source: Path, stated: bool | None, images: tuple[CheckedImag
             f"{source}: expected no masks, as lab.yaml states labelled: false, got some. "
             "State labelled: true, or move the masks away."
         )
-
-
-def _nothing_accepted(source: Path, rejected: tuple[RejectedFile, ...], quarantine: Path) -> LabError:
-    slides = f", whole slides among them: {count}" if (count := count_slides(rejected)) else ""
-    examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
-    return LabError(
-        f"{source}: expected at least one usable image, all {len(rejected)} files are rejected{slides}. {examples} "
-        f"All reasons are in {quarantine / REASONS_FILE}."
-    )
 
 
 # ---- writing

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from microseg.datasets.checks import is_system_file
 from microseg.datasets.lab import LAB_FILE, LabMetadata, check_lab_name, read_lab_metadata
 from microseg.errors import LabError
 from microseg.files import atomic_write
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 _TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 
 OnboardingState = Literal["pending", "running", "awaiting_approval", "awaiting_production", "completed", "failed"]
 """``pending``: no run has started. ``running``: a run is in progress, or was killed. ``awaiting_approval``: a person
@@ -258,8 +258,6 @@ class OnboardingStore:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower() not in _SYSTEM_FILES:
-                yield Path(place) / name
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_system_file(name)]
+        yield from (Path(parent) / name for name in names if not is_system_file(name))

@@ -90,7 +90,7 @@ def test_slides_without_images_fail_with_advice(
     assert onboarded(lab_c).is_failed()
     onboarding = open_workspace(load_settings()).onboarding.read("lab_c")
     assert onboarding.state == "failed"
-    assert f"all {slides} files are rejected, whole slides among them: {slides}." in onboarding.message
+    assert f"Files rejected: {slides} (whole slides: {slides});" in onboarding.message
     assert "Export regions of it as PNG or TIFF into images/" in onboarding.message
     assert (fresh / "data" / "quarantine" / "lab_c" / "reasons.csv").read_text().count("got a whole slide") == slides
 

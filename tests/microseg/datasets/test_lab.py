@@ -139,6 +139,8 @@ def test_expected_lab_name(tmp_path):
     with pytest.raises(LabError, match="expected lab 'south' as requested, got 'north'"):
         read_lab_metadata(tmp_path, lab="south")
     assert read_lab_metadata(write_metadata(tmp_path, lab="absent"), lab="south").lab == "south"
+    with pytest.raises(LabError, match="lower-case letters"):
+        read_lab_metadata(tmp_path, lab="../south")
 
 
 def test_rejects_unknown_fields():
