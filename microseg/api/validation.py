@@ -64,14 +64,12 @@ def _check_segmentation(network: PyramidSegmenter, engine: Callable[[PyramidSegm
     except Exception as error:  # whatever a faulty network raises
         return RuleResult(False, name, f"It cannot segment an image: {_message(error)}")
     if probabilities.shape != (classes, _SIZE, _SIZE):
-        return RuleResult(
-            False, name, f"Expected probabilities ({classes}, {_SIZE}, {_SIZE}), got {probabilities.shape}."
-        )
-    if not np.allclose(probabilities.sum(axis=0), 1, atol=_SUM_TOLERANCE):  # or NaN
-        return RuleResult(
-            False, name, "Expected probabilities that sum to one, got others: the weights are damaged, train again."
-        )
-    return RuleResult(True, name, f"It segments an image of {_SIZE} pixels into {classes} classes.")
+        fault = f"Expected probabilities ({classes}, {_SIZE}, {_SIZE}), got {probabilities.shape}."
+    elif not np.allclose(probabilities.sum(axis=0), 1, atol=_SUM_TOLERANCE):  # or NaN
+        fault = "Expected probabilities that sum to one, got others: the weights are damaged, train again."
+    else:
+        return RuleResult(True, name, f"It segments an image of {_SIZE} pixels into {classes} classes.")
+    return RuleResult(False, name, fault)
 
 
 def _message(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from microseg.config.params import ArchitectureSettings, Section
 
@@ -36,7 +36,7 @@ class NetworkConfig(ArchitectureSettings):
     """Class names in order of their index, background first; at least two."""
     mean: Triple = IMAGENET_MEAN
     """Mean of each input channel that the encoder expects, for inputs in 0..1."""
-    std: Triple = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     """Standard deviation of each input channel that the encoder expects, for inputs in 0..1."""
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Microns per pixel at which the network was trained; None if unknown."""
@@ -60,10 +60,3 @@ class NetworkConfig(ArchitectureSettings):
         if len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
             raise ValueError(f"expected distinct, non-empty class names, got {list(classes)}; rename the duplicates")
         return classes
-
-    @field_validator("std")
-    @classmethod
-    def _check_std(cls, std: Triple) -> Triple:
-        if min(std) <= 0:
-            raise ValueError(f"expected positive standard deviations, got {std}; inputs are in 0..1")
-        return std

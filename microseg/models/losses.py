@@ -43,30 +43,17 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) 
     return cross_entropy + dice_weight * (1 - _soft_dice(log_probabilities.exp(), target, valid))
 
 
-def domain_loss(logits: Tensor, target_domain: bool | Tensor) -> Tensor:
+def domain_loss(logits: Tensor, target_domain: bool) -> Tensor:
     """Binary cross entropy of a domain classifier, averaged over all its decisions.
 
     Args:
-        logits: Any shape with the batch first; positive means target.
-        target_domain: Whether the images are of the target lab: one label for all, or one per image.
+        logits: Logits of any shape; positive means target.
+        target_domain: Whether the images are of the target lab.
 
     Shape:
-        (B, …) and () or (B,) → ()
-
-    Returns:
-        The loss, with 0 = source and 1 = target.
-
-    Raises:
-        ModelError: ``target_domain`` has neither one label nor one per image.
+        (B, …) → ()
     """
-    labels = torch.as_tensor(target_domain, device=logits.device).to(logits.dtype)  # () or (B,)
-    if labels.ndim not in (0, 1) or (labels.ndim == 1 and labels.shape[0] != logits.shape[0]):
-        raise ModelError(
-            f"expected one domain label, or one for each of {logits.shape[0]} images, got shape {tuple(labels.shape)}"
-        )
-    if labels.ndim == 1:
-        labels = labels.view(-1, *[1] * (logits.ndim - 1))  # (B, 1, …)
-    return functional.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
+    return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(target_domain)))
 
 
 def _soft_dice(probabilities: Tensor, target: Tensor, valid: Tensor) -> Tensor:

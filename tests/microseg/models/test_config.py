@@ -30,7 +30,7 @@ def test_round_trip_through_json(classes: list[str], channels: list[int], mpp: f
         ({"channels": ()}, "at least 1 item"),
         ({"channels": (8, 0)}, "greater than or equal to 1"),
         ({"pyramid_bins": ()}, "at least 1 item"),
-        ({"std": (0.2, 0.2, 0.0)}, "positive standard deviations"),
+        ({"std": (0.2, 0.2, 0.0)}, "greater than 0"),
         ({"mpp": 0.0}, "greater than 0"),
         (
             {"encoder": "blocks", "channels": (8, 8), "decoder_channels": (8,)},
