@@ -93,20 +93,10 @@ def segment_images(
 ) -> tuple[ImageResult, ...]:
     """Segment some images of a batch; no other process may work on the same images at the same time.
 
-    Args:
-        engine: The network.
-        tasks: Images, from `plan_batch`.
-        out: Folder of the outputs.
-        provenance: See `segment_batch`.
-        options: Options of the batch; None for the defaults.
-        reference: See `segment_batch`.
-        progress: Called with the number of finished images and of all images in ``tasks``.
+    ``tasks`` come from `plan_batch`; the other arguments, and the errors, are those of `segment_batch`.
 
     Returns:
         The result of each image, in order.
-
-    Raises:
-        OSError: See `segment_batch`.
     """
     options = options or BatchOptions()
     remove_partial(out, [task.path for task in tasks])

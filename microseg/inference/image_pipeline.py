@@ -234,17 +234,7 @@ def segment_file(
     mpp: float | None = None,
     reference: ReferenceDistribution | None = None,
 ) -> Segmentation:
-    """Segment one image file.
-
-    Args:
-        engine: The network.
-        path: Path of the image.
-        provenance: Model and data; weights and settings are added from the engine.
-        mpp: Microns per pixel; None to read it from the file.
-        reference: Reference distribution of the model; None: no out-of-distribution score.
-
-    Returns:
-        The segmentation, with probabilities; nothing is written.
+    """Segment one image file, without writing files; the arguments are those of `segment_slide`.
 
     Raises:
         ImageReadError: The file is not a readable image.

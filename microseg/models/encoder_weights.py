@@ -106,8 +106,7 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, Tensor], str]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(
-            f"expected a .safetensors file, or a .pth file of tensors only, cannot read {path} ({error}); "
-            "give another file"
+            f"expected a .safetensors file, or a .pth file of tensors only, cannot read {path} ({error}); give another"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -138,7 +138,7 @@ class TimmEncoder(Encoder):
         height, width = x.shape[-2:]
         if self.pyramid is not None:
             rows, columns = height // 16, width // 16
-            if height % self.patch or width % self.patch:  # patches of another size than 16: a slightly other scale
+            if height % self.patch or width % self.patch:  # patch size other than 16: a slightly different scale
                 size = [max(1, round(length / self.patch)) * self.patch for length in (height, width)]
                 x = functional.interpolate(x, size=size, mode="bilinear", antialias=True)
             levels: list[Tensor] = self.pyramid(_resized(self._maps(x)[-1], rows, columns))

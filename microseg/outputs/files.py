@@ -89,10 +89,10 @@ def publish(staging: Path, folder: Path, record: Record) -> None:
         folder: Folder of the outputs.
         record: Record of the segmentation.
     """
-    own = f"{record.name}.json"
-    (staging / own).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    record_file = f"{record.name}.json"
+    (staging / record_file).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _remove_outputs(folder, record.name)
-    for file in (*record.outputs.values(), own):
+    for file in (*record.outputs.values(), record_file):
         (staging / file).replace(folder / file)
 
 
@@ -109,9 +109,9 @@ def _remove_outputs(folder: Path, name: str) -> None:
 def remove_partial(folder: Path, sources: Sequence[Path]) -> None:
     """Remove what a killed process left of these images: its temporary folder, and files already moved out of it."""
     names = {naming(source) for source in sources for naming in _NAMINGS}
-    for left in folder.glob(f".*{_PARTIAL}"):
-        if _name_of(left) in names:
-            _discard(left)
+    for staging in folder.glob(f".*{_PARTIAL}"):
+        if _name_of(staging) in names:
+            _discard(staging)
 
 
 def _discard(staging: Path) -> None:

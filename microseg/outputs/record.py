@@ -128,8 +128,7 @@ def read_record(path: Path) -> Record:
         return Record.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
-            f"{path}: expected the record of a segmentation, got {type(error).__name__}: {error}. "
-            "Segment the image again."
+            f"{path}: expected the record of a segmentation, got {type(error).__name__}: {error}. Segment it again."
         ) from error
 
 

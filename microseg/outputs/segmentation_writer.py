@@ -1,4 +1,4 @@
-"""The one way from a mask to output files: strips go to the writers, and all files of an image appear together."""
+"""Writing of segmentations: strips of the mask go to the output writers, and all files of an image appear together."""
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
@@ -99,10 +99,10 @@ class SegmentationWriter:
             The record.
         """
         self._objects.finish()
-        takers = [writer for writer in self._writers if writer.needs_objects]
-        if takers:
+        object_writers = [writer for writer in self._writers if writer.needs_objects]
+        if object_writers:
             for batch in self._objects.batches(self._image):
-                for writer in takers:
+                for writer in object_writers:
                     writer.add_objects(batch)
         for writer in self._writers:
             writer.finish()

@@ -52,18 +52,9 @@ def create_backend(
     compiled: bool,
     optimize: bool = True,
 ) -> Backend:
-    """Prepare a network for inference.
+    """Prepare a network for inference with the fastest backend that this installation of PyTorch supports.
 
-    Args:
-        network: The segmenter; it is not changed.
-        device: Device to compute on.
-        batch_size: Tiles computed at once.
-        half: Compute in 16 bits.
-        compiled: Compile the network with ``torch.compile``.
-        optimize: Work on an optimized copy; False: compute with the network itself.
-
-    Returns:
-        The fastest backend that this installation of PyTorch supports.
+    The arguments are those of `Engine`; the network is not changed.
     """
     if not optimize:
         return PyTorchBackend(network.to(device), device=device, batch_size=batch_size, half=half)

@@ -31,14 +31,10 @@ _TOLERANCE = 1e-4  # of the largest logit
 
 
 class PyTorchBackend:
-    """Computes on any device; see `Backend`.
+    """Computes on any device, see `Backend`; the arguments are those of `Engine`.
 
     Args:
         network: The network, in evaluation mode and on the device.
-        device: Device to compute on.
-        batch_size: Tiles computed at once.
-        half: Compute in 16 bits.
-        compiled: Compile the network for whole batches with ``torch.compile``.
     """
 
     parallel_tiles = 1
@@ -101,7 +97,7 @@ def optimized_copy(network: PyramidSegmenter, device: torch.device) -> PyramidSe
     return folded.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-@torch.no_grad()  # inference mode would make its weights inference tensors for good
+@torch.no_grad()  # inference mode would make its weights inference tensors permanently
 def fold_batch_norm(network: Network, example: torch.Tensor) -> Network:
     """Copy a network and fold each batch normalization into the convolution before it.
 

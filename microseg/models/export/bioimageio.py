@@ -34,16 +34,8 @@ def write_bioimageio(
 ) -> Path:
     """Write the package: description, weights, and an input with its output.
 
-    Args:
-        folder: Folder for the package and its parts.
-        config: Configuration of the network.
-        weights: The TorchScript file, in that folder.
-        example: An input, in 0..1.
-        expected: The network's probabilities for it.
-        halo: Pixels at the border of a tile whose result should be discarded.
-        name: Name of the model.
-        description: Description in Markdown.
-        version: Version of the model; None if unknown.
+    ``weights`` is the TorchScript file, in the same folder; ``expected`` are the network's probabilities for
+    ``example``, an input in 0..1. The other arguments are those of `export_model`.
 
     Shape:
         example (1, 3, T, T), expected (1, K, T, T)

@@ -133,14 +133,14 @@ def test_train_and_adapt(
     assert given == {"round-0", "round-1", "round-2"}  # all masks are pseudo-labels
     assert not (tmp_path / "adapted.work").exists()
 
-    for lab, delivery in zip(labs, incoming_labs, strict=True):
-        assert (delivery / "test" / "masks").is_dir()
+    for lab, incoming in zip(labs, incoming_labs, strict=True):
+        assert (incoming / "test" / "masks").is_dir()
         paths = [path for sample in sampled for path in (sample.image, sample.mask) if path is not None]
-        assert not any(delivery in path.parents for path in paths)
-        held_out = {file.read_bytes() for file in (delivery / "test").rglob("*.png")}
+        assert not any(incoming in path.parents for path in paths)
+        held_out = {file.read_bytes() for file in (incoming / "test").rglob("*.png")}
         assert not any(path.read_bytes() in held_out for path in paths if path.exists())
         assert len(held_out) == 4
-        assert lab.folder not in delivery.parents
+        assert lab.folder not in incoming.parents
     assert not list(tmp_path.glob("*.checkpoint"))
 
 

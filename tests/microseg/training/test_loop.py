@@ -189,14 +189,16 @@ def test_resumed_run_equals_uninterrupted_run(
         "source_color_jitter": 0.4,
     }
 
-    def judge(network: Any) -> Mapping[str, float]:
+    def evaluate(network: Any) -> Mapping[str, float]:
         picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return {"score": float(network(picture).std())}
 
     def train(seed: int, checkpoint: Path | None, **hooks: Any) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
         method = make(seed, **numbers_)
-        result = run(method, method.settings, fabric, checkpoint=checkpoint, fingerprint="f", evaluate=judge, **hooks)
+        result = run(
+            method, method.settings, fabric, checkpoint=checkpoint, fingerprint="f", evaluate=evaluate, **hooks
+        )
         return result, method.state_dict()
 
     whole, expected = train(0, None)

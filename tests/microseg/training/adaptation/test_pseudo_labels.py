@@ -67,7 +67,7 @@ def test_round_is_computed_once(lab: TargetLab, tiny_network: Callable[..., Any]
 
 
 def test_later_rounds_average_initial_and_current_predictions(tmp_path: Path) -> None:
-    """Against teachers that are told what to say: the surer of two that contradict each other is followed."""
+    """Of two teachers with different predictions, the more confident one decides."""
     picture = np.full((16, 16, 3), 200, np.uint8)
     picture[:, 8:] = 90
     (tmp_path / "w").mkdir()
@@ -130,7 +130,7 @@ def test_color_clusters_vote(tmp_path: Path) -> None:
 
 
 def test_color_aligned_test_time_augmentation(tmp_path: Path) -> None:
-    """Two teachers' views differ where one goes by brightness and the known colors are darker."""
+    """A teacher that classifies by brightness predicts differently where the source colors are darker."""
     write_png(tmp_path / "0.png", np.full((16, 16, 3), 140, np.uint8))
     statistics = NormStatistics((), ())
     lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))

@@ -39,11 +39,11 @@ def test_color_voting_where_color_predicts_the_classes(tmp_path: Path) -> None:
 
 def test_mean_colors_where_color_does_not_predict_the_classes(tmp_path: Path) -> None:
     source = samples(tmp_path, by_color=False)
-    knowledge = priors(source)
-    assert not knowledge.color_voting
-    assert knowledge.colors is not None
-    assert knowledge.colors.mean.shape == (1, 3)
-    assert knowledge.colors.mean.mean().item() == pytest.approx(-np.log(150 / 255), abs=0.02)
+    found = priors(source)
+    assert not found.color_voting
+    assert found.colors is not None
+    assert found.colors.mean.shape == (1, 3)
+    assert found.colors.mean.mean().item() == pytest.approx(-np.log(150 / 255), abs=0.02)
     assert priors(source, color_aligned_tta=False).colors is None
 
 
