@@ -99,11 +99,12 @@ def score_versions(
     versions: Mapping[str, ModelVersion], references: Mapping[str, tuple[Reference, ...]], settings: Settings
 ) -> dict[str, dict[str, Mapping[str, float]]]:
     """Dice of each version on each lab's held-out test images."""
+    workspace = open_workspace(settings)
     total = len(versions) * sum(len(images) for images in references.values())
     scores: dict[str, dict[str, Mapping[str, float]]] = {}
     with progress_bar("Scoring on held-out test images", total) as advance:
         for name, version in versions.items():
-            engine = open_workspace(settings).engine(open_workspace(settings).network(version))
+            engine = workspace.engine(workspace.network(version))
             scores[name] = {
                 lab: mean_scores(score(engine.probabilities, images, engine.classes, advance))
                 for lab, images in references.items()
@@ -123,12 +124,11 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     timer, settings = _Timer(), load_settings(changes)
     _check_production(settings)
     if source is None or target is None:
-        source, target = timer.time("Generate two labs", lambda: make_labs(settings, _suffix(settings)))
+        seed = settings.params.seed  # labs of another seed get other names: they are not more images of the same labs
+        source, target = timer.time("Generate two labs", lambda: make_labs(settings, f"_{seed}" if seed else ""))
     lab_a, lab_b = read_lab_metadata(source), read_lab_metadata(target)
-    references = {
-        "lab_a": held_out_references(source, lab_a),
-        "lab_b": held_out_references(target, lab_b),
-    }  # read before the long steps, so that errors in them show early
+    # read before the long steps, so that errors in them show early
+    references = {"lab_a": held_out_references(source, lab_a), "lab_b": held_out_references(target, lab_b)}
     if not references["lab_b"]:
         raise LabError(
             f"{target / 'test'}: expected images with masks for the report, found none. Add test/images and test/masks."
@@ -145,11 +145,6 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     return timer.time(
         "Report", lambda: _report(settings, (lab_a, lab_b), references, candidate, decision, batch, timer)
     )
-
-
-def _suffix(settings: Settings) -> str:
-    """Suffix of the labs' names: those of another seed are other labs, not more images of the same ones."""
-    return f"_{settings.params.seed}" if settings.params.seed else ""
 
 
 def _check_production(settings: Settings) -> None:
@@ -174,17 +169,20 @@ def _report(
     batch: BatchSummary,
     timer: _Timer,
 ) -> DemoReport:
-    registry = open_workspace(settings).registry
+    workspace = open_workspace(settings)
+    registry = workspace.registry
     first, production = registry.versions.find(candidate.tags["base_version"]), registry.versions.find(PRODUCTION)
     registry.versions.set_tags(candidate, {_DEMO_TAG: "yes"})
     source, target = labs
-    references = {**references, "lab_a": references["lab_a"] or _held_out(first, source.lab, settings)}
+    if not references["lab_a"]:
+        dataset, _ = workspace.lab(source.lab, first.datasets[source.lab])
+        references = {**references, "lab_a": lab_references(dataset, "test")}
     scores = score_versions({"before": first, "candidate": candidate}, references, settings)
     scores["after"] = scores["candidate" if production.version == candidate.version else "before"]
     dice = {lab: Change(scores["before"][lab]["dice"], scores["after"][lab]["dice"]) for lab in references}
     folder = settings.home.demo
     engines = {
-        f"{name}: version {version.version}": open_workspace(settings).engine(open_workspace(settings).network(version))
+        f"{name}: version {version.version}": workspace.engine(workspace.network(version))
         for name, version in (("before", first), ("candidate", candidate))
     }
     panels = reference_panels(engines, references["lab_b"], target.classes, folder / "panels")
@@ -229,10 +227,6 @@ def _report(
     overlays = sorted(batch.out.glob("*.overlay.jpg"))[:_OVERLAYS]
     write_page(result, panels, overlays, folder / "report.html")
     return result
-
-
-def _held_out(version: ModelVersion, lab: str, settings: Settings) -> tuple[Reference, ...]:
-    return lab_references(open_workspace(settings).lab(lab, version.datasets[lab])[0], "test")
 
 
 def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) -> dict[str, str]:

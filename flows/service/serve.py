@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_s
 from prefect.types.entrypoint import EntrypointType
 
 from flows.adapt import adapt
+from flows.cli.main import COMMANDS, SERVICE_COMMANDS
 from flows.cli.options import cli_command
 from flows.evaluate import evaluate
 from flows.ingest import ingest
@@ -53,15 +54,7 @@ _STOP_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
-_ON_REQUEST: dict[Flow[Any, Any], str] = {
-    ingest: "Check a lab's images and masks and add them to its versioned dataset.",
-    train: "Train a first segmenter on labelled labs; it is promoted if the gate accepts it.",
-    adapt: "Adapt the production model to a new lab, without labels of that lab; register the candidate.",
-    evaluate: "Compare a candidate with the production model.",
-    promote: "Promote a candidate to production if the gate accepts it.",
-    rollback: "Restore the previous production version.",
-    segment: "Segment a folder's images with the production model.",
-}
+_ON_REQUEST: tuple[Flow[Any, Any], ...] = (ingest, train, adapt, evaluate, promote, rollback, segment)
 _SHORT = (promote.name, rollback.name, validate_promotion.name, reconcile.name)
 """Flows that take seconds: they do not wait for those that take hours."""
 
@@ -78,22 +71,10 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
     schedule = settings.params.schedule
     folder = settings.home.root / schedule.folder
     return [
-        *(_deployment(flow, description) for flow, description in _ON_REQUEST.items()),
-        _deployment(
-            onboard,
-            "Ingest a lab that arrived, adapt the production model to it and evaluate the candidate.",
-            triggers=[lab_arrived_trigger()],
-        ),
-        _deployment(
-            validate_promotion,
-            "Validate a version that was promoted in MLflow; apply the promotion or revert it.",
-            triggers=[promotion_trigger()],
-        ),
-        _deployment(
-            reconcile,
-            "Find promotions and incoming labs that no event reported.",
-            schedule=IntervalSchedule(interval=timedelta(minutes=schedule.reconcile_minutes)),
-        ),
+        *(_deployment(flow) for flow in _ON_REQUEST),
+        _deployment(onboard, triggers=[lab_arrived_trigger()]),
+        _deployment(validate_promotion, triggers=[promotion_trigger()]),
+        _deployment(reconcile, schedule=IntervalSchedule(interval=timedelta(minutes=schedule.reconcile_minutes))),
         _deployment(
             segment_scheduled,
             f"Segment new and changed images in {folder} with the production model.",
@@ -105,14 +86,14 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
 
 def _deployment(
     flow: Flow[Any, Any],
-    description: str,
+    description: str | None = None,
     parameters: dict[str, Any] | None = None,
     schedule: CronSchedule | IntervalSchedule | None = None,
     triggers: list[DeploymentEventTrigger] | None = None,
 ) -> RunnerDeployment:
     deployment = flow.to_deployment(
         flow.name,
-        description=description,
+        description=description or (COMMANDS | SERVICE_COMMANDS)[flow.name][1],
         tags=["microseg"],
         entrypoint_type=EntrypointType.MODULE_PATH,  # importable from any folder
         parameters=parameters,

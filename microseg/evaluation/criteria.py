@@ -150,6 +150,8 @@ def domain_separability(
     Reference:
         Ben-David et al. 2007, proxy A-distance; with a ridge classifier in its dual form, as N + M is smaller than D.
     """
+    from sklearn.metrics import roc_auc_score
+
     if len(source) < 2 or len(target) < 2:
         raise DataError(f"Expected at least two images of each lab, got {len(source)} and {len(target)}: give more.")
     x = np.concatenate([source, target]).astype(np.float64)  # (N + M, D)
@@ -167,8 +169,7 @@ def domain_separability(
         kernel = a @ a.T / a.shape[1]  # (n, n)
         weights = np.where(y[train] < 0, 0.5 / (y[train] < 0).sum(), 0.5 / (y[train] > 0).sum()) * len(a)
         alpha = np.linalg.solve(kernel + _RIDGE * np.diag(1 / weights), y[train])
-        scores = b @ a.T @ alpha / a.shape[1]
-        areas.append(_area_under_curve(scores[y[test] < 0], scores[y[test] > 0]))
+        areas.append(roc_auc_score(y[test], b @ a.T @ alpha / a.shape[1]))
     return float(np.mean(areas))
 
 
@@ -182,8 +183,3 @@ def _scale(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.N
     overall = np.concatenate([low, high]).std(0)  # (D,)
     scale: npt.NDArray[np.float64] = within + 1e-2 * overall + 1e-6
     return scale
-
-
-def _area_under_curve(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> float:
-    difference = high[:, None] - low[None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())

@@ -65,6 +65,9 @@ class AuditInfo:
     reason: str = ""
 
 
+_UNKNOWN = AuditInfo()
+
+
 @dataclass(frozen=True)
 class Promotion:
     """One entry of the history.
@@ -146,7 +149,7 @@ class Production:
                 return self._versions.find(production_of(lab))
         return self._versions.find(PRODUCTION)
 
-    def promote(self, ref: VersionRef, *, alias: str = PRODUCTION, audit: AuditInfo | None = None) -> ModelVersion:
+    def promote(self, ref: VersionRef, *, alias: str = PRODUCTION, audit: AuditInfo = _UNKNOWN) -> ModelVersion:
         """Promote a version to production; the active one becomes ``previous``.
 
         The gate is not evaluated here: call `decide` before. Promoting the active version only removes its alias
@@ -160,7 +163,6 @@ class Production:
         Returns:
             The version, now in production.
         """
-        audit = audit or AuditInfo()
         version = self._versions.find(ref)
         entry = self._last_applied(alias)
         before = self._active_before(entry, alias, version)
@@ -181,7 +183,7 @@ class Production:
         self._set_note(version, overridden if audit.gate == OVERRIDDEN else "")
         return self._versions.find(version)
 
-    def roll_back(self, *, alias: str = PRODUCTION, audit: AuditInfo | None = None) -> ModelVersion | None:
+    def roll_back(self, *, alias: str = PRODUCTION, audit: AuditInfo = _UNKNOWN) -> ModelVersion | None:
         """Promote ``previous``.
 
         Afterwards there is no ``previous``: rolling back twice would otherwise return to the faulty version.
@@ -197,7 +199,6 @@ class Production:
         Raises:
             VersionNotFoundError: There is no previous version.
         """
-        audit = audit or AuditInfo()
         entry = self._last_applied(alias)
         try:
             version = self._versions.find(previous_of(alias))
@@ -233,7 +234,7 @@ class Production:
                 found.append(PendingAliasChange(alias, requested.get(alias), active, "mlflow"))
         return tuple(found)
 
-    def revert(self, change: PendingAliasChange, reason: str, *, audit: AuditInfo | None = None) -> ModelVersion | None:
+    def revert(self, change: PendingAliasChange, reason: str, *, audit: AuditInfo = _UNKNOWN) -> ModelVersion | None:
         """Revert a pending alias change, and state the reason in the description of the requested version.
 
         Args:
@@ -244,28 +245,21 @@ class Production:
         Returns:
             The active version; None if there was none before.
         """
-        active = self._existing(change.active_version)
-        with self._recorded(
-            change.alias,
-            "reverted",
-            change.active_version,
-            change.requested_version,
-            audit or AuditInfo(),
-            applied=False,
-        ):
+        active, requested = self._existing(change.active_version), change.requested_version
+        with self._recorded(change.alias, "reverted", change.active_version, requested, audit, applied=False):
             if active is not None:
                 self._versions.set_alias(change.alias, active)
             elif change.via != "stage":
                 self._versions.remove_alias(change.alias)
             if change.alias == PRODUCTION:
                 self._clear_stages(active.version if active else None)
-        if (requested := self._existing(change.requested_version)) is not None:
-            self._set_note(requested, f"{_REVERTED_NOTE}: {reason}")
+        if (version := self._existing(requested)) is not None:
+            self._set_note(version, f"{_REVERTED_NOTE}: {reason}")
         return self._versions.find(active) if active else None
 
-    def record_removal(self, change: PendingAliasChange, *, audit: AuditInfo | None = None) -> None:
+    def record_removal(self, change: PendingAliasChange, *, audit: AuditInfo = _UNKNOWN) -> None:
         """Record that somebody removed an alias; the version that had it becomes ``previous``."""
-        with self._recorded(change.alias, "removed", change.active_version, None, audit or AuditInfo()):
+        with self._recorded(change.alias, "removed", change.active_version, None, audit):
             if (active := self._existing(change.active_version)) is not None:
                 self._versions.set_alias(previous_of(change.alias), active)
 
