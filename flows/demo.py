@@ -265,9 +265,9 @@ def command(
         for key, change in result.dice.items()
     ]
     show_table("Dice on held-out test images", ("lab", "before", "after"), rows)
-    verdict = "accepted and in production" if result.decision.promoted else "refused by the gate"
+    decision = "accepted and in production" if result.decision.promoted else "refused by the gate"
     console.print(
-        f"Candidate (version {result.candidate_version}) {verdict}; "
+        f"Candidate (version {result.candidate_version}) {decision}; "
         f"version {result.production_version} is in production."
     )
     if result.recovered is not None:

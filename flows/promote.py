@@ -73,7 +73,7 @@ def promote(
         changes: Parameters that override those of params.yaml, ``section.name=value``.
 
     Returns:
-        The gate's decision; the version is in production afterwards if it says ``promoted``.
+        The gate's decision; the version is in production afterwards if ``promoted`` is true.
     """
     settings = load_settings(changes)
     workspace = open_workspace(settings)

@@ -1,6 +1,6 @@
 """The registry, datasets and models of one process: each is opened, verified and loaded once.
 
-PyTorch and MLflow are imported when they are first needed: commands that only look at the home start at once.
+PyTorch and MLflow are imported when they are first needed: other commands start quickly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The exceptions that microseg raises, as one tree.
 
-Every message says what was expected, what was found, and what to do.
+Every message states what was expected, what was found, and what to do.
 """
 
 __all__ = [
@@ -37,7 +37,7 @@ class DataError(MicrosegError, ValueError):
 
 
 class ImageReadError(DataError):
-    """One image or mask file cannot be read as such."""
+    """One image or mask file cannot be read."""
 
 
 class LabError(DataError):
@@ -61,7 +61,7 @@ class TrainingError(MicrosegError, RuntimeError):
 
 
 class VersioningError(MicrosegError, RuntimeError):
-    """A dataset cannot be versioned, pushed or brought back."""
+    """A dataset cannot be versioned, pushed or checked out."""
 
 
 class RegistryError(MicrosegError, RuntimeError):

@@ -56,10 +56,10 @@ def prepare_home(*, create: bool) -> None:
     """Check, or create, the home of a command that writes.
 
     Args:
-        create: Create it where there is none, even if the model registry would be in it.
+        create: Create a missing home, even if the model registry would be in it.
 
     Raises:
-        HomeError: There is none; or it cannot be written, or is of another format.
+        HomeError: The home is missing, or it cannot be written, or is of another format.
     """
     environment = Environment()
     if not create:

@@ -35,7 +35,7 @@ def run_checks(settings: Settings) -> list[Finding]:
         "DVC remote": check_dvc_remote,
     }
     if not settings.home.exists and settings.environment.mlflow_tracking_uri is None:
-        for name in ("disk", "MLflow", "aliases", "webhook", "DVC remote"):  # these look into the home
+        for name in ("disk", "MLflow", "aliases", "webhook", "DVC remote"):  # these need the home
             del checks[name]
     findings: list[Finding] = []
     for name, check in checks.items():

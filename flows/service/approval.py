@@ -27,7 +27,7 @@ class Approval(RunInput):
 
 
 def request_approval(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
-    """Request a decision on a candidate, as ``promotion.approval`` says.
+    """Request a decision on a candidate, from whom ``promotion.approval`` names.
 
     Args:
         candidate: The evaluated candidate.

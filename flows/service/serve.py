@@ -182,7 +182,7 @@ def command() -> None:
     """
     settings = load_settings()
     _check_server()
-    # flow runs are processes of their own, started in other folders: they get the same home and parameters
+    # flow runs are separate processes, started in other folders: they get the same home and parameters
     os.environ["MICROSEG_HOME"] = str(settings.home.root)
     if settings.params_file is not None:
         os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())

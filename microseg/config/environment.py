@@ -164,7 +164,7 @@ class Home:
         """
         if self.is_format_1:
             raise HomeError(
-                f"{self.root}: expected a home of format {HOME_FORMAT}, found one made by microseg 0.1, which stores "
+                f"{self.root}: expected a home of format {HOME_FORMAT}, found one of microseg 0.1, which stores "
                 "parameters and records under other names. Set MICROSEG_HOME to a new folder and ingest the labs' "
                 "folders and train again there; keep this one for microseg 0.1."
             )
@@ -192,7 +192,7 @@ class Home:
 
         Args:
             name: Name of its file.
-            generate: Makes it, where there is none yet.
+            generate: Generates a missing secret.
         """
         path = self.secrets / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ class GateSettings(Section):
     max_target_loss: Fraction = 0.02
     """Largest loss of Dice on the target lab's masks that still counts as no change."""
     min_target_slides: Annotated[int, Field(ge=2)] = 3
-    """Slides of the target lab with masks from which the Dice gained on these decides in place of the criteria."""
+    """Slides of the target lab with masks from which the Dice gained on these decides instead of the criteria."""
     min_foreground_ratio: Ratio = 0.25
     """Smallest foreground fraction, relative to the expected one, that does not count as collapsed."""
     max_foreground_ratio: Ratio = 4.0
@@ -218,7 +218,7 @@ class InferenceSettings(Section):
     workers: PositiveInt = 1
     """Processes that share a batch; above 1 needs ``pip install 'microseg[cluster]'``."""
     dask_scheduler: str | None = None
-    """Address of a Dask scheduler, such as ``tcp://10.0.0.5:8786``, in place of local processes."""
+    """Address of a Dask scheduler, such as ``tcp://10.0.0.5:8786``, instead of local processes."""
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:

@@ -3,7 +3,7 @@
 The value of a parameter is the first that is given: by ``--set section.name=value``, by an environment variable
 ``MICROSEG_SECTION__NAME``, in the file of parameters, as the default in `microseg.config.params`. The file is the one
 that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the current folder, else the one beside a home that was found
-above the current folder, else there is none.
+above the current folder; it is optional.
 """
 
 import os

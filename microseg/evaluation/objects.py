@@ -1,4 +1,4 @@
-"""Object metrics: how well single objects (glands, nuclei) are found, in place of pixels."""
+"""Object metrics: how well single objects (glands, nuclei) are found, instead of pixels."""
 
 from dataclasses import dataclass
 

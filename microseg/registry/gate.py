@@ -3,7 +3,7 @@
 The loss of Dice on the source labs is measured. On a target lab without masks there is only label-free evidence, and no
 single criterion is always right: two of three must be met (stain-explained variance, augmentation consistency, and the
 distance of the foreground share to the expected one), and the candidate must not have collapsed to almost no or almost
-only foreground. If the target lab has masks of enough slides, the Dice gained on these decides in place of the
+only foreground. If the target lab has masks of enough slides, the Dice gained on these decides instead of the
 criteria, by its confidence interval: a gain that cannot be distinguished from a loss is refused.
 """
 

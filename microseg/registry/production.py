@@ -3,7 +3,7 @@
 An alias ``production…`` names the requested version; the history names the version that was validated and is active.
 Where the two differ, somebody changed the alias without microseg: a pending alias change, which has to be validated.
 
-MLflow keeps no history of aliases, so each change is a run in an experiment of its own: RUNNING while the change is
+MLflow keeps no history of aliases, so each change is a run in a separate experiment: RUNNING while the change is
 applied, FINISHED when it is done, FAILED when it was not applied or was reverted.
 """
 
@@ -194,7 +194,7 @@ class Production:
             audit: Who, how and why.
 
         Returns:
-            The version, in production again; None if the lab has no version of its own any more.
+            The version, in production again; None if the lab uses the version for all labs again.
 
         Raises:
             VersionNotFoundError: There is no previous version.

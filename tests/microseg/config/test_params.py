@@ -21,7 +21,7 @@ from microseg.config.params import AdaptSettings, TrainSettings
         {"stepz": 3},
     ],
 )
-def test_refuses_impossible_numbers(kind: type[TrainSettings], wrong: dict[str, Any]) -> None:
+def test_rejects_impossible_numbers(kind: type[TrainSettings], wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         kind(**wrong)
 
@@ -36,16 +36,16 @@ def test_refuses_impossible_numbers(kind: type[TrainSettings], wrong: dict[str, 
         {"pseudo_label_rounds": 0},
     ],
 )
-def test_refuses_impossible_numbers_of_adaptation(wrong: dict[str, Any]) -> None:
+def test_rejects_impossible_numbers_of_adaptation(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         AdaptSettings(**wrong)
 
 
-def test_says_what_to_do_about_numbers_that_do_not_fit_together() -> None:
+def test_rejects_inconsistent_numbers() -> None:
     with pytest.raises(ValidationError, match="expected the smaller factor first"):
         TrainSettings(zoom_range=(1.2, 0.8))
 
 
-def test_they_do_not_change() -> None:
+def test_params_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         TrainSettings().steps = 3  # type: ignore[misc]

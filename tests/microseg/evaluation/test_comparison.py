@@ -54,7 +54,7 @@ def expected_dice(lab: LabDataset, split: str, level: float) -> float:
     return float(np.mean(scores))
 
 
-def test_both_are_judged_on_the_same_images(
+def test_both_are_evaluated_on_the_same_images(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset, target_lab: LabDataset
 ) -> None:
     names: list[str] = []

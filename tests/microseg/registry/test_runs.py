@@ -111,7 +111,7 @@ def test_param_cannot_change(empty: Registry) -> None:
     assert read(empty, run.id).info.status == "FAILED"
 
 
-def test_error_of_a_deleted_experiment_says_how_to_restore_it(empty: Registry) -> None:
+def test_error_of_a_deleted_experiment_states_how_to_restore_it(empty: Registry) -> None:
     with empty.runs.start("r") as run:
         pass
     experiment_id = read(empty, run.id).info.experiment_id

@@ -25,7 +25,7 @@ def headers(body: bytes, secret: str = SECRET, when: int = NOW) -> dict[str, str
     return {"x-mlflow-delivery-id": "an-id", "X-MLflow-Timestamp": str(when), "X-MLflow-Signature": signature}
 
 
-def test_parses_set_and_reevent_aliases() -> None:
+def test_parses_set_and_removed_aliases() -> None:
     body = content()
     event = parse_webhook(headers(body), body, SECRET, now=NOW + 5)
     assert event == AliasEvent("microseg-segmenter", "production", 3, "an-id")
