@@ -29,7 +29,7 @@ from flows.train import train
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
-from microseg.errors import LabError, RegistryError, VersionNotFoundError
+from microseg.errors import LabError, RegistryError
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.gate import Decision
@@ -149,11 +149,8 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
 
 def _check_production(settings: Settings) -> None:
     """Refuse to replace a production version that is not from a demo."""
-    try:
-        current = open_workspace(settings).registry.versions.find(PRODUCTION)
-    except VersionNotFoundError:
-        return
-    if _DEMO_TAG not in current.tags:
+    current = open_workspace(settings).production()
+    if current is not None and _DEMO_TAG not in current.tags:
         raise RegistryError(
             f"Version {current.version} is in production and is not from a demo, which would replace it. Run the "
             "demo in another home, for example MICROSEG_HOME=/tmp/microseg-demo."

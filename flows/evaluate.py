@@ -16,7 +16,6 @@ from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import VersionNotFoundError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import atomic_write
 from microseg.registry.gate import Decision
@@ -118,12 +117,7 @@ def evaluate(
     settings = load_settings(changes)
     workspace = open_workspace(settings)
     version = workspace.registry.versions.find(candidate)
-    other: ModelVersion | None = None
-    try:
-        other = workspace.registry.versions.find(against)
-    except VersionNotFoundError:
-        if against != PRODUCTION:
-            raise
+    other = workspace.production() if against == PRODUCTION else workspace.registry.versions.find(against)
     if other is not None and other.version == version.version:
         other = None
     lab = lab or version.tags.get("target")

@@ -1,6 +1,5 @@
 """Checks of this machine, for `flows.health.doctor`: packages, home, disk, the remote of the datasets."""
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from flows.workspace import open_workspace
+from microseg.config.environment import without_password
 from microseg.config.settings import Settings
 from microseg.errors import HomeError, MicrosegError
 from microseg.registry.relocation import outside_locations
@@ -99,7 +99,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 def check_dvc_remote(settings: Settings) -> Iterator[Finding]:
     """Whether datasets can be pushed."""
     address, store = settings.environment.dvc_remote, open_workspace(settings).datasets
-    shown = re.sub(r"//[^/@]+@", "//***@", address)
+    shown = without_password(address)
     try:
         store.check_remote()
     except MicrosegError as error:

@@ -1,6 +1,5 @@
 """Checks of the MLflow server and the Prefect server, for `flows.health.doctor`."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from flows.health.machine import Finding
 from flows.health.status import SCHEDULED_DEPLOYMENT
 from flows.service.events import lab_arrived_trigger, promotion_trigger
 from flows.workspace import open_workspace
+from microseg.config.environment import without_password
 from microseg.config.settings import Settings
 from microseg.errors import MicrosegError
 from microseg.registry.connection import is_server
@@ -27,7 +27,7 @@ __all__ = ["check_aliases", "check_mlflow", "check_prefect", "check_schedules", 
 def check_mlflow(settings: Settings) -> Iterator[Finding]:
     """Whether MLflow responds, and has the version of this machine."""
     uri = settings.environment.tracking_uri
-    shown = re.sub(r"//[^/@]+@", "//***@", uri)
+    shown = without_password(uri)
     try:
         open_workspace(settings).registry.versions.all()
     except MicrosegError as error:  # also where the server does not accept this host name

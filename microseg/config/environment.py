@@ -15,6 +15,7 @@ Environment:
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from microseg.errors import HomeError
 from microseg.files import atomic_write
 
-__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home"]
+__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "without_password"]
 
 HOME_FILE = "microseg-home.json"
 """Marks a folder as microseg's home; holds the format of the home and the path it was last used at."""
@@ -47,6 +48,11 @@ def find_home() -> Path:
     current = Path.cwd()
     homes = (folder / "var" for folder in (current, *current.parents))
     return next((home for home in homes if (home / HOME_FILE).is_file()), current / "var")
+
+
+def without_password(address: str) -> str:
+    """Return an address for messages and logs, with ``***`` for user and password."""
+    return re.sub(r"//[^/@]+@", "//***@", address)
 
 
 class Environment(BaseSettings):

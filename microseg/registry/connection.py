@@ -1,7 +1,6 @@
 """The connection to MLflow, with errors that say what to do."""
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +15,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
+from microseg.config.environment import without_password
 from microseg.errors import RegistryError
 from microseg.registry.relocation import update_moved_home
 
@@ -157,7 +157,7 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
         text = getattr(error, "message", None) or str(error)
         code = getattr(error, "error_code", "")
         hint = next((advice for pattern, advice in _HINTS.items() if pattern == code or pattern in text), None)
-        uri = re.sub(r"//[^/@]+@", "//***@", tracking_uri)
+        uri = without_password(tracking_uri)
         raise RegistryError(f"the registry at {uri} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
 
 

@@ -1,5 +1,6 @@
 """The model card: use, data, training, evaluation and the gate's decision of a model version."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -7,10 +8,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from microseg.datasets.dataset import LabDataset
 from microseg.models.config import NetworkConfig
-from microseg.registry.gate import Decision, Evidence
+from microseg.registry.gate import ConfidenceInterval, Decision, Evidence
 from microseg.registry.version import MODEL_NAME
 
-__all__ = ["Scores", "fit_description", "headline", "measurement_name", "model_card"]
+__all__ = ["Scores", "fit_description", "format_measurement", "headline", "measurement_name", "model_card"]
 
 _DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
 
@@ -32,6 +33,8 @@ _NAMES = {
 }
 _OBJECT_METRICS = ("object_f1", "object_dice", "aji")
 _TRAINING_PARAMS = ("seed", "network.", "train.", "adapt.")
+
+_Value = float | ConfidenceInterval | None
 
 Scores = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
 """Mean scores on labelled images: lab → metric → (this version, production)."""
@@ -79,6 +82,7 @@ def model_card(
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
+    environment.filters["measurement"] = format_measurement
     return environment.get_template("model_card.md.j2").render(
         model=MODEL_NAME,
         method=method,
@@ -119,28 +123,31 @@ def headline(card: str) -> str:
     return card.partition("\n")[0]
 
 
-def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> list[tuple[str, str, str]]:
+def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> list[tuple[str, _Value, _Value]]:
     """The rows of the table: measurement, this version, production."""
-    rows = [
-        (f"{lab}, held-out: Dice", _number(candidate.source_dice.get(lab)), _number(production.source_dice.get(lab)))
+    rows: list[tuple[str, _Value, _Value]] = [
+        (f"{lab}, held-out: Dice", candidate.source_dice.get(lab), production.source_dice.get(lab))
         for lab in sorted(candidate.source_dice.keys() | production.source_dice.keys())
     ]
     if candidate.target_dice is not None or production.target_dice is not None:
-        rows.append(("Target lab's masks: Dice", str(candidate.target_dice or "–"), str(production.target_dice or "–")))
+        rows.append(("Target lab's masks: Dice", candidate.target_dice, production.target_dice))
     if candidate.target_gain is not None:
-        rows.append(("Target lab's masks: gain of Dice", str(candidate.target_gain), "–"))
+        rows.append(("Target lab's masks: gain of Dice", candidate.target_gain, None))
     rows += [
-        (f"{lab}: {measurement_name(metric)}", _number(new), _number(old))
+        (f"{lab}: {measurement_name(metric)}", new, old)
         for lab, metrics in scores.items()
         for metric, (new, old) in metrics.items()
         if metric in _OBJECT_METRICS
     ]
     rows += [
-        (f"Target lab: {measurement_name(name)}", _number(value), _number(production.label_free.get(name)))
+        (f"Target lab: {measurement_name(name)}", value, production.label_free.get(name))
         for name, value in candidate.label_free.items()
     ]
     return rows
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+def format_measurement(value: float | ConfidenceInterval | None) -> str:
+    """Format a measurement for tables and pages; a dash if it is unknown."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,6 +1,5 @@
 """The HTML page and the JSON report of the demo."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic_core import to_json
 
 from microseg.files import atomic_write
 from microseg.registry.gate import Decision
-from microseg.registry.model_card import measurement_name
+from microseg.registry.model_card import format_measurement, measurement_name
 from microseg.report.panels import data_uri
 
 __all__ = ["Change", "DemoReport", "write_page", "write_report"]
@@ -97,7 +96,7 @@ def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path
     environment = Environment(
         loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    environment.filters |= {"number": _number, "measurement": measurement_name}
+    environment.filters |= {"number": format_measurement, "measurement": measurement_name}
     page = environment.get_template("demo.html.j2").render(
         demo=demo, panels=[data_uri(panel) for panel in panels], overlays=[data_uri(overlay) for overlay in overlays]
     )
@@ -108,9 +107,3 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -64,7 +64,7 @@ def test_commands_reject_a_missing_home_and_one_of_an_older_version(
     (tmp_path / "home" / "mlflow").mkdir(parents=True)
     (tmp_path / "home" / "mlflow" / "mlflow.db").touch()
     result = run(command.command, *arguments)
-    assert (result.exit_code, "made by microseg 0.1" in " ".join(result.stderr.split())) == (1, True)
+    assert (result.exit_code, "of microseg 0.1" in " ".join(result.stderr.split())) == (1, True)
     assert not (tmp_path / "home" / HOME_FILE).exists()
 
 

@@ -93,7 +93,7 @@ def test_requires_a_home_unless_the_registry_is_elsewhere(tmp_path: Path, monkey
 def test_rejects_a_home_of_an_older_version(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     for action in (Home(tmp_path).create, Home(tmp_path).last_root):
-        with pytest.raises(HomeError, match=r"made by microseg 0\.1.*Set MICROSEG_HOME to a new folder and ingest"):
+        with pytest.raises(HomeError, match=r"of microseg 0\.1.*Set MICROSEG_HOME to a new folder and ingest"):
             action()
     assert not (tmp_path / HOME_FILE).exists()
 
