@@ -106,7 +106,7 @@ def _read_config(path: Path) -> tuple[NetworkConfig, str]:
     if found != _FORMAT:
         advice = "train the network again with this version" if found == 1 else "update microseg"
         raise WeightsError(
-            f"expected a network of format {_FORMAT} in {path}, got {found!r} of another microseg; {advice}"
+            f"expected a network of format {_FORMAT} in {path}, got {found!r}, of another microseg; {advice}"
         )
     try:
         config = NetworkConfig.model_validate_json(json.dumps(description["config"]))
