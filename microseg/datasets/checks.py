@@ -150,7 +150,13 @@ def list_files(source: Path) -> IncomingFiles:
             files.pairs.append((paths[0], annotations[0] if annotations else None))
             continue
         for same in (paths, annotations):
-            _reject_same_names(files, same)
+            for path in same if len(same) > 1 else ():
+                others = ", ".join(other.name for other in same if other is not path)
+                files.reject(
+                    path,
+                    f"expected a unique name, got the same as {others} (suffix and case do not count). "
+                    "Rename it, or keep only one of them.",
+                )
         names = " and ".join(path.name for path in annotations)
         files.reject(paths[0], f"expected one annotation, got {names}. Keep only one of them.")
     return files
@@ -288,17 +294,6 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
         else:
             usable[image_key(image_name(path, suffixes))].append(path)
     return usable
-
-
-def _reject_same_names(files: IncomingFiles, paths: list[Path]) -> None:
-    """Reject files whose names differ only by suffix or case; a single one is left."""
-    for path in paths if len(paths) > 1 else ():
-        others = ", ".join(other.name for other in paths if other is not path)
-        files.reject(
-            path,
-            f"expected a unique name, got the same as {others} (suffix and case do not count). "
-            "Rename it, or keep only one of them.",
-        )
 
 
 def _reject_single_annotations(files: IncomingFiles) -> None:

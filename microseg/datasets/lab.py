@@ -43,6 +43,8 @@ tissue: human colon             # optional
 scanner: null                   # optional
 """
 
+_ADVICE = f"Write it like this:\n{LAB_FILE_TEMPLATE}"
+
 IMAGE_TABLE_FILE = "images.csv"
 
 _COLUMNS = ("file", "group", "mpp")  # of images.csv
@@ -136,20 +138,13 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
     if not path.parent.is_dir():
         raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
     if not path.is_file():
-        raise LabError(
-            f"{path}: expected the metadata of the lab, found none. Write it like this:\n{LAB_FILE_TEMPLATE}"
-        )
+        raise LabError(f"{path}: expected the metadata of the lab, found none. {_ADVICE}")
     try:
         stated: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise LabError(
-            f"{path}: expected YAML in UTF-8, got: {error}. Write it like this:\n{LAB_FILE_TEMPLATE}"
-        ) from error
+        raise LabError(f"{path}: expected YAML in UTF-8, got: {error}. {_ADVICE}") from error
     if not isinstance(stated, dict):
-        raise LabError(
-            f"{path}: expected 'key: value' lines, got {type(stated).__name__}. "
-            f"Write it like this:\n{LAB_FILE_TEMPLATE}"
-        )
+        raise LabError(f"{path}: expected 'key: value' lines, got {type(stated).__name__}. {_ADVICE}")
     if unknown := [str(key) for key in stated if key not in LabMetadata.model_fields]:
         raise LabError(
             f"{path}: expected the keys {', '.join(LabMetadata.model_fields)}, got also {', '.join(unknown)}. "
@@ -166,7 +161,7 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
             for fault in error.errors()
         )
-        raise LabError(f"{path}: {faults}. Write it like this:\n{LAB_FILE_TEMPLATE}") from error
+        raise LabError(f"{path}: {faults}. {_ADVICE}") from error
 
 
 def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:

@@ -118,14 +118,9 @@ class CropSampler:
 
     def unlabelled(self) -> "CropSampler":
         """Sampler of the same crops without masks."""
-        return CropSampler(
-            [replace(sample, mask=None) for sample in self.samples],
-            size=self.size,
-            batch=self.batch,
-            seed=self.seed,
-            zoom=self.zoom,
-            cache_bytes=self._cache_bytes,
-        )
+        samples = [replace(sample, mask=None) for sample in self.samples]
+        options = {"size": self.size, "batch": self.batch, "seed": self.seed, "cache_bytes": self._cache_bytes}
+        return CropSampler(samples, zoom=self.zoom, **options)
 
     def _crop(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         epoch, position = divmod(index, len(self.samples))
@@ -135,10 +130,8 @@ class CropSampler:
         image, mask = self._read(sample)
         zoom = self.samples[sample].zoom * np.exp(rng.uniform(*np.log(self.zoom)))
         side = self.size / zoom  # of the window, in the image's own pixels
-        image, mask = (
-            _pad_to(image, int(np.ceil(side)), "symmetric"),
-            None if mask is None else _pad_to(mask, int(np.ceil(side)), "symmetric"),
-        )
+        image = _pad_to(image, int(np.ceil(side)))
+        mask = None if mask is None else _pad_to(mask, int(np.ceil(side)))
         top = rng.uniform(0, image.shape[0] - side)
         left = rng.uniform(0, image.shape[1] - side)
         box = (left, top, left + side, top + side)
@@ -180,12 +173,12 @@ def _bytes(pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]) -> 
     return pair[0].nbytes + (0 if pair[1] is None else pair[1].nbytes)
 
 
-def _pad_to(array: npt.NDArray[np.uint8], side: int, mode: str) -> npt.NDArray[np.uint8]:
+def _pad_to(array: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
     missing = [max(0, side - length) for length in array.shape[:2]]
     if not any(missing):
         return array
     width = [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, width, mode=mode)  # type: ignore[call-overload,no-any-return]
+    return np.pad(array, width, mode="symmetric")
 
 
 def cut_windows(

@@ -34,10 +34,8 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "check_pixels",
     "decode",
     "image_digest",
-    "image_too_large",
     "is_tiff",
     "over_white",
     "read_deep_tiff",
@@ -134,7 +132,7 @@ def read_errors(path: Path, what: str) -> Iterator[None]:
     except ImageReadError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise image_too_large(path) from error
+        raise _too_large(path) from error
     except Exception as error:
         raise ImageReadError(
             f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {str(error) or repr(error)}. "
@@ -151,7 +149,7 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries enable it, and then missing rows are gray
     with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
-        check_pixels(path, image.width * image.height)
+        _check_pixels(path, image.width * image.height)
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -212,22 +210,13 @@ def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = Non
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 13,400 squared
 
 
-def check_pixels(path: Path, pixels: float) -> None:
-    """Reject an image before it is decoded, by the size in its header.
-
-    Args:
-        path: The file, for the message.
-        pixels: Number of pixels.
-
-    Raises:
-        ImageReadError: There are over ``MAX_PIXELS``.
-    """
+def _check_pixels(path: Path, pixels: float) -> None:
+    """Reject an image before it is decoded, by the size in its header."""
     if pixels > MAX_PIXELS:
-        raise image_too_large(path)
+        raise _too_large(path)
 
 
-def image_too_large(path: Path) -> ImageReadError:
-    """Error for an image of over ``MAX_PIXELS``."""
+def _too_large(path: Path) -> ImageReadError:
     return ImageReadError(
         f"{path}: expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions; "
         "whole slides are read by segmentation, not as images."
@@ -269,7 +258,7 @@ def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
         paged_channels = "C" in series.axes and "C" not in page.axes
         if page.dtype is None or (page.dtype in (np.uint8, np.bool_) and not paged_channels):
             return None
-        check_pixels(path, max(page.imagewidth * page.imagelength, series.size / 4))
+        _check_pixels(path, max(page.imagewidth * page.imagelength, series.size / 4))
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
             raise ImageReadError(
                 f"{path}: expected gray or RGB values in a TIFF of {page.dtype}, got "
@@ -281,7 +270,10 @@ def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
         except ValueError as error:
             if "imagecodecs" not in str(error) or paged_channels:
                 raise
-            values, axes = _read_first_page(path), "SYX"  # a compression that needs imagecodecs
+            import rasterio
+
+            with rasterio.open(path) as raster:  # GDAL has the compressions for which tifffile needs imagecodecs
+                values, axes = raster.read(), "SYX"
         orientation = page.tags.valueof(274, 1)
     for axis in axes:
         if axis not in "YXSC":
@@ -289,14 +281,6 @@ def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
             axes = axes.replace(axis, "", 1)
     values = values.transpose([axes.index(axis) for axis in "YXCS" if axis in axes])
     return _upright(values.reshape(*values.shape[:2], -1), orientation)  # (H, W, channels)
-
-
-def _read_first_page(path: Path) -> npt.NDArray[Any]:
-    import rasterio
-
-    with rasterio.open(path) as raster:
-        values: npt.NDArray[Any] = raster.read()  # (channels, H, W)
-    return values
 
 
 def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

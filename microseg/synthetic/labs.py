@@ -6,9 +6,9 @@ accuracy on the other for the same reasons as with real labs.
 
 import csv
 import os
-import shutil
 import tempfile
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from microseg.datasets.lab import LabMetadata, write_lab_metadata
+from microseg.datasets.lab import IMAGE_TABLE_FILE, LabMetadata, write_lab_metadata
 from microseg.datasets.stain import transmitted_light
 from microseg.errors import LabError
 from microseg.slides.images import write_png
@@ -111,7 +111,7 @@ LAB_B = LabProfile(  # the stroma is stained by the marker too, as is common
 
 
 def generate_image(
-    profile: LabProfile, size: int, mpp: float, seed: int
+    profile: LabProfile, size: int, mpp: float, seed: int | Sequence[int]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Generate one image, as stored by the lab's scanner, and its ground-truth mask.
 
@@ -130,7 +130,14 @@ def generate_image(
     Reference:
         Ruifrok & Johnston 2001 for the stain vectors; light is absorbed by the Beer-Lambert law.
     """
-    return _draw(profile, size, mpp, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    oversampling = 1 if mpp <= 0.5 else 2  # samples per pixel side; half a micron resolves all structures
+    shape = (size * oversampling, size * oversampling)
+    section = generate_section(profile.tissue, shape, mpp / oversampling, rng)
+    light = transmitted_light(_stain(section, profile, rng))  # (H, W, 3)
+    image = scan(light, profile.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
+    inside = (section.gland > 0).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
+    return image, (inside >= 0.5).astype(np.uint8)
 
 
 def generate_lab(
@@ -168,34 +175,23 @@ def generate_lab(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"expected a new or empty folder, got {folder}, which has files; choose another or empty it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        _write_lab(temporary, profile, images, size, mpp, labelled, test_images, seed)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return folder
-
-
-def _write_lab(
-    folder: Path, profile: LabProfile, images: int, size: int, mpp: float, labelled: bool, test_images: int, seed: int
-) -> None:
-    """Fill a lab's folder; see `generate_lab`."""
     metadata = LabMetadata(
         lab=profile.name, stain=profile.stain, classes=CLASSES, mpp=mpp, tissue="colon (synthetic)", labelled=labelled
     )
-    write_lab_metadata(folder, metadata)
     lab_seed = [seed, zlib.crc32(profile.name.encode())]  # labs of one seed have different sections
-    slides = _write_images(folder, profile.name, profile, images, size, mpp, labelled, [*lab_seed, 0])
-    if test_images:
-        _write_images(folder / "test", f"{profile.name}_test", profile, test_images, size, mpp, True, [*lab_seed, 1])
-    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("file", "group", "mpp"))
-        table.writerows((name, slide, f"{mpp:g}") for name, slide in slides.items())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        lab = Path(temporary) / folder.name
+        slides = _write_images(lab, profile.name, profile, images, size, mpp, labelled, [*lab_seed, 0])
+        if test_images:
+            _write_images(lab / "test", f"{profile.name}_test", profile, test_images, size, mpp, True, [*lab_seed, 1])
+        write_lab_metadata(lab, metadata)
+        with (lab / IMAGE_TABLE_FILE).open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("file", "group", "mpp"))
+            table.writerows((name, slide, f"{mpp:g}") for name, slide in slides.items())
+        lab.replace(folder)
+    return folder
 
 
 def _write_images(
@@ -209,7 +205,7 @@ def _write_images(
     def write(number: int) -> tuple[str, str]:
         slide = number // _IMAGES_PER_SLIDE
         slide_profile = _vary(profile, np.random.default_rng([*seed, 0, slide]))
-        image, mask = _draw(slide_profile, size, mpp, np.random.default_rng([*seed, 1, number]))
+        image, mask = generate_image(slide_profile, size, mpp, [*seed, 1, number])
         name = f"{prefix}_{number:03d}.png"
         write_png(folder / "images" / name, image)
         if masks:
@@ -252,19 +248,6 @@ def _vary(profile: LabProfile, rng: np.random.Generator) -> LabProfile:
 def _scale(amount: Amount, factors: npt.NDArray[np.float64]) -> Amount:
     hematoxylin, eosin, dab = (float(value) for value in np.asarray(amount) * factors)
     return hematoxylin, eosin, dab
-
-
-def _draw(
-    profile: LabProfile, size: int, mpp: float, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Image and mask of one section of a slide."""
-    oversampling = 1 if mpp <= 0.5 else 2  # samples per pixel side; half a micron resolves all structures
-    shape = (size * oversampling, size * oversampling)
-    section = generate_section(profile.tissue, shape, mpp / oversampling, rng)
-    light = transmitted_light(_stain(section, profile, rng))  # (H, W, 3)
-    image = scan(light, profile.scanner, mpp=mpp, oversampling=oversampling, rng=rng)
-    inside = (section.gland > 0).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
-    return image, (inside >= 0.5).astype(np.uint8)
 
 
 def _stain(section: Section, profile: LabProfile, rng: np.random.Generator) -> npt.NDArray[np.float32]:

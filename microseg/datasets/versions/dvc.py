@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import file_digest, md5
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def check_write_access(repo: Any) -> None:
 def restore(repo: Any, digest: str, folder: Path) -> None:
     """Copy a version's files out of the cache, after fetching from the remote what the cache lacks.
 
-    Each file is verified in the pass that copies it, unless this process has hashed it before.
+    Each file is verified before it is copied, unless this process has hashed it already.
 
     Args:
         repo: From `opened`.
@@ -151,7 +151,14 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
     files = {folder.joinpath(*key): entry.value for key, _, entry in tree}
 
     def copy(path: Path) -> bool:
-        return _copy_verified(Path(cache.oid_to_path(files[path])), path, files[path])
+        cached = Path(cache.oid_to_path(files[path]))
+        if not _is_intact(cached, files[path]):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cached, path)
+        path.chmod(0o444)
+        _remember(path, files[path])
+        return True
 
     missing = [path for path in files if not copy(path)]
     if missing:
@@ -195,29 +202,6 @@ def _is_intact(path: Path, oid: str) -> bool:
     if path.is_file() and file_md5(path) != oid.removesuffix(".dir"):
         path.unlink()
     return path.is_file()
-
-
-def _copy_verified(source: Path, target: Path, oid: str) -> bool:
-    """Copy an object out of the cache and hash it in one pass; False when it is missing or damaged, then removed."""
-    if not source.is_file():
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if _hashed.get(_identity(source)) == oid:
-        shutil.copyfile(source, target)
-    else:
-        content = md5()
-        with source.open("rb") as read, target.open("wb") as write:
-            while block := read.read(2**20):
-                content.update(block)
-                write.write(block)
-        if content.hexdigest() != oid:
-            source.unlink()
-            target.unlink()
-            return False
-        _remember(source, oid)
-    target.chmod(0o444)
-    _remember(target, oid)
-    return True
 
 
 def _check_kind(repo: Any, remote: str) -> None:
