@@ -57,17 +57,18 @@ def announce_complete(drop_folder: DropFolder, settings: Settings, reported: set
     """
     store = open_workspace(settings).onboarding
     for incoming in drop_folder.poll(time.monotonic()):
-        key = (str(incoming.folder), incoming.fingerprint)
-        try:
-            before = None if incoming.missing else store.read(incoming.lab)
-        except LabError as error:
-            _log.warning("%s", error)
-            continue
         if incoming.missing:
+            key = (str(incoming.folder), incoming.fingerprint)
             if key not in reported:
                 _log.warning("%s is incomplete and was not ingested: %s", incoming.folder, incoming.missing)
                 reported.add(key)
-        elif before is None or before.fingerprint != incoming.fingerprint:
+            continue
+        try:
+            before = store.read(incoming.lab)
+        except LabError as error:
+            _log.warning("%s", error)
+            continue
+        if before is None or before.fingerprint != incoming.fingerprint:
             emit_lab_arrived(incoming, store)
             _log.info("%s is complete (%s): its onboarding was requested", incoming.folder, incoming.content)
 

@@ -10,7 +10,7 @@ from openslide import OpenSlide, OpenSlideError
 
 from microseg.errors import ImageReadError
 from microseg.slides.images import over_white
-from microseg.slides.pixel_size import MPP_RANGE, image_mpp
+from microseg.slides.pixel_size import image_mpp, valid_mpp
 from microseg.slides.slide import Level, Slide
 
 __all__ = ["OpenSlideReader", "VendorSlide", "slide_parts"]
@@ -54,7 +54,7 @@ class VendorSlide(Slide):
             x, y = (float(self._slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy")
         except (KeyError, ValueError):
             return None
-        return round(x, 6) if MPP_RANGE[0] <= x <= MPP_RANGE[1] and abs(x - y) <= 0.01 * x else None
+        return valid_mpp(x, y)
 
 
 class OpenSlideReader:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from microseg.slides.images import is_tiff
 
-__all__ = ["MPP_RANGE", "image_mpp", "model_zoom"]
+__all__ = ["MPP_RANGE", "image_mpp", "model_zoom", "valid_mpp"]
 
 MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
 
@@ -31,9 +31,12 @@ def image_mpp(path: Path | str) -> float | None:
     sizes: tuple[float, float] | None = None
     with suppress(Exception):  # read_image reports what is wrong with the file
         sizes = _tiff_mpp(path) if is_tiff(path) else _png_mpp(path)
-    if sizes is None or not MPP_RANGE[0] <= sizes[0] <= MPP_RANGE[1] or abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
-        return None
-    return round(sizes[0], 6)
+    return None if sizes is None else valid_mpp(*sizes)
+
+
+def valid_mpp(x: float, y: float) -> float | None:
+    """Pixel size from its two sides, in microns; None where they differ, or are outside ``MPP_RANGE``."""
+    return round(x, 6) if MPP_RANGE[0] <= x <= MPP_RANGE[1] and abs(x - y) <= 0.01 * x else None
 
 
 def _png_mpp(path: Path) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import md5
 from pathlib import Path
@@ -43,7 +43,6 @@ class DatasetVersion:
 
 
 _DIGEST = re.compile(r"[0-9a-f]{32}\.dir", re.ASCII)
-_FIELDS = tuple(field.name for field in fields(DatasetVersion))
 
 
 class DatasetStore:
@@ -118,10 +117,7 @@ class DatasetStore:
         try:
             return tuple(DatasetVersion(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
         except (ValueError, TypeError) as error:
-            raise VersioningError(
-                f"{path}: expected one JSON object a line with {', '.join(_FIELDS)}, got {error}. "
-                "Correct the line or remove it."
-            ) from error
+            raise VersioningError(f"{path}: expected one JSON object a line, got {error}. Correct the line.") from error
 
     def checkout(self, lab: str, digest: str) -> Path:
         """Check out one version of a lab's dataset, verified file by file.
@@ -248,18 +244,8 @@ def code_commit(root: Path) -> str:
         The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` without Git, a
         checkout or a commit.
     """
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    if commit is None:
-        return "unknown"
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return commit if changes == "" else f"{commit}-dirty"
-
-
-def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return "unknown"

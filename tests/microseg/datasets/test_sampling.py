@@ -113,7 +113,7 @@ def test_crops_have_the_pixels_of_the_images(tmp_path: Path) -> None:
 def test_masks_are_cropped_like_their_images(
     tmp_path_factory: Any, height: int, width: int, size: int, own: float, seed: int
 ) -> None:
-    """The image tells its own mask: a smooth surface, and the mask its half above a level."""
+    """An image of a smooth surface, and the mask of where it is above a level."""
     folder = tmp_path_factory.mktemp("surface")
     y, x = np.mgrid[:height, :width]
     surface = 127.5 + 60 * np.sin(x / 9 + 1) + 60 * np.cos(y / 7)

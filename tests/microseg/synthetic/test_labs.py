@@ -69,8 +69,8 @@ def test_labs_have_their_stains(sections):
         np.stack(each) for name in ("lab_a", "lab_b") for each in zip(*sections[name], strict=True)
     )
     he, dab = unmix(pink, STAIN_VECTORS[:2]), unmix(brown, STAIN_VECTORS[::2])
-    assert he[mask_a == 0, 1].mean() > 0.10  # stroma takes eosin
-    assert he[mask_a == 1, 0].mean() > 1.5 * he[mask_a == 0, 0].mean()  # the nuclei stand in the glands
+    assert he[mask_a == 0, 1].mean() > 0.10  # eosin stains the stroma
+    assert he[mask_a == 1, 0].mean() > 1.5 * he[mask_a == 0, 0].mean()  # glands have the most nuclei
     inside = dab[mask_b == 1, 1]
     assert np.percentile(inside, 90) > 1.8 * np.median(inside)  # some glands are positive (1.5 if none were)
     assert np.median(inside) < dab[mask_b == 0, 1].mean()  # not all are
@@ -97,7 +97,7 @@ def test_generated_lab_is_an_incoming_dataset(tmp_path):
         *(f"{part}/{name}" for part in ("images", "masks") for name in names),
         *(f"test/{part}/{name}" for part in ("images", "masks") for name in tests),
     }
-    assert list(tmp_path.joinpath("in").iterdir()) == [folder]  # nothing half-made beside it
+    assert list(tmp_path.joinpath("in").iterdir()) == [folder]  # no temporary files beside it
     metadata = read_lab_metadata(folder)
     assert (metadata.lab, metadata.stain, metadata.classes, metadata.mpp, metadata.labelled) == (
         "lab_a",
