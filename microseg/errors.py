@@ -6,6 +6,7 @@ Every message states what was expected, what was found, and what to do.
 __all__ = [
     "DataError",
     "HomeError",
+    "HomeNotFoundError",
     "ImageReadError",
     "LabError",
     "MicrosegError",
@@ -30,6 +31,10 @@ class SettingsError(MicrosegError, ValueError):
 
 class HomeError(SettingsError):
     """microseg's home is missing, cannot be written, or is of another format."""
+
+
+class HomeNotFoundError(HomeError):
+    """There is no microseg home where one was looked for."""
 
 
 class DataError(MicrosegError, ValueError):

@@ -114,7 +114,7 @@ def test_wheel_contains_both_packages_and_nothing_else(wheel: Path) -> None:
 def test_reading_commands_write_nothing(installation: Installation, tmp_path: Path) -> None:
     assert "segment" in installation.run(tmp_path, "microseg", "--help")
     assert "--json" in installation.run(tmp_path, "microseg", "status", "--help")
-    assert "No microseg home" in installation.run(tmp_path, "microseg", "status", code=1)
+    assert "does not exist yet" in " ".join(installation.run(tmp_path, "microseg", "status").split())
     assert "No microseg home" in installation.run(tmp_path, "microseg", "doctor")
     assert list(tmp_path.iterdir()) == []
 

@@ -4,7 +4,7 @@ microseg status
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from flows.cli.console import console, show_table
 from flows.cli.options import cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
+from microseg.errors import HomeNotFoundError
 from microseg.registry.gate import NOT_EVALUATED, Decision
 from microseg.registry.version import CANDIDATE, production_of
 
@@ -63,6 +64,7 @@ class Status:
         home: Folder of microseg's home.
         home_origin: How the home was found.
         params_file: File of parameters; None for the defaults.
+        home_exists: Whether there is a home yet.
         production: Version in production for all labs.
         candidate: Version with the alias ``candidate``.
         pending: Alias changes that were not validated yet.
@@ -74,12 +76,13 @@ class Status:
     home: str
     home_origin: str
     params_file: str | None
-    production: int | None
-    candidate: int | None
-    pending: list[str]
-    labs: list[LabStatus]
-    last_batches: list[str] | None
-    next_batch: str | None
+    home_exists: bool
+    production: int | None = None
+    candidate: int | None = None
+    pending: list[str] = field(default_factory=list)
+    labs: list[LabStatus] = field(default_factory=list)
+    last_batches: list[str] | None = None
+    next_batch: str | None = None
 
 
 def read_status(settings: Settings) -> Status:
@@ -88,10 +91,22 @@ def read_status(settings: Settings) -> Status:
     Args:
         settings: Where to read it.
 
+    Returns:
+        The status; of a missing home, that there is nothing yet.
+
     Raises:
-        HomeError: There is no home.
+        HomeError: The home is of another format.
         RegistryError: The registry cannot be reached.
     """
+    where: dict[str, Any] = {
+        "home": str(settings.home.root),
+        "home_origin": settings.environment.home_origin,
+        "params_file": str(settings.params_file) if settings.params_file else None,
+    }
+    try:
+        settings.environment.require_home()
+    except HomeNotFoundError:
+        return Status(**where, home_exists=False)
     workspace = open_workspace(settings)
     registry, store = workspace.registry, workspace.datasets
     versions = registry.versions.all()
@@ -119,9 +134,8 @@ def read_status(settings: Settings) -> Status:
     production = workspace.production()
     last_batches, next_batch = _batches()
     return Status(
-        home=str(settings.home.root),
-        home_origin=settings.environment.home_origin,
-        params_file=str(settings.params_file) if settings.params_file else None,
+        **where,
+        home_exists=True,
         production=production.version if production else None,
         candidate=next((version.version for version in versions if CANDIDATE in version.aliases), None),
         pending=[
@@ -171,7 +185,8 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if as_json:
         typer.echo(json.dumps(asdict(status) | {"time": datetime.now(UTC).isoformat()}, indent=2))
         return
-    console.print(f"Home:       {status.home} ({status.home_origin})", soft_wrap=True, markup=False)
+    missing = "" if status.home_exists else "; does not exist yet"
+    console.print(f"Home:       {status.home} ({status.home_origin}{missing})", soft_wrap=True, markup=False)
     console.print(f"Parameters: {status.params_file or 'defaults'}", soft_wrap=True, markup=False)
     console.print(f"Production: {_version(status.production)}; candidate: {_version(status.candidate)}")
     for line in status.pending:

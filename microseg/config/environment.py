@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from microseg.errors import HomeError
+from microseg.errors import HomeError, HomeNotFoundError
 from microseg.files import atomic_write
 
 __all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "without_password"]
@@ -166,7 +166,8 @@ class Home:
         """The path at which the home was last used; another than `root` after it was moved or copied.
 
         Raises:
-            HomeError: There is no home, or it is of another format.
+            HomeNotFoundError: There is no home.
+            HomeError: It is of another format.
         """
         if self.is_format_1:
             raise HomeError(
@@ -175,7 +176,7 @@ class Home:
                 "folders and train again there; keep this one for microseg 0.1."
             )
         if not self.exists:
-            raise HomeError(
+            raise HomeNotFoundError(
                 f"No microseg home at {self.root}. Set MICROSEG_HOME, or change to the folder that contains it; "
                 "`microseg ingest` and `microseg demo` create one."
             )

@@ -45,14 +45,14 @@ def test_reading_and_help_create_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", READS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     codes = {line.split(maxsplit=2)[2]: line.split()[1] for line in done.stdout.splitlines() if line.startswith("CODE")}
-    failed = {"status", "history", "promote", "segment .", "train lab_a"}
+    failed = {"history", "promote", "segment .", "train lab_a"}
     assert len(codes) > 20, done.stderr
     assert {words for words, code in codes.items() if code != "0"} - {"doctor"} == failed
     assert " ".join(done.stderr.split()).count(f"No microseg home at {tmp_path}/var. Set MICROSEG_HOME") == len(failed)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [adapt, evaluate, export, promote, rollback, segment, train, status, history])
+@pytest.mark.parametrize("command", [adapt, evaluate, export, promote, rollback, segment, train, history])
 def test_commands_reject_a_missing_home_and_one_of_an_older_version(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
@@ -66,6 +66,18 @@ def test_commands_reject_a_missing_home_and_one_of_an_older_version(
     result = run(command.command, *arguments)
     assert (result.exit_code, "of microseg 0.1" in " ".join(result.stderr.split())) == (1, True)
     assert not (tmp_path / "home" / HOME_FILE).exists()
+
+
+def test_status_without_a_home(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path / "home"))
+    result = run(status.command)
+    assert result.exit_code == 0
+    assert f"{tmp_path}/home (MICROSEG_HOME; does not exist yet)" in result.stdout
+    assert "No labs yet. Add one: microseg ingest FOLDER" in result.stdout
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "home" / "mlflow").mkdir(parents=True)
+    (tmp_path / "home" / "mlflow" / "mlflow.db").touch()
+    assert "of microseg 0.1" in " ".join(run(status.command).stderr.split())
 
 
 def snapshot(folder: Path) -> dict[Path, int]:
