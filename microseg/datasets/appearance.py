@@ -37,17 +37,11 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def image_features(image: Pixels, zoom: float = 1.0) -> npt.NDArray[np.float64] | None:
-    """Compute the appearance features of an image, from up to four windows of it.
+    """Compute the appearance features of an image (H, W, 3), from up to four windows of it; see `window_features`.
 
     Args:
         image: RGB, 0..255.
         zoom: Factor by which the image is enlarged to the model's scale.
-
-    Shape:
-        (H, W, 3) → (D,)
-
-    Returns:
-        See `window_features`.
     """
     return window_features(_windows(image, zoom))
 
@@ -113,9 +107,8 @@ def _starts(free: float) -> list[float]:
     return [position * free for position in _POSITIONS] if free >= 1 else [0.0]
 
 
-_DENSITY = -np.log(np.arange(256) / 255 * (1 - _MIN_INTENSITY) + _MIN_INTENSITY).astype(
-    np.float32
-)  # of each 8-bit value
+_INTENSITY = np.arange(256) / 255 * (1 - _MIN_INTENSITY) + _MIN_INTENSITY
+_DENSITY = -np.log(_INTENSITY).astype(np.float32)  # of each 8-bit value
 
 
 def _texture(gray: Sequence[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:

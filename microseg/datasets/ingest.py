@@ -120,7 +120,10 @@ def ingest_lab(
         )
     stated_labelled = metadata.labelled if "labelled" in metadata.model_fields_set else None
     table, files = read_image_table(source), list_files(source)
-    with lab_lock(labs, metadata.lab), _staging_folder(folder) as staged:
+    with lab_lock(labs, metadata.lab) as building:
+        staged = building / "staged"
+        for part in ("images", "masks"):
+            (staged / part).mkdir(parents=True)
         dataset = open_lab_dataset(folder) if folder.is_dir() and any(folder.iterdir()) else None
         if dataset is not None:
             metadata = merge_metadata(dataset.metadata, metadata)
@@ -162,12 +165,15 @@ def ingest_lab(
 
 
 @contextmanager
-def lab_lock(labs: Path, lab: str) -> Iterator[None]:
+def lab_lock(labs: Path, lab: str) -> Iterator[Path]:
     """Lock a lab's dataset for one writer, after repairing what a killed process may have left.
 
     Args:
         labs: Folder of all labs' datasets; created when missing.
         lab: Name of the lab.
+
+    Yields:
+        Path at which the writer can build the new dataset, to rename it in the end; what is left there is removed.
     """
     labs.mkdir(parents=True, exist_ok=True)
     with FileLock(labs / f".{check_lab_name(lab)}.lock"):
@@ -176,7 +182,10 @@ def lab_lock(labs: Path, lab: str) -> Iterator[None]:
             old.rename(folder)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-        yield
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 class _DatasetUpdate:
@@ -307,18 +316,6 @@ def _check_labelled(source: Path, stated: bool | None, images: tuple[CheckedImag
 
 
 # ---- writing
-
-
-@contextmanager
-def _staging_folder(folder: Path) -> Iterator[Path]:
-    """A folder for the checked images, inside the folder that will replace the dataset; removed in the end."""
-    new = folder.with_name(f".{folder.name}.new")
-    try:
-        for part in ("images", "masks"):
-            (new / "staged" / part).mkdir(parents=True)
-        yield new / "staged"
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _stage(

@@ -1,4 +1,7 @@
-"""The calls to DVC, in one module: DVC does not promise a stable Python interface."""
+"""The calls to DVC, in one module: DVC does not promise a stable Python interface.
+
+``repo`` is DVC's ``Repo``, from `opened`, which raises a `VersioningError` for every error of the calls inside it.
+"""
 
 import logging
 import shutil
@@ -57,15 +60,7 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
 
 
 def add(repo: Any, folder: Path) -> tuple[str, int, int]:
-    """Add a folder to the cache, as ``dvc add`` does.
-
-    Args:
-        repo: From `opened`.
-        folder: Absolute path of a folder in the repository.
-
-    Returns:
-        The folder's digest, its number of files, and their size in bytes.
-    """
+    """Add a folder to the cache, as ``dvc add`` does; returns its digest, number of files, and size in bytes."""
     from dvc_data.hashfile.tree import Tree
 
     out, cache = repo.add(str(folder))[0].outs[0], repo.cache.local
@@ -78,13 +73,6 @@ def push(repo: Any, digest: str) -> None:
     """Copy the missing files of a version to the remote, then check that the remote has every file.
 
     DVC's own push asks the remote only for the folder's list, and relies on its index for the files.
-
-    Args:
-        repo: From `opened`.
-        digest: Digest of a version in the cache.
-
-    Raises:
-        VersioningError: Files are missing in the remote afterwards.
     """
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.status import status
@@ -99,14 +87,7 @@ def push(repo: Any, digest: str) -> None:
 
 
 def check_write_access(repo: Any) -> None:
-    """Write a small file to the remote, read it, and remove it.
-
-    Args:
-        repo: From `opened`.
-
-    Raises:
-        VersioningError: It is not read as it was written.
-    """
+    """Write a small file to the remote, read it, and remove it."""
     store = repo.cloud.get_remote_odb(command="push")
     path, content = store.fs.join(store.path, f".microseg-{uuid.uuid4().hex}"), b"microseg"
     store.fs.makedirs(store.path, exist_ok=True)
@@ -123,15 +104,8 @@ def check_write_access(repo: Any) -> None:
 def restore(repo: Any, digest: str, folder: Path) -> None:
     """Copy a version's files out of the cache, after fetching from the remote what the cache lacks.
 
-    Each file is verified before it is copied, unless this process has hashed it already.
-
-    Args:
-        repo: From `opened`.
-        digest: Digest of the version.
-        folder: An empty folder; it receives read-only files.
-
-    Raises:
-        VersioningError: Neither cache nor remote has all files.
+    Each file is verified before it is copied, unless this process has hashed it already. ``folder`` is empty, and
+    receives read-only files.
     """
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree

@@ -180,10 +180,9 @@ class DatasetStore:
         if current is None or folder.is_dir():
             return False
         version = self.checkout(lab, current.digest)
-        with self._locked(), lab_lock(self.labs, lab):
+        with self._locked(), lab_lock(self.labs, lab) as new:
             if folder.is_dir():
                 return False
-            new = self.labs / f".{lab}.new"  # `lab_lock` removes it after a killed process
             shutil.copytree(version, new, copy_function=shutil.copyfile)  # files that can be written
             new.rename(folder)
         return True
