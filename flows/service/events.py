@@ -12,7 +12,7 @@ from microseg.datasets.onboarding import IncomingDataset, Onboarding, Onboarding
 __all__ = ["LAB_ARRIVED", "PROMOTION_REQUESTED", "emit", "emit_lab_arrived", "lab_arrived_trigger", "promotion_trigger"]
 
 LAB_ARRIVED = "microseg.lab.arrived"
-"""An incoming dataset is complete. Payload: ``folder``, its absolute path; resource ``microseg.lab.<name>``."""
+"""An incoming dataset is complete. Payload: ``folder`` (absolute path), ``lab``; resource ``microseg.lab.<lab>``."""
 
 PROMOTION_REQUESTED = "microseg.promotion.requested"
 """An alias was changed in MLflow. Payload: ``alias``; resource ``microseg.alias.<alias>``."""
@@ -52,8 +52,7 @@ def emit_lab_arrived(incoming: IncomingDataset, store: OnboardingStore) -> None:
     Raises:
         httpx.HTTPError: The server cannot be reached.
     """
-    payload = {"lab": incoming.lab, "folder": str(incoming.folder), "fingerprint": incoming.fingerprint}
-    emit(LAB_ARRIVED, f"microseg.lab.{incoming.lab}", payload)
+    emit(LAB_ARRIVED, f"microseg.lab.{incoming.lab}", {"lab": incoming.lab, "folder": str(incoming.folder)})
     before = store.read(incoming.lab)
     if before is None or before.fingerprint != incoming.fingerprint:  # its run may have started already
         store.write(Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending"))
