@@ -10,8 +10,9 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,6 @@ _IMAGES_PER_SLIDE = 2
 
 Amount = tuple[float, float, float]
 """Hematoxylin, eosin and DAB, in optical density along each stain's unit vector."""
-
-_CLEAR: Amount = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,9 @@ def _vary(profile: LabProfile, rng: np.random.Generator) -> LabProfile:
     spread = profile.slide_variation
     red, green, blue = 1.0 + rng.normal(0.0, 0.15 * spread, 3)
     strength = np.exp(rng.normal(0.0, spread, 3) + rng.normal(0.0, 0.6 * spread))  # of each stain; section thickness
-    amounts = {each.name: _scale(getattr(profile.amounts, each.name), strength) for each in fields(StainAmounts)}
+    amounts: dict[str, Any] = {
+        name: tuple((amount * strength).tolist()) for name, amount in asdict(profile.amounts).items()
+    }
     size, height, nuclei, contour, gamma, blur = np.exp(rng.normal(0.0, spread, 6))
     scanner, tissue = profile.scanner, profile.tissue
     return replace(
@@ -245,11 +246,6 @@ def _vary(profile: LabProfile, rng: np.random.Generator) -> LabProfile:
     )
 
 
-def _scale(amount: Amount, factors: npt.NDArray[np.float64]) -> Amount:
-    hematoxylin, eosin, dab = (float(value) for value in np.asarray(amount) * factors)
-    return hematoxylin, eosin, dab
-
-
 def _stain(section: Section, profile: LabProfile, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Amounts of the three stains at each sample (H, W, 3): compartments composited in order, with texture."""
     amounts = profile.amounts
@@ -266,7 +262,7 @@ def _stain(section: Section, profile: LabProfile, rng: np.random.Generator) -> n
         (amounts.muscle, section.wall, plain),
         (amounts.cytoplasm, section.epithelium, marked),
         (amounts.mucus, section.goblet, plain),
-        (_CLEAR, np.maximum(section.lumen, section.gap), plain),
+        ((0.0, 0.0, 0.0), np.maximum(section.lumen, section.gap), plain),  # clear
         (amounts.secretion, section.secretion, plain),
         (amounts.red_cell, section.red_cells, plain),
         (amounts.stromal_nucleus, section.stromal_nuclei, plain),
