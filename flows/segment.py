@@ -77,7 +77,7 @@ def segment_chunk(
         provenance=segmenter.provenance,
         options=batch.options,
         reference=segmenter.reference,
-        progress=None if progress is None else lambda _done, _total: progress(),
+        progress=progress or (lambda: None),
     )
 
 

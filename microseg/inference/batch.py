@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from microseg.config.params import OutOfDistributionSettings
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
 from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, complete_provenance
@@ -29,8 +28,7 @@ def segment_batch(
     provenance: Provenance,
     options: BatchOptions | None = None,
     reference: ReferenceDistribution | None = None,
-    ood: OutOfDistributionSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> BatchSummary:
     """Segment images into a folder.
 
@@ -46,8 +44,7 @@ def segment_batch(
         provenance: Model and data; weights and settings are added from the engine.
         options: Options of the batch; None for the defaults.
         reference: Reference distribution of the model; None: no out-of-distribution scores.
-        ood: See `finish_batch`.
-        progress: Called with the number of finished images and of all images.
+        progress: Called after each image.
 
     Returns:
         Counts, times and tables.
@@ -61,7 +58,7 @@ def segment_batch(
     results = segment_images(
         engine, tasks, out, provenance=provenance, options=options, reference=reference, progress=progress
     )
-    return finish_batch(results, out, outputs=options.outputs, seconds=time.perf_counter() - started, ood=ood)
+    return finish_batch(results, out, outputs=options.outputs, seconds=time.perf_counter() - started)
 
 
 def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
@@ -89,7 +86,7 @@ def segment_images(
     provenance: Provenance,
     options: BatchOptions | None = None,
     reference: ReferenceDistribution | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[ImageResult, ...]:
     """Segment some images of a batch; no other process may work on the same images at the same time.
 
@@ -106,6 +103,5 @@ def segment_images(
     results: dict[str, ImageResult] = {}
     for result in ImagePipeline(engine, out, complete, options, reference).run(tasks):
         results[result.task.name] = result
-        if progress is not None:
-            progress(len(results), len(tasks))
+        progress()
     return tuple(results[task.name] for task in tasks)

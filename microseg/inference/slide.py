@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,7 +40,6 @@ def segment_slide(
     name: str | None = None,
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
-    progress: Callable[[float], None] | None = None,
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -58,7 +57,6 @@ def segment_slide(
         name: Stem of the files' names; None: that of the slide, unless another image has it.
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
-        progress: Called with the completed fraction of the slide, 0..1.
 
     Returns:
         The record.
@@ -86,7 +84,7 @@ def segment_slide(
             provenance=provenance,
         )
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True) as writer:
-            _write_strips(strips, writer, view, progress)
+            _write_strips(strips, writer)
             summary = {
                 "tissue_fraction": None if tissue is None else tissue.fraction,
                 "computed_fraction": confidence.pixels / (view.width * view.height),
@@ -138,23 +136,15 @@ def slide_strips(
     return view, tissue, stream_mask(engine, view, shows_tissue, confidence or ConfidenceSums())
 
 
-def _write_strips(
-    strips: Iterator[MaskStrip], writer: SegmentationWriter, view: SlideView, progress: Callable[[float], None] | None
-) -> None:
+def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter) -> None:
     """Write strips in another thread while the network computes the next ones."""
     with ThreadPoolExecutor(1) as other:
-        waiting: deque[tuple[int, Future[None]]] = deque()
-
-        def wait(most: int) -> None:
-            while len(waiting) > most:
-                stop, future = waiting.popleft()
-                future.result()
-                if progress is not None:
-                    progress(stop / view.height)
-
+        waiting: deque[Future[None]] = deque()
         for strip in strips:
-            waiting.append((strip.top + len(strip.mask), other.submit(writer.add, strip)))
+            waiting.append(other.submit(writer.add, strip))
             del strip
-            wait(_AHEAD)
+            if len(waiting) > _AHEAD:
+                waiting.popleft().result()
             return_memory()  # otherwise the process keeps the memory of its longest row of tiles
-        wait(0)
+        for future in waiting:
+            future.result()

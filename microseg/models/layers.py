@@ -108,9 +108,7 @@ class PyramidDecoder(nn.Module):
         x = pyramid
         for block in self.blocks:
             if levels:
-                x = functional.interpolate(
-                    x, scale_factor=2.0, mode="bilinear"
-                )  # (B, previous, h, w), size of the skip
+                x = functional.interpolate(x, scale_factor=2.0, mode="bilinear")  # (B, previous, h, w)
             x = torch.cat((x, encoded.pop()), dim=1)  # (B, previous + skip, h, w)
             x = block(x)  # (B, channels[i], h, w)
             levels.append(x)

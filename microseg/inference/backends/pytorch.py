@@ -158,9 +158,8 @@ def find_input_layers(
     Returns:
         The source layer of each target layer found.
     """
-    outputs: dict[
-        int, tuple[Source, torch.Tensor, int]
-    ] = {}  # by id; holding the tensor keeps its id from being reused
+    # by id of the tensor, which is held so that its id is not reused
+    outputs: dict[int, tuple[Source, torch.Tensor, int]] = {}
     pairs: dict[nn.Module, Source] = {}
 
     def remember(module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -70,8 +70,8 @@ def darkness(brightness: Callable[..., object]) -> Callable[..., Engine]:
 def test_files_equal_those_of_the_whole_image(
     darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
 ) -> None:
-    engine, out, shares = darkness(), tmp_path / "out", list[float]()
-    record = segment_slide(engine, slide, out, provenance=provenance, progress=shares.append)
+    engine, out = darkness(), tmp_path / "out"
+    record = segment_slide(engine, slide, out, provenance=provenance)
     probabilities = engine.probabilities(tissue)
     whole = Segmentation(
         probabilities.argmax(0).astype(np.uint8), probabilities, engine.classes, 0.5, provenance, str(slide), "x"
@@ -102,8 +102,6 @@ def test_files_equal_those_of_the_whole_image(
     assert shapely.is_valid(shapes).all()
     assert shapely.equals(shapes, whole.polygons).all()
     assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_color(1)}
-    assert shares[-1] == 1
-    assert shares == sorted(shares)
 
 
 def test_does_not_compute_glass(
