@@ -39,11 +39,7 @@ _SERVED_TILE = 256  # pixels; `mlflow models serve` takes tiles of this size
 
 @lru_cache(maxsize=4)
 def open_workspace(settings: Settings) -> Workspace:
-    """The workspace of some settings; the same one for the same settings.
-
-    Args:
-        settings: Where things are, and the parameters.
-    """
+    """Return the workspace of some settings; the same one for the same settings."""
     return Workspace(settings)
 
 
@@ -51,7 +47,7 @@ class Workspace:
     """The registry, datasets and models that the settings name.
 
     Args:
-        settings: Where things are, and the parameters.
+        settings: Environment and parameters.
 
     Raises:
         HomeError: There is no home, or one of another format.

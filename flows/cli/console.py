@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from microseg.errors import MicrosegError
 
-__all__ = ["Advance", "console", "exit_on_error", "format_value", "progress_bar", "show_table"]
+__all__ = ["Advance", "console", "exit_on_error", "progress_bar", "show_table"]
 
 console = Console(stderr=False, highlight=False)
 
@@ -65,7 +65,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
         columns: Headings.
         rows: Values; floats are shown with three decimals, None and NaN as a dash.
     """
-    cells = [[format_value(value) for value in row] for row in rows]
+    cells = [[_format(value) for value in row] for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         numeric = number > 0 and all(isinstance(row[number], int | float | None) for row in rows)
@@ -76,15 +76,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     console.print(table)
 
 
-def format_value(value: object) -> str:
-    """Format a value for a table."""
-    if value is None or (isinstance(value, float) and value != value):
+def _format(value: object) -> str:
+    if value is None or value != value:  # NaN
         return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
-    return str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

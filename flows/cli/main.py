@@ -37,7 +37,7 @@ SERVICE_COMMANDS = {
 _PANELS = {
     "Labs and models": ("ingest", "train", "adapt", "onboard", "evaluate", "promote", "rollback"),
     "Use a model": ("segment", "export"),
-    "Look and check": ("status", "history", "doctor"),
+    "Inspect": ("status", "history", "doctor"),
     "Run": ("demo", "serve", "service"),
 }
 

@@ -40,9 +40,10 @@ from flows.segment import segment
 from flows.segment_scheduled import segment_scheduled
 from flows.service.drop_folder import watch
 from flows.service.events import lab_arrived_trigger, promotion_trigger
-from flows.service.webhook_receiver import subscribe, webhook_receiver
+from flows.service.webhook_receiver import webhook_receiver
 from flows.train import train
 from flows.validate_promotion import validate_promotion
+from flows.workspace import open_workspace
 from microseg.config.params import ScheduleSettings
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
@@ -141,7 +142,7 @@ def _event_sources(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         if is_server(settings.environment.tracking_uri):
             url = stack.enter_context(webhook_receiver(settings))
-            subscribe(settings, url)
+            open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret)
             _log.info("MLflow reports alias changes to %s", url)
         else:
             _log.info("No MLflow server: the deployment reconcile finds alias changes in the database")

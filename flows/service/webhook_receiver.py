@@ -26,7 +26,7 @@ from microseg.errors import RegistryError, SettingsError
 from microseg.registry.version import is_production
 from microseg.registry.webhooks import AliasEvent, SignatureError, parse_webhook
 
-__all__ = ["command", "subscribe", "webhook_receiver"]
+__all__ = ["command", "webhook_receiver"]
 
 _PATH = "/mlflow"
 _MAX_BODY = 1_000_000  # bytes; a webhook has some hundred
@@ -65,11 +65,6 @@ def webhook_receiver(settings: Settings) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def subscribe(settings: Settings, url: str) -> bool:
-    """Subscribe the receiver to the webhooks of the MLflow server; see `Webhooks.subscribe`."""
-    return open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret)
 
 
 def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
@@ -144,7 +139,7 @@ def command() -> None:
     """
     settings = load_settings()
     with webhook_receiver(settings) as url:
-        if not subscribe(settings, url):
+        if not open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret):
             raise SettingsError(
                 "Expected an MLflow server in MLFLOW_TRACKING_URI, got a database, which sends no webhooks: start a "
                 "server, or use the deployment reconcile, which finds promotions without webhooks."
