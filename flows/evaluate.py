@@ -3,7 +3,6 @@
 python -m flows.evaluate --lab lab_b
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 from microseg.registry.gate import Decision
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 from microseg.report.panels import comparison_panels, data_uri
@@ -123,9 +122,7 @@ def evaluate(
     lab = lab or version.tags.get("target")
     comparison = compare_versions(version, other, lab, settings)
     file = _comparison_file(version, other, settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
+    write_text_file(file, comparison.to_json())
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
     log_comparison(version, comparison, file, panels, settings)
     decision = workspace.decide(version, other, comparison)
@@ -135,7 +132,7 @@ def evaluate(
 def read_comparison(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Comparison | None:
     """Return the result of an earlier evaluation of these two versions; None if there is none on this machine."""
     file = _comparison_file(candidate, against, settings)
-    return Comparison.from_dict(json.loads(file.read_text())) if file.is_file() else None
+    return Comparison.from_json(file.read_bytes()) if file.is_file() else None
 
 
 def _comparison_file(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Path:
@@ -157,7 +154,7 @@ def command(
     Example: microseg evaluate candidate --lab lab_b
     """
     result = evaluate(candidate, against, lab, tuple(changes or ()))
-    comparison = Comparison.from_dict(json.loads(Path(result.comparison).read_text()))
+    comparison = Comparison.from_json(Path(result.comparison).read_bytes())
     show_table(f"Version {result.decision.version}", _COLUMNS, comparison.rows())
     if result.panels:
         console.print(f"Images side by side: {Path(result.panels[0]).parent}", soft_wrap=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 
-__all__ = ["atomic_write", "file_sha256", "link_or_copy"]
+__all__ = ["atomic_write", "file_sha256", "link_or_copy", "write_text_file"]
 
 
 @contextmanager
@@ -27,6 +27,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(part, path)  # noqa: PTH105
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8; its folder is created if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def link_or_copy(path: Path, target: Path) -> None:

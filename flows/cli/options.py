@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from flows.cli.console import console, exit_on_error
 from microseg.config.environment import Environment
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 
 __all__ = ["LabOption", "RecordOption", "SetOption", "cli_command", "finish"]
 
@@ -70,8 +70,5 @@ def prepare_home(*, create: bool) -> None:
 
 def finish(result: object, record: Path | None) -> None:
     """Write a command's result as JSON to the file of ``--record``, if one was given."""
-    if record is None:
-        return
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(record) as part:
-        part.write_bytes(to_json(result, indent=2, inf_nan_mode="null") + b"\n")
+    if record is not None:
+        write_text_file(record, to_json(result, indent=2, inf_nan_mode="null").decode() + "\n")

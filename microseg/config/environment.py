@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from microseg.errors import HomeError, HomeNotFoundError
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 
 __all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "without_password"]
 
@@ -159,8 +159,8 @@ class Home:
 
     def record_root(self) -> None:
         """Record in the home that it is used at its present path."""
-        with atomic_write(self.root / HOME_FILE) as part:
-            part.write_text(json.dumps({"format": HOME_FORMAT, "root": str(self.root.resolve())}) + "\n", "utf-8")
+        text = json.dumps({"format": HOME_FORMAT, "root": str(self.root.resolve())})
+        write_text_file(self.root / HOME_FILE, f"{text}\n")
 
     def last_root(self) -> Path:
         """The path at which the home was last used; another than `root` after it was moved or copied.

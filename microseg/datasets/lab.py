@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import LabError
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.pixel_size import MPP_RANGE
 
@@ -172,8 +172,7 @@ def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
         metadata: Its contents.
     """
     values = metadata.model_dump(mode="json")
-    with atomic_write(Path(folder) / LAB_FILE) as part:
-        part.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text_file(Path(folder) / LAB_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:

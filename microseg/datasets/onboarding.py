@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from microseg.datasets.checks import is_system_file
 from microseg.datasets.lab import LAB_FILE, LabMetadata, check_lab_name, read_lab_metadata
 from microseg.errors import LabError
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.readers import slide_suffixes
 
@@ -228,9 +228,8 @@ class OnboardingStore:
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         onboarding = replace(onboarding, **{"updated_at": now, **changes})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._folder / f"{check_lab_name(onboarding.lab)}.json") as part:
-            part.write_text(json.dumps(asdict(onboarding), indent=2) + "\n", encoding="utf-8")
+        path = self._folder / f"{check_lab_name(onboarding.lab)}.json"
+        write_text_file(path, json.dumps(asdict(onboarding), indent=2) + "\n")
         return onboarding
 
     @contextmanager

@@ -79,16 +79,16 @@ class Comparison:
             rows.append((f"{self.target}: {measurement_name(name)}", value, old_values.get(name)))
         return rows
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON values; NaN becomes null."""
-        values: dict[str, Any] = from_json(to_json(self, inf_nan_mode="null"))
-        return values
+    def to_json(self) -> str:
+        """Convert to JSON; NaN becomes null."""
+        return to_json(self, indent=2, inf_nan_mode="null").decode() + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
-        """Restore from `to_dict`; null measurements become NaN."""
+    def from_json(cls, text: str | bytes) -> "Comparison":
+        """Restore from `to_json`; null measurements become NaN."""
+        values = from_json(text)
         sides = {side: _with_nan(values[side]) for side in ("candidate", "production")}
-        return TypeAdapter(cls).validate_python(dict(values) | sides)
+        return TypeAdapter(cls).validate_python(values | sides)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from microseg.errors import MicrosegError, WeightsError
-from microseg.files import atomic_write
+from microseg.files import atomic_write, write_text_file
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.network import PyramidSegmenter
 
@@ -39,8 +39,7 @@ def save_network(folder: Path, network: PyramidSegmenter) -> None:
     }
     with atomic_write(folder / WEIGHTS_FILE) as file:
         file.write_bytes(weights)
-    with atomic_write(folder / CONFIG_FILE) as file:
-        file.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_file(folder / CONFIG_FILE, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -11,7 +11,7 @@ from pyarrow import csv, parquet
 from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
-from microseg.files import atomic_write
+from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.measurements import OBJECT_COLUMNS
@@ -170,8 +170,7 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
     provenance = {record.provenance.model: record.provenance for record in records}
     facts = {"kind": "microseg batch 1", **asdict(summary), "created": datetime.now(UTC), "provenance": provenance}
     facts["records"] = [f"{record.name}.json" for record in records]
-    with atomic_write(summary.record) as part:
-        part.write_bytes(to_json(facts, indent=2, inf_nan_mode="null") + b"\n")
+    write_text_file(summary.record, to_json(facts, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
 def _join_tables(tables: Sequence[Path], path: Path) -> None:

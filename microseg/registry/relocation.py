@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from microseg.config.environment import Home
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 
 __all__ = ["outside_locations", "update_moved_home"]
 
@@ -52,8 +52,7 @@ def update_moved_home(database: Path) -> Path | None:
             record = json.loads(path.read_text("utf-8"))
             if (folder := Path(record.get("folder", ""))).is_relative_to(old):
                 record["folder"] = str(new / folder.relative_to(old))
-                with atomic_write(path) as part:
-                    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+                write_text_file(path, json.dumps(record, indent=2) + "\n")
         home.record_root()
     return old
 

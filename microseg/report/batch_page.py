@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.record import read_record
 
@@ -37,8 +37,7 @@ def write_batch_page(summary: BatchSummary) -> Path:
         summary=summary, records=records, failures=failures, provenance=facts["provenance"], names=names, most=_MOST
     )
     path = folder / "index.html"
-    with atomic_write(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_text_file(path, page)
     return path
 
 

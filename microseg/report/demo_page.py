@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic_core import to_json
 
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 from microseg.registry.gate import Decision
 from microseg.registry.model_card import format_measurement, measurement_name
 from microseg.report.panels import data_uri
@@ -81,7 +81,7 @@ def write_report(demo: DemoReport, path: Path) -> None:
     values = asdict(demo)
     reasons = [(result.passed, result.message) for result in demo.decision.rules]
     values["decision"] = {"accepted": demo.decision.promoted, "reasons": reasons}
-    _write(path, to_json(values, indent=2, inf_nan_mode="null").decode() + "\n")
+    write_text_file(path, to_json(values, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
 def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path], path: Path) -> None:
@@ -100,10 +100,4 @@ def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path
     page = environment.get_template("demo.html.j2").render(
         demo=demo, panels=[data_uri(panel) for panel in panels], overlays=[data_uri(overlay) for overlay in overlays]
     )
-    _write(path, page)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text_file(path, page)

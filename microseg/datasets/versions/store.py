@@ -18,7 +18,7 @@ from microseg.datasets.ingest import lab_lock
 from microseg.datasets.lab import check_lab_name
 from microseg.datasets.versions.dvc import add, check_write_access, file_md5, opened, push, restore
 from microseg.errors import VersioningError
-from microseg.files import atomic_write
+from microseg.files import write_text_file
 
 __all__ = ["DatasetStore", "DatasetVersion", "code_commit"]
 
@@ -211,11 +211,8 @@ class DatasetStore:
         if history and history[-1].digest == digest:
             return history[-1]
         version = DatasetVersion(lab, digest, files, size, datetime.now(UTC).isoformat(timespec="seconds"))
-        path = self._history_file(lab)
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as part:
-            lines = [json.dumps(asdict(entry)) + "\n" for entry in (*history, version)]
-            part.write_text("".join(lines), encoding="utf-8")
+        lines = [json.dumps(asdict(entry)) + "\n" for entry in (*history, version)]
+        write_text_file(self._history_file(lab), "".join(lines))
         return version
 
     def _history_file(self, lab: str) -> Path:

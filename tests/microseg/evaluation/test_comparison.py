@@ -95,7 +95,7 @@ def test_without_target_lab_and_production_model(
     result = compare(at_level(150), None, source=[source_lab], target=None, engine=Threshold)  # type: ignore[arg-type]
     assert (result.production, result.target, result.candidate.label_free) == (None, None, {})
     assert result.scores["lab_a"]["dice"] == (result.candidate.source_dice["lab_a"], None)
-    assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert Comparison.from_json(result.to_json()) == result
 
 
 def test_ood_score_uses_the_reference_distribution_of_each_side(
@@ -163,7 +163,7 @@ def test_gain_is_measured_by_image_and_bootstrapped_by_slide(
     assert every != bootstrap_interval(np.array(gained))
     assert result.production is not None
     assert result.production.target_gain is None
-    assert Comparison.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert Comparison.from_json(result.to_json()) == result
     assert result.candidate.target_dice is not None
     slides = sorted({row.group for row in source_lab.rows})
     two, result = gain(tuple(row for row in source_lab.rows if row.group in slides[:2]))
@@ -231,9 +231,10 @@ def unknown() -> Comparison:
 
 
 def test_json_form_is_restored() -> None:
-    text = json.dumps(unknown().to_dict(), allow_nan=False)
-    back = Comparison.from_dict(json.loads(text))
-    assert json.dumps(back.to_dict()) == text
+    text = unknown().to_json()
+    json.dumps(json.loads(text), allow_nan=False)  # raises if a value is not valid JSON
+    back = Comparison.from_json(text)
+    assert back.to_json() == text
     assert back.target == "lab_b"
     assert back.scores["lab_a"]["dice"] == (0.8, None)
     assert back.candidate.source_dice["lab_a"] == 0.8
@@ -249,7 +250,7 @@ def test_json_form_is_restored() -> None:
 def test_gate_decides_the_same_on_the_json_form() -> None:
     """A lab without measurements is refused; it must not get lost in the file."""
     for nothing in (unknown(), dataclasses.replace(unknown(), production=None)):
-        back = Comparison.from_dict(json.loads(json.dumps(nothing.to_dict())))
+        back = Comparison.from_json(nothing.to_json())
         policy = GateSettings()
         before, after = (decide(it.candidate, it.production, policy) for it in (nothing, back))
         assert before == after
