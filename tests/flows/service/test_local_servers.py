@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.states import Scheduled
 
 from flows.service.local_servers import command
+from microseg.config.environment import Home
 from microseg.datasets.versions.store import DatasetStore
 from microseg.models.files import load_network
 from microseg.registry.registry import Registry
@@ -104,9 +105,10 @@ def test_ctrl_c_stops_all(servers: Servers, client: SyncPrefectClient) -> None:
 
 @pytest.mark.server
 def test_reports_the_last_output_of_a_server_that_cannot_start(params: Path, tmp_path: Path) -> None:
-    database = tmp_path / "a home" / "mlflow" / "mlflow.db"
-    database.parent.mkdir(parents=True)
-    database.write_text("no database")
+    home = Home(tmp_path / "a home")
+    home.create()
+    home.mlflow.mkdir()
+    (home.mlflow / "mlflow.db").write_text("no database")
     with started(tmp_path, params, "--no-deployments") as it:
         assert it.process.wait(PATIENCE) == 1
         output = it.output.read_text()
