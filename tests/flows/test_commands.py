@@ -44,8 +44,8 @@ def test_help_lists_all_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit) as left:
         main.main()
     assert left.value.code == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in main.COMMANDS)
+    output = capsys.readouterr().out
+    assert all(name in output for name in main.COMMANDS)
 
 
 def test_a_subcommand_has_its_flows_options(

@@ -153,8 +153,8 @@ def test_batch_survives_a_killed_dask_worker(copied: Any, tmp_path: Path) -> Non
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert killed
-    said = (tmp_path / "log.txt").read_text().splitlines()[-1]
-    done, skipped, failed = map(int, said.split())
+    output = (tmp_path / "log.txt").read_text().splitlines()[-1]
+    done, skipped, failed = map(int, output.split())
     assert (done + skipped, failed) == (120, 0)
     for path in sorted((tmp_path / "alone").glob("slide_*.json")):
         one, other = read_record(path), read_record(out / path.name)

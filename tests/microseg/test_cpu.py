@@ -39,7 +39,7 @@ def run(code: str, *arguments: str, **environment: str | None) -> list[str]:
 
 
 @pytest.mark.skipif(
-    not (on_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")), reason="only glibc 2.33 or newer tells"
+    not (on_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")), reason="needs mallinfo2 of glibc 2.33 or newer"
 )
 def test_allocator_keeps_memory_in_the_process() -> None:
     """Blocks of 1, 8 and 16 MiB: each has a separate mapping by default, none when tuned."""

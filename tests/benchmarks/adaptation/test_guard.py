@@ -83,8 +83,8 @@ def test_grid_end_to_end(incoming_labs: tuple[Path, Path], tmp_path: Path) -> No
     """Small labs, a small network, short training; finished rows are not computed again."""
     import shutil
 
-    for delivery in incoming_labs:
-        shutil.copytree(delivery, tmp_path / "data" / "small" / delivery.name)
+    for lab in incoming_labs:
+        shutil.copytree(lab, tmp_path / "data" / "small" / lab.name)
     shutil.rmtree(tmp_path / "data" / "small" / "lab_b" / "masks", ignore_errors=True)
     command = [
         sys.executable, "-m", "benchmarks.adaptation", "--data", tmp_path / "data", "--task", "small",

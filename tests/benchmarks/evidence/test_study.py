@@ -28,8 +28,8 @@ Make = Callable[..., Any]
 def data(incoming_labs: tuple[Path, Path], tmp_path: Path) -> Path:
     """Two tasks, which are the same labs."""
     for task in ("one", "two"):
-        for delivery in incoming_labs:
-            shutil.copytree(delivery, tmp_path / "data" / task / delivery.name)
+        for lab in incoming_labs:
+            shutil.copytree(lab, tmp_path / "data" / task / lab.name)
     return tmp_path / "data"
 
 

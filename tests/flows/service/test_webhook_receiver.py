@@ -1,4 +1,4 @@
-"""Whom the bridge believes, and what it passes on. `test_service.py` has a real MLflow server send to it."""
+"""Which webhooks the receiver accepts, and what it forwards; `test_service.py` uses those of a real MLflow server."""
 
 import json
 import time

@@ -27,7 +27,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return write
 
 
-def refusal(*changes: str) -> str:
+def error_message(*changes: str) -> str:
     with pytest.raises(SettingsError) as raised:
         load_settings(changes)
     return str(raised.value)
@@ -94,7 +94,7 @@ def test_rejects_environment_variables_of_unknown_parameters(
 ) -> None:
     write("")
     monkeypatch.setenv("MICROSEG_TRIAN__STEPS", "3")
-    message = refusal()
+    message = error_message()
     assert "MICROSEG_TRIAN__STEPS" in message
     assert "trian: unknown parameter, expected one of seed, device" in message
 
@@ -111,17 +111,17 @@ def test_reads_params_yaml_beside_a_home_found_above(tmp_path: Path, monkeypatch
 
 def test_rejects_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROSEG_PARAMS", str(tmp_path / "nowhere.yaml"))
-    assert f"MICROSEG_PARAMS: expected a file of parameters at {tmp_path}/nowhere.yaml, found none" in refusal()
+    assert f"MICROSEG_PARAMS: expected a file of parameters at {tmp_path}/nowhere.yaml, found none" in error_message()
 
 
 def test_unknown_names_are_answered_with_the_valid_ones(write: Callable[[str], Path]) -> None:
     file = write("trian: {steps: 3}\ntrain: {stesp: 3}\n")
-    said = refusal("network.encodr=vgg19")
-    assert str(file) in said
-    assert "--set network.encodr=vgg19" in said
-    assert "  trian: unknown parameter, expected one of seed, device" in said
-    assert "  train.stesp: unknown parameter, expected one of steps, max_minutes, batch_size" in said
-    assert "  network.encodr: unknown parameter, expected one of encoder, channels" in said
+    message = error_message("network.encodr=vgg19")
+    assert str(file) in message
+    assert "--set network.encodr=vgg19" in message
+    assert "  trian: unknown parameter, expected one of seed, device" in message
+    assert "  train.stesp: unknown parameter, expected one of steps, max_minutes, batch_size" in message
+    assert "  network.encodr: unknown parameter, expected one of encoder, channels" in message
 
 
 @pytest.mark.parametrize(
@@ -147,35 +147,35 @@ def test_unknown_names_are_answered_with_the_valid_ones(write: Callable[[str], P
 )
 def test_rejects_invalid_values(write: Callable[[str], Path], change: str, expected: str) -> None:
     write("adapt: {pseudo_label_rounds: 1}\n")
-    said = refusal(change)
-    assert "these values are invalid; correct them:\n" in said
-    assert expected in said
+    message = error_message(change)
+    assert "these values are invalid; correct them:\n" in message
+    assert expected in message
 
 
 def test_rejects_an_inconsistent_network_before_training(write: Callable[[str], Path]) -> None:
     write("network: {encoder: blocks, channels: [4, 8], decoder_channels: [8]}\n")
-    assert "network: expected 2 decoder_channels, one per encoder block, got 1" in refusal()
+    assert "network: expected 2 decoder_channels, one per encoder block, got 1" in error_message()
 
 
 def test_reports_every_error_at_once(write: Callable[[str], Path]) -> None:
     write("seed: x\ntrain: {batch_size: 0}\n")
-    assert len(refusal("adapt.grl_warmup=3").splitlines()) == 4
+    assert len(error_message("adapt.grl_warmup=3").splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ["train: [", "a: b: c", "\tx"])
 def test_rejects_invalid_yaml(write: Callable[[str], Path], text: str) -> None:
     file = write(text)
-    assert refusal().startswith(f"{file}: expected YAML in UTF-8, got: ")
+    assert error_message().startswith(f"{file}: expected YAML in UTF-8, got: ")
 
 
 def test_rejects_other_encodings_than_utf_8(write: Callable[[str], Path]) -> None:
     write("").write_bytes("schedule: {timezone: Zürich}".encode("latin-1"))
-    assert "expected YAML in UTF-8" in refusal()
+    assert "expected YAML in UTF-8" in error_message()
 
 
 def test_rejects_a_file_without_sections(write: Callable[[str], Path]) -> None:
     write("- train\n")
-    assert refusal().endswith("expected sections with values, got list. Write name: value.")
+    assert error_message().endswith("expected sections with values, got list. Write name: value.")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_rejects_a_file_without_sections(write: Callable[[str], Path]) -> None:
 )
 def test_rejects_malformed_changes(write: Callable[[str], Path], change: str, expected: str) -> None:
     write("seed: 1\n")
-    assert refusal(change) == expected
+    assert error_message(change) == expected
 
 
 def test_changes_a_section_whose_values_are_commented_out(write: Callable[[str], Path]) -> None:

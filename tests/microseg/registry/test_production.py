@@ -144,8 +144,8 @@ def test_reverted_version_states_the_reason(registry: Registry) -> None:
 
 def test_version_promoted_against_the_gate_has_a_note(registry: Registry) -> None:
     registry.production.promote(1)
-    registry.production.promote(2, audit=AuditInfo("ann", gate="overridden", reason="Looked\nat it."))
-    assert registry.versions.find(2).description == "PROMOTED AGAINST THE GATE: by ann. Looked at it.\n\nSecond."
+    registry.production.promote(2, audit=AuditInfo("ann", gate="overridden", reason="Reviewed\nby eye."))
+    assert registry.versions.find(2).description == "PROMOTED AGAINST THE GATE: by ann. Reviewed by eye.\n\nSecond."
     registry.production.promote(1)
     registry.production.promote(2, audit=AuditInfo("ann", gate="accepted"))
     assert registry.versions.find(2).description == "Second."

@@ -125,7 +125,7 @@ def test_color_clusters_vote(tmp_path: Path) -> None:
         assert sample.mask is not None
         return read_mask(sample.mask)[24:36, 24:36]
 
-    assert not marked("each by itself", votes=False).any()
+    assert not marked("without voting", votes=False).any()
     assert (marked("together", votes=True) == 255).all()
 
 
