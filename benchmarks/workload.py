@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import ArchitectureSettings
-from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network, save_network
-from microseg.models.network import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.slides.images import read_image
 from microseg.synthetic.labs import LAB_A, generate_lab
 
@@ -40,7 +39,7 @@ def make_network(folder: Path, *, encoder: str = "tf_efficientnet_lite0", steps:
     pixels = np.stack([read_image(path) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(np.stack([read_mask(lab / "masks" / path.name) for path in paths])).long()
-    config = NetworkConfig.from_settings(ArchitectureSettings(encoder=encoder), ("background", "gland"), MPP)
+    config = configure_network(ArchitectureSettings(encoder=encoder), ("background", "gland"), MPP)
     network = PyramidSegmenter(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):

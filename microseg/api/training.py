@@ -20,10 +20,9 @@ from microseg.errors import LabError
 from microseg.evaluation.label_free import lab_targets, label_free_scores
 from microseg.evaluation.references import lab_references, mean_scores, score
 from microseg.inference.engine import Engine
-from microseg.models.config import NetworkConfig
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
-from microseg.models.network import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
@@ -79,7 +78,7 @@ def train(
         network = network or NetworkSettings()
         if not datasets:
             raise LabError("Expected at least one labelled lab to train on, got none: give ingested labs.")
-        config = NetworkConfig.from_settings(network, datasets[0].metadata.classes, _median_mpp(datasets))
+        config = configure_network(network, datasets[0].metadata.classes, _median_mpp(datasets))
         fabric.seed_everything(seed, verbose=False)
         segmenter = PyramidSegmenter(config)
         if network.weights is not None:

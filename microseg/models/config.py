@@ -1,7 +1,6 @@
 """Configuration of a network, which is stored as JSON beside its weights."""
 
-from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, field_validator
 
@@ -42,15 +41,6 @@ class NetworkConfig(ArchitectureSettings):
     """Microns per pixel at which the network was trained; None if unknown."""
     encoder_weights: EncoderWeights | None = None
     """Origin of the encoder's initial weights; None for random ones."""
-
-    @classmethod
-    def from_settings(cls, settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None) -> Self:
-        """Configure a network for some classes and a pixel size, with the normalization that its encoder expects."""
-        from microseg.models.encoders import build_encoder  # loads PyTorch, which takes seconds
-
-        encoder = build_encoder(settings)
-        architecture = {name: getattr(settings, name) for name in ArchitectureSettings.model_fields}
-        return cls(classes=tuple(classes), mpp=mpp, mean=encoder.mean, std=encoder.std, **architecture)
 
     @field_validator("classes")
     @classmethod

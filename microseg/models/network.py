@@ -1,11 +1,13 @@
 """The segmenter: encoder, pyramid pooling module, decoder, prediction head."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microseg.config.params import ArchitectureSettings
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
 from microseg.models.encoders import build_encoder
@@ -13,7 +15,20 @@ from microseg.models.heads import Head
 from microseg.models.layers import PyramidDecoder, PyramidPooling
 from microseg.plugins import load_plugin
 
-__all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork"]
+__all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork", "configure_network"]
+
+
+def configure_network(settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
+    """Configure a network for some classes and a pixel size, with the normalization that its encoder expects.
+
+    Args:
+        settings: The architecture.
+        classes: Class names in order of their index, background first.
+        mpp: Microns per pixel at which the network is trained; None if unknown.
+    """
+    encoder = build_encoder(settings)
+    architecture = {name: getattr(settings, name) for name in ArchitectureSettings.model_fields}
+    return NetworkConfig(classes=tuple(classes), mpp=mpp, mean=encoder.mean, std=encoder.std, **architecture)
 
 
 class Features(NamedTuple):

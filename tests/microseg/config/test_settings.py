@@ -10,6 +10,7 @@ from microseg.config.params import NetworkSettings
 from microseg.config.settings import Params, load_settings
 from microseg.errors import SettingsError
 from microseg.models.config import NetworkConfig
+from microseg.models.network import configure_network
 
 CHECKOUT = Path(__file__).parents[3] / "params.yaml"
 
@@ -205,8 +206,8 @@ def test_settings_are_frozen(write: Callable[[str], Path]) -> None:
         load_settings().params.seed = 3  # type: ignore[misc]
 
 
-def test_network_config_from_settings() -> None:
+def test_network_is_configured_by_settings() -> None:
     settings = NetworkSettings(encoder="blocks", channels=(4, 8), weights="imagenet")
-    assert NetworkConfig.from_settings(settings, ["background", "gland"], 0.5) == NetworkConfig(
+    assert configure_network(settings, ["background", "gland"], 0.5) == NetworkConfig(
         classes=("background", "gland"), encoder="blocks", channels=(4, 8), mpp=0.5
     )

@@ -13,7 +13,7 @@ from microseg.inference.engine import Engine
 from microseg.models.config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
 from microseg.models.encoders import BlockEncoder, Encoder, SimpleFeaturePyramid, TimmEncoder, build_encoder
 from microseg.models.files import load_network, save_network
-from microseg.models.network import PyramidSegmenter
+from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.plugins import plugin_names
 
 
@@ -106,7 +106,7 @@ def test_patches_of_another_size_than_16() -> None:
     ],
 )
 def test_config_has_the_normalization_of_the_encoder(name: str, mean: object, std: object) -> None:
-    config = NetworkConfig.from_settings(ArchitectureSettings(encoder=name), ("background", "gland"), 0.5)
+    config = configure_network(ArchitectureSettings(encoder=name), ("background", "gland"), 0.5)
     assert (config.mean, config.std, config.mpp) == (mean, std, 0.5)
     if name != "blocks":
         pretrained = timm.get_pretrained_cfg(name)
