@@ -27,9 +27,10 @@ from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
+from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.devices import Progress, launch, make_fabric
 from microseg.training.loop import TrainingResult, fit
-from microseg.training.method import AdaptationMethod, Supervised, TrainingMethod
+from microseg.training.method import Supervised, TrainingMethod
 
 __all__ = ["adapt", "train"]
 

@@ -1,15 +1,7 @@
-"""Training methods: what the training loop requires of one, supervised training, and the base of adaptation methods.
-
-Adaptation methods are the extension point ``microseg.adaptation_methods``. To add one, write a subclass of
-`AdaptationMethod` and declare it in ``pyproject.toml``; ``adapt.method`` selects it by its name::
-
-    [project.entry-points."microseg.adaptation_methods"]
-    my_method = "my_package:MyMethod"
-"""
+"""Training methods: what the training loop requires of one, and supervised training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,14 +9,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from microseg.config.params import AdaptSettings, FitSettings
+from microseg.config.params import FitSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter
-from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.color_augmentation import jitter_color
 
-__all__ = ["AdaptationMethod", "Losses", "Supervised", "TrainingMethod"]
+__all__ = ["Losses", "Supervised", "TrainingMethod", "require_masks"]
 
 Losses = dict[str, Tensor]
 """Scalar losses by name; ``total`` is minimized, the others are only reported."""
@@ -94,7 +85,7 @@ class Supervised(TrainingMethod):
 
     def __init__(self, network: PyramidSegmenter, labelled: CropSampler, settings: FitSettings) -> None:
         super().__init__(network, settings)
-        _require_masks(labelled.samples)
+        require_masks(labelled.samples)
         self.labelled = labelled
 
     def batch(self, step: int, *, rank: int, world: int) -> Crops:
@@ -110,44 +101,12 @@ class Supervised(TrainingMethod):
         return {"total": loss, "segmentation": loss.detach()}
 
 
-class AdaptationMethod(TrainingMethod):
-    """Base class of adaptation methods: training with labelled source labs and unlabelled target labs.
-
-    Args:
-        network: Segmenter in use, trained on the source labs; it is changed.
-        source: Labelled images of the source labs.
-        targets: Target labs, as image windows at the model's scale. Their masks are not available.
-        settings: Section ``adapt`` of the parameters.
-        crop: Side of a crop, in pixels at the model's scale.
-        batch: Crops of the source labs, and of the target labs, in a step.
-        seed: Seed of crops and color changes.
-        folder: Folder for files of the method that last for the training.
+def require_masks(source: Sequence[Sample]) -> None:
+    """Check that labelled images have masks.
 
     Raises:
-        TrainingError: A source image has no mask.
+        TrainingError: One has none.
     """
-
-    settings: AdaptSettings
-
-    def __init__(
-        self,
-        network: PyramidSegmenter,
-        source: Sequence[Sample],
-        targets: Sequence[TargetLab],
-        settings: AdaptSettings,
-        *,
-        crop: int,
-        batch: int,
-        seed: int,
-        folder: Path,
-    ) -> None:
-        super().__init__(network, settings)
-        _require_masks(source)
-        self.targets, self.folder, self.seed = tuple(targets), folder, seed
-        self.crop_size, self.crops_per_step = crop, batch
-
-
-def _require_masks(source: Sequence[Sample]) -> None:
     missing = [sample.image.name for sample in source if sample.mask is None]
     if missing:
         raise TrainingError(

@@ -24,6 +24,7 @@ from microseg.models.losses import domain_loss
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab
+from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.adaptation.normalization import (
     NormStatistics,
     freeze_statistics,
@@ -34,7 +35,7 @@ from microseg.training.adaptation.normalization import (
 from microseg.training.adaptation.pseudo_labels import pseudo_labelled_samples, write_pseudo_labels
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors, image_colors
 from microseg.training.color_augmentation import jitter_color, transfer_color
-from microseg.training.method import AdaptationMethod, Losses
+from microseg.training.method import Losses
 
 __all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from microseg.datasets.sampling import Crops, CropSampler, Sample
-from microseg.training.method import AdaptationMethod, Losses
+from microseg.training.adaptation.method import AdaptationMethod
+from microseg.training.method import Losses
 
 
 class EntropyMinimization(AdaptationMethod):
