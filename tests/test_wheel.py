@@ -129,6 +129,7 @@ def test_built_in_extensions_are_registered(installation: Installation, tmp_path
     assert installation.run(tmp_path, "python", "-c", code).split() == []
 
 
+@pytest.mark.long
 def test_demo_runs_without_a_file_of_parameters(installation: Installation, tmp_path: Path) -> None:
     changes = [word for change in TINY for word in ("--set", change)]
     installation.run(tmp_path, "microseg", "demo", *changes)
