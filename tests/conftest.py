@@ -26,14 +26,6 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those of the flows: they share a server and a home."""
-    flows = Path(__file__).parent / "flows"
-    for item in items:
-        group = "flows" if item.path.is_relative_to(flows) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def incoming_labs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a labelled lab and of an unlabelled one, each with a held-out ``test/``."""
