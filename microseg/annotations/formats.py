@@ -76,17 +76,23 @@ def read_annotation(path: Path, size: tuple[int, int], classes: Sequence[str]) -
     Raises:
         ImageReadError: No format has such files, or the file cannot be read.
     """
-    for each in _formats():
-        if path.parent.name == each.folder and path.suffix.lower() in each.suffixes:
-            try:
-                return each.read(path, size, classes)
-            except ImageReadError:
-                raise
-            except Exception as error:  # a format of another package may raise anything
-                raise ImageReadError(
-                    f"{path}: expected an annotation, but it cannot be read: {type(error).__name__}: {error}. "
-                    "Correct the file, or export it in another format."
-                ) from error
+    fitting = [each for each in _formats() if path.parent.name == each.folder and path.suffix.lower() in each.suffixes]
+    if len(fitting) > 1:
+        names = ", ".join(type(each).__name__ for each in fitting)
+        raise ImageReadError(
+            f"{path}: expected one annotation format for {path.parent.name}/*{path.suffix}, got several: {names}. "
+            "Uninstall the package of the one that is not meant."
+        )
+    if fitting:
+        try:
+            return fitting[0].read(path, size, classes)
+        except ImageReadError:
+            raise
+        except Exception as error:  # a format of another package may raise anything
+            raise ImageReadError(
+                f"{path}: expected an annotation, but it cannot be read: {type(error).__name__}: {error}. "
+                "Correct the file, or export it in another format."
+            ) from error
     known = ", ".join(f"{folder}/*{suffix}" for folder, all_ in annotation_suffixes().items() for suffix in all_)
     raise ImageReadError(f"{path}: expected an annotation ({known}), got another kind of file. Export it as one.")
 

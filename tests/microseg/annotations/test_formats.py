@@ -104,3 +104,13 @@ def test_rejects_labels_of_other_size(boxes: None, tmp_path: Path, monkeypatch: 
 def test_rejects_unknown_kind_of_file(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match=r"expected an annotation \(masks/\*\.png"):
         read_annotation(tmp_path / "masks" / "a.xml", (2, 3), CLASSES)
+
+
+def test_rejects_a_file_that_two_formats_claim(boxes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Boxes, "folder", "masks")
+    monkeypatch.setattr(Boxes, "suffixes", (".png",))
+    mask = tmp_path / "masks" / "a.png"
+    mask.parent.mkdir()
+    write_png(mask, np.zeros((16, 16), np.uint8))
+    with pytest.raises(ImageReadError, match=r"expected one annotation format for masks/\*\.png, got several: Boxes"):
+        read_annotation(mask, (16, 16), CLASSES)
