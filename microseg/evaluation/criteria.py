@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.stats import rankdata
 
+from microseg.datasets.modality import Modality
 from microseg.errors import DataError
 from microseg.evaluation.overlap import confusion_matrix
 
@@ -82,17 +83,25 @@ def class_shares(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.fl
     return shares
 
 
-def stain_explained_variance(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], classes: int) -> float:
+def stain_explained_variance(
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    classes: int,
+    modality: Modality = Modality.STAINED,
+) -> float:
     """Return the fraction of the mask's variance that is explained by a linear function of the stain.
 
     Tissue compartments take up stain differently, so a mask that follows them is explained better than one that does
-    not. The features are the optical density of each channel, unchanged and smoothed. The result is the mean of two
-    regressions: on these values, and on their ranks, which are robust to a few very dark pixels.
+    not. The features are the optical density of each channel, unchanged and smoothed. Gray and fluorescent images have
+    no stain: there, the features are the intensity, unchanged and smoothed, and its local standard deviation. The
+    result is the mean of two regressions: on these values, and on their ranks, which are robust to a few very dark
+    pixels.
 
     Args:
         image: RGB image.
         mask: Class indices; 255 is ignored.
         classes: Number of classes K.
+        modality: What the image is.
 
     Shape:
         (H, W, 3) and (H, W)
@@ -103,15 +112,23 @@ def stain_explained_variance(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.
     Reference:
         Multivariate form of Fisher's correlation ratio.
     """
-    density = -np.log((image.astype(np.float32) + 1) / 256)  # (H, W, 3)
-    smooth = ndimage.gaussian_filter(density, (_SMOOTHING, _SMOOTHING, 0))
     counted = mask < classes
     if not counted.any():
         return 0.0
-    features = np.concatenate([density, smooth], axis=2)[counted].astype(np.float64)  # (N, 6)
-    ranks = rankdata(features, axis=0)  # (N, 6)
+    features = _appearance(image, modality)[counted].astype(np.float64)  # (N, D)
+    ranks = rankdata(features, axis=0)  # (N, D)
     indicators = (mask[counted][:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
     return 0.5 * (_explained(features, indicators) + _explained(ranks, indicators))
+
+
+def _appearance(image: npt.NDArray[np.uint8], modality: Modality) -> npt.NDArray[np.float32]:
+    """Features of each pixel: (H, W, 3) → (H, W, D)."""
+    if modality.has_stain_colors:
+        density = -np.log((image.astype(np.float32) + 1) / 256)  # (H, W, 3)
+        return np.concatenate([density, ndimage.gaussian_filter(density, (_SMOOTHING, _SMOOTHING, 0))], axis=2)
+    gray = image.mean(2, dtype=np.float32)  # (H, W)
+    smooth, square = (ndimage.gaussian_filter(it, _SMOOTHING) for it in (gray, gray**2))
+    return np.stack([gray, smooth, np.sqrt(np.maximum(square - smooth**2, 0.0))], axis=2)
 
 
 def _explained(features: npt.NDArray[np.float64], indicators: npt.NDArray[np.float64]) -> float:

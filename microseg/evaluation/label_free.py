@@ -1,6 +1,6 @@
 """Label-free evaluation of a segmenter on the images of a target lab."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.datasets.dataset import LabDataset
+from microseg.datasets.modality import Modality, lab_modality
 from microseg.datasets.sampling import step_generator
 from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_entropy, stain_explained_variance
 from microseg.evaluation.references import Segment
@@ -31,6 +32,7 @@ __all__ = [
 
 _REFERENCE_IMAGES = 200  # largest number of images of a lab in a reference distribution
 _JITTER = 0.6  # strength of the color changes
+_MODALITY_IMAGES = 8  # that state what the images of a lab are
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def lab_targets(lab: LabDataset, limit: int | None = None) -> tuple[TargetImage,
 
 def label_free_scores(
     segment: Segment,
-    images: Iterable[TargetImage],
+    images: Sequence[TargetImage],
     classes: int,
     on_image: Callable[[str], None] = lambda _name: None,
     *,
@@ -76,23 +78,25 @@ def label_free_scores(
         views: Number of augmented views of each image for ``augmentation_consistency``; 0 leaves it out.
 
     Returns:
-        ``stain_explained_variance``: See that function, 0..1. ``augmentation_consistency``: Cohen's kappa of the
-        prediction with those on recolored, rotated and flipped views, mapped back, 0..1; 0 for a network that predicts
-        the same single class for every image. ``entropy``: Of the predictions, 0..1. ``foreground_share``: Area
+        ``stain_explained_variance``: See that function, 0..1, for what most of the images are.
+        ``augmentation_consistency``: Cohen's kappa of the prediction with those on recolored, rotated and flipped
+        views, mapped back, 0..1; 0 for a network that predicts the same single class for every image. ``entropy``: Of
+        the predictions, 0..1. ``foreground_share``: Area
         fraction of the foreground classes, 0..1. NaN if there are no images.
     """
     rows = []
+    modality = lab_modality(read_image(it.image) for it in images[:: -(-len(images) // _MODALITY_IMAGES) or 1])
     for number, target in enumerate(images):
         image = read_image(target.image)
         probabilities = segment(image, target.mpp)
         mask = probabilities.argmax(0).astype(np.uint8)
         row = {
-            "stain_explained_variance": stain_explained_variance(image, mask, classes),
+            "stain_explained_variance": stain_explained_variance(image, mask, classes, modality),
             "entropy": prediction_entropy(probabilities),
             "foreground_share": 1 - float(class_shares(mask, classes)[0]),
         }
         if views:
-            augmented = (_augment(image, number, view) for view in range(views))
+            augmented = (_augment(image, number, view, modality) for view in range(views))
             predictions = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
             row["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in predictions])
         rows.append(row)
@@ -148,13 +152,19 @@ def ood_scores(reference: ReferenceDistribution, images: Sequence[TargetImage], 
 
 
 def _augment(
-    image: npt.NDArray[np.uint8], number: int, view: int
+    image: npt.NDArray[np.uint8], number: int, view: int, modality: Modality
 ) -> tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
-    """Recolor, rotate and flip an image; returns it with the function that maps a mask of it back."""
+    """Recolor, rotate and flip an image; returns it with the function that maps a mask of it back.
+
+    An image without stain colors keeps its colors: only its intensity changes.
+    """
     generator = step_generator(0, number, view)
     turns, flip = 1 + view % 3, view % 2 == 1
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-    colored = (jitter_color(batch, _JITTER, generator) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    changed = jitter_color(batch, _JITTER, generator)
+    if not modality.has_stain_colors:
+        changed = (batch + (changed - batch).mean(1, keepdim=True)).clamp(0, 1)
+    colored = (changed * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
     rotated = np.rot90(colored, turns)
     augmented = np.ascontiguousarray(rotated[:, ::-1] if flip else rotated)
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microseg.datasets.modality import Modality
 from microseg.errors import DataError
 from microseg.evaluation import criteria
 from microseg.evaluation.criteria import (
@@ -179,3 +180,18 @@ def test_stain_explained_variance_is_close_to_that_of_least_squares() -> None:
     fitted = a @ np.linalg.lstsq(a, y, rcond=None)[0]
     expected = 1 - ((y - fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     assert criteria._explained(x, y) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("modality", [Modality.GRAY, Modality.FLUORESCENCE])
+def test_intensity_and_texture_explain_a_mask_of_an_image_without_stain(modality: Modality) -> None:
+    """Half of the image is of the same gray value as the other, but not smooth."""
+    rng = np.random.default_rng(0)
+    image = np.full((160, 160, 1), 150.0)
+    image[:, 80:] += rng.normal(0, 12, (160, 80, 1))
+    image = np.clip(np.repeat(image, 3, axis=2), 0, 255).astype(np.uint8)
+    true = np.zeros((160, 160), np.uint8)
+    true[:, 80:] = 1
+    assert stain_explained_variance(image, true, 2, modality) > 0.8
+    assert stain_explained_variance(image, true, 2) < 0.4
+    assert stain_explained_variance(halves(), true, 2, modality) > 0.85
+    assert stain_explained_variance(image, np.ascontiguousarray(true.T), 2, modality) < 0.05

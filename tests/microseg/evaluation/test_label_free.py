@@ -123,3 +123,11 @@ def test_images_of_a_lab_are_selected_evenly(target_lab: LabDataset) -> None:
     assert [it.name for it in lab_targets(target_lab, 3)] == [names[0], names[2], names[5]]  # 0, 2.5, 5
     assert len(lab_targets(target_lab, 99)) == 6
     assert [it.name for it in lab_targets(target_lab, 1)] == names[:1]
+
+
+def test_views_of_a_gray_image_are_gray(target: Callable[..., TargetImage], blob: Image8) -> None:
+    seen: list[Image8] = []
+    label_free_scores(lambda image, mpp: (seen.append(image), dark(image, mpp))[1], [target(blob)], 2)
+    assert len(seen) == 3
+    assert all(np.ptp(view, axis=2).max() == 0 for view in seen)
+    assert np.abs(np.rot90(seen[1], -1).astype(int) - blob).mean() > 1
