@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
+from benchmarks.adaptation.alternatives.image_transfer import FourierTransfer, ReinhardTransfer
+from benchmarks.adaptation.alternatives.mean_teacher import MaskedConsistency, MeanTeacher
+from benchmarks.adaptation.alternatives.output_adversary import EntropyAdversary, OutputAdversary
+from benchmarks.adaptation.alternatives.tent import Tent
 from microseg.training.adaptation.method import AdaptationMethod
 
 __all__ = ["ABLATIONS", "DEFAULT", "METHODS", "SOURCE_ONLY", "STATISTICS", "UPPER_BOUND", "Method"]
@@ -36,6 +39,11 @@ _PLAIN: dict[str, Any] = {
 }
 """Further training on the source lab: the basis that each alternative adds one idea to."""
 
+_STRONG_JITTER = _PLAIN | {"target_color_jitter": 0.7}
+
+_SOURCE_FREE: dict[str, Any] = _PLAIN | {"source": "none"}
+"""Without source images: the worker passes none."""
+
 _LAMBDA = 0.05
 
 METHODS: dict[str, Method] = {
@@ -46,6 +54,9 @@ METHODS: dict[str, Method] = {
     "advent": Method(_PLAIN, EntropyAdversary),
     "fda": Method(_PLAIN, FourierTransfer),
     "reinhard": Method(_PLAIN, ReinhardTransfer),
+    "mean_teacher": Method(_STRONG_JITTER, MeanTeacher),
+    "mic": Method(_STRONG_JITTER, MaskedConsistency),
+    "tent": Method(_SOURCE_FREE, Tent),
     "color_transport": Method(_PLAIN | {"color_transfer_prob": 1.0}),
     DEFAULT: Method({}),
 }

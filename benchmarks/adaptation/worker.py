@@ -1,4 +1,4 @@
-"""One training in a separate process, which cannot read the held-out test sets.
+"""One training in a separate process, which cannot read the held-out test sets, nor without need the source lab.
 
 python -m benchmarks.adaptation.worker job.json
 """
@@ -29,7 +29,7 @@ def main(job: dict[str, Any]) -> None:
     forbid(Path(job["task_folder"]))
     params = load_settings(job["changes"]).params
     folder, seed = Path(job["folder"]), int(job["seed"])
-    source = open_lab_dataset(Path(job["source"]))
+    source = Path(job["source"])
     fabric = make_fabric(params.device)
     start_time = time.monotonic()
     if job["kind"] == "train":
@@ -47,11 +47,14 @@ def main(job: dict[str, Any]) -> None:
     else:
         method = (METHODS | ABLATIONS)[job["method"]]
         values = params.adapt.model_dump() | {"steps": job["steps"], "max_minutes": job["minutes"]} | method.changes
+        options = AdaptSettings(**values)
+        if options.source == "none":
+            forbid(source.parent, source.name)
         adapt(
             Path(job["start"]),
-            [source],
+            [] if options.source == "none" else [source],
             _targets(job),
-            AdaptSettings(**values),
+            options,
             folder=folder,
             seed=seed,
             fabric=fabric,

@@ -116,7 +116,8 @@ def adapt(
 
     Args:
         network: Segmenter in use, or its folder; it is not changed.
-        source: Datasets of the labelled labs that it was trained on, or their folders.
+        source: Datasets of the labelled labs that it was trained on, or their folders; empty where ``settings.source``
+            is ``none``.
         target: Datasets of the target labs, or their folders; their masks, if any, are not read.
         settings: Settings of the adaptation; the defaults of `microseg adapt` where None.
         folder: Folder that the adapted network is written to.
@@ -124,18 +125,19 @@ def adapt(
         fabric: Device and processes, see `make_fabric`; the fastest available device where None.
         progress: Callbacks.
         method: Adaptation method, a name of the entry-point group ``microseg.adaptation_methods`` or a class;
-            ``settings.method`` where None.
+            ``settings.method_in_use`` where None.
 
     Returns:
         Course of the training. The network is in ``folder``; load it with ``Segmenter.load(Path(folder))``.
 
     Raises:
-        LabError: The source labs have no labels, the target labs no images, or classes differ.
+        LabError: The source labs have no labels, the target labs no images, or classes differ; or source labs are given
+            although ``settings.source`` is ``none``, or the method needs some.
         PluginError: No adaptation method has that name.
     """
     start = time.monotonic()
     folder, settings, fabric = Path(folder), settings or AdaptSettings(), fabric or make_fabric()
-    chosen = settings.method if method is None else method
+    chosen = settings.method_in_use if method is None else method
     kind: type[AdaptationMethod] = (
         load_plugin("microseg.adaptation_methods", chosen) if isinstance(chosen, str) else chosen
     )
@@ -144,16 +146,20 @@ def adapt(
     labelled_labs, target_labs, mpp = _open(source), _open(target), base.config.mpp
     _require_classes([*labelled_labs, *target_labs], base.config.classes)
     crop, batch = _crop_size([*labelled_labs, *target_labs], settings, mpp)
-    labelled = _labelled_samples(labelled_labs, mpp)
+    source_free = settings.source == "none"
+    if source_free:
+        _require_no_source(kind, labelled_labs)
+    labelled = [] if source_free else _labelled_samples(labelled_labs, mpp)
     if not any(lab.rows for lab in target_labs):
         raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
     work = _work_folder(folder)
     if not _checkpoint_file(folder).exists():
         shutil.rmtree(work, ignore_errors=True)  # of a training that cannot be resumed
     base.to(fabric.device)
-    windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS)
+    windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS) if labelled else ()
     images = [read_image(file) for file in windows]
-    targets = [_target_lab(base, lab, images, work, search=settings.search_scale) for lab in target_labs]
+    search = settings.search_scale and not source_free  # a scale is found by comparison with source images
+    targets = [_target_lab(base, lab, images, work, search=search) for lab in target_labs]
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
     elapsed = time.monotonic() - start
     run = partial(
@@ -238,7 +244,21 @@ def _evaluate(
         scores = label_free_scores(segment, images, len(classes), views=0)
         metrics |= {f"target_{name}": value for name, value in scores.items()}
     parts = [metrics[name] for name in ("source_dice", "target_stain_explained_variance") if name in metrics]
-    return metrics | {"score": float(np.nansum(parts))} if parts else metrics
+    # without source labs there is no score, and the last network is kept: nothing would show what is lost on them
+    return metrics | {"score": float(np.nansum(parts))} if parts and source else metrics
+
+
+def _require_no_source(kind: type[AdaptationMethod], source: Sequence[LabDataset]) -> None:
+    if kind.needs_source:
+        raise LabError(
+            f"Expected a method that needs no source images with adapt.source: none, got {kind.__name__}: choose "
+            "adapt.method=source_free, or adapt.source=labelled and give the source labs."
+        )
+    if source:
+        names = ", ".join(lab.metadata.lab for lab in source)
+        raise LabError(
+            f"Expected no source lab with adapt.source: none, got {names}: leave it out, or set adapt.source=labelled."
+        )
 
 
 def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
@@ -263,7 +283,10 @@ def _labelled_samples(labs: Sequence[LabDataset], mpp: float | None) -> list[Sam
     ]
     if not samples:
         names = ", ".join(lab.metadata.lab for lab in labs) or "none"
-        raise LabError(f"Expected labelled images to train on, found none in the labs given ({names}).")
+        raise LabError(
+            f"Expected labelled images to train on, found none in the labs given ({names}). To adapt without them, set "
+            "adapt.source=none."
+        )
     return samples
 
 

@@ -131,6 +131,9 @@ class AdaptSettings(FitSettings):
 
     method: str = "dual_adaptive_pyramid"
     """Adaptation method, of the entry-point group ``microseg.adaptation_methods``."""
+    source: Literal["labelled", "none"] = "labelled"
+    """Images of the source labs: ``labelled``, or ``none`` where they may not leave their hospital. Without them
+    ``source_free`` takes the place of the default method."""
     steps: PositiveInt = 240
     zoom_range: ZoomRange = (0.75, 1.33)
     source_color_jitter: NonNegativeFloat = 0.7
@@ -162,6 +165,12 @@ class AdaptSettings(FitSettings):
     """If color does not separate the classes, average the initial predictions over color-aligned images."""
     pseudo_label_rounds: PositiveInt = 3
     """How often pseudo-labels are computed, at equal intervals during training."""
+
+    @property
+    def method_in_use(self) -> str:
+        """``method``; without source images ``source_free`` in place of the default, which needs them."""
+        default = type(self).model_fields["method"].default
+        return "source_free" if self.source == "none" and self.method == default else self.method
 
 
 class GateSettings(Section):

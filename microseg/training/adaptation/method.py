@@ -9,6 +9,7 @@ its name::
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Sample
@@ -24,7 +25,7 @@ class AdaptationMethod(TrainingMethod):
 
     Args:
         network: Segmenter in use, trained on the source labs; it is changed.
-        source: Labelled images of the source labs.
+        source: Labelled images of the source labs; empty with ``adapt.source: none``.
         targets: Target labs, as image windows at the model's scale. Their masks are not available.
         settings: Section ``adapt`` of the parameters.
         crop: Side of a crop, in pixels at the model's scale.
@@ -37,6 +38,8 @@ class AdaptationMethod(TrainingMethod):
     """
 
     settings: AdaptSettings
+    needs_source: ClassVar[bool] = True
+    """Whether the method trains on source images; otherwise it can also be used with ``adapt.source: none``."""
 
     def __init__(
         self,

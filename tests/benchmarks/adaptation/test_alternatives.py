@@ -1,41 +1,17 @@
 """The idea of each alternative, against an independent computation."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.adaptation.alternatives import EntropyAdversary, FourierTransfer, OutputAdversary, ReinhardTransfer
-from microseg.config.params import AdaptSettings
-from microseg.datasets.sampling import Sample
-from microseg.slides.images import write_png
-from microseg.training.adaptation.domain_shift import DomainShift, TargetLab
-from microseg.training.adaptation.normalization import read_statistics
+from benchmarks.adaptation.alternatives.image_transfer import FourierTransfer, ReinhardTransfer
+from benchmarks.adaptation.alternatives.output_adversary import EntropyAdversary, OutputAdversary
 from microseg.training.color_augmentation import color_statistics
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def make(tiny_network: Callable[..., Any], tmp_path: Path) -> Make:
-    rng = np.random.default_rng(0)
-    files = [tmp_path / f"{number}.png" for number in range(4)]
-    for file in files:
-        write_png(file, rng.integers(60, 200, (32, 32, 3), dtype=np.uint8))
-    write_png(tmp_path / "mask.png", rng.integers(0, 2, (32, 32), dtype=np.uint8))
-    statistics = read_statistics(tiny_network())
-    lab = TargetLab("lab_b", tuple(files[2:]), DomainShift(1.0, statistics, statistics))
-    source = [Sample(file, tmp_path / "mask.png") for file in files[:2]]
-    off = {"lambda_image": 0, "lambda_feature": 0, "pseudo_label_weight": 0, "normalization": "running"}
-
-    def build(kind: type) -> Any:
-        settings = AdaptSettings(steps=8, zoom_range=(1, 1), **off)  # type: ignore[arg-type]
-        return kind(tiny_network(), source, [lab], settings, crop=32, batch=2, seed=0, folder=tmp_path / "work")
-
-    return build
 
 
 @pytest.mark.parametrize("kind", [OutputAdversary, EntropyAdversary])

@@ -1,8 +1,9 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from microseg.errors import LabError, PluginError, TrainingError
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.plugins import load_plugin
+from microseg.training.adaptation.source_free import SourceFreeMethod
 from microseg.training.devices import Progress, make_fabric
 from microseg.training.loop import TrainingResult
 from microseg.training.method import Supervised
@@ -281,6 +283,43 @@ def test_labels_are_required(
 def test_target_images_are_required(tiny_network: Callable[..., Any], source_lab: LabDataset, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="Expected images of a target lab to adapt to, found none"):
         adapt(tiny_network(), [source_lab], [], AdaptSettings(**SHORT), folder=tmp_path / "n")
+
+
+class Bystander(SourceFreeMethod):
+    """Records what it is given; trains nothing but a little on target crops."""
+
+    given: ClassVar[list[Any]] = []
+
+    def __init__(self, network: Any, source: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(network, source, *arguments, **options)
+        self.given.append(source)
+
+    def forward(self, batch: Any, progress: float) -> dict[str, torch.Tensor]:
+        return {"total": self.network(batch.images).square().mean()}
+
+
+def test_adaptation_without_source_images(
+    tiny_network: Callable[..., Any], labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path
+) -> None:
+    """The method gets no source image, and the last network is kept: there is no score to choose one by."""
+    settings = AdaptSettings(source="none", **SHORT)
+    done = adapt(tiny_network(), [], labs[1:], settings, folder=tmp_path / "n", fabric=fabric, method=Bystander)
+    assert Bystander.given == [[]]
+    assert done.best_step == done.steps == 3
+    assert "score" not in done.evaluations[2]
+    assert load_network(tmp_path / "n").config == tiny_network().config
+
+
+def test_source_setting_must_fit(
+    tiny_network: Callable[..., Any], labs: tuple[LabDataset, LabDataset], tmp_path: Path
+) -> None:
+    run = partial(adapt, tiny_network(), folder=tmp_path / "n")
+    with pytest.raises(LabError, match=r"adapt without them, set adapt\.source=none"):
+        run([], labs[1:])
+    with pytest.raises(LabError, match=r"Expected no source lab with adapt\.source: none, got lab_a"):
+        run(labs[:1], labs[1:], AdaptSettings(source="none"), method=Bystander)
+    with pytest.raises(LabError, match=r"needs no source images.*got DualAdaptivePyramid"):
+        run([], labs[1:], AdaptSettings(source="none"), method="dual_adaptive_pyramid")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Published adaptation methods to compare with, each as the smallest change of `microseg.training.adaptation`."""
