@@ -15,7 +15,8 @@ from rich.console import Console
 from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
 from benchmarks.adaptation.summary import draw, summarize
-from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.adaptation.synthetic import FAMILIES
+from benchmarks.adaptation.tasks import SYNTHETIC, expand_names, find_task
 from benchmarks.results import console_table, markdown_table
 
 _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
@@ -28,8 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic")
-    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic ones")
+    parser.add_argument("--task", nargs="+", action="extend",
+                        help=f"folders in --data, a synthetic task, or a family: {', '.join(FAMILIES)}")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
                         help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
     out = chosen.out.absolute()
-    tasks = [find_task(name, chosen.data, out / "generated") for name in chosen.task or [SYNTHETIC]]
+    tasks = [find_task(name, chosen.data, out / "generated") for name in expand_names(chosen.task or [SYNTHETIC])]
     console = Console()
     grid = Grid(out, chosen.minutes, tuple(chosen.set))
     total = len(tasks) * len(chosen.methods) * len(chosen.seeds)

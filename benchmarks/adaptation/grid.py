@@ -1,6 +1,7 @@
 """Grid of tasks, methods and seeds: trains the missing networks, evaluates them, keeps every finished row."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
 from benchmarks.results import ResultRows, Row
+from microseg.datasets.dataset import MANIFEST_FILE
 from microseg.evaluation.references import Reference, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
@@ -58,7 +60,7 @@ class Grid(ResultRows):
             "steps": _UNLIMITED,
         }
         place = work / f"seed-{seed}"
-        first = train_apart(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
+        first = self._source_only(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
         row: Row = {"task": task.name, "method": method, "seed": seed}
         if method == UPPER_BOUND:
             return row | self._upper_bound(task, job, first, place)
@@ -72,6 +74,15 @@ class Grid(ResultRows):
             **_report("target", [(network, task.references("target"))]),
             "minutes": minutes,
         }
+
+    def _source_only(self, job: dict[str, Any], folder: Path) -> Path:
+        """Train the source segmenter; tasks with the same source lab share it."""
+        for file in sorted(self.out.glob(f"work/*/{folder.parent.name}/{folder.name}.job.json")):
+            other, trained = json.loads(file.read_text()), file.with_name(SOURCE_ONLY)
+            same = other["changes"] == job["changes"] and _manifest(other["source"]) == _manifest(job["source"])
+            if same and (trained / "minutes.json").exists() and not folder.exists():
+                shutil.copytree(trained, folder)
+        return train_apart(job, folder)
 
     def _upper_bound(self, task: Task, job: dict[str, Any], first: Path, place: Path) -> Row:
         """Train on the labels of the target lab, with cross-validation."""
@@ -88,6 +99,11 @@ class Grid(ResultRows):
             "minutes": self.minutes,
         }
         return row
+
+
+def _manifest(dataset: str) -> str:
+    """Manifest of a lab's dataset, which identifies its images."""
+    return (Path(dataset) / MANIFEST_FILE).read_text()
 
 
 def _report(side: str, evaluated: Sequence[tuple[Path, Sequence[Reference]]]) -> Row:

@@ -1,19 +1,19 @@
 """Tasks: folders with one labelled and one unlabelled lab."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.adaptation.synthetic import FAMILIES, SYNTHETIC, SYNTHETIC_TASKS, make_synthetic_task
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError
 from microseg.evaluation.references import Reference, held_out_references
-from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
 
-__all__ = ["SYNTHETIC", "Task", "as_dataset", "find_task", "fold_labs", "open_labs"]
+__all__ = ["SYNTHETIC", "Task", "as_dataset", "expand_names", "find_task", "fold_labs", "open_labs"]
 
-SYNTHETIC = "synthetic"
 _VALIDATION = 0.1
 
 
@@ -40,25 +40,24 @@ class Task:
         return found
 
 
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Replace families of synthetic tasks, such as ``synthetic/balance``, by their members."""
+    return list(dict.fromkeys(member for name in names for member in FAMILIES.get(name, (name,))))
+
+
 def find_task(name: str, root: Path | None, work: Path) -> Task:
     """Find a task by its name.
 
     Args:
-        name: ``synthetic``, which is generated in ``work``, or a folder in ``root``.
+        name: One of `SYNTHETIC_TASKS`, which are generated in ``work``, or a folder in ``root``.
         root: Folder of the tasks.
-        work: Folder that ``synthetic`` is generated in.
+        work: Folder that synthetic tasks are generated in.
 
     Raises:
         LabError: The folder is missing, or does not have one labelled and one unlabelled lab.
     """
-    if name == SYNTHETIC:
-        made = work / SYNTHETIC
-        for profile, images, labelled, seed in ((LAB_A, 40, True, 100), (LAB_B, 24, False, 101)):
-            if not (made / profile.name / "lab.yaml").exists():
-                generate_lab(
-                    made / profile.name, profile, images=images, size=256, labelled=labelled, test_images=12, seed=seed
-                )
-        return Task(name, made / LAB_A.name, made / LAB_B.name)
+    if name in SYNTHETIC_TASKS:
+        return Task(name, *make_synthetic_task(name, work))
     folder = (root or Path()) / name
     if root is None or not folder.is_dir():
         known = sorted(it.name for it in root.iterdir() if it.is_dir()) if root is not None and root.is_dir() else []

@@ -32,6 +32,7 @@ class Tissue:
         infiltrates: Lymphocyte clusters, per area.
         vessels: Fraction of sites that are a vessel or fat cell instead of a gland: white, but not a lumen.
         clefts: Fraction of the section that is torn by the preparation (white).
+        glands: Fraction of the sites for a gland that hold one; stroma fills the others.
     """
 
     gland_diameter: float = 78.0
@@ -47,6 +48,7 @@ class Tissue:
     infiltrates: float = 14.0
     vessels: float = 0.18
     clefts: float = 0.02
+    glands: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,10 @@ def _sample_sites(tissue: Tissue, canvas: Canvas) -> tuple[list[npt.NDArray[np.f
             sites.append(circles)
             kinds.append(kind)
             taken = np.vstack([taken, circles])
+    if tissue.glands < 1.0:
+        kept = [kind != _GLAND or rng.random() < tissue.glands for kind in kinds[1:]]
+        sites = [site for site, keep in zip(sites, kept, strict=True) if keep]
+        kinds = [0, *(kind for kind, keep in zip(kinds[1:], kept, strict=True) if keep)]
     return sites, np.array(kinds, dtype=np.int32)
 
 
