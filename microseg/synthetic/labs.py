@@ -176,8 +176,9 @@ def generate_lab(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         lab = Path(temporary) / folder.name
         slides = _write_images(lab, profile.name, profile, images, size, mpp, labelled, [*lab_seed, 0])
+        shown = test_profile or profile
         if test_images:
-            _write_images(lab / "test", f"{profile.name}_test", test_profile or profile, test_images, size, mpp, True, [*lab_seed, 1])
+            _write_images(lab / "test", f"{profile.name}_test", shown, test_images, size, mpp, True, [*lab_seed, 1])
         write_lab_metadata(lab, metadata)
         with (lab / IMAGE_TABLE_FILE).open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
