@@ -4,20 +4,24 @@
 
 A task is a folder with one labelled lab and one unlabelled lab, each with a held-out test set in ``test/``. For each
 task and seed the source segmenter is trained once; every method starts from its weights, with the same network and the
-same time limit. Finished results are kept: the same command resumes an interrupted benchmark.
+same time limit. Finished results are kept: the same command resumes an interrupted benchmark. The tables can be written
+again from these alone, also from those of several machines:
+
+    python -m benchmarks.adaptation --out var/adaptation --report other/adaptation
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
-from benchmarks.adaptation.summary import draw, summarize
+from benchmarks.adaptation.summary import draw, rank, summarize
 from benchmarks.adaptation.synthetic import FAMILIES
 from benchmarks.adaptation.tasks import SYNTHETIC, expand_names, find_task
-from benchmarks.results import console_table, markdown_table
+from benchmarks.results import ResultRows, Row, console_table, markdown_table
 
 _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
 
@@ -38,8 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time limit of each adaptation (default 5)")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/adaptation"))
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
+    parser.add_argument("--report", nargs="*", type=Path, metavar="FOLDER",
+                        help="only write the tables of --out, and of the results in further folders")  # fmt: skip
     chosen = parser.parse_args(arguments)
     out = chosen.out.absolute()
+    if chosen.report is not None:
+        _report([row for folder in (out, *chosen.report) for row in ResultRows(folder).rows], out, "Finished results")
+        return
     tasks = [find_task(name, chosen.data, out / "generated") for name in expand_names(chosen.task or [SYNTHETIC])]
     console = Console()
     grid = Grid(out, chosen.minutes, tuple(chosen.set))
@@ -49,10 +58,19 @@ def main(arguments: list[str] | None = None) -> None:
             f"{number}/{total}  {row['task']} {row['method']} seed {row['seed']}: "
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
-    summary = summarize(grid.rows)
-    console.print(console_table(summary, f"{chosen.minutes:g} minutes of adaptation; mean ± standard deviation"))
-    (out / "table.md").write_text(markdown_table(summary))
-    draw(grid.rows, out / "figure.png")
+    _report(grid.rows, out, f"{chosen.minutes:g} minutes of adaptation")
+
+
+def _report(rows: Sequence[Row], out: Path, title: str) -> None:
+    """Print and write the tables, and draw the figure."""
+    if not rows:
+        raise SystemExit(f"{out / 'results.json'}: expected results, found none; run the benchmark without --report.")
+    console = Console()
+    summary, ranks = summarize(rows), rank(rows)
+    console.print(console_table(summary, f"{title}; mean ± standard deviation"))
+    console.print(console_table(ranks, f"{title}; over all tasks"))
+    (out / "table.md").write_text(f"{markdown_table(summary)}\n{markdown_table(ranks)}")
+    draw(rows, out / "figure.png")
     console.print(f"{out / 'results.json'}\n{out / 'table.md'}\n{out / 'figure.png'}")
 
 
