@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.adaptation.alternatives.fourier_style_mining import FourierStyleMining
 from benchmarks.adaptation.alternatives.image_transfer import FourierTransfer, ReinhardTransfer
 from benchmarks.adaptation.alternatives.mean_teacher import MaskedConsistency, MeanTeacher
 from benchmarks.adaptation.alternatives.output_adversary import EntropyAdversary, OutputAdversary
 from benchmarks.adaptation.alternatives.tent import Tent
+from benchmarks.adaptation.alternatives.uncertain_pseudo_labels import UncertainPseudoLabels
 from microseg.training.adaptation.method import AdaptationMethod
 
 __all__ = ["ABLATIONS", "DEFAULT", "METHODS", "SOURCE_ONLY", "STATISTICS", "UPPER_BOUND", "Method"]
@@ -57,6 +59,8 @@ METHODS: dict[str, Method] = {
     "mean_teacher": Method(_STRONG_JITTER, MeanTeacher),
     "mic": Method(_STRONG_JITTER, MaskedConsistency),
     "tent": Method(_SOURCE_FREE, Tent),
+    "sfda_fsm": Method(_SOURCE_FREE, FourierStyleMining),
+    "upl_sfda": Method(_SOURCE_FREE, UncertainPseudoLabels),
     "color_transport": Method(_PLAIN | {"color_transfer_prob": 1.0}),
     DEFAULT: Method({}),
 }

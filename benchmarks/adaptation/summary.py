@@ -52,15 +52,17 @@ def rank(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     table["gain"] = [_gain(table, row) for _, row in table.iterrows()]
     gaps = [_of(table, row, UPPER_BOUND) - _of(table, row, SOURCE_ONLY) for _, row in table.iterrows()]
     table["recovered"] = [gain / gap if gap >= _GAP else np.nan for gain, gap in zip(table["gain"], gaps, strict=True)]
-    table["kept"] = [row["source_dice"] - _of(table, row, SOURCE_ONLY, "source_dice") for _, row in table.iterrows()]
+    table["kept"] = [
+        float(row["source_dice"]) - _of(table, row, SOURCE_ONLY, "source_dice") for _, row in table.iterrows()
+    ]
     compared = table[table["method"] != UPPER_BOUND].copy()
     compared["rank"] = compared.groupby(["task", "seed"])["target_dice"].rank(ascending=False)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for method, group in compared.groupby("method", sort=False):
         known = group.dropna(subset="gain")
         if not len(known):
             continue
-        worst = known.loc[known["gain"].idxmin()]
+        least: dict[Any, Any] = min(known.to_dict("records"), key=lambda it: float(it["gain"]))
         recovered = group["recovered"].dropna()
         lines.append(
             {
@@ -69,13 +71,14 @@ def rank(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 "runs": len(group),
                 "rank": f"{group['rank'].mean():.1f}",
                 "gain": f"{known['gain'].mean():+.3f}",
-                "worst": f"{worst['gain']:+.3f} ({worst['task']}, seed {worst['seed']})",
+                "worst": f"{least['gain']:+.3f} ({least['task']}, seed {least['seed']})",
                 "harmed": int((known["gain"] < -_HARM).sum()),
                 "recovered": f"{100 * recovered.mean():.0f} %" if len(recovered) else "–",
                 "source": f"{known['kept'].min():+.3f}",
             }
         )
-    return pd.DataFrame(sorted(lines, key=lambda line: float(line["rank"])))
+    lines.sort(key=lambda line: float(line["rank"]))
+    return pd.DataFrame(lines)
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
