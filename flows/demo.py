@@ -32,7 +32,7 @@ from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import LabError, RegistryError
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
 from microseg.outputs.batch_summary import BatchSummary
-from microseg.registry.gate import Decision
+from microseg.registry.decision import ACCEPTED, REFUSED, Decision
 from microseg.registry.production import AuditInfo
 from microseg.registry.version import PRODUCTION, ModelVersion
 from microseg.report.demo_page import Change, DemoReport, write_page, write_report
@@ -262,7 +262,9 @@ def command(
         for key, change in result.dice.items()
     ]
     show_table("Dice on held-out test images", ("lab", "before", "after"), rows)
-    decision = "accepted and in production" if result.decision.promoted else "refused by the gate"
+    decision = {ACCEPTED: "accepted and in production", REFUSED: "refused by the gate"}.get(
+        result.decision.verdict, "needs review (the gate cannot tell)"
+    )
     console.print(
         f"Candidate (version {result.candidate_version}) {decision}; "
         f"version {result.production_version} is in production."

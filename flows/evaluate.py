@@ -17,7 +17,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import write_text_file
-from microseg.registry.gate import Decision
+from microseg.registry.decision import Decision
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 from microseg.report.panels import comparison_panels, data_uri
 

@@ -20,7 +20,7 @@ from flows.validate_promotion import apply_pending_changes, check_version
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
-from microseg.registry.gate import NOT_EVALUATED, Decision, RuleResult
+from microseg.registry.decision import ACCEPTED, MET, NEEDS_REVIEW, NOT_EVALUATED, Decision, RuleResult
 from microseg.registry.production import AuditInfo
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
@@ -49,7 +49,7 @@ def set_production_alias(
     version: ModelVersion, lab: str | None, decision: Decision, by: str | None, settings: Settings
 ) -> None:
     """Validate the version, then set the alias."""
-    if failures := [result.message for result in check_version(version, settings) if not result.passed]:
+    if failures := [result.message for result in check_version(version, settings) if result.outcome != MET]:
         raise RegistryError(f"Version {version.version} is not valid for production: {' '.join(failures)}")
     audit = audit_info(by=by, gate=decision.status, reason=decision.override or "")
     open_workspace(settings).registry.production.promote(version, alias=production_of(lab), audit=audit)
@@ -68,7 +68,7 @@ def promote(
     Args:
         candidate: Version or alias; it is evaluated first if it was not yet.
         lab: Promote it for the images of this lab only; for all by default.
-        override: Reason to promote it although the gate refuses; stored in the history.
+        override: Reason to promote it although the gate refuses or cannot tell; stored in the history.
         by: User for the history; the user of this process by default.
         changes: Parameters that override those of params.yaml, ``section.name=value``.
 
@@ -80,8 +80,8 @@ def promote(
     apply_pending_changes(settings)  # so that the version in production is a validated one
     version, current = workspace.registry.versions.find(candidate), workspace.production(lab)
     if production_of(lab) in version.aliases:
-        unchanged = RuleResult(True, "production", f"Version {version.version} is in production already.")
-        return Decision(True, (unchanged,), version.version, version.version)
+        unchanged = RuleResult(MET, "production", f"Version {version.version} is in production already.")
+        return Decision(ACCEPTED, (unchanged,), version.version, version.version)
     comparison = read_comparison(version, current, settings)
     if comparison is None:
         against = {"against": str(current.version)} if current else {}
@@ -102,12 +102,14 @@ def command(
     candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
     lab: LabOption = None,
     override: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Promote it although the gate refuses, for this reason.")
+        str | None,
+        typer.Option(metavar="REASON", help="Promote it although the gate refuses or cannot tell, for this reason."),
     ] = None,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Promote a candidate to production if the gate accepts it; otherwise show the reasons (exit code 1).
+    """Promote a candidate to production if the gate accepts it; otherwise show the reasons (exit code 1). If the gate
+    cannot tell, look at the candidate, and promote it with --override.
 
     Example: microseg promote candidate --set gate.max_source_loss=0.03
     """
@@ -118,6 +120,11 @@ def command(
     if not decision.promoted:
         current = decision.production_version
         now = f"version {current} stays in production" if current else "no version is in production"
+        if decision.verdict == NEEDS_REVIEW:
+            raise RegistryError(
+                f"{decision} {now.capitalize()}. Compare both on the page of version {decision.version} in MLflow; if "
+                f"it is better: microseg promote {decision.version} --override REASON"
+            )
         raise RegistryError(f"The gate refused version {decision.version}; {now}.")
     console.print(
         f"Version {decision.version} is in production{f' for {lab}' if lab else ''}. Next: microseg segment FOLDER"

@@ -19,7 +19,7 @@ from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
 from microseg.evaluation.comparison import Comparison, compare
-from microseg.registry.gate import Decision
+from microseg.registry.decision import Decision
 from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
@@ -84,7 +84,7 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
     if workspace.production() is not None:
         return None
     decision = workspace.decide(version, None, comparison)
-    if decision.accepted:
+    if decision.promoted:
         audit = audit_info(gate=decision.status, reason="The first version.")
         workspace.registry.production.promote(version, audit=audit)
     return decision

@@ -7,6 +7,7 @@ legacy stage Production. This is a request: the version is in production when th
 valid, the alias is set back. Only a version in production before the history began stays there without a decision.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from flows.workspace import open_workspace
 from microseg.api.validation import GATE_CHECK, validate_version
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError, VersionNotFoundError
-from microseg.registry.gate import NOT_EVALUATED, OVERRIDDEN, Decision, RuleResult
+from microseg.registry.decision import MET, NOT_EVALUATED, Decision, RuleResult
 from microseg.registry.production import BY_TAG, REASON_TAG, AuditInfo, PendingAliasChange, Promotion
 from microseg.registry.version import ModelVersion
 
@@ -34,7 +35,7 @@ def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult
     """Check the files, the weights, a test segmentation and the gate's decision of a version."""
     workspace = open_workspace(settings)
     results = validate_version(version, workspace.network, engine=workspace.engine)
-    lines = [f"- {'✓' if result.passed else '✗'} **{result.rule}**: {result.message}" for result in results]
+    lines = [f"- {'✓' if result.outcome == MET else '✗'} **{result.rule}**: {result.message}" for result in results]
     create_markdown_artifact("\n".join([f"# Version {version.version}", *lines]), key="validation")
     return results
 
@@ -57,7 +58,7 @@ def apply_or_revert(change: PendingAliasChange, settings: Settings) -> Promotion
         production.revert(change, str(error), audit=AuditInfo(via=change.via, reason=str(error)))
         return production.history(change.alias)[0]
     decision, by = Decision.from_tags(version), version.tags.get(BY_TAG)
-    failed = [result for result in check_version(version, settings) if not result.passed]
+    failed = [result for result in check_version(version, settings) if result.outcome != MET]
     if [result.rule for result in failed] == [GATE_CHECK] and not production.history(change.alias):
         audit = AuditInfo(by, change.via, reason="It was in production before the history began.")
         production.promote(version, alias=change.alias, audit=audit)
@@ -67,8 +68,8 @@ def apply_or_revert(change: PendingAliasChange, settings: Settings) -> Promotion
         production.revert(change, reason, audit=AuditInfo(by, change.via, gate, reason))
     else:
         assert decision is not None  # otherwise a check had failed
-        reason = version.tags.get(REASON_TAG) or " ".join(decision.failures)
-        gate = decision.status if decision.accepted else OVERRIDDEN
+        reason = version.tags.get(REASON_TAG) or " ".join(decision.reasons)
+        gate = replace(decision, override=reason).status  # a person has promoted it, whatever the verdict
         production.promote(version, alias=change.alias, audit=AuditInfo(by, change.via, gate, reason))
     return production.history(change.alias)[0]
 

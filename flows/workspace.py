@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from microseg.evaluation.comparison import Comparison
     from microseg.inference.engine import Engine, EngineOptions
     from microseg.models.network import PyramidSegmenter
-    from microseg.registry.gate import Decision
+    from microseg.registry.decision import Decision
     from microseg.registry.registry import Registry
     from microseg.registry.runs import RunLog
     from microseg.registry.version import ModelVersion

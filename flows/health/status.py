@@ -20,7 +20,7 @@ from flows.cli.options import cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import HomeNotFoundError
-from microseg.registry.gate import NOT_EVALUATED, Decision
+from microseg.registry.decision import NOT_EVALUATED, Decision
 from microseg.registry.version import CANDIDATE, production_of
 
 __all__ = ["SCHEDULED_DEPLOYMENT", "LabStatus", "Status", "command", "read_status"]

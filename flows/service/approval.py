@@ -1,6 +1,7 @@
 """Who decides on a new candidate: a person in MLflow's page, a person in Prefect's page, or the gate."""
 
 from datetime import timedelta
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect import get_run_logger, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
@@ -9,8 +10,9 @@ from prefect.runtime import deployment
 from pydantic import Field
 
 from flows.promote import promote
+from flows.service.events import REVIEW_REQUESTED, notify
 from microseg.config.settings import Settings
-from microseg.registry.gate import Decision
+from microseg.registry.decision import NEEDS_REVIEW, Decision
 from microseg.registry.version import ModelVersion, production_of
 
 __all__ = ["Approval", "request_approval"]
@@ -23,11 +25,11 @@ class Approval(RunInput):
 
     promote: bool = Field(False, title="Promote", description="Promote the candidate to production.")
     by: str = Field("", title="Your name", description="For the history.")
-    reason: str = Field("", title="Reason", description="For the history; required if the gate refuses.")
+    reason: str = Field("", title="Reason", description="For the history; required if the gate refuses or cannot tell.")
 
 
 def request_approval(candidate: ModelVersion, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
-    """Request a decision on a candidate, from whom ``promotion.approval`` names.
+    """Request a decision on a candidate, from whom ``promotion.approval`` names; from a person if the gate cannot tell.
 
     Args:
         candidate: The evaluated candidate.
@@ -44,15 +46,20 @@ def request_approval(candidate: ModelVersion, lab: str, settings: Settings, chan
 
 
 def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:
-    approval = settings.params.promotion.approval
+    approval, decision = settings.params.promotion.approval, Decision.from_tags(candidate)
     if approval == "gate":
-        decision = promote(str(candidate.version), scope, by="the gate", changes=changes)
-        result = "is in production" if decision.promoted else "stays a candidate"
-        rules = " ".join(rule.message for rule in decision.rules)
-        return f"Version {candidate.version} {result}, by the decision of the gate. {rules}"
-    stored = Decision.from_tags(candidate)
-    gate = str(stored) if stored else "The gate was not evaluated on it."
-    if approval == "prefect" and deployment.id is not None:
+        decision = decided = promote(str(candidate.version), scope, by="the gate", changes=changes)
+        if decided.verdict != NEEDS_REVIEW:
+            result = "is in production" if decided.promoted else "stays a candidate"
+            rules = " ".join(rule.message for rule in decided.rules)
+            return f"Version {candidate.version} {result}, by the decision of the gate. {rules}"
+    gate = str(decision) if decision else "The gate was not evaluated on it."
+    if decision and decision.verdict == NEEDS_REVIEW:
+        gate = " ".join((gate, *decision.reasons))
+        payload = {"version": candidate.version, "lab": lab, "message": gate}
+        identity = str(uuid5(NAMESPACE_URL, f"{candidate.uri}#{candidate.run_id}"))  # once, also if the run is resumed
+        notify(REVIEW_REQUESTED, f"microseg.version.{candidate.version}", payload, identity=identity)
+    if approval != "mlflow" and deployment.id is not None:
         return _ask_in_prefect(candidate, scope, gate, changes)
     return (
         f"Version {candidate.version} is the candidate for {lab}. {gate} Compare it with production in MLflow, and set "

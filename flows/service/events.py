@@ -1,21 +1,39 @@
 """Events that microseg emits to Prefect, and the triggers of the deployments that react to them."""
 
+import logging
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.events import DeploymentEventTrigger
+from prefect.settings import PREFECT_API_URL
 
 from microseg.datasets.onboarding import IncomingDataset, Onboarding, OnboardingStore
 
-__all__ = ["LAB_ARRIVED", "PROMOTION_REQUESTED", "emit", "emit_lab_arrived", "lab_arrived_trigger", "promotion_trigger"]
+__all__ = [
+    "LAB_ARRIVED",
+    "PROMOTION_REQUESTED",
+    "REVIEW_REQUESTED",
+    "emit",
+    "emit_lab_arrived",
+    "lab_arrived_trigger",
+    "notify",
+    "promotion_trigger",
+]
+
+_log = logging.getLogger(__name__)
 
 LAB_ARRIVED = "microseg.lab.arrived"
 """An incoming dataset is complete. Payload: ``folder`` (absolute path), ``lab``; resource ``microseg.lab.<lab>``."""
 
 PROMOTION_REQUESTED = "microseg.promotion.requested"
 """An alias was changed in MLflow. Payload: ``alias``; resource ``microseg.alias.<alias>``."""
+
+REVIEW_REQUESTED = "microseg.review.requested"
+"""The gate cannot tell whether a candidate is better: a person must look. For automations that notify people. Payload:
+``version``, ``lab``, ``message``; resource ``microseg.version.<number>``."""
 
 
 def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | None = None) -> None:
@@ -40,6 +58,22 @@ def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | 
     }
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[body]).raise_for_status()
+
+
+def notify(event: str, resource: str, payload: dict[str, Any], *, identity: str) -> None:
+    """Emit an event for people, if there is a Prefect server; that it failed is logged.
+
+    Args:
+        event: See `emit`.
+        resource: See `emit`.
+        payload: What happened.
+        identity: See `emit`.
+    """
+    if PREFECT_API_URL.value():
+        try:
+            emit(event, resource, payload, identity=identity)
+        except httpx.HTTPError as error:
+            _log.warning("The event %s could not be emitted: %s", event, error)
 
 
 def emit_lab_arrived(incoming: IncomingDataset, store: OnboardingStore) -> None:

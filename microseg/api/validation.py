@@ -7,7 +7,7 @@ import numpy as np
 from microseg.errors import MicrosegError
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
-from microseg.registry.gate import Decision, RuleResult
+from microseg.registry.decision import MET, NOT_MET, Decision, RuleResult
 from microseg.registry.version import ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_image
 
@@ -40,7 +40,7 @@ def validate_version(
     """
     decision = Decision.from_tags(version)
     gate = RuleResult(
-        decision is not None,
+        MET if decision else NOT_MET,
         GATE_CHECK,
         str(decision)
         if decision
@@ -50,8 +50,8 @@ def validate_version(
     try:
         network = load(version)
     except MicrosegError as error:
-        return RuleResult(False, "network", _message(error)), gate
-    loaded = RuleResult(True, "network", "The files hold a network of microseg, and its weights load as plain tensors.")
+        return RuleResult(NOT_MET, "network", _message(error)), gate
+    loaded = RuleResult(MET, "network", "The files hold a network of microseg, and its weights load as plain tensors.")
     return loaded, _check_segmentation(network, engine), gate
 
 
@@ -62,14 +62,14 @@ def _check_segmentation(network: PyramidSegmenter, engine: Callable[[PyramidSegm
     try:
         probabilities = engine(network).probabilities(image, network.config.mpp)  # (K, H, W)
     except Exception as error:  # whatever a faulty network raises
-        return RuleResult(False, name, f"It cannot segment an image: {_message(error)}")
+        return RuleResult(NOT_MET, name, f"It cannot segment an image: {_message(error)}")
     if probabilities.shape != (classes, _SIZE, _SIZE):
         fault = f"Expected probabilities ({classes}, {_SIZE}, {_SIZE}), got {probabilities.shape}."
     elif not np.allclose(probabilities.sum(axis=0), 1, atol=_SUM_TOLERANCE):  # or NaN
         fault = "Expected probabilities that sum to one, got others: the weights are damaged, train again."
     else:
-        return RuleResult(True, name, f"It segments an image of {_SIZE} pixels into {classes} classes.")
-    return RuleResult(False, name, fault)
+        return RuleResult(MET, name, f"It segments an image of {_SIZE} pixels into {classes} classes.")
+    return RuleResult(NOT_MET, name, fault)
 
 
 def _message(error: Exception) -> str:

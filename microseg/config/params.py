@@ -188,10 +188,15 @@ class GateSettings(Section):
     """Largest loss of Dice on the target lab's masks that still counts as no change."""
     min_target_slides: Annotated[int, Field(ge=2)] = 3
     """Slides of the target lab with masks from which the Dice gained on these decides instead of the criteria."""
+    max_foreground_change: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    """Factor by which the fraction of foreground, or of background, may differ from production's on the target lab's
+    images; a person must look at a larger change, whatever the criteria say."""
     min_foreground_ratio: Ratio = 0.25
-    """Smallest foreground fraction, relative to the expected one, that does not count as collapsed."""
+    """Foreground fraction, relative to that in the source labs' masks, below which a person must look."""
     max_foreground_ratio: Ratio = 4.0
-    """Largest foreground fraction, relative to the expected one, that does not count as collapsed."""
+    """Foreground fraction, relative to that in the source labs' masks, above which a person must look."""
+    collapse_share: float = Field(0.001, ge=0, lt=0.5)
+    """Fraction of foreground, or of background, below which a segmentation has collapsed and is refused."""
     min_initial_dice: Fraction = 0.5
     """Dice that a first model has to reach on each labelled lab."""
 

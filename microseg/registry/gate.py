@@ -1,26 +1,37 @@
 """The promotion gate: may a candidate replace the production model? A pure function of the evidence.
 
+Each rule is met, not met or unclear. A candidate with a rule that is not met is refused; otherwise, with one that is
+unclear, the gate cannot tell, and a person must look; otherwise the candidate is accepted.
+
 The loss of Dice on the source labs is measured. On a target lab without masks there is only label-free evidence, and no
 single criterion is always right: two of three must be met (stain-explained variance, augmentation consistency, and the
-distance of the foreground share to the expected one), and the candidate must not have collapsed to almost no or almost
-only foreground. If the target lab has masks of enough slides, the Dice gained on these decides instead of the
-criteria, by its confidence interval: a gain that cannot be distinguished from a loss is refused.
+distance of the foreground share to the expected one). All three can be wrong together where the lab has far fewer or
+far more objects than the source labs: a foreground share far from production's, or from the expected one, is unclear,
+whatever they say. If the target lab has masks of enough slides, the Dice gained on these decides instead, by its
+confidence interval: a gain that cannot be distinguished from a loss is refused. A segmentation with almost no
+foreground, or almost nothing else, is always refused.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from microseg.config.params import GateSettings
-from microseg.registry.version import TAG_LENGTH, ModelVersion
+from microseg.registry.decision import (
+    ACCEPTED,
+    MET,
+    NEEDS_REVIEW,
+    NOT_MET,
+    REFUSED,
+    UNCLEAR,
+    Decision,
+    Outcome,
+    RuleResult,
+)
 
-__all__ = ["NOT_EVALUATED", "OVERRIDDEN", "ConfidenceInterval", "Decision", "Evidence", "RuleResult", "decide"]
+__all__ = ["ConfidenceInterval", "Evidence", "decide"]
 
-ACCEPTED, REFUSED, OVERRIDDEN, NOT_EVALUATED = "accepted", "refused", "overridden", "not evaluated"
-
-_STATUS_TAG, _PRODUCTION_TAG, _RULES_TAG = "gate", "gate.production_version", "gate.rules"
 _TOLERANCE = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
 
 
@@ -63,96 +74,8 @@ class Evidence:
     target_gain: ConfidenceInterval | None = None
 
 
-@dataclass(frozen=True)
-class RuleResult:
-    """The result of one rule.
-
-    Args:
-        passed: Whether the rule is met.
-        rule: Name of the rule, such as ``"source_dice/lab_a"``.
-        message: The measurements and the required values, as a sentence.
-    """
-
-    passed: bool
-    rule: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The decision of the gate, as it is computed, stored with the version in MLflow, returned by flows and shown.
-
-    Args:
-        accepted: Whether every rule is met.
-        rules: The results of the rules that apply; never empty.
-        version: Number of the candidate version, once known.
-        production_version: Number of the version in production that it was compared with; None if there was none.
-        override: Reason for which a person promotes the version although the gate refuses it.
-    """
-
-    accepted: bool
-    rules: tuple[RuleResult, ...]
-    version: int | None = None
-    production_version: int | None = None
-    override: str | None = None
-
-    @property
-    def status(self) -> str:
-        """``accepted``, ``refused`` or ``overridden``."""
-        return ACCEPTED if self.accepted else REFUSED if self.override is None else OVERRIDDEN
-
-    @property
-    def promoted(self) -> bool:
-        """Whether the version goes to production."""
-        return self.status != REFUSED
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """The messages of the rules that are not met."""
-        return tuple(result.message for result in self.rules if not result.passed)
-
-    def __str__(self) -> str:
-        number = self.production_version
-        compared = "as a first version" if number is None else f"against version {number}"
-        return f"The gate {ACCEPTED if self.accepted else REFUSED} it {compared}."
-
-    def markdown(self) -> Iterator[str]:
-        """A list item for each rule."""
-        yield from (f"- {'✓' if result.passed else '✗'} {result.message}" for result in self.rules)
-        if self.status == OVERRIDDEN:
-            yield f"- Overridden: {self.override or 'no reason was given'}"
-
-    def to_tags(self) -> dict[str, str]:
-        """Return the decision as tags of the version; results that do not fit into a tag are left out."""
-        rules = sorted((asdict(result) for result in self.rules), key=lambda result: bool(result["passed"]))
-        while len(text := json.dumps(rules, ensure_ascii=False)) > TAG_LENGTH:
-            rules.pop()
-        return {
-            _STATUS_TAG: ACCEPTED if self.accepted else REFUSED,
-            _PRODUCTION_TAG: str(self.production_version or "none"),
-            _RULES_TAG: text,
-        }
-
-    @classmethod
-    def from_tags(cls, version: ModelVersion) -> "Decision | None":
-        """Return the last decision on a version; None if the gate was not evaluated on it."""
-        status, production = version.tags.get(_STATUS_TAG), version.tags.get(_PRODUCTION_TAG, "")
-        if status not in (ACCEPTED, REFUSED):
-            return None
-        try:
-            rules = tuple(RuleResult(**result) for result in json.loads(version.tags.get(_RULES_TAG) or "[]"))
-        except (ValueError, TypeError):
-            rules = ()
-        return cls(status == ACCEPTED, rules, version.version, int(production) if production.isdecimal() else None)
-
-
-_NO_SOURCE_LABS = RuleResult(
-    False, "source_dice", "No Dice of a source lab is known; evaluate on the held-out images of at least one lab."
-)
-
-
 def decide(candidate: Evidence, production: Evidence | None, policy: GateSettings) -> Decision:
-    """Accept or refuse a candidate.
+    """Accept or refuse a candidate, or state that a person must look.
 
     Missing, non-finite and impossible values are refused: missing evidence never counts in favor of a candidate.
 
@@ -162,40 +85,39 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GateSetting
         policy: The thresholds.
 
     Returns:
-        The decision with the result of each rule. A known Dice gain on the target lab's masks replaces the label-free
-        criteria; the rule against collapse always applies.
+        The decision with the result of each rule. A known Dice gain on the target lab's masks replaces all label-free
+        evidence but that of a collapse.
     """
     if production is None:
-        rules = _initial_rules(candidate, policy)
+        results = tuple(_initial_dice(candidate, policy))
     else:
-        gain = candidate.target_gain
-        rules = (
-            *_source_rules(candidate, production, policy),
-            _label_free_rule(candidate, production, policy) if gain is None else _target_gain_rule(gain, policy),
-            _collapse_rule(candidate, policy),
-        )
-    return Decision(all(result.passed for result in rules), rules)
+        results = tuple(result for rule in _RULES for result in rule(candidate, production, policy))
+    outcomes = {result.outcome for result in results}
+    return Decision(REFUSED if NOT_MET in outcomes else NEEDS_REVIEW if UNCLEAR in outcomes else ACCEPTED, results)
 
 
-def _initial_rules(candidate: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
+def _initial_dice(candidate: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
     if not candidate.source_dice:
-        return (_NO_SOURCE_LABS,)
-    results = []
+        yield _NO_SOURCE_LABS
     for lab, dice in sorted(candidate.source_dice.items()):
-        passed = _is_fraction(dice) and dice >= policy.min_initial_dice - _TOLERANCE
         message = (
             f"On the held-out images of {lab} the first model has a Dice of {_format(dice)}; "
             f"at least {policy.min_initial_dice:.3f} is required."
         )
-        results.append(RuleResult(bool(passed), f"initial_dice/{lab}", message))
-    return tuple(results)
+        met = _is_fraction(dice) and dice >= policy.min_initial_dice - _TOLERANCE
+        yield RuleResult(_met(met), f"initial_dice/{lab}", message)
 
 
-def _source_rules(candidate: Evidence, production: Evidence, policy: GateSettings) -> tuple[RuleResult, ...]:
+_NO_SOURCE_LABS = RuleResult(
+    NOT_MET, "source_dice", "No Dice of a source lab is known; evaluate on the held-out images of at least one lab."
+)
+
+
+def _source_dice(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """Dice on the held-out images of each source lab is kept."""
     labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
     if not labs:
-        return (_NO_SOURCE_LABS,)
-    results = []
+        yield _NO_SOURCE_LABS
     for lab in labs:
         new, old = candidate.source_dice.get(lab), production.source_dice.get(lab)
         rule = f"source_dice/{lab}"
@@ -204,7 +126,7 @@ def _source_rules(candidate: Evidence, production: Evidence, policy: GateSetting
                 f"On the held-out images of {lab} Dice is {_format(new)} for the candidate and {_format(old)} for "
                 "production; both are required. Evaluate both on this lab."
             )
-            results.append(RuleResult(False, rule, message))
+            yield RuleResult(NOT_MET, rule, message)
             continue
         loss = old - new
         change = f"loses {loss:.3f}" if loss > 0 else f"gains {-loss:.3f}"
@@ -212,17 +134,21 @@ def _source_rules(candidate: Evidence, production: Evidence, policy: GateSetting
             f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."
         )
-        results.append(RuleResult(bool(loss <= policy.max_source_loss + _TOLERANCE), rule, message))
-    return tuple(results)
+        yield RuleResult(_met(loss <= policy.max_source_loss + _TOLERANCE), rule, message)
 
 
-def _target_gain_rule(gain: ConfidenceInterval, policy: GateSettings) -> RuleResult:
+def _target_gain(candidate: Evidence, _production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """Dice on the target lab's masks is gained, where there are enough of them."""
+    gain = candidate.target_gain
+    if gain is None:
+        return
     if not all(-1 - _TOLERANCE <= number <= 1 + _TOLERANCE for number in (gain.value, gain.low, gain.high)):  # or NaN
         message = (
             f"On the target lab's masks the candidate's gain of Dice is {gain}; a value between -1 and 1 is required. "
             "Evaluate both versions on these masks."
         )
-        return RuleResult(False, "target_gain", message)
+        yield RuleResult(NOT_MET, "target_gain", message)
+        return
     enough = gain.value >= policy.min_target_gain - _TOLERANCE
     certain = gain.low >= -policy.max_target_loss - _TOLERANCE
     message = (
@@ -230,10 +156,13 @@ def _target_gain_rule(gain: ConfidenceInterval, policy: GateSettings) -> RuleRes
         f"{_required(policy.min_target_gain)}, and the interval must exclude a loss of more than "
         f"{policy.max_target_loss:.3f}{'' if certain or not enough else ': more masks are needed'}."
     )
-    return RuleResult(bool(enough and certain), "target_gain", message)
+    yield RuleResult(_met(enough and certain), "target_gain", message)
 
 
-def _label_free_rule(candidate: Evidence, production: Evidence, policy: GateSettings) -> RuleResult:
+def _label_free(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """Enough label-free criteria are met on the target lab."""
+    if candidate.target_gain is not None:
+        return
     expected = candidate.label_free.get("expected_foreground_share")
     criteria = (
         ("stain_explained_variance", "stain-explained variance {new} (production: {old})", 1.0),
@@ -250,30 +179,91 @@ def _label_free_rule(candidate: Evidence, production: Evidence, policy: GateSett
             and abs(old - ideal) - abs(new - ideal) >= policy.min_criterion_gain - _TOLERANCE
         )
         count += bool(met)
-        parts.append(f"{text.format(new=_percent(new), old=_percent(old))}: {'met' if met else 'not met'}")
+        parts.append(f"{text.format(new=_percent(new), old=_percent(old))}: {_met(met)}")
     message = (
         f"On the target lab {count} of 3 label-free criteria {'is' if count == 1 else 'are'} met; "
         f"{policy.min_criteria} must be, and for each {_required(policy.min_criterion_gain)}. {'; '.join(parts)}."
     )
-    return RuleResult(count >= policy.min_criteria, "label_free", message)
+    yield RuleResult(_met(count >= policy.min_criteria), "label_free", message)
 
 
-def _collapse_rule(candidate: Evidence, policy: GateSettings) -> RuleResult:
-    share = candidate.label_free.get("foreground_share")
+def _foreground_change(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """The foreground share is not far from production's: then the label-free criteria can be wrong together."""
+    if candidate.target_gain is not None:
+        return
+    new, old = (evidence.label_free.get("foreground_share") for evidence in (candidate, production))
+    shares = f"The candidate marks {_percent(new)} of the target lab's images as foreground, production {_percent(old)}"
+    if not (_is_fraction(new) and _is_fraction(old)):
+        yield RuleResult(NOT_MET, "foreground_change", f"{shares}; both are required. Evaluate both on this lab.")
+        return
+    factor, most = max(_factor(new, old), _factor(1 - new, 1 - old)), policy.max_foreground_change
+    if factor <= most * (1 + _TOLERANCE):
+        message = f"{shares}: the larger change, of foreground or background, is {factor:.2f}-fold; up to {most:g}-fold"
+        yield RuleResult(MET, "foreground_change", f"{message} the other rules decide.")
+        return
+    message = (
+        f"{shares}. Above a {most:g}-fold change of foreground or background label-free criteria cannot tell which is "
+        "right. Look at both side by side: "
+    )
+    if new > old:
+        message += "does the candidate find objects that production misses, or does it mark too much?"
+    else:
+        message += "does the candidate leave out what production marks wrongly, or does it miss objects?"
+    yield RuleResult(UNCLEAR, "foreground_change", message)
+
+
+def _foreground_share(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """The segmentation has not collapsed, and its foreground share is not far from that of the source labs."""
+    share, old = (evidence.label_free.get("foreground_share") for evidence in (candidate, production))
     expected = candidate.label_free.get("expected_foreground_share")
     if not (_is_fraction(share) and _is_fraction(expected) and expected > 0):
         message = (
             f"The candidate's foreground share on the target lab is {_format(share)}, the expected one "
             f"{_format(expected)}; both are required, and the expected one must be above 0."
         )
-        return RuleResult(False, "foreground_share", message)
-    ratio = share / expected
-    low, high = policy.min_foreground_ratio, policy.max_foreground_ratio
+        yield RuleResult(NOT_MET, "foreground_share", message)
+        return
     message = (
         f"The candidate's foreground share on the target lab is {share:.1%}; from the source labs' masks "
-        f"{expected:.1%} is expected. The ratio is {ratio:.2f}; between {low:g} and {high:g} is allowed."
+        f"{expected:.1%} is expected."
     )
-    return RuleResult(bool(low - _TOLERANCE <= ratio <= high + _TOLERANCE), "foreground_share", message)
+    ends = policy.collapse_share, 1 - policy.collapse_share
+    if not ends[0] - _TOLERANCE <= share <= ends[1] + _TOLERANCE:
+        message += f" The segmentation has collapsed: a share between {ends[0]:.1%} and {ends[1]:.1%} is required."
+        yield RuleResult(NOT_MET, "foreground_share", message)
+        return
+    low, high = policy.min_foreground_ratio, policy.max_foreground_ratio
+    near = low - _TOLERANCE <= share / expected <= high + _TOLERANCE
+    message += f" The ratio is {share / expected:.2f}; a person must look at one outside {low:g} to {high:g}"
+    if near or candidate.target_gain is not None:
+        yield RuleResult(MET, "foreground_share", message + (", unless masks decide." if not near else "."))
+        return
+    kind, fault = ("fewer", "are objects missed") if share < expected else ("more", "is too much marked")
+    if _is_fraction(old) and (old < low * expected if share < expected else old > high * expected):
+        message += (
+            f". Production's is {old:.1%}: this lab seems to have far {kind} objects than the source labs, whose share "
+            f"says nothing then. Look at the segmentations: {fault}?"
+        )
+    else:
+        message += f". Production's is {_percent(old)}. Look at both side by side: {fault}?"
+    yield RuleResult(UNCLEAR, "foreground_share", message)
+
+
+_Rule = Callable[[Evidence, Evidence, GateSettings], Iterator[RuleResult]]
+
+_RULES: tuple[_Rule, ...] = (_source_dice, _target_gain, _label_free, _foreground_change, _foreground_share)
+"""The rules for a candidate: of the evidence on it and on production, each gives its results, or none if it does not
+apply."""
+
+
+def _met(condition: object) -> Outcome:
+    return MET if condition else NOT_MET
+
+
+def _factor(one: float, other: float) -> float:
+    """By which of two shares the larger exceeds the other: 1 if both are equal, infinite if one is 0."""
+    low, high = sorted((max(one, 0.0), max(other, 0.0)))
+    return 1.0 if high <= _TOLERANCE else high / low if low > 0 else math.inf
 
 
 def _is_fraction(value: float | None) -> TypeGuard[float]:

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from microseg.errors import VersionNotFoundError
 from microseg.registry.connection import Connection
-from microseg.registry.gate import NOT_EVALUATED, OVERRIDDEN
+from microseg.registry.decision import NEEDS_REVIEW, NOT_EVALUATED, OVERRIDDEN
 from microseg.registry.model_card import fit_description
 from microseg.registry.version import (
     CANDIDATE,
@@ -44,8 +44,9 @@ BY_TAG = "promoted_by"
 
 _PREFIX = "promotion."
 _INTERRUPTED = timedelta(minutes=15)  # an entry that did not end within this time was interrupted
-_REVERTED_NOTE, _OVERRIDDEN_NOTE = "NOT IN PRODUCTION", "PROMOTED AGAINST THE GATE"
-_NOTE = re.compile(rf"\A({_REVERTED_NOTE}|{_OVERRIDDEN_NOTE}): [^\n]*\n\n")
+_REVERTED_NOTE = "NOT IN PRODUCTION"
+_BY_A_PERSON = {OVERRIDDEN: "PROMOTED AGAINST THE GATE", NEEDS_REVIEW: "PROMOTED BY A PERSON, THE GATE COULD NOT TELL"}
+_NOTE = re.compile(rf"\A({'|'.join((_REVERTED_NOTE, *_BY_A_PERSON.values()))}): [^\n]*\n\n")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class AuditInfo:
     Args:
         by: User; None if unknown, as of an alias set in MLflow.
         via: Interface: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"demo"`` …
-        gate: Status of the gate's decision: ``"accepted"``, ``"refused"``, ``"overridden"`` or ``"not evaluated"``.
+        gate: Status of the gate's decision: ``"accepted"``, ``"refused"``, ``"needs review"``, ``"overridden"`` or
+            ``"not evaluated"``.
         reason: Free text.
     """
 
@@ -66,6 +68,7 @@ class AuditInfo:
 
 
 _UNKNOWN = AuditInfo()
+_GATE_SAID = {OVERRIDDEN: " The gate had refused it.", NEEDS_REVIEW: " The gate could not tell: a person promoted it."}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Promotion:
             text = f"The alias {self.alias} was removed from {before}."
         else:
             text = f"Version {self.version} is {scope}, before it was {before}."
-            text += " The gate had refused it." if self.audit.gate == OVERRIDDEN else ""
+            text += _GATE_SAID.get(self.audit.gate, "")
         return f"{text} {self.audit.reason}".rstrip()
 
 
@@ -179,8 +182,9 @@ class Production:
         with self._connection.action("remove a tag") as client:
             for tag in {REASON_TAG, BY_TAG} & version.tags.keys():  # they are about this promotion only
                 client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
-        overridden = f"{_OVERRIDDEN_NOTE}: by {audit.by or 'unknown'}. {audit.reason or 'No reason was given.'}"
-        self._set_note(version, overridden if audit.gate == OVERRIDDEN else "")
+        note = _BY_A_PERSON.get(audit.gate)
+        reason = f"by {audit.by or 'unknown'}. {audit.reason or 'No reason was given.'}"
+        self._set_note(version, f"{note}: {reason}" if note else "")
         return self._versions.find(version)
 
     def roll_back(self, *, alias: str = PRODUCTION, audit: AuditInfo = _UNKNOWN) -> ModelVersion | None:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic_core import to_json
 
 from microseg.files import write_text_file
-from microseg.registry.gate import Decision
+from microseg.registry.decision import MET, Decision
 from microseg.registry.model_card import format_measurement, measurement_name
 from microseg.report.panels import data_uri
 
@@ -75,12 +75,12 @@ class DemoReport:
 def write_report(demo: DemoReport, path: Path) -> None:
     """Write ``report.json``; unknown values are null.
 
-    The decision is written as ``accepted`` (promoted to production) and ``reasons``, a pair of "passed" and a message
-    for each rule.
+    The decision is written as ``accepted`` (promoted to production), ``status`` (see `Decision`) and ``reasons``: for
+    each rule a pair, whether it is met and the message.
     """
     values = asdict(demo)
-    reasons = [(result.passed, result.message) for result in demo.decision.rules]
-    values["decision"] = {"accepted": demo.decision.promoted, "reasons": reasons}
+    reasons = [(result.outcome == MET, result.message) for result in demo.decision.rules]
+    values["decision"] = {"accepted": demo.decision.promoted, "status": demo.decision.status, "reasons": reasons}
     write_text_file(path, to_json(values, indent=2, inf_nan_mode="null").decode() + "\n")
 
 

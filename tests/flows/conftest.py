@@ -21,7 +21,7 @@ from flows.train import TrainResult, train
 from microseg.config.environment import HOME_FILE, Home
 from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
-from microseg.registry.gate import Decision
+from microseg.registry.decision import Decision
 from microseg.registry.registry import Registry
 from microseg.registry.version import ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_lab
@@ -47,7 +47,11 @@ LENIENT = (
     "gate.min_criterion_gain=-1.0",
     "gate.min_foreground_ratio=1e-9",
     "gate.max_foreground_ratio=1e9",
+    "gate.max_foreground_change=1e9",
+    "gate.collapse_share=0",
 )
+REVIEW = (*LENIENT, "gate.max_foreground_change=1")
+"""Every change of the foreground share is unclear."""
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,23 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import Result
 
 from flows import onboard as module
+from flows.health.status import read_status
 from flows.onboard import onboard
 from flows.reconcile import reconcile
 from flows.service import drop_folder
+from flows.service.approval import Approval
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.datasets.onboarding import DropFolder, Onboarding, read_incoming_folder
 from microseg.errors import LabError
+from tests.flows.conftest import LENIENT, REVIEW
 
 Run = Callable[..., Result]
 
@@ -39,7 +43,7 @@ def test_adapts_one_candidate_for_one_dataset(copied: Any, lab_c: Path) -> None:
     assert state.message.startswith("Version 3 is the candidate for lab_c. The gate ")
     candidate = copied.registry.versions.find("candidate")
     assert (candidate.version, candidate.tags["target"], candidate.tags["base_version"]) == (3, "lab_c", "2")
-    assert candidate.tags["gate"] in ("accepted", "refused")
+    assert candidate.tags["gate"] in ("accepted", "refused", "needs review")
     again = onboarded(lab_c)
     assert again.message.startswith("Nothing to do: this dataset of lab_c is onboarded already.")
     assert len(copied.registry.versions.all()) == 3
@@ -124,13 +128,65 @@ def test_unusable_dataset_fails(copied: Any, lab_c: Path, run: Run) -> None:
 
 
 def test_gate_decides_without_a_person(copied: Any, lab_c: Path) -> None:
-    lenient = ("gate.max_source_loss=1.0", "gate.min_criterion_gain=-1.0", "gate.min_foreground_ratio=1e-9")
-    state = onboarded(
-        lab_c, "promotion.approval=gate", "promotion.per_lab=true", "gate.max_foreground_ratio=1e9", *lenient
-    )
+    state = onboarded(lab_c, "promotion.approval=gate", "promotion.per_lab=true", *LENIENT)
     assert state.message.startswith("Version 3 is in production, by the decision of the gate."), state.message
     assert (copied.registry.production.active().version, copied.registry.production.active("lab_c").version) == (2, 3)
     assert copied.registry.production.history()[0].audit.by == "the gate"
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The events emitted: name, resource, payload."""
+    emitted: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("flows.service.events.emit", lambda *event, identity: emitted.append((*event, identity)))
+    return emitted
+
+
+@pytest.mark.parametrize("approval", ["gate", "mlflow", "prefect"])
+def test_person_is_asked_where_the_gate_cannot_tell(
+    copied: Any, lab_c: Path, events: list[tuple[Any, ...]], approval: str
+) -> None:
+    state = onboarded(lab_c, f"promotion.approval={approval}", *REVIEW)
+    text = "The gate cannot tell whether it is better than version 2: a person must look. The candidate marks "
+    assert state.is_completed()
+    assert state.message.startswith(f"Version 3 is the candidate for lab_c. {text}"), state.message
+    assert state.message.endswith("set the alias production on it to promote it.")
+    assert copied.aliases == {"production": 2, "previous": 1, "candidate": 3}
+    [(name, resource, payload, _)] = events
+    assert (name, resource) == ("microseg.review.requested", "microseg.version.3")
+    assert (payload["version"], payload["lab"]) == (3, "lab_c")
+    assert payload["message"].startswith(text)
+    [lab] = [lab for lab in read_status(load_settings()).labs if lab.lab == "lab_c"]
+    assert lab.candidate == "3 (needs review)"
+
+
+@pytest.mark.parametrize(("approval", "promote"), [("gate", True), ("gate", False), ("prefect", True)])
+def test_person_decides_in_prefect_where_the_gate_cannot_tell(
+    copied: Any,
+    lab_c: Path,
+    events: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    approval: str,
+    promote: bool,
+) -> None:
+    asked: list[str] = []
+
+    def suspend(wait_for_input: Any, **_: Any) -> Approval:
+        asked.append(wait_for_input._description)
+        return Approval(promote=promote, by="ann", reason="compared them")
+
+    monkeypatch.setattr("flows.service.approval.suspend_flow_run", suspend)
+    monkeypatch.setattr("flows.service.approval.deployment", SimpleNamespace(id="a deployment"))
+    state = onboarded(lab_c, f"promotion.approval={approval}", *REVIEW)
+    assert len(asked) == len(events) == 1
+    assert "The gate cannot tell whether it is better than version 2: a person must look." in asked[0]
+    entry = copied.registry.production.history()[0]
+    if promote:
+        assert state.message == "Version 3 is in production: approved by ann. compared them"
+        assert (entry.version, entry.audit.by, entry.audit.gate) == (3, "ann", "needs review")
+    else:
+        assert state.message == "Version 3 was rejected by ann. compared them"
+        assert entry.version == 2
 
 
 # ---- watching

@@ -10,14 +10,18 @@ import mlflow
 import pytest
 from click.testing import Result
 
+from flows import promote as promote_module
 from flows import rollback, validate_promotion
 from flows.health import history
+from flows.health.status import read_status
 from flows.promote import promote
+from microseg.config.settings import load_settings
 from microseg.errors import RegistryError
-from microseg.registry.gate import Decision, RuleResult
+from microseg.registry.decision import MET, NEEDS_REVIEW, NOT_MET, REFUSED, UNCLEAR, Decision, RuleResult
 from microseg.registry.production import BY_TAG, REASON_TAG, AuditInfo
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, PRODUCTION
+from tests.flows.conftest import LENIENT, REVIEW
 
 Run = Callable[..., Result]
 LAB_B = "production-lab_b"
@@ -73,13 +77,28 @@ def test_version_promoted_in_mlflow_is_applied(copied: Any) -> None:
 
 def test_refused_version_promoted_in_mlflow_is_overridden(copied: Any) -> None:
     copied.registry.production.roll_back()
-    copied.registry.versions.set_tags(2, Decision(False, (RuleResult(False, "a", "Lost much."),), 2, 1).to_tags())
+    copied.registry.versions.set_tags(2, Decision(REFUSED, (RuleResult(NOT_MET, "a", "Lost much."),), 2, 1).to_tags())
     copied.registry.versions.set_alias(PRODUCTION, 2)
     state = validate()
     assert state.is_completed()
     assert "The gate had refused it. Lost much." in state.message
     assert newest(copied)[5] == "overridden"
     assert copied.registry.production.history()[0].audit.reason == "Lost much."
+
+
+def test_person_decides_in_mlflow_where_the_gate_cannot_tell(copied: Any) -> None:
+    copied.registry.production.roll_back()
+    rules = (RuleResult(MET, "a", "Kept."), RuleResult(UNCLEAR, "b", "Far more foreground: look."))
+    copied.registry.versions.set_tags(2, Decision(NEEDS_REVIEW, rules, 2, 1).to_tags() | {BY_TAG: "ann"})
+    copied.registry.versions.set_alias(PRODUCTION, 2)
+    state = validate()
+    assert state.is_completed()
+    assert "The gate could not tell: a person promoted it. Far more foreground: look." in state.message
+    assert copied.aliases == {"production": 2, "previous": 1}
+    assert newest(copied)[5] == "needs review"
+    assert copied.registry.production.history()[0].audit.by == "ann"
+    first = copied.registry.versions.find(2).description.splitlines()[0]
+    assert first == "PROMOTED BY A PERSON, THE GATE COULD NOT TELL: by ann. Far more foreground: look."
 
 
 def test_version_of_other_software_is_reverted(copied: Any, tmp_path: Path) -> None:
@@ -151,16 +170,41 @@ def test_override_by_command(copied: Any) -> None:
     copied.registry.production.roll_back()
     assert not promote("2", changes=("gate.min_criterion_gain=1.0",)).promoted
     decision = promote("2", override="needed for a study", by="ann", changes=("gate.min_criterion_gain=1.0",))
-    assert (decision.accepted, decision.promoted, decision.production_version) == (False, True, 1)
+    assert (decision.verdict, decision.promoted, decision.production_version) == ("refused", True, 1)
     entry = copied.registry.production.history()[0]
     assert entry.audit == AuditInfo("ann", "command", "overridden", "needed for a study")
 
 
+def test_command_promotes_what_the_gate_cannot_tell_only_with_a_reason(copied: Any, run: Run) -> None:
+    copied.registry.production.roll_back()
+    options = [part for change in REVIEW for part in ("--set", change)]
+    result = run(promote_module.command, "2", *options)
+    text = " ".join(result.stderr.split())
+    assert result.exit_code == 1
+    assert "The gate cannot tell whether it is better than version 1: a person must look. Version 1 stays" in text
+    assert "microseg promote 2 --override REASON" in text
+    assert "? The candidate marks" in result.stdout
+    assert copied.aliases == {"production": 1}
+    assert copied.registry.versions.find(2).tags["gate"] == "needs review"
+    assert "## Needs review: the gate cannot tell" in copied.registry.versions.find(2).description
+    assert (
+        next(lab for lab in read_status(load_settings()).labs if lab.lab == "lab_b").candidate is None
+    )  # promoted once
+
+    result = run(promote_module.command, "2", "--override", "outlines compared", *options)
+    assert result.exit_code == 0, result.output
+    assert "Promoted by a person: outlines compared" in result.stdout
+    assert copied.aliases == {"production": 2, "previous": 1}
+    assert newest(copied)[5:] == ("needs review", "command")
+    entry = copied.registry.production.history()[0]
+    assert str(entry).endswith("The gate could not tell: a person promoted it. outlines compared")
+    assert "needs review" in run(history.command).stdout
+
+
 def test_loss_on_other_labs_is_ignored_for_one_lab(copied: Any) -> None:
     copied.registry.production.roll_back()
-    record = promote("2", lab="lab_b", changes=("gate.max_source_loss=0.0", "gate.min_criterion_gain=-1.0",
-                     "gate.min_foreground_ratio=1e-9", "gate.max_foreground_ratio=1e9"))  # fmt: skip
-    assert record.accepted
+    record = promote("2", lab="lab_b", changes=(*LENIENT, "gate.max_source_loss=0.0"))
+    assert record.verdict == "accepted"
     assert (copied.registry.production.active().version, copied.registry.production.active("lab_b").version) == (1, 2)
     assert newest(copied)[:4] == (LAB_B, "promoted", None, 2)
 
@@ -187,7 +231,7 @@ def test_empty_history(fresh: Path, run: Run) -> None:
 def test_invalid_version_is_not_promoted(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copied.registry.production.roll_back()
     promote("2", changes=("gate.min_criterion_gain=1.0",))  # evaluated, and refused
-    invalid = (RuleResult(False, "test image", "It cannot segment an image."),)
+    invalid = (RuleResult(NOT_MET, "test image", "It cannot segment an image."),)
     monkeypatch.setattr(validate_promotion, "validate_version", lambda *_, **__: invalid)
     with pytest.raises(RegistryError, match="not valid for production: It cannot segment"):
         promote("2", override="needed", changes=("gate.min_criterion_gain=1.0",))

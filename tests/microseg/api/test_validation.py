@@ -13,7 +13,7 @@ from microseg.api.validation import validate_version
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter
-from microseg.registry.gate import Decision, RuleResult
+from microseg.registry.decision import ACCEPTED, MET, NOT_MET, Decision, RuleResult
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME
 
@@ -27,7 +27,7 @@ def registry(tmp_path: Path, tiny_network: Callable[..., PyramidSegmenter]) -> R
         registry.versions.register(
             run, tmp_path / "network", example=example, method="supervised", description="A card."
         )
-    registry.versions.set_tags(1, Decision(True, (RuleResult(True, "a", "Good."),), 1).to_tags())
+    registry.versions.set_tags(1, Decision(ACCEPTED, (RuleResult(MET, "a", "Good."),), 1).to_tags())
     return registry
 
 
@@ -41,15 +41,15 @@ def test_validation(registry: Registry, tmp_path: Path) -> None:
         )
         return {result.rule: result for result in results}
 
-    assert {name: result.passed for name, result in validate(1).items()} == {
-        "network": True, "test image": True, "gate decision": True
-    }  # fmt: skip
+    assert {name: result.outcome for name, result in validate(1).items()} == dict.fromkeys(
+        ("network", "test image", "gate decision"), MET
+    )
 
     (tmp_path / "else").mkdir()
     client = mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
     client.create_model_version(MODEL_NAME, source=(tmp_path / "else").as_uri())
     foreign = validate(2)
-    assert not foreign["network"].passed
+    assert foreign["network"].outcome == NOT_MET
     assert "was it registered by microseg?" in foreign["network"].message
     assert "microseg evaluate 2" in foreign["gate decision"].message
 
@@ -58,7 +58,7 @@ def test_validation(registry: Registry, tmp_path: Path) -> None:
     shutil.copytree(folder, spare)
     torch.save({"weights": torch.zeros(1)}, folder / WEIGHTS_FILE)  # a pickle under the name of plain tensors
     broken = validate(1)
-    assert not broken["network"].passed
+    assert broken["network"].outcome == NOT_MET
     assert "test image" not in broken
 
     network = load_network(spare)
@@ -69,5 +69,5 @@ def test_validation(registry: Registry, tmp_path: Path) -> None:
         (folder / name).unlink()
     save_network(folder, network)
     damaged = validate(1)
-    assert not damaged["test image"].passed
+    assert damaged["test image"].outcome == NOT_MET
     assert "Expected probabilities that sum to one" in damaged["test image"].message

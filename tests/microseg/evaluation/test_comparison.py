@@ -254,7 +254,7 @@ def test_gate_decides_the_same_on_the_json_form() -> None:
         policy = GateSettings()
         before, after = (decide(it.candidate, it.production, policy) for it in (nothing, back))
         assert before == after
-        assert not after.accepted
+        assert not after.promoted
         assert any("lab_c" in result.rule for result in after.rules)
 
 

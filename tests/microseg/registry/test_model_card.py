@@ -60,8 +60,25 @@ def test_refused_decision_is_shown() -> None:
     production = Evidence({"lab_a": 0.83}, None, label_free(0.72))
     card = adapted(candidate=candidate, decision=decide(candidate, production, GateSettings()))
     assert "REFUSED by the gate" in card.splitlines()[0]
-    assert "- **Failed**: On the held-out images of lab_a the candidate loses 0.130 Dice" in card
-    assert "- Passed: On the target lab 3 of 3 label-free criteria are met" in card
+    assert "- **Not met**: On the held-out images of lab_a the candidate loses 0.130 Dice" in card
+    assert "- Met: On the target lab 3 of 3 label-free criteria are met" in card
+
+
+def test_needs_review_has_its_own_heading() -> None:
+    candidate = Evidence({"lab_a": 0.84}, None, label_free(0.91) | {"foreground_share": 0.9})
+    production = Evidence({"lab_a": 0.83}, None, label_free(0.72))
+    decision = decide(candidate, production, GateSettings())
+    card = adapted(candidate=candidate, decision=decision)
+    assert "NEEDS REVIEW: the gate cannot tell" in card.splitlines()[0]
+    heading, text = card[card.index("## ") :].splitlines()[:2]
+    assert heading == "## Needs review: the gate cannot tell"
+    assert text.startswith("**A person must look.** The candidate marks 90.0% of the target lab's images as foreground")
+    assert "Look at both side by side: " in text
+    assert card.count("The candidate marks 90.0%") == 1
+    assert "## Gate" not in card
+    assert "- Met: On the target lab 2 of 3 label-free criteria are met" in card
+    refused = adapted(decision=decide(Evidence({}, None, candidate.label_free), production, GateSettings()))
+    assert "- **Unclear**: The candidate marks 90.0%" in refused
 
 
 def test_sections_and_their_content() -> None:

@@ -147,6 +147,9 @@ def test_version_promoted_against_the_gate_has_a_note(registry: Registry) -> Non
     registry.production.promote(2, audit=AuditInfo("ann", gate="overridden", reason="Reviewed\nby eye."))
     assert registry.versions.find(2).description == "PROMOTED AGAINST THE GATE: by ann. Reviewed by eye.\n\nSecond."
     registry.production.promote(1)
+    registry.production.promote(2, audit=AuditInfo("ann", gate="needs review", reason="Compared."))
+    description = registry.versions.find(2).description
+    assert description == "PROMOTED BY A PERSON, THE GATE COULD NOT TELL: by ann. Compared.\n\nSecond."
     registry.production.promote(2, audit=AuditInfo("ann", gate="accepted"))
     assert registry.versions.find(2).description == "Second."
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microseg.registry.gate import Decision, RuleResult
+from microseg.registry.decision import Decision, Outcome, RuleResult, Verdict
 from microseg.report.demo_page import Change, DemoReport, write_page, write_report
 from microseg.report.panels import data_uri
 from microseg.slides.images import write_png
 
 
-def decision(accepted: bool, *results: tuple[bool, str]) -> Decision:
-    return Decision(accepted, tuple(RuleResult(passed, "a rule", message) for passed, message in results), 2, 1)
+def decision(verdict: Verdict, *results: tuple[Outcome, str]) -> Decision:
+    return Decision(verdict, tuple(RuleResult(outcome, "a rule", message) for outcome, message in results), 2, 1)
 
 
 REPORT = DemoReport(
@@ -26,7 +26,7 @@ REPORT = DemoReport(
     upper_bound=None,
     recovered=0.731,
     images={"lab_a": 12, "lab_b": 7},
-    decision=decision(True, (True, "It kept its Dice."), (True, "It is consistent.")),
+    decision=decision("accepted", ("met", "It kept its Dice."), ("met", "It is consistent.")),
     evidence={
         "augmentation_consistency": (0.87, 0.61),
         "entropy": (0.1, None),
@@ -92,7 +92,7 @@ def test_page_shows_all_results(tmp_path: Path) -> None:
 
 
 def test_page_of_a_refused_candidate(tmp_path: Path) -> None:
-    reasons = decision(False, (True, "It kept its Dice."), (False, "It marks everything."))
+    reasons = decision("refused", ("met", "It kept its Dice."), ("not met", "It marks everything."))
     demo = dataclasses.replace(
         REPORT,
         decision=reasons,
@@ -112,6 +112,23 @@ def test_page_of_a_refused_candidate(tmp_path: Path) -> None:
     text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
     assert '<li class="fail">It marks everything.' in text
     assert '<li class="pass">It kept its Dice.' in text
+
+
+def test_page_of_a_candidate_that_needs_review(tmp_path: Path) -> None:
+    reasons = decision("needs review", ("met", "It kept its Dice."), ("unclear", "Far more foreground: look at both."))
+    demo = dataclasses.replace(REPORT, decision=reasons, production_version=1)
+    words = page(demo, tmp_path).words
+    assert "Needs review: the gate cannot tell A person must look. Far more foreground: look at both." in words
+    assert "microseg promote 2 --override REASON" in words
+    assert "The first model stays in production" in words
+    assert not any(word in words for word in ("Promotion gate", "accepted", "refused"))
+    text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
+    assert '<li class="unclear">Far more foreground' in text
+    assert text.count('<span class="decision review">needs review</span>') == 2
+    write_report(demo, tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())["decision"]
+    assert (written["accepted"], written["status"]) == (False, "needs review")
+    assert [met for met, _ in written["reasons"]] == [True, False]
 
 
 def test_page_shows_several_classes(tmp_path: Path) -> None:
@@ -134,7 +151,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     demo = dataclasses.replace(
         REPORT,
         labs={"lab_a": name, "lab_b": name},
-        decision=decision(True, (True, name)),
+        decision=decision("accepted", ("met", name)),
         lineage={name: name},
         outputs={"segmentations": name},
     )
