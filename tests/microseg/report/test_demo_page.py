@@ -92,7 +92,8 @@ def test_page_shows_all_results(tmp_path: Path) -> None:
 
 
 def test_page_of_a_refused_candidate(tmp_path: Path) -> None:
-    reasons = decision("refused", ("met", "It kept its Dice."), ("not met", "It marks everything."))
+    results = ("met", "It kept its Dice."), ("not met", "It marks everything."), ("unclear", "Far more: look.")
+    reasons = decision("refused", *results)
     demo = dataclasses.replace(
         REPORT,
         decision=reasons,
@@ -112,18 +113,22 @@ def test_page_of_a_refused_candidate(tmp_path: Path) -> None:
     text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
     assert '<li class="fail">It marks everything.' in text
     assert '<li class="pass">It kept its Dice.' in text
+    assert '<li class="unclear">Far more: look.' in text
 
 
 def test_page_of_a_candidate_that_needs_review(tmp_path: Path) -> None:
     reasons = decision("needs review", ("met", "It kept its Dice."), ("unclear", "Far more foreground: look at both."))
     demo = dataclasses.replace(REPORT, decision=reasons, production_version=1)
     words = page(demo, tmp_path).words
-    assert "Needs review: the gate cannot tell A person must look. Far more foreground: look at both." in words
+    assert (
+        "Needs review: the gate cannot tell needs review A person must look. Far more foreground: look at both."
+        in words
+    )
     assert "microseg promote 2 --override REASON" in words
     assert "The first model stays in production" in words
     assert not any(word in words for word in ("Promotion gate", "accepted", "refused"))
     text = (tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
-    assert '<li class="unclear">Far more foreground' in text
+    assert text.count("Far more foreground") == 1
     assert text.count('<span class="decision review">needs review</span>') == 2
     write_report(demo, tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())["decision"]
