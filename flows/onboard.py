@@ -2,27 +2,30 @@
 
     python -m flows.onboard incoming/lab_c
 
+A lab that the production model already suits is not adapted to, unless ``onboarding.adapt_when_suited`` is true.
 The event `microseg.lab.arrived` triggers it. The decision is made by a person in MLflow or in Prefect, or by the gate,
 as set by ``promotion.approval`` in params.yaml. Another run for the same incoming dataset repeats nothing.
 """
 
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import NAMESPACE_URL, uuid5
 
 import typer
-from prefect import flow
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
 from flows.adapt import adapt
-from flows.cli.console import console
+from flows.cli.console import console, progress_bar
 from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.service.approval import request_approval
-from flows.service.events import emit_lab_arrived
+from flows.service.events import ALREADY_SUITED, emit_lab_arrived, notify
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.onboarding import (
@@ -33,6 +36,7 @@ from microseg.datasets.onboarding import (
     read_incoming_folder,
 )
 from microseg.errors import LabError, MicrosegError
+from microseg.evaluation.suitability import Suitability, measure_suitability
 from microseg.registry.registry import Registry
 from microseg.registry.version import ModelVersion
 
@@ -117,6 +121,19 @@ def _run_steps(
     if base.datasets.get(lab) == ingested.digest:
         trained = f"Version {base.version}, in production, was trained on this version of the dataset of {lab}."
         return end("completed", trained)
+    used = workspace.production(lab) or base
+    if onboarding.candidate is None and not settings.params.onboarding.adapt_when_suited:
+        suitability = check_suitability(used, lab, ingested.digest, settings)
+        if suitability is not None and suitability.suited:
+            message = (
+                f"Version {used.version}, in production, already suits {lab}: {suitability}. It was not adapted; to "
+                f"adapt anyway: microseg onboard {incoming.folder} --set onboarding.adapt_when_suited=true"
+            )
+            create_markdown_artifact(f"# {lab}: already suited\n\n{message}", key="decision")
+            payload = {"lab": lab, "version": used.version, "message": message}
+            identity = str(uuid5(NAMESPACE_URL, f"{used.uri}#{used.run_id}#{lab}#{ingested.digest}"))
+            notify(ALREADY_SUITED, f"microseg.lab.{lab}", payload, identity=identity)
+            return end("already_suited", message)
     candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
         candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
@@ -128,6 +145,36 @@ def _run_steps(
     waiting = f"Version {candidate.version} awaits a decision."
     store.write(onboarding, state="awaiting_approval", message=waiting)
     return end("completed", request_approval(workspace.registry.versions.find(candidate), lab, settings, changes))
+
+
+@task
+def check_suitability(version: ModelVersion, lab: str, digest: str, settings: Settings) -> Suitability | None:
+    """Measure whether a version already suits a lab, and log the measurements with the version in MLflow.
+
+    Returns:
+        The measurements; None if the version has no reference distribution.
+    """
+    workspace, params = open_workspace(settings), settings.params
+    versions = workspace.registry.versions
+    reference = versions.reference_distribution(version)
+    if reference is None:
+        return None
+    with progress_bar(f"Evaluating version {version.version} on {lab}") as advance:
+        suitability = measure_suitability(
+            workspace.engine(workspace.network(version)),
+            workspace.lab(lab, digest)[0],
+            workspace.labs(version.datasets)[0],
+            reference,
+            max_loss=params.onboarding.max_consistency_loss,
+            policy=params.out_of_distribution,
+            on_image=advance,
+        )
+    summary = suitability.out_of_distribution
+    metrics = {"ood_score": summary.median_score, "ood_share": summary.share}
+    metrics |= {"augmentation_consistency": suitability.consistency}
+    named = {f"{name}/{lab}": value for name, value in metrics.items()}
+    versions.log_metrics(version, named, dataset=(lab, digest))
+    return suitability
 
 
 def _earlier_candidate(registry: Registry, onboarding: Onboarding, base: ModelVersion) -> ModelVersion | None:

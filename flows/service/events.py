@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL
 from microseg.datasets.onboarding import IncomingDataset, Onboarding, OnboardingStore
 
 __all__ = [
+    "ALREADY_SUITED",
     "LAB_ARRIVED",
     "PROMOTION_REQUESTED",
     "REVIEW_REQUESTED",
@@ -30,6 +31,10 @@ LAB_ARRIVED = "microseg.lab.arrived"
 
 PROMOTION_REQUESTED = "microseg.promotion.requested"
 """An alias was changed in MLflow. Payload: ``alias``; resource ``microseg.alias.<alias>``."""
+
+ALREADY_SUITED = "microseg.lab.already_suited"
+"""The production model suits a new lab, and was not adapted to it. For automations that notify people. Payload:
+``lab``, ``version``, ``message``; resource ``microseg.lab.<lab>``."""
 
 REVIEW_REQUESTED = "microseg.review.requested"
 """The gate cannot tell whether a candidate is better: a person must look. For automations that notify people. Payload:

@@ -266,12 +266,16 @@ class DemoSettings(Section):
 
 
 class OnboardingSettings(Section):
-    """Where new labs arrive, and when an incoming dataset counts as complete."""
+    """Where new labs arrive, when an incoming dataset counts as complete, and when it is adapted to."""
 
     drop_folder: Path = Path("incoming")
     """Drop folder, with one folder for each incoming lab; relative to microseg's home, or absolute."""
     quiet_period: PositiveFloat = 120
     """Seconds without any change after which an incoming dataset is considered complete."""
+    max_consistency_loss: Fraction = 0.02
+    """Augmentation consistency that the production model may lose on a new lab, against its source labs, to suit it."""
+    adapt_when_suited: bool = False
+    """Adapt also to a lab that the production model already suits: one in distribution, with that consistency."""
 
 
 class PromotionSettings(Section):

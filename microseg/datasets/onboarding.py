@@ -35,9 +35,12 @@ __all__ = [
 
 _TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
 
-OnboardingState = Literal["pending", "running", "awaiting_approval", "awaiting_production", "completed", "failed"]
+OnboardingState = Literal[
+    "pending", "running", "awaiting_approval", "awaiting_production", "already_suited", "completed", "failed"
+]
 """``pending``: no run has started. ``running``: a run is in progress, or was killed. ``awaiting_approval``: a person
-has to decide on the candidate. ``awaiting_production``: there is no production model to adapt yet."""
+has to decide on the candidate. ``awaiting_production``: there is no production model to adapt yet. ``already_suited``:
+the production model suits the lab, and was not adapted."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 from click.testing import Result
 
@@ -35,6 +36,14 @@ def lab_c(tmp_path: Path, incoming_labs: tuple[Path, Path]) -> Path:
     shutil.copytree(incoming_labs[1], folder)
     (folder / "lab.yaml").write_text((folder / "lab.yaml").read_text().replace("lab_b", "lab_c"))
     return folder
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The events emitted: name, resource, payload."""
+    emitted: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("flows.service.events.emit", lambda *event, identity: emitted.append((*event, identity)))
+    return emitted
 
 
 def test_adapts_one_candidate_for_one_dataset(copied: Any, lab_c: Path) -> None:
@@ -114,6 +123,50 @@ def test_dataset_of_the_production_model_needs_no_adaptation(copied: Any) -> Non
     assert len(copied.registry.versions.all()) == 2
 
 
+SUITED = ("onboarding.adapt_when_suited=false", "onboarding.max_consistency_loss=1")
+
+
+def test_lab_that_production_suits_is_not_adapted_to_by_itself(
+    copied: Any, lab_c: Path, events: list[tuple[Any, ...]]
+) -> None:
+    """Version 2, in production, was adapted to lab_b, which lab_c is like."""
+    state = onboarded(lab_c, *SUITED)
+    assert state.is_completed(), state.message
+    assert state.message.startswith("Version 2, in production, already suits lab_c: 0 of 6 images are out of"), (
+        state.message
+    )
+    assert f"microseg onboard {lab_c} --set onboarding.adapt_when_suited=true" in state.message
+    assert len(copied.registry.versions.all()) == 2
+    stored = open_workspace(load_settings()).onboarding.read("lab_c")
+    assert (stored.state, stored.message, stored.candidate) == ("already_suited", state.message, None)
+    [(name, resource, payload, _)] = events
+    assert (name, resource) == ("microseg.lab.already_suited", "microseg.lab.lab_c")
+    assert payload == {"lab": "lab_c", "version": 2, "message": state.message}
+    [lab] = [lab for lab in read_status(load_settings()).labs if lab.lab == "lab_c"]
+    assert lab.onboarding.startswith("already_suited: Version 2")
+    client = mlflow.MlflowClient(copied.registry.tracking_uri)
+    metrics = client.get_run(copied.registry.versions.find(2).run_id).data.metrics
+    assert {"ood_share/lab_c", "ood_score/lab_c", "augmentation_consistency/lab_c"} <= metrics.keys()
+
+    assert reconcile(return_state=True).message == "Nothing to do."
+    assert onboarded(lab_c, *SUITED).message == state.message  # measured again: production may have changed
+    anyway = onboarded(lab_c)
+    assert anyway.message.startswith("Version 3 is the candidate for lab_c.")
+    assert open_workspace(load_settings()).onboarding.read("lab_c").state == "completed"
+
+
+def test_lab_that_production_does_not_suit_is_adapted_to(copied: Any, lab_c: Path) -> None:
+    copied.registry.production.roll_back()  # to version 1, which never saw such a lab
+    assert onboarded(lab_c, *SUITED).message.startswith("Version 3 is the candidate for lab_c.")
+
+
+def test_lab_is_adapted_to_without_a_reference_distribution(
+    copied: Any, lab_c: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microseg.registry.versions.REFERENCE_FILE", "missing.json")
+    assert onboarded(lab_c, *SUITED).message.startswith("Version 3 is the candidate for lab_c.")
+
+
 def test_unusable_dataset_fails(copied: Any, lab_c: Path, run: Run) -> None:
     for image in (lab_c / "images").iterdir():
         image.write_bytes(b"no image")
@@ -132,14 +185,6 @@ def test_gate_decides_without_a_person(copied: Any, lab_c: Path) -> None:
     assert state.message.startswith("Version 3 is in production, by the decision of the gate."), state.message
     assert (copied.registry.production.active().version, copied.registry.production.active("lab_c").version) == (2, 3)
     assert copied.registry.production.history()[0].audit.by == "the gate"
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The events emitted: name, resource, payload."""
-    emitted: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("flows.service.events.emit", lambda *event, identity: emitted.append((*event, identity)))
-    return emitted
 
 
 @pytest.mark.parametrize("approval", ["gate", "mlflow", "prefect"])

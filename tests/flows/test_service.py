@@ -25,6 +25,7 @@ from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, st
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
+ONBOARDING = {"quiet_period": 3, "adapt_when_suited": True}
 SCHEDULE = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}  # so that only events can have done it
 
 
@@ -33,7 +34,7 @@ def servers(
     params: Path, incoming_labs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Servers]:
     """With lab_a ingested, and version 1, trained on it, in production."""
-    with started(tmp_path_factory.mktemp("service"), params, onboarding={"quiet_period": 3}, schedule=SCHEDULE) as it:
+    with started(tmp_path_factory.mktemp("service"), params, onboarding=ONBOARDING, schedule=SCHEDULE) as it:
         until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.output.read_text()
         with connected(it) as client:
