@@ -13,12 +13,15 @@ import pytest
 import yaml
 
 from flows.cli.main import COMMANDS
+from flows.service.events import ALREADY_SUITED, LAB_ARRIVED, PROMOTION_REQUESTED, REVIEW_REQUESTED
 from microseg.plugins import GROUPS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+EVENTS = (ALREADY_SUITED, LAB_ARRIVED, PROMOTION_REQUESTED, REVIEW_REQUESTED)
 
 TINY = {
     "network": {"encoder": "blocks", "weights": None, "channels": [4, 8], "pyramid_channels": 8},
@@ -31,6 +34,8 @@ TINY = {
         "min_criterion_gain": -1.0,
         "min_foreground_ratio": 1e-9,
         "max_foreground_ratio": 1e9,
+        "max_foreground_change": 1e9,
+        "collapse_share": 0.0,
     },
 }
 
@@ -69,7 +74,7 @@ def test_links_lead_to_files(file: str) -> None:
 def test_modules_exist(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for name in re.findall(r"(?:python -m |`)((?:benchmarks|microseg|flows)(?:\.[a-z_]+)+)", text):
-        assert find_spec(name) or name in GROUPS, name
+        assert name in {*GROUPS, *EVENTS} or find_spec(name), name
 
 
 @pytest.mark.parametrize("file", FILES)
