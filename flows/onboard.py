@@ -148,7 +148,7 @@ def _run_steps(
 
 
 @task
-def check_suitability(version: ModelVersion, lab: str, digest: str, settings: Settings) -> Suitability | None:
+def check_suitability(version: ModelVersion, lab: str, digest: str | None, settings: Settings) -> Suitability | None:
     """Measure whether a version already suits a lab, and log the measurements with the version in MLflow.
 
     Returns:
@@ -159,10 +159,11 @@ def check_suitability(version: ModelVersion, lab: str, digest: str, settings: Se
     reference = versions.reference_distribution(version)
     if reference is None:
         return None
-    with progress_bar(f"Evaluating version {version.version} on {lab}") as advance:
+    dataset, digest = workspace.lab(lab, digest)
+    with progress_bar(f"Evaluating version {version.version} on {lab}", None) as advance:
         suitability = measure_suitability(
             workspace.engine(workspace.network(version)),
-            workspace.lab(lab, digest)[0],
+            dataset,
             workspace.labs(version.datasets)[0],
             reference,
             max_loss=params.onboarding.max_consistency_loss,
