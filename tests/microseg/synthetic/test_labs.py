@@ -11,7 +11,7 @@ from microseg.datasets.stain import STAIN_VECTORS, optical_density
 from microseg.errors import LabError
 from microseg.slides.images import read_image
 from microseg.synthetic import labs
-from microseg.synthetic.labs import LAB_A, LAB_B, generate_image, generate_lab
+from microseg.synthetic.labs import LAB_A, LAB_B, MixedLab, generate_image, generate_lab
 
 SIZE, MPP = 96, 2.0  # 192 microns, drawn coarsely: cheap
 
@@ -172,3 +172,47 @@ def test_failure_leaves_no_files(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         generate_lab(tmp_path / "a", LAB_A, images=1, size=48, labelled=False, seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "pixels", "color"),
+    [(LAB_A, 2877, (176.99, 130.32, 176.76)), (LAB_B, 3025, (161.13, 140.48, 141.16))],
+    ids=["a", "b"],
+)
+def test_default_labs_are_unchanged(profile, pixels, color):
+    """The demo and published figures depend on them; the tolerance is for other versions of the JPEG library."""
+    image, mask = generate_image(profile, SIZE, MPP, 7)
+    assert mask.sum() == pytest.approx(pixels, abs=3)
+    np.testing.assert_allclose(image.mean(axis=(0, 1)), color, atol=0.1)
+
+
+def test_gland_sites_may_hold_none():
+    share = {}
+    for glands in (0.0, 0.2, 1.0):
+        profile = replace(LAB_B, tissue=replace(LAB_B.tissue, glands=glands))
+        share[glands] = np.mean([generate_image(profile, SIZE, MPP, seed)[1].mean() for seed in range(8)])
+    assert share[0.0] == 0
+    assert share[0.2] / share[1.0] == pytest.approx(0.2, abs=0.1)
+
+
+def test_mixed_lab_has_slides_of_each_profile(tmp_path):
+    mixed = MixedLab("mixed", (LAB_A, LAB_B))
+    names = {mixed.vary(np.random.default_rng(seed)).name for seed in range(10)}
+    assert names == {"lab_a", "lab_b"}
+    folder = generate_lab(tmp_path / "mixed", mixed, images=1, size=48, mpp=2.0, labelled=False, seed=0)
+    assert read_lab_metadata(folder).stain == "H&E, DAB-H"
+
+
+def test_test_images_may_show_something_else(tmp_path):
+    empty = replace(LAB_A, empty=1.0)
+    folder = generate_lab(
+        tmp_path / "a", empty, images=1, size=64, mpp=2.0, labelled=True, test_images=1, test_profile=LAB_A, seed=0
+    )
+    assert not read_mask(folder / "masks" / "lab_a_000.png").any()
+    assert read_mask(folder / "test" / "masks" / "lab_a_test_000.png").any()
+
+
+def test_pixel_size_may_stay_unstated(tmp_path):
+    folder = generate_lab(tmp_path / "a", LAB_A, images=1, size=48, mpp=2.0, state_mpp=False, labelled=False, seed=0)
+    assert read_lab_metadata(folder).mpp is None
+    assert {entry.mpp for entry in read_image_table(folder).values()} == {None}
