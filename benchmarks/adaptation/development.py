@@ -4,13 +4,18 @@
 
 Only the lab's training images and masks are read, not its held-out test set in ``test/``. The result is a task for
 ``benchmarks.adaptation``. Shifts: ``smear`` (larger, other colors for each class, red cells that the first lab does not
-have), ``dab`` (hematoxylin paler, some objects brown), ``smaller`` (half the size, other stain).
+have), ``dab`` (hematoxylin paler, some objects brown), ``smaller`` (half the size, other stain); and of the class
+balance, with ``--factor``: ``sparse`` (few of the objects on glass, each in a paler body, half of the images empty) and
+``balance`` (objects removed or duplicated, a slightly other stain). The split depends on the lab and the seed alone, so
+that ``benchmarks.adaptation`` trains one source segmenter for all shifts of a lab.
 """
 
 import argparse
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +23,11 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.adaptation.balance import change_balance, optical_density, spread_on_glass, to_image
 from microseg.annotations.index_masks import read_mask
 from microseg.slides.images import read_image, write_png
 
-__all__ = ["SHIFTS", "make_task"]
+__all__ = ["BALANCE_SHIFTS", "SHIFTS", "make_task"]
 
 Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 Shift = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], np.random.Generator], Pair]
@@ -35,7 +41,7 @@ _SIDE = 300  # pixels of a smear's images
 def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
     """Enlarge 1.6 times, change the color of each class, add background with red cells. Three classes."""
     image, mask = _resize(image, mask, 1.6 * np.exp(rng.normal(0, 0.08)))
-    density = _density(ndimage.gaussian_filter(image.astype(float), (0.5, 0.5, 0)))
+    density = optical_density(ndimage.gaussian_filter(image.astype(float), (0.5, 0.5, 0)))
     wanted = np.array([[0.02, 0.1, 0.2], [0.35, 0.35, 0.1], [1.3, 1.5, 0.5]]) + rng.normal(0, 0.05, (3, 3))
     ground, moved = np.clip(wanted[0], 0, None), np.zeros_like(density)
     for label in range(3):
@@ -61,12 +67,12 @@ def smear(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.ran
         if not ((far < 1.05) & (truth > 0)).any():
             disk = (0.6 + 0.4 * np.clip(far, 0, 1)) / (1 + np.exp((far - 1) * 25))
             canvas = np.maximum(canvas, ground + disk[..., None] * np.array([0.12, 0.55, 0.35]))
-    return _picture(canvas + rng.normal(0, 0.01, canvas.shape)), truth
+    return to_image(canvas + rng.normal(0, 0.01, canvas.shape)), truth
 
 
 def dab(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
     """Turn H&E into DAB-H: hematoxylin paler, little eosin, some of the objects of class 1 brown."""
-    amounts = np.clip(_density(image) @ np.linalg.inv(_STAINS), 0, None)
+    amounts = np.clip(optical_density(image) @ np.linalg.inv(_STAINS), 0, None)
     hematoxylin, eosin = amounts[..., 0], amounts[..., 1]
     objects, count = ndimage.label(mask == 1)
     positive = rng.random(count + 1) < rng.uniform(0.05, 0.35)
@@ -77,36 +83,47 @@ def dab(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.rando
     blue = 0.12 + 0.45 * hematoxylin * (1 - 0.7 * brown) * rng.uniform(0.6, 1.1) + 0.12 * eosin
     density = blue[..., None] * _STAINS[0] + dab_amount[..., None] * _STAINS[2] + 0.03
     density = ndimage.gaussian_filter(density, (0.6, 0.6, 0))
-    return _picture(density + rng.normal(0, 0.015, density.shape)), mask
+    return to_image(density + rng.normal(0, 0.015, density.shape)), mask
 
 
 def smaller(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], rng: np.random.Generator) -> Pair:
     """Shrink to about half the size, with another balance of stains."""
     image, mask = _resize(image, mask, 0.5 * np.exp(rng.uniform(-0.25, 0.25)))
     balance = np.array([[0.9, 0.12, 0.05], [0.1, 0.7, 0.1], [0.05, 0.15, 1.1]])
-    density = 0.8 * _density(image) @ balance.T + np.array([0.05, 0.06, 0.03])
-    return _picture(density**1.1 + rng.normal(0, 0.02, density.shape)), mask
+    density = 0.8 * optical_density(image) @ balance.T + np.array([0.05, 0.06, 0.03])
+    return to_image(density**1.1 + rng.normal(0, 0.02, density.shape)), mask
 
 
 SHIFTS: dict[str, Shift] = {"smear": smear, "dab": dab, "smaller": smaller}
+BALANCE_SHIFTS: dict[str, Callable[..., Pair]] = {"sparse": spread_on_glass, "balance": change_balance}
+"""Shifts with a ``factor``: the foreground fraction relative to that of the source."""
+_FACTOR = 0.1
+_KEEP_PIXEL_SIZE = ("dab", "balance")
+_ATTEMPTS = 50  # to get a test image with an object: without one a single wrong pixel makes its Dice 0
 
 
-def make_task(lab: Path, shift: str, out: Path, *, seed: int = 0) -> None:
+def make_task(lab: Path, shift: str, out: Path, *, seed: int = 0, factor: float = _FACTOR) -> float:
     """Split a labelled lab: three fifths become the source, a fifth the target, a fifth the test set of both.
 
     Args:
         lab: Folder with ``images/``, ``masks/`` and ``lab.yaml``.
-        shift: One of `SHIFTS`.
+        shift: One of `SHIFTS` or `BALANCE_SHIFTS`.
         out: Folder of the task; replaced.
         seed: Seed of the split and of the shift.
+        factor: Foreground fraction of the target relative to the source, for `BALANCE_SHIFTS`.
+
+    Returns:
+        The foreground fraction of the target's images, relative to that of the source's: the factor that was reached.
     """
+    shifts = SHIFTS | {name: partial(change, factor=factor) for name, change in BALANCE_SHIFTS.items()}
+    foreground: dict[str, list[float]] = {"source": [], "target": []}
     rng = np.random.default_rng(seed)
     shutil.rmtree(out, ignore_errors=True)
     files = sorted((lab / "images").iterdir())
     order = [files[int(index)] for index in rng.permutation(len(files))]
     ends = (round(0.6 * len(order)), round(0.8 * len(order)))
-    card = yaml.safe_load((lab / "lab.yaml").read_text()) | ({} if shift == "dab" else {"mpp": None})
-    for role, change in (("source", None), ("target", SHIFTS[shift])):
+    card = yaml.safe_load((lab / "lab.yaml").read_text())
+    for role, change in (("source", None), ("target", shifts[shift])):
         folder = out / role
         parts = {"": order[: ends[0]] if role == "source" else order[ends[0] : ends[1]], "test": order[ends[1] :]}
         for part, chosen in parts.items():
@@ -115,11 +132,20 @@ def make_task(lab: Path, shift: str, out: Path, *, seed: int = 0) -> None:
             for file in chosen:
                 pair = read_image(file), read_mask(lab / "masks" / f"{file.stem}.png")
                 image, mask = pair if change is None else change(*pair, rng)
+                for _ in range(_ATTEMPTS):
+                    if change is None or mask.any() or not part:
+                        break
+                    image, mask = change(*pair, rng)
+                if not part:
+                    foreground[role].append(float((mask > 0).mean()))
                 write_png(folder / part / "images" / f"{file.stem}.png", image)
                 write_png(folder / part / "masks" / f"{file.stem}.png", mask)
-        stated = {"lab": f"{out.name}-{role}".lower(), "labelled": role == "source"}
+        stated: dict[str, Any] = {"lab": f"{out.name}-{role}".lower(), "labelled": role == "source"}
+        if change is not None and shift not in _KEEP_PIXEL_SIZE:
+            stated["mpp"] = None
         (folder / "lab.yaml").write_text(yaml.safe_dump(card | stated))
     shutil.rmtree(out / "target" / "masks")
+    return float(np.mean(foreground["target"]) / np.mean(foreground["source"]))
 
 
 def _resize(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], zoom: float) -> Pair:
@@ -131,26 +157,20 @@ def _resize(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], zoom: flo
     )
 
 
-def _density(image: npt.NDArray[np.floating] | npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    return -np.log((np.asarray(image, np.float64) + 1) / 256)
-
-
-def _picture(density: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    intensity = 256 * np.exp(-np.clip(density, 0, None)) - 1
-    return np.asarray(np.clip(intensity, 0, 255).round(), np.uint8)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Create a development task."""
     plain = argparse.RawDescriptionHelpFormatter
     name = "python -m benchmarks.adaptation.development"
     parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=plain)
     parser.add_argument("--lab", type=Path, required=True, help="a labelled lab's folder")
-    parser.add_argument("--shift", choices=list(SHIFTS), required=True)
+    parser.add_argument("--shift", choices=[*SHIFTS, *BALANCE_SHIFTS], required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the task")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--factor", type=float, default=_FACTOR, metavar="TIMES",
+                        help=f"foreground relative to the source, of sparse and balance ({_FACTOR:g})")  # fmt: skip
     chosen = parser.parse_args(arguments)
-    make_task(chosen.lab, chosen.shift, chosen.out, seed=chosen.seed)
+    reached = make_task(chosen.lab, chosen.shift, chosen.out, seed=chosen.seed, factor=chosen.factor)
+    print(f"foreground of the target: {reached:.2f} times that of the source")
     print(f"{chosen.out}: run  python -m benchmarks.adaptation --data {chosen.out.parent} --task {chosen.out.name}")
 
 

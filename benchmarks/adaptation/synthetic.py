@@ -2,8 +2,9 @@
 
 In ``synthetic/balance`` the target has another stain, and another share of foreground than the source. Shares reached:
 cells at 0.05, 0.2, 1, 2 and 4 times (0.6 % to 45 % of the area, from 11 %), glands at 0.05, 0.2 and 1.4 times (more do
-not fit beside each other), a smear at 0.07 times (1.6 % from 24 %), in which the nuclei lie in large cell bodies. In
-``synthetic/robustness`` the labs send empty images, artifacts, few or many images, or mix stains or scanners.
+not fit beside each other), from 24 % a smear at 0.07 times, in which the nuclei lie in large cell bodies, and bare
+nuclei on glass at 0.05 times. In ``synthetic/robustness`` the labs send empty images, artifacts, few or many images, or
+mix stains or scanners.
 """
 
 from dataclasses import dataclass, replace
@@ -40,6 +41,14 @@ class SyntheticTask:
 
 
 _DENSE = replace(CELLS_HE, name="cells_dense", density=5000.0)
+_SPREAD = replace(  # stained almost as the source
+    CELLS_HE,
+    name="cells_spread",
+    density=250.0,
+    nucleus=(0.50, 0.20, 0.05),
+    lymphocyte=(0.75, 0.20, 0.05),
+    ground=(0.02, 0.03, 0.02),
+)
 _TYPES = replace(CELLS_HE, name="types_he", typed=True, density=4000.0, lymphocytes=0.4)
 _TYPES_DAB = replace(CELLS_DAB, name="types_dab", typed=True, density=4000.0, lymphocytes=0.4)
 
@@ -57,6 +66,7 @@ _CROWDED = replace(LAB_B, tissue=replace(LAB_B.tissue, septum=2.0, vessels=0.0, 
 _BALANCE: dict[str, SyntheticTask] = {
     **{f"synthetic_cells_{times:g}": SyntheticTask(CELLS_HE, _cells(times)) for times in (0.05, 0.2, 1.0, 2.0, 4.0)},
     "synthetic_cells_empty": SyntheticTask(CELLS_HE, replace(CELLS_DAB, empty=0.75), CELLS_DAB),
+    "synthetic_spread": SyntheticTask(_DENSE, _SPREAD),
     "synthetic_smear": SyntheticTask(_DENSE, SMEAR, state_mpp=False),
     "synthetic_smear_empty": SyntheticTask(_DENSE, replace(SMEAR, empty=0.5), SMEAR, state_mpp=False),
     "synthetic_types_absent": SyntheticTask(_TYPES, replace(_TYPES_DAB, lymphocytes=0.0), _TYPES_DAB),
