@@ -4,6 +4,7 @@ python -m benchmarks.adaptation.worker job.json
 """
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -68,4 +69,6 @@ def _targets(job: dict[str, Any]) -> list[LabDataset]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("microseg").setLevel(logging.INFO)
     main(json.loads(Path(sys.argv[1]).read_text()))

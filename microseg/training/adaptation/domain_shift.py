@@ -1,13 +1,22 @@
 """Domain shift of a target lab, estimated from its images alone.
 
 It consists of the **scale**, where the pixel size is unknown: the one at which the batch-norm statistics come closest
-to those of the source labs; and the **batch-norm statistics** of the lab's images, as they are and at that scale.
+to those of the source labs; the **batch-norm statistics** of the lab's images, as they are and at that scale; and the
+**share** of these statistics that the network can use.
+
+Statistics depend on the class balance of the images as well as on their stain. Both estimates assume that the balance
+is about that of the source labs. Where it is not, the distances of all scales are about equal, and the predictions with
+the lab's statistics depend more on how an image is presented than those without: then the scale stays 1, and the share
+becomes 0.
 """
 
+import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +25,45 @@ from torch import Tensor
 from torch.nn import functional
 
 from microseg.models.network import PyramidSegmenter
-from microseg.training.adaptation.normalization import NormStatistics, measure_statistics, statistics_distance
+from microseg.training.adaptation.normalization import (
+    NormStatistics,
+    measure_statistics,
+    mix_statistics,
+    read_statistics,
+    statistics_distance,
+    write_statistics,
+)
+from microseg.training.color_augmentation import jitter_color
 
-__all__ = ["DomainShift", "TargetLab", "center_crop", "estimate_domain_shift", "predict_at", "resize", "to_batch"]
+__all__ = [
+    "DomainShift",
+    "TargetLab",
+    "ViewPredictions",
+    "center_crop",
+    "estimate_domain_shift",
+    "mixed_network",
+    "modest_scale",
+    "predict_at",
+    "predict_views",
+    "resize",
+    "to_batch",
+]
 
 SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # fraction of the best scale's gain that a scale nearer to 1 may lack
 _TOLERANCE = 1.1  # or: factor by which its distance may exceed the smallest one
+_CLEARLY_CLOSER = 0.7  # a scale is used if its distance is below this fraction of that of scale 1
+_SHARES = (0.5, 0.25)  # of the lab's statistics, in order of preference; otherwise 0
+_VIEW_ZOOMS = (0.8, 1.25)  # of the views whose predictions are compared
+_VIEW_JITTER = 0.6
+_SURE = 0.8  # probability of a class in every view
+_MAX_OVERTURNED = 0.1  # of the foreground
+_MAX_CONSISTENCY_LOSS = 0.05
 _IMAGES = 10  # used per lab
 _SIDE = 384  # pixels, of the network's input at each scale
 
 Image = npt.NDArray[np.uint8]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,11 +74,14 @@ class DomainShift:
         zoom: Factor that enlarges the lab's images to the scale of the source labs.
         statistics: Batch-norm statistics of the network on the lab's images.
         zoomed_statistics: Batch-norm statistics on the images enlarged by ``zoom``.
+        share: Fraction of the lab's statistics in those that the network uses for it, 0..0.5; 0 where they make its
+            predictions less consistent.
     """
 
     zoom: float
     statistics: NormStatistics
     zoomed_statistics: NormStatistics
+    share: float = _SHARES[0]
 
 
 @dataclass(frozen=True)
@@ -85,14 +125,102 @@ def estimate_domain_shift(
             if large and scale != 1:
                 measured[scale] = _measure(network, large, scale)
         distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
-        zoom = _modest_scale(distances)
+        zoom = modest_scale(distances)
         zoomed = measured[zoom]
-    return DomainShift(zoom, native, zoomed)
+    share = _usable_share(network, list(_at_scale(network, target, zoom)), zoomed)
+    _log.info("Scale %.2f, share of the lab's normalization statistics %.2f", zoom, share)
+    return DomainShift(zoom, native, zoomed, share)
 
 
-def _modest_scale(distances: Mapping[float, float]) -> float:
-    """Scale nearest to 1 among those whose distance is almost as small as the smallest."""
+def mixed_network(network: PyramidSegmenter, statistics: NormStatistics, share: float) -> PyramidSegmenter:
+    """Copy a network, with other batch-norm statistics mixed into its own.
+
+    Args:
+        network: Not changed.
+        statistics: The other statistics.
+        share: Fraction of the other statistics, 0..1.
+    """
+    mixed = copy.deepcopy(network).eval()
+    write_statistics(mixed, mix_statistics(read_statistics(network), statistics, share))
+    return mixed
+
+
+class ViewPredictions(NamedTuple):
+    """Predictions of a network on images, and their agreement with those on changed views of the images.
+
+    Attributes:
+        masks: Most probable class of each pixel of an image, (H, W) each.
+        sure: Whether that class has a probability above 0.8 in every view, (H, W) each.
+        consistency: Dice of the predictions on images and views, 0..1, mean over the predicted foreground classes; NaN
+            if none is predicted. Pixels are counted over all images, so that images without foreground have no weight,
+            and classes count equally, so that it does not depend on the class balance as a fraction of equal pixels
+            does.
+    """
+
+    masks: tuple[Tensor, ...]
+    sure: tuple[Tensor, ...]
+    consistency: float
+
+
+def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewPredictions:
+    """Predict images and views of them: enlarged, reduced, rotated and recolored.
+
+    Args:
+        network: The network.
+        batches: Images at the network's scale, on its device.
+
+    Shape:
+        batches (1, 3, H, W), 0..1
+    """
+    generator = torch.Generator().manual_seed(0)
+    masks, sure = [], []
+    both, total = (torch.zeros(len(network.config.classes)) for _ in range(2))
+    for batch in batches:
+        recolored = jitter_color(batch.cpu(), _VIEW_JITTER, generator).to(batch.device)
+        views = [predict_at(network, batch, zoom)[0] for zoom in (1.0, *_VIEW_ZOOMS)]
+        views.append(torch.rot90(predict_at(network, torch.rot90(batch, 1, (2, 3)), 1.0), -1, (2, 3))[0])
+        views.append(predict_at(network, recolored, 1.0)[0])
+        mask, *others = (view.argmax(0) for view in views)
+        masks.append(mask)
+        sure.append(torch.stack(views).amin(0).amax(0) > _SURE)
+        for label in range(1, len(both)):
+            chosen = mask == label
+            for other in others:
+                both[label] += float((chosen & (other == label)).sum())
+                total[label] += float(chosen.sum() + (other == label).sum())
+    known = total > 0
+    consistency = float((2 * both[known] / total[known]).mean()) if known.any() else math.nan
+    return ViewPredictions(tuple(masks), tuple(sure), consistency)
+
+
+def _usable_share(network: PyramidSegmenter, batches: Sequence[Tensor], statistics: NormStatistics) -> float:
+    """Largest share of a lab's statistics with which the network is not clearly less consistent than without them, and
+    adds almost no objects where it was sure that there are none; 0 if none is.
+    """
+    without = predict_views(network, batches)
+    for share in _SHARES:
+        mixed = predict_views(mixed_network(network, statistics, share), batches)
+        consistent = mixed.consistency >= without.consistency - _MAX_CONSISTENCY_LOSS  # False for NaN
+        if consistent and _overturned(without, mixed) <= _MAX_OVERTURNED:
+            return share
+    return 0.0
+
+
+def _overturned(before: ViewPredictions, after: ViewPredictions) -> float:
+    """Fraction of the foreground of a prediction that was predicted to be another class surely before."""
+    pixels, changed = 0, 0
+    for old, sure, new in zip(before.masks, before.sure, after.masks, strict=True):
+        foreground = new > 0
+        pixels += int(foreground.sum())
+        changed += int((foreground & sure & (old != new)).sum())
+    return changed / pixels if pixels else 0.0
+
+
+def modest_scale(distances: Mapping[float, float]) -> float:
+    """Scale nearest to 1 among those whose distance is almost as small as the smallest; 1 if none is clearly closer."""
     least, present = min(distances.values()), distances[1.0]
+    if least > _CLEARLY_CLOSER * present:
+        return 1.0
     near = max(least + _SLACK * (present - least), _TOLERANCE * least)
     return min((scale for scale in distances if distances[scale] <= near), key=lambda scale: abs(math.log(scale)))
 
@@ -135,12 +263,14 @@ def _min_side(network: PyramidSegmenter) -> int:
     return int(2 * network.stride)
 
 
-def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> NormStatistics:
+def _at_scale(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> Iterator[Tensor]:
+    """Center crops of images, enlarged, on the network's device: (1, 3, H, W) each."""
     device = next(network.parameters()).device
-
-    def zoomed(image: Image) -> Tensor:
+    for image in images:
         batch = to_batch(center_crop(image, round(_SIDE / zoom)), device)
         height, width = (max(_min_side(network), round(length * zoom)) for length in batch.shape[-2:])
-        return resize(batch, height, width)
+        yield resize(batch, height, width)
 
-    return measure_statistics(network, (zoomed(image) for image in images))
+
+def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> NormStatistics:
+    return measure_statistics(network, _at_scale(network, images, zoom))

@@ -221,9 +221,13 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
 
 
 def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:
-    """Half the statistics of the network, half those of the target labs, each lab with the same weight."""
-    shared = read_statistics(network)
-    for number, lab in enumerate(targets):
+    """Statistics of the network, mixed with those of each target lab as far as these can be used; each lab with the
+    same weight.
+    """
+    weights = [lab.shift.share / len(targets) for lab in targets]
+    shared, total = read_statistics(network), 1 - sum(weights)
+    for lab, weight in zip(targets, weights, strict=True):
         own = mix_statistics(lab.shift.statistics, lab.shift.zoomed_statistics, 0.5)
-        shared = mix_statistics(shared, own, 1 / (len(targets) + number + 1))  # in the end 1/(2n) each
+        total += weight
+        shared = mix_statistics(shared, own, weight / total)
     return shared

@@ -1,14 +1,13 @@
 """Pseudo-labels of target images: predictions of a teacher, as masks to train on.
 
-The initial predictions come from the network in use, with batch-norm statistics mixed with those of the target lab
-(statistics mixing); later rounds average them with the predictions of the EMA of the network in training, so that its
-errors do not reinforce themselves. Each teacher predicts at several scales and rotations. Where color predicts the
-classes, color clusters vote on the labels (`color_voting`); where it does not, half of the initial predictions are made
-on color-aligned images (color-aligned test-time augmentation). Regions that never occur in the source labs are removed
-from all labels (`region_rules`).
+The initial predictions come from the network in use, with batch-norm statistics mixed with those of the target lab as
+far as these can be used (statistics mixing); later rounds average them with the predictions of the EMA of the network
+in training, so that its errors do not reinforce themselves. Each teacher predicts at several scales and rotations.
+Where color predicts the classes, color clusters vote on the labels (`color_voting`); where it does not, and the lab's
+statistics can be used, half of the initial predictions are made on color-aligned images (color-aligned test-time
+augmentation). Regions that never occur in the source labs are removed from all labels (`region_rules`).
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,26 +19,18 @@ from microseg.datasets.sampling import Sample
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image, write_png
 from microseg.training.adaptation.color_voting import color_clusters, voted_labels
-from microseg.training.adaptation.domain_shift import DomainShift, TargetLab, predict_at, to_batch
-from microseg.training.adaptation.normalization import mix_statistics, read_statistics, write_statistics
+from microseg.training.adaptation.domain_shift import TargetLab, mixed_network, predict_at, to_batch
 from microseg.training.adaptation.region_rules import plausible_labels
 from microseg.training.adaptation.source_priors import SourcePriors
 from microseg.training.color_augmentation import ColorStatistics, transfer_color
 
-__all__ = ["initial_teacher", "pseudo_labelled_samples", "write_pseudo_labels"]
+__all__ = ["pseudo_labelled_samples", "write_pseudo_labels"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # relative to the scale of the source labs
 _ROTATIONS = (0, 1)  # quarter turns
-_TARGET_STATISTICS = 0.75  # fraction of the target's statistics, where half of the predictions are color-aligned
+_ALIGNED_SHARE = 1.5  # times the share of the target's statistics, where half of the predictions are color-aligned
 _ALIGNMENT = 0.5  # fraction of the way from an image's colors to the source labs'
 _DONE = "done"
-
-
-def initial_teacher(network: PyramidSegmenter, shift: DomainShift, target_fraction: float = 0.5) -> PyramidSegmenter:
-    """Copy the network in use, with batch-norm statistics mixed with those of the target lab."""
-    teacher = copy.deepcopy(network).eval()
-    write_statistics(teacher, mix_statistics(read_statistics(network), shift.zoomed_statistics, target_fraction))
-    return teacher
 
 
 def write_pseudo_labels(
@@ -99,8 +90,12 @@ def _initial_predictions(
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         zooms = [lab.shift.zoom * zoom for zoom in _ZOOMS]
-        mixed = initial_teacher(network, lab.shift)
-        near_target = mixed if colors is None else initial_teacher(network, lab.shift, _TARGET_STATISTICS)
+        share = lab.shift.share
+        if not share:
+            colors = None  # the colors of a lab with another class balance differ for other reasons than its stain
+        mixed = mixed_network(network, lab.shift.zoomed_statistics, share)
+        if colors is not None:
+            near_target = mixed_network(network, lab.shift.zoomed_statistics, _ALIGNED_SHARE * share)
         for window in lab.windows:
             image = _read(window)
             if colors is None:

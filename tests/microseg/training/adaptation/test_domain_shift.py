@@ -10,7 +10,7 @@ import torch
 from microseg.models.config import NetworkConfig
 from microseg.models.losses import segmentation_loss
 from microseg.models.network import PyramidSegmenter
-from microseg.training.adaptation.domain_shift import estimate_domain_shift, predict_at, to_batch
+from microseg.training.adaptation.domain_shift import estimate_domain_shift, modest_scale, predict_at, to_batch
 from microseg.training.adaptation.normalization import read_statistics
 
 Image = npt.NDArray[np.uint8]
@@ -92,3 +92,44 @@ def test_small_image_does_not_prevent_the_scale_search(network: Any) -> None:
     small = disks(7, side=network.stride + 1)[0]
     found = estimate_domain_shift(network, pictures(), [*lab, small], search_scale=True).zoom
     assert found == estimate_domain_shift(network, pictures(), lab, search_scale=True).zoom < 1.0
+
+
+def smear(seed: int) -> Image:
+    """One or two dark disks, each in a larger pale one, on an empty ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :96]
+    image = np.full((96, 96), 225.0)
+    for _ in range(rng.integers(1, 3)):
+        top, left = rng.uniform(20, 76, 2)
+        far = np.hypot(y - top, x - left)
+        image = np.where(far < 20, np.minimum(image, 165), image)
+        image = np.where(far < 6, 90, image)
+    return np.clip(image[..., None] + rng.normal(0, 6, (96, 96, 3)), 0, 255).astype(np.uint8)
+
+
+def test_statistics_of_a_lab_with_the_source_balance_are_used(network: Any) -> None:
+    assert estimate_domain_shift(network, pictures(), pictures(light=180, dark=100), search_scale=False).share == 0.5
+
+
+def test_statistics_of_a_lab_with_few_objects_are_not_used(network: Any) -> None:
+    lab = [smear(seed) for seed in range(6)]
+    assert estimate_domain_shift(network, pictures(), lab, search_scale=False).share < 0.5
+
+
+def test_statistics_of_a_lab_without_objects_are_not_used(network: Any) -> None:
+    rng = np.random.default_rng(0)
+    lab = [np.clip(rng.normal(200, 12, (96, 96, 3)), 0, 255).astype(np.uint8) for _ in range(4)]
+    assert estimate_domain_shift(network, pictures(), lab, search_scale=False).share == 0
+
+
+@pytest.mark.parametrize(
+    ("distances", "scale"),
+    [
+        ({0.5: 0.9, 1.0: 1.0, 2.0: 0.8}, 1.0),
+        ({0.5: 0.2, 1.0: 1.0, 2.0: 1.5}, 0.5),
+        ({0.4: 0.2, 0.5: 0.25, 1.0: 1.0}, 0.5),
+        ({1.0: 0.1, 2.0: 0.1}, 1.0),
+    ],
+)
+def test_scale_is_used_only_if_clearly_closer(distances: dict[float, float], scale: float) -> None:
+    assert modest_scale(distances) == scale

@@ -9,19 +9,9 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.models.heads import SemanticHead
 from microseg.slides.images import read_image, write_png
-from microseg.training.adaptation.domain_shift import DomainShift, predict_at, to_batch
-from microseg.training.adaptation.normalization import (
-    NormStatistics,
-    measure_statistics,
-    mix_statistics,
-    read_statistics,
-)
-from microseg.training.adaptation.pseudo_labels import (
-    TargetLab,
-    initial_teacher,
-    pseudo_labelled_samples,
-    write_pseudo_labels,
-)
+from microseg.training.adaptation.domain_shift import DomainShift, TargetLab, mixed_network, predict_at, to_batch
+from microseg.training.adaptation.normalization import NormStatistics, measure_statistics
+from microseg.training.adaptation.pseudo_labels import pseudo_labelled_samples, write_pseudo_labels
 from microseg.training.adaptation.region_rules import RegionRules
 from microseg.training.adaptation.source_priors import SourcePriors
 from microseg.training.color_augmentation import color_statistics
@@ -38,16 +28,6 @@ def lab(tmp_path: Path, tiny_network: Callable[..., Any]) -> TargetLab:
     return TargetLab("lab_b", windows, DomainShift(0.5, statistics, statistics))
 
 
-def test_initial_teacher_mixes_statistics_half_and_half(lab: TargetLab, tiny_network: Callable[..., Any]) -> None:
-    network = tiny_network()
-    before = read_statistics(network).means[0]
-    teacher = initial_teacher(network, lab.shift)
-    wanted = mix_statistics(read_statistics(network), lab.shift.zoomed_statistics, 0.5)
-    assert torch.equal(read_statistics(teacher).means[0], wanted.means[0])
-    assert torch.equal(read_statistics(network).means[0], before)
-    assert not teacher.training
-
-
 def test_round_is_computed_once(lab: TargetLab, tiny_network: Callable[..., Any], tmp_path: Path) -> None:
     first, later = tiny_network(0), tiny_network(1).eval()
     write_pseudo_labels([lab], 0, tmp_path / "work", base=first, teacher=later, priors=SourcePriors())
@@ -55,7 +35,10 @@ def test_round_is_computed_once(lab: TargetLab, tiny_network: Callable[..., Any]
     assert [sample.image for sample in samples] == list(lab.windows)
     masks = [read_mask(sample.mask) for sample in samples if sample.mask]
     assert all(mask.shape == (24, 40) for mask in masks)
-    teacher, batch = initial_teacher(first, lab.shift), to_batch(read_image(lab.windows[0]), torch.device("cpu"))
+    teacher, batch = (
+        mixed_network(first, lab.shift.zoomed_statistics, 0.5),
+        to_batch(read_image(lab.windows[0]), torch.device("cpu")),
+    )
     seen = [predict_at(teacher, batch, 0.5 * zoom) for zoom in (0.8, 1.0, 1.25)]  # the lab's own zoom is 0.5
     turned = [predict_at(teacher, batch.rot90(1, (2, 3)), 0.5 * zoom).rot90(-1, (2, 3)) for zoom in (0.8, 1.0, 1.25)]
     expected = torch.stack([*seen, *turned]).mean(0)[0].argmax(0).numpy()
