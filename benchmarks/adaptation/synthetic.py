@@ -30,6 +30,7 @@ class SyntheticTask:
         mpp: Microns per pixel of both labs.
         state_mpp: Whether the target states its microns per pixel.
         images: Unlabelled images of the target.
+        side: Side of the target's images, in pixels.
     """
 
     source: Profile
@@ -38,6 +39,7 @@ class SyntheticTask:
     mpp: float = 0.5
     state_mpp: bool = True
     images: int = 24
+    side: int = 256
 
 
 _DENSE = replace(CELLS_HE, name="cells_dense", density=5000.0)
@@ -102,7 +104,7 @@ _ROBUSTNESS: dict[str, SyntheticTask] = {
     "synthetic_empty": SyntheticTask(LAB_A, replace(LAB_B, empty=0.75), LAB_B, mpp=1.0),
     "synthetic_artifacts": SyntheticTask(LAB_A, replace(LAB_B, artifacts=0.5), mpp=1.0),
     "synthetic_5_images": SyntheticTask(LAB_A, LAB_B, mpp=1.0, images=5),
-    "synthetic_500_images": SyntheticTask(LAB_A, LAB_B, mpp=1.0, images=500),
+    "synthetic_5000_images": SyntheticTask(CELLS_HE, CELLS_DAB, images=5000, side=128),
     "synthetic_mixed_stains": SyntheticTask(LAB_A, MixedLab("mixed_stains", (LAB_B, _PALE)), mpp=1.0),
     "synthetic_mixed_scanners": SyntheticTask(LAB_A, MixedLab("mixed_scanners", _SCANNERS), mpp=1.0),
 }
@@ -119,7 +121,7 @@ SYNTHETIC_TASKS: dict[str, SyntheticTask] = {
     **_ROBUSTNESS,
 }
 
-_SOURCE_IMAGES, _TEST_IMAGES, _SIDE = 40, 12, 256
+_SOURCE_IMAGES, _SOURCE_SIDE, _TEST_IMAGES = 40, 256, 12
 
 
 def make_synthetic_task(name: str, folder: Path) -> tuple[Path, Path]:
@@ -143,7 +145,7 @@ def make_synthetic_task(name: str, folder: Path) -> tuple[Path, Path]:
             source,
             task.source,
             images=_SOURCE_IMAGES,
-            size=_SIDE,
+            size=_SOURCE_SIDE,
             mpp=task.mpp,
             labelled=True,
             test_images=_TEST_IMAGES,
@@ -154,7 +156,7 @@ def make_synthetic_task(name: str, folder: Path) -> tuple[Path, Path]:
             target,
             task.target,
             images=task.images,
-            size=_SIDE,
+            size=task.side,
             mpp=task.mpp,
             state_mpp=task.state_mpp,
             labelled=False,

@@ -28,9 +28,9 @@ def test_tasks_differ_from_their_source() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_SOURCE_IMAGES", 2), ("_TEST_IMAGES", 6), ("_SIDE", 64)):
+    for name, value in (("_SOURCE_IMAGES", 2), ("_TEST_IMAGES", 6), ("_SOURCE_SIDE", 64)):
         monkeypatch.setattr(synthetic, name, value)
-    few = {name: replace(task, images=2) for name, task in SYNTHETIC_TASKS.items()}
+    few = {name: replace(task, images=2, side=64) for name, task in SYNTHETIC_TASKS.items()}
     monkeypatch.setattr(synthetic, "SYNTHETIC_TASKS", few)
 
 
