@@ -17,6 +17,7 @@ from benchmarks.evidence.degradation import (
     shift_logit,
     with_statistics_of_images,
 )
+from benchmarks.evidence.statistics_mixing import mixed_statistics
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
@@ -84,15 +85,29 @@ def grid_networks(grids: Sequence[Path], task: str) -> dict[int, dict[str, Path]
     return {seed: {SOURCE_ONLY: found[seed].pop(SOURCE_ONLY), **found[seed]} for seed in sorted(found)}
 
 
-def candidates(seed: int, networks: Mapping[str, Path], others: Mapping[str, Images]) -> list[Candidate]:
-    """List a seed's networks, ``source_only`` first, and the degraded ones made of ``source_only`` and ``default``.
+def candidates(
+    seed: int, networks: Mapping[str, Path], others: Mapping[str, Images], target: Images | None = None
+) -> list[Candidate]:
+    """List a seed's networks, ``source_only`` first, those adapted by statistics mixing alone, and the degraded ones.
+
+    Degraded ones are made of ``source_only`` and ``default``. Statistics mixing has many wrong assumptions among its
+    variants; see `mixed_statistics`.
 
     Args:
         seed: Seed of the networks, and of the degradations.
         networks: Folders of the networks, by name.
         others: Images of other tasks' labs, by the task's name, for wrong batch-norm statistics.
+        target: Images of the target lab, for statistics mixing; None for none.
     """
     result = [Candidate(seed, name, False, (_digest(folder),), _load(folder)) for name, folder in networks.items()]
+    if target is not None:
+        source = networks[SOURCE_ONLY]
+        result += [
+            Candidate(
+                seed, f"statistics, {name}", False, (_digest(source),), _load(source, partial(mix, images=target))
+            )
+            for name, mix in mixed_statistics().items()
+        ]
     origins = [name for name in (SOURCE_ONLY, DEFAULT) if name in networks]
     for name in origins:
         result += _degraded(seed, name, networks[name], others)

@@ -24,6 +24,7 @@ from microseg.evaluation.label_free import (
     label_free_scores,
     ood_scores,
 )
+from microseg.evaluation.pixel_criteria import PixelCriteria
 from microseg.evaluation.references import bootstrap_interval, lab_references, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
@@ -127,9 +128,11 @@ def compare(
         The comparison.
     """
     expected = expected_foreground_share(source)
-    run = partial(_evaluate, source=source, target=target, engine=engine, expected=expected, on_image=on_image)
-    new = run(candidate, reference=reference[0])
-    old = None if production is None else run(production, reference=reference[1])
+    ready, other = engine(candidate), None if production is None else engine(production)
+    pixels = None if target is None else PixelCriteria.of(source, target, candidate.config.mpp)
+    run = partial(_evaluate, source=source, target=target, expected=expected, pixels=pixels, on_image=on_image)
+    new = run(candidate, ready, reference=reference[0], other=other)
+    old = None if production is None or other is None else run(production, other, reference=reference[1])
     scores = {
         lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in values.items()}
         for lab, values in new.scores.items()
@@ -152,15 +155,18 @@ def _dice_gain(new: pd.Series | None, old: pd.Series | None, min_slides: int) ->
 
 def _evaluate(
     network: PyramidSegmenter,
+    ready: Engine,
     *,
     source: Sequence[LabDataset],
     target: LabDataset | None,
     reference: ReferenceDistribution | None,
-    engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
+    pixels: PixelCriteria | None,
     on_image: Callable[[str], None],
+    other: Engine | None = None,
 ) -> _Evaluation:
-    ready, classes = engine(network), network.config.classes
+    """Evaluate a network; ``other`` is production, where this is the candidate."""
+    classes = network.config.classes
     scores = {
         lab.metadata.lab: mean_scores(
             score(ready.probabilities, lab_references(lab, "test"), classes, on_image, objects=True)
@@ -173,6 +179,8 @@ def _evaluate(
         images = lab_targets(target, _LABEL_FREE_IMAGES)
         label_free |= label_free_scores(ready.probabilities, images, len(classes), on_image)
         label_free |= {"expected_foreground_share": expected, "images": len(images)}
+        if pixels is not None:
+            label_free |= pixels.measure(ready.probabilities, None if other is None else other.probabilities)
         if reference is not None:
             summary = summarize_scores(ood_scores(reference, images, network.config.mpp))
             label_free |= {"ood_score": summary.median_score, "ood_share": summary.share}

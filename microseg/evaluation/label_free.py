@@ -1,6 +1,6 @@
 """Label-free evaluation of a segmenter on the images of a target lab."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from microseg.training.color_augmentation import jitter_color
 
 __all__ = [
     "TargetImage",
+    "augmented_views",
     "expected_foreground_share",
     "fit_reference_distribution",
     "lab_targets",
@@ -96,7 +97,7 @@ def label_free_scores(
             "foreground_share": 1 - float(class_shares(mask, classes)[0]),
         }
         if views:
-            augmented = (_augment(image, number, view, modality) for view in range(views))
+            augmented = augmented_views(image, number, views, modality)
             predictions = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
             row["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in predictions])
         rows.append(row)
@@ -151,13 +152,27 @@ def ood_scores(reference: ReferenceDistribution, images: Sequence[TargetImage], 
     return [np.nan if value is None else value for value in scores]
 
 
+def augmented_views(
+    image: npt.NDArray[np.uint8], number: int, views: int, modality: Modality
+) -> Iterator[tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]]:
+    """Recolor, rotate and flip an image.
+
+    Args:
+        image: RGB.
+        number: Number of the image, which the random changes depend on.
+        views: How many views to create.
+        modality: What the image is: one without stain colors keeps its colors, only its intensity changes.
+
+    Yields:
+        The view, and the function that maps a mask of it back.
+    """
+    for view in range(views):
+        yield _augment(image, number, view, modality)
+
+
 def _augment(
     image: npt.NDArray[np.uint8], number: int, view: int, modality: Modality
 ) -> tuple[npt.NDArray[np.uint8], Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
-    """Recolor, rotate and flip an image; returns it with the function that maps a mask of it back.
-
-    An image without stain colors keeps its colors: only its intensity changes.
-    """
     generator = step_generator(0, number, view)
     turns, flip = 1 + view % 3, view % 2 == 1
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)

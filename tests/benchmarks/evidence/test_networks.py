@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.evidence.networks import candidates, grid_networks
 from microseg.errors import SettingsError
-from microseg.models.files import save_network
+from microseg.models.files import load_network, save_network
+from microseg.training.adaptation.normalization import read_statistics
 
 Make = Callable[..., Any]
 
@@ -74,3 +76,21 @@ def test_degraded_networks(keep: Callable[..., Path], tmp_path: Path) -> None:
 def test_degraded_networks_without_default(keep: Callable[..., Path]) -> None:
     found = candidates(0, {"source_only": keep("one", "source_only", 0)}, {})
     assert all(each.name.startswith("source_only") for each in found)
+
+
+def test_networks_with_mixed_statistics(keep: Callable[..., Path]) -> None:
+    source = keep("one", "source_only", 0)
+    image = np.random.default_rng(0).integers(0, 256, (160, 256, 3), dtype=np.uint8)
+    found = {each.name: each for each in candidates(0, {"source_only": source}, {}, lambda: [image])}
+    mixed = {name: each for name, each in found.items() if name.startswith("statistics")}
+    assert [*mixed] == [
+        "statistics, share 0.25", "statistics, share 0.5", "statistics, share 0.75", "statistics, share 1",
+        "statistics, scale 0.5", "statistics, scale 2", "statistics, dense windows", "statistics, sparse windows",
+    ]  # fmt: skip
+    assert not any(each.degraded for each in mixed.values())
+    before = read_statistics(load_network(source)).means[-1]
+    means = {name: read_statistics(each.build()).means[-1] for name, each in mixed.items()}
+    half, whole = means["statistics, share 0.5"], means["statistics, share 1"]
+    torch.testing.assert_close(half, (before + whole) / 2)
+    assert not torch.allclose(means["statistics, scale 2"], half)
+    assert not torch.allclose(means["statistics, dense windows"], means["statistics, sparse windows"])

@@ -60,6 +60,9 @@ def test_finished_networks_are_not_measured_again(
         assert row["label_free"]["images"] == 3
     first, _, collapsed = (row["label_free"] for row in rows)
     assert set(SCORES) - {"source_dice"} <= first.keys()
+    assert first["overturned_share"] == 0
+    assert collapsed["overturned_share"] > 0
+    assert collapsed["reverse_validation"] == 0.5
     assert first["teacher_agreement"] == 1
     assert collapsed["foreground_share"] == 1
     assert collapsed["share_shift"] > 0.5
@@ -82,7 +85,7 @@ def test_command_prints_and_writes_all_tables(data: Path, grid: Path, tmp_path: 
     command = ["--data", str(data), "--task", "one", "two", "--grid", str(grid), "--images", "3", "--out"]
     main([*command, str(tmp_path / "out")])
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(rows) == 2 * (2 + 2 * 7 + 2 + 3)
+    assert len(rows) == 2 * (2 + 8 + 2 * 7 + 2 + 3)
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert tables.count("| stain-explained variance") >= 2
     assert "| against source_only |" in tables
@@ -91,7 +94,7 @@ def test_command_prints_and_writes_all_tables(data: Path, grid: Path, tmp_path: 
 
 def test_scores_do_not_use_test_masks(data: Path, tiny_network: Make, tmp_path: Path) -> None:
     task = Task("one", data / "one" / "lab_a", data / "one" / "lab_b")
-    network = tiny_network(mpp=0.5)
+    network = Engine(tiny_network(mpp=0.5))
     before = evidence(network, EvaluationImages.of(task, tmp_path / "first", 3), None)
     for file in (task.target / "test" / "masks").iterdir():
         write_png(file, 1 - read_mask(file))
@@ -107,7 +110,7 @@ def test_source_dice_is_measured_on_the_held_out_test_images(data: Path, tiny_ne
     network = tiny_network(mpp=0.5)
     references = held_out_references(task.source, read_lab_metadata(task.source))
     table = score(Engine(network).probabilities, references, network.config.classes)
-    found = evidence(network, EvaluationImages.of(task, tmp_path, 16), None)
+    found = evidence(Engine(network), EvaluationImages.of(task, tmp_path, 16), None)
     assert found["source_dice"] == pytest.approx(mean_scores(table)["dice"])
 
 

@@ -1,0 +1,151 @@
+"""Criteria of a segmentation of a target lab that do not share the bias of an adaptation.
+
+Statistics of a network's layers carry the class balance of a lab's images; criteria that a wrong balance also improves
+cannot see that it is wrong. These use features of pixels that no network computes, and what the model in production is
+confident of. They are measured on center crops of a few images, which are prepared once for all networks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from microseg.annotations.index_masks import read_mask
+from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.modality import Modality, lab_modality
+from microseg.evaluation.label_free import augmented_views, lab_targets
+from microseg.evaluation.overturned import confident_pixels, overturn_support, overturned_share
+from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
+from microseg.evaluation.references import Segment
+from microseg.evaluation.reverse_validation import LabelledPixels, forward_scores, reverse_validation
+from microseg.slides.images import read_image
+from microseg.slides.pixel_size import model_zoom
+
+__all__ = ["PixelCriteria"]
+
+_IMAGES = 12  # largest number of images of a lab, spread evenly
+_SIDE = 512  # pixels of a crop, at the model's scale
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PixelCriteria:
+    """Criteria of segmentations of one target lab.
+
+    Args:
+        images: Crops of the target lab's images at the model's scale, (H, W, 3) each.
+        mpp: Microns per pixel of these crops; None if unknown.
+        modality: What the images of the source labs and of the target lab have in common.
+        source: Pixels of the source labs with their true classes.
+        classes: Number of classes.
+    """
+
+    images: tuple[Pixels, ...]
+    mpp: float | None
+    modality: Modality
+    source: LabelledPixels
+    classes: int
+
+    @classmethod
+    def of(cls, source: Sequence[LabDataset], target: LabDataset, mpp: float | None) -> "PixelCriteria | None":
+        """Prepare the crops.
+
+        Args:
+            source: Source labs; their training images and masks are used.
+            target: The target lab.
+            mpp: Microns per pixel of the model; None if unknown.
+
+        Returns:
+            The criteria; None without labelled source images or without target images.
+        """
+        images = [_crop(read_image(it.image), model_zoom(it.mpp, mpp)) for it in lab_targets(target, _IMAGES)]
+        pairs = [
+            (
+                _crop(read_image(lab.image_path(row)), model_zoom(row.mpp, mpp)),
+                _crop(read_mask(lab.mask_path(row)), model_zoom(row.mpp, mpp)),
+            )
+            for lab in source
+            for row in _evenly(lab.select(split="train", labelled=True), _IMAGES)
+        ]
+        if not images or not pairs:
+            return None
+        kinds = lab_modality(images), lab_modality(image for image, _ in pairs)
+        modality = next((kind for kind in kinds if not kind.has_stain_colors), Modality.STAINED)
+        pixels = _pixels([pixel_features(image, modality) for image, _ in pairs], [mask for _, mask in pairs])
+        return cls(tuple(images), mpp, modality, pixels, len(target.metadata.classes))
+
+    def measure(self, segment: Segment, production: Segment | None = None) -> dict[str, float]:
+        """Measure a network.
+
+        Args:
+            segment: Computes the class probabilities of an image.
+            production: The same of the network in production; None if there is none, or it is this one.
+
+        Returns:
+            ``reverse_validation``: See that function, 0..1. With a network in production also ``overturned_share`` and
+            ``overturn_support``, 0..1; see these. Unknown ones are left out.
+        """
+        masks = [_mask(segment(image, self.mpp)) for image in self.images]
+        predicted = _pixels(self._features, masks)
+        scores = {"reverse_validation": reverse_validation(self.source, predicted, self.classes)}
+        if production is not None:
+            old, confident = self._confident(production)
+            before = _pixels(self._features, old).labels
+            support = [overturn_support(before, predicted.labels, looks, label) for label, looks in self._looks.items()]
+            new, flat, sure = (np.concatenate([it.ravel() for it in each]) for each in (masks, old, confident))
+            scores["overturned_share"] = overturned_share(flat, new, sure, self.classes)
+            scores["overturn_support"] = float(np.mean(support)) if support else float("nan")
+        return {name: value for name, value in scores.items() if np.isfinite(value)}
+
+    def _confident(self, production: Segment) -> tuple[list[Pixels], list[npt.NDArray[np.bool_]]]:
+        """Classes that production predicts, and where it is confident."""
+        masks, confident = [], []
+        for number, image in enumerate(self.images):
+            probabilities = production(image, self.mpp)
+            views = [
+                restore(_mask(production(view, self.mpp)))
+                for view, restore in augmented_views(image, number, 1, self.modality)
+            ]
+            masks.append(_mask(probabilities))
+            confident.append(confident_pixels(probabilities, views))
+        return masks, confident
+
+    @cached_property
+    def _features(self) -> list[npt.NDArray[np.float32]]:
+        return [pixel_features(image, self.modality) for image in self.images]
+
+    @cached_property
+    def _looks(self) -> dict[int, npt.NDArray[np.float64]]:
+        """How much each pixel of the target looks like each foreground class of the source."""
+        features = _pixels(self._features, [np.zeros(it.shape[:2], np.uint8) for it in self.images]).features
+        found = {label: forward_scores(self.source, features, label) for label in range(1, self.classes)}
+        return {label: scores for label, scores in found.items() if scores is not None}
+
+
+def _pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Pixels]) -> LabelledPixels:
+    labels = [mask[::PIXEL_STRIDE, ::PIXEL_STRIDE].ravel() for mask in masks]
+    return LabelledPixels(np.concatenate([it.reshape(-1, it.shape[-1]) for it in features]), np.concatenate(labels))
+
+
+def _mask(probabilities: npt.NDArray[np.float32]) -> Pixels:
+    return np.asarray(probabilities.argmax(0), np.uint8)
+
+
+def _crop(pixels: Pixels, zoom: float) -> Pixels:
+    """Center crop of an image or a mask, enlarged by ``zoom``."""
+    side = max(1, round(_SIDE / zoom))
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
+    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    if zoom == 1:
+        return cut
+    size = max(1, round(cut.shape[1] * zoom)), max(1, round(cut.shape[0] * zoom))
+    method = Image.Resampling.NEAREST if cut.ndim == 2 else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(cut).resize(size, method))
+
+
+def _evenly(rows: Sequence[ManifestRow], limit: int) -> list[ManifestRow]:
+    return [rows[int(index)] for index in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round()]
