@@ -80,7 +80,7 @@ def test_degraded_networks_without_default(keep: Callable[..., Path]) -> None:
 
 def test_networks_with_mixed_statistics(keep: Callable[..., Path]) -> None:
     source = keep("one", "source_only", 0)
-    image = np.random.default_rng(0).integers(0, 256, (160, 256, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (256, 512, 3), dtype=np.uint8)
     found = {each.name: each for each in candidates(0, {"source_only": source}, {}, lambda: [image])}
     mixed = {name: each for name, each in found.items() if name.startswith("statistics")}
     assert [*mixed] == [
