@@ -8,17 +8,22 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.evidence.pairs import BETTER, WORSE, Pair, Rate
+from microseg.registry.decision import ACCEPTED, NEEDS_REVIEW, REFUSED, Verdict
 
-__all__ = ["ACCEPT", "DISASTER", "REFUSE", "REVIEW", "answer_table", "regressed_answers"]
+__all__ = ["DISASTER", "answer_table", "gate_answers", "regressed_answers"]
 
-ACCEPT, REFUSE, REVIEW = "accept", "refuse", "cannot tell"
 DISASTER = -0.1
 """Gain of true Dice below which no candidate may be accepted."""
 
 _RIDGE = 0.1
 _MAX_ERRORS = 0.05
 
-Answers = Sequence[str]
+Answers = Sequence[Verdict]
+
+
+def gate_answers(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Verdict]]:
+    """The gate's answers, as it is configured."""
+    return list(pairs), [pair.verdict for pair in pairs]
 
 
 def answer_table(answers: Mapping[str, tuple[Sequence[Pair], Answers]]) -> pd.DataFrame:
@@ -27,20 +32,20 @@ def answer_table(answers: Mapping[str, tuple[Sequence[Pair], Answers]]) -> pd.Da
 
 
 def _line(pairs: Sequence[Pair], answers: Answers) -> dict[str, str]:
-    def rate(answer: str, chosen: Callable[[float], bool]) -> str:
+    def rate(answer: Verdict, chosen: Callable[[float], bool]) -> str:
         of = [given == answer for pair, given in zip(pairs, answers, strict=True) if chosen(pair.gain)]
         return str(Rate(sum(of), len(of)))
 
     return {
-        "worse, accepted": rate(ACCEPT, lambda gain: gain < WORSE),
-        "better, accepted": rate(ACCEPT, lambda gain: gain > BETTER),
-        "better, refused": rate(REFUSE, lambda gain: gain > BETTER),
-        "worse by more than 0.1, accepted": rate(ACCEPT, lambda gain: gain < DISASTER),
-        "a person must look": rate(REVIEW, lambda _: True),
+        "worse, accepted": rate(ACCEPTED, lambda gain: gain < WORSE),
+        "better, accepted": rate(ACCEPTED, lambda gain: gain > BETTER),
+        "better, refused": rate(REFUSED, lambda gain: gain > BETTER),
+        "worse by more than 0.1, accepted": rate(ACCEPTED, lambda gain: gain < DISASTER),
+        "a person must look": rate(NEEDS_REVIEW, lambda _: True),
     }
 
 
-def regressed_answers(pairs: Sequence[Pair], scores: Sequence[str]) -> tuple[list[Pair], list[str]]:
+def regressed_answers(pairs: Sequence[Pair], scores: Sequence[str]) -> tuple[list[Pair], list[Verdict]]:
     """Answer by a linear regression of the true gain on the gains of some scores, fitted on the other tasks.
 
     A candidate is accepted above the lowest predicted gain at which, on the other tasks, at most 5 % of the worse ones
@@ -57,7 +62,7 @@ def regressed_answers(pairs: Sequence[Pair], scores: Sequence[str]) -> tuple[lis
     """
     tasks = list(dict.fromkeys(pair.task for pair in pairs))
     decided: list[Pair] = []
-    answers: list[str] = []
+    answers: list[Verdict] = []
     for task in tasks:
         here, others = ([it for it in pairs if (it.task == task) == same] for same in (True, False))
         inner = [other for other in tasks if other != task]
@@ -72,7 +77,7 @@ def regressed_answers(pairs: Sequence[Pair], scores: Sequence[str]) -> tuple[lis
         low, high = _thresholds(np.array([it.gain for it in held_out]), np.array(predicted))
         decided += here
         answers += [
-            ACCEPT if value >= high and value > low else REFUSE if value <= low and value < high else REVIEW
+            ACCEPTED if value >= high and value > low else REFUSED if value <= low and value < high else NEEDS_REVIEW
             for value in _predict(others, here, scores)
         ]
     return decided, answers

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.evidence.scores import SCORES
 from microseg.config.params import GateSettings
-from microseg.registry.decision import MET
+from microseg.registry.decision import ACCEPTED, MET, Verdict
 from microseg.registry.gate import Evidence, decide
 
 __all__ = ["ALL_SCORES", "BETTER", "WORSE", "Pair", "Rate", "leave_one_out", "make_pairs", "rates", "signed_score"]
@@ -35,6 +35,7 @@ class Pair:
         gain: Gain of true Dice on the target, −1..1.
         gains: Gain of each score, higher is better; −inf if the candidate's is unknown.
         refused_by: The gate's rules that are not met or unclear; none if it accepts.
+        verdict: The gate's.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Pair:
     gain: float
     gains: Mapping[str, float]
     refused_by: tuple[str, ...]
+    verdict: Verdict = ACCEPTED
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def _pair(candidate: Mapping[str, Any], production: Mapping[str, Any], policy: G
         candidate["target_dice"] - production["target_dice"],
         {score: _gain(signed_score(candidate, score), signed_score(production, score)) for score in SCORES},
         tuple(dict.fromkeys(it.rule.partition("/")[0] for it in decision.rules if it.outcome != MET)),
+        decision.verdict,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from benchmarks.evidence.answers import answer_table, gate_answers, regressed_answers
 from benchmarks.evidence.pairs import ALL_SCORES, BETTER, WORSE, Pair, leave_one_out, rates, signed_score
 from benchmarks.evidence.scores import SCORES
 from microseg.registry.model_card import measurement_name
@@ -68,27 +69,28 @@ def score_table(pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def gate_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """Tabulate the decisions of the gate: against ``source_only``, of these the adaptations only, and against any."""
+    """Tabulate the three answers of the gate, and of a regression on all scores fitted on the other tasks.
+
+    Candidates are compared with ``source_only``, of these the adaptations only, and with any network.
+    """
     parts = {
         "against source_only": [pair for pair in pairs if pair.first],
         "the same, adaptations only": [pair for pair in pairs if pair.first and not pair.degraded],
         "against any network": list(pairs),
     }
-    lines = []
-    for name, part in parts.items():
-        worse, better = rates(part, [not pair.refused_by for pair in part])
-        lines.append({"candidates": name, "worse, accepted": str(worse), "better, accepted": str(better)})
-    return pd.DataFrame(lines)
+    answers = {f"gate, {name}": gate_answers(part) for name, part in parts.items()}
+    answers |= {f"regression, {name}": regressed_answers(part, tuple(SCORES)) for name, part in parts.items()}
+    return answer_table(answers)
 
 
 def rule_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """Tabulate how many of the worse and of the better candidates each rule of the gate refuses."""
+    """Tabulate how many of the worse and of the better candidates each rule of the gate does not accept."""
     rules = sorted({rule for pair in pairs for rule in pair.refused_by})
     lines = []
     for rule in rules:
         worse, better = rates(pairs, [rule in pair.refused_by for pair in pairs])
-        lines.append({"rule": rule.replace("_", " "), "worse, refused": str(worse), "better, refused": str(better)})
-    return pd.DataFrame(lines, columns=["rule", "worse, refused", "better, refused"])
+        lines.append({"rule": rule.replace("_", " "), "worse, stopped": str(worse), "better, stopped": str(better)})
+    return pd.DataFrame(lines, columns=["rule", "worse, stopped", "better, stopped"])
 
 
 def draw(rows: Rows, pairs: Sequence[Pair], file: Path) -> None:

@@ -44,18 +44,18 @@ def test_constant_and_unknown_scores_have_no_rank(rows: list[dict[str, Any]]) ->
         "+1.00",
     ]
     assert table.loc["prediction entropy (lower is better)", ["a", "b", "mean"]].tolist() == ["+1.00", "-1.00", "+0.00"]
-    assert table.loc["domain separability (AUC) (lower is better)", "mean"] == "–"
+    assert table.loc["reverse validation on the source labs (AUC) (higher is better)", "mean"] == "–"
     assert table.loc["stain-explained variance (higher is better)", "mean, adaptations only"] == "–"  # two are too few
 
 
 def test_tables_and_figure(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     pairs = make_pairs(rows, GateSettings())
-    gate = gate_table(pairs).set_index("candidates")
-    assert gate.loc["against source_only", "worse, accepted"].startswith("0/4: 0% (0% to ")
-    assert gate.loc["against source_only", "better, accepted"].startswith("2/2: 100%")
-    assert gate.loc["the same, adaptations only", "worse, accepted"] == "–"
+    gate = gate_table(pairs).set_index("answers by")
+    assert gate.loc["gate, against source_only", "worse, accepted"].startswith("0/4: 0% (0% to ")
+    assert gate.loc["gate, against source_only", "better, accepted"].startswith("2/2: 100%")
+    assert gate.loc["gate, the same, adaptations only", "worse, accepted"] == "–"
     rules = rule_table(pairs).set_index("rule")
-    assert rules.loc["label free", "worse, refused"].startswith("12/12")
+    assert rules.loc["label free", "worse, stopped"].startswith("12/12")
     first = [pair for pair in pairs if pair.first]
     scores = score_table(first).set_index("score")
     assert scores.loc["stain-explained variance", "balanced accuracy"] == "100%"
