@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microseg.datasets.modality import lab_modality
 from microseg.datasets.sampling import Sample
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image, write_png
@@ -56,16 +57,17 @@ def write_pseudo_labels(
     if done.exists():
         return
     for lab in labs:
-        predictions = _initial_predictions(base, lab, folder / "initial" / lab.name, priors.colors)
+        images = [read_image(window) for window in lab.windows]
+        valid = priors.for_modality(lab_modality(images))
+        predictions = _initial_predictions(base, lab, folder / "initial" / lab.name, valid.colors)
         if number:
             zooms = sorted({1.0, lab.shift.zoom**0.5})
             current = (_predict(teacher, _read(window), zooms, _ROTATIONS).cpu() for window in lab.windows)
             predictions = [torch.lerp(before, now, 0.5) for before, now in zip(predictions, current, strict=True)]
-        if priors.color_voting:
-            clusters = color_clusters([read_image(window) for window in lab.windows])
-            labels = voted_labels(predictions, clusters, priors.rules, lab.shift.zoom)
+        if valid.color_voting:
+            labels = voted_labels(predictions, color_clusters(images), valid.rules, lab.shift.zoom)
         else:
-            labels = plausible_labels(predictions, priors.rules, lab.shift.zoom)
+            labels = plausible_labels(predictions, valid.rules, lab.shift.zoom)
         target = _round_folder(folder, number) / lab.name
         target.mkdir(parents=True, exist_ok=True)
         for window, mask in zip(lab.windows, labels, strict=True):

@@ -2,7 +2,8 @@
 
 These are the properties of their regions, and whether color predicts the classes. Where it does, an image's colors
 depend on its content, so that colors vote on the labels; where it does not, they depend on the stain, so that images
-can be aligned to the colors of the source labs.
+can be aligned to the colors of the source labs. Neither holds for a lab of another modality, such as gray images where
+the source labs are stained.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import AdaptSettings
+from microseg.datasets.modality import Modality, lab_modality
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import read_image
 from microseg.training.adaptation.color_voting import color_predicts_classes
@@ -36,11 +38,19 @@ class SourcePriors:
         rules: Properties of regions.
         color_voting: Whether color clusters of the target lab vote on its labels; see `voted_labels`.
         colors: Mean colors of the source labs, for color-aligned test-time augmentation; None for none.
+        modality: Modality of the source labs; color voting and colors are for labs of the same one. None if unknown.
     """
 
     rules: RegionRules = field(default_factory=RegionRules)
     color_voting: bool = False
     colors: ColorStatistics | None = None
+    modality: Modality | None = None
+
+    def for_modality(self, modality: Modality) -> "SourcePriors":
+        """The priors that hold for a lab of a modality."""
+        if self.modality in (None, modality):
+            return self
+        return SourcePriors(self.rules, modality=self.modality)
 
 
 def estimate_source_priors(source: Sequence[Sample], classes: int, settings: AdaptSettings) -> SourcePriors:
@@ -61,13 +71,14 @@ def estimate_source_priors(source: Sequence[Sample], classes: int, settings: Ada
         return SourcePriors(rules)
     pairs = [(read_image(it.image), read_mask(it.mask)) for it in chosen[:_COLOR_IMAGES] if it.mask is not None]
     images, cropped_masks = ([center_crop(it, _COLOR_SIDE) for it in each] for each in zip(*pairs, strict=True))
+    modality = lab_modality(images)
     if color_predicts_classes(images, cropped_masks, classes):
-        return SourcePriors(rules, color_voting=settings.color_cluster_voting)
+        return SourcePriors(rules, color_voting=settings.color_cluster_voting, modality=modality)
     if not settings.color_aligned_tta:
         return SourcePriors(rules)
     colors = image_colors(images)
     mean = ColorStatistics(colors.mean.mean(0, keepdim=True), colors.covariance.mean(0, keepdim=True))
-    return SourcePriors(rules, colors=mean)
+    return SourcePriors(rules, colors=mean, modality=modality)
 
 
 def image_colors(images: Iterable[npt.NDArray[np.uint8]]) -> ColorStatistics:

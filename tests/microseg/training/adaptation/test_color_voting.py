@@ -32,6 +32,13 @@ def test_different_colors_are_in_different_clusters() -> None:
     assert max(square | ground) < 32
 
 
+def test_dim_signal_on_a_dark_background_has_clusters_of_its_own() -> None:
+    rng, mask = np.random.default_rng(0), cells(0)[1]
+    light = np.clip(np.where(mask == 1, 40, 4)[..., None] + rng.normal(0, 3, (40, 40, 3)), 0, 255)
+    (group,) = color_clusters([np.asarray(light, np.uint8)])
+    assert not set(np.unique(group[22:33, 22:33])) & set(np.unique(group[5:15, 25:35]))
+
+
 def test_image_of_one_color_can_be_clustered() -> None:
     (group,) = color_clusters([np.full((8, 9, 3), 200, np.uint8)])
     assert group.shape == (8, 9)

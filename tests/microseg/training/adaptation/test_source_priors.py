@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from microseg.config.params import AdaptSettings
+from microseg.datasets.modality import Modality
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import write_png
 from microseg.training.adaptation.region_rules import RegionRules
@@ -45,6 +46,15 @@ def test_mean_colors_where_color_does_not_predict_the_classes(tmp_path: Path) ->
     assert found.colors.mean.shape == (1, 3)
     assert found.colors.mean.mean().item() == pytest.approx(-np.log(150 / 255), abs=0.02)
     assert priors(source, color_aligned_tta=False).colors is None
+
+
+def test_colors_hold_for_labs_of_the_same_modality_only(tmp_path: Path) -> None:
+    found = priors(samples(tmp_path, by_color=True))
+    assert found.modality is Modality.GRAY
+    assert found.for_modality(Modality.GRAY) == found
+    other = found.for_modality(Modality.STAINED)
+    assert other.rules == found.rules
+    assert not other.color_voting
 
 
 def test_all_priors_can_be_disabled(tmp_path: Path) -> None:
