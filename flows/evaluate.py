@@ -19,9 +19,10 @@ from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
+from microseg.report.decision_page import write_decision_page
 from microseg.report.panels import comparison_panels, data_uri
 
-__all__ = ["EvaluateResult", "command", "evaluate", "read_comparison"]
+__all__ = ["EvaluateResult", "apply_gate", "command", "evaluate", "read_comparison"]
 
 _PANELS = 4
 _COLUMNS = ("measurement", "candidate", "production")
@@ -36,12 +37,14 @@ class EvaluateResult:
         lab: The target lab; None if only source labs were evaluated.
         comparison: JSON file of all measurements.
         panels: Images of both segmentations side by side.
+        page: HTML page of the decision, with the images and the measurements.
     """
 
     decision: Decision
     lab: str | None
     comparison: str
     panels: list[str]
+    page: str
 
 
 @task
@@ -125,8 +128,35 @@ def evaluate(
     write_text_file(file, comparison.to_json())
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
     log_comparison(version, comparison, file, panels, settings)
-    decision = workspace.decide(version, other, comparison)
-    return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels])
+    decision, page = apply_gate(version, other, comparison, settings)
+    return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels], str(page))
+
+
+def apply_gate(
+    version: ModelVersion,
+    other: ModelVersion | None,
+    comparison: Comparison,
+    settings: Settings,
+    lab: str | None = None,
+) -> tuple[Decision, Path]:
+    """Evaluate the gate on a version, and write the page of the decision, also to the version's run in MLflow.
+
+    Args:
+        version: The evaluated version.
+        other: The version that it was compared with.
+        comparison: The evidence on both.
+        settings: Settings of this run.
+        lab: See `Workspace.decide`.
+
+    Returns:
+        The decision, and its page.
+    """
+    workspace = open_workspace(settings)
+    decision = workspace.decide(version, other, comparison, lab)
+    page = _comparison_file(version, other, settings).with_name("decision.html")
+    write_decision_page(decision, comparison, sorted(page.parent.glob("*.panel.jpg")), page)
+    workspace.registry.versions.attach(version, [page], "evaluation")
+    return decision, page
 
 
 def read_comparison(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Comparison | None:
@@ -156,8 +186,7 @@ def command(
     result = evaluate(candidate, against, lab, tuple(changes or ()))
     comparison = Comparison.from_json(Path(result.comparison).read_bytes())
     show_table(f"Version {result.decision.version}", _COLUMNS, comparison.rows())
-    if result.panels:
-        console.print(f"Images side by side: {Path(result.panels[0]).parent}", soft_wrap=True)
+    console.print(f"Page with the images side by side: {result.page}", soft_wrap=True)
     console.print(f"{result.decision} Next: microseg promote {result.decision.version}")
     finish(result, record)
 

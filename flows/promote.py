@@ -15,7 +15,7 @@ from prefect.runtime import deployment
 
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
-from flows.evaluate import evaluate, read_comparison
+from flows.evaluate import apply_gate, evaluate, read_comparison
 from flows.validate_promotion import apply_pending_changes, check_version
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -88,7 +88,7 @@ def promote(
         evaluate(candidate, changes=changes, **against)
         comparison = read_comparison(version, current, settings)
         assert comparison is not None
-    decision = replace(workspace.decide(version, current, comparison, lab), override=override)
+    decision = replace(apply_gate(version, current, comparison, settings, lab)[0], override=override)
     if decision.promoted:
         set_production_alias(version, lab, decision, by, settings)
     create_markdown_artifact(

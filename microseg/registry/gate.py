@@ -129,7 +129,7 @@ def _source_dice(candidate: Evidence, production: Evidence, policy: GateSettings
             yield RuleResult(NOT_MET, rule, message)
             continue
         loss = old - new
-        change = f"loses {loss:.3f}" if loss > 0 else f"gains {-loss:.3f}"
+        change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.3f}"
         message = (
             f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."

@@ -68,6 +68,9 @@ def test_evaluate_stores_its_comparison(done: Any) -> None:
     assert "| lab_a: object F1 |" in done.registry.versions.find(2).description
     assert record.panels
     assert all(Path(panel).is_file() for panel in record.panels)
+    assert "Version 2 " in (page := Path(record.page).read_text(encoding="utf-8"))
+    assert page.count("<img ") == len(record.panels)
+    assert done.registry.versions.attachments(2, "evaluation", ".html") == ["evaluation/decision.html"]
 
 
 def test_out_of_distribution_score_is_relative_to_each_versions_labs(done: Any) -> None:
