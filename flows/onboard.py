@@ -24,6 +24,7 @@ from flows.cli.console import console, progress_bar
 from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
+from flows.promote import audit_info
 from flows.service.approval import request_approval
 from flows.service.events import ALREADY_SUITED, emit_lab_arrived, notify
 from flows.workspace import open_workspace
@@ -132,6 +133,7 @@ def _run_steps(
             create_markdown_artifact(f"# {lab}: already suited\n\n{message}", key="decision")
             payload = {"lab": lab, "version": used.version, "message": message}
             identity = str(uuid5(NAMESPACE_URL, f"{used.uri}#{used.run_id}#{lab}#{ingested.digest}"))
+            workspace.registry.production.record_kept(used, lab, audit=audit_info(reason=message))
             notify(ALREADY_SUITED, f"microseg.lab.{lab}", payload, identity=identity)
             return end("already_suited", message)
     candidate = _earlier_candidate(workspace.registry, onboarding, base)

@@ -78,7 +78,7 @@ class Promotion:
     Args:
         time: Start of the change, in UTC.
         alias: ``production`` or ``production-<lab>``.
-        action: ``"promoted"``, ``"rolled back"``, ``"removed"`` or ``"reverted"``.
+        action: ``"promoted"``, ``"kept"`` (it suits a new lab), ``"rolled back"``, ``"removed"`` or ``"reverted"``.
         previous_version: The active version before; None if there was none.
         version: The requested version; None if the alias was removed.
         audit: Who, how and why.
@@ -104,6 +104,8 @@ class Promotion:
         before = f"version {self.previous_version}" if self.previous_version else "no version"
         if self.action == "reverted":
             text = f"Version {self.version} was reverted, {before} stays {scope}."
+        elif self.action == "kept":
+            text = f"Version {self.version} stays {scope}."
         elif self.version is None:
             text = f"The alias {self.alias} was removed from {before}."
         else:
@@ -267,8 +269,14 @@ class Production:
             if (active := self._existing(change.active_version)) is not None:
                 self._versions.set_alias(previous_of(change.alias), active)
 
+    def record_kept(self, version: ModelVersion, lab: str, *, audit: AuditInfo = _UNKNOWN) -> None:
+        """Record that a version in production was not adapted to a lab, because it suits the lab."""
+        alias = production_of(lab) if production_of(lab) in version.aliases else PRODUCTION
+        with self._recorded(alias, "kept", version.version, version.version, audit):
+            pass
+
     def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
-        """Return all promotions, rollbacks, removals and reverted changes, the newest first.
+        """Return all promotions, rollbacks, removals, reverted changes and kept versions, the newest first.
 
         Args:
             alias: Only those of this alias.

@@ -139,6 +139,9 @@ def test_lab_that_production_suits_is_not_adapted_to_by_itself(
     assert len(copied.registry.versions.all()) == 2
     stored = open_workspace(load_settings()).onboarding.read("lab_c")
     assert (stored.state, stored.message, stored.candidate) == ("already_suited", state.message, None)
+    entry = copied.registry.production.history()[0]
+    assert (entry.alias, entry.action, entry.previous_version, entry.version) == ("production", "kept", 2, 2)
+    assert str(entry) == f"Version 2 stays in production. {state.message}"
     [(name, resource, payload, _)] = events
     assert (name, resource) == ("microseg.lab.already_suited", "microseg.lab.lab_c")
     assert payload == {"lab": "lab_c", "version": 2, "message": state.message}

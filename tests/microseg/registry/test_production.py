@@ -292,3 +292,21 @@ def test_legacy_stage_is_reverted(registry: Registry) -> None:
     assert stages(registry) == {1: "None", 2: "Archived"}
     assert aliases(registry) == {PRODUCTION: 1}
     assert registry.production.pending_changes() == ()
+
+
+def test_kept_version_is_recorded_and_nothing_else_changes(registry: Registry) -> None:
+    registry.production.promote(1)
+    registry.production.promote(2)
+    registry.production.promote(2, alias="production-lab_b")
+    for lab, alias in (("lab_c", PRODUCTION), ("lab_b", "production-lab_b")):
+        before = aliases(registry)
+        audit = AuditInfo("ann", reason="It suits it.")
+        registry.production.record_kept(registry.production.active(lab), lab, audit=audit)
+        entry = registry.production.history()[0]
+        assert (entry.alias, entry.action, entry.previous_version, entry.version) == (alias, "kept", 2, 2)
+        assert (entry.audit, entry.active_version) == (audit, 2)
+        assert aliases(registry) == before
+    assert registry.production.pending_changes() == ()
+    rolled_back = registry.production.roll_back()
+    assert rolled_back is not None
+    assert rolled_back.version == 1
