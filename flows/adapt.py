@@ -17,7 +17,7 @@ from flows.workspace import open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
-from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
+from microseg.registry.version import CANDIDATE, PRODUCTION, SOURCE_TAG, ModelVersion
 from microseg.training.devices import make_fabric
 
 __all__ = ["adapt", "command"]
@@ -27,11 +27,14 @@ __all__ = ["adapt", "command"]
 def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settings) -> ModelVersion:
     """Adapt the base version to the lab and register the result as the candidate.
 
-    The target labs that the base version was adapted to before are included, so that it remains adapted to them.
+    The target labs that the base version was adapted to before are included, so that it remains adapted to them. With
+    ``adapt.source: none`` no other lab's dataset is read.
     """
     workspace, params = open_workspace(settings), settings.params
-    source, earlier = workspace.labs({name: it for name, it in base.datasets.items() if name != lab})
-    if not source:
+    source_free = params.adapt.source == "none"
+    others = {} if source_free else {name: it for name, it in base.datasets.items() if name != lab}
+    source, earlier = workspace.labs(others)
+    if not source and not source_free:
         raise LabError(
             f"Expected labelled labs among the datasets of version {base.version}, found none: {dict(base.datasets)}."
         )
@@ -53,7 +56,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 progress=progress,
             )
         with console.status("Registering the candidate"):
-            tags = {"base_version": str(base.version), "target": lab}
+            tags = {"base_version": str(base.version), "target": lab, SOURCE_TAG: params.adapt.source}
             version = workspace.register_model(
                 run,
                 folder,
@@ -61,7 +64,8 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 source=source,
                 target=targets,
                 digests={**base.datasets, lab: digest},
-                method=params.adapt.method,
+                method=params.adapt.method_in_use,
+                base=base if source_free else None,
                 tags=tags,
             )
     return workspace.registry.versions.set_alias(CANDIDATE, version)
@@ -97,7 +101,8 @@ def command(
 ) -> None:
     """Adapt the production segmenter to a target lab without its labels; the result becomes the candidate.
 
-    Example: microseg adapt lab_b --set adapt.lambda_image=0
+    Where source images may not leave their hospital, --set adapt.source=none adapts without them. Example: microseg
+    adapt lab_b --set adapt.lambda_image=0
     """
     result = adapt(lab, base, digest, tuple(changes or ()))
     show_table(
@@ -105,6 +110,11 @@ def command(
         ("adapted from version", "to lab", "trained on"),
         [(result.tags["base_version"], lab, ", ".join(result.datasets))],
     )
+    if result.source_free:
+        console.print(
+            "No source image was read. The gate accepts the candidate only where its Dice on held-out images of a "
+            "source lab is known: run microseg evaluate where they are."
+        )
     console.print("Next: microseg evaluate, then microseg promote")
     finish(result, record)
 

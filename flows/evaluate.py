@@ -53,7 +53,7 @@ def compare_versions(
 ) -> Comparison:
     """Evaluate both versions on the same images."""
     workspace = open_workspace(settings)
-    source, _ = workspace.labs(candidate.datasets)
+    source, _ = workspace.labs(candidate.datasets, missing_ok=candidate.source_free)
     source = [one for one in source if one.metadata.lab != lab] or source  # the target lab may have some masks
     target = workspace.lab(lab, candidate.datasets.get(lab))[0] if lab else None
     images = sum(len(one.select(split="test", labelled=True)) for one in source) + (len(target.rows) if target else 0)

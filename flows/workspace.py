@@ -139,13 +139,23 @@ class Workspace:
             self._labs[lab, digest] = open_lab_dataset(self.datasets.checkout(lab, digest))
         return self._labs[lab, digest], digest
 
-    def labs(self, digests: Mapping[str, str]) -> tuple[list[LabDataset], list[LabDataset]]:
+    def labs(
+        self, digests: Mapping[str, str], *, missing_ok: bool = False
+    ) -> tuple[list[LabDataset], list[LabDataset]]:
         """Datasets that a model version was trained on: the labelled labs, and the others.
 
         Args:
             digests: Version of each lab's dataset.
+            missing_ok: Leave out datasets that are neither here nor at the remote, such as those of a source-free
+                version.
         """
-        labs = [self.lab(lab, digest)[0] for lab, digest in sorted(digests.items())]
+        labs = []
+        for lab, digest in sorted(digests.items()):
+            try:
+                labs.append(self.lab(lab, digest)[0])
+            except VersioningError:
+                if not missing_ok:
+                    raise
         labelled = [lab for lab in labs if lab.select(split="train", labelled=True)]
         return labelled, [lab for lab in labs if lab not in labelled]
 
@@ -159,6 +169,7 @@ class Workspace:
         target: Sequence[LabDataset] = (),
         digests: Mapping[str, str],
         method: str,
+        base: ModelVersion | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
         """Register a trained network with its model card, datasets and reference distribution.
@@ -171,6 +182,7 @@ class Workspace:
             target: Unlabelled labs.
             digests: Version of each lab's dataset.
             method: Name of the training method.
+            base: Version that it was adapted from, where the datasets of that one were not read.
             tags: Further tags of the version.
         """
         from microseg.datasets.sampling import CropSampler, Sample
@@ -181,12 +193,17 @@ class Workspace:
         for role, labs in (("source", source), ("target", target)):
             for lab in labs:
                 run.log_dataset(lab.metadata.lab, digests[lab.metadata.lab], self.settings.environment.dvc_remote, role)
+        read = {lab.metadata.lab for lab in (*source, *target)}
+        for lab_name in sorted(digests.keys() - read):
+            run.log_dataset(lab_name, digests[lab_name], self.settings.environment.dvc_remote, "base")
         commit = code_commit(Path(__file__).parent)
         run.log_metrics({"seconds": training.seconds, "steps": training.steps, "best_step": training.best_step})
         run.set_tag("stopped", training.stopped)
         network = self._keep(run.id, load_network(folder))
         config = network.config
-        run.log_reference_distribution(fit_reference_distribution([*source, *target], config.mpp))
+        reference = fit_reference_distribution([*source, *target], config.mpp)
+        earlier = None if base is None else self.registry.versions.reference_distribution(base)
+        run.log_reference_distribution(reference if earlier is None else earlier.updated(reference))
         card = model_card(
             method=method,
             network=config,
@@ -197,7 +214,8 @@ class Workspace:
             commit=commit,
             run_params=self.registry.runs.params(run.id),
         )
-        first = Sample(source[0].image_path(source[0].rows[0]))
+        lab = (*source, *target)[0]
+        first = Sample(lab.image_path(lab.rows[0]))
         tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
         example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
         return self.registry.versions.register(
@@ -235,7 +253,7 @@ class Workspace:
             version=version.version,
             production_version=production.version if production else None,
         )
-        source, target = self.labs(version.datasets)
+        source, target = self.labs(version.datasets, missing_ok=version.source_free)
         card = model_card(
             method=version.tags.get("method", "unknown"),
             network=self.network(version).config,

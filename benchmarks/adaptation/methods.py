@@ -61,6 +61,7 @@ METHODS: dict[str, Method] = {
     "tent": Method(_SOURCE_FREE, Tent),
     "sfda_fsm": Method(_SOURCE_FREE, FourierStyleMining),
     "upl_sfda": Method(_SOURCE_FREE, UncertainPseudoLabels),
+    "source_free": Method({"source": "none"}),
     "color_transport": Method(_PLAIN | {"color_transfer_prob": 1.0}),
     DEFAULT: Method({}),
 }

@@ -86,6 +86,10 @@ class ReferenceDistribution:
         nearest: Features = np.min([lab.distances(features) / lab.limit for lab in self.labs.values()], axis=0)
         return nearest
 
+    def updated(self, other: "ReferenceDistribution") -> "ReferenceDistribution":
+        """Return the distributions of the labs of both; those of ``other`` where both have one."""
+        return ReferenceDistribution(other.features, {**self.labs, **other.labs})
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values."""
         labs = {

@@ -18,6 +18,7 @@ __all__ = [
     "PREVIOUS",
     "PRODUCTION",
     "REFERENCE_FILE",
+    "SOURCE_TAG",
     "TAG_LENGTH",
     "ModelVersion",
     "VersionRef",
@@ -36,6 +37,7 @@ PREVIOUS = "previous"
 
 DATASET_TAG = "dataset."
 MODEL_ID_TAG = "model_id"
+SOURCE_TAG = "adapt.source"
 NOTE_TAG = "mlflow.note.content"  # shown as the description of a run or of a logged model
 
 CARD_FILE = "model_card.md"
@@ -73,6 +75,11 @@ class ModelVersion:
     def uri(self) -> str:
         """The model URI in MLflow."""
         return f"models:/{MODEL_NAME}/{self.version}"
+
+    @property
+    def source_free(self) -> bool:
+        """Whether it was adapted without source images: these may not be on this machine."""
+        return self.tags.get(SOURCE_TAG) == "none"
 
 
 VersionRef = ModelVersion | int | str

@@ -37,7 +37,7 @@ from microseg.training.adaptation.source_priors import SourcePriors, estimate_so
 from microseg.training.color_augmentation import jitter_color, transfer_color
 from microseg.training.method import Losses
 
-__all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
+__all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength", "shared_statistics"]
 
 _SAME_SCALE = 1.1  # labs whose scales differ by a smaller factor share their crops
 
@@ -87,7 +87,7 @@ class DualAdaptivePyramid(AdaptationMethod):
         self._round = -1
         self._base = (copy.deepcopy(network),)  # in a tuple, so that it is not a submodule
         if settings.normalization == "shared":
-            shared = _shared_statistics(network, targets)
+            shared = shared_statistics(network, targets)
             for module in (self.network, *([self.averaged] if self.averaged is not None else [])):
                 write_statistics(module, shared)
 
@@ -220,7 +220,7 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
 
 
-def _shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:
+def shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:
     """Statistics of the network, mixed with those of each target lab as far as these can be used; each lab with the
     same weight.
     """
