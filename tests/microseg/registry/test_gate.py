@@ -1,5 +1,6 @@
 """The gate: cases by hand, and properties."""
 
+import dataclasses
 import math
 from itertools import product
 
@@ -210,6 +211,36 @@ def test_messages_contain_the_measurements() -> None:
     )
     unclear = (messages["foreground_change"], messages["foreground_share"])
     assert decision.reasons == (messages["source_dice/a"], messages["source_dice/b"], *unclear)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "outcome"),
+    [
+        (0.90, 0.90, MET),
+        (0.95, 0.90, MET),
+        (0.88, 0.90, MET),
+        (0.879, 0.90, UNCLEAR),
+        (NAN, 0.90, UNCLEAR),
+        (None, 0.90, UNCLEAR),
+        (0.90, 1.3, UNCLEAR),
+        (None, None, None),  # evidence of an earlier version
+    ],
+)
+def test_a_person_looks_at_a_loss_of_reverse_validation(
+    new: float | None, old: float | None, outcome: str | None
+) -> None:
+    def known(value: float | None, criteria: float) -> dict[str, float]:
+        return label_free(criteria) | ({} if value is None else {"reverse_validation": value})
+
+    candidate, production = Evidence({"a": 0.8}, None, known(new, 0.9)), Evidence({"a": 0.8}, None, known(old, 0.6))
+    decision = decide(candidate, production, POLICY)
+    found = {result.rule: result.outcome for result in decision.rules}
+    assert found.get("reverse_validation") == outcome
+    assert decision.verdict == (NEEDS_REVIEW if outcome == UNCLEAR else ACCEPTED)
+    decided = dataclasses.replace(candidate, target_gain=ConfidenceInterval(0.2, 0.1, 0.3))
+    assert decide(decided, production, POLICY).verdict == ACCEPTED
+    refused = dataclasses.replace(candidate, label_free=known(new, 0.5))
+    assert decide(refused, production, POLICY).verdict == REFUSED
 
 
 @pytest.mark.parametrize(
