@@ -26,6 +26,7 @@ BROWN = replace(
     nucleus=(0.40, 0.04, 0.09),
     lymphocyte=(0.60, 0.04, 0.05),
     ground=(0.10, 0.05, 0.14),
+    scanner=replace(CELLS_DAB.scanner, white=(0.85, 0.80, 0.70)),
 )
 SPARSE = replace(
     CELLS_HE,
@@ -39,7 +40,7 @@ SPARSE = replace(
 
 def make_lab(folder: Path, profile: CellProfile, *, images: int, size: int, labelled: bool) -> LabDataset:
     incoming = folder / profile.name
-    generate_lab(incoming, profile, images=images, size=size, mpp=0.5, labelled=labelled, test_images=6, seed=3)
+    generate_lab(incoming, profile, images=images, size=size, mpp=0.5, labelled=labelled, test_images=16, seed=3)
     return open_lab_dataset(ingest_lab(incoming, folder / "labs", folder / "quarantine", test_fraction=0.0).folder)
 
 
@@ -88,9 +89,10 @@ def test_adaptation_to_another_stain_gains(source: tuple[LabDataset, Path], tmp_
     assert after > before + 0.05
 
 
-@pytest.mark.xfail(strict=False, reason="statistics of a sparse lab carry its class balance: Dice 0.94 -> 0.27")
 def test_adaptation_to_a_sparse_lab_does_no_harm(
     source: tuple[LabDataset, Path], tmp_path: Path, fabric: Fabric
 ) -> None:
+    """It did in version 0.1.0: Dice 0.94 → 0.27, since statistics of a lab carry its class balance, too."""
     before, after = before_and_after(source, SPARSE, 128, tmp_path, fabric)
+    assert before > 0.9
     assert after >= before - 0.01
