@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from lightning_fabric import Fabric
 
+from microseg.api.checkpoints import evaluate_checkpoint, source_dice
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
 from microseg.datasets.sampling import CropSampler, Sample, cut_windows
 from microseg.errors import LabError
-from microseg.evaluation.label_free import lab_targets, label_free_scores
-from microseg.evaluation.references import lab_references, mean_scores, score
-from microseg.inference.engine import Engine
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter, configure_network
@@ -34,7 +32,6 @@ from microseg.training.method import Supervised, TrainingMethod
 
 __all__ = ["adapt", "train"]
 
-_EVALUATED_TARGETS = 6  # images of each target lab, per evaluation
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
 
 Dataset = LabDataset | Path | str
@@ -160,10 +157,18 @@ def adapt(
     images = [read_image(file) for file in windows]
     search = settings.search_scale and not source_free  # a scale is found by comparison with source images
     targets = [_target_lab(base, lab, images, work, search=search) for lab in target_labs]
+    in_use = source_dice(base, labelled_labs)
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
     elapsed = time.monotonic() - start
     run = partial(
-        _fit, method=adaptation, source=labelled_labs, target=target_labs, folder=folder, seed=seed, elapsed=elapsed
+        _fit,
+        method=adaptation,
+        source=labelled_labs,
+        target=target_labs,
+        folder=folder,
+        seed=seed,
+        elapsed=elapsed,
+        in_use=in_use,
     )
     return launch(fabric, run, progress or Progress())
 
@@ -204,13 +209,14 @@ def _fit(
     folder: Path,
     seed: int,
     elapsed: float,
+    in_use: float | None = None,
 ) -> TrainingResult:
     """Train in one process and, in the first one, save the network."""
     checkpoint = _checkpoint_file(folder)
     result = fit(
         method,
         fabric=fabric,
-        evaluate=partial(_evaluate, source=source, target=target),
+        evaluate=partial(evaluate_checkpoint, source=source, target=target, in_use=in_use),
         progress=progress,
         checkpoint=checkpoint,
         fingerprint=_fingerprint(method, source, target, seed),
@@ -222,30 +228,6 @@ def _fit(
         shutil.rmtree(_work_folder(folder), ignore_errors=True)
     fabric.barrier()
     return result
-
-
-def _evaluate(
-    network: PyramidSegmenter, *, source: Sequence[LabDataset], target: Sequence[LabDataset]
-) -> Mapping[str, float]:
-    """Metrics that need no labels of the target labs: Dice on the ``val`` split of the source labs, and label-free
-    scores of the target labs.
-    """
-    classes = network.config.classes
-    segment = Engine(network, device=next(network.parameters()).device, optimize=False).probabilities
-    dice = [
-        mean_scores(score(segment, references, classes))["dice"]
-        for lab in source
-        if (references := lab_references(lab, "val"))
-    ]
-    finite = [value for value in dice if np.isfinite(value)]
-    metrics = {"source_dice": float(np.mean(finite))} if finite else {}
-    if target:
-        images = [image for lab in target for image in lab_targets(lab, _EVALUATED_TARGETS)]
-        scores = label_free_scores(segment, images, len(classes), views=0)
-        metrics |= {f"target_{name}": value for name, value in scores.items()}
-    parts = [metrics[name] for name in ("source_dice", "target_stain_explained_variance") if name in metrics]
-    # without source labs there is no score, and the last network is kept: nothing would show what is lost on them
-    return metrics | {"score": float(np.nansum(parts))} if parts and source else metrics
 
 
 def _require_no_source(kind: type[AdaptationMethod], source: Sequence[LabDataset]) -> None:

@@ -201,7 +201,7 @@ class _Fit:
         if metrics:
             self.evaluations[self.step] = metrics
             self.progress.on_evaluation(self.step, metrics)
-        if score > self.best_score or self.best is None:  # nan is never better
+        if score >= self.best_score or self.best is None:  # of equal ones the last; nan is never better
             self.best_score, self.best_step = -math.inf if math.isnan(score) else score, self.step
             self.best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
