@@ -154,19 +154,22 @@ def check_suitability(version: ModelVersion, lab: str, digest: str | None, setti
     """Measure whether a version already suits a lab, and log the measurements with the version in MLflow.
 
     Returns:
-        The measurements; None if the version has no reference distribution.
+        The measurements; None if the version has no reference distribution, or if its source images are not on this
+        machine where these may not leave their hospital.
     """
     workspace, params = open_workspace(settings), settings.params
     versions = workspace.registry.versions
     reference = versions.reference_distribution(version)
-    if reference is None:
+    source_free = version.source_free or params.adapt.source == "none"
+    source, _ = workspace.labs(version.datasets, missing_ok=source_free)
+    if reference is None or not source:
         return None
     dataset, digest = workspace.lab(lab, digest)
     with progress_bar(f"Evaluating version {version.version} on {lab}", None) as advance:
         suitability = measure_suitability(
             workspace.engine(workspace.network(version)),
             dataset,
-            workspace.labs(version.datasets)[0],
+            source,
             reference,
             max_loss=params.onboarding.max_consistency_loss,
             policy=params.out_of_distribution,

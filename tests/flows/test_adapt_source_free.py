@@ -9,6 +9,7 @@ import pytest
 from flows.adapt import fit_and_register
 from flows.evaluate import compare_versions
 from flows.ingest import check_and_ingest, commit_version
+from flows.onboard import check_suitability
 from flows.train import fit_and_register as train
 from flows.workspace import open_workspace
 from microseg.config.environment import Home
@@ -51,6 +52,7 @@ def test_adapt_and_evaluate_without_source_images(
 
     open_workspace.cache_clear()
     monkeypatch.setattr(DatasetStore, "checkout", elsewhere)
+    assert check_suitability.fn(base, "lab_b", digests["lab_b"], settings) is None  # unknown
     version = fit_and_register.fn(base, "lab_b", digests["lab_b"], settings)
     assert version.source_free
     assert version.tags["method"] == "source_free"
