@@ -20,7 +20,12 @@ from microseg.evaluation.label_free import augmented_views, lab_targets
 from microseg.evaluation.overturned import confident_pixels, overturn_support, overturned_share
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Segment
-from microseg.evaluation.reverse_validation import LabelledPixels, forward_scores, reverse_validation
+from microseg.evaluation.reverse_validation import (
+    LabelledPixels,
+    forward_scores,
+    forward_validation,
+    reverse_validation,
+)
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
 
@@ -86,12 +91,15 @@ class PixelCriteria:
             production: The same of the network in production; None if there is none, or it is this one.
 
         Returns:
-            ``reverse_validation``: See that function, 0..1. With a network in production also ``overturned_share`` and
-            ``overturn_support``, 0..1; see these. Unknown ones are left out.
+            ``reverse_validation`` and ``forward_validation``: See these functions, 0..1. With a network in production
+            also ``overturned_share`` and ``overturn_support``, 0..1; see these. Unknown ones are left out.
         """
         masks = [_mask(segment(image, self.mpp)) for image in self.images]
         predicted = _pixels(self._features, masks)
-        scores = {"reverse_validation": reverse_validation(self.source, predicted, self.classes)}
+        scores = {
+            "reverse_validation": reverse_validation(self.source, predicted, self.classes),
+            "forward_validation": forward_validation(self.source, predicted, self.classes),
+        }
         if production is not None:
             old, confident = self._confident(production)
             before = _pixels(self._features, old).labels

@@ -65,7 +65,11 @@ def reverse_validation(source: LabelledPixels, target: LabelledPixels, classes: 
 
 
 def forward_validation(source: LabelledPixels, target: LabelledPixels, classes: int) -> float:
-    """Evaluate classifiers that are fitted to the labels of the source on those of the target; see above."""
+    """Evaluate classifiers that are fitted to the labels of the source on those of the target.
+
+    It sees objects of another kind that are marked too, which leave the direction of `reverse_validation` unchanged.
+    Arguments and result are those of that function.
+    """
     return _validate(fitted=source, evaluated=target, classes=classes, known=source)
 
 

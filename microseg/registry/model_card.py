@@ -26,6 +26,7 @@ _NAMES = {
     "ood_score": "median out-of-distribution score (limit: 1)",
     "ood_share": "share of out-of-distribution images",
     "reverse_validation": "reverse validation on the source labs (AUC)",
+    "forward_validation": "forward validation from the source labs (AUC)",
     "overturned_share": "overturned of what production is confident of",
     "overturn_support": "support of overturned pixels by their appearance",
     "domain_separability": "domain separability (AUC)",
