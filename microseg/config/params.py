@@ -193,6 +193,9 @@ class GateSettings(Section):
     images; a person must look at a larger change, whatever the criteria say."""
     max_label_transfer_loss: Fraction = 0.02
     """Loss of reverse or of forward validation (area under the ROC curve) above which a person must look."""
+    min_label_transfer: Fraction = 0.7
+    """Production's reverse or forward validation below which pixels do not tell the classes apart, and it does not
+    count."""
     min_foreground_ratio: Ratio = 0.25
     """Foreground fraction, relative to that in the source labs' masks, below which a person must look."""
     max_foreground_ratio: Ratio = 4.0

@@ -233,6 +233,13 @@ def _label_transfer(candidate: Evidence, production: Evidence, policy: GateSetti
         if not (_is_fraction(new) and _is_fraction(old)):
             yield RuleResult(UNCLEAR, name, f"{message}; both are required. Evaluate both on this lab.")
             continue
+        if old < policy.min_label_transfer - _TOLERANCE:
+            least = f"{policy.min_label_transfer:.3f}"
+            message += (
+                f". Production's is below {least}: pixels do not tell the classes apart here, and it does not count."
+            )
+            yield RuleResult(MET, name, message)
+            continue
         message += f"; a loss of up to {policy.max_label_transfer_loss:.3f} is allowed."
         if old - new <= policy.max_label_transfer_loss + _TOLERANCE:
             yield RuleResult(MET, name, message)
