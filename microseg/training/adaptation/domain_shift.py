@@ -53,12 +53,13 @@ SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # fraction of the best scale's gain that a scale nearer to 1 may lack
 _TOLERANCE = 1.1  # or: factor by which its distance may exceed the smallest one
 _CLEARLY_CLOSER = 0.7  # a scale is used if its distance is below this fraction of that of scale 1
-_SHARES = (0.5, 0.25)  # of the lab's statistics, in order of preference; otherwise 0
+_SHARE = 0.5  # of the lab's statistics, where they can be used
 _VIEW_ZOOMS = (0.8, 1.25)  # of the views whose predictions are compared
 _VIEW_JITTER = 0.6
 _SURE = 0.8  # probability of a class in every view
 _MAX_OVERTURNED = 0.1  # of the foreground
 _MAX_CONSISTENCY_LOSS = 0.05
+_MAX_CHANGE = 2.0  # factor of the foreground
 _IMAGES = 10  # used per lab
 _SIDE = 384  # pixels, of the network's input at each scale
 
@@ -74,14 +75,14 @@ class DomainShift:
         zoom: Factor that enlarges the lab's images to the scale of the source labs.
         statistics: Batch-norm statistics of the network on the lab's images.
         zoomed_statistics: Batch-norm statistics on the images enlarged by ``zoom``.
-        share: Fraction of the lab's statistics in those that the network uses for it, 0..0.5; 0 where they make its
-            predictions less consistent.
+        share: Fraction of the lab's statistics in those that the network uses for it: 0.5, or 0 where they do
+            not fit.
     """
 
     zoom: float
     statistics: NormStatistics
     zoomed_statistics: NormStatistics
-    share: float = _SHARES[0]
+    share: float = _SHARE
 
 
 @dataclass(frozen=True)
@@ -194,26 +195,29 @@ def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewP
 
 
 def _usable_share(network: PyramidSegmenter, batches: Sequence[Tensor], statistics: NormStatistics) -> float:
-    """Largest share of a lab's statistics with which the network is not clearly less consistent than without them, and
-    adds almost no objects where it was sure that there are none; 0 if none is.
+    """Share of a lab's statistics to use: half, or 0 where the network would be clearly less consistent with them, or
+    would predict far more or less foreground, or foreground where it was sure that there is none.
     """
-    without = predict_views(network, batches)
-    for share in _SHARES:
-        mixed = predict_views(mixed_network(network, statistics, share), batches)
-        consistent = mixed.consistency >= without.consistency - _MAX_CONSISTENCY_LOSS  # False for NaN
-        if consistent and _overturned(without, mixed) <= _MAX_OVERTURNED:
-            return share
-    return 0.0
+    before = predict_views(network, batches)
+    after = predict_views(mixed_network(network, statistics, _SHARE), batches)
+    changed, overturned = _foreground_change(before, after)
+    usable = (
+        after.consistency >= before.consistency - _MAX_CONSISTENCY_LOSS  # False for NaN
+        and 1 / _MAX_CHANGE <= changed <= _MAX_CHANGE
+        and overturned <= _MAX_OVERTURNED
+    )
+    return _SHARE if usable else 0.0
 
 
-def _overturned(before: ViewPredictions, after: ViewPredictions) -> float:
-    """Fraction of the foreground of a prediction that was predicted to be another class surely before."""
-    pixels, changed = 0, 0
-    for old, sure, new in zip(before.masks, before.sure, after.masks, strict=True):
-        foreground = new > 0
-        pixels += int(foreground.sum())
-        changed += int((foreground & sure & (old != new)).sum())
-    return changed / pixels if pixels else 0.0
+def _foreground_change(before: ViewPredictions, after: ViewPredictions) -> tuple[float, float]:
+    """Factor by which the foreground grows, and the fraction of it that surely was of another class before."""
+    old_pixels = sum(int((mask > 0).sum()) for mask in before.masks)
+    pixels = sum(int((mask > 0).sum()) for mask in after.masks)
+    changed = sum(
+        int(((new > 0) & sure & (old != new)).sum())
+        for old, sure, new in zip(before.masks, before.sure, after.masks, strict=True)
+    )
+    return pixels / max(1, old_pixels), changed / max(1, pixels)
 
 
 def modest_scale(distances: Mapping[float, float]) -> float:
