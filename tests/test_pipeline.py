@@ -182,7 +182,7 @@ def test_reproduces_only_what_has_changed(tmp_path: Path) -> None:
     assert "Data and pipelines are up to date." in pipeline.repro()
 
     pipeline.params["gate"] |= {"min_criterion_gain": -1.0, "min_foreground_ratio": 1e-9, "max_foreground_ratio": 1e9}
-    pipeline.params["gate"] |= {"max_foreground_change": 1e9, "max_label_transfer_loss": 1.0, "collapse_share": 0.0}
+    pipeline.params["gate"] |= {"max_foreground_change": 1e9, "max_forward_validation_loss": 1.0, "collapse_share": 0.0}
     assert ran(pipeline.repro()) == ["promote", "segment"]
     assert (pipeline.record("promote")["accepted"], pipeline.record("segment")["models"]) == (
         True,

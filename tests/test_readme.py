@@ -35,7 +35,7 @@ TINY = {
         "min_foreground_ratio": 1e-9,
         "max_foreground_ratio": 1e9,
         "max_foreground_change": 1e9,
-        "max_label_transfer_loss": 1.0,
+        "max_forward_validation_loss": 1.0,
         "collapse_share": 0.0,
     },
 }

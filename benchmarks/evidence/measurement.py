@@ -13,6 +13,9 @@ from scipy import ndimage
 from torch.nn import functional
 
 from benchmarks.adaptation.tasks import Task, open_labs
+from benchmarks.evidence.label_shift import estimated_shares
+from benchmarks.evidence.object_size import typical_object_area
+from benchmarks.evidence.overturned import confident_pixels, overturn_support, overturned_share
 from benchmarks.evidence.predictions import StoredPredictions
 from benchmarks.evidence.scores import share_shift, soft_neighborhood_density
 from microseg.annotations.index_masks import read_mask
@@ -20,9 +23,6 @@ from microseg.datasets.dataset import LabDataset
 from microseg.datasets.modality import Modality, lab_modality
 from microseg.evaluation.criteria import class_shares, cohen_kappa
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
-from microseg.evaluation.label_shift import estimated_shares
-from microseg.evaluation.object_size import typical_object_area
-from microseg.evaluation.overturned import confident_pixels, overturn_support, overturned_share
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Reference, mean_scores, score
 from microseg.evaluation.reverse_validation import (

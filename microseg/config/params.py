@@ -191,11 +191,10 @@ class GateSettings(Section):
     max_foreground_change: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     """Factor by which the fraction of foreground, or of background, may differ from production's on the target lab's
     images; a person must look at a larger change, whatever the criteria say."""
-    max_label_transfer_loss: Fraction = 0.02
-    """Loss of reverse or of forward validation (area under the ROC curve) above which a person must look."""
-    min_label_transfer: Fraction = 0.7
-    """Production's reverse or forward validation below which pixels do not tell the classes apart, and it does not
-    count."""
+    max_forward_validation_loss: Fraction = 0.02
+    """Loss of forward validation (area under the ROC curve) above which a person must look."""
+    min_forward_validation: Fraction = 0.7
+    """Production's forward validation below which pixels do not tell the classes apart, and it does not count."""
     min_foreground_ratio: Ratio = 0.25
     """Foreground fraction, relative to that in the source labs' masks, below which a person must look."""
     max_foreground_ratio: Ratio = 4.0

@@ -128,11 +128,12 @@ def compare(
         The comparison.
     """
     expected = expected_foreground_share(source)
-    ready, other = engine(candidate), None if production is None else engine(production)
     pixels = None if target is None else PixelCriteria.of(source, target, candidate.config.mpp)
-    run = partial(_evaluate, source=source, target=target, expected=expected, pixels=pixels, on_image=on_image)
-    new = run(candidate, ready, reference=reference[0], other=other)
-    old = None if production is None or other is None else run(production, other, reference=reference[1])
+    run = partial(
+        _evaluate, source=source, target=target, engine=engine, expected=expected, pixels=pixels, on_image=on_image
+    )
+    new = run(candidate, reference=reference[0])
+    old = None if production is None else run(production, reference=reference[1])
     scores = {
         lab: {name: (value, None if old is None else old.scores[lab].get(name)) for name, value in values.items()}
         for lab, values in new.scores.items()
@@ -155,18 +156,16 @@ def _dice_gain(new: pd.Series | None, old: pd.Series | None, min_slides: int) ->
 
 def _evaluate(
     network: PyramidSegmenter,
-    ready: Engine,
     *,
     source: Sequence[LabDataset],
     target: LabDataset | None,
     reference: ReferenceDistribution | None,
+    engine: Callable[[PyramidSegmenter], Engine],
     expected: float,
     pixels: PixelCriteria | None,
     on_image: Callable[[str], None],
-    other: Engine | None = None,
 ) -> _Evaluation:
-    """Evaluate a network; ``other`` is production, where this is the candidate."""
-    classes = network.config.classes
+    ready, classes = engine(network), network.config.classes
     scores = {
         lab.metadata.lab: mean_scores(
             score(ready.probabilities, lab_references(lab, "test"), classes, on_image, objects=True)
@@ -180,7 +179,7 @@ def _evaluate(
         label_free |= label_free_scores(ready.probabilities, images, len(classes), on_image)
         label_free |= {"expected_foreground_share": expected, "images": len(images)}
         if pixels is not None:
-            label_free |= pixels.measure(ready.probabilities, None if other is None else other.probabilities)
+            label_free |= pixels.measure(ready.probabilities)
         if reference is not None:
             summary = summarize_scores(ood_scores(reference, images, network.config.mpp))
             label_free |= {"ood_score": summary.median_score, "ood_share": summary.share}

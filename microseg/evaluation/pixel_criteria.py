@@ -1,8 +1,8 @@
 """Criteria of a segmentation of a target lab that do not share the bias of an adaptation.
 
 Statistics of a network's layers carry the class balance of a lab's images; criteria that a wrong balance also improves
-cannot see that it is wrong. These use features of pixels that no network computes, and what the model in production is
-confident of. They are measured on center crops of a few images, which are prepared once for all networks.
+cannot see that it is wrong. These use features of pixels that no network computes. They are measured on center crops of
+a few images, which are prepared once for all networks.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,12 @@ from PIL import Image
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.modality import Modality, lab_modality
-from microseg.evaluation.label_free import augmented_views, lab_targets
-from microseg.evaluation.overturned import confident_pixels, overturn_support, overturned_share
+from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Segment
 from microseg.evaluation.reverse_validation import (
     LabelledPixels,
-    forward_scores,
     forward_validation,
-    reverse_validation,
 )
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
@@ -83,64 +80,27 @@ class PixelCriteria:
         pixels = _pixels([pixel_features(image, modality) for image, _ in pairs], [mask for _, mask in pairs])
         return cls(tuple(images), mpp, modality, pixels, len(target.metadata.classes))
 
-    def measure(self, segment: Segment, production: Segment | None = None) -> dict[str, float]:
+    def measure(self, segment: Segment) -> dict[str, float]:
         """Measure a network.
 
         Args:
             segment: Computes the class probabilities of an image.
-            production: The same of the network in production; None if there is none, or it is this one.
 
         Returns:
-            ``reverse_validation`` and ``forward_validation``: See these functions, 0..1. With a network in production
-            also ``overturned_share`` and ``overturn_support``, 0..1; see these. Unknown ones are left out.
+            ``forward_validation``: See that function, 0..1; left out if it is unknown.
         """
-        masks = [_mask(segment(image, self.mpp)) for image in self.images]
-        predicted = _pixels(self._features, masks)
-        scores = {
-            "reverse_validation": reverse_validation(self.source, predicted, self.classes),
-            "forward_validation": forward_validation(self.source, predicted, self.classes),
-        }
-        if production is not None:
-            old, confident = self._confident(production)
-            before = _pixels(self._features, old).labels
-            support = [overturn_support(before, predicted.labels, looks, label) for label, looks in self._looks.items()]
-            new, flat, sure = (np.concatenate([it.ravel() for it in each]) for each in (masks, old, confident))
-            scores["overturned_share"] = overturned_share(flat, new, sure, self.classes)
-            scores["overturn_support"] = float(np.mean(support)) if support else float("nan")
-        return {name: value for name, value in scores.items() if np.isfinite(value)}
-
-    def _confident(self, production: Segment) -> tuple[list[Pixels], list[npt.NDArray[np.bool_]]]:
-        """Classes that production predicts, and where it is confident."""
-        masks, confident = [], []
-        for number, image in enumerate(self.images):
-            probabilities = production(image, self.mpp)
-            views = [
-                restore(_mask(production(view, self.mpp)))
-                for view, restore in augmented_views(image, number, 1, self.modality)
-            ]
-            masks.append(_mask(probabilities))
-            confident.append(confident_pixels(probabilities, views))
-        return masks, confident
+        masks = [np.asarray(segment(image, self.mpp).argmax(0), np.uint8) for image in self.images]
+        value = forward_validation(self.source, _pixels(self._features, masks), self.classes)
+        return {"forward_validation": value} if np.isfinite(value) else {}
 
     @cached_property
     def _features(self) -> list[npt.NDArray[np.float32]]:
         return [pixel_features(image, self.modality) for image in self.images]
 
-    @cached_property
-    def _looks(self) -> dict[int, npt.NDArray[np.float64]]:
-        """How much each pixel of the target looks like each foreground class of the source."""
-        features = _pixels(self._features, [np.zeros(it.shape[:2], np.uint8) for it in self.images]).features
-        found = {label: forward_scores(self.source, features, label) for label in range(1, self.classes)}
-        return {label: scores for label, scores in found.items() if scores is not None}
-
 
 def _pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Pixels]) -> LabelledPixels:
     labels = [mask[::PIXEL_STRIDE, ::PIXEL_STRIDE].ravel() for mask in masks]
     return LabelledPixels(np.concatenate([it.reshape(-1, it.shape[-1]) for it in features]), np.concatenate(labels))
-
-
-def _mask(probabilities: npt.NDArray[np.float32]) -> Pixels:
-    return np.asarray(probabilities.argmax(0), np.uint8)
 
 
 def _crop(pixels: Pixels, zoom: float) -> Pixels:

@@ -7,7 +7,7 @@ The loss of Dice on the source labs is measured. On a target lab without masks t
 single criterion is always right: two of three must be met (stain-explained variance, augmentation consistency, and the
 distance of the foreground share to the expected one). All three can be wrong together where the lab has far fewer or
 far more objects than the source labs: a foreground share far from production's, or from the expected one, is unclear,
-whatever they say, and so is a loss of forward or reverse validation, which depend neither on the class balance nor on
+whatever they say, and so is a loss of forward validation, which depends neither on the class balance nor on
 features that were adapted. If the target lab has masks of enough slides, the Dice gained on these decides instead, by
 its confidence interval: a gain that cannot be distinguished from a loss is refused. A segmentation with almost no
 foreground, or almost nothing else, is always refused.
@@ -63,10 +63,8 @@ class Evidence:
         target_dice: Dice (0..1) on the target lab's masks, if it has some; only reported.
         label_free: Label-free measurements on the target lab. The gate uses ``stain_explained_variance`` (0..1),
             ``augmentation_consistency`` (Cohen's kappa, 0..1), ``foreground_share`` (predicted, 0..1) and
-            ``expected_foreground_share`` (in the masks of the source labs, 0..1), and ``reverse_validation`` and
-            ``forward_validation`` (areas under the ROC curve, 0..1); others are only
-            reported. Those of the candidate that compare it with production are ``overturned_share`` and
-            ``overturn_support``. Counts are integers.
+            ``expected_foreground_share`` (in the masks of the source labs, 0..1), and ``forward_validation`` (area
+            under the ROC curve, 0..1); others are only reported. Counts are integers.
         target_gain: Of the candidate: Dice gained over production on the target lab's masks, image by image (-1..1);
             None if there are masks of too few slides.
     """
@@ -215,41 +213,35 @@ def _foreground_change(candidate: Evidence, production: Evidence, policy: GateSe
     yield RuleResult(UNCLEAR, "foreground_change", message)
 
 
-def _label_transfer(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
-    """Between the source labs and the target lab, labels can be learned from each other as well as with production."""
-    if candidate.target_gain is not None:
+def _forward_validation(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """What the source labs' masks teach about pixels agrees with the predictions as well as with production's."""
+    name = "forward_validation"
+    new, old = (evidence.label_free.get(name) for evidence in (candidate, production))
+    if candidate.target_gain is not None or (new is None and old is None):
         return
-    for name, fitted, evaluated in (
-        ("reverse_validation", "the predictions on the target lab", "classes in the source labs' masks"),
-        ("forward_validation", "the source labs' masks", "classes predicted on the target lab"),
-    ):
-        new, old = (evidence.label_free.get(name) for evidence in (candidate, production))
-        if new is None and old is None:
-            continue
-        message = (
-            f"A classifier of pixels, fitted to {fitted}, separates the {evaluated}: its area under the ROC curve is "
-            f"{_format(new)} for the candidate, {_format(old)} for production"
-        )
-        if not (_is_fraction(new) and _is_fraction(old)):
-            yield RuleResult(UNCLEAR, name, f"{message}; both are required. Evaluate both on this lab.")
-            continue
-        if old < policy.min_label_transfer - _TOLERANCE:
-            least = f"{policy.min_label_transfer:.3f}"
-            message += (
-                f". Production's is below {least}: pixels do not tell the classes apart here, and it does not count."
-            )
-            yield RuleResult(MET, name, message)
-            continue
-        message += f"; a loss of up to {policy.max_label_transfer_loss:.3f} is allowed."
-        if old - new <= policy.max_label_transfer_loss + _TOLERANCE:
-            yield RuleResult(MET, name, message)
-            continue
+    message = (
+        "A classifier of pixels, fitted to the source labs' masks, separates the classes predicted on the target lab: "
+        f"its area under the ROC curve is {_format(new)} for the candidate, {_format(old)} for production"
+    )
+    if not (_is_fraction(new) and _is_fraction(old)):
+        yield RuleResult(UNCLEAR, name, f"{message}; both are required. Evaluate both on this lab.")
+        return
+    if old < policy.min_forward_validation - _TOLERANCE:
         message += (
-            " Where it is larger, the candidate may mark something else than the source labs do, and the other "
-            "label-free criteria do not see that. Look at both side by side: does it mark the right objects, and no "
-            "more than these?"
+            f". Production's is below {policy.min_forward_validation:.3f}: pixels do not tell the classes apart here, "
+            "and it does not count."
         )
-        yield RuleResult(UNCLEAR, name, message)
+        yield RuleResult(MET, name, message)
+        return
+    message += f"; a loss of up to {policy.max_forward_validation_loss:.3f} is allowed."
+    if old - new <= policy.max_forward_validation_loss + _TOLERANCE:
+        yield RuleResult(MET, name, message)
+        return
+    message += (
+        " Where it is larger, the candidate may mark something else than the source labs do, and the other label-free "
+        "criteria do not see that. Look at both side by side: does it mark the right objects, and no more than these?"
+    )
+    yield RuleResult(UNCLEAR, name, message)
 
 
 def _foreground_share(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
@@ -292,7 +284,7 @@ def _foreground_share(candidate: Evidence, production: Evidence, policy: GateSet
 _Rule = Callable[[Evidence, Evidence, GateSettings], Iterator[RuleResult]]
 
 _RULES: tuple[_Rule, ...] = (
-    _source_dice, _target_gain, _label_free, _label_transfer, _foreground_change, _foreground_share,
+    _source_dice, _target_gain, _label_free, _forward_validation, _foreground_change, _foreground_share,
 )  # fmt: skip
 """The rules for a candidate: of the evidence on it and on production, each gives its results, or none if it does not
 apply."""

@@ -49,7 +49,7 @@ LENIENT = (
     "gate.min_foreground_ratio=1e-9",
     "gate.max_foreground_ratio=1e9",
     "gate.max_foreground_change=1e9",
-    "gate.max_label_transfer_loss=1",
+    "gate.max_forward_validation_loss=1",
     "gate.collapse_share=0",
 )
 REVIEW = (*LENIENT, "gate.max_foreground_change=1")

@@ -77,11 +77,8 @@ def test_both_are_evaluated_on_the_same_images(
         assert side.label_free["expected_foreground_share"] == expected_foreground_share([source_lab])
         assert 0 <= side.label_free["domain_separability"] <= 1
         assert 0 < side.label_free["augmentation_consistency"] <= 1
-        assert 0 <= side.label_free["reverse_validation"] <= 1
         assert 0 <= side.label_free["forward_validation"] <= 1
         assert side.target_dice is None
-    assert 0 < result.candidate.label_free["overturned_share"] < 1
-    assert "overturned_share" not in result.production.label_free
     assert result.candidate != result.production
     assert result.scores.keys() == {"lab_a"}
     assert names == 2 * ([n.name for n in _references(source_lab)] + [Path(row.image).stem for row in target_lab.rows])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from microseg.evaluation.overturned import confident_pixels, overturn_support, overturned_share
+from benchmarks.evidence.overturned import confident_pixels, overturn_support, overturned_share
 
 
 def test_pixels_are_confident_where_certain_and_consistent() -> None:
