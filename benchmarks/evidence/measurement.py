@@ -126,21 +126,20 @@ class EvaluationImages:
         """Features of both labs by the network in production, which were not adapted."""
         if not isinstance(production, StoredPredictions):
             return {}
-        if "spaces" not in self.memory:
+        key = str(production.folder)
+        if key not in self.memory:
             network = production.build()
             rows = _evenly(self.source.select(split="train", labelled=True), _SOURCE_IMAGES)
             images = [center_crop(read_image(self.source.image_path(row)), _SIDE) for row in rows]
             masks = [center_crop(read_mask(self.source.mask_path(row)), _SIDE) for row in rows]
             of_source, of_target = _encoded(network, images), _encoded(network, self.pixels)
-            self.memory["spaces"] = {
-                name: (labelled_pixels(of_source[name], masks), of_target[name]) for name in of_source
-            }
-        spaces: dict[str, tuple[LabelledPixels, list[npt.NDArray[np.float32]]]] = self.memory["spaces"]
+            self.memory[key] = {name: (labelled_pixels(of_source[name], masks), of_target[name]) for name in of_source}
+        spaces: dict[str, tuple[LabelledPixels, list[npt.NDArray[np.float32]]]] = self.memory[key]
         return spaces
 
     @cached_property
     def memory(self) -> dict[str, Any]:
-        """Kept between networks of one seed."""
+        """Features by each network in production."""
         return {}
 
     @cached_property
