@@ -178,10 +178,8 @@ class GateSettings(Section):
 
     max_source_loss: Fraction = 0.02
     """Largest loss of Dice on any labelled source lab."""
-    min_criteria: Annotated[int, Field(ge=1, le=3)] = 2
-    """Label-free criteria, of three, that have to be met on the target lab."""
     min_criterion_gain: Difference = 0.0
-    """Gain from which a label-free criterion is met."""
+    """Gain of a label-free criterion on the target lab that is required."""
     min_target_gain: Difference = 0.0
     """Lower bound of the Dice gained on the target lab's masks, where it has enough of them."""
     max_target_loss: Fraction = 0.02

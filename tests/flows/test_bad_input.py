@@ -166,8 +166,12 @@ def test_a_refused_promotion_ends_with_an_error(copied: Any, run: Run, tmp_path:
     copied.registry.production.roll_back()
     record = tmp_path / "record.json"
     result = run(promote.command, "2", "--set", "gate.min_criterion_gain=1.0", "--record", record)
-    assert_rejected(result, "The gate refused version 2; version 1 stays in production.", "label-free criteria are met")
-    assert '"accepted": false' in record.read_text()
+    assert_rejected(
+        result,
+        "The gate refused version 2; version 1 stays in production.",
+        "On the target lab augmentation consistency is",
+    )
+    assert '"verdict": "refused"' in record.read_text()
     assert copied.aliases == {"production": 1}
 
 

@@ -61,7 +61,7 @@ def test_refused_decision_is_shown() -> None:
     card = adapted(candidate=candidate, decision=decide(candidate, production, GateSettings()))
     assert "REFUSED by the gate" in card.splitlines()[0]
     assert "- **Not met**: On the held-out images of lab_a the candidate loses 0.130 Dice" in card
-    assert "- Met: On the target lab 3 of 3 label-free criteria are met" in card
+    assert "- Met: On the target lab augmentation consistency is 91.0% (production: 72.0%)" in card
 
 
 def test_needs_review_has_its_own_heading() -> None:
@@ -76,7 +76,7 @@ def test_needs_review_has_its_own_heading() -> None:
     assert "Look at both side by side: " in text
     assert card.count("The candidate marks 90.0%") == 1
     assert "## Gate" not in card
-    assert "- Met: On the target lab 2 of 3 label-free criteria are met" in card
+    assert "- Met: On the target lab augmentation consistency is 91.0% (production: 72.0%)" in card
     refused = adapted(decision=decide(Evidence({}, None, candidate.label_free), production, GateSettings()))
     assert "- **Unclear**: The candidate marks 90.0%" in refused
 

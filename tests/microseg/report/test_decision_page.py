@@ -48,7 +48,7 @@ def test_page_of_a_candidate_that_needs_review(tmp_path: Path) -> None:
         "A person must look The candidate marks 26.0% of the target lab's images as foreground, production 2.0%.",
         "Look at both side by side: ",
         "microseg promote 2 --override REASON",
-        "✓ On the target lab 3 of 3 label-free criteria are met",
+        "✓ On the target lab augmentation consistency is 92.0% (production: ",
         "? The candidate marks 26.0%",
         "lab <b>: foreground share 0.260 0.020",
         "lab_a: Dice 0.780 0.780",
