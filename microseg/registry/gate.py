@@ -163,20 +163,22 @@ def _label_free(candidate: Evidence, production: Evidence, policy: GateSettings)
     """The label-free criteria on the target lab do not get worse; it is unclear where they contradict each other."""
     if candidate.target_gain is not None:
         return
-    texts, gained = [], []
+    texts: list[str] = []
+    gained: list[bool] = []
     for name, text in (
         ("augmentation_consistency", "augmentation consistency"),
         ("stain_explained_variance", "stain-explained variance"),
     ):
         new, old = candidate.label_free.get(name), production.label_free.get(name)
-        known = _is_fraction(new) and _is_fraction(old)
-        gained.append(new - old >= policy.min_criterion_gain - _TOLERANCE if known else None)
+        if _is_fraction(new) and _is_fraction(old):
+            gained.append(bool(new - old >= policy.min_criterion_gain - _TOLERANCE))
         texts.append(f"{text} is {_percent(new)} (production: {_percent(old)})")
-    consistent, explained = gained
     message = f"On the target lab {' and '.join(texts)}; for each {_required(policy.min_criterion_gain)}."
-    if consistent is None or explained is None:
+    if len(gained) < len(texts):
         yield RuleResult(NOT_MET, "label_free", f"{message} All four values are required. Evaluate both on this lab.")
-    elif consistent or not explained:
+        return
+    consistent, explained = gained
+    if consistent or not explained:
         yield RuleResult(_met(consistent), "label_free", message)
     else:
         message += " The two contradict each other. Look at both side by side: which one follows the objects?"

@@ -1,7 +1,5 @@
 """Color-cluster voting: pixels of one color cluster vote on their class.
 
-Colors of images that are not stained are gray values, or the intensities of fluorescence.
-
 A segmenter often predicts different classes for objects of one color in a lab whose stain it was not trained on. Where
 color predicts the classes in the source labs, the pixels of each color cluster of the target lab vote on their class.
 Where the vote differs from the prediction, the pixel is ignored, since not all pixels of one color are of one class.
@@ -18,7 +16,6 @@ from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 
 from microseg.annotations.index_masks import IGNORE
-from microseg.datasets.modality import lab_modality
 from microseg.datasets.stain import optical_density
 from microseg.training.adaptation.region_rules import RegionRules, most_probable, plausible_labels
 
@@ -26,7 +23,7 @@ __all__ = ["color_clusters", "color_predicts_classes", "voted_labels"]
 
 _CLUSTERS = 32
 _PIXELS = 20_000  # of a lab, that the clusters are computed from
-_NOISE = 1e-3  # added to colors, so that images of few colors can be clustered
+_NOISE = 1e-3  # of optical density, so that images of few colors can be clustered
 _ROUNDS = 3  # of votes: regions removed by the rules do not vote in the next round
 _MIN_INFORMATION = 0.5  # of color on the class, relative to the entropy of the class
 _PRIOR_COUNT = 1e-3  # pixels of each class that every cluster starts with
@@ -36,8 +33,7 @@ Mask = npt.NDArray[np.uint8]
 
 
 def color_clusters(images: Sequence[Image], seed: int = 0) -> list[npt.NDArray[np.uint8]]:
-    """Cluster a lab's pixels by color: k-means of the smoothed optical density, of images that are not stained of the
-    square root of the intensity, whose noise is the same for dark and bright pixels.
+    """Cluster a lab's pixels by color: k-means of the smoothed optical density.
 
     Args:
         images: Images of one lab.
@@ -51,14 +47,13 @@ def color_clusters(images: Sequence[Image], seed: int = 0) -> list[npt.NDArray[n
     """
     rng = np.random.default_rng(seed)
     share = -(-_PIXELS // len(images))
-    stained = lab_modality(images).has_stain_colors
-    colors = [_smoothed(optical_density(it) if stained else np.sqrt(it / np.float32(255))) for it in images]
-    chosen = np.concatenate([each[rng.integers(0, len(each), share)] for each in (it.reshape(-1, 3) for it in colors)])
+    densities = [ndimage.gaussian_filter(optical_density(image), (1, 1, 0)) for image in images]
+    chosen = np.concatenate([each[rng.integers(0, len(each), share)] for each in (d.reshape(-1, 3) for d in densities)])
     chosen += rng.normal(0, _NOISE, chosen.shape).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a cluster may be empty
         centers, _ = kmeans2(chosen, _CLUSTERS, minit="++", rng=rng)
-    return [vq(each.reshape(-1, 3), centers)[0].astype(np.uint8).reshape(each.shape[:2]) for each in colors]
+    return [vq(each.reshape(-1, 3), centers)[0].astype(np.uint8).reshape(each.shape[:2]) for each in densities]
 
 
 def color_predicts_classes(images: Sequence[Image], masks: Sequence[Mask], classes: int) -> bool:
@@ -111,10 +106,6 @@ def voted_labels(
         labels = plausible_labels(combined, rules, zoom)
     each = zip(labels, most_probable(combined), predicted, strict=True)
     return [np.where((label == voted) & (voted != before), np.uint8(IGNORE), label) for label, voted, before in each]
-
-
-def _smoothed(colors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.asarray(ndimage.gaussian_filter(colors, (1, 1, 0)), np.float32)
 
 
 def _votes(masks: Sequence[Mask], clusters: Sequence[npt.NDArray[np.uint8]], classes: int) -> npt.NDArray[np.float64]:
