@@ -14,7 +14,6 @@ from microseg.models.network import PyramidSegmenter
 __all__ = ["evaluate_checkpoint", "source_dice"]
 
 _EVALUATED_TARGETS = 6  # images of each target lab, per evaluation
-_MAX_LOSS = 0.01  # Dice on the source labs that an adaptation may lose, on average
 
 
 def source_dice(network: PyramidSegmenter, labs: Sequence[LabDataset]) -> float | None:
@@ -47,8 +46,8 @@ def evaluate_checkpoint(
     Returns:
         ``source_dice``, label-free scores of the target labs, and ``score``, by which the best checkpoint is selected,
         of equal ones the last. In supervised training it is the Dice. In an adaptation it is 0 where the network keeps
-        the Dice of the network in use, and negative where it loses more than 0.01 of it, so that the result is the last
-        network that keeps it. Label-free scores do not select, since an adaptation can raise them and be wrong.
+        the Dice of the network in use, else minus the loss, so that the result is the last network that keeps it, or
+        the one that loses least. Label-free scores do not select, since an adaptation can raise them and be wrong.
     """
     dice = source_dice(network, source)
     metrics = {} if dice is None else {"source_dice": dice}
@@ -59,5 +58,5 @@ def evaluate_checkpoint(
     scores = label_free_scores(segment, images, len(network.config.classes), views=0)
     metrics |= {f"target_{name}": value for name, value in scores.items()}
     if dice is not None and in_use is not None:
-        metrics["score"] = min(0.0, _MAX_LOSS - (in_use - dice))
+        metrics["score"] = min(0.0, dice - in_use)
     return metrics
