@@ -191,7 +191,7 @@ class GateSettings(Section):
     images; a person must look at a larger change, whatever the criteria say."""
     max_forward_validation_loss: Fraction = 0.02
     """Loss of forward validation (area under the ROC curve) above which a person must look."""
-    min_forward_validation: Fraction = 0.7
+    min_forward_validation: Fraction = 0.8
     """Production's forward validation below which pixels do not tell the classes apart, and it does not count."""
     min_foreground_ratio: Ratio = 0.25
     """Foreground fraction, relative to that in the source labs' masks, below which a person must look."""

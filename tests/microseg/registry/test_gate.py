@@ -213,8 +213,8 @@ def test_messages_contain_the_measurements() -> None:
         (NAN, 0.90, UNCLEAR),
         (None, 0.90, UNCLEAR),
         (0.90, 1.3, UNCLEAR),
-        (0.60, 0.70, UNCLEAR),
-        (0.50, 0.69, MET),  # pixels do not tell the classes apart
+        (0.70, 0.80, UNCLEAR),
+        (0.60, 0.79, MET),  # pixels do not tell the classes apart
         (None, None, None),  # evidence of an earlier version
     ],
 )
