@@ -19,6 +19,7 @@ from rich.console import Console
 
 from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import DEFAULT
+from benchmarks.adaptation.synthetic import PALE_AMOUNTS
 from benchmarks.adaptation.tasks import as_dataset
 from benchmarks.results import ResultRows, Row, console_table, markdown_table
 from microseg.datasets.lab import read_lab_metadata
@@ -34,14 +35,7 @@ __all__ = ["LAB_C", "STEPS", "LabSequence", "Step"]
 LAB_C: LabProfile = replace(
     LAB_A,
     name="lab_c",
-    amounts=replace(
-        LAB_A.amounts,
-        epithelial_nucleus=(0.55, 0.30, 0.0),
-        cytoplasm=(0.10, 0.42, 0.0),
-        stroma=(0.05, 0.18, 0.0),
-        stromal_nucleus=(0.50, 0.30, 0.0),
-        muscle=(0.05, 0.60, 0.0),
-    ),
+    amounts=PALE_AMOUNTS,
     scanner=Scanner(white=(0.97, 0.88, 0.90), overlap=0.15, gamma=0.9, blur=1.1, photons=1200.0, jpeg_quality=70),
     tissue=Tissue(gland_diameter=78.0, nucleus_spacing=6.5),
 )

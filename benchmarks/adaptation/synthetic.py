@@ -14,7 +14,7 @@ from microseg.annotations.index_masks import read_mask
 from microseg.synthetic.cells import CELLS_DAB, CELLS_HE, SMEAR, CellProfile
 from microseg.synthetic.labs import LAB_A, LAB_B, LabProfile, MixedLab, Profile, generate_lab
 
-__all__ = ["FAMILIES", "SYNTHETIC", "SYNTHETIC_TASKS", "SyntheticTask", "make_synthetic_task"]
+__all__ = ["FAMILIES", "PALE_AMOUNTS", "SYNTHETIC", "SYNTHETIC_TASKS", "SyntheticTask", "make_synthetic_task"]
 
 SYNTHETIC = "synthetic"
 
@@ -78,18 +78,21 @@ _BALANCE: dict[str, SyntheticTask] = {
     "synthetic_glands_1.4": SyntheticTask(LAB_A, _CROWDED, mpp=1.0),
 }
 
+PALE_AMOUNTS = replace(
+    LAB_A.amounts,
+    epithelial_nucleus=(0.55, 0.30, 0.0),
+    cytoplasm=(0.10, 0.42, 0.0),
+    stroma=(0.05, 0.18, 0.0),
+    stromal_nucleus=(0.50, 0.30, 0.0),
+    muscle=(0.05, 0.60, 0.0),
+)
+"""Stain amounts of a paler H&E."""
+
 _PALE = replace(
     LAB_B,
     name="pale",
     stain="H&E",
-    amounts=replace(
-        LAB_A.amounts,
-        epithelial_nucleus=(0.55, 0.30, 0.0),
-        cytoplasm=(0.10, 0.42, 0.0),
-        stroma=(0.05, 0.18, 0.0),
-        stromal_nucleus=(0.50, 0.30, 0.0),
-        muscle=(0.05, 0.60, 0.0),
-    ),
+    amounts=PALE_AMOUNTS,
 )
 _SCANNERS = tuple(
     replace(LAB_B, scanner=replace(LAB_B.scanner, white=white, gamma=gamma, blur=blur))
