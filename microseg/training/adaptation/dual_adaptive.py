@@ -8,14 +8,12 @@ Each of these additions can be switched off: source crops in the target's colors
 valid), batch-norm statistics shared by all labs, and pseudo-labels of the target images in rounds.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
@@ -24,20 +22,12 @@ from microseg.models.losses import domain_loss
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab
-from microseg.training.adaptation.method import AdaptationMethod
-from microseg.training.adaptation.normalization import (
-    NormStatistics,
-    freeze_statistics,
-    mix_statistics,
-    read_statistics,
-    write_statistics,
-)
-from microseg.training.adaptation.pseudo_labels import pseudo_labelled_samples, write_pseudo_labels
+from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors, image_colors
 from microseg.training.color_augmentation import jitter_color, transfer_color
 from microseg.training.method import Losses
 
-__all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength", "shared_statistics"]
+__all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
 
 _SAME_SCALE = 1.1  # labs whose scales differ by a smaller factor share their crops
 
@@ -54,7 +44,7 @@ class AdaptationBatch(NamedTuple):
     target: Crops
 
 
-class DualAdaptivePyramid(AdaptationMethod):
+class DualAdaptivePyramid(SelfTraining):
     """Training of the dual-adaptive pyramid network; named ``dual_adaptive_pyramid``.
 
     Batch statistics never mix source and target: they are fixed, or each passes through the network separately.
@@ -84,33 +74,11 @@ class DualAdaptivePyramid(AdaptationMethod):
         self.priors = (
             estimate_source_priors(source, classes, settings) if settings.pseudo_label_weight else SourcePriors()
         )
-        self._round = -1
-        self._base = (copy.deepcopy(network),)  # in a tuple, so that it is not a submodule
-        if settings.normalization == "shared":
-            shared = shared_statistics(network, targets)
-            for module in (self.network, *([self.averaged] if self.averaged is not None else [])):
-                write_statistics(module, shared)
+        self.prepare_rounds()
 
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; shared batch-norm statistics stay fixed."""
-        super().train(mode)
-        if self.settings.normalization == "shared":
-            freeze_statistics(self.network)
-        return self
-
-    def before_step(self, progress: float, fabric: Fabric) -> None:
-        """Compute the pseudo-labels of the next round when it is due."""
-        number = min(self.settings.pseudo_label_rounds - 1, int(progress * self.settings.pseudo_label_rounds))
-        if not self.settings.pseudo_label_weight or number == self._round:
-            return
-        if fabric.is_global_zero:
-            base, teacher = self._base[0].to(fabric.device), copy.deepcopy(self.result()).eval()
-            write_pseudo_labels(self.targets, number, self.folder, base=base, teacher=teacher, priors=self.priors)
-        fabric.barrier()
-        self._round = number
-        self.target = self._sampler(
-            pseudo_labelled_samples(self.targets, number, self.folder), seed=self.seed + 2 + number
-        )
+    def uses_pseudo_labels(self) -> bool:
+        """Whether the cross entropy to them has a weight."""
+        return bool(self.settings.pseudo_label_weight)
 
     def batch(self, step: int, *, rank: int, world: int) -> AdaptationBatch:
         """Crops of source and target labs, with color transfer and color jitter."""
@@ -218,16 +186,3 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     others = {1 / lab.shift.zoom for lab in targets if max(lab.shift.zoom, 1 / lab.shift.zoom) > _SAME_SCALE}
     zooms = [1.0, 1.0, *sorted(others)] if others else [1.0]
     return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
-
-
-def shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:
-    """Statistics of the network, mixed with those of each target lab as far as these can be used; each lab with the
-    same weight.
-    """
-    weights = [lab.shift.share / len(targets) for lab in targets]
-    shared, total = read_statistics(network), 1 - sum(weights)
-    for lab, weight in zip(targets, weights, strict=True):
-        own = mix_statistics(lab.shift.statistics, lab.shift.zoomed_statistics, 0.5)
-        total += weight
-        shared = mix_statistics(shared, own, weight / total)
-    return shared

@@ -6,23 +6,18 @@ scale. Source crops keep the source labs segmented there; here an anchor does, w
 values.
 """
 
-import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import TargetLab
-from microseg.training.adaptation.dual_adaptive import shared_statistics
 from microseg.training.adaptation.method import AdaptationMethod
-from microseg.training.adaptation.normalization import freeze_statistics, write_statistics
-from microseg.training.adaptation.pseudo_labels import pseudo_labelled_samples, write_pseudo_labels
-from microseg.training.adaptation.source_priors import SourcePriors
+from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.color_augmentation import jitter_color
 from microseg.training.method import Losses
 
@@ -59,7 +54,7 @@ class SourceFreeMethod(AdaptationMethod):
         return Crops(jitter_color(crops.images, self.settings.target_color_jitter, generator), crops.masks)
 
 
-class SourceFree(SourceFreeMethod):
+class SourceFree(SelfTraining, SourceFreeMethod):
     """Self-training on target crops, anchored to the network in use; named ``source_free``.
 
     Of the settings it uses ``normalization``, ``pseudo_label_rounds`` and ``target_color_jitter``.
@@ -71,33 +66,7 @@ class SourceFree(SourceFreeMethod):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._round = -1
-        self._base = (copy.deepcopy(self.network),)  # in a tuple, so that it is not a submodule
-        if self.settings.normalization == "shared":
-            shared = shared_statistics(self.network, self.targets)
-            for module in (self.network, *([self.averaged] if self.averaged is not None else [])):
-                write_statistics(module, shared)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; shared batch-norm statistics stay fixed."""
-        super().train(mode)
-        if self.settings.normalization == "shared":
-            freeze_statistics(self.network)
-        return self
-
-    def before_step(self, progress: float, fabric: Fabric) -> None:
-        """Compute the pseudo-labels of the next round when it is due."""
-        number = min(self.settings.pseudo_label_rounds - 1, int(progress * self.settings.pseudo_label_rounds))
-        if number == self._round:
-            return
-        base = self._base[0].to(fabric.device)
-        if fabric.is_global_zero:
-            teacher = copy.deepcopy(self.result()).eval()
-            write_pseudo_labels(self.targets, number, self.folder, base=base, teacher=teacher, priors=SourcePriors())
-        fabric.barrier()
-        self._round = number
-        samples = pseudo_labelled_samples(self.targets, number, self.folder)
-        self.target = self._sampler(samples, seed=self.seed + 2 + number)
+        self.prepare_rounds()
 
     def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
         """Cross entropy to the pseudo-labels, and the distance to the initial weights."""

@@ -10,8 +10,8 @@ from torch.nn import functional
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample
 from microseg.training.adaptation.domain_shift import TargetLab
-from microseg.training.adaptation.dual_adaptive import shared_statistics
 from microseg.training.adaptation.normalization import read_statistics
+from microseg.training.adaptation.self_training import shared_statistics
 from microseg.training.adaptation.source_free import SourceFree
 from microseg.training.devices import Progress
 from microseg.training.loop import fit
