@@ -173,7 +173,10 @@ def _label_free(candidate: Evidence, production: Evidence, policy: GateSettings)
         if _is_fraction(new) and _is_fraction(old):
             gained.append(bool(new - old >= policy.min_criterion_gain - _TOLERANCE))
         texts.append(f"{text} is {_percent(new)} (production: {_percent(old)})")
-    message = f"On the target lab {' and '.join(texts)}; for each {_required(policy.min_criterion_gain)}."
+    message = (
+        f"On the target lab {' and '.join(texts)}. For the first {_required(policy.min_criterion_gain)}; where it "
+        "falls short, the second decides whether a person must look."
+    )
     if len(gained) < len(texts):
         yield RuleResult(NOT_MET, "label_free", f"{message} All four values are required. Evaluate both on this lab.")
         return

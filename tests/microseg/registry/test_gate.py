@@ -187,7 +187,8 @@ def test_messages_contain_the_measurements() -> None:
     assert "unknown for the candidate and 0.700 for production" in messages["source_dice/b"]
     assert messages["label_free"] == (
         "On the target lab augmentation consistency is 90.0% (production: 60.0%) and stain-explained variance is 90.0% "
-        "(production: 60.0%); for each no loss is allowed."
+        "(production: 60.0%). For the first no loss is allowed; where it falls short, the second decides whether a "
+        "person must look."
     )
     assert messages["foreground_change"] == (
         "The candidate marks 6.0% of the target lab's images as foreground, production 30.0%. Above a 3-fold change of "
@@ -243,7 +244,7 @@ def test_message_contains_the_required_gain(gain: float, required: str) -> None:
     candidate = Evidence({"a": 0.8, "b": 0.7}, None, label_free())
     decision = decide(candidate, PRODUCTION, GateSettings(min_criterion_gain=gain))
     [message] = [result.message for result in decision.rules if result.rule == "label_free"]
-    assert f"for each {required}." in message
+    assert f"For the first {required}; " in message
 
 
 def test_numpy_values_give_python_booleans() -> None:
