@@ -25,6 +25,7 @@ from microseg.evaluation.reverse_validation import (
 )
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import model_zoom
+from microseg.training.adaptation.domain_shift import center_crop
 
 __all__ = ["PixelCriteria"]
 
@@ -106,8 +107,7 @@ def _pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Pixels]
 def _crop(pixels: Pixels, zoom: float) -> Pixels:
     """Center crop of an image or a mask, enlarged by ``zoom``."""
     side = max(1, round(_SIDE / zoom))
-    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
-    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    cut = np.ascontiguousarray(center_crop(pixels, side))
     if zoom == 1:
         return cut
     size = max(1, round(cut.shape[1] * zoom)), max(1, round(cut.shape[0] * zoom))

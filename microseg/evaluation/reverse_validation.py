@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 __all__ = [
     "LabelledPixels",
@@ -18,7 +17,6 @@ __all__ = [
     "forward_validation",
     "linear_direction",
     "reverse_validation",
-    "roc_area",
 ]
 
 _SAMPLE = 2000  # pixels of each class and of the others that a classifier is fitted to
@@ -96,6 +94,8 @@ def forward_scores(source: LabelledPixels, target: Features, label: int) -> npt.
 
 
 def _validate(*, fitted: LabelledPixels, evaluated: LabelledPixels, classes: int, known: LabelledPixels) -> float:
+    from sklearn.metrics import roc_auc_score
+
     (x, labels), (other, true) = _standardized(fitted), _standardized(evaluated)
     areas = []
     for label in range(1, classes):
@@ -106,7 +106,7 @@ def _validate(*, fitted: LabelledPixels, evaluated: LabelledPixels, classes: int
             areas.append(0.5)
             continue
         direction = linear_direction(x[train], labels[train] == label)
-        areas.append(roc_area(other[test] @ direction, true[test] == label))
+        areas.append(roc_auc_score(true[test] == label, other[test] @ direction))
     return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -126,15 +126,6 @@ def linear_direction(features: Features, positive: Flags) -> npt.NDArray[np.floa
     covariance += (_SHRINKAGE * np.trace(covariance) / size + 1e-9) * np.eye(size)
     direction: npt.NDArray[np.float64] = np.linalg.solve(covariance, one.mean(0) - rest.mean(0))
     return direction
-
-
-def roc_area(values: npt.NDArray[np.floating], positive: Flags) -> float:
-    """Return the area under the ROC curve: the probability that a positive one has the larger value; NaN without
-    positive or without negative ones.
-    """
-    ranks, count = rankdata(values), int(positive.sum())
-    pairs = count * (len(positive) - count)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / pairs) if pairs else float("nan")
 
 
 def _standardized(pixels: LabelledPixels) -> tuple[Features, npt.NDArray[np.uint8]]:

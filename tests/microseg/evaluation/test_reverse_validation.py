@@ -13,7 +13,6 @@ from microseg.evaluation.reverse_validation import (
     forward_validation,
     linear_direction,
     reverse_validation,
-    roc_area,
 )
 
 
@@ -61,7 +60,7 @@ def test_forward_scores_rank_the_pixels_of_the_class_first() -> None:
     source, (target, _) = lab(0.2, 0)[0], lab(0.1, 1, offset=-2.0)
     scores = forward_scores(source, target.features, 1)
     assert scores is not None
-    assert roc_area(scores, target.labels == 1) > 0.97
+    assert roc_auc_score(target.labels == 1, scores) > 0.97
     assert forward_scores(source, target.features, 2) is None
 
 
@@ -71,10 +70,6 @@ def test_agrees_with_scikit_learn() -> None:
     theirs = LinearDiscriminantAnalysis(priors=[0.5, 0.5], solver="lsqr").fit(pixels.features, positive).coef_[0]
     ours = linear_direction(pixels.features, positive)
     assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.98  # but for the shrinkage
-    scores = pixels.features @ ours
-    assert roc_area(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
-    assert roc_area(np.zeros(4), np.array([True, False, False, True])) == 0.5
-    assert np.isnan(roc_area(np.zeros(2), np.array([True, True])))
 
 
 @pytest.mark.parametrize(("modality", "channels"), [(Modality.STAINED, 3), (Modality.GRAY, 1)])
