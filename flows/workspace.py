@@ -57,7 +57,7 @@ class Workspace:
         settings.environment.require_home()
         self.settings = settings
         self.datasets = DatasetStore(settings.home.data, settings.environment.dvc_remote)
-        self.onboarding = OnboardingStore(settings.home.records / "onboarding")
+        self.onboarding = OnboardingStore(settings.onboarding_records)
         self._labs: dict[tuple[str, str], LabDataset] = {}
         self._networks: OrderedDict[str, PyramidSegmenter] = OrderedDict()
 

@@ -1,7 +1,10 @@
 """The exceptions that microseg raises, as one tree.
 
-Every message states what was expected, what was found, and what to do.
+Every message states what was expected, what was found, and what to do. Those that pass by themselves, such as a server
+that is away, are `TransientError` too: unattended work is tried again later.
 """
+
+import errno
 
 __all__ = [
     "DataError",
@@ -13,16 +16,24 @@ __all__ = [
     "ModelError",
     "PluginError",
     "RegistryError",
+    "RegistryUnavailableError",
+    "RemoteUnavailableError",
     "SettingsError",
     "TrainingError",
+    "TransientError",
     "VersionNotFoundError",
     "VersioningError",
     "WeightsError",
+    "is_transient",
 ]
 
 
 class MicrosegError(Exception):
     """Root of everything that microseg raises on purpose."""
+
+
+class TransientError(MicrosegError):
+    """A fault that passes by itself, or once a person has mended a server, a share or a disk: try again later."""
 
 
 class SettingsError(MicrosegError, ValueError):
@@ -69,9 +80,51 @@ class VersioningError(MicrosegError, RuntimeError):
     """A dataset cannot be versioned, pushed or checked out."""
 
 
+class RemoteUnavailableError(VersioningError, TransientError):
+    """The remote of the datasets cannot be reached, read or written now."""
+
+
 class RegistryError(MicrosegError, RuntimeError):
     """The model registry refuses, or cannot be reached."""
 
 
 class VersionNotFoundError(RegistryError, LookupError):
     """No such model version, alias or stage in the registry."""
+
+
+class RegistryUnavailableError(RegistryError, TransientError):
+    """The model registry cannot be reached, or is busy."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether work that ended with an error can succeed later without any change to its input.
+
+    That is so for a `TransientError`; for an error of the operating system or the network, such as a share that is
+    away or a full disk; and for an error of microseg that one of these caused.
+
+    Args:
+        error: The error, with its causes.
+    """
+    if isinstance(error, OSError):  # also one without a number: the network errors of other libraries
+        return error.errno not in _LASTING
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TransientError):
+            return True
+        if isinstance(cause, OSError) and cause.errno is not None:  # without one it may be a fault of an image file
+            return cause.errno not in _LASTING
+        cause = cause.__cause__
+    return False
+
+
+_LASTING = (
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EILSEQ,
+)
+"""Errors of the operating system that state what the files are, and so remain."""

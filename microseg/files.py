@@ -3,12 +3,12 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 
-__all__ = ["atomic_write", "file_sha256", "link_or_copy", "write_text_file"]
+__all__ = ["atomic_write", "file_sha256", "is_below", "link_or_copy", "write_text_file"]
 
 
 @contextmanager
@@ -60,3 +60,17 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def is_below(path: Path, roots: Iterable[Path]) -> bool:
+    """Whether a path, with all links followed, is one of some folders or below one of them.
+
+    Args:
+        path: A file or folder, existing or not.
+        roots: The folders; links in their own paths are followed, too.
+    """
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+    return any(real.is_relative_to(root.resolve()) for root in roots)

@@ -37,7 +37,7 @@ def watch(settings: Settings, stop: threading.Event) -> None:
         stop: Set by another thread to stop.
     """
     onboarding = settings.params.onboarding
-    drop_folder = DropFolder(settings.home.root / onboarding.drop_folder, onboarding.quiet_period)
+    drop_folder = DropFolder(settings.drop_folder, onboarding.quiet_period)
     drop_folder.path.mkdir(parents=True, exist_ok=True)
     reported: set[tuple[str, str]] = set()
     while not stop.wait(min(_LONGEST_INTERVAL, max(0.2, onboarding.quiet_period / 4))):
@@ -79,7 +79,7 @@ def command() -> None:
     too.
     """
     settings = load_settings()
-    console.print(f"Watching {settings.home.root / settings.params.onboarding.drop_folder}. Press Ctrl-C to stop.")
+    console.print(f"Watching {settings.drop_folder}. Press Ctrl-C to stop.")
     watch(settings, threading.Event())
 
 

@@ -39,12 +39,15 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """How a labelled lab is split, by patient or slide."""
+    """How a labelled lab is split, by patient or slide, and where incoming files may be."""
 
     val_fraction: float = Field(0.15, ge=0, lt=1)
     """Fraction of a labelled lab's slides on which checkpoints are selected."""
     test_fraction: float = Field(0.15, ge=0, lt=1)
     """Fraction held out for evaluation and for the gate."""
+    allowed_roots: tuple[Path, ...] = ()
+    """Folders, absolute, that events may name and that links in an incoming dataset may lead to, beside the drop folder
+    and the folder of scheduled batches; for example a share with the images."""
 
 
 class ArchitectureSettings(Section):
@@ -274,6 +277,9 @@ class OnboardingSettings(Section):
     """Drop folder, with one folder for each incoming lab; relative to microseg's home, or absolute."""
     quiet_period: PositiveFloat = 120
     """Seconds without any change after which an incoming dataset is considered complete."""
+    records: Path | None = None
+    """Folder of the states of onboardings; null: ``records/onboarding`` in microseg's home. Several machines that serve
+    one drop folder share it."""
     max_consistency_loss: Fraction = 0.02
     """Augmentation consistency that the production model may lose on a new lab, against its source labs, to suit it."""
     adapt_when_suited: bool = False

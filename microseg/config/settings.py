@@ -72,6 +72,21 @@ class Settings(Section):
         """The folders below ``MICROSEG_HOME``."""
         return self.environment.home
 
+    @property
+    def drop_folder(self) -> Path:
+        """Folder in which the labs' incoming datasets arrive."""
+        return self.home.root / self.params.onboarding.drop_folder
+
+    @property
+    def onboarding_records(self) -> Path:
+        """Folder of the states of onboardings."""
+        return self.params.onboarding.records or self.home.records / "onboarding"
+
+    @property
+    def allowed_roots(self) -> tuple[Path, ...]:
+        """Folders that events may name, and that links in an incoming dataset may lead to."""
+        return (self.drop_folder, self.home.root / self.params.schedule.folder, *self.params.data.allowed_roots)
+
 
 def load_settings(changes: Sequence[str] = ()) -> Settings:
     """Read the environment and the parameters.

@@ -13,10 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from microseg.config.environment import without_password
-from microseg.errors import RegistryError
+from microseg.errors import RegistryError, RegistryUnavailableError
 from microseg.registry.relocation import update_moved_home
 
 __all__ = ["Connection", "all_pages", "is_server", "registry_errors"]
@@ -34,6 +34,19 @@ _HINTS = {  # an error code or a part of the message: the first match is shown
     "PERMISSION_DENIED": "your account lacks the permission: ask the server's administrator for it",
     "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
+_LASTING_HINTS = tuple(advice for pattern, advice in _HINTS.items() if pattern != "database is locked")
+
+_UNAVAILABLE = (  # error codes of MLflow; the first is that of a server that does not answer
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "IO_ERROR",
+    "SERVICE_UNDER_MAINTENANCE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "COULD_NOT_ACQUIRE_LOCK",
+    "ABORTED",
+)
 
 
 class Connection:
@@ -149,6 +162,7 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
         action: What is done, to follow "cannot": ``"be opened"``.
 
     Raises:
+        RegistryUnavailableError: MLflow, its database or its storage cannot be reached, or is busy.
         RegistryError: MLflow, its database, its server or its storage refused.
     """
     try:
@@ -158,7 +172,9 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
         code = getattr(error, "error_code", "")
         hint = next((advice for pattern, advice in _HINTS.items() if pattern == code or pattern in text), None)
         uri = without_password(tracking_uri)
-        raise RegistryError(f"the registry at {uri} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
+        away = isinstance(error, OperationalError | OSError) or code in _UNAVAILABLE
+        kind = RegistryUnavailableError if away and hint not in _LASTING_HINTS else RegistryError
+        raise kind(f"the registry at {uri} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
 
 
 def _check_reachable(tracking_uri: str) -> None:

@@ -13,7 +13,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from microseg.errors import VersioningError
+from microseg.errors import RemoteUnavailableError, VersioningError
 
 __all__ = ["add", "check_write_access", "file_md5", "opened", "push", "restore"]
 
@@ -37,8 +37,11 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
         DVC's ``Repo``.
 
     Raises:
-        VersioningError: Whatever goes wrong in DVC or at the remote.
+        RemoteUnavailableError: The remote, the cache or the disk cannot be reached, read or written now.
+        VersioningError: A version is incomplete, or the remote is of an unknown kind or misconfigured.
     """
+    from dvc.config import ConfigError
+    from dvc.fs import RemoteMissingDepsError
     from dvc.repo import Repo
 
     with _one_at_a_time, _quiet() as messages:
@@ -51,9 +54,11 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
             finally:
                 repo.close()
         except Exception as error:  # exceptions of DVC and of its remotes share no base class
-            what = str(error) if isinstance(error, VersioningError) else f"{type(error).__name__}: {error}"
+            refused = isinstance(error, VersioningError)
+            what = str(error) if refused else f"{type(error).__name__}: {error}"
             cause = f" ({messages[0]})" if messages else ""
-            raise VersioningError(
+            lasting = refused or isinstance(error, ImportError | ConfigError | RemoteMissingDepsError)
+            raise (VersioningError if lasting else RemoteUnavailableError)(
                 f"{aim}, got {what}{cause}. Check that {remote} is the right remote, can be reached and written, and "
                 "that DVC's extra for its kind is installed."
             ) from error

@@ -5,9 +5,16 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    TEMPORARILY_UNAVAILABLE,
+    UNAUTHENTICATED,
+)
+from sqlalchemy.exc import OperationalError
 
-from microseg.errors import RegistryError
+from microseg.errors import RegistryError, is_transient
 from microseg.registry.connection import registry_errors
 from microseg.registry.registry import Registry
 
@@ -66,3 +73,22 @@ def test_process_wide_mlflow_uri_is_not_changed(empty: Registry) -> None:
 def test_new_database_is_created_without_output(fresh) -> None:
     assert fresh.output == ""
     assert list(fresh.working_folder.iterdir()) == []  # no mlruns/ left in the current folder
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError("no server answers there"), True),
+        (MlflowException("API request failed: Max retries exceeded", error_code=INTERNAL_ERROR), True),
+        (MlflowException("try later", error_code=TEMPORARILY_UNAVAILABLE), True),
+        (OperationalError("INSERT", {}, Exception("database is locked")), True),
+        (MlflowException("no", error_code=PERMISSION_DENIED), False),
+        (MlflowException("Detected out-of-date database schema", error_code=INTERNAL_ERROR), False),
+        (MlflowException("Invalid Host header", error_code=INTERNAL_ERROR), False),
+        (MlflowException("bad name", error_code=INVALID_PARAMETER_VALUE), False),
+    ],
+)
+def test_tells_a_registry_that_is_away_from_one_that_refuses(error: Exception, passes: bool) -> None:
+    with pytest.raises(RegistryError) as caught, registry_errors("http://127.0.0.1:1", "set tags"):
+        raise error
+    assert is_transient(caught.value) is passes

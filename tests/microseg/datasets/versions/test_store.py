@@ -14,7 +14,7 @@ import pytest
 
 from microseg.datasets.versions import dvc, store
 from microseg.datasets.versions.store import DatasetStore, code_commit
-from microseg.errors import LabError, VersioningError
+from microseg.errors import LabError, VersioningError, is_transient
 
 LABS = ("north", "south")
 NO_SUCH = f"{'0' * 32}.dir"
@@ -523,3 +523,22 @@ def test_commit_is_unknown_without_checkout_or_git(tmp_path, monkeypatch):
     assert code_commit(tmp_path / "none") == "unknown"
     monkeypatch.setenv("PATH", "")
     assert code_commit(tmp_path) == "unknown"
+
+
+def test_remote_that_cannot_be_written_passes(datasets, tmp_path):
+    (tmp_path / "remote").mkdir()
+    (tmp_path / "remote" / "files").touch()
+    with pytest.raises(VersioningError) as caught:
+        datasets.commit("north")
+    assert is_transient(caught.value)
+    (tmp_path / "remote" / "files").unlink()
+    datasets.commit("north")
+
+
+def test_incomplete_version_and_unknown_remote_do_not_pass(datasets, tmp_path):
+    with pytest.raises(VersioningError) as unknown:
+        datasets.checkout("north", NO_SUCH)
+    with pytest.raises(VersioningError) as kind:
+        DatasetStore(tmp_path / "other", "gopher://x/y").check_remote()
+    assert not is_transient(unknown.value)
+    assert not is_transient(kind.value)
