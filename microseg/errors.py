@@ -1,10 +1,13 @@
 """The exceptions that microseg raises, as one tree.
 
-Every message states what was expected, what was found, and what to do. Those that pass by themselves, such as a server
-that is away, are `TransientError` too: unattended work is tried again later.
+Every message states what was expected, what was found, and what to do. Passwords in it are masked, and control
+characters of names from outside are escaped. Those that pass by themselves, such as a server that is away, are
+`TransientError` too: unattended work is tried again later.
 """
 
 import errno
+
+from microseg.escaping import mask_secrets, printable
 
 __all__ = [
     "DataError",
@@ -14,10 +17,13 @@ __all__ = [
     "LabError",
     "MicrosegError",
     "ModelError",
+    "NoSpaceError",
+    "ParseError",
     "PluginError",
     "RegistryError",
     "RegistryUnavailableError",
     "RemoteUnavailableError",
+    "ResourceLimitError",
     "SettingsError",
     "TrainingError",
     "TransientError",
@@ -31,9 +37,16 @@ __all__ = [
 class MicrosegError(Exception):
     """Root of everything that microseg raises on purpose."""
 
+    def __str__(self) -> str:
+        return mask_secrets(printable(super().__str__(), keep="\n\t"))
+
 
 class TransientError(MicrosegError):
     """A fault that passes by itself, or once a person has mended a server, a share or a disk: try again later."""
+
+
+class NoSpaceError(TransientError, OSError):
+    """The disk is full."""
 
 
 class SettingsError(MicrosegError, ValueError):
@@ -54,6 +67,14 @@ class DataError(MicrosegError, ValueError):
 
 class ImageReadError(DataError):
     """One image or mask file cannot be read."""
+
+
+class ParseError(DataError):
+    """A text is not YAML, JSON or XML, or has more levels or characters than any sound one."""
+
+
+class ResourceLimitError(DataError):
+    """A file takes more time or memory to read than any sound one."""
 
 
 class LabError(DataError):

@@ -1,0 +1,236 @@
+"""Bounds on time and memory for libraries that read files of others, and on their log lines.
+
+A damaged file, or one made to harm, can keep a library busy for ever, fill the memory or crash the process. So a
+function that reads such a file is run in a child process, which is stopped at a limit; the next file gets a new one.
+Child processes are reused while they are well, so a call costs a fraction of a millisecond and the copy of its result.
+"""
+
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, TypeVar
+
+from microseg.errors import ResourceLimitError
+
+__all__ = ["MEMORY", "SECONDS", "bound_log", "run_limited"]
+
+SECONDS = 10.0
+"""Processor time of one file. It may take six times as long, if the machine is busy."""
+
+MEMORY = 2 * 2**30
+"""Memory of one file, in bytes."""
+
+_WAIT = 6.0  # wall time over processor time
+_MOST_IDLE = 8  # child processes that wait for the next call
+_LOG_LINES, _LOG_SECONDS = 20, 60.0
+
+T = TypeVar("T")
+
+
+def run_limited(what: str, function: Callable[..., T], *args: Any, seconds: float = SECONDS, memory: int = MEMORY) -> T:
+    """Call a function in a child process with bounds on its time and memory.
+
+    Args:
+        what: What is read, such as the path of a file; begins the message of an error.
+        function: A function of a module (no method, lambda or closure); it gets copies of its arguments.
+        args: Its arguments.
+        seconds: Processor time; in whole seconds, rounded up.
+        memory: Bytes beyond those of the idle process.
+
+    Returns:
+        A copy of what the function returned.
+
+    Raises:
+        ResourceLimitError: The function takes more time or memory, or crashes the process. Its own exceptions are
+            raised again.
+    """
+    child = _take()
+    try:
+        kind, value = child.call(function, args, seconds, memory)
+    except BaseException:
+        child.stop()
+        raise
+    if kind == "stopped":
+        child.stop()
+        raise ResourceLimitError(
+            f"{what}: expected to be read in {seconds:g} s and {memory / 2**30:.2g} GiB, {value}. The file is damaged "
+            "or made to harm; export it again, or in another format."
+        )
+    if kind == "error":
+        _give_back(child)
+        raise value
+    _give_back(child)
+    return value  # type: ignore[no-any-return]
+
+
+class _Child:
+    """A process that calls functions, one after the other."""
+
+    def __init__(self) -> None:
+        self._pipe, end = Pipe()
+        paths = os.pathsep.join(path for path in sys.path if path)
+        with end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from microseg.limits import serve; serve({end.fileno()})"],
+                pass_fds=[end.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float, memory: int) -> tuple[str, Any]:
+        try:
+            self._pipe.send((function, args, seconds, memory))
+            if not self._pipe.poll(_WAIT * seconds):
+                return "stopped", f"it was not after {_WAIT * seconds:g} s"
+            kind, value = self._pipe.recv()
+        except (EOFError, OSError):  # the process ended
+            self._process.wait()
+            number = -self._process.returncode
+            if number == signal.SIGXCPU:
+                return "stopped", "it took longer"
+            return "stopped", f"the reading process crashed ({_signal_name(number)})"
+        return kind, value
+
+    def stop(self) -> None:
+        """End the process at once."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+
+def _signal_name(number: int) -> str:
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"exit status {-number}"
+
+
+_idle: list[_Child] = []
+_lock = threading.Lock()
+os.register_at_fork(after_in_child=_idle.clear)  # the processes are those of the parent
+
+
+def _take() -> _Child:
+    while True:
+        with _lock:
+            child = _idle.pop() if _idle else None
+        if child is None:
+            return _Child()
+        if child.alive():
+            return child
+        child.stop()
+
+
+def _give_back(child: _Child) -> None:
+    with _lock:
+        if len(_idle) < _MOST_IDLE:
+            _idle.append(child)
+            return
+    child.stop()
+
+
+# ---- in the child process
+
+
+def serve(descriptor: int) -> None:
+    """Call functions until the parent process ends or closes the pipe.
+
+    Args:
+        descriptor: File descriptor of the pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
+    logging.disable(logging.CRITICAL)
+    pipe: Connection[Any, Any] = Connection(descriptor)
+    while True:
+        try:
+            function, args, seconds, memory = pipe.recv()
+        except EOFError:
+            return
+        except Exception as error:  # the module of the function cannot be imported
+            pipe.send(("error", _sendable(error)))
+            continue
+        _limit(seconds, memory)
+        try:
+            reply = "done", function(*args)
+        except MemoryError:
+            reply = "stopped", "it took more memory"
+        except Exception as error:
+            reply = "error", _sendable(error)
+        _limit(None, None)
+        try:
+            pipe.send(reply)
+        except BrokenPipeError:
+            return
+        except Exception as error:  # the result cannot be sent
+            pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+        del reply
+
+
+def _limit(seconds: float | None, memory: int | None) -> None:
+    """Set the limits of what follows; None for none."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1], resource.getrlimit(resource.RLIMIT_AS)[1]
+    cpu, space = hard
+    if seconds is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = int(used.ru_utime + used.ru_stime + seconds) + 1
+    statm = Path("/proc/self/statm")
+    if memory is not None and statm.exists():
+        space = int(statm.read_text().split()[0]) * resource.getpagesize() + memory
+    for limit, value, most in ((resource.RLIMIT_CPU, cpu, hard[0]), (resource.RLIMIT_AS, space, hard[1])):
+        resource.setrlimit(limit, (value if most == resource.RLIM_INFINITY else min(value, most), most))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception, or one that can be sent to the parent."""
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (what was pickled here)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+# ---- log lines
+
+
+def bound_log(*names: str) -> None:
+    """Let each of some loggers write 20 lines a minute; a library can report every fault of a damaged file.
+
+    Args:
+        names: Names of loggers.
+    """
+    for name in names:
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, _LineLimit) for each in logger.filters):
+            logger.addFilter(_LineLimit())
+
+
+class _LineLimit(logging.Filter):
+    """Passes the first lines of a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since, self._lines = 0.0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._since > _LOG_SECONDS or not self._lines:
+            self._since, self._lines = now, 0
+        self._lines += 1
+        if self._lines == _LOG_LINES:
+            record.msg, record.args = f"{record.getMessage()} (further lines of this minute are left out)", ()
+        return self._lines <= _LOG_LINES

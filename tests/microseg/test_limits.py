@@ -1,0 +1,54 @@
+import logging
+import math
+import os
+import time
+
+import numpy as np
+import pytest
+
+from microseg.errors import ResourceLimitError
+from microseg.limits import bound_log, run_limited
+
+
+def test_results_and_exceptions_pass():
+    assert np.array_equal(run_limited("a", np.arange, 5), np.arange(5))
+    with pytest.raises(ValueError, match="math domain"):
+        run_limited("a", math.sqrt, -1.0)
+
+
+def test_the_process_is_reused():
+    assert run_limited("a", os.getpid) == run_limited("a", os.getpid) != os.getpid()
+
+
+def test_time_without_end_is_refused():
+    started = time.monotonic()
+    with pytest.raises(ResourceLimitError, match=r"^a\.tif: expected to be read in 0\.1 s"):
+        run_limited("a.tif", time.sleep, 60, seconds=0.1)
+    with pytest.raises(ResourceLimitError, match=r"it took longer|it was not after"):
+        run_limited("a.tif", sum, range(10**12), seconds=0.5)
+    assert time.monotonic() - started < 30
+
+
+def test_memory_without_end_is_refused():
+    with pytest.raises(ResourceLimitError, match="more memory"):
+        run_limited("a.tif", np.ones, 2**28, memory=2**30)
+    assert run_limited("a.tif", len, [1, 2]) == 2
+
+
+def test_a_crash_is_refused():
+    with pytest.raises(ResourceLimitError, match="SIGABRT"):
+        run_limited("a.tif", os.abort)
+    assert run_limited("a.tif", len, [1]) == 1
+
+
+def test_what_cannot_be_sent_is_an_error_and_not_a_hang():
+    with pytest.raises(RuntimeError, match="pickle"):
+        run_limited("a.tif", open, os.devnull)
+
+
+def test_log_lines_are_bounded(caplog):
+    bound_log("test.noisy")
+    for number in range(1000):
+        logging.getLogger("test.noisy").warning("fault %d", number)
+    assert len(caplog.records) == 20
+    assert "left out" in caplog.text
