@@ -12,7 +12,7 @@ from prefect import flow, task
 
 from flows.cli.console import console, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.cli.training_progress import training_progress
+from flows.cli.training_progress import training_folder, training_progress
 from flows.workspace import open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
@@ -41,9 +41,12 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
     targets = [*earlier, workspace.lab(lab, digest)[0]]
     folder = settings.home.runs / "adapt" / f"{lab}-from-{base.version}"
     logged = params.model_dump(include={"seed", "adapt"})
-    with workspace.registry.runs.start(
-        f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}
-    ) as run:
+    with (
+        training_folder(folder, f"the adaptation to {lab} from version {base.version}"),
+        workspace.registry.runs.start(
+            f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}
+        ) as run,
+    ):
         with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
             training = adapt_segmenter(
                 workspace.network(base),
@@ -54,6 +57,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 seed=params.seed,
                 fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
                 progress=progress,
+                keep_checkpoint=True,
             )
         with console.status("Registering the candidate"):
             tags = {"base_version": str(base.version), "target": lab, SOURCE_TAG: params.adapt.source}

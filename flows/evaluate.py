@@ -13,6 +13,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.evaluation.comparison import Comparison, compare
@@ -99,9 +100,9 @@ def log_comparison(
         digest = candidate.datasets.get(lab)
         versions.log_metrics(candidate, metrics, dataset=(lab, digest) if digest else None)
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in comparison.rows()]
-    create_table_artifact(rows, key="comparison", description=f"Version {candidate.version} and production")
+    attempt(create_table_artifact, rows, key="comparison", description=f"Version {candidate.version} and production")
     for number, panel in enumerate(panels, 1):
-        create_image_artifact(data_uri(panel), key=f"panel-{number}", description=panel.stem)
+        attempt(create_image_artifact, data_uri(panel), key=f"panel-{number}", description=panel.stem)
 
 
 @flow(name="evaluate", flow_run_name="evaluate {candidate}")

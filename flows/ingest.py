@@ -17,6 +17,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.ingest import IngestResult, ingest_lab
@@ -82,7 +83,7 @@ def ingest(
     if result.rejected:
         rows = [{"file": rejected.file, "reason": rejected.reason} for rejected in result.rejected]
         key = f"rejected-{result.lab.replace('_', '-')}"
-        create_table_artifact(rows, key=key, description=f"Rejected files of {result.lab}")
+        attempt(create_table_artifact, rows, key=key, description=f"Rejected files of {result.lab}")
     return result
 
 

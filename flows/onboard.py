@@ -27,6 +27,7 @@ from flows.ingest import ingest
 from flows.promote import audit_info
 from flows.service.approval import request_approval
 from flows.service.events import ALREADY_SUITED, emit_lab_arrived, notify
+from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.onboarding import (
@@ -130,7 +131,7 @@ def _run_steps(
                 f"Version {used.version}, in production, already suits {lab}: {suitability}. It was not adapted; to "
                 f"adapt anyway: microseg onboard {incoming.folder} --set onboarding.adapt_when_suited=true"
             )
-            create_markdown_artifact(f"# {lab}: already suited\n\n{message}", key="decision")
+            attempt(create_markdown_artifact, f"# {lab}: already suited\n\n{message}", key="decision")
             payload = {"lab": lab, "version": used.version, "message": message}
             identity = str(uuid5(NAMESPACE_URL, f"{used.uri}#{used.run_id}#{lab}#{ingested.digest}"))
             workspace.registry.production.record_kept(used, lab, audit=audit_info(reason=message))

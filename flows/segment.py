@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.telemetry import attempt
 from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter
@@ -237,9 +238,9 @@ def _pixel_sizes(folder: Path, images: Sequence[Path], lab_mpp: float | None) ->
 def _show_in_prefect(summary: BatchSummary) -> None:
     row = {name: getattr(summary, name) for name in ("images", "done", "skipped", "failed")}
     row |= {"seconds": round(summary.seconds, 1)} | {f"ood_{key}": str(it) for key, it in asdict(summary.ood).items()}
-    create_table_artifact([row], key="batch", description=f"Outputs in {summary.out}")
+    attempt(create_table_artifact, [row], key="batch", description=f"Outputs in {summary.out}")
     for number, overlay in enumerate(sorted(summary.out.glob("*.overlay.jpg"))[:3], 1):
-        create_image_artifact(data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
+        attempt(create_image_artifact, data_uri(overlay), key=f"overlay-{number}", description=overlay.name)
 
 
 @cli_command()

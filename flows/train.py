@@ -12,7 +12,7 @@ from prefect import flow, task
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.cli.training_progress import training_progress
+from flows.cli.training_progress import training_folder, training_progress
 from flows.promote import audit_info
 from flows.workspace import SOURCE_METHOD, open_workspace
 from microseg.api.training import train as train_segmenter
@@ -49,7 +49,11 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
     params = settings.params
     name = "train " + " ".join(digests)
     folder = settings.home.runs / "train" / "-".join(digests)
-    with workspace.registry.runs.start(name, params=params.model_dump(include={"seed", "network", "train"})) as run:
+    logged = params.model_dump(include={"seed", "network", "train"})
+    with (
+        training_folder(folder, f"the training on {', '.join(digests)}"),
+        workspace.registry.runs.start(name, params=logged) as run,
+    ):
         with training_progress(f"Training on {', '.join(digests)}", params.train, run) as progress:
             training = train_segmenter(
                 labs,
@@ -59,6 +63,7 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 seed=params.seed,
                 fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
                 progress=progress,
+                keep_checkpoint=True,
             )
         with console.status("Registering the segmenter"):
             return workspace.register_model(run, folder, training, source=labs, digests=digests, method=SOURCE_METHOD)

@@ -15,6 +15,7 @@ __all__ = [
     "HomeNotFoundError",
     "ImageReadError",
     "LabError",
+    "LockedError",
     "MicrosegError",
     "ModelError",
     "NoSpaceError",
@@ -47,6 +48,10 @@ class TransientError(MicrosegError):
 
 class NoSpaceError(TransientError, OSError):
     """The disk is full."""
+
+
+class LockedError(TransientError):
+    """Another process works on the same files now."""
 
 
 class SettingsError(MicrosegError, ValueError):

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from flows.promote import promote
 from flows.service.events import REVIEW_REQUESTED, notify
+from flows.telemetry import attempt
 from microseg.config.settings import Settings
 from microseg.registry.decision import NEEDS_REVIEW, Decision
 from microseg.registry.version import ModelVersion, production_of
@@ -41,7 +42,7 @@ def request_approval(candidate: ModelVersion, lab: str, settings: Settings, chan
         The decision, or who has to decide, in a sentence.
     """
     message = _request(candidate, lab if settings.params.promotion.per_lab else None, lab, settings, changes)
-    create_markdown_artifact(f"# {lab}\n\n{message}", key="decision")
+    attempt(create_markdown_artifact, f"# {lab}\n\n{message}", key="decision")
     return message
 
 
@@ -69,8 +70,10 @@ def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Set
 
 def _ask_in_prefect(candidate: ModelVersion, scope: str | None, gate: str, changes: tuple[str, ...]) -> str:
     """Suspend the run until a person has decided; it then starts again, and skips the steps that are done."""
-    create_markdown_artifact(
-        f"# Version {candidate.version}: approval requested\n\n{gate}\n\n{candidate.description}", key="approval"
+    attempt(
+        create_markdown_artifact,
+        f"# Version {candidate.version}: approval requested\n\n{gate}\n\n{candidate.description}",
+        key="approval",
     )
     get_run_logger().info("Version %s needs an approval: press Resume on this page.", candidate.version)
     answer = suspend_flow_run(

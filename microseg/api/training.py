@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,12 @@ from microseg.slides.pixel_size import model_zoom
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.devices import Progress, launch, make_fabric
-from microseg.training.loop import TrainingResult, fit
+from microseg.training.loop import TrainingResult, checkpoint_file, fit, remove_checkpoints
 from microseg.training.method import Supervised, TrainingMethod
 
 __all__ = ["adapt", "train"]
+
+_log = logging.getLogger(__name__)
 
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
 
@@ -47,11 +50,12 @@ def train(
     fabric: Fabric | None = None,
     start: Path | None = None,
     progress: Progress | None = None,
+    keep_checkpoint: bool = False,
 ) -> TrainingResult:
     """Train a segmenter on labelled labs.
 
     Classes and pixel size of the network come from the labs. An interrupted training resumes from its checkpoint,
-    ``<folder>.checkpoint``, when it is started again with the same arguments.
+    beside the folder, when it is started again with the same arguments; with others it starts from its beginning.
 
     Args:
         labs: Datasets, or their folders, as `microseg ingest` writes them. The split ``train`` is trained on, ``val``
@@ -63,6 +67,8 @@ def train(
         fabric: Device and processes, see `make_fabric`; the fastest available device where None.
         start: Folder of a network to continue from, in place of a new one.
         progress: Callbacks.
+        keep_checkpoint: Keep the last checkpoint, with which a second call returns the same result at once; see
+            `remove_checkpoints`.
 
     Returns:
         Course of the training. The network is in ``folder``; load it with ``Segmenter.load(Path(folder))``.
@@ -90,7 +96,18 @@ def train(
     crop, batch = _crop_size(datasets, settings, config.mpp)
     labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom_range)
     method = Supervised(segmenter, labelled, settings)
-    run = partial(_fit, method=method, source=datasets, target=[], folder=folder, seed=seed, elapsed=0.0)
+    fingerprint = _fingerprint(Supervised, segmenter, settings, datasets, [], seed)
+    run = partial(
+        _fit,
+        method=method,
+        source=datasets,
+        target=[],
+        folder=folder,
+        checkpoint=_own_checkpoint(folder, fingerprint),
+        fingerprint=fingerprint,
+        keep_checkpoint=keep_checkpoint,
+        elapsed=0.0,
+    )
     return launch(fabric, run, progress or Progress())
 
 
@@ -105,11 +122,12 @@ def adapt(
     fabric: Fabric | None = None,
     progress: Progress | None = None,
     method: str | type[AdaptationMethod] | None = None,
+    keep_checkpoint: bool = False,
 ) -> TrainingResult:
     """Adapt a segmenter to target labs without any label from them.
 
-    An interrupted adaptation resumes from its checkpoint, ``<folder>.checkpoint``, when it is started again with the
-    same arguments.
+    An interrupted adaptation resumes from its checkpoint, beside the folder, when it is started again with the same
+    arguments; with others it starts from its beginning.
 
     Args:
         network: Segmenter in use, or its folder; it is not changed.
@@ -123,6 +141,7 @@ def adapt(
         progress: Callbacks.
         method: Adaptation method, a name of the entry-point group ``microseg.adaptation_methods`` or a class;
             ``settings.method_in_use`` where None.
+        keep_checkpoint: As in `train`.
 
     Returns:
         Course of the training. The network is in ``folder``; load it with ``Segmenter.load(Path(folder))``.
@@ -149,8 +168,9 @@ def adapt(
     labelled = [] if source_free else _labelled_samples(labelled_labs, mpp)
     if not any(lab.rows for lab in target_labs):
         raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
-    work = _work_folder(folder)
-    if not _checkpoint_file(folder).exists():
+    fingerprint = _fingerprint(kind, base, settings, labelled_labs, target_labs, seed)
+    work, checkpoint = _work_folder(folder), _own_checkpoint(folder, fingerprint)
+    if not checkpoint.exists():
         shutil.rmtree(work, ignore_errors=True)  # of a training that cannot be resumed
     base.to(fabric.device)
     windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS) if labelled else ()
@@ -166,7 +186,9 @@ def adapt(
         source=labelled_labs,
         target=target_labs,
         folder=folder,
-        seed=seed,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+        keep_checkpoint=keep_checkpoint,
         elapsed=elapsed,
         in_use=in_use,
     )
@@ -190,8 +212,12 @@ def _target_lab(
     return TargetLab(lab.metadata.lab, windows, shift)
 
 
-def _checkpoint_file(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".checkpoint")
+def _own_checkpoint(folder: Path, fingerprint: str) -> Path:
+    """File of this training's checkpoint, after those of trainings with other settings or data are removed."""
+    own = checkpoint_file(folder, fingerprint)
+    for path in remove_checkpoints(folder, keep=own):
+        _log.warning("The checkpoint %s of an unfinished training with other settings or data was removed.", path)
+    return own
 
 
 def _work_folder(folder: Path) -> Path:
@@ -207,24 +233,26 @@ def _fit(
     source: Sequence[LabDataset],
     target: Sequence[LabDataset],
     folder: Path,
-    seed: int,
+    checkpoint: Path,
+    fingerprint: str,
+    keep_checkpoint: bool,
     elapsed: float,
     in_use: float | None = None,
 ) -> TrainingResult:
     """Train in one process and, in the first one, save the network."""
-    checkpoint = _checkpoint_file(folder)
     result = fit(
         method,
         fabric=fabric,
         evaluate=partial(evaluate_checkpoint, source=source, target=target, in_use=in_use),
         progress=progress,
         checkpoint=checkpoint,
-        fingerprint=_fingerprint(method, source, target, seed),
+        fingerprint=fingerprint,
         elapsed=elapsed,
     )
     if fabric.is_global_zero:
         save_network(folder, method.result().cpu())
-        checkpoint.unlink(missing_ok=True)
+        if not keep_checkpoint:
+            checkpoint.unlink(missing_ok=True)
         shutil.rmtree(_work_folder(folder), ignore_errors=True)
     fabric.barrier()
     return result
@@ -293,13 +321,20 @@ def _crop_size(labs: Sequence[LabDataset], settings: FitSettings, mpp: float | N
     return side, int(np.clip(round(settings.batch_size * factor), settings.batch_size, 4 * settings.batch_size))
 
 
-def _fingerprint(method: TrainingMethod, source: Sequence[LabDataset], target: Sequence[LabDataset], seed: int) -> str:
+def _fingerprint(
+    method: type[TrainingMethod],
+    network: PyramidSegmenter,
+    settings: FitSettings,
+    source: Sequence[LabDataset],
+    target: Sequence[LabDataset],
+    seed: int,
+) -> str:
     """Digest of everything that determines the result: method, initial network, settings, images and their splits."""
     inputs = {
-        "method": type(method).__qualname__,
-        "network": method.network.config.model_dump(mode="json"),
-        "weights": weights_digest(method.network),
-        "settings": method.settings.model_dump(mode="json"),
+        "method": method.__qualname__,
+        "network": network.config.model_dump(mode="json"),
+        "weights": weights_digest(network),
+        "settings": settings.model_dump(mode="json"),
         "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in source],
         "target": [[row.sha256 for row in lab.rows] for lab in target],
         "seed": seed,

@@ -95,6 +95,16 @@ class Connection:
         with registry_errors(self.tracking_uri, description):
             yield client
 
+    def check_reachable(self) -> None:
+        """Check within seconds that a server answers; nothing is checked of a database.
+
+        Raises:
+            RegistryUnavailableError: It does not.
+        """
+        if is_server(self.tracking_uri):
+            with registry_errors(self.tracking_uri, "be reached"):
+                _check_reachable(self.tracking_uri)
+
     def experiment(self, name: str) -> str:
         """Return the ID of an experiment, which is created if it does not exist.
 

@@ -2,17 +2,24 @@
 
 import getpass
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
+from microseg.errors import RegistryError
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.registry.connection import Connection
 from microseg.registry.version import EXPERIMENT, REFERENCE_FILE, TAG_LENGTH
 
 __all__ = ["RunLog", "Runs", "logged_datasets"]
+
+_log = logging.getLogger(__name__)
+
+_PAUSE = 30.0  # seconds without metrics after MLflow refused some, or could not be reached
 
 _CONTEXT_TAG = "mlflow.data.context"
 _EVALUATION = "evaluation"
@@ -55,8 +62,11 @@ class Runs:
         except BaseException as error:
             self._end(log.id, "FAILED" if isinstance(error, Exception) else "KILLED", error)
             raise
-        with self._connection.action("end a run") as client:
-            client.set_terminated(log.id, "FINISHED")
+        try:
+            with self._connection.action("end a run") as client:
+                client.set_terminated(log.id, "FINISHED")
+        except RegistryError as error:  # what the run has made is stored
+            _log.warning("The run %s remains marked as running: %s", log.id, error)
 
     def params(self, run_id: str) -> dict[str, str]:
         """Return the parameters and tags of a run."""
@@ -85,9 +95,13 @@ class RunLog:
     def __init__(self, connection: Connection, run_id: str) -> None:
         self.id = run_id
         self._connection = connection
+        self._paused_until, self._dropped = 0.0, 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics in one request, written when this returns.
+
+        Metrics only show the work: where they cannot be written they are left out with a warning, and none are tried
+        for some time, so that an MLflow that is away does not delay a training.
 
         Args:
             metrics: Names (letters, digits, ``_-. :/``) and values; NaN is logged as NaN.
@@ -95,8 +109,7 @@ class RunLog:
         """
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        with self._connection.action("log metrics") as client:
-            client.log_batch(self.id, metrics=batch, synchronous=True)
+        self._show("log metrics", lambda client: client.log_batch(self.id, metrics=batch, synchronous=True))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; nested ones are named ``outer.inner``.
@@ -138,9 +151,26 @@ class RunLog:
         self.log_dict(reference.to_dict(), REFERENCE_FILE)
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set or replace a tag."""
-        with self._connection.action("set a tag") as client:
-            client.set_tag(self.id, key, value, synchronous=True)
+        """Set or replace a tag; like metrics, it is left out where it cannot be written."""
+        self._show("set a tag", lambda client: client.set_tag(self.id, key, value, synchronous=True))
+
+    def _show(self, action: str, write: Callable[[MlflowClient], object]) -> None:
+        start = time.monotonic()
+        if start < self._paused_until:
+            self._dropped += 1
+            return
+        try:
+            self._connection.check_reachable()  # MLflow's own calls retry an absent server for minutes
+            with self._connection.action(action) as client:
+                write(client)
+        except RegistryError as error:
+            self._paused_until = time.monotonic() + max(_PAUSE, 10 * (time.monotonic() - start))
+            self._dropped += 1
+            _log.warning("The work goes on, but the run %s lacks some of its metrics: %s", self.id, error)
+        else:
+            if self._dropped:
+                _log.warning("The run %s is logged again; it lacks metrics of %d requests.", self.id, self._dropped)
+                self._dropped = 0
 
 
 def logged_datasets(run: Run) -> dict[str, str]:

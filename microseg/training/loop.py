@@ -1,7 +1,9 @@
 """The training loop: optimize, average, evaluate, keep the best network, write checkpoints, resume from them."""
 
 import copy
+import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,17 @@ from microseg.models.network import PyramidSegmenter
 from microseg.training.devices import Progress
 from microseg.training.method import TrainingMethod
 
-__all__ = ["Evaluate", "TrainingResult", "fit", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Evaluate",
+    "TrainingResult",
+    "checkpoint_file",
+    "fit",
+    "read_checkpoint",
+    "remove_checkpoints",
+    "write_checkpoint",
+]
+
+_log = logging.getLogger(__name__)
 
 Evaluate = Callable[[PyramidSegmenter], Mapping[str, float]]
 """Metrics of a network; ``score`` among them (higher is better) selects the best one."""
@@ -61,18 +73,50 @@ def fit(
         fabric: Device, precision and processes.
         evaluate: Evaluates the network every ``evaluate_every`` steps; None to keep the last network.
         progress: Callbacks.
-        checkpoint: File to resume from, if it exists, and to write to. It remains at the end: remove it when the
-            result is saved.
-        fingerprint: Digest of data and settings; a checkpoint with another one is refused.
+        checkpoint: File to resume from, if it exists, and to write to; see `checkpoint_file`. It remains at the end, so
+            that a finished training is not repeated: remove it when the result is saved.
+        fingerprint: Digest of data and settings. A checkpoint with another one, or a damaged one, is removed with a
+            warning, and the training starts from its beginning.
         elapsed: Seconds that the preparation took; they count towards the time limit.
 
     Returns:
         Course of the training.
 
     Raises:
-        TrainingError: The loss is not finite, or the checkpoint is of another run.
+        TrainingError: The loss is not finite.
     """
     return _Fit(method, fabric, evaluate, progress or Progress(), checkpoint, fingerprint, elapsed).run()
+
+
+def checkpoint_file(folder: Path, fingerprint: str) -> Path:
+    """File of the checkpoint of a training, beside the folder of its result.
+
+    Args:
+        folder: Folder that the network will be written to.
+        fingerprint: Digest of data and settings, hexadecimal.
+    """
+    return folder.with_name(f"{folder.name}.{fingerprint[:_NAME_DIGITS]}.checkpoint")
+
+
+def remove_checkpoints(folder: Path, *, keep: Path | None = None) -> list[Path]:
+    """Remove the checkpoints of a folder, of all fingerprints.
+
+    Args:
+        folder: Folder that the network is written to.
+        keep: The one to keep.
+
+    Returns:
+        Those removed.
+    """
+    name = re.compile(rf"{re.escape(folder.name)}(\.[0-9a-f]{{{_NAME_DIGITS}}})?\.checkpoint", re.ASCII)
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    found = [path for path in beside if name.fullmatch(path.name) and path != keep]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
+_NAME_DIGITS = 16
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -92,14 +136,9 @@ def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
         written = state["fingerprint"]
     except Exception as error:  # PyTorch's message recommends an unsafe way to load the file
-        raise TrainingError(
-            f"Expected a checkpoint in {path}, it is damaged or another file: delete it to train from the start."
-        ) from error
+        raise TrainingError(f"Expected a checkpoint in {path}, it is damaged or another file.") from error
     if written != fingerprint:
-        raise TrainingError(
-            f"Checkpoint {path} was written by a run with other settings or data: "
-            "delete it, or choose another folder, to train from the start."
-        )
+        raise TrainingError(f"Checkpoint {path} was written by a run with other settings or data.")
     return dict(state)
 
 
@@ -127,23 +166,23 @@ class _Fit:
         self.evaluations: dict[int, dict[str, float]] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_score = 0, -math.inf
+        self.stopped = ""
 
     def run(self) -> TrainingResult:
         self._resume()
         start, before = time.monotonic(), self.seconds
-        stopped = ""
-        while not stopped:
+        while not self.stopped:
             self._take_step()
             self.seconds = self._shared(before + time.monotonic() - start)
-            stopped = self._stop_reason()
-            if stopped or self.step % self.settings.evaluate_every == 0:
+            self.stopped = self._stop_reason()
+            if self.stopped or self.step % self.settings.evaluate_every == 0:
                 self._evaluate()
-                stopped = stopped or self._patience_ended()
-            if not stopped and self.step % self.settings.checkpoint_every == 0:
+                self.stopped = self.stopped or self._patience_ended()
+            if self.stopped or self.step % self.settings.checkpoint_every == 0:
                 self._save()
         if self.best is not None:
             self.method.result().load_state_dict(self.best)
-        return TrainingResult(self.step, self.best_step, self.seconds, stopped, self.evaluations)
+        return TrainingResult(self.step, self.best_step, self.seconds, self.stopped, self.evaluations)
 
     def _take_step(self) -> None:
         fabric, progress = self.fabric, _progress(self.step, self.seconds, self.settings)
@@ -223,18 +262,27 @@ class _Fit:
             "best": self.best,
             "best_step": self.best_step,
             "best_score": self.best_score,
+            "stopped": self.stopped,
         }
         write_checkpoint(self.checkpoint, state)
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        state = read_checkpoint(self.checkpoint, fingerprint=self.fingerprint)
+        try:
+            state = read_checkpoint(self.checkpoint, fingerprint=self.fingerprint)
+        except TrainingError as error:
+            _log.warning("%s It was removed, and this training starts from its beginning.", error)
+            self.fabric.barrier()  # until all processes have read it
+            if self.fabric.is_global_zero:
+                self.checkpoint.unlink(missing_ok=True)
+            return
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
         self.best, self.best_step, self.best_score = state["best"], state["best_step"], state["best_score"]
+        self.stopped = state["stopped"]
 
 
 def _progress(step: int, seconds: float, settings: FitSettings) -> float:

@@ -17,7 +17,7 @@ from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkS
 from microseg.config.settings import load_settings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
-from microseg.errors import LabError, PluginError, TrainingError
+from microseg.errors import LabError, PluginError
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.plugins import load_plugin
@@ -46,7 +46,7 @@ def fabric() -> Fabric:
 @pytest.fixture
 def fit(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> Callable[..., TrainingResult]:
     def make(folder: str = "first", **values: Any) -> TrainingResult:
-        progress = values.pop("progress", None)
+        progress, keep = values.pop("progress", None), values.pop("keep_checkpoint", False)
         return train(
             labs[:1],
             TINY,
@@ -54,6 +54,7 @@ def fit(labs: tuple[LabDataset, LabDataset], fabric: Fabric, tmp_path: Path) -> 
             folder=tmp_path / folder,
             fabric=fabric,
             progress=progress,
+            keep_checkpoint=keep,
         )
 
     return make
@@ -82,6 +83,23 @@ def stop_at(step: int) -> Progress:
             raise KeyboardInterrupt
 
     return Progress(on_step=on_step)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f"{folder.name}.*.checkpoint"))
+
+
+def first_step(make: Callable[..., TrainingResult], *arguments: Any, **values: Any) -> int:
+    """Number of the first step of a training that is then interrupted."""
+    steps: list[int] = []
+
+    def stop(step: int, _losses: Mapping[str, float]) -> None:
+        steps.append(step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(*arguments, progress=Progress(on_step=stop), **values)
+    return steps[0]
 
 
 def test_train_and_adapt(
@@ -162,14 +180,12 @@ def test_interrupted_run_is_resumed(
     whole = make("whole")
     with pytest.raises(KeyboardInterrupt):
         make("parts", progress=stop_at(2))
-    assert (tmp_path / "parts.checkpoint").is_file()
+    assert len(checkpoints(tmp_path / "parts")) == 1
     assert not (tmp_path / "parts").exists()
-    with pytest.raises(TrainingError, match="other settings or data"):
-        make("parts", learning_rate=0.5)
     steps: list[int] = []
     parts = make("parts", progress=Progress(on_step=lambda step, _losses: steps.append(step)))
     assert steps == [2, 3]
-    assert not (tmp_path / "parts.checkpoint").exists()
+    assert not checkpoints(tmp_path / "parts")
     assert ((tmp_path / "parts") / "weights.safetensors").read_bytes() == (
         (tmp_path / "whole") / "weights.safetensors"
     ).read_bytes()
@@ -186,34 +202,42 @@ def test_checkpoint_remains_until_the_network_is_written(
         patch.setattr(training, "save_network", full)
         with pytest.raises(OSError, match="No space"):
             fit()
-    assert (tmp_path / "first.checkpoint").is_file()
+    assert len(checkpoints(tmp_path / "first")) == 1
     steps: list[int] = []
     fit(progress=Progress(on_step=lambda step, _losses: steps.append(step)))
-    assert steps == [3]
+    assert steps == []
 
 
-def test_rejects_checkpoint_of_another_initial_network(
-    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
+def test_checkpoint_is_kept_on_request(fit: Callable[..., TrainingResult], tmp_path: Path) -> None:
+    """A caller that registers the network removes it after that."""
+    first = fit(keep_checkpoint=True)
+    steps: list[int] = []
+    assert fit(keep_checkpoint=True, progress=Progress(on_step=lambda step, _losses: steps.append(step))) == first
+    assert steps == []
+    assert len(checkpoints(tmp_path / "first")) == 1
+
+
+def test_checkpoint_of_another_initial_network_is_not_resumed(
+    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit_to_target(tiny_network(0), progress=stop_at(2))
-    with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_target(tiny_network(1))
+    assert first_step(fit_to_target, tiny_network(1)) == 1
+    assert "of an unfinished training with other settings or data was removed" in caplog.text
 
 
-def test_rejects_checkpoint_of_other_masks_or_lab_roles(
-    fit_to_target: Callable[..., TrainingResult],
-    tiny_network: Callable[..., Any],
-    source_lab: LabDataset,
-    target_lab: LabDataset,
+def test_checkpoint_of_other_settings_or_masks_is_not_resumed(
+    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any], source_lab: LabDataset
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fit_to_target(tiny_network(0), progress=stop_at(2))
+    """Later images of a lab must not fail because of an adaptation that was interrupted before."""
     rows = tuple(dataclasses.replace(row, mask=None) if row.split == "val" else row for row in source_lab.rows)
-    with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_target(tiny_network(0), source=[dataclasses.replace(source_lab, rows=rows)])
-    with pytest.raises(TrainingError, match="other settings or data"):
-        fit_to_target(tiny_network(0), source=[source_lab, target_lab], target=[source_lab, target_lab])
+    for changed in (
+        {"learning_rate": 0.5},
+        {"source": [dataclasses.replace(source_lab, rows=rows)]},
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            fit_to_target(tiny_network(0), progress=stop_at(2))
+        assert first_step(fit_to_target, tiny_network(0), **changed) == 1
 
 
 def test_initial_network_is_not_changed(

@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from microseg.errors import RegistryError
 from microseg.registry.registry import Registry
@@ -122,3 +123,47 @@ def test_error_of_a_deleted_experiment_states_how_to_restore_it(empty: Registry)
         again.runs.start("r"),
     ):
         pass
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_work(
+    empty: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning when they fail, one when they are written again; nothing is tried in between."""
+    now, tried = [1000.0], []
+    monkeypatch.setattr("microseg.registry.runs.time.monotonic", lambda: now[0])
+
+    def away(*_: object, **__: object) -> None:
+        tried.append(now[0])
+        raise MlflowException("API request failed: Max retries exceeded")
+
+    with empty.runs.start("r") as run:
+        client = run._connection.client
+        run.log_metrics({"loss": 1.0}, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "log_batch", away)
+            patch.setattr(client, "set_tag", away)
+            for _ in range(20):
+                now[0] += 1
+                run.log_metrics({"loss": 2.0}, 2)
+                run.set_tag("note", "lost")
+        assert len(tried) == 1
+        now[0] += 60
+        run.log_metrics({"loss": 3.0}, 3)
+    history = client_of(empty).get_metric_history(run.id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (3, 3.0)]
+    assert read(empty, run.id).info.status == "FINISHED"
+    warnings = [record.message for record in caplog.records if record.name == "microseg.registry.runs"]
+    assert len(warnings) == 2
+    assert "The work goes on" in warnings[0]
+    assert "it lacks metrics of 40 requests" in warnings[1]
+
+
+def test_run_that_cannot_be_marked_finished_does_not_undo_its_work(
+    empty: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> None:
+        raise MlflowException("API request failed: Max retries exceeded")
+
+    with empty.runs.start("r") as run:
+        monkeypatch.setattr(run._connection.client, "set_terminated", away)
+    assert f"The run {run.id} remains marked as running" in caplog.text

@@ -17,7 +17,14 @@ from microseg.config.params import TrainSettings
 from microseg.errors import TrainingError
 from microseg.training import loop
 from microseg.training.devices import Progress
-from microseg.training.loop import TrainingResult, fit, read_checkpoint, write_checkpoint
+from microseg.training.loop import (
+    TrainingResult,
+    checkpoint_file,
+    fit,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
 from microseg.training.method import TrainingMethod
 
 
@@ -243,14 +250,53 @@ def test_resumes_with_scores_of_numpy(fabric: Fabric, tmp_path: Path) -> None:
     assert run(Slide(), settings, fabric, checkpoint=tmp_path / "c", evaluate=scores).steps == 4
 
 
-def test_rejects_checkpoint_of_another_run(fabric: Fabric, tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_dropped_with_a_warning(
+    fabric: Fabric, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings, file = numbers(checkpoint_every=1), tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
         run(Slide(), settings, fabric, checkpoint=file, fingerprint="one", on_step=stop_after(2))
-    kept = file.read_bytes()
-    with pytest.raises(TrainingError, match=r"written by a run with other settings or data: delete it, or choose"):
-        run(Slide(), settings, fabric, checkpoint=file, fingerprint="another")
-    assert file.read_bytes() == kept
+    whole = run(Slide(), settings, fabric, fingerprint="another")
+    assert run(Slide(), settings, fabric, checkpoint=file, fingerprint="another").steps == whole.steps
+    assert "written by a run with other settings or data. It was removed, and this training starts" in caplog.text
+    assert read_checkpoint(file, fingerprint="another")["step"] == whole.steps
+
+
+def test_damaged_checkpoint_is_dropped_with_a_warning(
+    fabric: Fabric, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, file, steps = numbers(steps=4, checkpoint_every=1), tmp_path / "c", list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        run(Slide(), settings, fabric, checkpoint=file, on_step=stop_after(3))
+    file.write_bytes(file.read_bytes()[:100])
+    run(Slide(), settings, fabric, checkpoint=file, on_step=lambda step, _: steps.append(step))
+    assert steps == [1, 2, 3, 4]
+    assert "it is damaged or another file. It was removed" in caplog.text
+
+
+def test_finished_training_is_not_repeated(fabric: Fabric, tmp_path: Path) -> None:
+    settings, file, steps = numbers(steps=4, checkpoint_every=3), tmp_path / "c", list[int]()
+    first, second = Slide(), Slide()
+    result = run(first, settings, fabric, checkpoint=file)
+    assert run(second, settings, fabric, checkpoint=file, on_step=lambda step, _: steps.append(step)) == result
+    assert steps == []
+    for name, value in first.result().state_dict().items():
+        assert torch.equal(value, second.result().state_dict()[name])
+
+
+def test_checkpoints_are_named_by_their_fingerprint(tmp_path: Path) -> None:
+    folder = tmp_path / "lab_a"
+    one, two = (checkpoint_file(folder, digit * 64) for digit in "1a")
+    assert one.name == "lab_a.1111111111111111.checkpoint"
+    others = [
+        tmp_path / name
+        for name in ("lab_a-lab_b.1111111111111111.checkpoint", "lab_a.v2.1111111111111111.checkpoint", "lab_a.json")
+    ]
+    for path in (one, two, tmp_path / "lab_a.checkpoint", *others):  # the third as microseg 0.1 named it
+        path.touch()
+    assert sorted(remove_checkpoints(folder, keep=one)) == sorted([two, tmp_path / "lab_a.checkpoint"])
+    assert remove_checkpoints(folder) == [one]
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_weights_gradients_and_moments_have_one_memory_layout(
@@ -314,7 +360,7 @@ def test_interrupted_write_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypa
 def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     for save, name in ((torch.save, "torch"), (lambda it, file: file.write_bytes(pickle.dumps(it)), "plain")):
         save({"fingerprint": "f", "step": Touch(tmp_path / "executed")}, tmp_path / name)
-        with pytest.raises(TrainingError, match="damaged or another file: delete it to train"):
+        with pytest.raises(TrainingError, match="damaged or another file"):
             read_checkpoint(tmp_path / name, fingerprint="f")
     assert not (tmp_path / "executed").exists()
     torch.load(tmp_path / "torch", weights_only=False)  # the trap itself works
@@ -323,13 +369,13 @@ def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
 
 def test_rejects_checkpoints_of_other_runs_and_other_files(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", {"fingerprint": "one"})
-    with pytest.raises(TrainingError, match="other settings or data: delete it, or choose another folder"):
+    with pytest.raises(TrainingError, match="other settings or data"):
         read_checkpoint(tmp_path / "c", fingerprint="another")
     (tmp_path / "broken").write_bytes((tmp_path / "c").read_bytes()[:50])
-    with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*delete it"):
+    with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*damaged"):
         read_checkpoint(tmp_path / "broken", fingerprint="one")
     torch.save(torch.zeros(3), tmp_path / "tensor")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "weights")
     for name in ("tensor", "weights"):
-        with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*delete it"):
+        with pytest.raises(TrainingError, match=r"Expected a checkpoint in .*damaged"):
             read_checkpoint(tmp_path / name, fingerprint="one")

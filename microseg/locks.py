@@ -1,0 +1,66 @@
+"""Locks of files and folders between processes, which say who holds them."""
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from microseg.errors import LockedError
+from microseg.files import write_text_file
+
+__all__ = ["exclusive"]
+
+
+@contextmanager
+def exclusive(path: Path, what: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock for the duration of a ``with`` block. A process that dies releases it.
+
+    Args:
+        path: The lock file, which remains; its folder is created. Beside it, ``<path>.owner`` names the holder.
+        what: What is locked, for messages: ``"the outputs in /results"``.
+        waiting: Called with a message that names the holder, before this waits for the lock; None: do not wait.
+
+    Raises:
+        LockedError: Another process holds it, and ``waiting`` is None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner, lock = path.with_name(f"{path.name}.owner"), FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        message = f"{what[:1].upper()}{what[1:]} is in use by {_holder(owner)}"
+        if waiting is None:
+            raise LockedError(f"{message}. Wait until it has ended, or end it.") from None
+        waiting(f"{message}: waiting for it to end.")
+        lock.acquire()
+    try:
+        with suppress(OSError):  # the lock holds without it
+            write_text_file(owner, json.dumps(_this_process()) + "\n")
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _this_process() -> dict[str, object]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = "unknown"
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"user": user, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
+
+
+def _holder(owner: Path) -> str:
+    try:
+        stated = json.loads(owner.read_text(encoding="utf-8"))
+        return f"process {stated['pid']} of {stated['user']} on {stated['host']}, since {stated['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun
+        return "another process"
