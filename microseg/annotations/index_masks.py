@@ -9,7 +9,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, decode, read_deep_tiff, read_errors
+from microseg.slides.images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    decode,
+    is_deep_png,
+    read_deep_png,
+    read_errors,
+    read_tiff_values,
+)
+from microseg.slides.tiff_layout import is_tiff
 
 __all__ = ["IGNORE", "IndexMasks", "read_mask"]
 
@@ -47,8 +56,16 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
     """
     path = Path(path)
     with read_errors(path, "a mask"):
-        values = read_deep_tiff(path)
-        if values is None:
+        if is_tiff(path):
+            values, paged = read_tiff_values(path)
+            if paged:
+                raise ImageReadError(
+                    f"{path}: expected one page with 0, 1, 2 … for the classes, got {values.shape[2]} pages. Write the "
+                    "index of each pixel's class into one page."
+                )
+        elif is_deep_png(path):
+            values = read_deep_png(path)
+        else:
             values = _mask_values(path)
         if values.ndim == 3:
             values = _shared_channel(path, values)

@@ -7,13 +7,18 @@ gray, 1-bit                  the same value in all three channels
 palette                      the palette's colors
 with transparency            composited over white, the background of a brightfield slide
 CMYK                         converted to RGB; color profiles are not applied
-16-bit (PNG gray, TIFF)      scaled by the smallest of 8, 12, 14 and 16 bits that holds the largest value of the image
-16-bit color PNG            scaled by 16 bits, as the PNG standard prescribes
-float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is rejected
+16 bits (PNG, TIFF)          scaled by the bit depth that the file states (OME ``SignificantBits``), that is given, or
+                             the smallest of 8, 10, 12, 14 and 16 bits that holds the 99.9th percentile of the values
+10, 12, 14 bits (TIFF)       scaled by their own depth
+float TIFF                   0..1 is scaled to 0..255; anything outside 0..1 is refused
 EXIF or TIFF orientation     applied
-several pages                the first one; separate pages of three channels (OME, ImageJ) are one RGB image
-truncated, broken checksum   rejected, never filled in
+several images in one file   refused; reduced resolutions, thumbnails, label and macro images do not count, and pages
+                             of three channels that nothing states to be other colors (OME, ImageJ) are RGB
+a further sample             refused, unless it is stated to be transparency, or (RGB) to be of no meaning
+truncated, broken checksum   refused, never filled in
 ===========================  =======================================================================================
+
+TIFF files are read as `microseg.slides.tiff_layout` interprets them, whether as images, as slides, or as masks.
 """
 
 import io
@@ -29,6 +34,9 @@ from PIL import Image, ImageFile, ImageOps
 
 from microseg.errors import DataError, ImageReadError
 from microseg.files import atomic_write
+from microseg.slides.color import measured_bit_depth, over_white, scale_to_8_bits
+from microseg.slides.tiff_image import TiffImage, upright
+from microseg.slides.tiff_layout import is_tiff
 
 __all__ = [
     "FORMATS",
@@ -36,27 +44,32 @@ __all__ = [
     "MAX_PIXELS",
     "decode",
     "image_digest",
-    "is_tiff",
-    "over_white",
-    "read_deep_tiff",
+    "image_orientation",
+    "is_deep_png",
+    "measured_depth",
+    "read_deep_png",
     "read_errors",
     "read_image",
-    "scale_to_rgb",
+    "read_tiff_values",
     "write_png",
 ]
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_BIT_DEPTHS = (8, 12, 14, 16)
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 13,400 squared
+_OTHERS = ("PNG", "JPEG", "BMP")  # TIFF is read by `TiffImage`
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: Path | str, png: bytes | None = None) -> npt.NDArray[np.uint8]:
+def read_image(path: Path | str, png: bytes | None = None, bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB; the module's table lists how each kind is converted.
 
     Args:
         path: A PNG, JPEG, TIFF (also OME-TIFF) or BMP file, recognized by its content.
         png: Content of the file, where it is a PNG that was read already.
+        bit_depth: Bits that hold the values of files of 16 bits that do not state fewer: 8, 10, 12, 14 or 16. None:
+            measured in each file.
 
     Shape:
         (H, W, 3)
@@ -65,19 +78,78 @@ def read_image(path: Path | str, png: bytes | None = None) -> npt.NDArray[np.uin
         The pixels, 0..255, RGB.
 
     Raises:
-        ImageReadError: The file is missing, empty, truncated, of another kind, or has over ``MAX_PIXELS`` pixels.
+        ImageReadError: The file is missing, empty, truncated, of another kind, has over ``MAX_PIXELS`` pixels, or holds
+            something that is not understood.
     """
     path = Path(path)
     with read_errors(path, "an image"):
-        values = read_deep_tiff(path) if png is None else None
-        if values is not None:
-            return scale_to_rgb(path, values)
+        if png is None and is_tiff(path):
+            with TiffImage(path, bit_depth) as tiff:
+                width, height = tiff.sizes[0]
+                _check_pixels(path, width * height)
+                return tiff.rgb(0, 0, 0, width, height)
+        if png is None and is_deep_png(path):
+            values = read_deep_png(path)
+            depth = bit_depth or _measured(values)
+            scaled = scale_to_8_bits(path, values, depth)
+            color = scaled[..., : scaled.shape[2] - (scaled.shape[2] % 2 == 0)]
+            if scaled.shape[2] % 2 == 0:
+                alpha = scale_to_8_bits(path, values[..., -1], 16)  # transparency always has the range of the file
+                color = over_white(color, alpha)
+            return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
         image = decode(path, png)
         if image.has_transparency_data:
-            return over_white(np.asarray(image.convert("RGBA")))
-        if image.mode == "F" or image.mode.startswith("I"):
-            return scale_to_rgb(path, np.asarray(image))
+            rgba = np.asarray(image.convert("RGBA"))
+            return over_white(rgba[..., :3], rgba[..., 3])
         return np.array(image.convert("RGB"))
+
+
+def read_tiff_values(path: Path) -> tuple[npt.NDArray[Any], bool]:
+    """Read the stored samples of a TIFF, upright.
+
+    Shape:
+        (H, W, samples)
+
+    Returns:
+        The samples, and whether they come from a page for each channel.
+
+    Raises:
+        ImageReadError: It has over ``MAX_PIXELS`` pixels, or is not understood. Exceptions of decoders are not caught.
+    """
+    with TiffImage(path) as tiff:
+        width, height = tiff.sizes[0]
+        _check_pixels(path, width * height)
+        return tiff.values(0, 0, 0, width, height), len(tiff.layout.levels[0]) > 1
+
+
+def measured_depth(path: Path) -> int | None:
+    """Bit depth of a file of 16 bits that does not state fewer, measured; None for other files.
+
+    Args:
+        path: An image file of any kind.
+
+    Raises:
+        ImageReadError: The file cannot be read.
+    """
+    with read_errors(path, "an image"):
+        if is_tiff(path):
+            with TiffImage(path) as tiff:
+                deep = tiff.layout.kind == "u" and tiff.layout.bits == 16 and tiff.layout.depth is None
+                return tiff.measured_depth() if deep and tiff.layout.color != "cmyk" else None
+        return _measured(read_deep_png(path)) if is_deep_png(path) else None
+
+
+def image_orientation(path: Path) -> int:
+    """Orientation that a file states, 1 (upright) to 8, by its TIFF tag or EXIF; 1 where it states none."""
+    try:
+        if is_tiff(path):
+            with TiffImage(path) as tiff:
+                return tiff.layout.orientation
+        with Image.open(path, formats=_OTHERS) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # what is wrong with the file is reported when it is read
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def image_digest(pixels: npt.NDArray[np.uint8]) -> str:
@@ -135,7 +207,7 @@ def read_errors(path: Path, what: str) -> Iterator[None]:
         raise _too_large(path) from error
     except Exception as error:
         raise ImageReadError(
-            f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {str(error) or repr(error)}. "
+            f"{path}: expected {what} (PNG, JPEG, TIFF or BMP), but it cannot be read: {_one_line(error)}. "
             "The file is damaged, truncated or of another kind; export or copy it again."
         ) from error
 
@@ -148,66 +220,51 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
         content: Its content, where it was read already.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries enable it, and then missing rows are gray
-    with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
+    with Image.open(path if content is None else io.BytesIO(content), formats=_OTHERS) as image:
         _check_pixels(path, image.width * image.height)
+        if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+            raise ImageReadError(
+                f"{path}: expected one image, got an animation of {image.n_frames}. Export one of them."
+            )
         image.load()
         return ImageOps.exif_transpose(image)
 
 
-def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Composite pixels with transparency over white, the background of a brightfield slide.
+def is_deep_png(path: Path) -> bool:
+    """Whether a file is a PNG of 16 bits, by its header."""
+    with path.open("rb") as file:
+        header = file.read(25)
+    return header[:8] == _PNG and header[24:25] == b"\x10"
+
+
+def read_deep_png(path: Path) -> npt.NDArray[np.uint16]:
+    """Read a PNG of 16 bits, upright. Exceptions of decoders are not caught.
 
     Shape:
-        (h, w, 4) → (h, w, 3)
+        (H, W, 1 | 2 | 3 | 4): gray or RGB, with transparency after them where the file has some
     """
-    if (rgba[..., 3] == 255).all():
-        return np.ascontiguousarray(rgba[..., :3])
-    layer = Image.fromarray(rgba, mode="RGBA")
-    return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), np.uint8)
+    import imagecodecs
+
+    image = decode(path)  # checks sums, size and completeness, but keeps 8 bits of colors
+    values = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    if values.dtype != np.uint16:
+        raise ImageReadError(f"{path}: expected 16 bits as its header states, got {values.dtype}. Export it again.")
+    values = upright(values.reshape(*values.shape[:2], -1), image_orientation(path))
+    if values.shape[1::-1] != image.size:
+        raise ImageReadError(f"{path}: expected {image.size} pixels, got {values.shape[1::-1]}. Export it again.")
+    return values
 
 
-def scale_to_rgb(path: Path, values: npt.NDArray[Any], highest: int | None = None) -> npt.NDArray[np.uint8]:
-    """Scale values of any type to RGB; the module's table lists how.
-
-    Args:
-        path: The file, for messages.
-        values: Gray, RGB or RGBA.
-        highest: The image's largest value, where ``values`` is only a part of it; larger values are clipped.
-
-    Shape:
-        (H, W) or (H, W, 1 | 3 | 4) → (H, W, 3)
-
-    Raises:
-        ImageReadError: Another number of channels, or values out of range.
-    """
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.shape[2] not in (1, 3, 4):
-        raise ImageReadError(
-            f"{path}: expected 1 (gray), 3 (RGB) or 4 (RGBA) channels, got {values.shape[2]}. "
-            "Export a brightfield image as RGB; fluorescence channels are not supported."
-        )
-    lowest, highest = values.min(), values.max() if highest is None else highest
-    if values.dtype.kind == "f":
-        if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
-            raise ImageReadError(f"{path}: expected floats in 0..1, got {lowest}..{highest}. Export it as 8-bit RGB.")
-        full = 1.0
-    else:
-        depth = next((depth for depth in _BIT_DEPTHS if highest < 2**depth), None)
-        if lowest < 0 or depth is None:
-            raise ImageReadError(
-                f"{path}: expected whole numbers in 0..65535, got {lowest}..{highest}. Export it as 8-bit RGB."
-            )
-        full = float(2**depth - 1)
-    scaled = values.clip(0).astype(np.float32) * np.float32(255 / full)  # (H, W, channels)
-    if values.shape[2] == 4:
-        alpha = scaled[:, :, 3:] / 255
-        scaled = scaled[:, :, :3] * alpha + 255 * (1 - alpha)
-    rounded = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    return np.repeat(rounded, 3, axis=2) if rounded.shape[2] == 1 else rounded
+def _measured(values: npt.NDArray[np.uint16]) -> int:
+    color = values[..., : values.shape[2] - (values.shape[2] % 2 == 0)]
+    return measured_bit_depth(np.bincount(color.ravel(), minlength=2**16))
 
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 13,400 squared
+_ORIENTATION = 274  # EXIF and TIFF tag
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or repr(error)[:500]
 
 
 def _check_pixels(path: Path, pixels: float) -> None:
@@ -221,74 +278,3 @@ def _too_large(path: Path) -> ImageReadError:
         f"{path}: expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions; "
         "whole slides are read by segmentation, not as images."
     )
-
-
-_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF, by its first bytes."""
-    with path.open("rb") as file:
-        return file.read(4) in _STARTS
-
-
-def read_deep_tiff(path: Path) -> npt.NDArray[Any] | None:
-    """Read a TIFF that Pillow cannot read exactly: over 8 bits, or one page per channel.
-
-    Args:
-        path: Any file.
-
-    Shape:
-        (H, W, channels)
-
-    Returns:
-        The values of the first image, upright; None where Pillow reads the file.
-
-    Raises:
-        ImageReadError: It is larger than can be read as a whole, or of neither gray nor RGB values. Exceptions of
-            tifffile on damaged files are not caught.
-    """
-    if not is_tiff(path):
-        return None
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        page = series.keyframe
-        paged_channels = "C" in series.axes and "C" not in page.axes
-        if page.dtype is None or (page.dtype in (np.uint8, np.bool_) and not paged_channels):
-            return None
-        _check_pixels(path, max(page.imagewidth * page.imagelength, series.size / 4))
-        if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-            raise ImageReadError(
-                f"{path}: expected gray or RGB values in a TIFF of {page.dtype}, got "
-                f"{getattr(page.photometric, 'name', page.photometric)}. Export it as 8-bit RGB."
-            )
-        axes = series.axes if paged_channels else page.axes
-        try:
-            values: npt.NDArray[Any] = series.asarray() if paged_channels else page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error) or paged_channels:
-                raise
-            import rasterio
-
-            with rasterio.open(path) as raster:  # GDAL has the compressions for which tifffile needs imagecodecs
-                values, axes = raster.read(), "SYX"
-        orientation = page.tags.valueof(274, 1)
-    for axis in axes:
-        if axis not in "YXSC":
-            values = values.take(0, axis=axes.index(axis))
-            axes = axes.replace(axis, "", 1)
-    values = values.transpose([axes.index(axis) for axis in "YXCS" if axis in axes])
-    return _upright(values.reshape(*values.shape[:2], -1), orientation)  # (H, W, channels)
-
-
-def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Apply the TIFF orientation tag (1..8)."""
-    if orientation >= 5:
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return values

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from openslide import OpenSlide, OpenSlideError
 
 from microseg.errors import ImageReadError
-from microseg.slides.images import over_white
+from microseg.slides.color import over_white
 from microseg.slides.pixel_size import image_mpp, valid_mpp
 from microseg.slides.slide import Level, Slide
 
@@ -47,7 +47,8 @@ class VendorSlide(Slide):
         """Read a region; where the scanner recorded nothing, OpenSlide's pixels are transparent."""
         scale = self.levels[level].downsample
         region = self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
-        return over_white(np.asarray(region, np.uint8))
+        rgba = np.asarray(region, np.uint8)
+        return over_white(rgba[..., :3], rgba[..., 3])
 
     def _stated_mpp(self) -> float | None:
         try:

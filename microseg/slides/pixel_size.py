@@ -1,24 +1,34 @@
 """Pixel sizes: read from image files, and the zoom from one to another."""
 
 import re
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
+import tifffile
 from PIL import Image
 
-from microseg.slides.images import is_tiff
+from microseg.slides.tiff_layout import is_tiff, read_layout
 
-__all__ = ["MPP_RANGE", "image_mpp", "model_zoom", "valid_mpp"]
+__all__ = ["MPP_RANGE", "image_mpp", "model_zoom", "same_mpp", "unit_microns", "valid_mpp"]
 
 MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
+_SAME = 0.05  # relative difference of two sizes that are one, differently rounded
 
-_MICRONS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00b5m": 1.0, "mm": 1e3, "cm": 1e4}
+_MICRONS = {
+    "pm": 1e-6, "å": 1e-4, "ångström": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3,
+    "µm": 1.0, "um": 1.0, "µ": 1.0, "micron": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3, "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4, "dm": 1e5,
+    "m": 1e6, "meter": 1e6, "metre": 1e6, "thou": 25.4, "mil": 25.4, "in": 25_400.0, "inch": 25_400.0, '"': 25_400.0,
+    "inche": 25_400.0, "ft": 304_800.0, "pt": 25_400 / 72,
+}  # fmt: skip
 
 
 def image_mpp(path: Path | str) -> float | None:
     """Read the pixel size from an image file.
 
-    Reads OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags and PNG ``pHYs``.
+    Reads OME ``PhysicalSizeX``, Aperio ``MPP``, ImageJ units, TIFF resolution tags, PNG ``pHYs``, and the resolution of
+    JPEG and BMP.
 
     Args:
         path: An image file.
@@ -30,7 +40,7 @@ def image_mpp(path: Path | str) -> float | None:
     path = Path(path)
     sizes: tuple[float, float] | None = None
     with suppress(Exception):  # read_image reports what is wrong with the file
-        sizes = _tiff_mpp(path) if is_tiff(path) else _png_mpp(path)
+        sizes = _tiff_mpp(path) if is_tiff(path) else _other_mpp(path)
     return None if sizes is None else valid_mpp(*sizes)
 
 
@@ -39,42 +49,55 @@ def valid_mpp(x: float, y: float) -> float | None:
     return round(x, 6) if MPP_RANGE[0] <= x <= MPP_RANGE[1] and abs(x - y) <= 0.01 * x else None
 
 
-def _png_mpp(path: Path) -> tuple[float, float] | None:
-    with Image.open(path, formats=("PNG",)) as image:
+def same_mpp(one: float, other: float) -> bool:
+    """Whether two pixel sizes are the same but for rounding: within 5 %."""
+    return abs(one - other) <= _SAME * max(one, other)
+
+
+def unit_microns(unit: str) -> float | None:
+    r"""Length of a unit in microns, in any of its spellings; None for pixels and unknown units.
+
+    Micro may be the micro sign, the Greek letter, ``u``, an escape of it (``\u00B5``, as ImageJ writes), or one that
+    was decoded wrongly.
+    """
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unit.strip().strip("\0"))
+    text = re.sub(r"&#(?:x([0-9a-fA-F]+)|(\d+));", lambda f: chr(int(f[1], 16) if f[1] else int(f[2])), text)
+    text = text.replace("Âµ", "µ").replace("Î¼", "µ").replace("\N{GREEK SMALL LETTER MU}", "µ")
+    text = text.replace("\N{REPLACEMENT CHARACTER}m", "µm").replace("&micro;", "µ")
+    if text == "Mm":  # megameters
+        return None
+    text = unicodedata.normalize("NFC", text).lower().replace("\N{GREEK SMALL LETTER MU}", "µ").rstrip(".")
+    return _MICRONS.get(text, _MICRONS.get(text.removesuffix("s")))
+
+
+def _other_mpp(path: Path) -> tuple[float, float] | None:
+    with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
         dots = image.info.get("dpi")
     return (25_400 / dots[0], 25_400 / dots[1]) if dots else None
 
 
 def _tiff_mpp(path: Path) -> tuple[float, float] | None:
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        text = tiff.ome_metadata or page.description
-        imagej_unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()
+        layout = read_layout(path, tiff)
+        page = layout.page
+        text = str(tiff.pages.first.description or "")
         resolution = [page.tags.valueof(tag) for tag in (282, 283)]
         unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2)))
-    if tiff.is_ome:
-        return _ome_mpp(text)
+    if layout.ome is not None and layout.ome.pixel_size is not None:
+        (x, x_unit), (y, y_unit) = layout.ome.pixel_size
+        microns = unit_microns(x_unit), unit_microns(y_unit)
+        return None if microns[0] is None or microns[1] is None else (x * microns[0], y * microns[1])
     if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
         return float(aperio[1]), float(aperio[1])
-    microns = _MICRONS.get(imagej_unit, unit)
-    if microns is None or not all(resolution):
-        return None
-    x, y = (microns * denominator / numerator for numerator, denominator in resolution)
-    return x, y
-
-
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    sizes = []
-    for axis in "XY":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
-        microns = _MICRONS.get(unit[1] if unit else "µm")
-        if size is None or microns is None:
+    if text.startswith("ImageJ=") and (stated := re.search(r"^unit=(.*)$", text, re.MULTILINE)):
+        yunit = re.search(r"^yunit=(.*)$", text, re.MULTILINE)
+        unit = unit_microns(stated[1])
+        if yunit and unit_microns(yunit[1]) != unit:
             return None
-        sizes.append(float(size[1]) * microns)
-    return sizes[0], sizes[1]
+    if unit is None or not all(resolution):
+        return None
+    x, y = (unit * denominator / numerator for numerator, denominator in resolution)
+    return x, y
 
 
 def model_zoom(mpp: float | None, model_mpp: float | None) -> float:

@@ -27,9 +27,10 @@ from PIL import Image
 
 from microseg.errors import ImageReadError
 from microseg.plugins import create_plugins
-from microseg.slides.images import IMAGE_SUFFIXES, is_tiff, read_image
+from microseg.slides.images import IMAGE_SUFFIXES, read_image
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.slide import ArraySlide, Slide
+from microseg.slides.tiff_layout import is_tiff
 
 __all__ = [
     "SLIDE_READERS",
@@ -92,17 +93,18 @@ class ImageReader:
         """Accept every file."""
         return True
 
-    def open(self, path: Path) -> ArraySlide:
-        """Read the whole image."""
-        return ArraySlide(read_image(path), path, image_mpp(path))
+    def open(self, path: Path, bit_depth: int | None = None) -> Slide:
+        """Read the whole image; ``bit_depth`` as for `read_image`."""
+        return ArraySlide(read_image(path, bit_depth=bit_depth), path, image_mpp(path))
 
 
-def open_slide(path: Path | str) -> Slide:
+def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
     """Open any image file to read it by regions.
 
     Args:
         path: A whole slide, a TIFF (plain, tiled, pyramidal, OME), or any image that `read_image` reads, which is then
             held in memory.
+        bit_depth: See `read_image`; readers of other packages decide themselves.
 
     Returns:
         The slide; close it after use.
@@ -115,7 +117,7 @@ def open_slide(path: Path | str) -> Slide:
         raise ImageReadError(f"{path}: expected a slide or an image, found none. Check the path.")
     name, reader = _reader_for(path)
     try:
-        return reader.open(path)
+        return reader.open(path, bit_depth) if isinstance(reader, ImageReader) else reader.open(path)
     except ImageReadError as error:
         if broken := " ".join(_plugins()[1].values()):
             raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
@@ -159,7 +161,7 @@ def image_pixels(path: Path) -> int | None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
-                page = tiff.series[0].keyframe
+                page = tiff.pages.first
                 return int(page.imagewidth) * int(page.imagelength)
         with Image.open(path) as image:
             return image.width * image.height

@@ -18,6 +18,7 @@ from microseg.slides.images import read_image
 from microseg.slides.openslide_reader import OpenSlideReader, VendorSlide, slide_parts
 from microseg.slides.readers import is_slide, open_slide, slide_suffixes
 from microseg.slides.slide import ArraySlide
+from microseg.slides.tiff_reader import TiffSlide
 
 Picture = npt.NDArray[np.uint8]
 REGION = (300, 211, 257, 130)  # x, y, width, height
@@ -131,14 +132,14 @@ def test_error_names_the_reader_that_failed(install: Any, tmp_path: Path) -> Non
 # ---- the built-in readers
 
 
-def test_holds_in_memory_what_cannot_be_read_by_regions(tmp_path: Path, picture: Picture) -> None:
+def test_holds_in_memory_what_has_no_regions(tmp_path: Path, picture: Picture) -> None:
     Image.fromarray(picture).save(tmp_path / "image.png", dpi=(50_800, 50_800))
     turned = Image.fromarray(picture)
     turned.getexif()[274] = 6
     turned.save(tmp_path / "turned.tif", exif=turned.getexif())
-    for name, mpp in (("image.png", 0.5), ("turned.tif", None)):
+    for name, mpp, kind in (("image.png", 0.5, ArraySlide), ("turned.tif", None, TiffSlide)):
         with open_slide(tmp_path / name) as slide:
-            assert isinstance(slide, ArraySlide)
+            assert isinstance(slide, kind)
             assert slide.mpp == mpp
             whole = read_image(tmp_path / name)
             assert (slide.height, slide.width) == whole.shape[:2]

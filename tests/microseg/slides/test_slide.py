@@ -69,12 +69,9 @@ def test_region_equals_that_of_the_whole_image(tmp_path: Path, picture: Picture,
     else:
         photometric = "minisblack" if kind == "gray" else "miniswhite"
         tifffile.imwrite(path, pixels[..., 1], photometric=photometric, tile=(128, 128))
-    if kind == "white is 0" and bits == 16:
-        pytest.skip("read_image rejects these")
     with open_slide(path) as slide:
         assert isinstance(slide, TiffSlide)
-        difference = np.abs(slide.read_region(0, *REGION).astype(int) - cut(read_image(path), *REGION))
-        assert difference.max() <= (1 if kind == "rgba" else 0)
+        np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(read_image(path), *REGION))
 
 
 def test_cmyk(tmp_path: Path, picture: Picture) -> None:
@@ -83,16 +80,14 @@ def test_cmyk(tmp_path: Path, picture: Picture) -> None:
         np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(picture, *REGION))
 
 
-def test_first_of_several_pages_and_channels_on_pages(tmp_path: Path, picture: Picture) -> None:
-    tifffile.imwrite(tmp_path / "pages.tif", np.stack([picture, 255 - picture]), photometric="rgb", tile=(128, 128))
+def test_channels_on_pages(tmp_path: Path, picture: Picture) -> None:
     planes = picture.transpose(2, 0, 1)
     tifffile.imwrite(
         tmp_path / "c.ome.tif", planes, photometric="minisblack", tile=(128, 128), metadata={"axes": "CYX"}
     )
-    for name in ("pages.tif", "c.ome.tif"):
-        with open_slide(tmp_path / name) as slide:
-            assert isinstance(slide, TiffSlide)
-            np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(picture, *REGION))
+    with open_slide(tmp_path / "c.ome.tif") as slide:
+        assert isinstance(slide, TiffSlide)
+        np.testing.assert_array_equal(slide.read_region(0, *REGION), cut(picture, *REGION))
 
 
 def test_bit_depth_is_the_same_in_all_regions(tmp_path: Path, picture: Picture) -> None:

@@ -1,0 +1,266 @@
+"""Regions of a TIFF file: its tiles and strips are decoded by tifffile and imagecodecs, as its layout tells."""
+
+import math
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from microseg.errors import ImageReadError
+from microseg.slides.color import measured_bit_depth, over_white, scale_to_8_bits
+from microseg.slides.tiff_layout import TiffLayout, read_layout
+
+__all__ = ["TiffImage", "upright"]
+
+_CACHE_BYTES = 2**25  # of decoded tiles and strips
+_MAX_SEGMENT = 178_956_970  # pixels of a tile or strip, which is decoded as a whole
+_SAMPLE, _SAMPLES = 256, 8  # side of a block, and blocks in each direction, in which the bit depth is measured
+
+Values = npt.NDArray[Any]
+
+
+class TiffImage:
+    """The image of a TIFF file, and its reduced resolutions, by regions; several threads may read at once.
+
+    Args:
+        path: The file.
+        bit_depth: Bits that hold the values of a file of 16 bits that does not state fewer; None: measured.
+
+    Attributes:
+        layout: How the pixels are stored.
+        sizes: Width and height of each level, upright.
+
+    Raises:
+        ImageReadError: See `read_layout`; or the file is truncated.
+    """
+
+    def __init__(self, path: Path, bit_depth: int | None = None) -> None:
+        self._path, self._given_depth = path, bit_depth
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[tuple[int, int], Values] = OrderedDict()
+        self._depth: int | None = None
+        self._tiff = tifffile.TiffFile(path)
+        try:
+            self.layout: TiffLayout = read_layout(path, self._tiff)
+            for level in self.layout.levels:
+                for page in level:
+                    self._check_complete(page)
+        except BaseException:
+            self.close()
+            raise
+        turned = self.layout.orientation >= 5
+        sizes = [(level[0].imagewidth, level[0].imagelength) for level in self.layout.levels]
+        self.sizes = [(h, w) if turned else (w, h) for w, h in sizes]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tiff.close()
+
+    def __enter__(self) -> "TiffImage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def depth(self) -> int | None:
+        """Bits that hold the values: stated by the file, given, or measured; None for floats."""
+        if self.layout.kind == "f":
+            return None
+        if self.layout.depth is not None:
+            return self.layout.depth
+        return self._given_depth if self._given_depth is not None else self.measured_depth()
+
+    def measured_depth(self) -> int:
+        """Bits that hold nearly all values; measured in the whole image, or in blocks of a large one."""
+        if self._depth is None:
+            width, height = self.sizes[0]
+            counts = np.zeros(2**16, np.int64)
+            xs, ys = _starts(width), _starts(height)
+            if (len(xs) * len(ys) + 1) * _SAMPLE**2 >= width * height:
+                xs, ys = range(0, width, _SAMPLE), range(0, height, _SAMPLE)
+            for y in ys:
+                for x in xs:
+                    block = self.values(0, x, y, min(_SAMPLE, width - x), min(_SAMPLE, height - y))
+                    counts += np.bincount(block[..., : self.layout.samples].ravel(), minlength=2**16)
+            self._depth = measured_bit_depth(counts)
+        return self._depth
+
+    def rgb(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Read a region as RGB; the arguments are those of `Slide.read_region`.
+
+        Shape:
+            (height, width, 3)
+
+        Raises:
+            ImageReadError: Samples that are not gray, RGB, palette or CMYK values of at most 16 bits, or floats.
+        """
+        layout = self.layout
+        if layout.kind == "i" or (layout.kind == "u" and layout.bits > 16):
+            raise ImageReadError(
+                f"{self._path}: expected whole numbers of at most 16 bits from 0, in 0..65535, got "
+                f"{layout.bits}-bit {'signed' if layout.kind == 'i' else 'unsigned'} numbers. Export it as 8-bit RGB."
+            )
+        values = self.values(level, x, y, width, height)
+        if layout.palette is not None:
+            return np.asarray(layout.palette[values[..., 0]], np.uint8)
+        depth = self.depth
+        if layout.color == "cmyk" and layout.bits == 16:
+            depth = 16
+        color = scale_to_8_bits(self._path, values[..., : layout.samples], depth)
+        if layout.color == "white is zero":
+            color = 255 - color
+        if layout.color == "cmyk":
+            ink, light = color[..., :3].astype(np.uint32), 255 - color[..., 3:].astype(np.uint32)
+            color = (((255 - ink) * light + 127) // 255).astype(np.uint8)
+        if layout.alpha is not None:
+            full = None if layout.kind == "f" else layout.bits  # transparency always has the whole range
+            color = over_white(color, scale_to_8_bits(self._path, values[..., layout.samples], full), layout.alpha)
+        return np.ascontiguousarray(np.repeat(color, 3, axis=2) if color.shape[2] == 1 else color)
+
+    def values(self, level: int, x: int, y: int, width: int, height: int) -> Values:
+        """Read the stored samples of a region, upright; the arguments are those of `Slide.read_region`.
+
+        Shape:
+            (height, width, samples)
+        """
+        orientation, (full_width, full_height) = self.layout.orientation, self.sizes[level]
+        if orientation in (3, 4, 7, 8):
+            y = full_height - y - height
+        if orientation in (2, 3, 6, 7):
+            x = full_width - x - width
+        if orientation >= 5:
+            x, y, width, height = y, x, height, width
+        pages = self.layout.levels[level]
+        with self._lock:
+            parts = [self._page_values(page, x, y, width, height) for page in pages]
+        return upright(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), orientation)
+
+    def _page_values(self, page: tifffile.TiffPage, x: int, y: int, width: int, height: int) -> Values:
+        """Read a region of a page as it is stored, (height, width, samples)."""
+        separate = page.planarconfig == 2 and page.samplesperpixel > 1
+        planes = page.samplesperpixel if separate else 1
+        samples = 1 if separate else page.samplesperpixel
+        assert page.dtype is not None
+        out = np.empty((height, width, page.samplesperpixel), page.dtype)
+        w, h = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, max(1, page.rowsperstrip))
+        across, down = math.ceil(page.imagewidth / w), math.ceil(page.imagelength / h)
+        plain = _is_plain(page)
+        for plane in range(planes):
+            for row in range(y // h, (y + height - 1) // h + 1):
+                top, bottom = max(y, row * h), min(y + height, (row + 1) * h)
+                for column in range(x // w, (x + width - 1) // w + 1):
+                    number = plane * across * down + row * across + column
+                    left, right = max(x, column * w), min(x + width, (column + 1) * w)
+                    if plain:
+                        part = self._plain_rows(page, number, samples, top - row * h, bottom - row * h)
+                        part = part[:, left:right]
+                    else:
+                        part = self._segment(page, number)
+                        part = part[top - row * h : bottom - row * h, left - column * w : right - column * w]
+                    out[top - y : bottom - y, left - x : right - x, plane * samples : (plane + 1) * samples] = part
+        return out
+
+    def _plain_rows(self, page: tifffile.TiffPage, number: int, samples: int, first: int, last: int) -> Values:
+        """Rows of a strip that is not compressed, without reading the others."""
+        assert page.dtype is not None
+        row = page.imagewidth * samples * page.dtype.itemsize
+        file = self._tiff.filehandle
+        file.seek(page.dataoffsets[number] + first * row)
+        content = file.read((last - first) * row)
+        values = np.frombuffer(content, page.dtype.newbyteorder(self._tiff.byteorder))
+        return values.reshape(last - first, page.imagewidth, samples)
+
+    def _segment(self, page: tifffile.TiffPage, number: int) -> Values:
+        """A tile or strip, (rows, columns, samples), decoded or from the cache."""
+        key = (page.offset, number)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        file, options = self._tiff.filehandle, {}
+        if int(page.compression) in (7, 34892, 33007):
+            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}  # read from the file
+        file.seek(page.dataoffsets[number])
+        decoded, _, _ = page.decode(file.read(page.databytecounts[number]), number, **options)
+        if decoded is None:
+            raise ImageReadError(f"{self._path}: expected pixels in each tile, got an empty one. Export it again.")
+        values: Values = np.asarray(decoded).reshape(decoded.shape[-4:])[0]
+        if page.dtype is not None and values.dtype != page.dtype:
+            raise ImageReadError(
+                f"{self._path}: expected {page.dtype} as the tags state, got {values.dtype} of the decoder. "
+                "Export it again."
+            )
+        self._cache[key] = values
+        size = sum(each.nbytes for each in self._cache.values())
+        while size > _CACHE_BYTES and len(self._cache) > 1:
+            size -= self._cache.popitem(last=False)[1].nbytes
+        return values
+
+    def _check_complete(self, page: tifffile.TiffPage) -> None:
+        """Refuse a page whose tiles or strips are missing, too large, or beyond the end of the file."""
+        path, file_size = self._path, self._tiff.filehandle.size
+        if page.is_tiled:
+            w, h = page.tilewidth, page.tilelength
+        else:
+            w, h = page.imagewidth, max(1, page.rowsperstrip)
+        if not min(w, h, page.imagewidth, page.imagelength, page.samplesperpixel):
+            raise ImageReadError(f"{path}: expected pixels, got a page of no size. Export or copy it again.")
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        number = math.ceil(page.imagewidth / w) * math.ceil(page.imagelength / h) * planes
+        starts, counts = page.dataoffsets, page.databytecounts
+        if len(starts) < number or len(counts) < number:
+            raise ImageReadError(
+                f"{path}: expected {number} tiles or strips, got {min(len(starts), len(counts))}: it is damaged or "
+                "truncated. Export or copy it again."
+            )
+        if missing := sum(not count or not start for start, count in zip(starts, counts, strict=False)):
+            raise ImageReadError(
+                f"{path}: expected pixels in all {number} tiles or strips, got none in {missing}. Export it again."
+            )
+        end = max(start + count for start, count in zip(starts[:number], counts, strict=False))
+        if _is_plain(page):
+            assert page.dtype is not None
+            row = page.imagewidth * (page.samplesperpixel // planes) * page.dtype.itemsize
+            down = math.ceil(page.imagelength / h)
+            rows = [min(h, page.imagelength - (strip % down) * h) for strip in range(number)]
+            end = max(end, *(start + row * each for start, each in zip(starts, rows, strict=False)))
+        elif w * h > _MAX_SEGMENT:
+            raise ImageReadError(
+                f"{path}: expected tiles, or strips of at most {_MAX_SEGMENT:,} pixels, got one of {w * h:,}. "
+                "Export it in tiles."
+            )
+        if end > file_size:
+            raise ImageReadError(
+                f"{path}: expected at least {end:,} bytes, got {file_size:,}: it is truncated. Copy it again."
+            )
+
+
+def upright(values: Values, orientation: int) -> Values:
+    """Turn pixels as a TIFF or EXIF orientation (1..8) asks for."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    """Whether the rows of a page's strips can be read alone."""
+    return (
+        not page.is_tiled
+        and int(page.compression) == 1
+        and int(page.predictor) == 1
+        and int(page.fillorder) == 1
+        and page.bitspersample in (8, 16, 32, 64)
+    )
+
+
+def _starts(length: int) -> range | list[int]:
+    """Starts of some blocks along a side."""
+    return sorted({max(0, (length - _SAMPLE) * each // (_SAMPLES - 1)) for each in range(_SAMPLES)})
