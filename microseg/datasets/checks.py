@@ -14,10 +14,11 @@ from microseg.annotations.index_masks import IGNORE
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.slides import images
-from microseg.slides.images import IMAGE_SUFFIXES, image_digest, is_tiff, read_image
+from microseg.slides.images import IMAGE_SUFFIXES, image_digest, read_image
 from microseg.slides.openslide_reader import slide_parts
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import image_pixels, slide_suffixes
+from microseg.slides.tiff_layout import is_tiff
 
 __all__ = [
     "MIN_SIDE",

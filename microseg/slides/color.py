@@ -68,7 +68,7 @@ def scale_to_8_bits(path: Path, values: npt.NDArray[Any], depth: int | None) -> 
     else:
         full = float(2**depth - 1)
     scaled = values.clip(0, full).astype(np.float32) * np.float32(255 / full)
-    return np.rint(scaled).astype(np.uint8)
+    return np.asarray(np.rint(scaled), np.uint8)
 
 
 def over_white(
@@ -88,4 +88,4 @@ def over_white(
         return np.ascontiguousarray(color)
     opacity = alpha[..., None].astype(np.uint32)  # in 255ths
     light = color.astype(np.uint32) * (opacity if kind == "straight" else 255) + 255 * (255 - opacity)
-    return np.minimum((light + 127) // 255, 255).astype(np.uint8)
+    return np.asarray(np.minimum((light + 127) // 255, 255), np.uint8)

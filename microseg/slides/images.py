@@ -222,10 +222,8 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries enable it, and then missing rows are gray
     with Image.open(path if content is None else io.BytesIO(content), formats=_OTHERS) as image:
         _check_pixels(path, image.width * image.height)
-        if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
-            raise ImageReadError(
-                f"{path}: expected one image, got an animation of {image.n_frames}. Export one of them."
-            )
+        if image.format == "PNG" and (frames := getattr(image, "n_frames", 1)) > 1:
+            raise ImageReadError(f"{path}: expected one image, got an animation of {frames}. Export one of them.")
         image.load()
         return ImageOps.exif_transpose(image)
 

@@ -117,7 +117,7 @@ def read_layout(path: Path, tiff: tifffile.TiffFile) -> TiffLayout:
         image, pages, rest = None, (first,), _other_pages(tiff, {0})
         _check_shaped(path, description, first)
         if description.startswith("Aperio "):  # the other pages are levels, label and macro image, in Aperio's order
-            rest = ()
+            rest = iter(())
     page = pages[0]
     levels = [pages, *_reduced(path, pages, rest)]
     color, samples, alpha = _check_samples(path, page, len(pages))
@@ -160,7 +160,7 @@ def _other_pages(tiff: tifffile.TiffFile, used: set[int]) -> Iterator[tifffile.T
 
 
 def _reduced(
-    path: Path, pages: tuple[tifffile.TiffPage, ...], rest: Iterator[tifffile.TiffPage] | tuple[()]
+    path: Path, pages: tuple[tifffile.TiffPage, ...], rest: Iterator[tifffile.TiffPage]
 ) -> list[tuple[tifffile.TiffPage, ...]]:
     """The reduced resolutions among further pages and sub-images; other images are refused."""
     levels: list[tuple[tifffile.TiffPage, ...]] = []
