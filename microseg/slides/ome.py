@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from microseg.parsing import parse_xml
+
 __all__ = ["OmeChannel", "OmeFile", "OmeImage", "Plane", "is_ome", "parse_ome"]
 
 _MAX_IMAGES = 1000
+_MAX_BYTES = 2**24
 
 
 class Plane(NamedTuple):
@@ -92,14 +95,10 @@ def parse_ome(xml: str, path: Path, pages: int, samples: int) -> OmeFile:
         samples: Samples per pixel of the first page, for images that state none.
 
     Raises:
-        ValueError: It is not well-formed, or states what cannot be.
+        ValueError: It states what cannot be.
+        ParseError: It is not well-formed, or too large.
     """
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ValueError("it defines entities")
-    try:
-        root = ElementTree.fromstring(xml.strip().rstrip("\0"))  # entities are refused above
-    except ElementTree.ParseError as error:
-        raise ValueError(f"it is not well-formed ({error})") from error
+    root = parse_xml(xml.strip().rstrip("\0").encode(), _MAX_BYTES)
     companion = _first(root, "BinaryOnly")
     if companion is not None:
         return OmeFile((), companion.get("MetadataFile", "?"))

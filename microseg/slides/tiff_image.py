@@ -181,11 +181,12 @@ class TiffImage:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        file, options = self._tiff.filehandle, {}
-        if int(page.compression) in (7, 34892, 33007):
-            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}  # read from the file
+        file = self._tiff.filehandle
         file.seek(page.dataoffsets[number])
-        decoded, _, _ = page.decode(file.read(page.databytecounts[number]), number, **options)
+        content, options = file.read(page.databytecounts[number]), {}
+        if int(page.compression) in (7, 34892, 33007):  # these, and `decode`, move the position in the file
+            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        decoded, _, _ = page.decode(content, number, **options)
         if decoded is None:
             raise ImageReadError(f"{self._path}: expected pixels in each tile, got an empty one. Export it again.")
         values: Values = np.asarray(decoded).reshape(decoded.shape[-4:])[0]
