@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from microseg.errors import ImageReadError, ParseError
+from microseg.errors import ImageReadError
 from microseg.slides.color import BIT_DEPTHS, Alpha
 from microseg.slides.ome import OmeChannel, OmeFile, OmeImage, is_ome, parse_ome
 
