@@ -107,7 +107,7 @@ class TiffImage:
             )
         values = self.values(level, x, y, width, height)
         if layout.palette is not None:
-            return np.asarray(layout.palette[values[..., 0]], np.uint8)
+            return np.asarray(layout.palette[values[..., 0].astype(np.uint16)], np.uint8)
         depth = self.depth
         if layout.color == "cmyk" and layout.bits == 16:
             depth = 16

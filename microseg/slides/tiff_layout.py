@@ -204,7 +204,7 @@ def _is_level(path: Path, main: tifffile.TiffPage, page: tifffile.TiffPage, sour
         )
     if main.subfiletype & 1 and not reduced:
         raise ImageReadError(f"{path}: expected the main image first, got a reduced one first. {_STACK}")
-    same_shape = abs(w * height / (h * width) - 1) < 0.02 or min(w, h) < 64
+    same_shape = abs(w * height / width - h) <= max(1.5, 0.02 * h)  # sizes of levels are rounded
     same_samples = (page.samplesperpixel, page.bitspersample, page.sampleformat) == (
         main.samplesperpixel,
         main.bitspersample,
