@@ -104,19 +104,23 @@ def read_image(path: Path | str, png: bytes | None = None, bit_depth: int | None
         return np.array(image.convert("RGB"))
 
 
-def read_tiff_values(path: Path) -> tuple[npt.NDArray[Any], bool]:
+def read_tiff_values(path: Path, *, every_page: bool = False) -> tuple[npt.NDArray[Any], bool]:
     """Read the stored samples of a TIFF, upright.
+
+    Args:
+        path: The file.
+        every_page: Read a stack of gray pages, such as a mask with a page for each class.
 
     Shape:
         (H, W, samples)
 
     Returns:
-        The samples, and whether they come from a page for each channel.
+        The samples, and whether they come from several pages, a sample from each.
 
     Raises:
         ImageReadError: It has over ``MAX_PIXELS`` pixels, or is not understood. Exceptions of decoders are not caught.
     """
-    with TiffImage(path) as tiff:
+    with TiffImage(path, every_page=every_page) as tiff:
         width, height = tiff.sizes[0]
         _check_pixels(path, width * height)
         return tiff.values(0, 0, 0, width, height), len(tiff.layout.levels[0]) > 1

@@ -29,6 +29,7 @@ class TiffImage:
     Args:
         path: The file.
         bit_depth: Bits that hold the values of a file of 16 bits that does not state fewer; None: measured.
+        every_page: See `read_layout`.
 
     Attributes:
         layout: How the pixels are stored.
@@ -38,14 +39,14 @@ class TiffImage:
         ImageReadError: See `read_layout`; or the file is truncated.
     """
 
-    def __init__(self, path: Path, bit_depth: int | None = None) -> None:
+    def __init__(self, path: Path, bit_depth: int | None = None, *, every_page: bool = False) -> None:
         self._path, self._given_depth = path, bit_depth
         self._lock = threading.RLock()
         self._cache: OrderedDict[tuple[int, int], Values] = OrderedDict()
         self._depth: int | None = None
         self._tiff = tifffile.TiffFile(path)
         try:
-            self.layout: TiffLayout = read_layout(path, self._tiff)
+            self.layout: TiffLayout = read_layout(path, self._tiff, every_page=every_page)
             for level in self.layout.levels:
                 for page in level:
                     self._check_complete(page)

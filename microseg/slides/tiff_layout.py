@@ -89,12 +89,13 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in _STARTS
 
 
-def read_layout(path: Path, tiff: tifffile.TiffFile) -> TiffLayout:
+def read_layout(path: Path, tiff: tifffile.TiffFile, *, every_page: bool = False) -> TiffLayout:
     """Interpret the tags of a TIFF file.
 
     Args:
         path: The file, for messages.
         tiff: The open file.
+        every_page: All pages are meant, as samples: a stack of gray pages of one size, whatever it describes.
 
     Raises:
         ImageReadError: The file holds something that is not understood, or several images. Exceptions of tifffile on
@@ -107,8 +108,13 @@ def read_layout(path: Path, tiff: tifffile.TiffFile) -> TiffLayout:
         if getattr(first, f"is_{kind}"):
             raise ImageReadError(f"{path}: expected an image as TIFF, got a {name} file. Export it as TIFF or PNG.")
     description = str(first.description or "")
-    ome = _ome_image(path, description, first) if is_ome(description) else None
-    if ome is not None:
+    ome = _ome_image(path, description, first) if is_ome(description) and not every_page else None
+    if every_page:
+        image, pages, rest = None, (first, *_other_pages(tiff, {0})), iter(())
+        if len(pages) == _MAX_PAGES:
+            raise ImageReadError(f"{path}: expected fewer than {_MAX_PAGES} pages, got as many. {_STACK}")
+        _check_same(path, pages)
+    elif ome is not None:
         image, others = ome
         pages, rest = _ome_pages(path, tiff, image), _other_pages(tiff, {plane.page for plane in image.planes} | others)
     elif description.startswith("ImageJ="):

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.errors import DataError, ImageReadError
 from microseg.slides import images
-from microseg.slides.images import image_digest, read_image, write_png
+from microseg.slides.images import image_digest, read_image, read_tiff_values, write_png
 from microseg.slides.pixel_size import image_mpp
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -371,6 +371,15 @@ def test_three_channel_pages_are_one_rgb_image(tmp_path, dtype, name):
         tmp_path / name, planes, photometric="minisblack", metadata={"axes": "CYX"}, imagej=name == "x.tif"
     )
     assert np.array_equal(read_image(tmp_path / name), noise())
+
+
+@pytest.mark.parametrize("options", [{"metadata": None}, {"imagej": True}, {"ome": True}, {}])
+def test_every_page_of_a_stack(tmp_path, options):
+    stack = np.random.default_rng(0).integers(0, 2, (5, 16, 20)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack", **options)
+    values, paged = read_tiff_values(tmp_path / "x.tif", every_page=True)
+    assert paged
+    assert np.array_equal(values, stack.transpose(1, 2, 0))
 
 
 def test_refuses_a_stack_of_channels(tmp_path):
