@@ -109,6 +109,7 @@ def read_layout(path: Path, tiff: tifffile.TiffFile, *, every_page: bool = False
             raise ImageReadError(f"{path}: expected an image as TIFF, got a {name} file. Export it as TIFF or PNG.")
     description = str(first.description or "")
     ome = _ome_image(path, description, first) if is_ome(description) and not every_page else None
+    rest: Iterator[tifffile.TiffPage]
     if every_page:
         image, pages, rest = None, (first, *_other_pages(tiff, {0})), iter(())
         if len(pages) == _MAX_PAGES:
