@@ -1,6 +1,5 @@
 """Index masks: images whose values are class indices."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from microseg.annotations.classes import IGNORE
 from microseg.errors import ImageReadError
 from microseg.slides.images import (
     FORMATS,
-    IMAGE_SUFFIXES,
     decode,
     is_deep_png,
     read_deep_png,
@@ -20,20 +19,7 @@ from microseg.slides.images import (
 )
 from microseg.slides.tiff_layout import is_tiff
 
-__all__ = ["IGNORE", "IndexMasks", "read_mask"]
-
-IGNORE = 255  # mask value of pixels that are excluded from losses and metrics
-
-
-class IndexMasks:
-    """The annotation format ``index_mask``: a mask of class indices for each image, in ``masks/``."""
-
-    folder = "masks"
-    suffixes = IMAGE_SUFFIXES
-
-    def read(self, path: Path, _size: tuple[int, int], _classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Read a mask; it has the size of its image."""
-        return read_mask(path)
+__all__ = ["IGNORE", "mask_values", "read_mask"]
 
 
 def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
@@ -55,13 +41,37 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
             not gray, for partial transparency and for values outside 0..255.
     """
     path = Path(path)
+    values = mask_values(path)
+    with read_errors(path, "a mask"):
+        if values.min() < 0 or values.max() > IGNORE:
+            raise ImageReadError(
+                f"{path}: expected class indices 0..254 (255 = ignore), got {values.min()}..{values.max()}. "
+                "Save classes as an 8-bit PNG, or state `masks: instances` in lab.yaml where these are numbers of "
+                "objects of one class."
+            )
+        return values.astype(np.uint8)
+
+
+def mask_values(path: Path) -> npt.NDArray[Any]:
+    """Read the whole numbers that a mask file stores.
+
+    Args:
+        path: A PNG, TIFF or BMP file.
+
+    Shape:
+        (H, W)
+
+    Raises:
+        ImageReadError: As `read_mask`, but for the range of values.
+    """
     with read_errors(path, "a mask"):
         if is_tiff(path):
             values, paged = read_tiff_values(path)
             if paged:
                 raise ImageReadError(
                     f"{path}: expected one page with 0, 1, 2 … for the classes, got {values.shape[2]} pages. Write the "
-                    "index of each pixel's class into one page."
+                    "index of each pixel's class into one page, or state `masks: class_pages` in lab.yaml where each page "
+                    "is the mask of a class, in the order of the classes."
                 )
         elif is_deep_png(path):
             values = read_deep_png(path)
@@ -73,12 +83,7 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
             raise ImageReadError(
                 f"{path}: expected whole numbers (class indices), got {values.dtype}. Save the mask as an 8-bit PNG."
             )
-        if values.min() < 0 or values.max() > IGNORE:
-            raise ImageReadError(
-                f"{path}: expected class indices 0..254 (255 = ignore), got {values.min()}..{values.max()}. "
-                "Save classes, not numbered objects, as an 8-bit PNG."
-            )
-        return values.astype(np.uint8)
+        return values
 
 
 def _mask_values(path: Path) -> npt.NDArray[Any]:
@@ -110,7 +115,7 @@ def _shared_channel(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         values = values[:, :, :-1]
     if (values != values[:, :, :1]).any():
         raise ImageReadError(
-            f"{path}: expected one class index a pixel, got colors. Save the class indices (0, 1, 2 …) as an 8-bit "
-            "gray or palette PNG."
+            f"{path}: expected one class index a pixel, got colors. State the palette in lab.yaml, or save the class "
+            "indices (0, 1, 2 …) as an 8-bit gray or palette PNG."
         )
     return values[:, :, 0]
