@@ -104,6 +104,8 @@ def command(
         ("images", "with mask", "rejected", "dataset version"),
         [(result.images, result.labelled, len(result.rejected), result.digest)],
     )
+    for note in result.notes:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     if result.rejections:
         console.print(f"[yellow]{result.rejections}[/]")
     console.print(f"Next: microseg {'train' if result.labelled == result.images else 'adapt'} {result.lab}")

@@ -8,6 +8,7 @@ Reference:
     Lin et al., "Microsoft COCO: common objects in context", ECCV 2014; the encodings are those of pycocotools.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,15 @@ class Coco:
         """Read the objects of one image."""
         content = file.json
         entry = _entry(content["images"], image)
+        if "coco" not in file.index:
+            by_image = defaultdict[Any, list[dict[str, Any]]](list)
+            for annotation in content["annotations"]:
+                by_image[annotation.get("image_id")].append(annotation)
+            file.index["coco"] = by_image
         names = {it["id"]: str(it["name"]) for it in content.get("categories") or ()}
         crowd = classes.ignored[0] if classes.ignored else "Ignore*"
         builder = OutlineBuilder()
-        for annotation in content["annotations"]:
-            if annotation.get("image_id") != entry["id"]:
-                continue
+        for annotation in file.index["coco"].get(entry["id"], ()):
             category = annotation.get("category_id")
             if category is not None and category not in names:
                 raise ImageReadError(

@@ -7,18 +7,19 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
-import orjson
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
 from microseg.errors import ImageReadError
+from microseg.errors import ParseError as TextError
+from microseg.parsing import parse_json
 
-__all__ = ["MAX_BYTES", "AnnotatedImage", "AnnotationFile", "read_errors"]
+__all__ = ["MAX_BYTES", "AnnotatedImage", "AnnotationFile", "open_annotation", "read_errors"]
 
 MAX_BYTES = 2**29  # of a text file, also after decompression
 _GZIP = b"\x1f\x8b"
@@ -88,10 +89,14 @@ class AnnotationFile:
 
     Args:
         path: The file.
+
+    Attributes:
+        index: What a format has found in it, for the next image of the same file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.index: dict[str, Any] = {}
 
     @cached_property
     def text(self) -> bytes:
@@ -130,7 +135,7 @@ class AnnotationFile:
         if self.text.lstrip()[:1] not in (b"{", b"["):
             return None
         with read_errors(self.path):
-            return orjson.loads(self.text)
+            return parse_json(self.text)
 
     @cached_property
     def xml_root(self) -> str | None:
@@ -161,6 +166,18 @@ class AnnotationFile:
                         element.clear()
 
 
+def open_annotation(path: Path) -> AnnotationFile:
+    """Open a file; one that was opened just before, for another image, is not parsed again."""
+    with read_errors(path):
+        status = path.stat()
+    return _opened(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, _time: int, _size: int) -> AnnotationFile:
+    return AnnotationFile(path)
+
+
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Raise an `ImageReadError` that names the file, for whatever is raised while it is read."""
@@ -172,10 +189,10 @@ def read_errors(path: Path) -> Iterator[None]:
         raise ImageReadError(
             f"{path}: expected XML without a document type or entities, got {error}. Export the file again."
         ) from error
-    except (ParseError, orjson.JSONDecodeError) as error:
-        kind = "XML" if isinstance(error, ParseError) else "JSON"
+    except (ParseError, TextError) as error:
+        reason = str(error) if isinstance(error, TextError) else f"expected XML, got: {error}"
         raise ImageReadError(
-            f"{path}: expected {kind}, got: {error}. The file is damaged or incomplete; export or copy it again."
+            f"{path}: {reason}. The file is damaged or incomplete; export or copy it again."
         ) from error
     except Exception as error:  # a format of another package may raise anything, and damaged files nearly anything
         raise ImageReadError(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from microseg.annotations.classes import LabelClasses
-from microseg.annotations.files import AnnotatedImage, AnnotationFile, read_errors
+from microseg.annotations.files import AnnotatedImage, AnnotationFile, open_annotation, read_errors
 from microseg.annotations.labels import Labels, OutlineLabels
 from microseg.annotations.outlines import Outlines
 from microseg.errors import ImageReadError
@@ -92,7 +92,7 @@ def read_annotation(path: Path, image: AnnotatedImage, classes: LabelClasses) ->
         ImageReadError: No format has such files, the file cannot be read, is of another image, or its labels are not
             clear.
     """
-    file = AnnotationFile(path)
+    file = open_annotation(path)
     folders = {path.parent.name, path.parent.parent.name, OUTLINES if path.parent.name == "images" else ""}
     with read_errors(path):
         fitting = [each for each in _formats() if each.folder in folders and each.can_read(file, classes)]

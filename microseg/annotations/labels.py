@@ -26,7 +26,7 @@ class LabelRegion(NamedTuple):
     """
 
     classes: npt.NDArray[np.uint8]
-    instances: npt.NDArray[np.uint32] | None
+    instances: npt.NDArray[np.int32] | None
 
 
 class Labels(ABC):
@@ -108,7 +108,7 @@ class OutlineLabels(Labels):
         order = order[objects[order] & ~shapely.is_empty(polygons[order])]
         numbers = np.cumsum((meaning > 0) & objects)
         self._polygons, self._classes = polygons[order], meaning[order].astype(np.uint8)
-        self._numbers = np.where(self._classes > 0, numbers[order], 0).astype(np.uint32)
+        self._numbers = np.where(self._classes > 0, numbers[order], 0).astype(np.int32)
         self._ignored = polygons[meaning == IGNORE]
         self.count = int(numbers[-1])
         self._tree = shapely.STRtree(self._polygons)
@@ -121,7 +121,7 @@ class OutlineLabels(Labels):
         """Draw the outlines of a region."""
         box, shape = self._box(x, y, width, height, scale)
         found = np.sort(self._tree.query(shapely.box(*box)))
-        classes, instances = np.zeros(shape, np.uint8), np.zeros(shape, np.uint32)
+        classes, instances = np.zeros(shape, np.uint8), np.zeros(shape, np.int32)
         draw_polygons(classes, self._polygons[found], self._classes[found], box)
         draw_polygons(instances, self._polygons[found], self._numbers[found], box)
         unknown = np.zeros(shape, np.bool_)
@@ -157,7 +157,7 @@ class ArrayLabels(Labels):
     def __init__(
         self,
         classes: npt.NDArray[np.uint8],
-        instances: npt.NDArray[np.uint32] | None = None,
+        instances: npt.NDArray[np.int32] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(classes.shape[1], classes.shape[0], notes)

@@ -169,7 +169,7 @@ def mask_polygons(mask: npt.NDArray[Any], left: float, top: float) -> list[list[
 
 @cache
 def _shapes() -> Any:
-    """rasterio's `shapes`; it is imported when first needed."""
+    """The function `rasterio.features.shapes`; it is imported when first needed."""
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.features import shapes
 

@@ -1,8 +1,7 @@
 """Raster masks: class indices, one class, object numbers, colors, one page or one file for each class.
 
 What the values mean is stated by ``masks`` and ``palette`` in ``lab.yaml``; class indices by default. Values that do
-not fit to it are an error. Objects of class-index masks are numbered in a mask of the same name in ``instances/``,
-where there is one.
+not fit to it are an error.
 """
 
 from pathlib import Path
@@ -16,14 +15,12 @@ from PIL import Image
 from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.files import AnnotatedImage, AnnotationFile
 from microseg.annotations.index_masks import mask_values, read_mask
+from microseg.annotations.instance_masks import read_instances
 from microseg.annotations.labels import ArrayLabels
 from microseg.errors import ImageReadError
 from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, decode, is_tiff
 
-__all__ = ["INSTANCES", "InstanceMasks", "RasterMasks", "class_of_file"]
-
-INSTANCES = "instances"
-"""Folder of the masks of object numbers."""
+__all__ = ["RasterMasks", "class_of_file"]
 
 
 class RasterMasks:
@@ -50,25 +47,7 @@ class RasterMasks:
             return ArrayLabels(_foreground(mask_values(path), path) * _only_class(path, classes))
         if classes.masks == "instances":
             return _read_instances(path, classes)
-        labels = read_mask(path)
-        companion = _companion(path)
-        return ArrayLabels(labels, None if companion is None else _matching(companion, labels))
-
-
-class InstanceMasks:
-    """The annotation format ``instance_masks``: object numbers of one class, in ``instances/``."""
-
-    folder = INSTANCES
-    suffixes = IMAGE_SUFFIXES
-
-    def can_read(self, file: AnnotationFile, _classes: LabelClasses) -> bool:
-        """Accept every image file in the folder."""
-        return file.path.suffix.lower() in self.suffixes
-
-    def read(self, file: AnnotationFile, _image: AnnotatedImage, classes: LabelClasses) -> ArrayLabels:
-        """Read a mask whose objects are all of the only class."""
-        _require_one_page(file.path)
-        return _read_instances(file.path, classes)
+        return ArrayLabels(read_mask(path))
 
 
 def class_of_file(path: Path, classes: LabelClasses) -> tuple[str, int] | None:
@@ -197,38 +176,8 @@ def _read_colors(path: Path, classes: LabelClasses) -> npt.NDArray[np.uint8]:
 
 
 def _read_instances(path: Path, classes: LabelClasses) -> ArrayLabels:
-    instances = _object_numbers(path)
+    instances = read_instances(path)
     return ArrayLabels((instances > 0) * _only_class(path, classes), instances)
-
-
-def _object_numbers(path: Path) -> npt.NDArray[np.uint32]:
-    values = mask_values(path)
-    if values.min() < 0 or values.max() >= 2**32:
-        raise ImageReadError(f"{path.name}: expected numbers of objects from 0, got {values.min()}..{values.max()}.")
-    return values.astype(np.uint32)
-
-
-def _matching(path: Path, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Object numbers that fit to the class indices of the same image."""
-    _require_one_page(path)
-    instances = _object_numbers(path)
-    where = f"{path.parent.name}/{path.name}"
-    if instances.shape != labels.shape:
-        raise ImageReadError(f"{where}: expected the size of the mask, got {instances.shape[::-1]}.")
-    known = labels != IGNORE
-    if (others := int(((instances > 0) != (labels > 0))[known].sum())) > 0:
-        raise ImageReadError(
-            f"{where}: expected objects exactly where the mask has a class, got {others} pixels that differ. Correct "
-            "one of the two."
-        )
-    return np.where(known, instances, 0).astype(np.uint32)
-
-
-def _companion(path: Path) -> Path | None:
-    """The mask of object numbers of the same image."""
-    folder = path.parent.parent / INSTANCES
-    found = [it for it in sorted(folder.glob("*")) if it.stem == path.stem and it.suffix.lower() in IMAGE_SUFFIXES]
-    return found[0] if found else None
 
 
 def _only_class(path: Path, classes: LabelClasses) -> np.uint8:

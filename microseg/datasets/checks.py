@@ -1,16 +1,21 @@
 """Checks of an incoming dataset, file by file, before any of it is ingested."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from microseg.annotations.formats import annotation_suffixes, read_annotation
-from microseg.annotations.index_masks import IGNORE
+from microseg.annotations.classes import IGNORE, LabelClasses
+from microseg.annotations.coco import image_names
+from microseg.annotations.files import AnnotatedImage, open_annotation
+from microseg.annotations.formats import OUTLINES, annotation_suffixes, read_annotation
+from microseg.annotations.labels import LabelRegion
+from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.slides import images
@@ -55,6 +60,7 @@ class CheckedImage:
         mpp: Microns per pixel stated by the file itself; None when it states none.
         sha256: `image_digest` of the image.
         labels_sha256: `image_digest` of the labels; None when unlabelled.
+        notes: What of the annotation is not used, or was changed.
     """
 
     name: str
@@ -65,11 +71,17 @@ class CheckedImage:
     mpp: float | None
     sha256: str
     labels_sha256: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_outlines(self) -> bool:
+        """Whether its labels are outlines, which may be corrections of earlier ones, and not a mask."""
+        return self.annotation is not None and RasterMasks.folder not in self.annotation.parts[-3:-1]
 
 
-Save = Callable[[CheckedImage, Pixels, bytes | None, Pixels | None], None]
+Save = Callable[[CheckedImage, Pixels, bytes | None, LabelRegion | None], None]
 """Called from several threads with an image that can be ingested: its pixels (H, W, 3), the bytes of its file where it
-is an 8-bit RGB PNG without metadata, and its labels (H, W) where labelled."""
+is an 8-bit RGB PNG without metadata, and its labels where labelled."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +130,17 @@ class IncomingFiles:
         self.rejected.setdefault(file, RejectedFile(file, reason.removeprefix(f"{path}: "), whole))
 
 
-def list_files(source: Path) -> IncomingFiles:
+def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
     """List the files of an incoming dataset and pair images with annotations, by their names.
 
-    An image without annotation is unlabelled. Files of the same name, of other formats, in subfolders, and whole
+    An annotation has the name of its image; outlines may lie beside it, and one COCO file may be for many images. One
+    mask for each class is ``<image>_<class>.png``, or ``<class>/<image>.png``. An image without annotation is
+    unlabelled. Files of the same name, of other formats, in subfolders, and whole
     slides with all their files are rejected: networks are trained on images.
 
     Args:
         source: Folder of the incoming dataset.
+        classes: The classes, and their names in annotation files.
 
     Returns:
         The pairs to check, and the files that are rejected or skipped by their names.
@@ -138,15 +153,24 @@ def list_files(source: Path) -> IncomingFiles:
     if not (source / "images").is_dir():
         raise LabError(f"{source}: expected a folder images/ in it, found none. Put the lab's images into images/.")
     files = IncomingFiles(source)
-    files.images = _list_folder(files, "images", IMAGE_SUFFIXES)
+    suffixes = annotation_suffixes()
+    beside = suffixes.get(OUTLINES, ())
+    listed = _list_folder(files, "images", (*IMAGE_SUFFIXES, *beside))
+    for path in (path for paths in listed.values() for path in paths):
+        outlines = path.name.lower().endswith(beside) and path.suffix.lower() not in IMAGE_SUFFIXES
+        known = files.annotations if outlines else files.images
+        known.setdefault(image_key(image_name(path, beside if outlines else IMAGE_SUFFIXES)), []).append(path)
     if not files.images and not files.rejected:
         raise LabError(f"{source / 'images'}: expected images, found none. Put the lab's images into it.")
-    for folder, suffixes in annotation_suffixes().items():
-        for key, paths in _list_folder(files, folder, suffixes).items():
+    for folder, endings in suffixes.items():
+        for key, paths in _list_folder(files, folder, endings, classes).items():
             files.annotations.setdefault(key, []).extend(paths)
+    _find_owners(files, classes)
 
     for key, paths in files.images.items():
         annotations = files.annotations.get(key, [])
+        if len(annotations) > 1 and all(class_of_file(path, classes) for path in annotations):
+            annotations = annotations[:1]  # its format reads all of them
         if len(paths) == 1 and len(annotations) <= 1:
             files.pairs.append((paths[0], annotations[0] if annotations else None))
             continue
@@ -165,8 +189,9 @@ def list_files(source: Path) -> IncomingFiles:
 
 def check_images(
     files: IncomingFiles,
-    classes: Sequence[str],
+    classes: LabelClasses,
     *,
+    mpp: Callable[[Path], float | None] = lambda _image: None,
     save: Save | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckedImage, ...]:
@@ -177,7 +202,8 @@ def check_images(
 
     Args:
         files: From `list_files`; what is rejected is added to it.
-        classes: Names of the classes in the order of their indices, background first.
+        classes: The classes, and what annotation files mean.
+        mpp: Microns per pixel that the lab states of an image; where None, the file's own are used.
         save: Called with the content of each image that can be ingested.
         progress: Called with the number of images checked and their total.
 
@@ -186,7 +212,7 @@ def check_images(
     """
     usable: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes, save), files.pairs)
+        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0])), files.pairs)
         for done, ((image, _), found) in enumerate(zip(files.pairs, checks, strict=True), start=1):
             if isinstance(found, CheckedImage):
                 usable.append(found)
@@ -206,15 +232,20 @@ def check_images(
 
 
 def check_pair(
-    image: Path, annotation: Path | None, classes: Sequence[str], save: Save | None = None
+    image: Path,
+    annotation: Path | None,
+    classes: LabelClasses,
+    save: Save | None = None,
+    mpp: float | None = None,
 ) -> CheckedImage | dict[Path, str]:
     """Check an image and its annotation.
 
     Args:
         image: Image file.
         annotation: Annotation file; None when unlabelled.
-        classes: Names of the classes in the order of their indices, background first.
+        classes: The classes, and what annotation files mean.
         save: Called with the content if both can be used.
+        mpp: Microns per pixel that the lab states of the image; those of the file where None.
 
     Returns:
         The checked image, or the reasons by path why it or its annotation cannot be used.
@@ -227,11 +258,13 @@ def check_pair(
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         return {image: f"expected at least {MIN_SIDE} pixels a side, got {width} x {height}. Send a larger region."}
-    labels = None
+    labels, own_mpp = None, image_mpp(image)
+    notes: tuple[str, ...] = ()
     if annotation is not None:
         try:
-            labels = read_annotation(annotation, (height, width), classes)  # (H, W)
-            _check_labels(labels, (height, width), classes)
+            found = read_annotation(annotation, AnnotatedImage(image.name, width, height, mpp or own_mpp), classes)
+            labels, notes = found.read(), found.notes
+            _check_labels(labels.classes, annotation, classes)
         except ImageReadError as error:
             reason = str(error).removeprefix(f"{annotation}: ")
             return {annotation: reason, image: f"its annotation {annotation.name} is rejected: {reason}"}
@@ -241,9 +274,10 @@ def check_pair(
         annotation=annotation,
         width=width,
         height=height,
-        mpp=image_mpp(image),
+        mpp=own_mpp,
         sha256=image_digest(pixels),
-        labels_sha256=None if labels is None else image_digest(labels),
+        labels_sha256=None if labels is None else image_digest(labels.classes),
+        notes=notes,
     )
     if save is not None:
         save(checked, pixels, png, labels)
@@ -263,8 +297,13 @@ def is_system_file(name: str) -> bool:
     return name.startswith((".", "~$")) or name.lower() in _SYSTEM_FILES
 
 
-def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Group the usable files of a folder by `image_key`; the others are skipped or rejected."""
+def _list_folder(
+    files: IncomingFiles, folder: str, suffixes: tuple[str, ...], classes: LabelClasses | None = None
+) -> dict[str, list[Path]]:
+    """Group the usable files of a folder by `image_key`; the others are skipped or rejected.
+
+    With ``classes``, also those in a subfolder of ``masks/`` with the name of a class.
+    """
     usable: dict[str, list[Path]] = defaultdict(list)
     root = files.source / folder
     found = sorted(root.rglob("*")) if root.is_dir() else []
@@ -278,7 +317,7 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
             files.skipped.append(files.path_of(path))
         elif slide := parts.get(path):
             files.reject(path, _slide_reason(path, slide), slide)
-        elif path.parent != root:
+        elif path.parent != root and not (classes and path.parent.parent == root and class_of_file(path, classes)):
             files.reject(
                 path,
                 f"expected files directly in {folder}/, got one in a subfolder. Move it up; its patient or slide is "
@@ -286,7 +325,7 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
             )
         elif not path.name.isprintable() or path.name != path.name.encode(errors="replace").decode():
             files.reject(path, "expected a file name of printable Unicode characters, got others. Rename it.")
-        elif path.suffix.lower() not in suffixes:
+        elif not path.name.lower().endswith(suffixes):
             files.reject(
                 path,
                 f"expected {', '.join(suffixes)}, got {path.suffix or 'no suffix'}. Export it, or regions of it, as "
@@ -297,10 +336,30 @@ def _list_folder(files: IncomingFiles, folder: str, suffixes: tuple[str, ...]) -
     return usable
 
 
+def _find_owners(files: IncomingFiles, classes: LabelClasses) -> None:
+    """Give annotations that have not the name of an image to the images that they are for."""
+    for key in [key for key in files.annotations if key not in files.images]:
+        for path in files.annotations.pop(key):
+            found = class_of_file(path, classes)
+            owners = {key} if found is None else {image_key(found[0])}
+            if found is None and OUTLINES in (path.parent.name, path.parent.parent.name):
+                with suppress(ImageReadError):  # reported below: it has no image
+                    names = image_names(open_annotation(path).json)
+                    owners = {image_key(image_name(name.replace("\\", "/"))) for name in names}
+            for owner in owners & files.images.keys() or {key}:
+                files.annotations.setdefault(owner, []).append(path)
+
+
 def _reject_single_annotations(files: IncomingFiles) -> None:
-    """Reject annotations whose image is missing or rejected."""
+    """Reject annotations whose image is missing or rejected; one for several images only if all of them are."""
+    used = {
+        path
+        for key, paths in files.annotations.items()
+        for path in paths
+        if key in files.images and files.path_of(files.images[key][0]) not in files.rejected
+    }
     for key, paths in files.annotations.items():
-        for path in paths:
+        for path in set(paths) - used:
             if key not in files.images:
                 files.reject(
                     path, "expected an image of the same name in images/, found none. Send the image, or rename."
@@ -327,24 +386,24 @@ def _is_large_tiff(path: Path) -> bool:
     return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > images.MAX_PIXELS
 
 
-def _check_labels(labels: Pixels, size: tuple[int, int], classes: Sequence[str]) -> None:
-    """Check the labels (H, W) of an image of ``size`` (H, W)."""
-    if labels.shape != size:
-        raise ImageReadError(
-            f"expected the image's size {size[1]} x {size[0]}, got {labels.shape[1]} x {labels.shape[0]}. "
-            "Export the mask at the image's size."
-        )
+def _check_labels(labels: Pixels, annotation: Path, classes: LabelClasses) -> None:
+    """Check the labels (H, W) of an image."""
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    known = ", ".join(f"{index} = {name}" for index, name in enumerate(classes))
-    if IGNORE in found and not any(0 < value < IGNORE for value in found):
+    names = classes.names
+    known = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
+    if annotation.parent.name == RasterMasks.folder and IGNORE in found and not any(0 < it < IGNORE for it in found):
         raise ImageReadError(
             f"expected class indices ({known}), got only {' and '.join(map(str, found))}. {IGNORE} means 'ignore', so "
-            f"this mask has no labels to train on; write 1 where it is {classes[1]}."
+            f"this mask has no labels to train on; write 1 where it is {names[1]}, or state `masks: binary` in "
+            f"lab.yaml where {IGNORE} is the class."
         )
-    if unknown := [value for value in found if value >= len(classes) and value != IGNORE]:
+    if found == [IGNORE]:
+        raise ImageReadError("expected labels, got none: nothing in the image is annotated. Leave the file out.")
+    if unknown := [value for value in found if value >= len(names) and value != IGNORE]:
         raise ImageReadError(
             f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
-            "Write class indices, or name every class in lab.yaml."
+            "Write class indices, or name every class in lab.yaml; where these are numbers of objects of one class, "
+            "state `masks: instances`."
         )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
+from microseg.annotations.instance_masks import INSTANCES
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import DataError, LabError
 from microseg.files import atomic_write
@@ -102,6 +103,11 @@ class LabDataset:
         if row.mask is None:
             raise LabError(f"{self.folder}: expected a mask for {row.image}, got an unlabelled image. Select labelled.")
         return self.folder / row.mask
+
+    def instances_path(self, row: ManifestRow) -> Path | None:
+        """Path of the numbered objects of a row's image, ``instances/<name>.png``; None where there are none."""
+        path = self.folder / INSTANCES / Path(row.image).name
+        return path if path.is_file() else None
 
 
 def open_lab_dataset(folder: Path | str) -> LabDataset:

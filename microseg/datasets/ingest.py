@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from microseg.annotations.classes import IGNORE
 from microseg.annotations.index_masks import read_mask
+from microseg.annotations.instance_masks import INSTANCES, read_instances, write_instances
+from microseg.annotations.labels import LabelRegion
 from microseg.datasets.checks import CheckedImage, RejectedFile, check_images, count_slides, list_files
 from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
 from microseg.datasets.lab import (
@@ -44,10 +47,11 @@ class IngestResult:
         images: Number of images in the dataset.
         labelled: Number of them with a mask.
         added: Images that were added now.
-        relabelled: Images of the dataset that got their mask now.
+        relabelled: Images of the dataset that got their mask now, or corrections of it.
         unchanged: Incoming images that were in the dataset already.
         rejected: Incoming files that were not ingested, and why.
         skipped: Incoming files of the operating system.
+        notes: What of the annotations is not used, or was changed, as ``<file>: <what>``.
         quarantine: Folder with copies of the rejected files and the reasons; None where there are none.
         digest: Version of the dataset, see `DatasetVersion`; None before it is committed.
     """
@@ -63,6 +67,7 @@ class IngestResult:
     skipped: tuple[str, ...]
     quarantine: Path | None
     digest: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rejections(self) -> str:
@@ -119,17 +124,18 @@ def ingest_lab(
             f"{source}: expected an incoming dataset outside {folder}, got the dataset itself. Give another folder."
         )
     stated_labelled = metadata.labelled if "labelled" in metadata.model_fields_set else None
-    table, files = read_image_table(source), list_files(source)
+    table, files = read_image_table(source), list_files(source, metadata.label_classes)
     with lab_lock(labs, metadata.lab) as building:
         staged = building / "staged"
-        for part in ("images", "masks"):
+        for part in ("images", "masks", INSTANCES):
             (staged / part).mkdir(parents=True)
         dataset = open_lab_dataset(folder) if folder.is_dir() and any(folder.iterdir()) else None
         if dataset is not None:
             metadata = merge_metadata(dataset.metadata, metadata)
         present = {row.sha256 for row in dataset.rows} if dataset else set()
-        accepted = check_images(files, metadata.classes, save=partial(_stage, staged, present), progress=progress)
-        update = _DatasetUpdate(metadata, dataset, table)
+        mpp, save = partial(_stated_mpp, table, metadata), partial(_stage, staged, present)
+        accepted = check_images(files, metadata.label_classes, mpp=mpp, save=save, progress=progress)
+        update = _DatasetUpdate(metadata, dataset, table, staged)
         for image in accepted:
             if reason := update.add(image):
                 files.reject(image.image, reason)
@@ -148,7 +154,7 @@ def ingest_lab(
         labelled = sum(row.mask is not None for row in rows)
         _check_labelled(source, stated_labelled, accepted, labelled)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
-        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows):
+        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows) or update.relabelled:
             _replace_dataset(folder, staged, LabDataset(folder, metadata, rows), update.new)
     return IngestResult(
         lab=metadata.lab,
@@ -161,6 +167,7 @@ def ingest_lab(
         rejected=rejected,
         skipped=tuple(sorted(files.skipped)),
         quarantine=rejects if rejected else None,
+        notes=tuple(f"{files.path_of(it.annotation)}: {note}" for it in accepted if it.annotation for note in it.notes),
     )
 
 
@@ -196,11 +203,13 @@ class _DatasetUpdate:
         new: Names of the staged files, by their paths in the dataset.
         accepted: Number of images accepted.
         added: Number of images that are new.
-        relabelled: Number of images that got their mask.
+        relabelled: Number of images that got their mask, or corrections of it.
     """
 
-    def __init__(self, metadata: LabMetadata, dataset: LabDataset | None, table: dict[str, ImageMetadata]) -> None:
-        self._metadata, self._dataset, self._table = metadata, dataset, table
+    def __init__(
+        self, metadata: LabMetadata, dataset: LabDataset | None, table: dict[str, ImageMetadata], staged: Path
+    ) -> None:
+        self._metadata, self._dataset, self._table, self._staged = metadata, dataset, table, staged
         self.rows: dict[str, ManifestRow] = {}
         for row in dataset.rows if dataset else ():
             key = image_key(image_name(row.image))
@@ -235,6 +244,8 @@ class _DatasetUpdate:
         elif row.mask is None and image.annotation is not None:
             row = replace(row, mask=f"masks/{Path(row.image).name}")
             self.relabelled += 1
+        elif self._dataset is not None and image.has_outlines and _correct(self._dataset, row, self._staged, file):
+            self.relabelled += 1
         else:
             image = replace(image, annotation=None)  # the dataset has its mask
         if row.mask is not None and image.annotation is not None:
@@ -249,12 +260,12 @@ class _DatasetUpdate:
             return None if same is None else f"expected new images, got the content of {same.image}. Leave it out."
         if row.sha256 != image.sha256:
             return f"expected a new name, got that of {row.image}, which has other content. Rename the new image."
-        if self._dataset is None or row.mask is None or image.annotation is None:
+        if self._dataset is None or row.mask is None or image.annotation is None or image.has_outlines:
             return None
         if image_digest(read_mask(self._dataset.mask_path(row))) != image.labels_sha256:
             return (
-                f"expected the mask that the dataset has for {row.image}, got another. Send corrected masks under a "
-                "new lab name, so that earlier results stay comparable."
+                f"expected the mask that the dataset has for {row.image}, got another. Send corrections as outlines "
+                "of the regions that were corrected, or the masks under a new lab name."
             )
         return None
 
@@ -324,7 +335,7 @@ def _stage(
     image: CheckedImage,
     pixels: npt.NDArray[np.uint8],
     png: bytes | None,
-    labels: npt.NDArray[np.uint8] | None,
+    labels: LabelRegion | None,
 ) -> None:
     """Write the image that was checked, unless the dataset has it, and its labels."""
     file = f"{image.name}.png"
@@ -334,7 +345,53 @@ def _stage(
         else:
             write_png(staged / "images" / file, pixels)
     if labels is not None:
-        write_png(staged / "masks" / file, labels)
+        write_png(staged / "masks" / file, labels.classes)
+        if labels.instances is not None:
+            write_instances(staged / INSTANCES / file, labels.instances)
+
+
+def _stated_mpp(table: dict[str, ImageMetadata], metadata: LabMetadata, image: Path) -> float | None:
+    """Microns per pixel that the lab states of an image."""
+    stated = table.get(image_key(image_name(image)))
+    return (stated and stated.mpp) or metadata.mpp
+
+
+def _correct(dataset: LabDataset, row: ManifestRow, staged: Path, file: str) -> bool:
+    """Merge a staged mask with that of the dataset, which is kept where the new one is not known.
+
+    An object that a corrected region cuts keeps its part outside of it, as another object.
+
+    Returns:
+        Whether anything changes.
+    """
+    old, new = read_mask(dataset.mask_path(row)), read_mask(staged / "masks" / file)
+    before, after = dataset.instances_path(row), staged / INSTANCES / file
+    earlier = _number(old) if before is None else read_instances(before)
+    numbers = read_instances(after) if after.is_file() else _number(new)
+    merged = np.where(new == IGNORE, old, new)
+    numbers = _renumber(np.where(new == IGNORE, earlier, np.where(numbers > 0, numbers + earlier.max(), 0)))
+    if np.array_equal(merged, old) and np.array_equal(numbers, _renumber(earlier)):
+        return False
+    write_png(staged / "masks" / file, merged)
+    if before is not None or after.is_file():
+        write_instances(after, numbers)
+    return True
+
+
+def _number(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """Number the regions of a mask of class indices; pixels that meet at an edge are connected."""
+    from skimage.measure import label
+
+    classes = np.where(mask == IGNORE, 0, mask)
+    return np.asarray(label(classes, background=0, connectivity=1), np.int32)  # type: ignore[no-untyped-call]
+
+
+def _renumber(numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Number objects in the order of their first pixels, row by row."""
+    found, first, places = np.unique(np.append(0, numbers), return_index=True, return_inverse=True)
+    table = np.zeros(len(found), np.int32)
+    table[first.argsort()] = np.arange(len(found))
+    return table[places[1:]].reshape(numbers.shape)
 
 
 def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[str, str]) -> None:
@@ -347,6 +404,12 @@ def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[
             (staged / new[path]).replace(building / path)
         else:
             link_or_copy(folder / path, building / path)
+    for row in dataset.rows:
+        file = f"{INSTANCES}/{Path(row.image).name}"
+        found = staged / new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else folder / file
+        if found.is_file():
+            (building / INSTANCES).mkdir(exist_ok=True)
+            link_or_copy(found, building / file)
     shutil.rmtree(staged)
     write_manifest(building, dataset.rows)
     write_lab_metadata(building, dataset.metadata)

@@ -7,12 +7,12 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
 
-from microseg.annotations.index_masks import IGNORE
+from microseg.annotations.classes import IGNORE, Cells, Color, LabelClasses, MaskKind
 from microseg.errors import LabError
 from microseg.files import write_text_file
 from microseg.slides.images import IMAGE_SUFFIXES
@@ -42,11 +42,13 @@ mpp: 0.5                        # microns per pixel; null when unknown
 tissue: human colon             # optional
 scanner: null                   # optional
 """
+"""Further keys state what annotation files mean; see docs/annotations.md."""
 
 _ADVICE = f"Write it like this:\n{LAB_FILE_TEMPLATE}"
 
 IMAGE_TABLE_FILE = "images.csv"
 
+_ANNOTATIONS = ("class_names", "regions", "ignored_classes", "masks", "palette", "cells")  # written where stated
 _COLUMNS = ("file", "group", "mpp")  # of images.csv
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -84,6 +86,14 @@ class LabMetadata(BaseModel):
         tissue: Tissue and preparation, as free text.
         scanner: Scanner or camera, as free text.
         labelled: Whether any image has a mask.
+        class_names: Further names of the classes in annotation files, by class; ``classes`` may be written as a
+            mapping to such names, then background is added where it is missing.
+        regions: Names of annotated regions; ``image`` where each image is annotated completely. See `LabelClasses`,
+            also for the following ones.
+        ignored_classes: Names of areas that are left out.
+        masks: What the values of raster masks mean.
+        palette: Colors of color masks by class, as three numbers or ``#rrggbb``; ``ignore`` is another name there.
+        cells: Which outline of QuPath's cells is the object.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +105,73 @@ class LabMetadata(BaseModel):
     tissue: _Text | None = None
     scanner: _Text | None = None
     labelled: bool = False
+    class_names: dict[_Text, tuple[_Text, ...]] = {}
+    regions: tuple[_Text, ...] | Literal["image"] = ("Region*",)
+    ignored_classes: tuple[_Text, ...] = ("Ignore*",)
+    masks: MaskKind = "index"
+    palette: dict[_Text, Color] = {}
+    cells: Cells | None = None
+
+    @property
+    def label_classes(self) -> LabelClasses:
+        """The classes, and what annotation files mean."""
+        return LabelClasses(
+            self.classes,
+            self.class_names,
+            None if self.regions == "image" else self.regions,
+            self.ignored_classes,
+            self.masks,
+            self.palette,
+            self.cells,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _separate_names(cls, values: Any) -> Any:
+        """Accept classes as a mapping from each class to its names in annotation files."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        classes = values.get("classes")
+        if isinstance(classes, dict):
+            names = {str(key): (value,) if isinstance(value, str) else value or () for key, value in classes.items()}
+            if "background" not in map(str.casefold, names):
+                names = {"background": (), **names}
+            values["classes"] = tuple(names)
+            values["class_names"] = {key: each for key, each in names.items() if each} | values.get("class_names", {})
+        if values.get("palette") and "masks" not in values:
+            values["masks"] = "colors"
+        return values
+
+    @field_validator("palette", mode="before")
+    @classmethod
+    def _parse_colors(cls, palette: Any) -> Any:
+        def parse(color: Any) -> Any:
+            if isinstance(color, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+                return tuple(bytes.fromhex(color[1:]))
+            if isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(value) for value in color):
+                return tuple(color)
+            raise ValueError(f"expected a color as [red, green, blue] of 0..255 or '#rrggbb', got {color!r}")
+
+        return {key: parse(color) for key, color in palette.items()} if isinstance(palette, dict) else palette
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> Self:
+        known = {*self.classes, "ignore"}
+        for key, names in (("class_names", self.class_names), ("palette", self.palette)):
+            if unknown := sorted(set(names) - (known if key == "palette" else set(self.classes))):
+                extra = ", ignore" if key == "palette" else ""
+                raise ValueError(f"{key}: expected {', '.join(self.classes)}{extra}, got {', '.join(unknown)}")
+        if len(set(self.palette.values())) < len(self.palette):
+            raise ValueError("palette: expected a different color for each class, got one twice")
+        if (self.masks == "colors") != bool(self.palette):
+            raise ValueError("expected a palette with masks: colors, and only then")
+        means: dict[str, str] = {}
+        for name, others in ((it, (it, *self.class_names.get(it, ()))) for it in self.classes):
+            for other in others:
+                if means.setdefault(other.casefold(), name) != name:
+                    raise ValueError(f"expected each name for one class, got {other!r} for {name} and another one")
+        return self
 
     @field_validator("lab")
     @classmethod
@@ -158,7 +235,7 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
         return LabMetadata.model_validate(stated)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
             for fault in error.errors()
         )
         raise LabError(f"{path}: {faults}. {_ADVICE}") from error
@@ -172,6 +249,9 @@ def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
         metadata: Its contents.
     """
     values = metadata.model_dump(mode="json")
+    for name in _ANNOTATIONS:
+        if getattr(metadata, name) == LabMetadata.model_fields[name].default:
+            del values[name]
     write_text_file(Path(folder) / LAB_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
@@ -197,7 +277,18 @@ def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:
                 f"{'; images.csv can state mpp for each image' if field == 'mpp' else ''}."
             )
     stated = {field: value for field, value in incoming if field in incoming.model_fields_set and value is not None}
+    if "class_names" in stated:
+        before = dataset.class_names
+        stated["class_names"] = {
+            name: tuple(dict.fromkeys((*before.get(name, ()), *incoming.class_names.get(name, ()))))
+            for name in dataset.classes
+            if name in before or name in incoming.class_names
+        }
     return dataset.model_copy(update=stated)
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
 # ---- images

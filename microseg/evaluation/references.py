@@ -78,6 +78,8 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
     images, masks = folder / "test" / "images", folder / "test" / "masks"
     if not (images.is_dir() and masks.is_dir()):
         return ()
+    if card.masks != "index":
+        raise LabError(f"{masks}: expected class indices, got masks: {card.masks}. Save them as class indices.")
     mask_files = {image_key(image_name(path)): path for path in _image_files(masks)}
     references = []
     for path in _image_files(images):
@@ -87,7 +89,7 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
                 f"{path}: expected a mask of the same name in {masks}, found none. Add it, or remove the image."
             )
         mask = mask_files[image_key(name)]
-        checked = check_pair(path, mask, card.classes)
+        checked = check_pair(path, mask, card.label_classes)
         if isinstance(checked, dict):
             file, reason = next(iter(checked.items()))
             raise LabError(f"{file}: {reason.removeprefix(f'{file}: ')}")

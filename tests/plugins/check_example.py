@@ -30,6 +30,8 @@ def test_annotation_format(tmp_path: Path) -> None:
     folder = generate_lab(tmp_path / "lab_a", LAB_A, images=4, size=64, test_images=0, labelled=True, seed=0)
     shutil.rmtree(folder / "masks")
     (folder / "annotations").mkdir()
+    with (folder / "lab.yaml").open("a") as file:
+        file.write("regions: image\n")
     for image in (folder / "images").iterdir():
         (folder / "annotations" / f"{image.stem}.csv").write_text("gland,10,20,30,60\n")
     ingested = ingest_lab(folder, tmp_path / "labs", tmp_path / "quarantine")

@@ -1,24 +1,25 @@
 """Annotation formats, the built-in one and those of other packages."""
 
-from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from microseg import plugins
 from microseg.annotations import formats
+from microseg.annotations.classes import LabelClasses
+from microseg.annotations.files import AnnotatedImage, AnnotationFile
 from microseg.annotations.formats import annotation_suffixes, read_annotation
 from microseg.annotations.index_masks import read_mask
+from microseg.annotations.labels import ArrayLabels, Labels
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.errors import ImageReadError
 from microseg.slides.images import IMAGE_SUFFIXES, write_png
 
-CLASSES = ("background", "gland")
+CLASSES = LabelClasses(("background", "gland"))
 
 
 class Boxes:
@@ -27,12 +28,15 @@ class Boxes:
     folder = "boxes"
     suffixes = (".txt",)
 
-    def read(self, path: Path, size: tuple[int, int], classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-        labels = np.zeros(size, np.uint8)
-        for line in path.read_text().splitlines():
+    def can_read(self, file: AnnotationFile, classes: LabelClasses) -> bool:
+        return file.path.name.endswith(self.suffixes)
+
+    def read(self, file: AnnotationFile, image: AnnotatedImage, classes: LabelClasses) -> Labels:
+        labels = np.zeros((image.height, image.width), np.uint8)
+        for line in file.path.read_text().splitlines():
             left, top, right, bottom = map(int, line.split())
             labels[top:bottom, left:right] = classes.index("gland")
-        return labels
+        return ArrayLabels(labels)
 
 
 @pytest.fixture
@@ -58,10 +62,11 @@ def write_image(folder: Path, name: str, seed: int) -> None:
 
 
 def test_index_masks_are_an_entry_point(tmp_path: Path) -> None:
-    assert annotation_suffixes() == {"masks": IMAGE_SUFFIXES}
+    assert annotation_suffixes()["masks"] == IMAGE_SUFFIXES
     (tmp_path / "masks").mkdir()
     write_png(tmp_path / "masks" / "a.png", np.ones((2, 3), np.uint8))
-    assert read_annotation(tmp_path / "masks" / "a.png", (2, 3), CLASSES).tolist() == [[1, 1, 1], [1, 1, 1]]
+    labels = read_annotation(tmp_path / "masks" / "a.png", AnnotatedImage("a.png", 3, 2), CLASSES)
+    assert labels.read().classes.tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_ingests_annotations_of_another_format(boxes: None, tmp_path: Path) -> None:
@@ -89,7 +94,7 @@ def test_ingests_annotations_of_another_format(boxes: None, tmp_path: Path) -> N
 
 
 def test_rejects_labels_of_other_size(boxes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Boxes, "read", lambda *_: np.ones((2, 2), np.uint8))
+    monkeypatch.setattr(Boxes, "read", lambda *_: ArrayLabels(np.ones((2, 2), np.uint8)))
     source = tmp_path / "in"
     for seed, name in enumerate(("a.png", "b.png")):
         write_image(source, name, seed)
@@ -102,8 +107,11 @@ def test_rejects_labels_of_other_size(boxes: None, tmp_path: Path, monkeypatch: 
 
 
 def test_rejects_unknown_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(ImageReadError, match=r"expected an annotation \(masks/\*\.png"):
-        read_annotation(tmp_path / "masks" / "a.xml", (2, 3), CLASSES)
+    path = tmp_path / "masks" / "a.xml"
+    path.parent.mkdir()
+    path.write_text("<Annotations/>")
+    with pytest.raises(ImageReadError, match=r"expected an annotation \(.*masks/\*\.png"):
+        read_annotation(path, AnnotatedImage("a.png", 3, 2), CLASSES)
 
 
 def test_rejects_a_file_that_two_formats_claim(boxes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,4 +121,4 @@ def test_rejects_a_file_that_two_formats_claim(boxes: None, tmp_path: Path, monk
     mask.parent.mkdir()
     write_png(mask, np.zeros((16, 16), np.uint8))
     with pytest.raises(ImageReadError, match=r"expected one annotation format for masks/\*\.png, got several: Boxes"):
-        read_annotation(mask, (16, 16), CLASSES)
+        read_annotation(mask, AnnotatedImage("a.png", 16, 16), CLASSES)

@@ -19,7 +19,7 @@ IMAGE = AnnotatedImage("a.png", 400, 300)
 FORMATS = {"geojson": ".geojson", "imagescope": ".xml", "asap": ".xml", "coco": ".json", "labelme": ".json"}
 
 
-def shapes() -> tuple[tuple[str, ...], list[shapely.Polygon], npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+def shapes() -> tuple[tuple[str, ...], list[shapely.Polygon], npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Names and outlines of shapes, and their pixels by their formulas."""
     y, x = np.mgrid[:300, :400] + 0.5
     ring = shapely.Polygon(ellipse(20, 20, 140, 140), [ellipse(50, 50, 110, 110)[::-1]])
@@ -35,7 +35,7 @@ def shapes() -> tuple[tuple[str, ...], list[shapely.Polygon], npt.NDArray[np.uin
         (x > 150.25) & (y < 290.25) & ((y - 220.5) * (260.75 - 150.25) > (x - 150.25) * (290.25 - 220.5)),
     ]
     names = ("gland", "tumor", "gland", "tumor", "gland")
-    classes, instances = np.zeros((300, 400), np.uint8), np.zeros((300, 400), np.uint32)
+    classes, instances = np.zeros((300, 400), np.uint8), np.zeros((300, 400), np.int32)
     for number, (name, mask) in enumerate(zip(names, inside, strict=True), start=1):
         classes[mask], instances[mask] = CLASSES.names.index(name), number
     return names, [ring, square, oval, parts, triangle], classes, instances
@@ -129,5 +129,5 @@ def test_ignored_areas_and_regions(tmp_path: Path) -> None:
     found = labels.read()
     assert np.array_equal(found.classes, expected)
     assert found.instances is not None
-    assert np.array_equal(found.instances, (expected == 1).astype(np.uint32))
+    assert np.array_equal(found.instances, (expected == 1).astype(np.int32))
     assert labels.known_boxes() == [(10, 10, 60, 60)]

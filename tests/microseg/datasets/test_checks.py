@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from microseg.annotations.classes import LabelClasses
 from microseg.datasets.checks import CheckedImage, check_images, check_pair, count_slides, list_files
 from microseg.errors import LabError
 from microseg.slides import images
 from microseg.slides.images import image_digest
 
 CLASSES = ("background", "gland")
+LABELS = LabelClasses(CLASSES)
 
 
 def noise(seed=0, height=24, width=32):
@@ -39,8 +41,8 @@ def source(tmp_path):
 
 def check(source, classes=CLASSES, **options):
     """Accepted images, and the files with what was rejected."""
-    files = list_files(source)
-    return check_images(files, classes, **options), files
+    files = list_files(source, LABELS)
+    return check_images(files, LabelClasses(classes), **options), files
 
 
 def reasons(source, classes=CLASSES):
@@ -86,13 +88,13 @@ def test_progress_counts_every_image(source):
 
 def test_rejects_missing_or_empty_folders(tmp_path):
     with pytest.raises(LabError, match=r"none: expected the folder of a lab's images"):
-        list_files(tmp_path / "none")
+        list_files(tmp_path / "none", LABELS)
     with pytest.raises(LabError, match="expected a folder images/"):
-        list_files(tmp_path)
+        list_files(tmp_path, LABELS)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / ".DS_Store").touch()
     with pytest.raises(LabError, match="images: expected images, found none"):
-        list_files(tmp_path)
+        list_files(tmp_path, LABELS)
 
 
 def test_ignores_other_folders(source):
@@ -107,7 +109,7 @@ def test_skips_files_of_the_operating_system(source, name):
     path = source / "images" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"system")
-    files = list_files(source)
+    files = list_files(source, LABELS)
     assert (files.skipped, files.rejected) == ([f"images/{name}"], {})
 
 
@@ -286,7 +288,7 @@ def image(tmp_path):
 
 def test_checked_image_states_size_and_digests(image, tmp_path):
     file = save(tmp_path / "masks" / "x.tif", mask())
-    assert check_pair(image, file, CLASSES) == CheckedImage(
+    assert check_pair(image, file, LABELS) == CheckedImage(
         "x",
         image,
         file,
@@ -299,15 +301,15 @@ def test_checked_image_states_size_and_digests(image, tmp_path):
 
 
 def test_reads_pixel_size_of_the_file(tmp_path):
-    checked = check_pair(save(tmp_path / "sized.png", noise(1), dpi=(50_800, 50_800)), None, CLASSES)
+    checked = check_pair(save(tmp_path / "sized.png", noise(1), dpi=(50_800, 50_800)), None, LABELS)
     assert checked.mpp == pytest.approx(0.5, rel=1e-3)
 
 
 def test_rejects_image_below_smallest_size(tmp_path):
     small = save(tmp_path / "small.png", noise(height=16, width=16))
-    assert isinstance(check_pair(small, None, CLASSES), CheckedImage)
+    assert isinstance(check_pair(small, None, LABELS), CheckedImage)
     smaller = save(tmp_path / "smaller.png", noise(height=16, width=15))
-    assert "at least 16 pixels a side, got 15 x 16" in check_pair(smaller, None, CLASSES)[smaller]
+    assert "at least 16 pixels a side, got 15 x 16" in check_pair(smaller, None, LABELS)[smaller]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_rejects_mask_with_other_size_or_values(image, tmp_path, wrong, reason):
         file.write_bytes(wrong)
     else:
         save(file, wrong)
-    rejected = check_pair(image, file, CLASSES)
+    rejected = check_pair(image, file, LABELS)
     assert rejected.keys() == {image, file}
     assert re.search(reason, rejected[file])
     assert rejected[image] == f"its annotation mask.png is rejected: {rejected[file]}"
@@ -339,12 +341,12 @@ def test_accepts_masks_with_ignored_or_no_foreground(image, tmp_path):
     partly = mask()
     partly[20:] = 255
     for fine in (mask(0), partly):
-        assert isinstance(check_pair(image, save(tmp_path / "masks" / "mask.png", fine), CLASSES), CheckedImage)
+        assert isinstance(check_pair(image, save(tmp_path / "masks" / "mask.png", fine), LABELS), CheckedImage)
 
 
 def test_accepts_every_named_class(image, tmp_path):
     file = save(tmp_path / "masks" / "mask.png", mask(2))
-    assert isinstance(check_pair(image, file, (*CLASSES, "nerve")), CheckedImage)
+    assert isinstance(check_pair(image, file, LabelClasses((*CLASSES, "nerve"))), CheckedImage)
 
 
 def test_keeps_bytes_of_png_without_metadata_only(tmp_path):
@@ -362,6 +364,6 @@ def test_keeps_bytes_of_png_without_metadata_only(tmp_path):
     }
     kept = []
     for file in files.values():
-        check_pair(file, None, CLASSES, lambda image, _pixels, png, _labels: kept.append((image.name, png)))
+        check_pair(file, None, LABELS, lambda image, _pixels, png, _labels: kept.append((image.name, png)))
     assert [name for name, png in kept if png is not None] == ["bare"]
     assert kept[0][1] == files["bare"].read_bytes()

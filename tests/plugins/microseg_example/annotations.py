@@ -1,24 +1,27 @@
 """An annotation format: rectangles in a CSV file, one ``class,left,top,right,bottom`` in pixels per line."""
 
 import csv
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+from microseg.annotations.classes import LabelClasses
+from microseg.annotations.files import AnnotatedImage, AnnotationFile
+from microseg.annotations.outlines import OutlineBuilder, Outlines
 
 
 class Rectangles:
-    """Reads ``annotations/<image>.csv``; what is in no rectangle is background."""
+    """Reads ``annotations/<image>.csv``."""
 
     folder = "annotations"
     suffixes = (".csv",)
 
-    def read(self, path: Path, size: tuple[int, int], classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Draw the rectangles of a file: class indices (H, W)."""
-        labels = np.zeros(size, np.uint8)
-        with path.open(newline="") as file:
-            for name, *box in csv.reader(file):
+    def can_read(self, file: AnnotationFile, _classes: LabelClasses) -> bool:
+        """Accept CSV files."""
+        return file.path.suffix.lower() == ".csv"
+
+    def read(self, file: AnnotationFile, _image: AnnotatedImage, _classes: LabelClasses) -> Outlines:
+        """Outline the rectangles of a file."""
+        outlines = OutlineBuilder()
+        with file.path.open(newline="") as lines:
+            for name, *box in csv.reader(lines):
                 left, top, right, bottom = map(int, box)
-                labels[top:bottom, left:right] = classes.index(name)
-        return labels
+                outlines.add(name, [[[(left, top), (right, top), (right, bottom), (left, bottom)]]])
+        return outlines.build()
