@@ -70,8 +70,8 @@ def mask_values(path: Path) -> npt.NDArray[Any]:
             if paged:
                 raise ImageReadError(
                     f"{path}: expected one page with 0, 1, 2 … for the classes, got {values.shape[2]} pages. Write the "
-                    "index of each pixel's class into one page, or state `masks: class_pages` in lab.yaml where each page "
-                    "is the mask of a class, in the order of the classes."
+                    "index of each pixel's class into one page, or state `masks: class_pages` in lab.yaml where each "
+                    "page is the mask of a class, in the order of the classes."
                 )
         elif is_deep_png(path):
             values = read_deep_png(path)

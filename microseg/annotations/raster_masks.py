@@ -4,6 +4,7 @@ What the values mean is stated by ``masks`` and ``palette`` in ``lab.yaml``; cla
 not fit to it are an error.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from microseg.annotations.index_masks import mask_values, read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.annotations.labels import ArrayLabels
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, decode, is_tiff
+from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, read_errors, read_image
+from microseg.slides.tiff_layout import is_tiff
 
 __all__ = ["RasterMasks", "class_of_file"]
 
@@ -40,7 +42,6 @@ class RasterMasks:
             return _read_class_files(path, classes)
         if classes.masks == "class_pages":
             return ArrayLabels(_join(_pages(path), classes, path))
-        _require_one_page(path)
         if classes.masks == "colors":
             return ArrayLabels(_read_colors(path, classes))
         if classes.masks == "binary":
@@ -82,7 +83,6 @@ def _read_class_files(path: Path, classes: LabelClasses) -> ArrayLabels:
             continue
         if found[1] in masks:
             raise ImageReadError(f"expected one mask of each class, got a second one of {classes.names[found[1]]}.")
-        _require_one_page(other)
         masks[found[1]] = _foreground(mask_values(other), other)
     missing = [name for index, name in enumerate(classes.names) if index and index not in masks]
     if missing:
@@ -123,19 +123,11 @@ def _pages(path: Path) -> list[npt.NDArray[np.bool_] | None]:
     """The pages of a TIFF as masks of one class each."""
     if not is_tiff(path):
         return [_foreground(mask_values(path), path)]
-    with tifffile.TiffFile(path) as tiff:
-        return [_foreground(page.asarray(), path) for page in tiff.pages]
-
-
-def _require_one_page(path: Path) -> None:
-    if is_tiff(path):
-        with Image.open(path, formats=FORMATS) as image:
-            pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            raise ImageReadError(
-                f"expected one page with 0, 1, 2 …, got a TIFF of {pages} pages. Save one page, or state `masks: "
-                "class_pages` in lab.yaml where each page is the mask of a class, in the order of the classes."
-            )
+    with read_errors(path, "a mask"), tifffile.TiffFile(path) as tiff:
+        pages = list(itertools.islice(tiff.pages, IGNORE + 1))
+        if any(np.prod(page.shape) > MAX_PIXELS for page in pages):
+            raise ImageReadError(f"expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions.")
+        return [_foreground(page.asarray(), path) for page in pages]
 
 
 def _foreground(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.bool_]:
@@ -156,10 +148,10 @@ def _read_colors(path: Path, classes: LabelClasses) -> npt.NDArray[np.uint8]:
     with Image.open(path, formats=FORMATS) as header:
         if header.format in ("JPEG", "MPO"):
             raise ImageReadError("expected a lossless mask (PNG, TIFF or BMP), got JPEG, which changes colors.")
-    image = decode(path)
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[:, :, 3].min() < 255:
+        transparent = header.has_transparency_data and np.asarray(header.convert("RGBA"))[:, :, 3].min() < 255
+    if transparent:
         raise ImageReadError("expected an opaque mask, got transparency. Save it without.")
-    pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+    pixels = read_image(path).astype(np.int64)
     codes = (pixels[:, :, 0] << 16) + (pixels[:, :, 1] << 8) + pixels[:, :, 2]
     found, places = np.unique(codes, return_inverse=True)
     known = {(r << 16) + (g << 8) + b: name for name, (r, g, b) in classes.palette.items()}

@@ -19,7 +19,7 @@ from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.slides import images
-from microseg.slides.images import IMAGE_SUFFIXES, image_digest, read_image
+from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, read_image
 from microseg.slides.openslide_reader import slide_parts
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import image_pixels, slide_suffixes
@@ -264,6 +264,11 @@ def check_pair(
         try:
             found = read_annotation(annotation, AnnotatedImage(image.name, width, height, mpp or own_mpp), classes)
             labels, notes = found.read(), found.notes
+            if RasterMasks.folder not in annotation.parts[-3:-1] and image_orientation(image) != 1:
+                raise ImageReadError(
+                    "expected outlines of an image that is stored upright, got one that states a rotation: it is not "
+                    "known whether their coordinates follow it. Save the image upright, and outline that."
+                )
             _check_labels(labels.classes, annotation, classes)
         except ImageReadError as error:
             reason = str(error).removeprefix(f"{annotation}: ")

@@ -79,7 +79,7 @@ def test_one_page_for_each_class(tmp_path: Path) -> None:
 
 
 def test_pages_are_not_taken_for_classes_unless_stated(tmp_path: Path) -> None:
-    with pytest.raises(ImageReadError, match=r"one page with 0, 1, 2 …, got a TIFF of 2 pages|got 2 pages"):
+    with pytest.raises(ImageReadError, match="one page with 0, 1, 2 …"):
         read(tmp_path, pages(1, 1), THREE, "index")
 
 

@@ -165,3 +165,15 @@ def test_masks_of_other_kinds(kind: str, tmp_path: Path) -> None:
 def test_what_lab_yaml_states_wrongly_about_annotations(stated: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(LabError, match=message):
         read_lab_metadata(make_lab(tmp_path / "in", stated=stated))
+
+
+def test_outlines_of_a_rotated_photograph_are_refused(tmp_path: Path) -> None:
+    source = make_lab(tmp_path / "in")
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.random.default_rng(9).integers(0, 256, (48, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(source / "images" / "turned.jpg", exif=exif)
+    write_geojson(source / "annotations" / "turned.geojson", ("Region*", (0, 0, 20, 30)), ("gland", (2, 2, 10, 10)))
+    result, _ = ingest(source, tmp_path)
+    reasons = {file.file: file.reason for file in result.rejected}
+    assert "stored upright" in reasons["annotations/turned.geojson"]
