@@ -4,13 +4,11 @@ What the values mean is stated by ``masks`` and ``palette`` in ``lab.yaml``; cla
 not fit to it are an error.
 """
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 from PIL import Image
 
 from microseg.annotations.classes import IGNORE, LabelClasses
@@ -19,7 +17,7 @@ from microseg.annotations.index_masks import mask_values, read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.annotations.labels import ArrayLabels
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, read_errors, read_image
+from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, read_errors, read_image, read_tiff_values
 from microseg.slides.tiff_layout import is_tiff
 
 __all__ = ["RasterMasks", "class_of_file"]
@@ -123,11 +121,9 @@ def _pages(path: Path) -> list[npt.NDArray[np.bool_] | None]:
     """The pages of a TIFF as masks of one class each."""
     if not is_tiff(path):
         return [_foreground(mask_values(path), path)]
-    with read_errors(path, "a mask"), tifffile.TiffFile(path) as tiff:
-        pages = list(itertools.islice(tiff.pages, IGNORE + 1))
-        if any(np.prod(page.shape) > MAX_PIXELS for page in pages):
-            raise ImageReadError(f"expected at most {MAX_PIXELS:,} pixels, got more. Cut it into smaller regions.")
-        return [_foreground(page.asarray(), path) for page in pages]
+    with read_errors(path, "a mask"):
+        values, _ = read_tiff_values(path, every_page=True)
+    return [_foreground(values[:, :, page], path) for page in range(values.shape[2])]
 
 
 def _foreground(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.bool_]:
