@@ -4,8 +4,9 @@
 
 A task is a folder with one labelled lab and one unlabelled lab, each with a held-out test set in ``test/``. For each
 task and seed the source segmenter is trained once; every method starts from its weights, with the same network and the
-same time limit. Finished results are kept: the same command resumes an interrupted benchmark. The tables can be written
-again from these alone, also from those of several machines:
+same time limit, or with ``--steps`` the same number of steps, which does not depend on what else the machine does.
+Finished results are kept: the same command resumes an interrupted benchmark. The tables can be written again from these
+alone, also from those of several machines:
 
     python -m benchmarks.adaptation --out var/adaptation --report other/adaptation
 """
@@ -39,7 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
                         help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="time limit of each adaptation (default 5)")
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument("--minutes", type=float, default=5.0, help="time limit of each adaptation (default 5)")
+    limits.add_argument("--steps", type=int, help="steps of each adaptation, in place of a time limit")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/adaptation"))
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     parser.add_argument("--report", nargs="*", type=Path, metavar="FOLDER",
@@ -51,14 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
         return
     tasks = [find_task(name, chosen.data, out / "generated") for name in expand_names(chosen.task or [SYNTHETIC])]
     console = Console()
-    grid = Grid(out, chosen.minutes, tuple(chosen.set))
+    limit = f"{chosen.steps} steps" if chosen.steps else f"{chosen.minutes:g} minutes"
+    grid = Grid(out, None if chosen.steps else chosen.minutes, chosen.steps, tuple(chosen.set))
     total = len(tasks) * len(chosen.methods) * len(chosen.seeds)
     for number, row in enumerate(grid.run(tasks, chosen.methods, chosen.seeds), 1):
         console.print(
             f"{number}/{total}  {row['task']} {row['method']} seed {row['seed']}: "
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
-    _report(grid.rows, out, f"{chosen.minutes:g} minutes of adaptation")
+    _report(grid.rows, out, f"{limit} of adaptation")
 
 
 def _report(rows: Sequence[Row], out: Path, title: str) -> None:

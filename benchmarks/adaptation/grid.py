@@ -30,11 +30,13 @@ class Grid(ResultRows):
     """A grid whose results and networks are in a folder.
 
     Attributes:
-        minutes: Time limit of each adaptation.
+        minutes: Time limit of each adaptation; None for no limit.
+        steps: Steps of each adaptation; None for as many as the time limit allows.
         changes: Values that override parameters.
     """
 
-    minutes: float
+    minutes: float | None
+    steps: int | None = None
     changes: tuple[str, ...] = ()
 
     def run(self, tasks: Sequence[Task], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Row]:
@@ -57,7 +59,7 @@ class Grid(ResultRows):
             "source": str(source_lab.folder),
             "targets": [str(target_lab.folder)],
             "seed": seed,
-            "steps": _UNLIMITED,
+            "steps": self.steps or _UNLIMITED,
         }
         place = work / f"seed-{seed}"
         first = self._source_only(job | {"kind": "train", "minutes": None, "start": None}, place / SOURCE_ONLY)
@@ -68,11 +70,10 @@ class Grid(ResultRows):
         if method != SOURCE_ONLY:
             more = {"kind": "adapt", "method": method, "minutes": self.minutes, "start": str(first)}
             network = train_apart(job | more, place / method)
-        minutes = 0.0 if method == SOURCE_ONLY else float(json.loads((network / "minutes.json").read_text()))
         return row | {
             **_report("source", [(network, task.references("source"))]),
             **_report("target", [(network, task.references("target"))]),
-            "minutes": minutes,
+            "minutes": 0.0 if method == SOURCE_ONLY else _minutes(network),
         }
 
     def _source_only(self, job: dict[str, Any], folder: Path) -> Path:
@@ -90,15 +91,21 @@ class Grid(ResultRows):
         evaluated = []
         for number, (lab, held_out) in enumerate(folds):
             more: dict[str, Any] = {"kind": "train", "source": str(lab.folder), "start": str(first)}
-            more |= {"minutes": self.minutes / len(folds), "task_folder": str(self.out / "none")}
+            more |= {"task_folder": str(self.out / "none"), "steps": -(-job["steps"] // len(folds))}
+            more |= {"minutes": self.minutes / len(folds) if self.minutes else None}
             evaluated.append((train_apart(job | more, place / f"{UPPER_BOUND}-{number}"), held_out))
         source = [_report("source", [(network, task.references("source"))]) for network, _ in evaluated]
         row: Row = {
             "source_dice": float(np.mean([each["source_dice"] for each in source])),
             **_report("target", evaluated),
-            "minutes": self.minutes,
+            "minutes": sum(_minutes(network) for network, _ in evaluated),
         }
         return row
+
+
+def _minutes(network: Path) -> float:
+    """Minutes that the training of a network took."""
+    return float(json.loads((network / "minutes.json").read_text()))
 
 
 def _manifest(dataset: str) -> str:

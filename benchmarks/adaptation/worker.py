@@ -24,6 +24,8 @@ from microseg.training.devices import make_fabric
 
 __all__ = ["main"]
 
+_log = logging.getLogger("microseg.benchmark")
+
 
 def main(job: dict[str, Any]) -> None:
     """Run a job: ``train`` a source segmenter or an upper bound, or ``adapt`` by a method."""
@@ -35,7 +37,7 @@ def main(job: dict[str, Any]) -> None:
     start_time = time.monotonic()
     if job["kind"] == "train":
         settings = params.train
-        if job["minutes"] is not None:
+        if job["start"]:
             settings = settings.model_copy(update={"max_minutes": job["minutes"], "steps": job["steps"]})
         start = Path(job["start"]) if job["start"] else None
         train([source], params.network, settings, folder=folder, seed=seed, fabric=fabric, start=start)
@@ -51,7 +53,7 @@ def main(job: dict[str, Any]) -> None:
         options = AdaptSettings(**values)
         if options.source == "none":
             forbid(source.parent, source.name)
-        adapt(
+        result = adapt(
             Path(job["start"]),
             [] if options.source == "none" else [source],
             _targets(job),
@@ -61,6 +63,7 @@ def main(job: dict[str, Any]) -> None:
             fabric=fabric,
             method=method.kind,
         )
+        _log.info("%d steps, the checkpoint after %d was selected", result.steps, result.best_step)
     (folder / "minutes.json").write_text(json.dumps((time.monotonic() - start_time) / 60))
 
 
