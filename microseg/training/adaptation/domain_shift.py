@@ -6,8 +6,8 @@ to those of the source labs; the **batch-norm statistics** of the lab's images, 
 
 Statistics depend on the class balance of the images as well as on their stain. Both estimates assume that the balance
 is about that of the source labs. Where it is not, the distances of all scales are about equal, and the predictions with
-the lab's statistics depend more on how an image is presented than those without: then the scale stays 1, and the share
-becomes 0.
+the lab's statistics are less confident, or depend more on how an image is presented, than those without: then the scale
+stays 1, and the share becomes 0.
 """
 
 import copy
@@ -156,11 +156,14 @@ class ViewPredictions(NamedTuple):
             if none is predicted. Pixels are counted over all images, so that images without foreground have no weight,
             and classes count equally, so that it does not depend on the class balance as a fraction of equal pixels
             does.
+        confidence: Mean probability of the predicted class over all pixels predicted as foreground, 0..1; NaN if there
+            is none.
     """
 
     masks: tuple[Tensor, ...]
     sure: tuple[Tensor, ...]
     consistency: float
+    confidence: float
 
 
 def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewPredictions:
@@ -174,7 +177,7 @@ def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewP
         batches (1, 3, H, W), 0..1
     """
     generator = torch.Generator().manual_seed(0)
-    masks, sure = [], []
+    masks, sure, confidences = [], [], []
     both, total = (torch.zeros(len(network.config.classes)) for _ in range(2))
     for batch in batches:
         recolored = jitter_color(batch.cpu(), _VIEW_JITTER, generator).to(batch.device)
@@ -183,6 +186,7 @@ def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewP
         views.append(predict_at(network, recolored, 1.0)[0])
         mask, *others = (view.argmax(0) for view in views)
         masks.append(mask)
+        confidences.append(views[0].amax(0)[mask > 0])
         sure.append(torch.stack(views).amin(0).amax(0) > _SURE)
         for label in range(1, len(both)):
             chosen = mask == label
@@ -191,18 +195,19 @@ def predict_views(network: PyramidSegmenter, batches: Sequence[Tensor]) -> ViewP
                 total[label] += float(chosen.sum() + (other == label).sum())
     known = total > 0
     consistency = float((2 * both[known] / total[known]).mean()) if known.any() else math.nan
-    return ViewPredictions(tuple(masks), tuple(sure), consistency)
+    return ViewPredictions(tuple(masks), tuple(sure), consistency, float(torch.cat(confidences).mean()))
 
 
 def _usable_share(network: PyramidSegmenter, batches: Sequence[Tensor], statistics: NormStatistics) -> float:
     """Share of a lab's statistics to use: half, or 0 where the network would be clearly less consistent with them, or
-    would predict far more or less foreground, or foreground where it was sure that there is none.
+    less confident of the foreground, or would predict far more or less of it, or where it was sure that there is none.
     """
     before = predict_views(network, batches)
     after = predict_views(mixed_network(network, statistics, _SHARE), batches)
     changed, overturned = _foreground_change(before, after)
     usable = (
         after.consistency >= before.consistency - _MAX_CONSISTENCY_LOSS  # False for NaN
+        and after.confidence >= before.confidence
         and 1 / _MAX_CHANGE <= changed <= _MAX_CHANGE
         and overturned <= _MAX_OVERTURNED
     )

@@ -10,7 +10,14 @@ import torch
 from microseg.models.config import NetworkConfig
 from microseg.models.losses import segmentation_loss
 from microseg.models.network import PyramidSegmenter
-from microseg.training.adaptation.domain_shift import estimate_domain_shift, modest_scale, predict_at, to_batch
+from microseg.training.adaptation import domain_shift
+from microseg.training.adaptation.domain_shift import (
+    ViewPredictions,
+    estimate_domain_shift,
+    modest_scale,
+    predict_at,
+    to_batch,
+)
 from microseg.training.adaptation.normalization import read_statistics
 
 Image = npt.NDArray[np.uint8]
@@ -120,6 +127,34 @@ def test_statistics_of_a_lab_without_objects_are_not_used(network: Any) -> None:
     rng = np.random.default_rng(0)
     lab = [np.clip(rng.normal(200, 12, (96, 96, 3)), 0, 255).astype(np.uint8) for _ in range(4)]
     assert estimate_domain_shift(network, pictures(), lab, search_scale=False).share == 0
+
+
+def predicted(pixels: int, consistency: float, confidence: float) -> ViewPredictions:
+    """The first pixels of 100 as foreground; the network is sure of the last 50."""
+    ramp = torch.arange(100)[None]
+    return ViewPredictions(((ramp < pixels).long(),), (ramp >= 50,), consistency, confidence)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "share"),
+    [
+        (predicted(30, 0.90, 0.80), 0.5),
+        (predicted(30, 0.85, 0.80), 0.5),
+        (predicted(30, 0.84, 0.80), 0.0),
+        (predicted(30, 0.95, 0.79), 0.0),
+        (predicted(51, 0.90, 0.80), 0.5),  # 1 of 51 pixels was surely background
+        (predicted(60, 0.90, 0.80), 0.0),
+        (predicted(14, 0.90, 0.80), 0.0),
+        (predicted(0, float("nan"), float("nan")), 0.0),
+    ],
+)
+def test_statistics_are_used_unless_predictions_get_worse(
+    mixed: ViewPredictions, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = iter((predicted(30, 0.90, 0.80), mixed))
+    monkeypatch.setattr(domain_shift, "predict_views", lambda *_: next(both))
+    monkeypatch.setattr(domain_shift, "mixed_network", lambda *_: None)
+    assert domain_shift._usable_share(None, [], None) == share  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
