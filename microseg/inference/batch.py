@@ -72,7 +72,7 @@ def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
         DataError: The folder of the outputs is that of the images.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths = list({path.resolve(): path for path in map(Path, images)}.values())
+    paths = list({path.absolute(): path for path in map(Path, images)}.values())  # two links are two images
     if out.resolve() in {path.resolve().parent for path in paths}:
         raise DataError(f"Expected an output folder other than that of the images, got {out}: choose another.")
     return tuple(ImageTask(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))

@@ -74,7 +74,7 @@ def segment_slide(
         view, tissue, strips = slide_strips(engine, slide, mpp, skip_glass=skip_glass, confidence=confidence)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
-            source=str(path.resolve()),
+            source=str(path.absolute()),
             source_sha256=sha256 or file_sha256(path),
             width=slide.width,
             height=slide.height,

@@ -11,6 +11,7 @@ from pyarrow import csv, parquet
 from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
+from microseg.escaping import printable
 from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
@@ -144,7 +145,9 @@ def finish_batch(
         outputs=tuple(dict.fromkeys(outputs)),
         ood=summarize_scores(scores, ood),
     )
-    failures = [{"image": str(it.task.path), "reason": it.reason} for it in results if it.record is None]
+    failures = [
+        {"image": printable(str(it.task.path)), "reason": printable(it.reason)} for it in results if it.record is None
+    ]
     _write_tables(summary, records, failures)
     return summary
 

@@ -177,7 +177,7 @@ class Segmentation:
         """The image; with ``name`` as it is recorded."""
         path, sha256, source = Path(self.source), self.source_sha256, self.source
         if name is not None and path.is_file():
-            sha256, source = sha256 or file_sha256(path), str(path.resolve())
+            sha256, source = sha256 or file_sha256(path), str(path.absolute())
         return ImageInfo(
             name=path.stem if name is None else name,
             source=source,

@@ -36,6 +36,7 @@ __all__ = [
     "SLIDE_READERS",
     "ImageReader",
     "SlideReader",
+    "can_be_slide",
     "image_pixels",
     "is_slide",
     "open_slide",
@@ -143,6 +144,17 @@ def is_slide(path: Path | str, *, megapixels: float) -> bool:
         return True
     pixels = image_pixels(path)
     return pixels is not None and pixels > megapixels * 1e6
+
+
+def can_be_slide(path: Path) -> bool:
+    """Whether a reader of slides or of TIFF recognizes a file by its content.
+
+    Args:
+        path: An existing file with any ending.
+    """
+    with suppress(ImageReadError, OSError):
+        return type(_reader_for(path)[1]) is not ImageReader
+    return False
 
 
 def slide_suffixes() -> tuple[str, ...]:
