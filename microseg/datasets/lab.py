@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from microseg.annotations.classes import IGNORE, Cells, Color, LabelClasses, MaskKind
 from microseg.errors import LabError
 from microseg.files import write_text_file
+from microseg.slides.color import check_bit_depth
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.pixel_size import MPP_RANGE
 
@@ -85,6 +86,8 @@ class LabMetadata(BaseModel):
         mpp: Microns per pixel of the images for which ``images.csv`` states none; None when unknown.
         tissue: Tissue and preparation, as free text.
         scanner: Scanner or camera, as free text.
+        bit_depth: Bits that hold the values of images of 16 bits that do not state fewer; None where there are none, or
+            it is to be measured.
         labelled: Whether any image has a mask.
         class_names: Further names of the classes in annotation files, by class; ``classes`` may be written as a
             mapping to such names, then background is added where it is missing.
@@ -104,6 +107,7 @@ class LabMetadata(BaseModel):
     mpp: float | None = None
     tissue: _Text | None = None
     scanner: _Text | None = None
+    bit_depth: int | None = None
     labelled: bool = False
     class_names: dict[_Text, tuple[_Text, ...]] = {}
     regions: tuple[_Text, ...] | Literal["image"] = ("Region*",)
@@ -189,6 +193,11 @@ class LabMetadata(BaseModel):
             raise ValueError(f"expected background to come first, got {', '.join(classes)}")
         return classes
 
+    @field_validator("bit_depth")
+    @classmethod
+    def _valid_bit_depth(cls, depth: int | None) -> int | None:
+        return None if depth is None else check_bit_depth(depth)
+
     @field_validator("mpp")
     @classmethod
     def _valid_mpp(cls, mpp: float | None) -> float | None:
@@ -268,7 +277,7 @@ def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:
     Raises:
         LabError: They state a different stain, classes or pixel size.
     """
-    for field in ("stain", "classes", "mpp"):
+    for field in ("stain", "classes", "mpp", "bit_depth"):
         before, now = getattr(dataset, field), getattr(incoming, field)
         if None not in (before, now) and before != now:
             raise LabError(

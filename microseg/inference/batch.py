@@ -98,8 +98,10 @@ def segment_images(
     options = options or BatchOptions()
     remove_partial(out, [task.path for task in tasks])
     complete = complete_provenance(provenance, engine)
-    for_slides = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
-    complete = complete.model_copy(update={"inference": complete.inference | for_slides})
+    reading: dict[str, float] = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
+    if options.bit_depth is not None:
+        reading["bit_depth"] = options.bit_depth
+    complete = complete.model_copy(update={"inference": complete.inference | reading})
     results: dict[str, ImageResult] = {}
     for result in ImagePipeline(engine, out, complete, options, reference).run(tasks):
         results[result.task.name] = result

@@ -1,7 +1,7 @@
 """The results of a batch: images, counts, and tables of all objects and all images."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class BatchSummary:
         megapixels: Size of the images segmented in this run.
         outputs: Names of the output writers.
         ood: Out-of-distribution scores of all segmented and skipped images.
+        left_out: Files and folders beside the images that were not read, by name, and why.
+        notes: What was decided about the images, such as pixel sizes of ``images.csv`` that override those of files.
     """
 
     out: Path
@@ -82,6 +84,8 @@ class BatchSummary:
     megapixels: float
     outputs: tuple[str, ...]
     ood: OutOfDistributionSummary
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -116,6 +120,8 @@ def finish_batch(
     outputs: Collection[str] = OUTPUTS,
     seconds: float,
     ood: OutOfDistributionSettings | None = None,
+    left_out: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> BatchSummary:
     """Write the tables of a batch and its summary, after all images.
 
@@ -125,6 +131,8 @@ def finish_batch(
         outputs: Names of the output writers.
         seconds: Time of the whole batch.
         ood: When a batch counts as out of distribution; None for the defaults.
+        left_out: See `BatchSummary`.
+        notes: See `BatchSummary`.
 
     Returns:
         The summary.
@@ -144,6 +152,8 @@ def finish_batch(
         megapixels=sum(record.width * record.height for record in fresh) / 1e6,
         outputs=tuple(dict.fromkeys(outputs)),
         ood=summarize_scores(scores, ood),
+        left_out={printable(name): reason for name, reason in (left_out or {}).items()},
+        notes=tuple(map(printable, notes)),
     )
     failures = [
         {"image": printable(str(it.task.path)), "reason": printable(it.reason)} for it in results if it.record is None

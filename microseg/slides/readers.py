@@ -37,6 +37,7 @@ __all__ = [
     "ImageReader",
     "SlideReader",
     "can_be_slide",
+    "file_mpp",
     "image_pixels",
     "is_slide",
     "open_slide",
@@ -165,6 +166,16 @@ def slide_suffixes() -> tuple[str, ...]:
 def readable_suffixes() -> tuple[str, ...]:
     """Endings of all files that `open_slide` opens: of images and of whole slides."""
     return (*IMAGE_SUFFIXES, *slide_suffixes())
+
+
+def file_mpp(path: Path) -> float | None:
+    """Microns per pixel that a file of any kind states; None where it states none, or cannot be read."""
+    with suppress(ImageReadError, OSError):
+        if type(_reader_for(path)[1]) is ImageReader:
+            return image_mpp(path)
+        with open_slide(path) as slide:
+            return slide.mpp
+    return None
 
 
 def image_pixels(path: Path) -> int | None:
