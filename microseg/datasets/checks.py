@@ -1,5 +1,6 @@
 """Checks of an incoming dataset, file by file, before any of it is ingested."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,14 @@ from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.coco import image_names
 from microseg.annotations.files import AnnotatedImage, open_annotation
 from microseg.annotations.formats import OUTLINES, annotation_suffixes, read_annotation
+from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.slides import images
-from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, read_image
+from microseg.slides.folder import is_system_file
+from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, measured_depth, read_image
 from microseg.slides.openslide_reader import slide_parts
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import image_pixels, slide_suffixes
@@ -36,12 +39,20 @@ __all__ = [
     "count_slides",
     "is_system_file",
     "list_files",
+    "measure_bit_depth",
 ]
 
+_TURNED = {
+    1: "upright", 2: "mirrored", 3: "turned by 180°", 4: "upside down", 5: "transposed", 6: "turned by 90°",
+    7: "transposed and turned by 180°", 8: "turned by 270°",
+}  # fmt: skip
+_MASK_NAMES = re.compile(
+    r"^(?:mask|label|labels|seg|gt)[ _.-]+|[ _.-]+(?:(?:class|index|semantic|instance|inst|binary|label)[ _.-]*)?"
+    r"(?:masks?|labels?|segmentation|seg|gt|groundtruth|annotation|anno|cp_masks)$"
+)
 MIN_SIDE = 16  # pixels; smaller images are useless for training
 
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _WORKERS = 4
 
 Pixels = npt.NDArray[np.uint8]
@@ -166,9 +177,12 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
         for key, paths in _list_folder(files, folder, endings, classes).items():
             files.annotations.setdefault(key, []).extend(paths)
     _find_owners(files, classes)
+    _reject_misnamed(files)
 
     for key, paths in files.images.items():
         annotations = files.annotations.get(key, [])
+        if all(files.path_of(path) in files.rejected for path in paths):
+            continue
         if len(annotations) > 1 and all(class_of_file(path, classes) for path in annotations):
             annotations = annotations[:1]  # its format reads all of them
         if len(paths) == 1 and len(annotations) <= 1:
@@ -192,6 +206,7 @@ def check_images(
     classes: LabelClasses,
     *,
     mpp: Callable[[Path], float | None] = lambda _image: None,
+    bit_depth: int | None = None,
     save: Save | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckedImage, ...]:
@@ -204,6 +219,7 @@ def check_images(
         files: From `list_files`; what is rejected is added to it.
         classes: The classes, and what annotation files mean.
         mpp: Microns per pixel that the lab states of an image; where None, the file's own are used.
+        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`.
         save: Called with the content of each image that can be ingested.
         progress: Called with the number of images checked and their total.
 
@@ -212,7 +228,9 @@ def check_images(
     """
     usable: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0])), files.pairs)
+        checks = pool.map(
+            lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0]), bit_depth), files.pairs
+        )
         for done, ((image, _), found) in enumerate(zip(files.pairs, checks, strict=True), start=1):
             if isinstance(found, CheckedImage):
                 usable.append(found)
@@ -237,6 +255,7 @@ def check_pair(
     classes: LabelClasses,
     save: Save | None = None,
     mpp: float | None = None,
+    bit_depth: int | None = None,
 ) -> CheckedImage | dict[Path, str]:
     """Check an image and its annotation.
 
@@ -246,13 +265,20 @@ def check_pair(
         classes: The classes, and what annotation files mean.
         save: Called with the content if both can be used.
         mpp: Microns per pixel that the lab states of the image; those of the file where None.
+        bit_depth: See `check_images`.
 
     Returns:
         The checked image, or the reasons by path why it or its annotation cannot be used.
     """
     try:
         png = _read_plain_png(image)
-        pixels = read_image(image, png)  # (H, W, 3)
+        depth = None if bit_depth is None or png is not None else measured_depth(image)
+        if depth is not None and bit_depth is not None and depth > bit_depth:
+            raise ImageReadError(
+                f"expected values of at most {bit_depth} bits, as in the lab's other images of 16 bits, got {depth}. "
+                "Send it under another lab name, or export it as 8-bit RGB."
+            )
+        pixels = read_image(image, png, bit_depth)  # (H, W, 3)
     except ImageReadError as error:
         return {image: str(error)}
     height, width = pixels.shape[:2]
@@ -264,7 +290,14 @@ def check_pair(
         try:
             found = read_annotation(annotation, AnnotatedImage(image.name, width, height, mpp or own_mpp), classes)
             labels, notes = found.read(), found.notes
-            if RasterMasks.folder not in annotation.parts[-3:-1] and image_orientation(image) != 1:
+            raster, turned = RasterMasks.folder in annotation.parts[-3:-1], image_orientation(image)
+            if raster and turned != (mask_turned := image_orientation(annotation)):
+                raise ImageReadError(
+                    f"expected the orientation of its image, {turned} ({_TURNED[turned]}), got {mask_turned} "
+                    f"({_TURNED[mask_turned]}) in EXIF or TIFF tags: it is not known whether the mask was drawn on the "
+                    "turned image. Save both upright, without the tag."
+                )
+            if not raster and turned != 1:
                 raise ImageReadError(
                     "expected outlines of an image that is stored upright, got one that states a rotation: it is not "
                     "known whether their coordinates follow it. Save the image upright, and outline that."
@@ -289,17 +322,21 @@ def check_pair(
     return checked
 
 
+def measure_bit_depth(files: IncomingFiles) -> int | None:
+    """Bits that hold the values of all images of 16 bits that do not state fewer; None where there are none."""
+    found = []
+    for image, _ in files.pairs:
+        with suppress(ImageReadError):  # reported when it is checked
+            found.append(measured_depth(image))
+    return max((depth for depth in found if depth is not None), default=None)
+
+
 def count_slides(rejected: Iterable[RejectedFile]) -> int:
     """Count the whole slides among rejected files; a slide of several files counts once."""
     return len({file.slide for file in rejected if file.slide is not None})
 
 
 # ---- names
-
-
-def is_system_file(name: str) -> bool:
-    """Whether a file or folder is hidden, or of the operating system or an editor, by its name."""
-    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_FILES
 
 
 def _list_folder(
@@ -355,6 +392,20 @@ def _find_owners(files: IncomingFiles, classes: LabelClasses) -> None:
                 files.annotations.setdefault(owner, []).append(path)
 
 
+def _reject_misnamed(files: IncomingFiles) -> None:
+    """Reject ``x_mask.png`` and its image ``x.png``, which would otherwise be taken for unlabelled."""
+    for key in [key for key in files.annotations if key not in files.images]:
+        owner = _MASK_NAMES.sub("", key)
+        if owner in files.images and owner not in files.annotations:
+            for path in files.annotations[key]:
+                image = files.images[owner][0]
+                right = f"{image_name(image)}{path.suffix}"
+                files.reject(path, f"expected the name of its image, {right}, got {path.name}. Rename it to {right}.")
+                files.reject(
+                    image, f"its mask seems to be {path.name}, which has another name. Rename the mask to {right}."
+                )
+
+
 def _reject_single_annotations(files: IncomingFiles) -> None:
     """Reject annotations whose image is missing or rejected; one for several images only if all of them are."""
     used = {
@@ -406,9 +457,8 @@ def _check_labels(labels: Pixels, annotation: Path, classes: LabelClasses) -> No
         raise ImageReadError("expected labels, got none: nothing in the image is annotated. Leave the file out.")
     if unknown := [value for value in found if value >= len(names) and value != IGNORE]:
         raise ImageReadError(
-            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
-            "Write class indices, or name every class in lab.yaml; where these are numbers of objects of one class, "
-            "state `masks: instances`."
+            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}"
+            f"{' …' if len(unknown) > 8 else ''}. {mask_advice(np.asarray(found))}"
         )
 
 

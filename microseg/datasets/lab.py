@@ -261,6 +261,8 @@ def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
     for name in _ANNOTATIONS:
         if getattr(metadata, name) == LabMetadata.model_fields[name].default:
             del values[name]
+    if metadata.bit_depth is None:
+        del values["bit_depth"]
     write_text_file(Path(folder) / LAB_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 

@@ -54,7 +54,8 @@ def test_units_in_all_spellings(unit, microns):
 @pytest.mark.parametrize("unit", ["µm", "μm", r"\u00B5m", "micron"])
 def test_mpp_of_imagej_in_all_spellings(tmp_path, unit):
     path = tmp_path / "j.tif"
-    tifffile.imwrite(path, noise()[:, :, 0], imagej=True, resolution=(4, 4), metadata={"unit": unit})
+    text = f"ImageJ=1.54f\nunit={unit}\nloop=false\n".encode()
+    tifffile.imwrite(path, noise()[:, :, 0], resolution=(4, 4), description=text, metadata=None)
     assert image_mpp(path) == 0.25
 
 
