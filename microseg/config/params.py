@@ -150,6 +150,8 @@ class AdaptSettings(FitSettings):
     """Fraction of the training over which both weights rise from 0 (Ganin & Lempitsky 2015)."""
     classifier_learning_rate: PositiveFloat = 1e-3
     """Learning rate of the two domain classifiers."""
+    target_label_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the labelled crops that show labelled regions of the target labs, where they have some."""
     color_transfer_prob: Fraction = 0.5
     """Probability that a source crop is given the colors of a target image."""
     target_color_jitter: NonNegativeFloat = 0.7

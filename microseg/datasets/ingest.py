@@ -315,13 +315,19 @@ class _DatasetUpdate:
 def _with_splits(
     rows: dict[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[ManifestRow, ...]:
-    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split."""
+    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split.
+
+    A group that gets its first labels is assigned again: without them its split had no meaning.
+    """
     splits = {row.group: row.split for row in dataset.rows} if dataset else {}
+    before = {row.group for row in dataset.rows if row.mask is not None} if dataset else set()
     labelled = {row.group for row in rows.values() if row.mask is not None}
     others = {row.group for row in rows.values()} - labelled
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     splits = {
-        **assign_splits(labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled}),
+        **assign_splits(
+            labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled & before}
+        ),
         **assign_splits(others, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in others}),
     }
     return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
