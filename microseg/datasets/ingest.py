@@ -383,7 +383,8 @@ def _check_labelled(
             f"{source}: expected masks or outlines with the names of images, got others only, such as {example}. "
             "Rename them, or state labelled: false in lab.yaml to ingest the images without."
         )
-    if stated is False and any(image.annotation is not None for image in images):
+    masks = any(image.annotation is not None and not image.has_outlines for image in images)
+    if stated is False and masks:  # outlines may be corrections, which come later
         raise LabError(
             f"{source}: expected no masks, as lab.yaml states labelled: false, got some. "
             "State labelled: true, or move the masks away."
