@@ -17,7 +17,7 @@ from flows.workspace import open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
-from microseg.registry.version import CANDIDATE, PRODUCTION, SOURCE_TAG, ModelVersion
+from microseg.registry.version import PRODUCTION, SOURCE_TAG, ModelVersion, candidate_of
 from microseg.training.devices import make_fabric
 
 __all__ = ["adapt", "command"]
@@ -72,7 +72,7 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                 base=base if source_free else None,
                 tags=tags,
             )
-    return workspace.registry.versions.set_alias(CANDIDATE, version)
+    return workspace.registry.versions.set_alias(candidate_of(lab), version)
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")

@@ -138,8 +138,8 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     start_production(first.version, settings)
     timer.time(f"Ingest {lab_b.lab}", lambda: ingest(target, changes=changes))
     candidate = timer.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
-    timer.time("Evaluate the candidate", lambda: evaluate(changes=changes))
-    decision = timer.time("Apply the gate", lambda: promote(changes=changes))
+    timer.time("Evaluate the candidate", lambda: evaluate(str(candidate.version), changes=changes))
+    decision = timer.time("Apply the gate", lambda: promote(str(candidate.version), changes=changes))
     out = settings.home.segmentations / lab_b.lab
     batch = timer.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
     return timer.time(

@@ -29,7 +29,7 @@ from microseg.evaluation.references import bootstrap_interval, lab_references, m
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
-from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.model_card import Scores, measurement_name
 from microseg.slides.pixel_size import model_zoom
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from microseg.datasets.dataset import LabDataset
 from microseg.models.config import NetworkConfig
 from microseg.registry.decision import Decision
-from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.version import MODEL_NAME
 
 __all__ = ["Scores", "fit_description", "format_measurement", "headline", "measurement_name", "model_card"]

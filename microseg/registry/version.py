@@ -22,7 +22,10 @@ __all__ = [
     "TAG_LENGTH",
     "ModelVersion",
     "VersionRef",
+    "candidate_of",
+    "is_candidate",
     "is_production",
+    "lab_of",
     "previous_of",
     "production_of",
     "read_version",
@@ -98,6 +101,21 @@ def previous_of(alias: str) -> str:
 def is_production(alias: str) -> bool:
     """Whether an alias is one of production: for all labs, or for one."""
     return alias == PRODUCTION or alias.startswith(f"{PRODUCTION}-")
+
+
+def lab_of(alias: str) -> str | None:
+    """Return the lab of an alias ``production-<lab>``; None for ``production``."""
+    return None if alias == PRODUCTION else alias.removeprefix(f"{PRODUCTION}-")
+
+
+def candidate_of(lab: str) -> str:
+    """Return the alias of the version that was adapted to a lab last, and is not in production: ``candidate-<lab>``."""
+    return f"{CANDIDATE}-{lab}"
+
+
+def is_candidate(alias: str) -> bool:
+    """Whether an alias is that of a candidate."""
+    return alias == CANDIDATE or alias.startswith(f"{CANDIDATE}-")  # the former: of microseg 0.1
 
 
 def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ from microseg.registry.version import (
     REFERENCE_FILE,
     ModelVersion,
     VersionRef,
+    is_candidate,
+    is_production,
     read_version,
 )
 
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
 __all__ = ["Versions"]
 
 _MODEL_DESCRIPTION = (
-    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}` is proposed, "
-    f"`{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its aliases; the "
-    "button *Promote model* does something else: it copies a version to another model."
+    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}-<lab>` is "
+    f"proposed, `{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its "
+    "aliases; the button *Promote model* does something else: it copies a version to another model."
 )
 
 _ADVICE = {
@@ -66,10 +68,11 @@ class Versions:
 
     Args:
         connection: The connection to MLflow.
+        active: Returns the active version of an alias of production; None if there is none.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, active: Callable[[str], int | None]) -> None:
+        self._connection, self._active = connection, active
 
     # ---- find
 
@@ -84,26 +87,43 @@ class Versions:
         """Find a version by its alias or number.
 
         Args:
-            ref: ``"production"``, ``"candidate"``, ``"previous"``, another alias, ``3`` or ``"3"``; a `ModelVersion` is
-                read again. If no version has the alias ``production``, one in MLflow's legacy stage Production is used.
+            ref: ``"production"``: the version that was validated and is active, which may differ from the one that has
+                the alias in MLflow; ``"production-<lab>"`` likewise, if the lab has its own; ``"candidate-<lab>"``, or
+                ``"candidate"`` if there is only one; ``"previous"``, another alias, ``3`` or ``"3"``. A `ModelVersion`
+                is read again.
 
         Raises:
             VersionNotFoundError: There is no such version; the message lists the existing ones.
         """
         key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
+        aliases = self.aliases()
+        if is_production(key):
+            number = self._active(key)
+        elif key == CANDIDATE and key not in aliases:
+            candidates = {alias: number for alias, number in aliases.items() if is_candidate(alias)}
+            if len(set(candidates.values())) > 1:
+                listing = ", ".join(f"{alias} (version {number})" for alias, number in sorted(candidates.items()))
+                raise VersionNotFoundError(f"expected one candidate, there are {listing}; give one of these aliases")
+            number = next(iter(candidates.values()), None)
+        else:
+            number = aliases.get(key, int(key) if key.isdecimal() else None)
+        if number is not None and (version := self.get(number)) is not None:
+            return version
+        requested = aliases.get(key) if is_production(key) else None
+        raise VersionNotFoundError(_not_found(key, self.all(), requested))
+
+    def get(self, number: int) -> ModelVersion | None:
+        """Return a version by its number; None if there is none."""
         with self._connection.action("find a version") as client:
             model = _registered_model(client)
-            if model is not None:
-                number = str(model.aliases.get(key, key))
-                if number.isdecimal():
-                    try:
-                        return read_version(client.get_model_version(MODEL_NAME, str(int(number))), model.aliases)
-                    except MlflowException as error:
-                        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                            raise
-                if key == PRODUCTION and (staged := self.in_production_stage()):
-                    return read_version(client.get_model_version(MODEL_NAME, str(max(staged))), model.aliases)
-        raise VersionNotFoundError(_not_found(key, self.all()))
+            if model is None:
+                return None
+            try:
+                return read_version(client.get_model_version(MODEL_NAME, str(number)), model.aliases)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
 
     def in_production_stage(self) -> tuple[int, ...]:
         """Return the versions in MLflow's legacy stage Production; none if MLflow has no stages any more."""
@@ -353,7 +373,12 @@ def _entries(client: MlflowClient) -> list[MlflowVersion]:
     return all_pages(lambda token: client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token))
 
 
-def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:
+def _not_found(key: str, known: tuple[ModelVersion, ...], requested: int | None) -> str:
+    if requested is not None:
+        return (
+            f"expected version {key!r} of {MODEL_NAME}, version {requested} is requested, but not validated yet; "
+            "run `microseg service validate-promotion`"
+        )
     if not known:
         return (
             f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "

@@ -20,7 +20,8 @@ from microseg.evaluation.label_free import expected_foreground_share, fit_refere
 from microseg.evaluation.references import bootstrap_interval
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
-from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.registry.evidence import ConfidenceInterval, Evidence
+from microseg.registry.gate import decide
 from microseg.slides.images import read_image, write_png
 
 

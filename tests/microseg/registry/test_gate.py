@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from microseg.config.params import GateSettings
 from microseg.registry.decision import ACCEPTED, MET, NEEDS_REVIEW, NOT_MET, REFUSED, UNCLEAR, Decision, RuleResult
-from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.registry.evidence import ConfidenceInterval, Evidence
+from microseg.registry.gate import decide
 
 POLICY = GateSettings()
 NAN = math.nan

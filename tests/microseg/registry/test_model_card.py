@@ -5,7 +5,8 @@ from microseg.config.params import GateSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import LabMetadata
 from microseg.models.config import EncoderWeights, NetworkConfig
-from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.registry.evidence import ConfidenceInterval, Evidence
+from microseg.registry.gate import decide
 from microseg.registry.model_card import measurement_name, model_card
 
 NETWORK = NetworkConfig(classes=("background", "gland"), encoder="blocks", mpp=0.5)
