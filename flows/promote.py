@@ -17,6 +17,7 @@ from prefect.runtime import deployment
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.service.readaptation import report_outdated_candidates
 from flows.validate_promotion import apply_pending_changes, check_version, judge, one_writer
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -112,6 +113,7 @@ def promote(
         if outcome == "active":
             break
         override = None  # it was about another version in production
+    report_outdated_candidates(settings)
     create_markdown_artifact(
         "\n".join([f"# Version {version.version}: {decision.status}", *decision.markdown()]), key="gate"
     )

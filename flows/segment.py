@@ -23,14 +23,14 @@ from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.telemetry import attempt
 from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
-from microseg.api.segmenter import Segmenter
+from microseg.api.segmenter import Segmenter, find_version
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, image_key, image_name, read_image_table, read_lab_metadata
 from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import plan_batch, segment_images
 from microseg.inference.image_pipeline import BatchOptions
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
-from microseg.registry.version import PRODUCTION, ModelVersion, production_of
+from microseg.registry.version import PRODUCTION, ModelVersion, is_production, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
 from microseg.slides.folder import ImageFolder, list_images
@@ -193,11 +193,12 @@ def _map_on_dask(
 def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
     """The version to use. For production, alias changes made in MLflow are validated first."""
     registry = open_workspace(settings).registry
-    if model != PRODUCTION:
+    if not is_production(model):
         return registry.versions.find(model)
-    if any(change.alias in (PRODUCTION, production_of(lab)) for change in registry.production.pending_changes()):
+    own = production_of(lab) if model == PRODUCTION else model
+    if any(change.alias in (PRODUCTION, own) for change in registry.production.pending_changes()):
         apply_pending_changes(settings)
-    return registry.production.active(lab)
+    return registry.production.active(lab) if model == PRODUCTION else find_version(registry, model)
 
 
 _SEGMENTERS: dict[tuple[int, str, str], Segmenter] = {}

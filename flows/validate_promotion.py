@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
+from uuid import NAMESPACE_URL, uuid5
 
 import typer
 from filelock import FileLock
@@ -24,6 +25,8 @@ from prefect.states import Completed, Failed
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
 from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.service.events import PROMOTION_REVERTED, notify
+from flows.service.readaptation import report_outdated_candidates
 from flows.workspace import open_workspace
 from microseg.api.validation import validate_version
 from microseg.config.settings import Settings, load_settings
@@ -96,8 +99,10 @@ def _judge_by_gate(
     except TransientError:  # the request stays, and is judged later
         raise
     except MicrosegError as error:
-        text = f"The gate could not be evaluated on version {version.version}: {error} Run it where this is possible: "
-        return Judgement(False, replace(request.audit, reason=f"{text}microseg evaluate {version.version}."))
+        text = (
+            f"The gate could not be evaluated: {error} Run microseg evaluate {version.version} where this is possible."
+        )
+        return Judgement(False, replace(request.audit, reason=text))
     if decision.verdict == ACCEPTED or seen:
         reason = reason or " ".join(decision.reasons)
         return Judgement(True, replace(request.audit, gate=replace(decision, override=reason).status, reason=reason))
@@ -126,6 +131,11 @@ def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[
             if alias in (None, request.alias):
                 production.decide(request, partial(judge, request, settings=settings))
     new = [entry for entry in production.history() if entry.number > newest and entry.state != "running"]
+    for entry in new:
+        if entry.action in ("reverted", "ignored"):
+            payload = {"alias": entry.alias, "version": entry.version, "message": str(entry)}
+            identity = str(uuid5(NAMESPACE_URL, f"{settings.environment.tracking_uri}#{entry.number}"))
+            notify(PROMOTION_REVERTED, f"microseg.alias.{entry.alias}", payload, identity=identity)
     return [entry for entry in reversed(new) if alias in (None, entry.alias) or entry.action == "ignored"]
 
 
@@ -163,7 +173,9 @@ def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) 
     Returns:
         Completed, or Failed if a promotion was reverted; the message describes each change.
     """
-    entries = apply_pending_changes(load_settings(changes), alias)
+    settings = load_settings(changes)
+    entries = apply_pending_changes(settings, alias)
+    report_outdated_candidates(settings)
     if not entries:
         return Completed(message=f"Nothing to do: no pending change of {alias or 'production'}.")
     lines = [f"- {'✗' if it.action in ('reverted', 'ignored') else '✓'} {it}" for it in entries]

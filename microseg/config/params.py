@@ -295,6 +295,8 @@ class PromotionSettings(Section):
     """``mlflow``: a person sets the alias there; ``prefect``: the run waits for a person; ``gate``: at once."""
     per_lab: bool = False
     """Promote a candidate only for the lab that it was adapted to (``production-<lab>``)."""
+    adapt_again: bool = False
+    """Adapt again to the lab of a candidate whose promotion would lose a lab that production was adapted to since."""
 
 
 class ScheduleSettings(Section):

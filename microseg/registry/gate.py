@@ -78,7 +78,8 @@ def _lost_labs(labs: Sequence[str]) -> RuleResult:
     names = ", ".join(labs)
     message = (
         f"Production was trained on, or adapted to, {names}, and this candidate was not: promoting it would lose "
-        f"{names}. Adapt from production instead (microseg adapt LAB), which keeps all labs, or promote it for its lab only."
+        f"{names}. Adapt from production instead (microseg adapt LAB), which keeps all labs, or promote it for its lab "
+        "only."
     )
     return RuleResult(UNCLEAR, "lost_labs", message)
 

@@ -197,10 +197,10 @@ _GIVEN = {"number", "time", "applied"}  # by the registry, or later
 
 def _to_json(entry: Entry) -> str:
     text = _WRITTEN.dump_json(entry, exclude=_GIVEN).decode()
-    excess, reason = len(text) - TAG_LENGTH, entry.audit.reason
-    if excess <= 0 or not reason:
+    reason = entry.audit.reason
+    if len(text) <= TAG_LENGTH or not reason:
         return text
-    reason = reason[: max(0, len(reason) - excess)]  # once is enough unless JSON writes characters by two or six
+    reason = reason[: len(reason) * TAG_LENGTH // len(text) - 1]  # JSON writes some characters by two or six
     return _to_json(replace(entry, audit=replace(entry.audit, reason=reason)))
 
 

@@ -84,10 +84,12 @@ class MlflowStore:
         """
         if self.aliases().get(alias) != expected or version == expected:
             return
+        if version is not None and self._versions.get(version) is None:  # deleted: its removal is a new request then
+            version = None
         with self._connection.action(f"move the alias {alias!r}") as client:
-            if version is None:
+            if version is None and expected is not None:
                 client.delete_registered_model_alias(MODEL_NAME, alias)
-            else:
+            elif version is not None:
                 client.set_registered_model_alias(MODEL_NAME, alias, str(version))
 
     def labs(self) -> Collection[str]:

@@ -77,16 +77,28 @@ def test_error_of_an_empty_registry_says_to_train(empty: Registry) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_legacy_stage_is_production_until_the_alias_is_set(registry: Registry) -> None:
+def test_legacy_stage_is_a_request(registry: Registry) -> None:
     if not hasattr(mlflow.MlflowClient, "transition_model_version_stage"):
         pytest.skip("this MLflow has no stages any more")
     client_of(registry).transition_model_version_stage(MODEL_NAME, "1", "Production")
-    assert registry.versions.find(PRODUCTION).version == 1
+    with pytest.raises(VersionNotFoundError):
+        registry.versions.find(PRODUCTION)  # requested, not validated
     with pytest.raises(VersionNotFoundError):
         registry.versions.find(CANDIDATE)
     registry.production.promote(2)
     assert registry.versions.find(PRODUCTION).version == 2
-    assert registry.versions.find(PREVIOUS).version == 1
+    with pytest.raises(VersionNotFoundError):
+        registry.versions.find(PREVIOUS)
+
+
+def test_candidate_is_the_only_one(registry: Registry) -> None:
+    registry.versions.set_alias("candidate-lab_b", 1)
+    assert registry.versions.find(CANDIDATE).version == registry.versions.find("candidate-lab_b").version == 1
+    registry.versions.set_alias("candidate-lab_c", 2)
+    with pytest.raises(VersionNotFoundError, match=r"candidate-lab_b \(version 1\), candidate-lab_c \(version 2\)"):
+        registry.versions.find(CANDIDATE)
+    registry.production.promote(2)
+    assert registry.versions.find(CANDIDATE).version == 1
 
 
 # ---- register
