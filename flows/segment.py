@@ -333,6 +333,11 @@ def command(
         console.print(f"Left out: {len(result.left_out)} ({named}{more}).", style="yellow", markup=False)
     for note in result.notes:
         console.print(f"{note}.", style="yellow", markup=False)
+    if len(result.models) > 1:
+        console.print(
+            f"[yellow]Segmented with {len(result.models)} versions ({result.version}): the column model "
+            "of the tables names that of each row. Do not compare measurements of different versions.[/yellow]"
+        )
     if result.missing_pixel_size:
         console.print(
             f"[yellow]{result.missing_pixel_size} images have no known pixel size and were assumed to have that of the "

@@ -107,8 +107,8 @@ def _judge_by_gate(
         reason = reason or " ".join(decision.reasons)
         return Judgement(True, replace(request.audit, gate=replace(decision, override=reason).status, reason=reason))
     text = (
-        f"{decision} {' '.join(decision.reasons)} Its page in MLflow, and decision.html among the files of its run, show "
-        "this now; to promote it all the same, set the alias again."
+        f"{decision} {' '.join(decision.reasons)} Its page in MLflow, and decision.html among the files of its run, "
+        "show this now; to promote it all the same, set the alias again."
     )
     return Judgement(False, replace(request.audit, gate=decision.status, reason=text))
 

@@ -1,5 +1,6 @@
 """The results of a batch: images, counts, and tables of all objects and all images."""
 
+import csv as csv_text
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from pyarrow import csv, parquet
 from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
+from microseg.errors import DataError
 from microseg.escaping import printable
 from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
@@ -20,7 +22,13 @@ from microseg.outputs.record import Record
 
 __all__ = ["BatchSummary", "ImageResult", "ImageTask", "finish_batch"]
 
-_TYPES = {"image": pa.string(), "label": pa.int64(), "class": pa.string()}  # all others are numbers
+_TYPES = {
+    # all others are numbers
+    "image": pa.string(),
+    "label": pa.int64(),
+    "class": pa.string(),
+    "model": pa.string(),
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
         images.to_parquet(part, index=False)
     if summary.measurements is not None:
         with atomic_write(summary.measurements) as part:
-            _join_tables([summary.out / record.outputs["objects"] for record in records], part)
+            _join_tables([(summary.out / it.outputs["objects"], it.provenance.model) for it in records], part)
         with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
             _write_parquet(summary.measurements, part)
     provenance = {record.provenance.model: record.provenance for record in records}
@@ -186,14 +194,26 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
     write_text_file(summary.record, to_json(facts, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
-def _join_tables(tables: Sequence[Path], path: Path) -> None:
-    """Concatenate CSV tables of the same columns, a line at a time."""
+def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Concatenate CSV tables of objects, a line at a time; those of microseg 0.1 lack the model, the last column.
+
+    Raises:
+        DataError: A table has other columns.
+    """
+    header = ",".join(OBJECT_COLUMNS)
+    without_model = header.removesuffix(",model")
     with path.open("w", encoding="utf-8") as joined:
-        joined.write(",".join(OBJECT_COLUMNS) + "\n")
-        for table in tables:
+        joined.write(f"{header}\n")
+        for table, model in tables:
             with table.open(encoding="utf-8") as lines:
-                next(lines, None)
-                joined.writelines(lines)
+                found = next(lines, "").rstrip("\n")
+                if found not in (header, without_model):
+                    raise DataError(f"{table}: expected the columns {header}, got {found}. Segment its image again.")
+                if found == header:
+                    joined.writelines(lines)
+                else:
+                    rows = csv_text.reader(lines)
+                    csv_text.writer(joined, lineterminator="\n").writerows([*row, model] for row in rows)
 
 
 def _write_parquet(table: Path, path: Path) -> None:

@@ -15,6 +15,7 @@ from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation
 from microseg.outputs.objects import label_objects
 from microseg.outputs.outlines import OutlinesWriter, features
+from microseg.outputs.record import Provenance
 from tests.microseg.outputs.finding import find, image_info
 
 
@@ -44,6 +45,7 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
     measurements = feature["properties"].pop("measurements")
     assert feature["properties"] == {
         "objectType": "annotation",
+        "metadata": {"model": "m"},
         "name": "stroma 1",
         "classification": {"name": "stroma", "color": [228, 122, 0]},
     }
@@ -51,14 +53,17 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
     assert (measurements["centroid_x_px"], measurements["centroid_y_px"]) == (4.625, 3)
 
 
-def test_ids_are_uuids_that_depend_on_the_source_only() -> None:
+def test_ids_are_uuids_that_depend_on_source_and_model_only() -> None:
     mask = np.eye(4, dtype=np.uint8)
     ids = [
-        [json.loads(text)["id"] for text in features(find(mask), image_info(mask, source_sha256=source))]
-        for source in ("a", "a", "b")
+        [
+            json.loads(text)["id"]
+            for text in features(find(mask), image_info(mask, source_sha256=source, provenance=Provenance(model=model)))
+        ]
+        for source, model in (("a", "m/1"), ("a", "m/1"), ("b", "m/1"), ("a", "m/2"))
     ]
     assert ids[0] == ids[1]
-    assert len({*ids[0], *ids[2]}) == 8
+    assert len({*ids[0], *ids[2], *ids[3]}) == 12
     assert all(str(uuid.UUID(i)) == i for i in ids[0])
 
 
