@@ -40,6 +40,7 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
     settings = load_settings(changes)
     entries = apply_pending_changes(settings)
     report_outdated_candidates(settings)
+    open_workspace(settings).registry.runs.end_abandoned()
     restarted = [_restart(onboarding) for onboarding in _interrupted(settings)]
     return as_state(entries, " ".join([*map(str, entries), *restarted]) or "Nothing to do.")
 

@@ -69,7 +69,11 @@ class Workspace:
         """The model registry."""
         from microseg.registry.registry import Registry
 
-        return Registry(self.settings.environment.tracking_uri, labs=self._lab_names)
+        return Registry(
+            self.settings.environment.tracking_uri,
+            labs=self._lab_names,
+            locks=self.settings.home.records / "runs",
+        )
 
     def _lab_names(self) -> set[str]:
         names = {path.stem for path in (self.datasets.root / "history").glob("*.jsonl")}

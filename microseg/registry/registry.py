@@ -1,6 +1,7 @@
 """The model registry: one MLflow server or database."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from microseg.registry.connection import Connection
 from microseg.registry.evidence_store import EvidenceStore
@@ -21,6 +22,7 @@ class Registry:
         tracking_uri: ``sqlite:////abs/mlflow.db`` or ``http(s)://…``.
         artifact_root: Where new experiments store their artifacts; see `Connection`.
         labs: Returns the labs that exist besides those in the registry; others have no alias ``production-<lab>``.
+        locks: Folder of the files that tell whether the process of a run lives.
 
     Attributes:
         versions: The versions of the registered model: find, register, download, tag, describe.
@@ -36,6 +38,7 @@ class Registry:
         *,
         artifact_root: str | None = None,
         labs: Callable[[], Collection[str]] = tuple,
+        locks: Path | None = None,
     ) -> None:
         self.tracking_uri = tracking_uri
         connection = Connection(tracking_uri, artifact_root)
@@ -43,5 +46,5 @@ class Registry:
         self.versions = Versions(connection, lambda alias: history.state().of(alias).active)
         self.production = Production(MlflowStore(connection, self.versions, history), self.versions.find, labs)
         self.evidence = EvidenceStore(connection)
-        self.runs = Runs(connection)
+        self.runs = Runs(connection, locks)
         self.webhooks = Webhooks(connection)

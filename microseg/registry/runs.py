@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from microseg.errors import RegistryError
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.registry.abandoned_runs import RunLocks
 from microseg.registry.connection import Connection
 from microseg.registry.version import EXPERIMENT, REFERENCE_FILE, TAG_LENGTH
 
@@ -30,10 +32,12 @@ class Runs:
 
     Args:
         connection: The connection to MLflow.
+        locks: Folder of the files that tell whether the process of a run lives; see `RunLocks`.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, locks: Path | None = None) -> None:
+        self._connection, self._locks = connection, RunLocks(connection, locks)
+        self.end_abandoned = self._locks.end_abandoned
 
     @contextmanager
     def start(
@@ -52,9 +56,18 @@ class Runs:
         Raises:
             RegistryError: MLflow refuses or cannot be reached.
         """
+        self.end_abandoned()
+        with (
+            self._locks.hold() as process,
+            self._started(name, {**_origin(), **(tags or {}), **process}, params) as log,
+        ):
+            yield log
+
+    @contextmanager
+    def _started(self, name: str, tags: Mapping[str, str], params: Mapping[str, object] | None) -> Iterator["RunLog"]:
         experiment_id = self._connection.experiment(EXPERIMENT)
         with self._connection.action("start a run") as client:
-            run_id = client.create_run(experiment_id, tags={**_origin(), **(tags or {})}, run_name=name).info.run_id
+            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
         log = RunLog(self._connection, run_id)
         try:
             log.log_params(params or {})
