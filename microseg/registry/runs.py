@@ -87,6 +87,18 @@ class Runs:
             data = client.get_run(run_id).data
         return {**data.tags, **data.params}
 
+    def was_interrupted(self, run_id: str, params: Mapping[str, object]) -> bool:
+        """Whether a run with these parameters did not finish."""
+        with self._connection.action("read a run") as client:
+            run = client.get_run(run_id)
+        same = all(run.data.params.get(name) == str(value) for name, value in _flatten(params))
+        return same and run.info.status != "FINISHED"
+
+    def finish(self, run_id: str) -> None:
+        """Mark a run as finished whose process was killed after its result was stored."""
+        with self._connection.action("end a run") as client:
+            client.set_terminated(run_id, "FINISHED")
+
     def _end(self, run_id: str, status: str, error: BaseException) -> None:
         """Mark a run as ended by an error, which must reach the caller even if MLflow cannot be reached."""
         text, client = f"{type(error).__name__}: {error}"[:TAG_LENGTH], self._connection.client
