@@ -77,8 +77,8 @@ def judge(request: Entry, against: int | None, settings: Settings) -> Judgement:
         return Judgement(True, replace(audit, reason=reason or "It was in production before."))
     if version.version == against:  # the alias of a lab
         return Judgement(True, replace(audit, reason=reason or "It is in production for all labs."))
-    earlier = [entry for entry in state.entries if entry.number < request.number]
-    if not any(entry.action in ("promoted", "rolled back") for entry in earlier) and Decision.from_tags(version) is None:
+    earlier = [entry.action for entry in state.entries if entry.number < request.number]
+    if not {"promoted", "rolled back"}.intersection(earlier) and Decision.from_tags(version) is None:
         return Judgement(True, replace(audit, reason="It was in production before the history began."))
     return _judge_by_gate(version, request, against, reason, settings)
 
