@@ -187,4 +187,4 @@ def test_no_interleaving_breaks_production() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_no_interleaving_of_ten_thousand_breaks_production() -> None:
-    check(10_000, 60)
+    check(10_000, 40)
