@@ -23,6 +23,7 @@ __all__ = [
     "ModelVersion",
     "VersionRef",
     "candidate_of",
+    "file_tag",
     "is_candidate",
     "is_production",
     "lab_of",
@@ -86,6 +87,11 @@ class ModelVersion:
 
 
 VersionRef = ModelVersion | int | str
+
+
+def file_tag(file: str) -> str:
+    """Return the tag of a version that has the SHA-256 of one of its files."""
+    return f"sha256.{file}"
 
 
 def production_of(lab: str | None) -> str:
