@@ -20,6 +20,8 @@ from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
+from microseg.escaping import printable
+from microseg.files import unsafe_reason
 from microseg.slides import images
 from microseg.slides.folder import is_system_file
 from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, measured_depth, read_image
@@ -121,27 +123,34 @@ class IncomingFiles:
         skipped: Files of the operating system (``.DS_Store``, ``Thumbs.db`` …), which do not belong to the dataset.
         images: Image files by `image_key`.
         annotations: Annotation files by `image_key`.
+        roots: Folders that links may lead to; the source is one.
+        paths: Path of each rejected file, whose name may be shown otherwise.
+        unread: Annotation files that must not be opened, by `image_key`.
     """
 
     source: Path
+    roots: tuple[Path, ...] = ()
     pairs: list[tuple[Path, Path | None]] = field(default_factory=list)
     rejected: dict[str, RejectedFile] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     images: dict[str, list[Path]] = field(default_factory=dict)
     annotations: dict[str, list[Path]] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    unread: dict[str, Path] = field(default_factory=dict)
 
     def path_of(self, path: Path) -> str:
-        """Path in the incoming dataset, with forward slashes and in valid Unicode."""
-        return path.relative_to(self.source).as_posix().encode(errors="replace").decode()
+        """Path in the incoming dataset, with forward slashes, and in characters that can be shown."""
+        return printable(path.relative_to(self.source).as_posix())
 
     def reject(self, path: Path, reason: str, slide: Path | None = None) -> None:
         """Reject a file, which may be a slide or a part of one; the first reason is kept."""
         file = self.path_of(path)
         whole = None if slide is None else self.path_of(slide)
+        self.paths[file] = path
         self.rejected.setdefault(file, RejectedFile(file, reason.removeprefix(f"{path}: "), whole))
 
 
-def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
+def list_files(source: Path, classes: LabelClasses, roots: Iterable[Path] = ()) -> IncomingFiles:
     """List the files of an incoming dataset and pair images with annotations, by their names.
 
     An annotation has the name of its image; outlines may lie beside it, and one COCO file may be for many images. One
@@ -152,6 +161,7 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
     Args:
         source: Folder of the incoming dataset.
         classes: The classes, and their names in annotation files.
+        roots: Folders outside it that links in it may lead to; others are not followed, and their files are rejected.
 
     Returns:
         The pairs to check, and the files that are rejected or skipped by their names.
@@ -163,7 +173,7 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
         raise LabError(f"{source}: expected the folder of a lab's images, found none. Check the path.")
     if not (source / "images").is_dir():
         raise LabError(f"{source}: expected a folder images/ in it, found none. Put the lab's images into images/.")
-    files = IncomingFiles(source)
+    files = IncomingFiles(source, (source, *roots))
     suffixes = annotation_suffixes()
     beside = suffixes.get(OUTLINES, ())
     listed = _list_folder(files, "images", (*IMAGE_SUFFIXES, *beside))
@@ -181,6 +191,10 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
 
     for key, paths in files.images.items():
         annotations = files.annotations.get(key, [])
+        if (unread := files.unread.get(key)) is not None:  # without it the image would count as unlabelled
+            for path in (*paths, *annotations):
+                files.reject(path, f"its annotation {unread.name} is rejected: see its reason.")
+            continue
         if all(files.path_of(path) in files.rejected for path in paths):
             continue
         if len(annotations) > 1 and all(class_of_file(path, classes) for path in annotations):
@@ -351,12 +365,19 @@ def _list_folder(
     found = sorted(root.rglob("*")) if root.is_dir() else []
     slide_files = slide_suffixes()
     slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_files]
+    slides = [slide for slide in slides if not unsafe_reason(slide, files.roots)]
     parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
     for path in found:
         if path.is_dir():
             continue
         if any(is_system_file(part) for part in path.relative_to(root).parts):
             files.skipped.append(files.path_of(path))
+        elif reason := unsafe_reason(path, files.roots):
+            files.reject(path, reason)
+            if folder != "images" or path.suffix.lower() not in IMAGE_SUFFIXES:
+                files.unread[image_key(image_name(path, suffixes))] = path
+            else:
+                usable[image_key(image_name(path, suffixes))].append(path)  # its annotation is rejected, too
         elif slide := parts.get(path):
             files.reject(path, _slide_reason(path, slide), slide)
         elif path.parent != root and not (classes and path.parent.parent == root and class_of_file(path, classes)):

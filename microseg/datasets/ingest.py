@@ -1,7 +1,7 @@
 """Ingest: check the images of a lab and add them to the lab's dataset."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,7 @@ from microseg.datasets.lab import (
 )
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.errors import DataError, LabError
-from microseg.files import link_or_copy
+from microseg.files import atomic_write, disk_full_error, link_or_copy
 from microseg.slides.folder import is_system_file
 from microseg.slides.images import image_digest, write_png
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp, same_mpp
@@ -97,6 +97,7 @@ def ingest_lab(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    allowed_roots: Iterable[Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestResult:
     """Check an incoming dataset and add it to the lab's dataset.
@@ -122,6 +123,7 @@ def ingest_lab(
         val_fraction: Fraction of the patients or slides for validation, 0..1.
         test_fraction: Fraction of the patients or slides for the test, 0..1.
         seed: Seed of the assignment to splits.
+        allowed_roots: Folders outside the incoming dataset that links in it may lead to; other links are rejected.
         progress: Called with the number of images checked and their total.
 
     Returns:
@@ -130,18 +132,20 @@ def ingest_lab(
     Raises:
         LabError: The incoming dataset as a whole cannot be used: its folder, metadata or table is missing or invalid,
             none of its images is accepted, or it contradicts the dataset. The dataset is then unchanged.
+        NoSpaceError: The disk is full. The dataset is then unchanged.
     """
-    source, labs, quarantine = Path(source), Path(labs), Path(quarantine)
+    source, labs, quarantine, roots = Path(source), Path(labs), Path(quarantine), tuple(allowed_roots)
     if metadata is None:
-        metadata = read_lab_metadata(source)
+        metadata = read_lab_metadata(source, roots=roots)
     folder, rejects = labs / metadata.lab, quarantine / metadata.lab
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise LabError(
             f"{source}: expected an incoming dataset outside {folder}, got the dataset itself. Give another folder."
         )
     stated_labelled = metadata.labelled if "labelled" in metadata.model_fields_set else None
-    table, files = read_image_table(source), list_files(source, metadata.label_classes)
-    with lab_lock(labs, metadata.lab) as building:
+    table, files = read_image_table(source, roots), list_files(source, metadata.label_classes, roots)
+    unchanged = f"The dataset of {metadata.lab} is unchanged, and the incoming dataset still has all its files."
+    with disk_full_error(folder, kept=unchanged), lab_lock(labs, metadata.lab) as building:
         staged = building / "staged"
         for part in ("images", "masks", INSTANCES):
             (staged / part).mkdir(parents=True)
@@ -163,7 +167,7 @@ def ingest_lab(
                     files.reject(image.annotation, f"its image {image.image.name} is rejected: {reason}")
         rejected = tuple(file for _, file in sorted(files.rejected.items()))
         if rejected:
-            quarantine_files(source, rejected, rejects)
+            quarantine_files(source, rejected, rejects, paths=files.paths, roots=roots)
         if not update.accepted:
             examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
             raise LabError(
@@ -406,7 +410,8 @@ def _stage(
     file = f"{image.name}.png"
     if image.sha256 not in present:
         if png is not None:
-            (staged / "images" / file).write_bytes(png)
+            with atomic_write(staged / "images" / file, len(png)) as part:
+                part.write_bytes(png)
         else:
             write_png(staged / "images" / file, pixels)
     if labels is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError
 from microseg.escaping import printable
-from microseg.files import file_sha256
+from microseg.files import disk_full_error, file_sha256
 from microseg.outputs.names import name_digest, usable_name
 from microseg.outputs.record import Record, read_record
 from microseg.outputs.writers import output_suffixes
@@ -76,12 +76,18 @@ def staged(folder: Path, name: str) -> Iterator[Path]:
 
     Yields:
         The temporary folder; `publish` moves its files out.
+
+    Raises:
+        NoSpaceError: The disk is full.
     """
-    staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=_PARTIAL))
-    try:
-        yield staging
-    finally:
-        _discard(staging)
+    kept = "The outputs of this image are not written; those of the images before are complete."
+    with disk_full_error(folder / name, kept=kept):
+        staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=_PARTIAL))
+        try:
+            with disk_full_error(folder / name, part=staging, kept=kept):
+                yield staging
+        finally:
+            _discard(staging)
 
 
 def publish(staging: Path, folder: Path, record: Record) -> None:

@@ -139,8 +139,8 @@ def broken(source, kind):
         ("zero bytes", r"empty file \(0 bytes\)"),
         ("text", "cannot be read"),
         ("truncated", "truncated"),
-        ("dangling link", "found none"),
-        ("pipe", "found none"),
+        ("dangling link", "link to nothing"),
+        ("pipe", "got a FIFO"),
         ("too small", "at least 16 pixels a side, got 32 x 15"),
     ],
 )
