@@ -30,6 +30,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import LabError, RegistryError
+from microseg.escaping import mask_secrets
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.decision import ACCEPTED, REFUSED, Decision
@@ -234,7 +235,7 @@ def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) 
         **{f"dataset {lab}": digest for lab, digest in production.datasets.items()},
         "code": production.tags.get("commit", "unknown"),
         "parameters": str(settings.params_file or "defaults"),
-        "registry": settings.environment.tracking_uri,
+        "registry": mask_secrets(settings.environment.tracking_uri),
     }
 
 

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
 from microseg.errors import DataError
-from microseg.escaping import printable
+from microseg.escaping import csv_cell, printable
 from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
@@ -178,9 +178,11 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
     ]
     images = pd.DataFrame(rows)
     with atomic_write(summary.failures) as part:
-        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
+        rows_of_failures = [{column: csv_cell(text) for column, text in row.items()} for row in failures]
+        pd.DataFrame(rows_of_failures, columns=["image", "reason"]).to_csv(part, index=False)
     with atomic_write(summary.summary) as part:
-        images.to_csv(part, index=False, float_format="%.6g")
+        shown = images.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+        shown.rename(columns=csv_cell).to_csv(part, index=False, float_format="%.6g")
     with atomic_write(summary.summary.with_suffix(".parquet")) as part:
         images.to_parquet(part, index=False)
     if summary.measurements is not None:

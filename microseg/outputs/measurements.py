@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from microseg.escaping import csv_cell
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
@@ -129,7 +130,8 @@ class ObjectTableWriter(OutputWriter):
 
     def add_objects(self, objects: ObjectBatch) -> None:
         """Append rows."""
-        objects.table.to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
+        texts = {column: objects.table[column].map(csv_cell) for column in ("image", "class")}
+        objects.table.assign(**texts).to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
 
     def finish(self) -> None:
         """The file is complete."""

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from microseg.errors import RegistryError
+from microseg.escaping import mask_secrets
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.registry.abandoned_runs import RunLocks
 from microseg.registry.connection import Connection
@@ -156,7 +157,7 @@ class RunLog:
             context: Use of the dataset, such as ``"source"``, ``"target"`` or ``"evaluation"``. Labs used only for
                 evaluation are not among the datasets of a registered version.
         """
-        source = json.dumps({"uri": uri, "lab": lab, "digest": digest})
+        source = json.dumps({"uri": mask_secrets(uri), "lab": lab, "digest": digest})
         dataset = Dataset(name=lab, digest=digest, source_type="dvc", source=source)
         with self._connection.action("log a dataset") as client:
             client.log_inputs(self.id, datasets=[DatasetInput(dataset, [InputTag(_CONTEXT_TAG, context)])])
