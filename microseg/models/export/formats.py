@@ -176,7 +176,7 @@ def _torchscript(module: nn.Module, path: Path, example: npt.NDArray[np.float32]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is intended
         traced = torch.jit.trace(module, torch.from_numpy(example))  # type: ignore[no-untyped-call]
-        _write(path, partial(torch.jit.save, traced))  # type: ignore[no-untyped-call]
+        _write(path, partial(torch.jit.save, traced))
         return partial(_probabilities, torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
