@@ -24,7 +24,7 @@ from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion, is_production, lab_of
-from microseg.slides.readers import is_slide, open_slide
+from microseg.slides.limited import is_slide, open_slide
 from microseg.training.devices import resolve_device
 
 __all__ = ["Segmenter", "find_version", "version_provenance"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from microseg import limits
 from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.coco import image_names
 from microseg.annotations.files import AnnotatedImage, open_annotation
@@ -19,7 +20,7 @@ from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
-from microseg.errors import ImageReadError, LabError
+from microseg.errors import ImageReadError, LabError, ResourceLimitError
 from microseg.escaping import printable
 from microseg.files import unsafe_reason
 from microseg.slides import images
@@ -285,6 +286,23 @@ def check_pair(
         The checked image, or the reasons by path why it or its annotation cannot be used.
     """
     try:
+        arguments = (image, annotation, classes, mpp, bit_depth)
+        found = limits.run_limited(str(image), _read_pair, *arguments, seconds=2 * limits.SECONDS)
+    except ResourceLimitError as error:
+        return {image: str(error)} | ({} if annotation is None else {annotation: str(error)})
+    if isinstance(found, dict):
+        return found
+    checked, pixels, png, labels = found
+    if save is not None:
+        save(checked, pixels, png, labels)
+    return checked
+
+
+def _read_pair(
+    image: Path, annotation: Path | None, classes: LabelClasses, mpp: float | None, bit_depth: int | None
+) -> tuple[CheckedImage, Pixels, bytes | None, LabelRegion | None] | dict[Path, str]:
+    """Read and check an image and its annotation; the arguments are those of `check_pair`."""
+    try:
         png = _read_plain_png(image)
         depth = None if bit_depth is None or png is not None else measured_depth(image)
         if depth is not None and bit_depth is not None and depth > bit_depth:
@@ -331,9 +349,7 @@ def check_pair(
         labels_sha256=None if labels is None else image_digest(labels.classes),
         notes=notes,
     )
-    if save is not None:
-        save(checked, pixels, png, labels)
-    return checked
+    return checked, pixels, png, labels
 
 
 def measure_bit_depth(files: IncomingFiles) -> int | None:
@@ -341,7 +357,7 @@ def measure_bit_depth(files: IncomingFiles) -> int | None:
     found = []
     for image, _ in files.pairs:
         with suppress(ImageReadError):  # reported when it is checked
-            found.append(measured_depth(image))
+            found.append(limits.run_limited(str(image), measured_depth, image))
     return max((depth for depth in found if depth is not None), default=None)
 
 

@@ -26,9 +26,8 @@ from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.writers import load_writers
-from microseg.slides.images import read_image
-from microseg.slides.pixel_size import StatedMpp, agreed_mpp, image_mpp
-from microseg.slides.readers import is_slide, open_slide
+from microseg.slides.limited import image_mpp, is_slide, open_slide, read_image
+from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 
 __all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 

@@ -19,7 +19,7 @@ from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 from microseg.slides.slide import Slide, SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
 

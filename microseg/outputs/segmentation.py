@@ -24,7 +24,7 @@ from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip, ObjectBatch
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 from microseg.slides.slide import ArraySlide
 
 __all__ = ["Segmentation"]

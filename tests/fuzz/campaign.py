@@ -7,7 +7,7 @@ from pathlib import Path
 
 from microseg.errors import ResourceLimitError
 from microseg.limits import run_limited
-from tests.fuzz.readers import READERS, damaged_files, try_inputs
+from tests.fuzz.readers import READERS, damaged_files, prepare, try_inputs
 
 __all__ = ["Outcome", "fuzz", "table"]
 
@@ -51,6 +51,7 @@ def fuzz(
 def _try(reader: str, seeds: range, outcome: Outcome) -> None:
     """Try a batch; where it fails as a whole, its halves, down to the input that is the cause."""
     try:
+        run_limited(reader, prepare, reader, seconds=120, memory=2**40)  # imports are not part of an input
         limit = 10.0 if len(seeds) == 1 else 60.0
         accepted, refused, foreign = run_limited(reader, try_inputs, reader, seeds, seconds=limit)
     except (ResourceLimitError, MemoryError) as error:

@@ -14,7 +14,7 @@ from microseg.errors import MicrosegError
 from tests.fuzz.mutations import mutate
 from tests.fuzz.seeds import SEEDS
 
-__all__ = ["READERS", "damaged_files", "try_inputs"]
+__all__ = ["READERS", "damaged_files", "prepare", "try_inputs"]
 
 
 def _image(path: Path) -> None:
@@ -143,6 +143,11 @@ def damaged_files(reader: str, seed: int) -> list[tuple[str, bytes]]:
     rng = random.Random(f"{reader} {seed}")
     name, data = rng.choice(sound)
     return [(name, mutate(data, rng) if seed >= len(sound) else sound[seed][1]), *beside]
+
+
+def prepare(reader: str) -> None:
+    """Import what the reader needs, by reading the sound files."""
+    try_inputs(reader, range(len(_seeds(reader)[0])))
 
 
 def try_inputs(reader: str, seeds: range) -> tuple[int, int, list[tuple[int, str]]]:

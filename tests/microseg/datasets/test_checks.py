@@ -205,6 +205,7 @@ def test_rejects_slides_without_images(tmp_path):
     assert (accepted, count_slides(files.rejected.values())) == ((), 1)
 
 
+@pytest.mark.usefixtures("same_process")
 def test_counts_too_large_tiff_as_slide(source, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32)
     for name in ("large.tif", "wide.png"):

@@ -485,6 +485,7 @@ def test_writes_the_pixels_that_were_checked_when_files_change_afterwards(tmp_pa
     assert np.array_equal(read_mask(lab.mask_path(lab.rows[0])), mask())
 
 
+@pytest.mark.usefixtures("same_process")
 def test_decodes_each_image_and_reads_lab_yaml_once(tmp_path, ingest, monkeypatch):
     source = write_incoming(tmp_path / "in", {"a": 1, "b": 2}, masks="a")
     save(source / "images" / "c.bmp", noise(3))
