@@ -11,7 +11,6 @@ from prefect import flow
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.promote import audit_info
-from flows.validate_promotion import one_writer
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.errors import VersionNotFoundError
@@ -41,11 +40,10 @@ def rollback(
     """
     workspace, alias = open_workspace(load_settings(changes)), production_of(lab)
     production = workspace.registry.production
-    with one_writer(load_settings(changes)):
-        production.roll_back(alias=alias, audit=audit_info(by=by, reason=reason))
+    production.roll_back(alias=alias, audit=audit_info(by=by, reason=reason))
     if workspace.production(lab) is None:
         raise VersionNotFoundError(f"No version is in production for {lab} any more: promote one.")
-    return next(entry for entry in production.history(alias) if entry.action == "rolled back")
+    return production.history(alias)[0]
 
 
 @cli_command()

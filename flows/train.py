@@ -3,7 +3,7 @@
 python -m flows.train lab_a
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +20,6 @@ from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.registry.decision import Decision
-from microseg.registry.production import Judgement
 from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
@@ -78,7 +77,6 @@ def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: 
     total = sum(len(lab.select(split="test", labelled=True)) for lab in labs)
     with progress_bar("Evaluating on held-out images", total) as advance:
         comparison = compare(workspace.network(version), None, source=labs, target=None, on_image=advance)
-    workspace.registry.evidence.write(version, workspace.evidence_key(version, None, None), comparison.to_json())
     for lab, metrics in comparison.metrics().items():
         workspace.registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
     return comparison
@@ -93,13 +91,7 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
     decision = workspace.decide(version, None, comparison)
     if decision.promoted:
         audit = audit_info(gate=decision.status, reason="The first version.")
-        production = workspace.registry.production
-        request = production.request(version.version, audit=audit)
-        other = replace(audit, reason="Another version was promoted first.")
-        outcome = production.decide(
-            request, lambda against: Judgement(against is None, other if against is not None else audit)
-        )
-        return decision if outcome == "active" else None
+        workspace.registry.production.promote(version, audit=audit)
     return decision
 
 

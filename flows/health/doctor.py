@@ -10,9 +10,11 @@ import typer
 from flows.cli.console import console
 from flows.cli.options import cli_command
 from flows.health.machine import Finding, check_disk, check_dvc_remote, check_home, check_packages
+from flows.health.runs import check_notifications, check_onboardings, check_queue
 from flows.health.servers import check_aliases, check_mlflow, check_prefect, check_schedules, check_webhook
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError
+from microseg.escaping import mask_secrets
 
 __all__ = ["command", "run_checks"]
 
@@ -32,17 +34,22 @@ def run_checks(settings: Settings) -> list[Finding]:
         "webhook": check_webhook,
         "Prefect": check_prefect,
         "schedules": check_schedules,
+        "queue": check_queue,
+        "onboarding": check_onboardings,
+        "notify": check_notifications,
         "DVC remote": check_dvc_remote,
     }
     if not settings.home.exists and settings.environment.mlflow_tracking_uri is None:
-        for name in ("disk", "MLflow", "aliases", "webhook", "DVC remote"):  # these need the home
+        for name in ("disk", "MLflow", "aliases", "webhook", "onboarding", "DVC remote"):  # these need the home
             del checks[name]
     findings: list[Finding] = []
     for name, check in checks.items():
         try:
             findings += check(settings)
         except Exception as error:
-            findings.append(Finding(name, "error", f"could not be checked: {type(error).__name__}: {error}"))
+            findings.append(
+                Finding(name, "error", mask_secrets(f"could not be checked: {type(error).__name__}: {error}"))
+            )
     return findings
 
 

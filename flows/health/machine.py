@@ -11,9 +11,9 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from flows.workspace import open_workspace
-from microseg.config.environment import without_password
 from microseg.config.settings import Settings
 from microseg.errors import HomeError, MicrosegError
+from microseg.escaping import mask_secrets
 from microseg.registry.relocation import outside_locations
 
 __all__ = ["Finding", "check_disk", "check_dvc_remote", "check_home", "check_packages"]
@@ -99,7 +99,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 def check_dvc_remote(settings: Settings) -> Iterator[Finding]:
     """Whether datasets can be pushed."""
     address, store = settings.environment.dvc_remote, open_workspace(settings).datasets
-    shown = without_password(address)
+    shown = mask_secrets(address)
     try:
         store.check_remote()
     except MicrosegError as error:

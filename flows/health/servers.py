@@ -15,10 +15,10 @@ from flows.health.machine import Finding
 from flows.health.status import SCHEDULED_DEPLOYMENT
 from flows.service.events import lab_arrived_trigger, promotion_trigger
 from flows.workspace import open_workspace
-from microseg.config.environment import without_password
 from microseg.config.settings import Settings
 from microseg.errors import MicrosegError
-from microseg.registry.connection import is_server
+from microseg.escaping import mask_secrets
+from microseg.registry.connection import is_server, server_version
 from microseg.registry.version import PRODUCTION
 
 __all__ = ["check_aliases", "check_mlflow", "check_prefect", "check_schedules", "check_webhook"]
@@ -27,7 +27,7 @@ __all__ = ["check_aliases", "check_mlflow", "check_prefect", "check_schedules", 
 def check_mlflow(settings: Settings) -> Iterator[Finding]:
     """Whether MLflow responds, and has the version of this machine."""
     uri = settings.environment.tracking_uri
-    shown = without_password(uri)
+    shown = mask_secrets(uri)
     try:
         open_workspace(settings).registry.versions.all()
     except MicrosegError as error:  # also where the server does not accept this host name
@@ -37,9 +37,8 @@ def check_mlflow(settings: Settings) -> Iterator[Finding]:
         message = f"{shown}: a database, which sends no webhooks; reconcile finds alias changes"
         yield Finding("MLflow", "ok", message)
         return
-    with _http() as client:
-        installed = client.get(f"{uri.rstrip('/')}/version").text.strip()
-    yield Finding("MLflow", "ok", f"{shown}, version {installed}")
+    installed = server_version(uri)
+    yield Finding("MLflow", "ok", f"{shown}, version {installed or 'unknown'}")
     if installed and Version(installed).release[:2] != Version(version("mlflow")).release[:2]:
         yield Finding(
             "MLflow",

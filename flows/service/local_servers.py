@@ -10,14 +10,10 @@ import base64
 import os
 import shlex
 import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +21,7 @@ import typer
 
 from flows.cli.console import console
 from flows.cli.options import cli_command, prepare_home
+from flows.service.processes import Children, check_port_free, exclusive, notify_systemd
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
 from microseg.registry.relocation import update_moved_home
@@ -33,97 +30,35 @@ __all__ = ["command"]
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 300.0
-_STOP_SECONDS = 30.0
-_LOG_LINES = 15
+_STOP_DEPLOYMENTS_SECONDS = 20.0
+_STOP_SERVERS_SECONDS = 8.0
 
 
-@dataclass(frozen=True)
-class _Child:
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def check(self) -> None:
-        """Raise `MicrosegError` if the process has ended."""
-        if (code := self.process.poll()) is not None:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-            output = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
-            raise MicrosegError(f"{self.name} ended with exit code {code}. Its last output, from {self.log}:\n{output}")
-
-    def stop(self) -> None:
-        """Interrupt the process and its children; kill them if they do not end in time."""
-        self._signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(_STOP_SECONDS)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-
-class _Children:
-    """Child processes that are stopped together, with their output in log files.
-
-    Args:
-        logs: Folder of the log files.
-    """
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._children: list[_Child] = []
-
-    def start(self, name: str, arguments: list[str], environment: Mapping[str, str], folder: Path | None) -> None:
-        """Start ``python -m`` with arguments, in a separate session, so that Ctrl-C reaches this process only."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        log = self._logs / f"{arguments[0].rpartition('.')[-1]}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env={**os.environ, **environment},
-                start_new_session=True,
+def _wait(children: Children, ready: Callable[[], bool], logs: Path) -> None:
+    """Wait until a condition holds; raise `MicrosegError` if a process ends, or after a timeout."""
+    end = time.monotonic() + _START_SECONDS
+    while not ready():
+        children.check()
+        if time.monotonic() > end:
+            raise MicrosegError(
+                f"Expected the servers to respond within {_START_SECONDS:.0f} s, they did not. See {logs}."
             )
-        self._children.append(_Child(name, process, log))
-
-    def check(self) -> None:
-        """Raise `MicrosegError` if a process has ended."""
-        for child in self._children:
-            child.check()
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until a condition holds; raise `MicrosegError` if a process ends, or after a timeout."""
-        end = time.monotonic() + _START_SECONDS
-        while not ready():
-            self.check()
-            if time.monotonic() > end:
-                raise MicrosegError(
-                    f"Expected the servers to respond within {_START_SECONDS:.0f} s, they did not. See {self._logs}."
-                )
-            time.sleep(0.5)
-
-    def stop(self) -> None:
-        """Stop all processes, the last started first."""
-        while self._children:
-            self._children.pop().stop()
+        time.sleep(0.5)
 
 
 @contextmanager
-def _child_processes(logs: Path) -> Iterator[_Children]:
+def _child_processes(record: Path) -> Iterator[Children]:
     """Child processes that are stopped when the block ends, also when the terminal is closed."""
-    children = _Children(logs)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    children = Children(record)
     try:
         yield children
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)  # while the children are stopped
-        children.stop()
+        children.stop(_STOP_SERVERS_SECONDS)
+        children.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -132,18 +67,7 @@ def _check_ports(ports: Mapping[str, int]) -> None:
     if len(set(ports.values())) < len(ports):
         raise SettingsError(f"Expected a different port for each server, got {', '.join(map(str, ports.values()))}.")
     for option, port in ports.items():
-        with socket.socket() as probe, socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken = probe.connect_ex((_HOST, port)) == 0
-            try:
-                trial.bind((_HOST, port))
-            except OSError:
-                taken = True
-        if taken:
-            raise SettingsError(
-                f"Expected port {port} to be free, but another process uses it. Stop that process, or choose another "
-                f"port with {option}."
-            )
+        check_port_free(_HOST, port, option)
 
 
 def _responds(url: str) -> bool:
@@ -163,13 +87,19 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
-def _start_servers(children: _Children, settings: Settings, prefect_port: int, mlflow_port: int) -> None:
+def _start_servers(children: Children, settings: Settings, prefect_port: int, mlflow_port: int) -> None:
     home = settings.home
+    logs = home.root / "logs"
     home.mlflow.mkdir(exist_ok=True)
     update_moved_home(home.mlflow / "mlflow.db")
     prefect = ["prefect", "server", "start", "--host", _HOST, "--port", str(prefect_port)]
-    address = {"PREFECT_SERVER_API_HOST": _HOST, "PREFECT_SERVER_API_PORT": str(prefect_port)}
-    children.start("The Prefect server", prefect, address, home.prefect)
+    address = {
+        "PREFECT_SERVER_API_HOST": _HOST,
+        "PREFECT_SERVER_API_PORT": str(prefect_port),
+        # by default, a restart of the server forgets who holds a concurrency slot, and the slot is never free again
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+    children.start("The Prefect server", prefect, address, home.prefect, logs / "prefect.log")
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(mlflow_port), "--workers", "1"]
     mlflow += ["--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}"]
     # artifacts are read by path, not through the server, so that they are found with and without it
@@ -183,9 +113,8 @@ def _start_servers(children: _Children, settings: Settings, prefect_port: int, m
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds; by default a new webhook is used after a minute
     }
-    children.start(
-        "The MLflow server", mlflow, variables, home.mlflow
-    )  # not in a checkout, whose folder mlflow/ is not the package
+    # not in a checkout, whose folder mlflow/ is not the package
+    children.start("The MLflow server", mlflow, variables, home.mlflow, logs / "mlflow.log")
 
 
 @cli_command(home="read")
@@ -202,15 +131,22 @@ def command(
     Ctrl-C stops all of them. Example: microseg service local-servers --mlflow-port 5001
     """
     settings = load_settings()
-    _check_ports({"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--webhook-port": webhook_port})
+    ports = {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--webhook-port": webhook_port}
+    if not settings.home.exists:
+        _check_ports(ports)  # before anything is written
     prepare_home(create=True)
     prefect_url, mlflow_url = f"http://{_HOST}:{prefect_port}", f"http://{_HOST}:{mlflow_port}"
     variables = {"PREFECT_API_URL": f"{prefect_url}/api", "MLFLOW_TRACKING_URI": mlflow_url}
     logs = settings.home.root / "logs"
-    with suppress(KeyboardInterrupt), _child_processes(logs) as children:
+    with (
+        suppress(KeyboardInterrupt),
+        exclusive(settings.home, "service local-servers") as record,  # ends what a killed one has left
+        _child_processes(record) as children,
+    ):
+        _check_ports(ports)
         with console.status("Starting the servers"):
             _start_servers(children, settings, prefect_port, mlflow_port)
-            children.wait(lambda: _responds(f"{prefect_url}/api/health") and _responds(f"{mlflow_url}/health"))
+            _wait(children, lambda: _responds(f"{prefect_url}/api/health") and _responds(f"{mlflow_url}/health"), logs)
         console.print(f"[bold]Prefect[/]  {prefect_url}  runs, schedules, deployments")
         console.print(f"[bold]MLflow[/]   {mlflow_url}  models, their metrics, and the one in production")
         console.print("To use both from another terminal:")
@@ -220,10 +156,23 @@ def command(
         console.print(f"Logs: {logs}. Ctrl-C stops the servers.", soft_wrap=True)
         if with_deployments:
             receiver = {"MICROSEG_WEBHOOK_URL": f"http://{_HOST}:{webhook_port}"}
-            children.start("microseg serve", ["flows.service.serve"], variables | receiver, None)
-        while True:
-            children.check()
-            time.sleep(1)
+            serve = children.start(
+                "microseg serve", ["flows.service.serve"], variables | receiver, log=logs / "serve.log"
+            )
+        announced = not with_deployments
+        if announced:
+            notify_systemd("READY=1")
+        try:
+            while True:
+                children.check()
+                if not announced and serve.ready:
+                    console.print("microseg serve is ready: the flows are served.")
+                    notify_systemd("READY=1")
+                    announced = True
+                time.sleep(1)
+        finally:
+            if with_deployments:
+                children.stop_one(serve, _STOP_DEPLOYMENTS_SECONDS)  # it needs the servers
     console.print("All servers stopped.")
 
 

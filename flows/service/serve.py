@@ -3,121 +3,50 @@
     PREFECT_API_URL=http://127.0.0.1:4200/api microseg serve
 
 Scheduled batches segment the folder ``to-segment/`` of microseg's home. A lab whose files are copied into
-``incoming/<lab>/`` is onboarded when they are complete. A version that is promoted in MLflow is validated. Long flows
-run one at a time, because each can use the whole machine; short ones do not wait for them.
+``incoming/<lab>/`` is onboarded when they are complete. A version that is promoted in MLflow is validated. The parts of
+the service are processes: the runner, the watcher of the drop folder, the receiver of MLflow's webhooks. A part that
+ends is started again; if it fails again and again, the service ends with an error.
 """
 
-import asyncio
 import logging
 import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
-from typing import Any
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import typer
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.deployments.runner import RunnerDeployment
-from prefect.events import DeploymentEventTrigger
-from prefect.exceptions import TerminationSignal
-from prefect.flows import Flow
-from prefect.runner import Runner
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
-from prefect.types.entrypoint import EntrypointType
+from prefect.settings import PREFECT_API_URL
 
-from flows.adapt import adapt
-from flows.cli.main import COMMANDS, SERVICE_COMMANDS
+from flows.cli.console import console
 from flows.cli.options import cli_command
-from flows.evaluate import evaluate
-from flows.ingest import ingest
-from flows.onboard import onboard
-from flows.promote import promote
-from flows.reconcile import reconcile
-from flows.rollback import rollback
-from flows.segment import segment
-from flows.segment_scheduled import segment_scheduled
-from flows.service.drop_folder import watch
-from flows.service.events import lab_arrived_trigger, promotion_trigger
-from flows.service.webhook_receiver import webhook_receiver
-from flows.train import train
-from flows.validate_promotion import validate_promotion
-from flows.workspace import open_workspace
-from microseg.config.params import ScheduleSettings
+from flows.service.notifications import notify_people
+from flows.service.processes import Children, check_port_free, exclusive, notify_systemd, report_ready
+from flows.service.supervisor import Part, supervise
+from microseg.config.environment import is_server
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
-from microseg.registry.connection import is_server
+from microseg.escaping import mask_secrets
 
-__all__ = ["command", "deployments"]
+__all__ = ["command"]
 
-_STOP_SECONDS = 30.0
+_WAIT_SECONDS = 60.0  # for the Prefect server, at the start
+_STOP_SECONDS = 18.0  # for the parts
 
 _log = logging.getLogger(__name__)
 
-_ON_REQUEST: tuple[Flow[Any, Any], ...] = (ingest, train, adapt, evaluate, promote, rollback, segment)
-_SHORT = (promote.name, rollback.name, validate_promotion.name, reconcile.name)
-"""Flows that take seconds: they do not wait for those that take hours."""
 
+def _wait_for_server(stop: threading.Event) -> str:
+    """Wait until the Prefect server responds, or until stopped.
 
-def deployments(settings: Settings) -> list[RunnerDeployment]:
-    """A deployment of each flow, named after it: ``prefect deployment run ingest/ingest``.
-
-    Args:
-        settings: When and on which folder scheduled flows run.
-
-    Raises:
-        SettingsError: The schedule is invalid.
+    Returns:
+        Its address.
     """
-    schedule = settings.params.schedule
-    folder = settings.home.root / schedule.folder
-    return [
-        *(_deployment(flow) for flow in _ON_REQUEST),
-        _deployment(onboard, triggers=[lab_arrived_trigger()]),
-        _deployment(validate_promotion, triggers=[promotion_trigger()]),
-        _deployment(reconcile, schedule=IntervalSchedule(interval=timedelta(minutes=schedule.reconcile_minutes))),
-        _deployment(
-            segment_scheduled,
-            f"Segment new and changed images in {folder} with the production model.",
-            parameters={"folder": str(folder)},
-            schedule=_schedule(schedule),
-        ),
-    ]
-
-
-def _deployment(
-    flow: Flow[Any, Any],
-    description: str | None = None,
-    parameters: dict[str, Any] | None = None,
-    schedule: CronSchedule | IntervalSchedule | None = None,
-    triggers: list[DeploymentEventTrigger] | None = None,
-) -> RunnerDeployment:
-    deployment = flow.to_deployment(
-        flow.name,
-        description=description or (COMMANDS | SERVICE_COMMANDS)[flow.name][1],
-        tags=["microseg"],
-        entrypoint_type=EntrypointType.MODULE_PATH,  # importable from any folder
-        parameters=parameters,
-        schedules=[schedule] if schedule else None,
-        triggers=list(triggers or ()),
-        # a second run at the same time would only find what the first one handles
-        concurrency_limit=1 if flow in (validate_promotion, reconcile) else None,
-    )
-    assert isinstance(deployment, RunnerDeployment)  # not a coroutine: there is no event loop here
-    return deployment
-
-
-def _schedule(settings: ScheduleSettings) -> CronSchedule:
-    try:
-        return CronSchedule(cron=settings.segment_cron, timezone=settings.timezone)
-    except ValueError as error:
-        raise SettingsError(
-            "schedule: expected a cron expression such as '0 3 * * *' and a time zone such as Europe/Berlin, got "
-            f"{settings.segment_cron!r} and {settings.timezone!r}. Correct them in params.yaml."
-        ) from error
-
-
-def _check_server() -> None:
     url = PREFECT_API_URL.value()
     if not url:
         raise SettingsError(
@@ -125,50 +54,53 @@ def _check_server() -> None:
             "local-servers`, which starts one and serves the flows, or set the address of yours, for example "
             "PREFECT_API_URL=http://127.0.0.1:4200/api."
         )
-    with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-    if error is not None:
-        raise MicrosegError(
-            f"Expected a Prefect server at {url}, got {type(error).__name__}: {error}. Start it, or correct "
-            "PREFECT_API_URL."
-        )
+    shown, end = mask_secrets(url), time.monotonic() + _WAIT_SECONDS
+    while True:
+        with get_client(sync_client=True) as client:
+            error = client.api_healthcheck()
+        if error is None or stop.is_set():
+            return shown
+        if time.monotonic() > end:
+            raise MicrosegError(
+                f"Expected a Prefect server at {shown}, got {type(error).__name__}: {error}. Start it, or correct "
+                "PREFECT_API_URL."
+            )
+        _log.warning("Waiting for the Prefect server at %s: %s", shown, error)
+        stop.wait(2)
 
 
 @contextmanager
-def _event_sources(settings: Settings) -> Iterator[None]:
-    """Receive MLflow's webhooks and watch the drop folder, in threads, while the block runs."""
+def _stop_event() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C, SIGTERM or the end of the terminal."""
     stop = threading.Event()
-    watcher = threading.Thread(target=watch, args=(settings, stop), name="drop folder", daemon=True)
-    with ExitStack() as stack:
-        if is_server(settings.environment.tracking_uri):
-            url = stack.enter_context(webhook_receiver(settings))
-            open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret)
-            _log.info("MLflow reports alias changes to %s", url)
-        else:
-            _log.info("No MLflow server: the deployment reconcile finds alias changes in the database")
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-
-
-def _run(settings: Settings) -> None:
-    """Register the deployments and run them: short flows in this thread, long ones, one at a time, in another."""
-    short, long = (
-        Runner(name="microseg short", pause_on_shutdown=True, limit=2),
-        Runner(name="microseg", pause_on_shutdown=True, limit=1),
-    )
-    for deployment in deployments(settings):
-        (short if deployment.flow_name in _SHORT else long).add_deployment(deployment)
-    thread = threading.Thread(target=lambda: asyncio.run(long.start()), name="long flows", daemon=True)
-    thread.start()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
-        asyncio.run(short.start())
+        yield stop
     finally:
-        if thread.is_alive() and long.started:
-            long.execute_in_background(long.astop)
-        thread.join(_STOP_SECONDS)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parts(settings: Settings) -> list[Part]:
+    parts = [
+        Part("The runner", "flows.service.runner"),
+        Part("The watcher of the drop folder", "flows.service.drop_folder", reports_ready=False),
+    ]
+    if is_server(settings.environment.tracking_uri):
+        parts.append(Part("The webhook receiver", "flows.service.webhook_receiver"))
+    return parts
+
+
+def _describe(settings: Settings, server: str) -> str:
+    if is_server(settings.environment.tracking_uri):
+        promotions = f"MLflow sends promotions to {settings.environment.microseg_webhook_url}."
+    else:
+        promotions = "No MLflow server: promotions are found by polling."
+    return f"microseg serve is ready: deployments at {server}, new labs in {settings.drop_folder}. {promotions}"
 
 
 @cli_command(home="create")
@@ -176,24 +108,39 @@ def command() -> None:
     """Serve all flows as Prefect deployments and run what is scheduled.
 
     The server is that of PREFECT_API_URL. Labs that arrive in the drop folder are onboarded, versions that are promoted
-    in MLflow are validated, and batches are segmented at the times of `schedule` in params.yaml. Runs until Ctrl-C;
-    schedules pause meanwhile.
+    in MLflow are validated, and batches are segmented at the times of `schedule` in params.yaml. Runs until Ctrl-C or
+    SIGTERM; a run in progress is interrupted, and starts again with the service.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api microseg serve
     """
     settings = load_settings()
-    _check_server()
-    # flow runs are separate processes, started in other folders: they get the same home and parameters
-    os.environ["MICROSEG_HOME"] = str(settings.home.root)
-    if settings.params_file is not None:
-        os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())
-    logging.getLogger("flows").setLevel(logging.INFO)
-    with (
-        temporary_settings({PREFECT_LOGGING_LEVEL: "INFO"}),  # log lines of a run appear on its page
-        _event_sources(settings),
-        suppress(TerminationSignal),
-    ):
-        _run(settings)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    with _stop_event() as stop, exclusive(settings.home, "serve") as record:
+        server = _wait_for_server(stop)
+        receiver = urlsplit(settings.environment.microseg_webhook_url)
+        if is_server(settings.environment.tracking_uri) and receiver.port:
+            check_port_free(settings.environment.microseg_webhook_host, receiver.port, "MICROSEG_WEBHOOK_URL")
+        # the parts and the runs start in other folders: they get the same home and parameters
+        os.environ["MICROSEG_HOME"] = str(settings.home.root)
+        if settings.params_file is not None:
+            os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())
+
+        def on_ready() -> None:
+            console.print(_describe(settings, server), markup=False, soft_wrap=True)
+            sys.stdout.flush()
+            notify_systemd("READY=1")
+            report_ready()
+
+        children = Children(record)
+        try:
+            supervise(_parts(settings), children, stop, on_ready=on_ready)
+        except MicrosegError as error:
+            notify_people(settings, "microseg serve has stopped", str(error), identity=f"serve {datetime.now(UTC)}")
+            raise
+        finally:
+            notify_systemd("STOPPING=1")
+            children.stop(_STOP_SECONDS)
+            children.close()
 
 
 if __name__ == "__main__":

@@ -6,23 +6,34 @@ MLflow sends a webhook when an alias changes; Prefect starts runs on events. Thi
 webhook and emits the event `microseg.promotion.requested` if it concerns production. `microseg serve` runs it.
 """
 
-import json
+import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import typer
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flows.cli.console import console
 from flows.cli.options import cli_command
 from flows.service.events import PROMOTION_REQUESTED, emit
+from flows.service.processes import check_port_free, report_ready
 from flows.workspace import open_workspace
+from microseg.config.environment import is_server
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import RegistryError, SettingsError
+from microseg.errors import MicrosegError, RegistryError, SettingsError
+from microseg.escaping import mask_secrets
 from microseg.registry.version import is_production
 from microseg.registry.webhooks import AliasEvent, SignatureError, parse_webhook
 
@@ -30,13 +41,42 @@ __all__ = ["command", "webhook_receiver"]
 
 _PATH = "/mlflow"
 _MAX_BODY = 1_000_000  # bytes; a webhook has some hundred
+_MAX_CONNECTIONS = 32
+_READ_SECONDS = 10.0  # time for a client to send its whole request
+_CONNECTION_SECONDS = 30.0  # time after which any connection is closed
+_SUBSCRIBE_SECONDS = 30.0  # between two attempts to register the webhook
 
 _log = logging.getLogger(__name__)
 
 
+class _BoundedProtocol(H11Protocol):
+    """HTTP with a bounded number of connections, each of bounded duration: uvicorn waits for slow clients for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection, or close it at once if there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > _MAX_CONNECTIONS:
+            _log.warning("Refused a connection: there are %d already", _MAX_CONNECTIONS)
+            transport.abort()
+            return
+        self._first_request = self.loop.call_later(_READ_SECONDS, self._close_unless_requested)
+        self._deadline = self.loop.call_later(_CONNECTION_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        super().connection_lost(exc)
+        for timer in (getattr(self, "_first_request", None), getattr(self, "_deadline", None)):
+            if timer is not None:
+                timer.cancel()
+
+    def _close_unless_requested(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+
+
 @contextmanager
 def webhook_receiver(settings: Settings) -> Iterator[str]:
-    """Receive webhooks, in threads of this process, while the block runs.
+    """Receive webhooks, in a thread of this process, while the block runs.
 
     Args:
         settings: Settings with host and port.
@@ -47,57 +87,90 @@ def webhook_receiver(settings: Settings) -> Iterator[str]:
     Raises:
         SettingsError: The port is in use, or the URL is not valid.
     """
-    url = urlsplit(settings.environment.microseg_webhook_url)
+    url, host = urlsplit(settings.environment.microseg_webhook_url), settings.environment.microseg_webhook_host
     try:
         port = url.port
-        assert port is not None
-        server = ThreadingHTTPServer((settings.environment.microseg_webhook_host, port), _handler(settings))
-    except (ValueError, AssertionError, OSError, OverflowError) as error:
+        assert port
+    except (ValueError, AssertionError) as error:
         raise SettingsError(
-            f"Expected a free port in MICROSEG_WEBHOOK_URL, such as http://127.0.0.1:4280, got {url.geturl()}: "
-            f"{error or 'no port'}. Use another port, or stop the process that uses it."
+            f"Expected a port in MICROSEG_WEBHOOK_URL, such as http://127.0.0.1:4280, got "
+            f"{mask_secrets(url.geturl())}: {error or 'no port'}. Correct it."
         ) from error
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="webhook_receiver", daemon=True)
+    check_port_free(host, port, "MICROSEG_WEBHOOK_URL")
+    config = uvicorn.Config(
+        _application(settings),
+        host=host,
+        port=port,
+        http=_BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="webhook_receiver", daemon=True)
     thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise SettingsError(
+                f"Expected an interface of this machine in MICROSEG_WEBHOOK_HOST, got {host}. Use 127.0.0.1 or 0.0.0.0."
+            )
+        time.sleep(0.05)
     try:
         yield f"{url.scheme}://{url.netloc}{_PATH}"
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
+        thread.join()
 
 
-def _handler(settings: Settings) -> type[BaseHTTPRequestHandler]:
+def _application(settings: Settings) -> Starlette:
     secret = settings.environment.webhook_secret
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                self._respond(200, "OK")
-            else:
-                self._respond(404, "not found")
+    async def health(_: Request) -> Response:
+        return _response(200, "OK")
 
-        def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            if self.path != _PATH:
-                self._respond(404, "not found")
-            elif not 0 < length <= _MAX_BODY:
-                self._respond(413, "body missing or too large")
-            else:
-                self._respond(*_process(dict(self.headers.items()), self.rfile.read(length), secret, settings))
+    async def receive(request: Request) -> Response:
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                body = await _read(request)
+        except TimeoutError:
+            return _response(408, f"expected the whole request within {_READ_SECONDS:.0f} s")
+        except ClientDisconnect:
+            return _response(400, "the body is shorter than its stated length")
+        if body is None:
+            return _response(413, f"expected at most {_MAX_BODY} bytes")
+        if not body:
+            return _response(400, "expected a body")
+        try:
+            async with asyncio.timeout(_CONNECTION_SECONDS - _READ_SECONDS):
+                return _response(*await run_in_threadpool(_process, dict(request.headers), body, secret, settings))
+        except TimeoutError:  # MLflow or Prefect is away
+            return _response(503, "a server cannot be reached")
 
-        def _respond(self, code: int, message: str) -> None:
-            content = json.dumps({"message": message}).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    async def failed(_: Request, error: Exception) -> Response:
+        _log.error("A webhook could not be processed: %r", error)
+        return _response(500, "internal error")
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            _log.debug(format, *args)
+    handlers: dict[Any, Callable[..., Any]] = {Exception: failed}
+    routes = [Route("/health", health, methods=["GET"]), Route(_PATH, receive, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers=handlers)
 
-    return Handler
+
+async def _read(request: Request) -> bytes | None:
+    """The body of a request; None if it is too large."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY:
+            return None
+    return body
+
+
+def _response(code: int, message: str) -> Response:
+    return JSONResponse({"message": message}, code, headers={"Connection": "close"})
 
 
 def _process(headers: dict[str, str], body: bytes, secret: str, settings: Settings) -> tuple[int, str]:
@@ -131,6 +204,20 @@ def _is_pending(event: AliasEvent, settings: Settings) -> bool:
     return event.alias in {change.alias for change in pending}
 
 
+def _subscribe(settings: Settings, url: str) -> None:
+    """Register the webhook in MLflow; again until the server responds."""
+    registry, shown = open_workspace(settings).registry, mask_secrets(settings.environment.tracking_uri)
+    while True:
+        try:
+            registry.webhooks.subscribe(url, settings.environment.webhook_secret)
+        except MicrosegError as error:
+            _log.warning("%s Trying again in %.0f s.", error, _SUBSCRIBE_SECONDS)
+            time.sleep(_SUBSCRIBE_SECONDS)
+        else:
+            console.print(f"MLflow at {shown} sends webhooks to {url}.", markup=False, soft_wrap=True)
+            return
+
+
 @cli_command()
 def command() -> None:
     """Receive MLflow's webhooks and emit Prefect events, until Ctrl-C; `microseg serve` runs it.
@@ -138,13 +225,16 @@ def command() -> None:
     It listens at MICROSEG_WEBHOOK_URL, http://127.0.0.1:4280 by default.
     """
     settings = load_settings()
+    if not is_server(settings.environment.tracking_uri):
+        raise SettingsError(
+            "Expected an MLflow server in MLFLOW_TRACKING_URI, got a database, which sends no webhooks: start a "
+            "server, or use the deployment reconcile, which finds promotions without webhooks."
+        )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("flows").setLevel(logging.INFO)
     with webhook_receiver(settings) as url:
-        if not open_workspace(settings).registry.webhooks.subscribe(url, settings.environment.webhook_secret):
-            raise SettingsError(
-                "Expected an MLflow server in MLFLOW_TRACKING_URI, got a database, which sends no webhooks: start a "
-                "server, or use the deployment reconcile, which finds promotions without webhooks."
-            )
-        console.print(f"MLflow at {settings.environment.tracking_uri} sends webhooks to {url}. Ctrl-C stops.")
+        report_ready()
+        _subscribe(settings, url)
         threading.Event().wait()
 
 

@@ -16,19 +16,19 @@ Environment:
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from microseg.errors import HomeError, HomeNotFoundError
-from microseg.escaping import mask_secrets
 from microseg.files import write_text_file
 
-__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "without_password"]
+__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "is_server"]
 
 HOME_FILE = "microseg-home.json"
 """Marks a folder as microseg's home; holds the format of the home and the path it was last used at."""
@@ -50,9 +50,9 @@ def find_home() -> Path:
     return next((home for home in homes if (home / HOME_FILE).is_file()), current / "var")
 
 
-def without_password(address: str) -> str:
-    """Return an address for messages and logs, with ``***`` for user and password."""
-    return mask_secrets(address)
+def is_server(tracking_uri: str) -> bool:
+    """Whether a tracking URI is that of an MLflow server, not of a database."""
+    return urlsplit(tracking_uri).scheme in ("http", "https")
 
 
 class Environment(BaseSettings):
@@ -69,9 +69,6 @@ class Environment(BaseSettings):
     microseg_webhook_host: str = "127.0.0.1"
     microseg_webhook_secret: str | None = Field(None, repr=False)
     mlflow_tracking_uri: str | None = None
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        return [(name, mask_secrets(it) if isinstance(it, str) else it) for name, it in super().__repr_args__()]
 
     @property
     def home(self) -> "Home":

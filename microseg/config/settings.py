@@ -9,9 +9,10 @@ above the current folder; it is optional.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+import yaml
+from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from microseg.config.environment import Environment, Home
@@ -29,10 +30,13 @@ from microseg.config.params import (
     Section,
     TrainSettings,
 )
-from microseg.errors import ParseError, SettingsError
-from microseg.parsing import parse_yaml, read_text
+from microseg.errors import SettingsError
 
 __all__ = ["Params", "Settings", "load_settings"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class Params(Section):
@@ -46,6 +50,9 @@ class Params(Section):
     """Processes or GPUs of one machine that share a training."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Precision of training, by the names of Lightning Fabric."""
+    notify: Annotated[tuple[SecretStr, ...], BeforeValidator(_as_list)] = ()
+    """Where failures, candidates that wait, reverted promotions and drift warnings are reported: addresses of Apprise,
+    such as ``mailto://``, ``slack://``, ``msteams://``, ``json://``; one, or a list."""
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     train: TrainSettings = TrainSettings()
@@ -141,9 +148,9 @@ def _variables() -> dict[str, str]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(read_text(file)) or {}
-    except ParseError as error:
-        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {_bare(error)}. Correct it there.") from error
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {error}. Correct it there.") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}. Write name: value.")
     return {name: value for name, value in values.items() if value is not None}  # null: all of it commented out
@@ -154,8 +161,8 @@ def _override(values: dict[str, Any], change: str, origin: str) -> None:
     if not separator:
         raise SettingsError(f"--set: expected section.name=value, for example train.steps=500, got {change!r}.")
     try:
-        value = parse_yaml(text)
-    except ParseError as error:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise SettingsError(
             f"{origin}: expected a YAML value for {name}, such as [0.8, 1.25], got {text!r}."
         ) from error
@@ -166,10 +173,6 @@ def _override(values: dict[str, Any], change: str, origin: str) -> None:
             raise SettingsError(f"{origin}: {part} is a value, not a section. Remove what follows it.")
         values = section
     values[last] = value
-
-
-def _bare(error: ParseError) -> str:
-    return str(error).removeprefix("expected YAML, got: ")
 
 
 def _describe(detail: ErrorDetails) -> str:

@@ -1,12 +1,12 @@
 """The connection to MLflow, with errors that say what to do."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -15,11 +15,12 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from microseg.config.environment import without_password
+from microseg.config.environment import is_server
 from microseg.errors import RegistryError, RegistryUnavailableError
+from microseg.escaping import mask_secrets
 from microseg.registry.relocation import update_moved_home
 
-__all__ = ["Connection", "all_pages", "is_server", "registry_errors"]
+__all__ = ["Connection", "all_pages", "is_server", "registry_errors", "server_version"]
 
 T = TypeVar("T")
 
@@ -158,11 +159,6 @@ def all_pages(search: Callable[[str | None], PagedList[T]]) -> list[T]:
     return results
 
 
-def is_server(tracking_uri: str) -> bool:
-    """Whether a tracking URI is that of an MLflow server, not of a database."""
-    return urlsplit(tracking_uri).scheme in ("http", "https")
-
-
 @contextmanager
 def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
     """Convert the errors of MLflow, its database and its storage to `RegistryError`.
@@ -181,7 +177,7 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
         text = getattr(error, "message", None) or str(error)
         code = getattr(error, "error_code", "")
         hint = next((advice for pattern, advice in _HINTS.items() if pattern == code or pattern in text), None)
-        uri = without_password(tracking_uri)
+        uri = mask_secrets(tracking_uri)
         away = isinstance(error, OperationalError | OSError) or code in _UNAVAILABLE
         kind = RegistryUnavailableError if away and hint not in _LASTING_HINTS else RegistryError
         raise kind(f"the registry at {uri} cannot {action}: {text}{f'; {hint}' if hint else ''}") from error
@@ -195,6 +191,20 @@ def _check_reachable(tracking_uri: str) -> None:
         http_request(credentials, "/health", "GET", **options)  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise OSError("no server answers there; start it, or correct the address") from error
+
+
+def server_version(tracking_uri: str) -> str:
+    """Version of an MLflow server, requested with the account of the environment; empty if the server does not tell it.
+
+    Args:
+        tracking_uri: ``http(s)://…``.
+    """
+    credentials = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
+    options = {"max_retries": 0, "timeout": _CONNECT_TIMEOUT, "raise_on_status": False}
+    with registry_errors(tracking_uri, "state its version"):
+        response = http_request(credentials, "/version", "GET", **options)  # type: ignore[no-untyped-call]
+    text = str(response.text).strip()
+    return text if response.status_code == 200 and re.fullmatch(r"\d+(\.\w+)+", text) else ""
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:

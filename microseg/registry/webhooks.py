@@ -153,7 +153,7 @@ def parse_webhook(
             return None
         version = int(data["version"]) if content["action"] == "created" else None
         return AliasEvent(str(data["name"]), str(data["alias"]), version, delivery_id)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SignatureError(
             f"expected MLflow's JSON about an alias, got {error!r}; check that this MLflow version is supported"
         ) from error

@@ -10,7 +10,10 @@ from click.testing import Result
 from prefect.flows import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.service.serve import command, deployments
+from flows.service import serve
+from flows.service.deployments import deployments
+from flows.service.processes import Children, exclusive
+from flows.service.serve import command
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 
@@ -29,6 +32,10 @@ def test_every_deployment_can_be_imported_from_any_folder(fresh: Path) -> None:
         "ingest", "train", "adapt", "evaluate", "promote", "rollback", "segment",
         "onboard", "validate-promotion", "reconcile", "segment-scheduled",
     }  # fmt: skip
+
+
+def test_deployments_run_after_an_earlier_version_has_paused_them(fresh: Path) -> None:
+    assert {it.paused for it in deployments(load_settings())} == {False}
 
 
 def test_schedules_and_triggers(fresh: Path) -> None:
@@ -65,8 +72,30 @@ def test_requires_a_server(fresh: Path, run: Callable[..., Result]) -> None:
     assert "PREFECT_API_URL: expected the address of a Prefect server, found none" in result.stderr
 
 
-def test_rejects_a_server_that_does_not_respond(fresh: Path, run: Callable[..., Result]) -> None:
+def test_rejects_a_server_that_does_not_respond(
+    fresh: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_WAIT_SECONDS", 0)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         result = run(command)
     assert result.exit_code == 1
     assert "Expected a Prefect server at http://127.0.0.1:9/api" in result.stderr
+
+
+def test_an_address_is_shown_without_its_password(
+    fresh: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_WAIT_SECONDS", 0)
+    with temporary_settings({PREFECT_API_URL: "http://ann:hunter22@127.0.0.1:9/api"}):
+        result = run(command)
+    assert "Expected a Prefect server at http://***@127.0.0.1:9/api" in result.stderr
+    assert "hunter22" not in result.output
+
+
+def test_a_second_service_of_a_home_is_refused(fresh: Path, run: Callable[..., Result]) -> None:
+    home = load_settings().home
+    with exclusive(home, "serve") as record:
+        Children(record).close()
+        result = run(command)
+    assert result.exit_code == 1
+    assert "Expected no running `microseg serve` of the home" in result.stderr

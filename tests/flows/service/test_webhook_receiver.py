@@ -1,11 +1,15 @@
 """Which webhooks the receiver accepts, and what it forwards; `test_service.py` uses those of a real MLflow server."""
 
 import json
+import os
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -13,6 +17,7 @@ from click.testing import Result
 
 from flows.service import webhook_receiver as module
 from flows.service.webhook_receiver import command, webhook_receiver
+from microseg.config.environment import Home
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 from microseg.registry.webhooks import sign_webhook
@@ -35,6 +40,16 @@ def emitted(monkeypatch: pytest.MonkeyPatch) -> Emitted:
 
 @pytest.fixture
 def url(copied: Any, emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    with webhook_receiver(load_settings()) as url:
+        yield url
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A receiver with an empty home."""
+    Home(tmp_path).create()
+    monkeypatch.setenv("MICROSEG_HOME", str(tmp_path))
     monkeypatch.setenv("MICROSEG_WEBHOOK_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with webhook_receiver(load_settings()) as url:
         yield url
@@ -82,7 +97,8 @@ def test_rejects_invalid_signatures_and_paths(copied: Any, url: str, emitted: Em
     assert post(url, "another secret") == 401
     assert code(urllib.request.Request(url, data=b"{}")) == 401
     assert code(urllib.request.Request(url + "/other", data=b"{}")) == 404
-    assert code(urllib.request.Request(url, data=b"")) == 413
+    assert code(urllib.request.Request(url, data=b"")) == 400
+    assert code(urllib.request.Request(url, data=b"x" * 1_000_001)) == 413
     assert code(urllib.request.Request(url.replace("/mlflow", "/health"))) == 200
     assert emitted == []
 
@@ -97,11 +113,61 @@ def test_unreachable_prefect_server_gives_503(copied: Any, url: str, monkeypatch
 
 
 def test_rejects_a_port_in_use(copied: Any, url: str) -> None:
-    with (
-        pytest.raises(SettingsError, match="Expected a free port in MICROSEG_WEBHOOK_URL"),
-        webhook_receiver(load_settings()),
-    ):
+    expected = f"used by process {os.getpid()} of .*choose another port with MICROSEG_WEBHOOK_URL"
+    with pytest.raises(SettingsError, match=expected), webhook_receiver(load_settings()):
         pass
+
+
+def raw(url: str, request: bytes) -> bytes:
+    """The first bytes of the answer to a request; empty if the connection is closed without one."""
+    with socket.create_connection(("127.0.0.1", int(urlsplit(url).port or 0)), timeout=30) as connection:
+        connection.sendall(request)
+        try:
+            return connection.recv(100)
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n{}",
+        b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{}",
+        b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3\r\n\r\n{}",
+        b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /mlflow HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",  # no host
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+        b"nonsense\r\n\r\n",
+    ],
+)
+def test_malformed_requests_get_400(plain: str, request_: bytes) -> None:
+    assert raw(plain, request_).startswith(b"HTTP/1.1 400 ")
+
+
+def test_slow_clients_are_bounded_in_number_and_time(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_READ_SECONDS", 2.0)
+    port = int(urlsplit(plain).port or 0)
+    started = time.monotonic()
+    slow = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(40)]
+    slow[0].sendall(b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    slow[1].sendall(b"POST /mlf")
+    answers = []
+    for connection in slow:
+        try:
+            answers.append(connection.recv(100))
+        except ConnectionResetError:
+            answers.append(b"")
+        connection.close()
+    assert answers[0].startswith(b"HTTP/1.1 408 ")
+    assert set(answers[1:]) == {b""}
+    assert time.monotonic() - started < 20
+    assert code(urllib.request.Request(plain.replace("/mlflow", "/health"))) == 200
+
+
+def test_a_registry_that_does_not_respond_gives_503(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CONNECTION_SECONDS", 11.0)  # 1 s to process it
+    monkeypatch.setattr(module, "_process", lambda *_: time.sleep(3))
+    assert code(urllib.request.Request(plain, data=b"{}")) == 503
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1", "http://127.0.0.1:port"])

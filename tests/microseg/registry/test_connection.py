@@ -1,6 +1,8 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
@@ -15,7 +17,7 @@ from mlflow.protos.databricks_pb2 import (
 from sqlalchemy.exc import OperationalError
 
 from microseg.errors import RegistryError, is_transient
-from microseg.registry.connection import registry_errors
+from microseg.registry.connection import registry_errors, server_version
 from microseg.registry.registry import Registry
 
 
@@ -92,3 +94,23 @@ def test_tells_a_registry_that_is_away_from_one_that_refuses(error: Exception, p
     with pytest.raises(RegistryError) as caught, registry_errors("http://127.0.0.1:1", "set tags"):
         raise error
     assert is_transient(caught.value) is passes
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [(200, "3.17.2\n", "3.17.2"), (401, "You are not authenticated.", ""), (200, "<html>a proxy</html>", "")],
+)
+def test_version_of_a_server_with_or_without_accounts(
+    monkeypatch: pytest.MonkeyPatch, status: int, text: str, expected: str
+) -> None:
+    accounts = []
+
+    def answer(credentials: Any, *_: object, **__: object) -> SimpleNamespace:
+        accounts.append((credentials.username, credentials.password))
+        return SimpleNamespace(status_code=status, text=text)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a password")
+    monkeypatch.setattr("microseg.registry.connection.http_request", answer)
+    assert server_version("http://127.0.0.1:5000") == expected
+    assert accounts == [("ann", "a password")]
