@@ -2,7 +2,8 @@
 
     python -m flows.onboard incoming/lab_c
 
-A lab that the production model already suits is not adapted to, unless ``onboarding.adapt_when_suited`` is true.
+A lab without labels that the production model already suits is not adapted to, unless
+``onboarding.adapt_when_suited`` is true.
 The event `microseg.lab.arrived` triggers it. The decision is made by a person in MLflow or in Prefect, or by the gate,
 as set by ``promotion.approval`` in params.yaml. Another run for the same incoming dataset repeats nothing.
 """
@@ -124,7 +125,8 @@ def _run_steps(
         trained = f"Version {base.version}, in production, was trained on this version of the dataset of {lab}."
         return end("completed", trained)
     used = workspace.production(lab) or base
-    if onboarding.candidate is None and not settings.params.onboarding.adapt_when_suited:
+    by_criteria = not ingested.labelled and not settings.params.onboarding.adapt_when_suited
+    if onboarding.candidate is None and by_criteria:  # corrections of a person are trained on in any case
         suitability = check_suitability(used, lab, ingested.digest, settings)
         if suitability is not None and suitability.suited:
             message = (

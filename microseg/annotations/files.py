@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
@@ -17,7 +18,7 @@ from defusedxml.ElementTree import iterparse
 
 from microseg.errors import ImageReadError
 from microseg.errors import ParseError as TextError
-from microseg.parsing import parse_json
+from microseg.parsing import file_kind, parse_json
 
 __all__ = ["MAX_BYTES", "AnnotatedImage", "AnnotationFile", "open_annotation", "read_errors"]
 
@@ -170,6 +171,8 @@ def open_annotation(path: Path) -> AnnotationFile:
     """Open a file; one that was opened just before, for another image, is not parsed again."""
     with read_errors(path):
         status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise ImageReadError(f"expected a file, got {file_kind(status.st_mode)}. Check the path.")
     return _opened(path, status.st_mtime_ns, status.st_size)
 
 

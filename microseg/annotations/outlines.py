@@ -114,11 +114,32 @@ class OutlineBuilder:
     def _valid(self, polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
         invalid = ~shapely.is_valid(polygons)
         if invalid.any():
+            for polygon in polygons[invalid]:
+                _check_crossings(polygon)
             repaired = shapely.make_valid(polygons[invalid], method="structure", keep_collapsed=False)
             polygons = polygons.copy()
             polygons[invalid] = repaired
             self.skipped["outlines that intersect themselves, repaired"] += int(invalid.sum())
         return polygons
+
+
+def _check_crossings(polygon: shapely.Polygon) -> None:
+    """Refuse an outline whose edges cross so often that it has no inside; a repair could take hours.
+
+    Raises:
+        ImageReadError: There are more than ten crossings for each edge.
+    """
+    points = shapely.get_coordinates(polygon)
+    limit = 10 * len(points) + 1000  # each crossing is found from both edges
+    edges = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1))
+    tree, count = shapely.STRtree(edges), 0
+    for start in range(0, len(edges), 16):
+        count += tree.query(edges[start : start + 16], predicate="crosses").shape[1]
+        if count > limit:
+            raise ImageReadError(
+                f"expected outlines of objects, got one of {len(points)} points whose edges cross each other over "
+                f"{count // 2} times. Draw it again, or remove it."
+            )
 
 
 def _closed(ring: Any) -> npt.NDArray[np.float64]:

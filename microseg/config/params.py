@@ -283,7 +283,8 @@ class OnboardingSettings(Section):
     max_consistency_loss: Fraction = 0.02
     """Augmentation consistency that the production model may lose on a new lab, against its source labs, to suit it."""
     adapt_when_suited: bool = False
-    """Adapt also to a lab that the production model already suits: one in distribution, with that consistency."""
+    """Adapt also to a lab without labels that the production model already suits: one in distribution, with that
+    consistency."""
 
 
 class PromotionSettings(Section):

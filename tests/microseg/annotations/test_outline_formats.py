@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,16 @@ def test_a_compressed_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(files, "MAX_BYTES", 2**20)
     with pytest.raises(ImageReadError, match="at most 1 MB of text"):
         read(tmp_path, gzip.compress(b" " * 2**24), "slide 7.geojson.gz")
+
+
+def test_a_scribble_is_refused_before_its_repair_takes_hours(tmp_path: Path) -> None:
+    scribble = np.random.default_rng(0).uniform(0, 30, (5000, 2)).tolist()
+    with pytest.raises(ImageReadError, match="of 5001 points whose edges cross each other"):
+        read(tmp_path, [feature(scribble)])
+
+
+def test_a_pipe_is_no_annotation(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    os.mkfifo(tmp_path / "annotations" / "slide 7.geojson")
+    with pytest.raises(ImageReadError, match="got a FIFO"):
+        read_annotation(tmp_path / "annotations" / "slide 7.geojson", IMAGE, CLASSES)
