@@ -4,6 +4,8 @@ import os
 import warnings
 
 from microseg.config.environment import Environment
+from microseg.escaping import mask_log_records
+from microseg.limits import bound_log
 
 # Prefect reads its environment when it is imported, and creates its home where the parent folder exists. That folder is
 # created together with microseg's home, so importing creates nothing.
@@ -12,3 +14,6 @@ warnings.filterwarnings("ignore", message="Failed to create the Prefect home dir
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs more than 20 s
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+mask_log_records()
+bound_log("tifffile", "PIL.Image", "PIL.TiffImagePlugin")

@@ -5,6 +5,7 @@
 The source labs are read at the dataset versions that the base version was trained with.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -13,11 +14,11 @@ from prefect import flow, task
 from flows.cli.console import console, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_folder, training_progress
-from flows.workspace import open_workspace
+from flows.workspace import Workspace, open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
-from microseg.registry.version import CANDIDATE, PRODUCTION, SOURCE_TAG, ModelVersion
+from microseg.registry.version import PRODUCTION, SOURCE_TAG, ModelVersion, candidate_of
 from microseg.training.devices import make_fabric
 
 __all__ = ["adapt", "command"]
@@ -41,38 +42,51 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
     targets = [*earlier, workspace.lab(lab, digest)[0]]
     folder = settings.home.runs / "adapt" / f"{lab}-from-{base.version}"
     logged = params.model_dump(include={"seed", "adapt"})
-    with (
-        training_folder(folder, f"the adaptation to {lab} from version {base.version}"),
-        workspace.registry.runs.start(
+    tags = {"base_version": str(base.version), "target": lab, SOURCE_TAG: params.adapt.source}
+    with training_folder(folder, f"the adaptation to {lab} from version {base.version}"):
+        version = _registered_before(tags, digest, logged, workspace)
+        if version is not None:
+            workspace.registry.runs.finish(version.run_id)
+            return workspace.registry.versions.set_alias(candidate_of(lab), version)
+        with workspace.registry.runs.start(
             f"adapt to {lab}", params=logged, tags={"base_version": str(base.version), "lab": lab}
-        ) as run,
-    ):
-        with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
-            training = adapt_segmenter(
-                workspace.network(base),
-                source,
-                targets,
-                params.adapt,
-                folder=folder,
-                seed=params.seed,
-                fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
-                progress=progress,
-                keep_checkpoint=True,
-            )
-        with console.status("Registering the candidate"):
-            tags = {"base_version": str(base.version), "target": lab, SOURCE_TAG: params.adapt.source}
-            version = workspace.register_model(
-                run,
-                folder,
-                training,
-                source=source,
-                target=targets,
-                digests={**base.datasets, lab: digest},
-                method=params.adapt.method_in_use,
-                base=base if source_free else None,
-                tags=tags,
-            )
-    return workspace.registry.versions.set_alias(CANDIDATE, version)
+        ) as run:
+            with training_progress(f"Adapting to {lab}", params.adapt, run) as progress:
+                training = adapt_segmenter(
+                    workspace.network(base),
+                    source,
+                    targets,
+                    params.adapt,
+                    folder=folder,
+                    seed=params.seed,
+                    fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
+                    progress=progress,
+                    keep_checkpoint=True,
+                )
+            with console.status("Registering the candidate"):
+                version = workspace.register_model(
+                    run,
+                    folder,
+                    training,
+                    source=source,
+                    target=targets,
+                    digests={**base.datasets, lab: digest},
+                    method=params.adapt.method_in_use,
+                    base=base if source_free else None,
+                    tags=tags,
+                )
+    return workspace.registry.versions.set_alias(candidate_of(lab), version)
+
+
+def _registered_before(
+    tags: Mapping[str, str], digest: str, params: Mapping[str, object], workspace: Workspace
+) -> ModelVersion | None:
+    """The version that a process registered before it was killed, with the same datasets and parameters."""
+    for version in workspace.registry.versions.all():
+        same = tags.items() <= version.tags.items() and version.datasets.get(tags["target"]) == digest
+        if same and workspace.registry.runs.was_interrupted(version.run_id, params):
+            return version
+    return None
 
 
 @flow(name="adapt", flow_run_name="adapt to {lab}")

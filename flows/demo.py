@@ -30,6 +30,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import LabError, RegistryError
+from microseg.escaping import mask_secrets
 from microseg.evaluation.references import Reference, held_out_references, lab_references, mean_scores, score
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.decision import ACCEPTED, REFUSED, Decision
@@ -138,8 +139,8 @@ def demo(source: Path | None = None, target: Path | None = None, changes: tuple[
     start_production(first.version, settings)
     timer.time(f"Ingest {lab_b.lab}", lambda: ingest(target, changes=changes))
     candidate = timer.time(f"Adapt to {lab_b.lab}", lambda: adapt(lab_b.lab, changes=changes))
-    timer.time("Evaluate the candidate", lambda: evaluate(changes=changes))
-    decision = timer.time("Apply the gate", lambda: promote(changes=changes))
+    timer.time("Evaluate the candidate", lambda: evaluate(str(candidate.version), changes=changes))
+    decision = timer.time("Apply the gate", lambda: promote(str(candidate.version), changes=changes))
     out = settings.home.segmentations / lab_b.lab
     batch = timer.time(f"Segment {lab_b.lab}", lambda: segment(target, out=out, changes=changes))
     return timer.time(
@@ -234,7 +235,7 @@ def _lineage(production: ModelVersion, batch: BatchSummary, settings: Settings) 
         **{f"dataset {lab}": digest for lab, digest in production.datasets.items()},
         "code": production.tags.get("commit", "unknown"),
         "parameters": str(settings.params_file or "defaults"),
-        "registry": settings.environment.tracking_uri,
+        "registry": mask_secrets(settings.environment.tracking_uri),
     }
 
 

@@ -19,11 +19,21 @@ from microseg.config.settings import Settings, load_settings
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
+from microseg.registry.evidence import EvidenceKey
+from microseg.registry.evidence_store import EVIDENCE_FOLDER
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 from microseg.report.decision_page import write_decision_page
 from microseg.report.panels import comparison_panels, data_uri
 
-__all__ = ["EvaluateResult", "apply_gate", "command", "evaluate", "read_comparison"]
+__all__ = [
+    "EvaluateResult",
+    "apply_gate",
+    "command",
+    "evaluate",
+    "evaluation_folder",
+    "read_comparison",
+    "run_evaluation",
+]
 
 _PANELS = 4
 _COLUMNS = ("measurement", "candidate", "production")
@@ -50,13 +60,13 @@ class EvaluateResult:
 
 @task
 def compare_versions(
-    candidate: ModelVersion, production: ModelVersion | None, lab: str | None, settings: Settings
+    candidate: ModelVersion, production: ModelVersion | None, key: EvidenceKey, settings: Settings
 ) -> Comparison:
     """Evaluate both versions on the same images."""
-    workspace = open_workspace(settings)
+    workspace, lab = open_workspace(settings), key.lab
     source, _ = workspace.labs(candidate.datasets, missing_ok=candidate.source_free)
     source = [one for one in source if one.metadata.lab != lab] or source  # the target lab may have some masks
-    target = workspace.lab(lab, candidate.datasets.get(lab))[0] if lab else None
+    target = workspace.lab(lab, key.datasets[lab])[0] if lab else None
     images = sum(len(one.select(split="test", labelled=True)) for one in source) + (len(target.rows) if target else 0)
     with progress_bar("Evaluating", images * (1 if production is None else 2)) as advance:
         return compare(
@@ -91,14 +101,15 @@ def draw_panels(
 
 @task
 def log_comparison(
-    candidate: ModelVersion, comparison: Comparison, file: Path, panels: list[Path], settings: Settings
+    candidate: ModelVersion, key: EvidenceKey, comparison: Comparison, panels: list[Path], settings: Settings
 ) -> None:
-    """Log the comparison with the version in MLflow and with the flow run in Prefect."""
-    versions = open_workspace(settings).registry.versions
-    versions.attach(candidate, [file, *panels], "evaluation")
+    """Store the comparison with the version in MLflow, and show it with the flow run in Prefect."""
+    registry = open_workspace(settings).registry
+    registry.evidence.write(candidate, key, comparison.to_json())
+    registry.versions.attach(candidate, panels, EVIDENCE_FOLDER)
     for lab, metrics in comparison.metrics().items():
-        digest = candidate.datasets.get(lab)
-        versions.log_metrics(candidate, metrics, dataset=(lab, digest) if digest else None)
+        digest = key.datasets.get(lab)
+        registry.versions.log_metrics(candidate, metrics, dataset=(lab, digest) if digest else None)
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in comparison.rows()]
     attempt(create_table_artifact, rows, key="comparison", description=f"Version {candidate.version} and production")
     for number, panel in enumerate(panels, 1):
@@ -124,13 +135,36 @@ def evaluate(
     if other is not None and other.version == version.version:
         other = None
     lab = lab or version.tags.get("target")
-    comparison = compare_versions(version, other, lab, settings)
-    file = _comparison_file(version, other, settings)
+    comparison, key, panels = run_evaluation(version, other, lab, settings)
+    decision, page = apply_gate(version, other, comparison, settings)
+    file = evaluation_folder(key, settings) / "comparison.json"
+    return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels], str(page))
+
+
+def run_evaluation(
+    version: ModelVersion, other: ModelVersion | None, lab: str | None, settings: Settings
+) -> tuple[Comparison, EvidenceKey, list[Path]]:
+    """Compare two versions, and store the comparison with the candidate in MLflow.
+
+    Args:
+        version: The candidate.
+        other: The version to compare it with; None if there is none.
+        lab: The target lab; None if there is none.
+        settings: Settings of this run.
+
+    Returns:
+        The comparison, what it was measured on, and the images of both segmentations side by side.
+    """
+    key = open_workspace(settings).evidence_key(version, other, lab)
+    comparison = compare_versions(version, other, key, settings)
+    earlier = read_comparison(version, other, settings, lab)
+    if earlier is not None and comparison.candidate.source_dice.keys() < earlier.candidate.source_dice.keys():
+        comparison = earlier  # of a machine that has more source labs
+    file = evaluation_folder(key, settings) / "comparison.json"
     write_text_file(file, comparison.to_json())
     panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
-    log_comparison(version, comparison, file, panels, settings)
-    decision, page = apply_gate(version, other, comparison, settings)
-    return EvaluateResult(decision, lab, str(file), [str(panel) for panel in panels], str(page))
+    log_comparison(version, key, comparison, panels, settings)
+    return comparison, key, panels
 
 
 def apply_gate(
@@ -154,21 +188,36 @@ def apply_gate(
     """
     workspace = open_workspace(settings)
     decision = workspace.decide(version, other, comparison, lab)
-    page = _comparison_file(version, other, settings).with_name("decision.html")
+    key = workspace.evidence_key(version, other, comparison.target)
+    page = evaluation_folder(key, settings) / "decision.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_decision_page(decision, comparison, sorted(page.parent.glob("*.panel.jpg")), page)
-    workspace.registry.versions.attach(version, [page], "evaluation")
+    workspace.registry.versions.attach(version, [page], EVIDENCE_FOLDER)
     return decision, page
 
 
-def read_comparison(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Comparison | None:
-    """Return the result of an earlier evaluation of these two versions; None if there is none on this machine."""
-    file = _comparison_file(candidate, against, settings)
-    return Comparison.from_json(file.read_bytes()) if file.is_file() else None
+def read_comparison(
+    candidate: ModelVersion, against: ModelVersion | None, settings: Settings, lab: str | None = None
+) -> Comparison | None:
+    """Return the result of an earlier evaluation of these two versions, on any machine; None if there is none.
+
+    Args:
+        candidate: The candidate.
+        against: The version that it was compared with.
+        settings: Settings of this run.
+        lab: Target lab; the one that the candidate was adapted to by default.
+    """
+    workspace = open_workspace(settings)
+    candidate = workspace.registry.versions.find(candidate.version)  # with its tags of now
+    key = workspace.evidence_key(candidate, against, lab or candidate.tags.get("target"))
+    cache = evaluation_folder(key, settings) / "comparison.json"
+    content = workspace.registry.evidence.read(candidate, key, cache)
+    return None if content is None else Comparison.from_json(content)
 
 
-def _comparison_file(candidate: ModelVersion, against: ModelVersion | None, settings: Settings) -> Path:
-    folder = f"version-{candidate.version}-against-{against.version if against else 'none'}"
-    return settings.home.runs / "evaluate" / folder / "comparison.json"
+def evaluation_folder(key: EvidenceKey, settings: Settings) -> Path:
+    """Folder of the local copies of an evaluation."""
+    return settings.home.runs / "evaluate" / key.digest
 
 
 @cli_command()

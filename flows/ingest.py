@@ -41,6 +41,7 @@ def check_and_ingest(folder: Path, metadata: LabMetadata, settings: Settings) ->
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             seed=settings.params.seed,
+            allowed_roots=settings.allowed_roots,
             progress=lambda done, total: advance(f"{done} of {total}"),
         )
 
@@ -77,7 +78,7 @@ def ingest(
     settings = load_settings(changes)
     settings.home.create()
     if metadata is None:
-        metadata = read_lab_metadata(folder, lab=lab)
+        metadata = read_lab_metadata(folder, lab=lab, roots=settings.allowed_roots)
     result = check_and_ingest(folder, metadata, settings)
     result = replace(result, digest=commit_version(result.lab, settings))
     if result.rejected:
@@ -107,7 +108,7 @@ def command(
     for note in result.notes:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     if result.rejections:
-        console.print(f"[yellow]{result.rejections}[/]")
+        console.print(result.rejections, style="yellow", markup=False)
     console.print(f"Next: microseg {'train' if result.labelled == result.images else 'adapt'} {result.lab}")
     finish(result, record)
 

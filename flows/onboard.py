@@ -41,7 +41,7 @@ from microseg.datasets.onboarding import (
 from microseg.errors import LabError, MicrosegError
 from microseg.evaluation.suitability import Suitability, measure_suitability
 from microseg.registry.registry import Registry
-from microseg.registry.version import ModelVersion
+from microseg.registry.version import ModelVersion, candidate_of
 
 __all__ = ["command", "onboard"]
 
@@ -142,6 +142,8 @@ def _run_steps(
     candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
         candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
+    elif candidate.version not in (base.version, used.version):  # the process may have been killed before it did so
+        workspace.registry.versions.set_alias(candidate_of(lab), candidate)
     onboarding = store.write(onboarding, candidate=candidate.version)
     production = workspace.production(lab)
     if read_comparison(candidate, production, settings) is None:

@@ -6,6 +6,7 @@ python -m flows.promote 7 --lab lab_b
 
 import getpass
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,16 +16,19 @@ from prefect.runtime import deployment
 
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
-from flows.evaluate import apply_gate, evaluate, read_comparison
-from flows.validate_promotion import apply_pending_changes, check_version
+from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.service.readaptation import report_outdated_candidates
+from flows.validate_promotion import apply_pending_changes, check_version, judge, one_writer
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
 from microseg.registry.decision import ACCEPTED, MET, NEEDS_REVIEW, NOT_EVALUATED, Decision, RuleResult
-from microseg.registry.production import AuditInfo
+from microseg.registry.production import AuditInfo, Outcome
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
 __all__ = ["audit_info", "command", "promote"]
+
+_ATTEMPTS = 5  # another version was promoted while this one was evaluated
 
 
 def audit_info(*, by: str | None = None, gate: str = NOT_EVALUATED, reason: str = "") -> AuditInfo:
@@ -45,14 +49,24 @@ def audit_info(*, by: str | None = None, gate: str = NOT_EVALUATED, reason: str 
 
 
 @task
-def set_production_alias(
+def request_promotion(
     version: ModelVersion, lab: str | None, decision: Decision, by: str | None, settings: Settings
-) -> None:
-    """Validate the version, then set the alias."""
+) -> Outcome:
+    """Validate the version, then request and decide its promotion.
+
+    Returns:
+        How the request ended: ``"reverted"`` if another version was promoted meanwhile, and the gate does not accept
+        this one against that.
+    """
     if failures := [result.message for result in check_version(version, settings) if result.outcome != MET]:
         raise RegistryError(f"Version {version.version} is not valid for production: {' '.join(failures)}")
+    production = open_workspace(settings).registry.production
     audit = audit_info(by=by, gate=decision.status, reason=decision.override or "")
-    open_workspace(settings).registry.production.promote(version, alias=production_of(lab), audit=audit)
+    with one_writer(settings):
+        request = production.request(
+            version.version, alias=production_of(lab), against=decision.production_version, audit=audit
+        )
+        return production.decide(request, partial(judge, request, settings=settings))
 
 
 @flow(name="promote", flow_run_name="promote {candidate}")
@@ -78,19 +92,28 @@ def promote(
     settings = load_settings(changes)
     workspace = open_workspace(settings)
     apply_pending_changes(settings)  # so that the version in production is a validated one
-    version, current = workspace.registry.versions.find(candidate), workspace.production(lab)
-    if production_of(lab) in version.aliases:
-        unchanged = RuleResult(MET, "production", f"Version {version.version} is in production already.")
-        return Decision(ACCEPTED, (unchanged,), version.version, version.version)
-    comparison = read_comparison(version, current, settings)
-    if comparison is None:
-        against = {"against": str(current.version)} if current else {}
-        evaluate(candidate, changes=changes, **against)
-        comparison = read_comparison(version, current, settings)
-        assert comparison is not None
-    decision = replace(apply_gate(version, current, comparison, settings, lab)[0], override=override)
-    if decision.promoted:
-        set_production_alias(version, lab, decision, by, settings)
+    version, alias = workspace.registry.versions.find(candidate), production_of(lab)
+    target = lab or version.tags.get("target")
+    for _ in range(_ATTEMPTS):
+        state = workspace.registry.production.state()
+        if state.of(alias).active == version.version:
+            workspace.registry.production.promote(version, alias=alias)  # it is a candidate no more
+            unchanged = RuleResult(MET, "production", f"Version {version.version} is in production already.")
+            return Decision(ACCEPTED, (unchanged,), version.version, version.version)
+        current = workspace.production(lab)
+        comparison = read_comparison(version, current, settings, target)
+        if comparison is None:
+            comparison = run_evaluation(version, current, target, settings)[0]
+        decision = replace(apply_gate(version, current, comparison, settings, lab)[0], override=override)
+        outcome = request_promotion(version, lab, decision, by, settings) if decision.promoted else "active"
+        if outcome == "superseded":
+            raise RegistryError(
+                f"Version {version.version} was not promoted: a later request superseded it (microseg history)."
+            )
+        if outcome == "active":
+            break
+        override = None  # it was about another version in production
+    report_outdated_candidates(settings)
     create_markdown_artifact(
         "\n".join([f"# Version {version.version}: {decision.status}", *decision.markdown()]), key="gate"
     )

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
 from flows.service.events import LAB_ARRIVED, emit
+from flows.service.readaptation import report_outdated_candidates
 from flows.validate_promotion import apply_pending_changes, as_state
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -38,6 +39,8 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
     """
     settings = load_settings(changes)
     entries = apply_pending_changes(settings)
+    report_outdated_candidates(settings)
+    open_workspace(settings).registry.runs.end_abandoned()
     restarted = [_restart(onboarding) for onboarding in _interrupted(settings)]
     return as_state(entries, " ".join([*map(str, entries), *restarted]) or "Nothing to do.")
 

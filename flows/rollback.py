@@ -11,6 +11,7 @@ from prefect import flow
 from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.promote import audit_info
+from flows.validate_promotion import one_writer
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.errors import VersionNotFoundError
@@ -40,10 +41,11 @@ def rollback(
     """
     workspace, alias = open_workspace(load_settings(changes)), production_of(lab)
     production = workspace.registry.production
-    production.roll_back(alias=alias, audit=audit_info(by=by, reason=reason))
+    with one_writer(load_settings(changes)):
+        production.roll_back(alias=alias, audit=audit_info(by=by, reason=reason))
     if workspace.production(lab) is None:
         raise VersionNotFoundError(f"No version is in production for {lab} any more: promote one.")
-    return production.history(alias)[0]
+    return next(entry for entry in production.history(alias) if entry.action == "rolled back")
 
 
 @cli_command()

@@ -8,6 +8,7 @@ version has segmented with the same settings are skipped; images that cannot be 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,17 +25,20 @@ from flows.service.notifications import notify_people
 from flows.telemetry import attempt
 from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
-from microseg.api.segmenter import Segmenter
+from microseg.api.segmenter import Segmenter, find_version
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.lab import image_key, image_name, read_image_table, read_lab_metadata
+from microseg.datasets.lab import LabMetadata, image_key, image_name, read_image_table, read_lab_metadata
 from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import plan_batch, segment_images
 from microseg.inference.image_pipeline import BatchOptions
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
-from microseg.registry.version import PRODUCTION, ModelVersion, production_of
+from microseg.registry.version import PRODUCTION, ModelVersion, is_production, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
-from microseg.slides.readers import readable_suffixes
+from microseg.slides.folder import ImageFolder, list_images
+from microseg.slides.images import measured_depth
+from microseg.slides.pixel_size import StatedMpp, same_mpp
+from microseg.slides.readers import file_mpp, readable_suffixes
 
 __all__ = ["command", "segment"]
 
@@ -99,21 +103,25 @@ def segment(
         source: A folder of images, a lab's folder with images/ and lab.yaml, or one image or slide.
         model: Version or alias; ``production`` is the lab's own production version where it has one.
         out: Folder of the outputs; a folder in microseg's home by default.
-        mpp: Microns per pixel of all images; by default from images.csv, lab.yaml or the files.
+        mpp: Microns per pixel of images of which neither the file nor images.csv nor lab.yaml states another one.
         keep_existing: Skip unchanged images that an earlier version has segmented.
         changes: Parameters that replace those of params.yaml, ``section.name=value``.
     """
     settings = load_settings(changes)
     inference = settings.params.inference
     started = time.perf_counter()
-    images, folder = _images(source), _metadata_folder(source)
+    found, folder = _images(source), _metadata_folder(source)
+    images = found.images
     lab = read_lab_metadata(folder) if (folder / "lab.yaml").is_file() else None
+    sizes, notes = _pixel_sizes(folder, images, None if lab is None else lab.mpp, mpp, whole=source.is_dir())
+    depth, depth_note = _bit_depth(images, lab, settings)
     options = BatchOptions(
         outputs=inference.outputs,
-        mpp=_pixel_sizes(folder, images, None if lab is None else lab.mpp) if mpp is None else mpp,
+        mpp=sizes,
         slide_megapixels=inference.slide_megapixels,
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
+        bit_depth=depth,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)
@@ -131,6 +139,8 @@ def segment(
         outputs=options.outputs,
         seconds=time.perf_counter() - started,
         ood=settings.params.out_of_distribution,
+        left_out=found.left_out,
+        notes=[*notes, *depth_note],
     )
     write_batch_page(summary)
     _show_in_prefect(summary)
@@ -193,11 +203,12 @@ def _map_on_dask(
 def _version(model: str, lab: str | None, settings: Settings) -> ModelVersion:
     """The version to use. For production, alias changes made in MLflow are validated first."""
     registry = open_workspace(settings).registry
-    if model != PRODUCTION:
+    if not is_production(model):
         return registry.versions.find(model)
-    if any(change.alias in (PRODUCTION, production_of(lab)) for change in registry.production.pending_changes()):
+    own = production_of(lab) if model == PRODUCTION else model
+    if any(change.alias in (PRODUCTION, own) for change in registry.production.pending_changes()):
         apply_pending_changes(settings)
-    return registry.production.active(lab)
+    return registry.production.active(lab) if model == PRODUCTION else find_version(registry, model)
 
 
 _SEGMENTERS: dict[tuple[int, str, str], Segmenter] = {}
@@ -212,17 +223,20 @@ def _segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
     return _SEGMENTERS[key]
 
 
-def _images(source: Path) -> list[Path]:
+def _images(source: Path) -> ImageFolder:
     if source.is_file():
-        return [source]
+        return ImageFolder((source,), {})
     if not source.is_dir():
         raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.")
     place = source / "images" if (source / "images").is_dir() else source
-    suffixes = readable_suffixes()
-    images = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes and path.is_file())
-    if not images:
-        raise DataError(f"{place}: expected images or slides ({', '.join(suffixes)}), found none. Check the path.")
-    return images
+    found = list_images(place)
+    if not found.images:
+        others = "; ".join(f"{name}: {reason}" for name, reason in list(found.left_out.items())[:5])
+        raise DataError(
+            f"{place}: expected images or slides ({', '.join(readable_suffixes())}), found none"
+            f"{f' ({others})' if others else ''}. Check the path."
+        )
+    return found
 
 
 def _metadata_folder(source: Path) -> Path:
@@ -233,16 +247,54 @@ def _metadata_folder(source: Path) -> Path:
     return folder.parent if folder.name == "images" and (folder.parent / "lab.yaml").is_file() else folder
 
 
-def _pixel_sizes(folder: Path, images: Sequence[Path], lab_mpp: float | None) -> Mapping[str, float]:
-    """Microns per pixel by file name, from images.csv, otherwise from lab.yaml."""
-    table = read_image_table(folder)
-    sizes = {}
+def _pixel_sizes(
+    folder: Path, images: Sequence[Path], lab_mpp: float | None, option: float | None, *, whole: bool
+) -> tuple[Mapping[str, StatedMpp], list[str]]:
+    """Pixel sizes by file name, from images.csv, otherwise from ``--mpp`` or lab.yaml; and what is to be reported."""
+    table, sizes, notes = read_image_table(folder), dict[str, StatedMpp](), list[str]()
+    if option is not None and lab_mpp is not None and not same_mpp(option, lab_mpp):
+        raise DataError(
+            f"{folder}: expected one pixel size, got {option} microns of --mpp and {lab_mpp} of lab.yaml. Correct one "
+            "of them, or leave --mpp out."
+        )
     for path in images:
-        entry = table.get(image_key(image_name(path.name)))
-        size = lab_mpp if entry is None or entry.mpp is None else entry.mpp
-        if size is not None:
-            sizes[path.name] = size
-    return sizes
+        entry = table.pop(image_key(image_name(path.name)), None)
+        if entry is None or entry.mpp is None:
+            if option is not None or lab_mpp is not None:
+                sizes[path.name] = StatedMpp(option or lab_mpp or 0.0, "lab.yaml" if option is None else "--mpp")
+            continue
+        if option is not None and not same_mpp(option, entry.mpp):
+            raise DataError(
+                f"{path}: expected one pixel size, got {option} microns of --mpp and {entry.mpp} of images.csv. "
+                "Correct one of them, or leave --mpp out."
+            )
+        sizes[path.name] = StatedMpp(entry.mpp, "images.csv", overrides=True)
+        if (own := file_mpp(path)) is not None and not same_mpp(own, entry.mpp):
+            notes.append(f"{path.name}: {entry.mpp} microns per pixel of images.csv override {own} of the file")
+    if whole and table:
+        missing = ", ".join(entry.file for entry in list(table.values())[:5])
+        notes.append(f"images.csv has {len(table)} lines of images that are not there: {missing}")
+    return sizes, notes
+
+
+def _bit_depth(images: Sequence[Path], lab: LabMetadata | None, settings: Settings) -> tuple[int | None, list[str]]:
+    """Bit depth of images of 16 bits: the lab's, that of its dataset, or one that holds those of all images."""
+    if lab is not None and lab.bit_depth is not None:
+        return lab.bit_depth, []
+    if lab is not None and (settings.home.labs / lab.lab / "lab.yaml").is_file():
+        depth = read_lab_metadata(settings.home.labs / lab.lab).bit_depth
+        if depth is not None:
+            return depth, []
+    depths = []
+    for path in images:
+        with suppress(DataError):  # reported when it is read
+            depths.append(measured_depth(path))
+    if not (known := [depth for depth in depths if depth is not None]):
+        return None, []
+    return max(known), [
+        f"{len(known)} images of 16 bits do not state how many of them are used: {max(known)} hold nearly all values. "
+        "State bit_depth in lab.yaml if it is another one"
+    ]
 
 
 def _show_in_prefect(summary: BatchSummary) -> None:
@@ -263,7 +315,8 @@ def command(
         Path | None, typer.Option(help="Folder of the outputs; a folder in microseg's home by default.")
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of all images; default: images.csv, lab.yaml or the files.")
+        float | None,
+        typer.Option(help="Microns per pixel of images that state none; it is an error where they state another one."),
     ] = None,
     keep_existing: Annotated[
         bool, typer.Option("--keep-existing", help="Skip unchanged images that an earlier version has segmented.")
@@ -284,6 +337,17 @@ def command(
         [(result.images, result.done, result.skipped, result.failed, round(result.seconds, 1))],
     )
     console.print(f"Outputs: {result.out}  (overview: index.html)")
+    if result.left_out:
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(result.left_out.items())[:10])
+        more = f" … all are listed in {result.record}" if len(result.left_out) > 10 else ""
+        console.print(f"Left out: {len(result.left_out)} ({named}{more}).", style="yellow", markup=False)
+    for note in result.notes:
+        console.print(f"{note}.", style="yellow", markup=False)
+    if len(result.models) > 1:
+        console.print(
+            f"[yellow]Segmented with {len(result.models)} versions ({result.version}): the column model "
+            "of the tables names that of each row. Do not compare measurements of different versions.[/yellow]"
+        )
     if result.missing_pixel_size:
         console.print(
             f"[yellow]{result.missing_pixel_size} images have no known pixel size and were assumed to have that of the "

@@ -3,7 +3,7 @@
 python -m flows.train lab_a
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -20,6 +20,7 @@ from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.registry.decision import Decision
+from microseg.registry.production import Judgement
 from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
@@ -77,6 +78,7 @@ def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: 
     total = sum(len(lab.select(split="test", labelled=True)) for lab in labs)
     with progress_bar("Evaluating on held-out images", total) as advance:
         comparison = compare(workspace.network(version), None, source=labs, target=None, on_image=advance)
+    workspace.registry.evidence.write(version, workspace.evidence_key(version, None, None), comparison.to_json())
     for lab, metrics in comparison.metrics().items():
         workspace.registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
     return comparison
@@ -91,7 +93,13 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
     decision = workspace.decide(version, None, comparison)
     if decision.promoted:
         audit = audit_info(gate=decision.status, reason="The first version.")
-        workspace.registry.production.promote(version, audit=audit)
+        production = workspace.registry.production
+        request = production.request(version.version, audit=audit)
+        other = replace(audit, reason="Another version was promoted first.")
+        outcome = production.decide(
+            request, lambda against: Judgement(against is None, other if against is not None else audit)
+        )
+        return decision if outcome == "active" else None
     return decision
 
 

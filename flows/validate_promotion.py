@@ -3,12 +3,17 @@
     python -m flows.validate_promotion
 
 In MLflow's page, or with any client of it, a person sets the alias ``production`` on a version, or moves it into the
-legacy stage Production. This is a request: the version is in production when this flow has validated it. If it is not
-valid, the alias is set back. Only a version in production before the history began stays there without a decision.
+legacy stage Production. This is a request: the version is in production when this flow has validated it, and judged it
+against the version in production now. Otherwise the alias is set back. Only a version in production before the history
+began stays there without a decision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
+from uuid import NAMESPACE_URL, uuid5
 
 import typer
 from filelock import FileLock
@@ -19,20 +24,24 @@ from prefect.states import Completed, Failed
 
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
+from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.service.events import PROMOTION_REVERTED, notify
+from flows.service.readaptation import report_outdated_candidates
 from flows.workspace import open_workspace
-from microseg.api.validation import GATE_CHECK, validate_version
+from microseg.api.validation import validate_version
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import RegistryError, VersionNotFoundError
-from microseg.registry.decision import MET, NOT_EVALUATED, Decision, RuleResult
-from microseg.registry.production import BY_TAG, REASON_TAG, AuditInfo, PendingAliasChange, Promotion
-from microseg.registry.version import ModelVersion
+from microseg.errors import MicrosegError, RegistryError, TransientError, VersionNotFoundError
+from microseg.registry.decision import ACCEPTED, MET, NOT_EVALUATED, Decision, RuleResult
+from microseg.registry.production import REASON_TAG, Judgement, Promotion
+from microseg.registry.transitions import Entry
+from microseg.registry.version import ModelVersion, lab_of
 
-__all__ = ["apply_pending_changes", "as_state", "check_version", "command", "validate_promotion"]
+__all__ = ["apply_pending_changes", "as_state", "check_version", "command", "judge", "one_writer", "validate_promotion"]
 
 
 @task
 def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult, ...]:
-    """Check the files, the weights, a test segmentation and the gate's decision of a version."""
+    """Check the files, the weights and a test segmentation of a version."""
     workspace = open_workspace(settings)
     results = validate_version(version, workspace.network, engine=workspace.engine)
     lines = [f"- {'✓' if result.outcome == MET else '✗'} **{result.rule}**: {result.message}" for result in results]
@@ -40,42 +49,72 @@ def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult
     return results
 
 
-@task
-def apply_or_revert(change: PendingAliasChange, settings: Settings) -> Promotion:
-    """Apply a pending alias change, or revert it.
+def judge(request: Entry, against: int | None, settings: Settings) -> Judgement:
+    """Validate a requested version, and judge it against the version in use.
 
-    Returns:
-        The entry of the history.
+    A person may promote a version against the gate, if its page showed this comparison before; otherwise the versions
+    are compared now, and the gate decides.
+
+    Args:
+        request: The request.
+        against: The version in use; None if there is none.
+        settings: Settings of this run.
     """
-    registry = open_workspace(settings).registry
-    production = registry.production
-    if change.requested_version is None:
-        production.record_removal(change, audit=AuditInfo(via=change.via, reason="The alias was removed in MLflow."))
-        return production.history(change.alias)[0]
+    registry, audit = open_workspace(settings).registry, request.audit
+    if request.version is None:
+        return Judgement(True, replace(audit, reason="The alias was removed in MLflow."))
     try:
-        version = registry.versions.find(change.requested_version)
+        version = registry.versions.find(request.version)
     except VersionNotFoundError as error:  # deleted meanwhile
-        production.revert(change, str(error), audit=AuditInfo(via=change.via, reason=str(error)))
-        return production.history(change.alias)[0]
-    decision, by = Decision.from_tags(version), version.tags.get(BY_TAG)
-    failed = [result for result in check_version(version, settings) if result.outcome != MET]
-    if [result.rule for result in failed] == [GATE_CHECK] and not production.history(change.alias):
-        audit = AuditInfo(by, change.via, reason="It was in production before the history began.")
-        production.promote(version, alias=change.alias, audit=audit)
-    elif failed:
-        reason = " ".join(result.message for result in failed)
-        gate = decision.status if decision else NOT_EVALUATED
-        production.revert(change, reason, audit=AuditInfo(by, change.via, gate, reason))
-    else:
-        assert decision is not None  # otherwise a check had failed
-        reason = version.tags.get(REASON_TAG) or " ".join(decision.reasons)
-        gate = replace(decision, override=reason).status  # a person has promoted it, whatever the verdict
-        production.promote(version, alias=change.alias, audit=AuditInfo(by, change.via, gate, reason))
-    return production.history(change.alias)[0]
+        return Judgement(False, replace(audit, reason=str(error)))
+    if failed := [result.message for result in check_version(version, settings) if result.outcome != MET]:
+        return Judgement(False, replace(audit, reason=" ".join(failed)))
+    if audit.gate != NOT_EVALUATED and request.against == against:  # judged when it was requested
+        return Judgement(True, audit)
+    state = registry.production.state()
+    reason = version.tags.get(REASON_TAG) or audit.reason
+    if version.version == state.of(request.alias).previous:
+        return Judgement(True, replace(audit, reason=reason or "It was in production before."))
+    if version.version == against:  # the alias of a lab
+        return Judgement(True, replace(audit, reason=reason or "It is in production for all labs."))
+    earlier = [entry.action for entry in state.entries if entry.number < request.number]
+    if not {"promoted", "rolled back"}.intersection(earlier) and Decision.from_tags(version) is None:
+        return Judgement(True, replace(audit, reason="It was in production before the history began."))
+    return _judge_by_gate(version, request, against, reason, settings)
+
+
+def _judge_by_gate(
+    version: ModelVersion, request: Entry, against: int | None, reason: str, settings: Settings
+) -> Judgement:
+    workspace, scope = open_workspace(settings), lab_of(request.alias)
+    current = None if against is None else workspace.registry.versions.find(against)
+    lab = scope or version.tags.get("target")
+    try:
+        comparison = read_comparison(version, current, settings, lab)
+        # of a request that the gate judged against another version before, nobody has seen this comparison
+        seen = comparison is not None and request.audit.gate == NOT_EVALUATED
+        if comparison is None:
+            comparison = run_evaluation(version, current, lab, settings)[0]
+        decision = apply_gate(version, current, comparison, settings, scope)[0]
+    except TransientError:  # the request stays, and is judged later
+        raise
+    except MicrosegError as error:
+        text = (
+            f"The gate could not be evaluated: {error} Run microseg evaluate {version.version} where this is possible."
+        )
+        return Judgement(False, replace(request.audit, reason=text))
+    if decision.verdict == ACCEPTED or seen:
+        reason = reason or " ".join(decision.reasons)
+        return Judgement(True, replace(request.audit, gate=replace(decision, override=reason).status, reason=reason))
+    text = (
+        f"{decision} {' '.join(decision.reasons)} Its page in MLflow, and decision.html among the files of its run, "
+        "show this now; to promote it all the same, set the alias again."
+    )
+    return Judgement(False, replace(request.audit, gate=decision.status, reason=text))
 
 
 def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[Promotion]:
-    """Apply or revert all pending alias changes, one process of this home at a time.
+    """Decide on all requests: apply or revert them.
 
     Args:
         settings: Settings of this run.
@@ -84,16 +123,41 @@ def apply_pending_changes(settings: Settings, alias: str | None = None) -> list[
     Returns:
         The new entries of the history.
     """
+    production = open_workspace(settings).registry.production
+    before = production.history()
+    newest = before[0].number if before else 0
+    with one_writer(settings):
+        for request in production.observe():
+            if alias in (None, request.alias):
+                production.decide(request, partial(judge, request, settings=settings))
+    new = [entry for entry in production.history() if entry.number > newest and entry.state != "running"]
+    for entry in new:
+        if entry.action in ("reverted", "ignored"):
+            payload = {"alias": entry.alias, "version": entry.version, "message": str(entry)}
+            identity = str(uuid5(NAMESPACE_URL, f"{settings.environment.tracking_uri}#{entry.number}"))
+            notify(PROMOTION_REVERTED, f"microseg.alias.{entry.alias}", payload, identity=identity)
+    return [entry for entry in reversed(new) if alias in (None, entry.alias) or entry.action == "ignored"]
+
+
+@contextmanager
+def one_writer(settings: Settings) -> Iterator[None]:
+    """Let one process of this home at a time decide, so that no version is validated twice.
+
+    The history decides who was first, also between machines: this lock only saves work.
+    """
     lock = settings.home.records / "promotion.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        pending = open_workspace(settings).registry.production.pending_changes()
-        return [apply_or_revert(change, settings) for change in pending if alias in (None, change.alias)]
+        yield
 
 
 def as_state(entries: list[Promotion], message: str) -> State[Any]:
     """Completed, or Failed if a change was reverted, with a message."""
-    return Failed(message=message) if any(it.action == "reverted" for it in entries) else Completed(message=message)
+    return (
+        Failed(message=message)
+        if any(it.action in ("reverted", "ignored") for it in entries)
+        else Completed(message=message)
+    )
 
 
 @flow(name="validate-promotion", flow_run_name="validate {alias}")
@@ -109,10 +173,12 @@ def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) 
     Returns:
         Completed, or Failed if a promotion was reverted; the message describes each change.
     """
-    entries = apply_pending_changes(load_settings(changes), alias)
+    settings = load_settings(changes)
+    entries = apply_pending_changes(settings, alias)
+    report_outdated_candidates(settings)
     if not entries:
         return Completed(message=f"Nothing to do: no pending change of {alias or 'production'}.")
-    lines = [f"- {'✗' if it.action == 'reverted' else '✓'} {it}" for it in entries]
+    lines = [f"- {'✗' if it.action in ('reverted', 'ignored') else '✓'} {it}" for it in entries]
     create_markdown_artifact("\n".join(["# Promotions", *lines]), key="validate-promotion")
     return as_state(entries, " ".join(map(str, entries)))
 

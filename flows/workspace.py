@@ -17,6 +17,7 @@ from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
 from microseg.datasets.versions.store import DatasetStore, code_commit
 from microseg.errors import VersioningError, VersionNotFoundError
+from microseg.files import file_sha256
 
 if TYPE_CHECKING:
     from microseg.api.segmenter import Segmenter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from microseg.inference.engine import Engine, EngineOptions
     from microseg.models.network import PyramidSegmenter
     from microseg.registry.decision import Decision
+    from microseg.registry.evidence import EvidenceKey
     from microseg.registry.registry import Registry
     from microseg.registry.runs import RunLog
     from microseg.registry.version import ModelVersion
@@ -34,6 +36,7 @@ __all__ = ["SOURCE_METHOD", "Workspace", "open_workspace"]
 SOURCE_METHOD = "supervised"
 
 _NETWORKS = 3  # kept in memory: a candidate, the production model and one more
+_EVALUATION_FORMAT = 1  # raise it when an evaluation measures something else: earlier evidence does not count then
 _SERVED_TILE = 256  # pixels; `mlflow models serve` takes tiles of this size
 
 
@@ -66,7 +69,15 @@ class Workspace:
         """The model registry."""
         from microseg.registry.registry import Registry
 
-        return Registry(self.settings.environment.tracking_uri)
+        return Registry(
+            self.settings.environment.tracking_uri,
+            labs=self._lab_names,
+            locks=self.settings.home.records / "runs",
+        )
+
+    def _lab_names(self) -> set[str]:
+        names = {path.stem for path in (self.datasets.root / "history").glob("*.jsonl")}
+        return names | {onboarding.lab for onboarding in self.onboarding.read_all()}
 
     def production(self, lab: str | None = None) -> ModelVersion | None:
         """The version in production for a lab's images, or for all; None when there is none."""
@@ -229,6 +240,40 @@ class Workspace:
             tags=tags,
         )
 
+    def evidence_key(self, version: ModelVersion, other: ModelVersion | None, lab: str | None) -> EvidenceKey:
+        """What a comparison of two versions is measured on, from now on.
+
+        Args:
+            version: The candidate.
+            other: The version that it is compared with.
+            lab: The target lab; None if there is none.
+        """
+        from microseg.registry.evidence import EvidenceKey
+
+        datasets = dict(version.datasets)
+        if lab is not None:
+            datasets.setdefault(lab, self.lab(lab, None)[1])
+        inference = self.settings.params.inference
+        return EvidenceKey(
+            candidate=self._model_id(version),
+            production=None if other is None else self._model_id(other),
+            lab=lab,
+            datasets=datasets,
+            settings={
+                "format": _EVALUATION_FORMAT,
+                "min_target_slides": self.settings.params.gate.min_target_slides,
+                "tile_size": inference.tile_size,
+                "halo": inference.halo,
+            },
+        )
+
+    def _model_id(self, version: ModelVersion) -> str:
+        """ID of a version's model with the hash of its weights: tags can be copied to another model."""
+        from microseg.models.config import WEIGHTS_FILE
+
+        folder = self.registry.versions.download(version, self.settings.home.models)
+        return f"{version.model_id or version.run_id}:{file_sha256(folder / WEIGHTS_FILE)}"
+
     def decide(
         self, version: ModelVersion, production: ModelVersion | None, comparison: Comparison, lab: str | None = None
     ) -> Decision:
@@ -244,11 +289,13 @@ class Workspace:
         from microseg.registry.model_card import model_card
 
         gate = self.settings.params.gate
+        lost = sorted(production.datasets.keys() - version.datasets.keys()) if production and lab is None else []
         decision = replace(
             decide(
                 comparison.candidate,
                 comparison.production,
                 gate if lab is None else gate.model_copy(update={"max_source_loss": 1.0}),
+                lost_labs=lost,
             ),
             version=version.version,
             production_version=production.version if production else None,

@@ -78,7 +78,7 @@ class ParseError(DataError):
     """A text is not YAML, JSON or XML, or has more levels or characters than any sound one."""
 
 
-class ResourceLimitError(DataError):
+class ResourceLimitError(ImageReadError):
     """A file takes more time or memory to read than any sound one."""
 
 

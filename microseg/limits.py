@@ -5,6 +5,7 @@ function that reads such a file is run in a child process, which is stopped at a
 Child processes are reused while they are well, so a call costs a fraction of a millisecond and the copy of its result.
 """
 
+import itertools
 import logging
 import os
 import resource
@@ -30,6 +31,9 @@ MEMORY = 2 * 2**30
 """Memory of one file, in bytes."""
 
 _WAIT = 6.0  # wall time over processor time
+# threads reserve addresses, which count as memory
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS"), "1")
+_ONE_THREAD["MALLOC_ARENA_MAX"] = "2"
 _MOST_IDLE = 8  # child processes that wait for the next call
 _LOG_LINES, _LOG_SECONDS = 20, 60.0
 
@@ -67,7 +71,9 @@ def run_limited(what: str, function: Callable[..., T], *args: Any, seconds: floa
         )
     if kind == "error":
         _give_back(child)
-        raise value
+        for error, cause in itertools.pairwise([*value, None]):
+            error.__cause__ = cause
+        raise value[0]
     _give_back(child)
     return value  # type: ignore[no-any-return]
 
@@ -85,7 +91,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**os.environ, "PYTHONPATH": paths, **_ONE_THREAD},
             )
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float, memory: int) -> tuple[str, Any]:
@@ -160,7 +166,7 @@ def serve(descriptor: int) -> None:
         except EOFError:
             return
         except Exception as error:  # the module of the function cannot be imported
-            pipe.send(("error", _sendable(error)))
+            pipe.send(("error", [_sendable(error)]))
             continue
         _limit(seconds, memory)
         try:
@@ -168,14 +174,14 @@ def serve(descriptor: int) -> None:
         except MemoryError:
             reply = "stopped", "it took more memory"
         except Exception as error:
-            reply = "error", _sendable(error)
+            reply = "error", [_sendable(each) for each in _causes(error)]
         _limit(None, None)
         try:
             pipe.send(reply)
         except BrokenPipeError:
             return
         except Exception as error:  # the result cannot be sent
-            pipe.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+            pipe.send(("error", [RuntimeError(f"{type(error).__name__}: {error}")]))
         del reply
 
 
@@ -193,7 +199,17 @@ def _limit(seconds: float | None, memory: int | None) -> None:
         resource.setrlimit(limit, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
-def _sendable(error: Exception) -> Exception:
+def _causes(error: BaseException) -> list[BaseException]:
+    """The exception and what caused it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 5:
+        chain.append(cause)
+        cause = cause.__cause__
+    return chain
+
+
+def _sendable(error: BaseException) -> BaseException:
     """The exception, or one that can be sent to the parent."""
     import pickle
 

@@ -157,4 +157,7 @@ def _clark(name: str) -> str:
 
 def _describe(error: Exception) -> str:
     """The message of a parser on one line, with no more than a few characters of the text."""
-    return printable(" ".join(str(error).split()))[:300] or type(error).__name__
+    text = str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # its text quotes the file
+        text = f"{error.problem} in line {error.problem_mark.line + 1}"
+    return printable(" ".join(text.split()))[:300] or type(error).__name__

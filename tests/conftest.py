@@ -26,6 +26,12 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
+@pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in the process of the test, which has changed something that a child process does not have."""
+    monkeypatch.setattr("microseg.limits.run_limited", lambda _what, function, *args, **_limits: function(*args))
+
+
 @pytest.fixture(scope="session")
 def incoming_labs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a labelled lab and of an unlabelled one, each with a held-out ``test/``."""

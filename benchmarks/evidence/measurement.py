@@ -20,7 +20,6 @@ from benchmarks.evidence.predictions import StoredPredictions
 from benchmarks.evidence.scores import share_shift, soft_neighborhood_density
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset
-from microseg.datasets.modality import Modality, lab_modality
 from microseg.evaluation.criteria import class_shares, cohen_kappa
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
@@ -34,6 +33,7 @@ from microseg.evaluation.reverse_validation import (
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image, write_png
+from microseg.slides.modality import Modality, lab_modality
 from microseg.training.adaptation.domain_shift import center_crop, to_batch
 
 __all__ = ["EvaluationImages", "evidence", "report_images", "true_dice"]

@@ -12,7 +12,8 @@ from benchmarks.adaptation.methods import SOURCE_ONLY
 from benchmarks.evidence.scores import SCORES
 from microseg.config.params import GateSettings
 from microseg.registry.decision import ACCEPTED, MET, Verdict
-from microseg.registry.gate import Evidence, decide
+from microseg.registry.evidence import Evidence
+from microseg.registry.gate import decide
 
 __all__ = ["ALL_SCORES", "BETTER", "WORSE", "Pair", "Rate", "leave_one_out", "make_pairs", "rates", "signed_score"]
 

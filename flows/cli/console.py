@@ -1,10 +1,11 @@
 """Terminal output: progress bars, tables, error messages."""
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,10 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from microseg.errors import MicrosegError
+from microseg.escaping import mask_secrets, printable
 
 __all__ = ["Advance", "console", "exit_on_error", "progress_bar", "show_table"]
 
-console = Console(stderr=False, highlight=False)
+
+class _SafeConsole(Console):
+    """A console that masks passwords and escapes control characters in all that it prints."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts and tables; see the class of Rich."""
+        super().print(*(_safe(it) if isinstance(it, str) else it for it in objects), **options)
+
+
+def _safe(text: str) -> str:
+    return mask_secrets(printable(text, keep="\n\t"))
+
+
+console = _SafeConsole(stderr=False, highlight=False)
 
 _SHORT = 12  # characters; columns of such values are not broken into lines
 
@@ -79,7 +94,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 def _format(value: object) -> str:
     if value is None or value != value:  # NaN
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else _safe(str(value))
 
 
 @contextmanager
@@ -93,10 +108,15 @@ def exit_on_error() -> Iterator[None]:
         yield
     except MicrosegError as error:
         _fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f" while {error.filename} was written" if error.filename else ""
+        _fail(f"The disk is full{what}. Nothing that was complete is lost: free some space, run the same again.", 1)
     except KeyboardInterrupt:
         _fail("Interrupted. Finished work is kept; run the same command again to continue.", 130)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"[bold red]microseg:[/] {message}", soft_wrap=True)
+    _SafeConsole(stderr=True, highlight=False).print(f"[bold red]microseg:[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)

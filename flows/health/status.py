@@ -21,7 +21,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import HomeNotFoundError
 from microseg.registry.decision import NOT_EVALUATED, Decision
-from microseg.registry.version import CANDIDATE, production_of
+from microseg.registry.version import production_of
 
 __all__ = ["SCHEDULED_DEPLOYMENT", "LabStatus", "Status", "command", "read_status"]
 
@@ -65,9 +65,8 @@ class Status:
         home_origin: How the home was found.
         params_file: File of parameters; None for the defaults.
         home_exists: Whether there is a home yet.
-        production: Version in production for all labs.
-        candidate: Version with the alias ``candidate``.
-        pending: Alias changes that were not validated yet.
+        production: The active version for all labs, which batches use.
+        pending: Requested versions that were not validated yet, which nothing uses.
         labs: All labs that have a dataset, or are being onboarded.
         last_batches: End and message of the last scheduled batches; None without a Prefect server.
         next_batch: Time of the next one; None without a Prefect server or a schedule.
@@ -78,7 +77,6 @@ class Status:
     params_file: str | None
     home_exists: bool
     production: int | None = None
-    candidate: int | None = None
     pending: list[str] = field(default_factory=list)
     labs: list[LabStatus] = field(default_factory=list)
     last_batches: list[str] | None = None
@@ -109,7 +107,7 @@ def read_status(settings: Settings) -> Status:
         return Status(**where, home_exists=False)
     workspace = open_workspace(settings)
     registry, store = workspace.registry, workspace.datasets
-    versions = registry.versions.all()
+    versions, state = registry.versions.all(), registry.production.state()
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
@@ -126,7 +124,7 @@ def read_status(settings: Settings) -> Status:
                 digest=history[-1].digest if history else None,
                 files=history[-1].files if history else 0,
                 production=used.version if used else None,
-                own=used is not None and production_of(lab) in used.aliases,
+                own=state.of(production_of(lab)).active is not None,
                 candidate=f"{candidate.version} ({status})" if candidate else None,
                 onboarding=f"{onboarding.state}: {onboarding.message}".rstrip(": ") if onboarding else "",
             )
@@ -137,7 +135,6 @@ def read_status(settings: Settings) -> Status:
         **where,
         home_exists=True,
         production=production.version if production else None,
-        candidate=next((version.version for version in versions if CANDIDATE in version.aliases), None),
         pending=[
             f"{change.alias}: "
             + (f"version {change.requested_version} requested" if change.requested_version else "alias removed")
@@ -188,9 +185,9 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     missing = "" if status.home_exists else "; does not exist yet"
     console.print(f"Home:       {status.home} ({status.home_origin}{missing})", soft_wrap=True, markup=False)
     console.print(f"Parameters: {status.params_file or 'defaults'}", soft_wrap=True, markup=False)
-    console.print(f"Production: {_version(status.production)}; candidate: {_version(status.candidate)}")
+    console.print(f"Production: {_version(status.production)} is active")
     for line in status.pending:
-        console.print(f"[yellow]Pending alias change: {line}. Apply it: microseg service validate-promotion[/]")
+        console.print(f"[yellow]Requested:  {line}. Validate it: microseg service validate-promotion[/]")
     columns = ("lab", "dataset", "versions", "files", "production", "candidate", "onboarding")
     rows = [
         (it.lab, (it.digest or "–")[:8], it.versions, it.files, _production(it), it.candidate, it.onboarding or None)

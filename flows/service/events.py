@@ -14,8 +14,10 @@ from microseg.datasets.onboarding import IncomingDataset, Onboarding, Onboarding
 
 __all__ = [
     "ALREADY_SUITED",
+    "CANDIDATE_OUTDATED",
     "LAB_ARRIVED",
     "PROMOTION_REQUESTED",
+    "PROMOTION_REVERTED",
     "REVIEW_REQUESTED",
     "TAG",
     "emit",
@@ -43,6 +45,14 @@ ALREADY_SUITED = "microseg.lab.already_suited"
 REVIEW_REQUESTED = "microseg.review.requested"
 """The gate cannot tell whether a candidate is better: a person must look. For automations that notify people. Payload:
 ``version``, ``lab``, ``message``; resource ``microseg.version.<number>``."""
+
+CANDIDATE_OUTDATED = "microseg.candidate.outdated"
+"""Another promotion has made a candidate outdated: promoting it would lose a lab. For automations that notify people.
+Payload: ``version``, ``lab``, ``message``; resource ``microseg.version.<number>``."""
+
+PROMOTION_REVERTED = "microseg.promotion.reverted"
+"""A requested version did not go to production, or an alias only resembles one of production. For automations that
+notify people. Payload: ``alias``, ``version``, ``message``; resource ``microseg.alias.<alias>``."""
 
 
 def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | None = None) -> None:

@@ -19,7 +19,7 @@ from microseg.slides.images import (
 )
 from microseg.slides.tiff_layout import is_tiff
 
-__all__ = ["IGNORE", "mask_values", "read_mask"]
+__all__ = ["IGNORE", "mask_advice", "mask_values", "read_mask"]
 
 
 def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
@@ -46,8 +46,7 @@ def read_mask(path: Path | str) -> npt.NDArray[np.uint8]:
         if values.min() < 0 or values.max() > IGNORE:
             raise ImageReadError(
                 f"{path}: expected class indices 0..254 (255 = ignore), got {values.min()}..{values.max()}. "
-                "Save classes as an 8-bit PNG, or state `masks: instances` in lab.yaml where these are numbers of "
-                "objects of one class."
+                f"{mask_advice(values)}"
             )
         return values.astype(np.uint8)
 
@@ -84,6 +83,36 @@ def mask_values(path: Path) -> npt.NDArray[Any]:
                 f"{path}: expected whole numbers (class indices), got {values.dtype}. Save the mask as an 8-bit PNG."
             )
         return values
+
+
+def mask_advice(values: npt.NDArray[Any]) -> str:
+    """What to do about a mask whose values are no class indices, by what they seem to be."""
+    found = np.unique(values)
+    found = found[found != 0]
+    if len(found) == 1 and found[0] >= IGNORE:
+        return (
+            f"Write 1 in place of {found[0]}, or state `masks: binary` in lab.yaml where {found[0]} is the class: it "
+            "is the only value beside 0."
+        )
+    if len(found) > 8 and found[-1] == IGNORE and found[0] >= 1 and not _is_numbering(found):
+        return (
+            "It seems to have smoothed edges: values between 0 and 255. Export it without smoothing (resize by nearest "
+            "neighbor), as class indices or black and white with `masks: binary` in lab.yaml."
+        )
+    if _is_numbering(found):
+        return (
+            "These seem to be numbers of objects: state `masks: instances` in lab.yaml where they are of one class; "
+            "otherwise write the class index of each pixel."
+        )
+    return (
+        "Write class indices, or name every class in lab.yaml; where these are numbers of objects of one class, state "
+        "`masks: instances`."
+    )
+
+
+def _is_numbering(found: npt.NDArray[Any]) -> bool:
+    """Whether values above 0 are numbers of objects: nearly all from 1 to the largest."""
+    return bool(len(found) > 2 and found[0] >= 1 and len(found) >= 0.8 * found[-1] and found[-1] != IGNORE)
 
 
 def _mask_values(path: Path) -> npt.NDArray[Any]:

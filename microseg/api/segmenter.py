@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.config.environment import Environment
-from microseg.errors import WeightsError
+from microseg.errors import VersionNotFoundError, WeightsError
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine, EngineOptions
 from microseg.inference.image_pipeline import BatchOptions, complete_provenance, segment_file, segment_pixels
@@ -23,11 +23,11 @@ from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.registry.registry import Registry
-from microseg.registry.version import MODEL_NAME, ModelVersion
-from microseg.slides.readers import is_slide, open_slide
+from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion, is_production, lab_of
+from microseg.slides.limited import is_slide, open_slide
 from microseg.training.devices import resolve_device
 
-__all__ = ["Segmenter", "version_provenance"]
+__all__ = ["Segmenter", "find_version", "version_provenance"]
 
 
 class Segmenter:
@@ -71,9 +71,10 @@ class Segmenter:
         """Load a registered version, or a network from a folder. Nothing in the files is executed.
 
         Args:
-            model: An alias such as ``production``, the number of a version, or a folder with ``weights.safetensors``
-                and ``network.json``: a ``Path``, or a string with a path separator. A string without one is always a
-                name in the registry.
+            model: ``"production"`` or ``"production-<lab>"``: the version that batches use for all labs or for this
+                lab, which was validated; another alias; the number of a version; or a folder with
+                ``weights.safetensors`` and ``network.json``: a ``Path``, or a string with a path separator. A string
+                without one is always a name in the registry.
             tracking_uri: Tracking URI of MLflow; None: from the environment.
             device: See the class.
             options: See the class.
@@ -90,7 +91,7 @@ class Segmenter:
             return cls(load_network(folder), provenance=provenance, device=device, **options)
         environment = Environment()
         registry = Registry(tracking_uri or environment.tracking_uri)
-        version = registry.versions.find(model)
+        version = find_version(registry, model)
         network = load_network(registry.versions.download(version, environment.home.models))
         reference = registry.versions.reference_distribution(version)
         return cls(network, provenance=version_provenance(version), reference=reference, device=device, **options)
@@ -170,6 +171,24 @@ class Segmenter:
             step=(view.step_x, view.step_y),
             ood_score=ood_score,
         )
+
+
+def find_version(registry: Registry, model: str | int) -> ModelVersion:
+    """Find a version as `Segmenter.load` does.
+
+    Raises:
+        VersionNotFoundError: There is no such version, or no such lab.
+    """
+    lab = lab_of(model) if isinstance(model, str) and is_production(model) else None
+    if lab is None:
+        return registry.versions.find(model)
+    known = registry.production.labs()
+    if lab not in known:
+        raise VersionNotFoundError(
+            f"expected the name of a lab after {PRODUCTION}-, got {lab!r}; the registry knows "
+            f"{', '.join(sorted(known)) or 'none'}. For all other labs use {PRODUCTION!r}"
+        )
+    return registry.production.active(lab)
 
 
 def version_provenance(version: ModelVersion) -> Provenance:

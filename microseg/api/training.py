@@ -1,12 +1,15 @@
-"""Train a segmenter on labelled labs, and adapt one to new labs without labels: from datasets to a network on disk."""
+"""Train a segmenter on labelled labs, and adapt one to new labs: from datasets to a network on disk."""
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from lightning_fabric import Fabric
 
+from microseg.annotations.index_masks import read_mask
 from microseg.api.checkpoints import evaluate_checkpoint, source_dice
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows, known_regions
 from microseg.errors import LabError
+from microseg.files import file_sha256
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter, configure_network
@@ -124,7 +129,10 @@ def adapt(
     method: str | type[AdaptationMethod] | None = None,
     keep_checkpoint: bool = False,
 ) -> TrainingResult:
-    """Adapt a segmenter to target labs without any label from them.
+    """Adapt a segmenter to target labs, without labels from them or with a few.
+
+    Where images of a target lab have labels, such as corrected regions, those in the split ``train`` are trained on;
+    the others are for evaluation. A method without source images does not use them.
 
     An interrupted adaptation resumes from its checkpoint, beside the folder, when it is started again with the same
     arguments; with others it starts from its beginning.
@@ -133,7 +141,7 @@ def adapt(
         network: Segmenter in use, or its folder; it is not changed.
         source: Datasets of the labelled labs that it was trained on, or their folders; empty where ``settings.source``
             is ``none``.
-        target: Datasets of the target labs, or their folders; their masks, if any, are not read.
+        target: Datasets of the target labs, or their folders.
         settings: Settings of the adaptation; the defaults of `microseg adapt` where None.
         folder: Folder that the adapted network is written to.
         seed: Seed of crops and color changes.
@@ -178,6 +186,8 @@ def adapt(
     search = settings.search_scale and not source_free  # a scale is found by comparison with source images
     targets = [_target_lab(base, lab, images, work, search=search) for lab in target_labs]
     in_use = source_dice(base, labelled_labs)
+    if not source_free:
+        labelled = _with_corrections(labelled, target_labs, mpp, settings.target_label_share)
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
     elapsed = time.monotonic() - start
     run = partial(
@@ -300,6 +310,23 @@ def _labelled_samples(labs: Sequence[LabDataset], mpp: float | None) -> list[Sam
     return samples
 
 
+def _with_corrections(
+    labelled: list[Sample], targets: Sequence[LabDataset], mpp: float | None, share: float
+) -> list[Sample]:
+    """Add the labelled regions of target labs, as often as their share of all crops requires."""
+    regions = [
+        replace(sample, focus=region)
+        for lab in targets
+        for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
+        if sample.mask is not None
+        for region in known_regions(read_mask(sample.mask))
+    ]
+    if not regions or share == 0:
+        return labelled
+    count = math.ceil(share / (1 - share) * len(labelled))
+    return [*labelled, *itertools.islice(itertools.cycle(regions), max(count, len(regions)))]
+
+
 def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
     for row in rows:
         yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
@@ -335,8 +362,13 @@ def _fingerprint(
         "network": network.config.model_dump(mode="json"),
         "weights": weights_digest(network),
         "settings": settings.model_dump(mode="json"),
-        "source": [[(row.sha256, row.mask, row.split) for row in lab.rows] for lab in source],
-        "target": [[row.sha256 for row in lab.rows] for lab in target],
+        "source": [[(row.sha256, _mask_digest(lab, row), row.split) for row in lab.rows] for lab in source],
+        "target": [[(row.sha256, _mask_digest(lab, row)) for row in lab.rows] for lab in target],
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _mask_digest(lab: LabDataset, row: ManifestRow) -> str | None:
+    """SHA-256 of the mask's file, which corrections change; None for an unlabelled image."""
+    return None if row.mask is None else file_sha256(lab.mask_path(row))

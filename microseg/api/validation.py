@@ -4,16 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from microseg.errors import MicrosegError
+from microseg.errors import MicrosegError, TransientError
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
-from microseg.registry.decision import MET, NOT_MET, Decision, RuleResult
+from microseg.registry.decision import MET, NOT_MET, RuleResult
 from microseg.registry.version import ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_image
 
-__all__ = ["GATE_CHECK", "validate_version"]
-
-GATE_CHECK = "gate decision"
+__all__ = ["validate_version"]
 
 _SIZE = 160  # pixels of the test image
 _SUM_TOLERANCE = 1e-3
@@ -28,7 +26,7 @@ def validate_version(
     """Check whether a version can be used for batches.
 
     It must hold a network saved by microseg, whose weights load as plain tensors (nothing in its files is executed),
-    segment an image, and have a decision of the gate, whatever that is.
+    and segment an image.
 
     Args:
         version: The version.
@@ -38,21 +36,14 @@ def validate_version(
     Returns:
         The results in order; a network that cannot be loaded is not checked further.
     """
-    decision = Decision.from_tags(version)
-    gate = RuleResult(
-        MET if decision else NOT_MET,
-        GATE_CHECK,
-        str(decision)
-        if decision
-        else f"The gate was not evaluated on version {version.version}: run `microseg evaluate {version.version}`, "
-        "read its model card, then promote it again.",
-    )
     try:
         network = load(version)
+    except TransientError:  # the version may be valid
+        raise
     except MicrosegError as error:
-        return RuleResult(NOT_MET, "network", _message(error)), gate
+        return (RuleResult(NOT_MET, "network", _message(error)),)
     loaded = RuleResult(MET, "network", "The files hold a network of microseg, and its weights load as plain tensors.")
-    return loaded, _check_segmentation(network, engine), gate
+    return loaded, _check_segmentation(network, engine)
 
 
 def _check_segmentation(network: PyramidSegmenter, engine: Callable[[PyramidSegmenter], Engine]) -> RuleResult:

@@ -16,7 +16,7 @@ Environment:
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from microseg.errors import HomeError, HomeNotFoundError
+from microseg.escaping import mask_secrets
 from microseg.files import write_text_file
 
 __all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "is_server"]
@@ -69,6 +70,9 @@ class Environment(BaseSettings):
     microseg_webhook_host: str = "127.0.0.1"
     microseg_webhook_secret: str | None = Field(None, repr=False)
     mlflow_tracking_uri: str | None = None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, mask_secrets(it) if isinstance(it, str) else it) for name, it in super().__repr_args__()]
 
     @property
     def home(self) -> "Home":

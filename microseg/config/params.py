@@ -150,6 +150,8 @@ class AdaptSettings(FitSettings):
     """Fraction of the training over which both weights rise from 0 (Ganin & Lempitsky 2015)."""
     classifier_learning_rate: PositiveFloat = 1e-3
     """Learning rate of the two domain classifiers."""
+    target_label_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the labelled crops that show labelled regions of the target labs, where they have some."""
     color_transfer_prob: Fraction = 0.5
     """Probability that a source crop is given the colors of a target image."""
     target_color_jitter: NonNegativeFloat = 0.7
@@ -294,6 +296,8 @@ class PromotionSettings(Section):
     """``mlflow``: a person sets the alias there; ``prefect``: the run waits for a person; ``gate``: at once."""
     per_lab: bool = False
     """Promote a candidate only for the lab that it was adapted to (``production-<lab>``)."""
+    adapt_again: bool = False
+    """Adapt again to the lab of a candidate whose promotion would lose a lab that production was adapted to since."""
 
 
 class ScheduleSettings(Section):

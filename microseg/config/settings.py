@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -30,7 +29,8 @@ from microseg.config.params import (
     Section,
     TrainSettings,
 )
-from microseg.errors import SettingsError
+from microseg.errors import ParseError, SettingsError
+from microseg.parsing import parse_yaml, read_text
 
 __all__ = ["Params", "Settings", "load_settings"]
 
@@ -148,9 +148,9 @@ def _variables() -> dict[str, str]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {error}. Correct it there.") from error
+        values = parse_yaml(read_text(file)) or {}
+    except ParseError as error:
+        raise SettingsError(f"{file}: expected YAML in UTF-8, got: {_bare(error)}. Correct it there.") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: expected sections with values, got {type(values).__name__}. Write name: value.")
     return {name: value for name, value in values.items() if value is not None}  # null: all of it commented out
@@ -161,8 +161,8 @@ def _override(values: dict[str, Any], change: str, origin: str) -> None:
     if not separator:
         raise SettingsError(f"--set: expected section.name=value, for example train.steps=500, got {change!r}.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ParseError as error:
         raise SettingsError(
             f"{origin}: expected a YAML value for {name}, such as [0.8, 1.25], got {text!r}."
         ) from error
@@ -173,6 +173,10 @@ def _override(values: dict[str, Any], change: str, origin: str) -> None:
             raise SettingsError(f"{origin}: {part} is a value, not a section. Remove what follows it.")
         values = section
     values[last] = value
+
+
+def _bare(error: ParseError) -> str:
+    return str(error).removeprefix("expected YAML, got: ")
 
 
 def _describe(detail: ErrorDetails) -> str:

@@ -1,5 +1,6 @@
 """Checks of an incoming dataset, file by file, before any of it is ingested."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +11,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from microseg import limits
 from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.coco import image_names
 from microseg.annotations.files import AnnotatedImage, open_annotation
 from microseg.annotations.formats import OUTLINES, annotation_suffixes, read_annotation
+from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks, class_of_file
 from microseg.datasets.lab import image_key, image_name
-from microseg.errors import ImageReadError, LabError
+from microseg.errors import ImageReadError, LabError, ResourceLimitError
+from microseg.escaping import printable
+from microseg.files import unsafe_reason
 from microseg.slides import images
-from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, read_image
+from microseg.slides.folder import is_system_file
+from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, measured_depth, read_image
 from microseg.slides.openslide_reader import slide_parts
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import image_pixels, slide_suffixes
@@ -36,12 +42,20 @@ __all__ = [
     "count_slides",
     "is_system_file",
     "list_files",
+    "measure_bit_depth",
 ]
 
+_TURNED = {
+    1: "upright", 2: "mirrored", 3: "turned by 180°", 4: "upside down", 5: "transposed", 6: "turned by 90°",
+    7: "transposed and turned by 180°", 8: "turned by 270°",
+}  # fmt: skip
+_MASK_NAMES = re.compile(
+    r"^(?:mask|label|labels|seg|gt)[ _.-]+|[ _.-]+(?:(?:class|index|semantic|instance|inst|binary|label)[ _.-]*)?"
+    r"(?:masks?|labels?|segmentation|seg|gt|groundtruth|annotation|anno|cp_masks)$"
+)
 MIN_SIDE = 16  # pixels; smaller images are useless for training
 
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _WORKERS = 4
 
 Pixels = npt.NDArray[np.uint8]
@@ -110,27 +124,34 @@ class IncomingFiles:
         skipped: Files of the operating system (``.DS_Store``, ``Thumbs.db`` …), which do not belong to the dataset.
         images: Image files by `image_key`.
         annotations: Annotation files by `image_key`.
+        roots: Folders that links may lead to; the source is one.
+        paths: Path of each rejected file, whose name may be shown otherwise.
+        unread: Annotation files that must not be opened, by `image_key`.
     """
 
     source: Path
+    roots: tuple[Path, ...] = ()
     pairs: list[tuple[Path, Path | None]] = field(default_factory=list)
     rejected: dict[str, RejectedFile] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     images: dict[str, list[Path]] = field(default_factory=dict)
     annotations: dict[str, list[Path]] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    unread: dict[str, Path] = field(default_factory=dict)
 
     def path_of(self, path: Path) -> str:
-        """Path in the incoming dataset, with forward slashes and in valid Unicode."""
-        return path.relative_to(self.source).as_posix().encode(errors="replace").decode()
+        """Path in the incoming dataset, with forward slashes, and in characters that can be shown."""
+        return printable(path.relative_to(self.source).as_posix())
 
     def reject(self, path: Path, reason: str, slide: Path | None = None) -> None:
         """Reject a file, which may be a slide or a part of one; the first reason is kept."""
         file = self.path_of(path)
         whole = None if slide is None else self.path_of(slide)
+        self.paths[file] = path
         self.rejected.setdefault(file, RejectedFile(file, reason.removeprefix(f"{path}: "), whole))
 
 
-def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
+def list_files(source: Path, classes: LabelClasses, roots: Iterable[Path] = ()) -> IncomingFiles:
     """List the files of an incoming dataset and pair images with annotations, by their names.
 
     An annotation has the name of its image; outlines may lie beside it, and one COCO file may be for many images. One
@@ -141,6 +162,7 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
     Args:
         source: Folder of the incoming dataset.
         classes: The classes, and their names in annotation files.
+        roots: Folders outside it that links in it may lead to; others are not followed, and their files are rejected.
 
     Returns:
         The pairs to check, and the files that are rejected or skipped by their names.
@@ -152,7 +174,7 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
         raise LabError(f"{source}: expected the folder of a lab's images, found none. Check the path.")
     if not (source / "images").is_dir():
         raise LabError(f"{source}: expected a folder images/ in it, found none. Put the lab's images into images/.")
-    files = IncomingFiles(source)
+    files = IncomingFiles(source, (source, *roots))
     suffixes = annotation_suffixes()
     beside = suffixes.get(OUTLINES, ())
     listed = _list_folder(files, "images", (*IMAGE_SUFFIXES, *beside))
@@ -166,9 +188,16 @@ def list_files(source: Path, classes: LabelClasses) -> IncomingFiles:
         for key, paths in _list_folder(files, folder, endings, classes).items():
             files.annotations.setdefault(key, []).extend(paths)
     _find_owners(files, classes)
+    _reject_misnamed(files)
 
     for key, paths in files.images.items():
         annotations = files.annotations.get(key, [])
+        if (unread := files.unread.get(key)) is not None:  # without it the image would count as unlabelled
+            for path in (*paths, *annotations):
+                files.reject(path, f"its annotation {unread.name} is rejected: see its reason.")
+            continue
+        if all(files.path_of(path) in files.rejected for path in paths):
+            continue
         if len(annotations) > 1 and all(class_of_file(path, classes) for path in annotations):
             annotations = annotations[:1]  # its format reads all of them
         if len(paths) == 1 and len(annotations) <= 1:
@@ -192,6 +221,7 @@ def check_images(
     classes: LabelClasses,
     *,
     mpp: Callable[[Path], float | None] = lambda _image: None,
+    bit_depth: int | None = None,
     save: Save | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckedImage, ...]:
@@ -204,6 +234,7 @@ def check_images(
         files: From `list_files`; what is rejected is added to it.
         classes: The classes, and what annotation files mean.
         mpp: Microns per pixel that the lab states of an image; where None, the file's own are used.
+        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`.
         save: Called with the content of each image that can be ingested.
         progress: Called with the number of images checked and their total.
 
@@ -212,7 +243,9 @@ def check_images(
     """
     usable: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0])), files.pairs)
+        checks = pool.map(
+            lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0]), bit_depth), files.pairs
+        )
         for done, ((image, _), found) in enumerate(zip(files.pairs, checks, strict=True), start=1):
             if isinstance(found, CheckedImage):
                 usable.append(found)
@@ -237,6 +270,7 @@ def check_pair(
     classes: LabelClasses,
     save: Save | None = None,
     mpp: float | None = None,
+    bit_depth: int | None = None,
 ) -> CheckedImage | dict[Path, str]:
     """Check an image and its annotation.
 
@@ -246,13 +280,37 @@ def check_pair(
         classes: The classes, and what annotation files mean.
         save: Called with the content if both can be used.
         mpp: Microns per pixel that the lab states of the image; those of the file where None.
+        bit_depth: See `check_images`.
 
     Returns:
         The checked image, or the reasons by path why it or its annotation cannot be used.
     """
     try:
+        arguments = (image, annotation, classes, mpp, bit_depth)
+        found = limits.run_limited(str(image), _read_pair, *arguments, seconds=2 * limits.SECONDS)
+    except ResourceLimitError as error:
+        return {image: str(error)} | ({} if annotation is None else {annotation: str(error)})
+    if isinstance(found, dict):
+        return found
+    checked, pixels, png, labels = found
+    if save is not None:
+        save(checked, pixels, png, labels)
+    return checked
+
+
+def _read_pair(
+    image: Path, annotation: Path | None, classes: LabelClasses, mpp: float | None, bit_depth: int | None
+) -> tuple[CheckedImage, Pixels, bytes | None, LabelRegion | None] | dict[Path, str]:
+    """Read and check an image and its annotation; the arguments are those of `check_pair`."""
+    try:
         png = _read_plain_png(image)
-        pixels = read_image(image, png)  # (H, W, 3)
+        depth = None if bit_depth is None or png is not None else measured_depth(image)
+        if depth is not None and bit_depth is not None and depth > bit_depth:
+            raise ImageReadError(
+                f"expected values of at most {bit_depth} bits, as in the lab's other images of 16 bits, got {depth}. "
+                "Send it under another lab name, or export it as 8-bit RGB."
+            )
+        pixels = read_image(image, png, bit_depth)  # (H, W, 3)
     except ImageReadError as error:
         return {image: str(error)}
     height, width = pixels.shape[:2]
@@ -264,7 +322,14 @@ def check_pair(
         try:
             found = read_annotation(annotation, AnnotatedImage(image.name, width, height, mpp or own_mpp), classes)
             labels, notes = found.read(), found.notes
-            if RasterMasks.folder not in annotation.parts[-3:-1] and image_orientation(image) != 1:
+            raster, turned = RasterMasks.folder in annotation.parts[-3:-1], image_orientation(image)
+            if raster and turned != (mask_turned := image_orientation(annotation)):
+                raise ImageReadError(
+                    f"expected the orientation of its image, {turned} ({_TURNED[turned]}), got {mask_turned} "
+                    f"({_TURNED[mask_turned]}) in EXIF or TIFF tags: it is not known whether the mask was drawn on the "
+                    "turned image. Save both upright, without the tag."
+                )
+            if not raster and turned != 1:
                 raise ImageReadError(
                     "expected outlines of an image that is stored upright, got one that states a rotation: it is not "
                     "known whether their coordinates follow it. Save the image upright, and outline that."
@@ -284,9 +349,16 @@ def check_pair(
         labels_sha256=None if labels is None else image_digest(labels.classes),
         notes=notes,
     )
-    if save is not None:
-        save(checked, pixels, png, labels)
-    return checked
+    return checked, pixels, png, labels
+
+
+def measure_bit_depth(files: IncomingFiles) -> int | None:
+    """Bits that hold the values of all images of 16 bits that do not state fewer; None where there are none."""
+    found = []
+    for image, _ in files.pairs:
+        with suppress(ImageReadError):  # reported when it is checked
+            found.append(limits.run_limited(str(image), measured_depth, image))
+    return max((depth for depth in found if depth is not None), default=None)
 
 
 def count_slides(rejected: Iterable[RejectedFile]) -> int:
@@ -295,11 +367,6 @@ def count_slides(rejected: Iterable[RejectedFile]) -> int:
 
 
 # ---- names
-
-
-def is_system_file(name: str) -> bool:
-    """Whether a file or folder is hidden, or of the operating system or an editor, by its name."""
-    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_FILES
 
 
 def _list_folder(
@@ -314,12 +381,19 @@ def _list_folder(
     found = sorted(root.rglob("*")) if root.is_dir() else []
     slide_files = slide_suffixes()
     slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_files]
+    slides = [slide for slide in slides if not unsafe_reason(slide, files.roots)]
     parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
     for path in found:
         if path.is_dir():
             continue
         if any(is_system_file(part) for part in path.relative_to(root).parts):
             files.skipped.append(files.path_of(path))
+        elif reason := unsafe_reason(path, files.roots):
+            files.reject(path, reason)
+            if folder != "images" or path.suffix.lower() not in IMAGE_SUFFIXES:
+                files.unread[image_key(image_name(path, suffixes))] = path
+            else:
+                usable[image_key(image_name(path, suffixes))].append(path)  # its annotation is rejected, too
         elif slide := parts.get(path):
             files.reject(path, _slide_reason(path, slide), slide)
         elif path.parent != root and not (classes and path.parent.parent == root and class_of_file(path, classes)):
@@ -353,6 +427,20 @@ def _find_owners(files: IncomingFiles, classes: LabelClasses) -> None:
                     owners = {image_key(image_name(name.replace("\\", "/"))) for name in names}
             for owner in owners & files.images.keys() or {key}:
                 files.annotations.setdefault(owner, []).append(path)
+
+
+def _reject_misnamed(files: IncomingFiles) -> None:
+    """Reject ``x_mask.png`` and its image ``x.png``, which would otherwise be taken for unlabelled."""
+    for key in [key for key in files.annotations if key not in files.images]:
+        owner = _MASK_NAMES.sub("", key)
+        if owner in files.images and owner not in files.annotations:
+            for path in files.annotations[key]:
+                image = files.images[owner][0]
+                right = f"{image_name(image)}{path.suffix}"
+                files.reject(path, f"expected the name of its image, {right}, got {path.name}. Rename it to {right}.")
+                files.reject(
+                    image, f"its mask seems to be {path.name}, which has another name. Rename the mask to {right}."
+                )
 
 
 def _reject_single_annotations(files: IncomingFiles) -> None:
@@ -406,9 +494,8 @@ def _check_labels(labels: Pixels, annotation: Path, classes: LabelClasses) -> No
         raise ImageReadError("expected labels, got none: nothing in the image is annotated. Leave the file out.")
     if unknown := [value for value in found if value >= len(names) and value != IGNORE]:
         raise ImageReadError(
-            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}. "
-            "Write class indices, or name every class in lab.yaml; where these are numbers of objects of one class, "
-            "state `masks: instances`."
+            f"expected class indices ({known}; {IGNORE} = ignore), got {', '.join(map(str, unknown[:8]))}"
+            f"{' …' if len(unknown) > 8 else ''}. {mask_advice(np.asarray(found))}"
         )
 
 

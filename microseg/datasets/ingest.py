@@ -1,7 +1,7 @@
 """Ingest: check the images of a lab and add them to the lab's dataset."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,13 +12,23 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from microseg.annotations.classes import IGNORE
+from microseg.annotations.formats import annotation_suffixes
 from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import INSTANCES, read_instances, write_instances
 from microseg.annotations.labels import LabelRegion
-from microseg.datasets.checks import CheckedImage, RejectedFile, check_images, count_slides, list_files
+from microseg.datasets.checks import (
+    CheckedImage,
+    IncomingFiles,
+    RejectedFile,
+    check_images,
+    count_slides,
+    list_files,
+    measure_bit_depth,
+)
 from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
 from microseg.datasets.lab import (
     IMAGE_TABLE_FILE,
+    LAB_FILE,
     ImageMetadata,
     LabMetadata,
     check_lab_name,
@@ -30,9 +40,11 @@ from microseg.datasets.lab import (
     write_lab_metadata,
 )
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
-from microseg.errors import LabError
-from microseg.files import link_or_copy
+from microseg.errors import DataError, LabError
+from microseg.files import atomic_write, disk_full_error, link_or_copy
+from microseg.slides.folder import is_system_file
 from microseg.slides.images import image_digest, write_png
+from microseg.slides.pixel_size import StatedMpp, agreed_mpp, same_mpp
 
 __all__ = ["IngestResult", "ingest_lab", "lab_lock"]
 
@@ -51,7 +63,8 @@ class IngestResult:
         unchanged: Incoming images that were in the dataset already.
         rejected: Incoming files that were not ingested, and why.
         skipped: Incoming files of the operating system.
-        notes: What of the annotations is not used, or was changed, as ``<file>: <what>``.
+        notes: What of the annotations is not used, or was changed, which pixel sizes override those of files, and what
+            lies beside the dataset and is not read, as ``<file>: <what>``.
         quarantine: Folder with copies of the rejected files and the reasons; None where there are none.
         digest: Version of the dataset, see `DatasetVersion`; None before it is committed.
     """
@@ -84,6 +97,7 @@ def ingest_lab(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    allowed_roots: Iterable[Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestResult:
     """Check an incoming dataset and add it to the lab's dataset.
@@ -96,7 +110,10 @@ def ingest_lab(
     written. The folder of the dataset is replaced as a whole: after a crash the next call, or `DatasetStore.commit`,
     finds the old one.
 
-    An image's pixel size is taken from ``images.csv``, else from ``lab.yaml``, else from the file itself.
+    An image's pixel size is taken from ``images.csv``, else from ``lab.yaml`` or the file itself. An image is rejected
+    where these two differ by more than rounding; one of ``images.csv`` overrides that of the file, which is noted. The
+    bit depth of images of 16 bits is that of ``lab.yaml`` or of the dataset, else one that holds those of all images,
+    and is kept with the dataset.
 
     Args:
         source: Folder of the incoming dataset.
@@ -106,6 +123,7 @@ def ingest_lab(
         val_fraction: Fraction of the patients or slides for validation, 0..1.
         test_fraction: Fraction of the patients or slides for the test, 0..1.
         seed: Seed of the assignment to splits.
+        allowed_roots: Folders outside the incoming dataset that links in it may lead to; other links are rejected.
         progress: Called with the number of images checked and their total.
 
     Returns:
@@ -114,18 +132,20 @@ def ingest_lab(
     Raises:
         LabError: The incoming dataset as a whole cannot be used: its folder, metadata or table is missing or invalid,
             none of its images is accepted, or it contradicts the dataset. The dataset is then unchanged.
+        NoSpaceError: The disk is full. The dataset is then unchanged.
     """
-    source, labs, quarantine = Path(source), Path(labs), Path(quarantine)
+    source, labs, quarantine, roots = Path(source), Path(labs), Path(quarantine), tuple(allowed_roots)
     if metadata is None:
-        metadata = read_lab_metadata(source)
+        metadata = read_lab_metadata(source, roots=roots)
     folder, rejects = labs / metadata.lab, quarantine / metadata.lab
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise LabError(
             f"{source}: expected an incoming dataset outside {folder}, got the dataset itself. Give another folder."
         )
     stated_labelled = metadata.labelled if "labelled" in metadata.model_fields_set else None
-    table, files = read_image_table(source), list_files(source, metadata.label_classes)
-    with lab_lock(labs, metadata.lab) as building:
+    table, files = read_image_table(source, roots), list_files(source, metadata.label_classes, roots)
+    unchanged = f"The dataset of {metadata.lab} is unchanged, and the incoming dataset still has all its files."
+    with disk_full_error(folder, kept=unchanged), lab_lock(labs, metadata.lab) as building:
         staged = building / "staged"
         for part in ("images", "masks", INSTANCES):
             (staged / part).mkdir(parents=True)
@@ -133,8 +153,12 @@ def ingest_lab(
         if dataset is not None:
             metadata = merge_metadata(dataset.metadata, metadata)
         present = {row.sha256 for row in dataset.rows} if dataset else set()
+        if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
+            metadata = metadata.model_copy(update={"bit_depth": measured})
         mpp, save = partial(_stated_mpp, table, metadata), partial(_stage, staged, present)
-        accepted = check_images(files, metadata.label_classes, mpp=mpp, save=save, progress=progress)
+        accepted = check_images(
+            files, metadata.label_classes, mpp=mpp, bit_depth=metadata.bit_depth, save=save, progress=progress
+        )
         update = _DatasetUpdate(metadata, dataset, table, staged)
         for image in accepted:
             if reason := update.add(image):
@@ -143,7 +167,7 @@ def ingest_lab(
                     files.reject(image.annotation, f"its image {image.image.name} is rejected: {reason}")
         rejected = tuple(file for _, file in sorted(files.rejected.items()))
         if rejected:
-            quarantine_files(source, rejected, rejects)
+            quarantine_files(source, rejected, rejects, paths=files.paths, roots=roots)
         if not update.accepted:
             examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
             raise LabError(
@@ -152,7 +176,7 @@ def ingest_lab(
         _check_image_table(source, table, update.rows, rejected)
         rows = _with_splits(update.rows, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
         labelled = sum(row.mask is not None for row in rows)
-        _check_labelled(source, stated_labelled, accepted, labelled)
+        _check_labelled(source, stated_labelled, accepted, labelled, files)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
         if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows) or update.relabelled:
             _replace_dataset(folder, staged, LabDataset(folder, metadata, rows), update.new)
@@ -167,7 +191,11 @@ def ingest_lab(
         rejected=rejected,
         skipped=tuple(sorted(files.skipped)),
         quarantine=rejects if rejected else None,
-        notes=tuple(f"{files.path_of(it.annotation)}: {note}" for it in accepted if it.annotation for note in it.notes),
+        notes=(
+            *(f"{files.path_of(it.annotation)}: {note}" for it in accepted if it.annotation for note in it.notes),
+            *update.notes,
+            *_unread(source),
+        ),
     )
 
 
@@ -201,6 +229,7 @@ class _DatasetUpdate:
     Attributes:
         rows: The rows, by `image_key`.
         new: Names of the staged files, by their paths in the dataset.
+        notes: Pixel sizes that override those of files.
         accepted: Number of images accepted.
         added: Number of images that are new.
         relabelled: Number of images that got their mask, or corrections of it.
@@ -217,18 +246,27 @@ class _DatasetUpdate:
             self.rows[key] = replace(row, mpp=(stated and stated.mpp) or row.mpp or metadata.mpp)
         self._by_content = {row.sha256: row for row in self.rows.values()}
         self.new: dict[str, str] = {}
+        self.notes: list[str] = []
         self.accepted = self.added = self.relabelled = 0
 
     def add(self, image: CheckedImage) -> str | None:
         """Add an image and its mask; returns the reason where both are rejected."""
         key = image_key(image.name)
         row = self.rows.get(key)
+        stated = self._table.get(key, ImageMetadata(image.name, None, None))
         if reason := self._contradiction(image, row):
             return reason
+        try:
+            mpp = agreed_mpp(image.image, image.mpp, self._stated_size(stated, row))
+        except DataError as error:
+            return str(error).removeprefix(f"{image.image}: ")
+        if image.mpp is not None and stated.mpp is not None and not same_mpp(image.mpp, stated.mpp):
+            self.notes.append(
+                f"{image.image.name}: {stated.mpp} microns per pixel of images.csv override {image.mpp} of the file"
+            )
         self.accepted += 1
         file = f"{image.name}.png"
         if row is None:
-            stated = self._table.get(key, ImageMetadata(image.name, None, None))
             row = ManifestRow(
                 image=f"images/{file}",
                 mask=f"masks/{file}" if image.annotation else None,
@@ -236,7 +274,7 @@ class _DatasetUpdate:
                 split="train",
                 width=image.width,
                 height=image.height,
-                mpp=stated.mpp or self._metadata.mpp,
+                mpp=mpp,
                 sha256=image.sha256,
             )
             self.new[row.image] = f"images/{file}"
@@ -252,6 +290,14 @@ class _DatasetUpdate:
             self.new[row.mask] = f"masks/{file}"
         self.rows[key] = self._by_content[image.sha256] = replace(row, mpp=row.mpp or image.mpp)
         return None
+
+    def _stated_size(self, stated: ImageMetadata, row: ManifestRow | None) -> StatedMpp | None:
+        """Pixel size that the lab or the dataset states of an image."""
+        if stated.mpp is not None:
+            return StatedMpp(stated.mpp, "images.csv", overrides=True)
+        if row is not None and row.mpp is not None:  # what the dataset has was decided when it was ingested
+            return StatedMpp(row.mpp, "the dataset", overrides=True)
+        return None if self._metadata.mpp is None else StatedMpp(self._metadata.mpp, "lab.yaml")
 
     def _contradiction(self, image: CheckedImage, row: ManifestRow | None) -> str | None:
         """How an image or its mask contradicts the dataset; None when it does not."""
@@ -273,13 +319,19 @@ class _DatasetUpdate:
 def _with_splits(
     rows: dict[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[ManifestRow, ...]:
-    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split."""
+    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split.
+
+    A group that gets its first labels is assigned again: without them its split had no meaning.
+    """
     splits = {row.group: row.split for row in dataset.rows} if dataset else {}
+    before = {row.group for row in dataset.rows if row.mask is not None} if dataset else set()
     labelled = {row.group for row in rows.values() if row.mask is not None}
     others = {row.group for row in rows.values()} - labelled
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     splits = {
-        **assign_splits(labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled}),
+        **assign_splits(
+            labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled & before}
+        ),
         **assign_splits(others, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in others}),
     }
     return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
@@ -291,6 +343,14 @@ def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
 
 
 # ---- checks of the incoming dataset as a whole
+
+
+def _unread(source: Path) -> Iterator[str]:
+    """What lies in the folder of an incoming dataset and is not read."""
+    known = {"images", "test", INSTANCES, LAB_FILE, IMAGE_TABLE_FILE, *annotation_suffixes()}
+    for path in sorted(source.iterdir()):
+        if path.name not in known and not is_system_file(path.name):
+            yield f"{path.name}{'/' if path.is_dir() else ''}: not read"
 
 
 def _check_image_table(
@@ -312,14 +372,23 @@ def _check_image_table(
             )
 
 
-def _check_labelled(source: Path, stated: bool | None, images: tuple[CheckedImage, ...], labelled: int) -> None:
+def _check_labelled(
+    source: Path, stated: bool | None, images: tuple[CheckedImage, ...], labelled: int, files: IncomingFiles
+) -> None:
     """Check ``labelled`` of ``lab.yaml``, where it is stated, against the incoming images and the whole dataset."""
     if stated and not labelled:
         raise LabError(
             f"{source}: expected masks, as lab.yaml states labelled: true, got no usable one in masks/. "
             "Add the masks, or state labelled: false."
         )
-    if stated is False and any(image.annotation is not None for image in images):
+    if stated is None and files.annotations and not files.annotations.keys() & files.images.keys():
+        example = files.path_of(next(iter(files.annotations.values()))[0])
+        raise LabError(
+            f"{source}: expected masks or outlines with the names of images, got others only, such as {example}. "
+            "Rename them, or state labelled: false in lab.yaml to ingest the images without."
+        )
+    masks = any(image.annotation is not None and not image.has_outlines for image in images)
+    if stated is False and masks:  # outlines may be corrections, which come later
         raise LabError(
             f"{source}: expected no masks, as lab.yaml states labelled: false, got some. "
             "State labelled: true, or move the masks away."
@@ -341,7 +410,8 @@ def _stage(
     file = f"{image.name}.png"
     if image.sha256 not in present:
         if png is not None:
-            (staged / "images" / file).write_bytes(png)
+            with atomic_write(staged / "images" / file, len(png)) as part:
+                part.write_bytes(png)
         else:
             write_png(staged / "images" / file, pixels)
     if labels is not None:

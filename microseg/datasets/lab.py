@@ -5,6 +5,7 @@ import io
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,8 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
 
 from microseg.annotations.classes import IGNORE, Cells, Color, LabelClasses, MaskKind
-from microseg.errors import LabError
-from microseg.files import write_text_file
+from microseg.errors import LabError, ParseError
+from microseg.files import unsafe_reason, write_text_file
+from microseg.parsing import parse_yaml, read_text
+from microseg.slides.color import check_bit_depth
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.pixel_size import MPP_RANGE
 
@@ -49,6 +52,8 @@ _ADVICE = f"Write it like this:\n{LAB_FILE_TEMPLATE}"
 IMAGE_TABLE_FILE = "images.csv"
 
 _ANNOTATIONS = ("class_names", "regions", "ignored_classes", "masks", "palette", "cells")  # written where stated
+_TABLE_BYTES = 2**26
+
 _COLUMNS = ("file", "group", "mpp")  # of images.csv
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -85,6 +90,8 @@ class LabMetadata(BaseModel):
         mpp: Microns per pixel of the images for which ``images.csv`` states none; None when unknown.
         tissue: Tissue and preparation, as free text.
         scanner: Scanner or camera, as free text.
+        bit_depth: Bits that hold the values of images of 16 bits that do not state fewer; None where there are none, or
+            it is to be measured.
         labelled: Whether any image has a mask.
         class_names: Further names of the classes in annotation files, by class; ``classes`` may be written as a
             mapping to such names, then background is added where it is missing.
@@ -104,6 +111,7 @@ class LabMetadata(BaseModel):
     mpp: float | None = None
     tissue: _Text | None = None
     scanner: _Text | None = None
+    bit_depth: int | None = None
     labelled: bool = False
     class_names: dict[_Text, tuple[_Text, ...]] = {}
     regions: tuple[_Text, ...] | Literal["image"] = ("Region*",)
@@ -189,6 +197,11 @@ class LabMetadata(BaseModel):
             raise ValueError(f"expected background to come first, got {', '.join(classes)}")
         return classes
 
+    @field_validator("bit_depth")
+    @classmethod
+    def _valid_bit_depth(cls, depth: int | None) -> int | None:
+        return None if depth is None else check_bit_depth(depth)
+
     @field_validator("mpp")
     @classmethod
     def _valid_mpp(cls, mpp: float | None) -> float | None:
@@ -198,12 +211,13 @@ class LabMetadata(BaseModel):
         return mpp
 
 
-def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetadata:
+def read_lab_metadata(folder: Path | str, *, lab: str | None = None, roots: Iterable[Path] = ()) -> LabMetadata:
     """Read ``lab.yaml`` of a lab's folder.
 
     Args:
         folder: The lab's folder.
         lab: Expected name of the lab; used as its name when the file states none.
+        roots: Folders outside it that the file may be a link to.
 
     Returns:
         The metadata.
@@ -214,17 +228,19 @@ def read_lab_metadata(folder: Path | str, *, lab: str | None = None) -> LabMetad
     path = Path(folder) / LAB_FILE
     if not path.parent.is_dir():
         raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise LabError(f"{path}: expected the metadata of the lab, found none. {_ADVICE}")
+    if reason := unsafe_reason(path, (path.parent, *roots)):
+        raise LabError(f"{path}: {reason}")
     try:
-        stated: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise LabError(f"{path}: expected YAML in UTF-8, got: {error}. {_ADVICE}") from error
+        stated = parse_yaml(read_text(path))
+    except ParseError as error:
+        raise LabError(f"{path}: {error}. {_ADVICE}") from error
     if not isinstance(stated, dict):
         raise LabError(f"{path}: expected 'key: value' lines, got {type(stated).__name__}. {_ADVICE}")
-    if unknown := [str(key) for key in stated if key not in LabMetadata.model_fields]:
+    if unknown := [str(key)[:80] for key in stated if key not in LabMetadata.model_fields]:
         raise LabError(
-            f"{path}: expected the keys {', '.join(LabMetadata.model_fields)}, got also {', '.join(unknown)}. "
+            f"{path}: expected the keys {', '.join(LabMetadata.model_fields)}, got also {', '.join(unknown[:5])}. "
             "Correct or remove them."
         )
     if lab is not None and stated.setdefault("lab", lab) != lab:
@@ -252,6 +268,8 @@ def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
     for name in _ANNOTATIONS:
         if getattr(metadata, name) == LabMetadata.model_fields[name].default:
             del values[name]
+    if metadata.bit_depth is None:
+        del values["bit_depth"]
     write_text_file(Path(folder) / LAB_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
@@ -268,7 +286,7 @@ def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:
     Raises:
         LabError: They state a different stain, classes or pixel size.
     """
-    for field in ("stain", "classes", "mpp"):
+    for field in ("stain", "classes", "mpp", "bit_depth"):
         before, now = getattr(dataset, field), getattr(incoming, field)
         if None not in (before, now) and before != now:
             raise LabError(
@@ -331,11 +349,12 @@ class ImageMetadata:
     mpp: float | None
 
 
-def read_image_table(source: Path) -> dict[str, ImageMetadata]:
+def read_image_table(source: Path, roots: Iterable[Path] = ()) -> dict[str, ImageMetadata]:
     """Read ``images.csv``: columns ``file`` and ``group`` or ``mpp`` or both, separated by commas or semicolons.
 
     Args:
         source: Folder of the incoming dataset.
+        roots: Folders outside it that the file may be a link to.
 
     Returns:
         The lines, by `image_key` of the image's name; empty when there is no such file.
@@ -344,10 +363,12 @@ def read_image_table(source: Path) -> dict[str, ImageMetadata]:
         LabError: Other columns, an image listed twice, or an invalid pixel size.
     """
     path = source / IMAGE_TABLE_FILE
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}
+    if reason := unsafe_reason(path, (source, *roots)):
+        raise LabError(f"{path}: {reason}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, _TABLE_BYTES)
         separator = ";" if ";" in text.partition("\n")[0] else ","
         lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
         columns = [column.strip().lower() for column in lines.fieldnames or ()]
@@ -364,7 +385,7 @@ def read_image_table(source: Path) -> dict[str, ImageMetadata]:
             if key in table:
                 raise LabError(f"{path}, line {lines.line_num}: expected each image once, got {entry.file} again.")
             table[key] = entry
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except (csv.Error, ParseError) as error:
         raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Save it as 'CSV UTF-8'.") from error
     return table
 

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from scipy import ndimage
 
-from microseg.annotations.index_masks import read_mask
+from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.errors import DataError
 from microseg.slides.images import read_image, write_png
 
-__all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "step_generator"]
+__all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "known_regions", "step_generator"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Sample:
         image: Path of the image.
         mask: Path of its mask of class indices; None for an unlabelled image.
         zoom: Factor by which the image is enlarged before cropping: its microns per pixel over the model's.
+        focus: Left, upper, right and lower edge of a region, in pixels of the image, that every crop overlaps; None
+            for crops from anywhere.
     """
 
     image: Path
     mask: Path | None = None
     zoom: float = 1.0
+    focus: tuple[int, int, int, int] | None = None
 
 
 class Crops(NamedTuple):
@@ -130,10 +134,14 @@ class CropSampler:
         image, mask = self._read(sample)
         zoom = self.samples[sample].zoom * np.exp(rng.uniform(*np.log(self.zoom)))
         side = self.size / zoom  # of the window, in the image's own pixels
+        before = image.shape
         image = _pad_to(image, int(np.ceil(side)))
         mask = None if mask is None else _pad_to(mask, int(np.ceil(side)))
         top = rng.uniform(0, image.shape[0] - side)
         left = rng.uniform(0, image.shape[1] - side)
+        if (focus := self.samples[sample].focus) is not None:
+            top = _start(rng, side, image.shape[0], (image.shape[0] - before[0]) // 2, focus[1::2])
+            left = _start(rng, side, image.shape[1], (image.shape[1] - before[1]) // 2, focus[0::2])
         box = (left, top, left + side, top + side)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
@@ -163,10 +171,26 @@ class CropSampler:
         return pair
 
 
+def known_regions(mask: npt.NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """Bounding boxes of the connected parts of a mask that are not ignored: left, upper, right and lower edge.
+
+    Shape:
+        (H, W)
+    """
+    parts = ndimage.find_objects(ndimage.label(mask != IGNORE)[0])
+    return [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in parts]
+
+
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """Random generator on the CPU that depends only on these numbers."""
     (state,) = np.random.SeedSequence((seed, 2, step, rank)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _start(rng: np.random.Generator, side: float, length: int, padding: int, focus: Sequence[int]) -> float:
+    """Start of a crop along one axis, so that it overlaps a region: it has a random point of the region inside."""
+    point = rng.uniform(focus[0], focus[1]) + padding
+    return float(rng.uniform(max(0.0, point - side), min(point, length - side)))
 
 
 def _bytes(pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]) -> int:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
 from microseg.config.params import GateSettings
-from microseg.datasets.dataset import LabDataset
+from microseg.datasets.dataset import LabDataset, Split
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
 from microseg.evaluation.label_free import (
@@ -29,13 +29,14 @@ from microseg.evaluation.references import bootstrap_interval, lab_references, m
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores
-from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.model_card import Scores, measurement_name
 from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["Comparison", "compare"]
 
 _LABEL_FREE_IMAGES = 200  # largest number of images of a lab, spread evenly
+_HELD_OUT: tuple[Split, ...] = ("val", "test")  # splits of a target lab whose masks no adaptation trains on
 _SEPARABILITY_IMAGES = 16
 _SEPARABILITY_CROP = 256  # pixels
 
@@ -116,8 +117,9 @@ def compare(
         candidate: The candidate network.
         production: The network in production.
         source: Source labs; their ``test`` split is scored.
-        target: The target lab. It gives label-free measurements, Dice on its masks if it has some, and the Dice gained,
-            image by image, if these are of ``min_target_slides`` or more.
+        target: The target lab. It gives label-free measurements, Dice on its held-out masks if it has some, and the
+            Dice gained, image by image, if these are of ``min_target_slides`` or more. Those of the split ``train``
+            are what a candidate was adapted with.
         reference: Reference distributions of the candidate and of production, for the out-of-distribution score; None
             if unknown.
         engine: Creates the inference engine of a network.
@@ -191,7 +193,7 @@ def _evaluate(
                 _pooled_features(network, target_images),
                 ([it.slide for it in source_images], [it.slide for it in target_images]),
             )
-        references = [reference for split in ("train", "val", "test") for reference in lab_references(target, split)]
+        references = [reference for split in _HELD_OUT for reference in lab_references(target, split)]
         if references:
             table = score(ready.probabilities, references, classes, on_image, objects=True)
             scores[target.metadata.lab] = mean_scores(table)

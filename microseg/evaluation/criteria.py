@@ -7,9 +7,9 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.stats import rankdata
 
-from microseg.datasets.modality import Modality
 from microseg.errors import DataError
 from microseg.evaluation.overlap import confusion_matrix
+from microseg.slides.modality import Modality
 
 __all__ = [
     "class_shares",

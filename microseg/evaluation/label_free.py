@@ -11,13 +11,13 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.datasets.dataset import LabDataset
-from microseg.datasets.modality import Modality, lab_modality
 from microseg.datasets.sampling import step_generator
 from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_entropy, stain_explained_variance
 from microseg.evaluation.references import Segment
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
 from microseg.slides.images import read_image
+from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
 from microseg.training.color_augmentation import jitter_color
 

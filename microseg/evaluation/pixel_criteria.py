@@ -15,7 +15,6 @@ from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset, ManifestRow
-from microseg.datasets.modality import Modality, lab_modality
 from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Segment
@@ -24,6 +23,7 @@ from microseg.evaluation.reverse_validation import (
     forward_validation,
 )
 from microseg.slides.images import read_image
+from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
 from microseg.training.adaptation.domain_shift import center_crop
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from microseg.datasets.modality import Modality
+from microseg.slides.modality import Modality
 
 __all__ = ["PIXEL_STRIDE", "pixel_features"]
 

@@ -17,7 +17,7 @@ from microseg.errors import LabError
 from microseg.evaluation.objects import ObjectOverlap
 from microseg.evaluation.overlap import boundary_dice, dice
 from microseg.outputs.objects import label_objects
-from microseg.registry.gate import ConfidenceInterval
+from microseg.registry.evidence import ConfidenceInterval
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
 
 __all__ = [

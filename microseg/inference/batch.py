@@ -72,7 +72,7 @@ def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
         DataError: The folder of the outputs is that of the images.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths = list({path.resolve(): path for path in map(Path, images)}.values())
+    paths = list({path.absolute(): path for path in map(Path, images)}.values())  # two links are two images
     if out.resolve() in {path.resolve().parent for path in paths}:
         raise DataError(f"Expected an output folder other than that of the images, got {out}: choose another.")
     return tuple(ImageTask(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
@@ -98,8 +98,10 @@ def segment_images(
     options = options or BatchOptions()
     remove_partial(out, [task.path for task in tasks])
     complete = complete_provenance(provenance, engine)
-    for_slides = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
-    complete = complete.model_copy(update={"inference": complete.inference | for_slides})
+    reading: dict[str, float] = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
+    if options.bit_depth is not None:
+        reading["bit_depth"] = options.bit_depth
+    complete = complete.model_copy(update={"inference": complete.inference | reading})
     results: dict[str, ImageResult] = {}
     for result in ImagePipeline(engine, out, complete, options, reference).run(tasks):
         results[result.task.name] = result

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from microseg.config.params import InferenceSettings
 from microseg.cpu import tune_allocator
-from microseg.errors import DataError, SettingsError
+from microseg.errors import DataError, ModelError, SettingsError
 from microseg.inference.backends.backend import create_backend
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
@@ -169,15 +169,28 @@ class Engine:
 
         Shape:
             each (h, w, 3) → (K, h, w)
+
+        Raises:
+            ModelError: They are not finite; their largest value would be the background, silently.
         """
         waiting = iter(tiles)
         computing: deque[Future[npt.NDArray[np.float32]]] = deque()
         while batch := list(itertools.islice(waiting, self._backend.call_size)):
             computing.append(self._backend.submit(np.stack(batch)))
             if len(computing) > 2 * self._backend.parallel_tiles:
-                yield from computing.popleft().result()
+                yield from self._finite(computing.popleft())
         for future in computing:
-            yield from future.result()
+            yield from self._finite(future)
+
+    def _finite(self, future: "Future[npt.NDArray[np.float32]]") -> npt.NDArray[np.float32]:
+        predicted = future.result()  # (B, K, h, w)
+        if not np.isfinite(predicted.sum()):  # NaN and infinity remain in a sum
+            precision = "Set inference to 32 bits (half=False), or use" if self._half else "Use"
+            raise ModelError(
+                "Expected finite probabilities from the network, got NaN or infinity: its weights or its arithmetic "
+                f"fail on this image. {precision} another version of the model."
+            )
+        return predicted
 
     def _predict_tiles(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         plan = self.plan(*image.shape[:2])

@@ -26,17 +26,17 @@ from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.writers import load_writers
-from microseg.slides.images import read_image
-from microseg.slides.pixel_size import image_mpp
-from microseg.slides.readers import is_slide, open_slide
+from microseg.slides.limited import image_mpp, is_slide, open_slide, read_image
+from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 
 __all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 
 _READERS, _WRITERS = 2, 2  # threads
 _AHEAD = 1  # images that are read before the network can take them
 
-PixelSizes = float | Mapping[str, float] | None
-"""Microns per pixel of all images, or of some by file name; None, or a name that is missing: as the files state."""
+PixelSizes = float | Mapping[str, float | StatedMpp] | None
+"""Microns per pixel of all images, or of some by file name; None, or a name that is missing: as the files state. Where
+a file states another one, the image fails, unless `StatedMpp.overrides`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class BatchOptions:
         slide_megapixels: Images above this size are segmented as slides, strip by strip; see `segment_slide`.
         skip_glass: Do not compute tiles of a slide that show bare glass.
         keep_existing: Skip images whose outputs exist, though another model or other settings made them.
+        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
 
     Raises:
         SettingsError: An output is unknown.
@@ -60,6 +61,7 @@ class BatchOptions:
     slide_megapixels: float = InferenceSettings().slide_megapixels
     skip_glass: bool = True
     keep_existing: bool = False
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         load_writers(self.outputs)
@@ -143,7 +145,7 @@ class ImagePipeline:
         sha256 = file_sha256(task.path) if task.path.is_file() else ""
         if record := self._existing(task, sha256, mpp):
             return record
-        return _Source(sha256, mpp, None if slide else read_image(task.path))
+        return _Source(sha256, mpp, None if slide else read_image(task.path, bit_depth=self.options.bit_depth))
 
     def _existing(self, task: ImageTask, sha256: str, mpp: float | None) -> Record | None:
         """The record of the same segmentation, if all its files exist."""
@@ -199,6 +201,7 @@ class ImagePipeline:
                 name=task.name,
                 sha256=source.sha256,
                 reference=self.reference,
+                bit_depth=self.options.bit_depth,
             )
         except OSError as error:  # a damaged slide raises ImageReadError
             raise _OutputError(error) from error
@@ -290,13 +293,13 @@ def _key(provenance: Provenance) -> tuple[str, str | None, str]:
 
 
 def _pixel_size(path: Path, given: PixelSizes, *, slide: bool = False) -> float | None:
-    mpp = given.get(path.name) if isinstance(given, Mapping) else given
-    if mpp is not None:
-        return mpp
+    stated = given.get(path.name) if isinstance(given, Mapping) else given
+    if isinstance(stated, float | int):
+        stated = StatedMpp(float(stated), "mpp")
     if not slide:
-        return image_mpp(path)
+        return agreed_mpp(path, image_mpp(path), stated)
     with open_slide(path) as opened:
-        return opened.mpp
+        return agreed_mpp(path, opened.mpp, stated)
 
 
 def _failed(task: ImageTask, error: Exception) -> ImageResult:

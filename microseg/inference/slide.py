@@ -19,7 +19,7 @@ from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 from microseg.slides.slide import Slide, SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
 
@@ -40,6 +40,7 @@ def segment_slide(
     name: str | None = None,
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
+    bit_depth: int | None = None,
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -52,11 +53,12 @@ def segment_slide(
         out: Folder of the outputs; created if missing.
         provenance: Model, data and settings to record.
         outputs: Names of output writers.
-        mpp: Microns per pixel; None to read it from the file.
+        mpp: Microns per pixel, which override those of the file; None to read them from it.
         skip_glass: Do not compute tiles that show bare glass only; they are background.
         name: Stem of the files' names; None: that of the slide, unless another image has it.
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
+        bit_depth: See `read_image`.
 
     Returns:
         The record.
@@ -68,13 +70,13 @@ def segment_slide(
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    with open_slide(path) as slide:
+    with open_slide(path, bit_depth) as slide:
         mpp = slide.mpp if mpp is None else mpp
         confidence = ConfidenceSums()
         view, tissue, strips = slide_strips(engine, slide, mpp, skip_glass=skip_glass, confidence=confidence)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
-            source=str(path.resolve()),
+            source=str(path.absolute()),
             source_sha256=sha256 or file_sha256(path),
             width=slide.width,
             height=slide.height,

@@ -3,19 +3,20 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from microseg.errors import MicrosegError, WeightsError
+from microseg.errors import MicrosegError, ParseError, WeightsError
 from microseg.files import atomic_write, write_text_file
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.network import PyramidSegmenter
+from microseg.parsing import parse_json, read_text
 
 __all__ = ["load_network", "save_network", "some_names", "weights_digest"]
 
@@ -37,7 +38,7 @@ def save_network(folder: Path, network: PyramidSegmenter) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "config": network.config.model_dump(mode="json"),
     }
-    with atomic_write(folder / WEIGHTS_FILE) as file:
+    with atomic_write(folder / WEIGHTS_FILE, len(weights)) as file:
         file.write_bytes(weights)
     write_text_file(folder / CONFIG_FILE, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
@@ -58,29 +59,43 @@ def load_network(folder: Path, device: str | torch.device = "cpu") -> PyramidSeg
         The network, in evaluation mode.
 
     Raises:
-        WeightsError: A file is missing, damaged, of another format version, or the weights are of another architecture.
+        WeightsError: A file is missing, damaged, of another format version, or the weights are of another architecture,
+            or not finite.
     """
     config, digest = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
+        if not path.is_file():
+            raise FileNotFoundError("found no such file")
         data = path.read_bytes()
         tensors = load_tensors(data)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # damaged files make it raise nearly anything
         raise WeightsError(
             f"expected a complete safetensors file, {path} is not one ({error}); download the network again"
         ) from error
-    try:
-        network = PyramidSegmenter(config)
-    except MicrosegError as error:  # its encoder or head may be of a package that is not installed
-        raise WeightsError(f"{folder / CONFIG_FILE} describes a network that cannot be built: {error}") from error
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):  # some encoders cannot be built there
+        _check_match(tensors, _build(config, folder).state_dict(), path)  # before memory is taken for it
+    network = _build(config, folder)
     _check_match(tensors, network.state_dict(), path)
     if hashlib.sha256(data).hexdigest() != digest:
         raise WeightsError(
             f"expected the weights that {CONFIG_FILE} was written with, {path} has another SHA-256; "
             "the two files are of different networks or damaged: download the network again"
         )
+    if bad := sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()):
+        raise WeightsError(
+            f"expected finite weights, {path} has NaN or infinite values in {some_names(bad)}; its training diverged: "
+            "train or adapt again with a lower learning rate, and use another version until then"
+        )
     network.load_state_dict(tensors)
     return network.to(device).eval()
+
+
+def _build(config: NetworkConfig, folder: Path) -> PyramidSegmenter:
+    try:
+        return PyramidSegmenter(config)
+    except (MicrosegError, ValueError, TypeError) as error:  # its encoder or head may be of a package not installed
+        raise WeightsError(f"{folder / CONFIG_FILE} describes a network that cannot be built: {error}") from error
 
 
 def some_names(names: list[str], limit: int = 4) -> str:
@@ -96,8 +111,8 @@ def _serialize(network: nn.Module) -> bytes:
 
 def _read_config(path: Path) -> tuple[NetworkConfig, str]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        description = parse_json(read_text(path))
+    except ParseError as error:
         raise WeightsError(
             f"expected a network's description in {path}, got {error}; correct the folder, or download it again"
         ) from error
@@ -118,9 +133,9 @@ def _check_match(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     wrong = sorted(
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        f"{name} {_kind(tensors[name])} instead of {_kind(expected[name])}"
         for name in expected.keys() & tensors.keys()
-        if tensors[name].shape != expected[name].shape
+        if _kind(tensors[name]) != _kind(expected[name])
     )
     faults = (("lacks", missing), ("has unknown", extra), ("has", wrong))
     found = "; ".join(f"{verb} {some_names(names)}" for verb, names in faults if names)
@@ -129,3 +144,9 @@ def _check_match(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
             f"expected the weights of the network in {CONFIG_FILE}, {path} {found}; "
             "the two files are of different networks: download the network again"
         )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Shape of a tensor; its type, too, where it is not the usual one."""
+    kind = "" if tensor.dtype in (torch.float32, torch.int64) else f"{str(tensor.dtype).removeprefix('torch.')} "
+    return f"{kind}{tuple(tensor.shape)}"

@@ -105,15 +105,24 @@ class ReferenceDistribution:
         Raises:
             DataError: The values are not those of a reference distribution.
         """
-        if values.get("kind") != _KIND:
+        kind = values.get("kind") if isinstance(values, Mapping) else type(values).__name__
+        if kind != _KIND:
+            raise DataError(f"Expected a record of kind {_KIND!r}, got {kind!r}: register the model again.")
+        try:
+            features, labs = tuple(map(str, values["features"])), {}
+            for name, lab in values["labs"].items():
+                center, covariance = (np.array(lab[field], np.float64) for field in ("center", "covariance"))
+                shape = (len(features),)
+                if (center.shape, covariance.shape) != (shape, 2 * shape):
+                    raise ValueError(f"shapes {center.shape} and {covariance.shape} for {len(features)} features")
+                if not (np.isfinite(center).all() and np.isfinite(covariance).all() and np.isfinite(lab["limit"])):
+                    raise ValueError("values that are not finite")
+                labs[str(name)] = LabDistribution(int(lab["images"]), center, covariance, float(lab["limit"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"Expected a record of kind {_KIND!r}, got {values.get('kind')!r}: register the model again."
-            )
-        labs = {
-            name: LabDistribution(lab["images"], np.array(lab["center"]), np.array(lab["covariance"]), lab["limit"])
-            for name, lab in values["labs"].items()
-        }
-        return cls(tuple(values["features"]), labs)
+                f"Expected a reference distribution, got {error or error!r}: register the model again."
+            ) from error
+        return cls(features, labs)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The results of a batch: images, counts, and tables of all objects and all images."""
 
+import csv as csv_text
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pyarrow import csv, parquet
 from pydantic_core import to_json
 
 from microseg.config.params import OutOfDistributionSettings
+from microseg.errors import DataError
+from microseg.escaping import csv_cell, printable
 from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
@@ -19,7 +22,13 @@ from microseg.outputs.record import Record
 
 __all__ = ["BatchSummary", "ImageResult", "ImageTask", "finish_batch"]
 
-_TYPES = {"image": pa.string(), "label": pa.int64(), "class": pa.string()}  # all others are numbers
+_TYPES = {
+    # all others are numbers
+    "image": pa.string(),
+    "label": pa.int64(),
+    "class": pa.string(),
+    "model": pa.string(),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class BatchSummary:
         megapixels: Size of the images segmented in this run.
         outputs: Names of the output writers.
         ood: Out-of-distribution scores of all segmented and skipped images.
+        left_out: Files and folders beside the images that were not read, by name, and why.
+        notes: What was decided about the images, such as pixel sizes of ``images.csv`` that override those of files.
     """
 
     out: Path
@@ -81,6 +92,8 @@ class BatchSummary:
     megapixels: float
     outputs: tuple[str, ...]
     ood: OutOfDistributionSummary
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -115,6 +128,8 @@ def finish_batch(
     outputs: Collection[str] = OUTPUTS,
     seconds: float,
     ood: OutOfDistributionSettings | None = None,
+    left_out: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> BatchSummary:
     """Write the tables of a batch and its summary, after all images.
 
@@ -124,6 +139,8 @@ def finish_batch(
         outputs: Names of the output writers.
         seconds: Time of the whole batch.
         ood: When a batch counts as out of distribution; None for the defaults.
+        left_out: See `BatchSummary`.
+        notes: See `BatchSummary`.
 
     Returns:
         The summary.
@@ -143,8 +160,12 @@ def finish_batch(
         megapixels=sum(record.width * record.height for record in fresh) / 1e6,
         outputs=tuple(dict.fromkeys(outputs)),
         ood=summarize_scores(scores, ood),
+        left_out={printable(name): reason for name, reason in (left_out or {}).items()},
+        notes=tuple(map(printable, notes)),
     )
-    failures = [{"image": str(it.task.path), "reason": it.reason} for it in results if it.record is None]
+    failures = [
+        {"image": printable(str(it.task.path)), "reason": printable(it.reason)} for it in results if it.record is None
+    ]
     _write_tables(summary, records, failures)
     return summary
 
@@ -157,14 +178,16 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
     ]
     images = pd.DataFrame(rows)
     with atomic_write(summary.failures) as part:
-        pd.DataFrame(failures, columns=["image", "reason"]).to_csv(part, index=False)
+        rows_of_failures = [{column: csv_cell(text) for column, text in row.items()} for row in failures]
+        pd.DataFrame(rows_of_failures, columns=["image", "reason"]).to_csv(part, index=False)
     with atomic_write(summary.summary) as part:
-        images.to_csv(part, index=False, float_format="%.6g")
+        shown = images.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+        shown.rename(columns=csv_cell).to_csv(part, index=False, float_format="%.6g")
     with atomic_write(summary.summary.with_suffix(".parquet")) as part:
         images.to_parquet(part, index=False)
     if summary.measurements is not None:
         with atomic_write(summary.measurements) as part:
-            _join_tables([summary.out / record.outputs["objects"] for record in records], part)
+            _join_tables([(summary.out / it.outputs["objects"], it.provenance.model) for it in records], part)
         with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
             _write_parquet(summary.measurements, part)
     provenance = {record.provenance.model: record.provenance for record in records}
@@ -173,14 +196,26 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
     write_text_file(summary.record, to_json(facts, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
-def _join_tables(tables: Sequence[Path], path: Path) -> None:
-    """Concatenate CSV tables of the same columns, a line at a time."""
+def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Concatenate CSV tables of objects, a line at a time; those of microseg 0.1 lack the model, the last column.
+
+    Raises:
+        DataError: A table has other columns.
+    """
+    header = ",".join(OBJECT_COLUMNS)
+    without_model = header.removesuffix(",model")
     with path.open("w", encoding="utf-8") as joined:
-        joined.write(",".join(OBJECT_COLUMNS) + "\n")
-        for table in tables:
+        joined.write(f"{header}\n")
+        for table, model in tables:
             with table.open(encoding="utf-8") as lines:
-                next(lines, None)
-                joined.writelines(lines)
+                found = next(lines, "").rstrip("\n")
+                if found not in (header, without_model):
+                    raise DataError(f"{table}: expected the columns {header}, got {found}. Segment its image again.")
+                if found == header:
+                    joined.writelines(lines)
+                else:
+                    rows = csv_text.reader(lines)
+                    csv_text.writer(joined, lineterminator="\n").writerows([*row, model] for row in rows)
 
 
 def _write_parquet(table: Path, path: Path) -> None:

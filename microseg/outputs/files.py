@@ -5,12 +5,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError
-from microseg.files import file_sha256
+from microseg.escaping import printable
+from microseg.files import disk_full_error, file_sha256
+from microseg.outputs.names import name_digest, usable_name
 from microseg.outputs.record import Record, read_record
 from microseg.outputs.writers import output_suffixes
 
@@ -22,10 +23,10 @@ OUTPUTS = InferenceSettings().outputs
 _PARTIAL = ".partial"  # suffix of the temporary folders
 _RESERVED = ("batch",)  # batch.json describes the batch
 _NAMINGS: tuple[Callable[[Path], str], ...] = (
-    lambda path: path.stem,
-    lambda path: path.name,
-    lambda path: f"{path.resolve().parent.name}_{path.name}",
-    lambda path: f"{path.name}-{sha256(str(path.resolve()).encode()).hexdigest()[:8]}",
+    lambda path: usable_name(path.stem),
+    lambda path: usable_name(path.name),
+    lambda path: usable_name(f"{path.absolute().parent.name}_{path.name}"),
+    lambda path: usable_name(path.name, f"-{name_digest(str(path.absolute()))}"),
 )
 
 
@@ -34,7 +35,8 @@ def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
 
     It is the stem of the image, ``a.png`` → ``a``. Where two images would share it, or other files in the folder have
     it, the suffix is added, ``a.png``; where that is shared too, the image's folder, ``slides_a.png``, or eight digits
-    of the hash of its path. An image that has outputs keeps their name.
+    of the hash of its path. An image that has outputs keeps their name. Characters that are no text are
+    escaped, and a long name is shortened; see `usable_name`.
 
     Args:
         sources: Paths of the images, all different.
@@ -44,7 +46,8 @@ def output_names(sources: Sequence[Path], folder: Path) -> list[str]:
         A name for each image, all different even if case is ignored.
     """
     existing = [
-        next((naming for naming in _NAMINGS if _owner(folder, naming(s)) in (s, s.resolve())), None) for s in sources
+        next((it for it in _NAMINGS if _owner(folder, it(s)) in (_recorded(s), _recorded(s.resolve()))), None)
+        for s in sources
     ]
     chosen = [0] * len(sources)
     while True:
@@ -73,12 +76,18 @@ def staged(folder: Path, name: str) -> Iterator[Path]:
 
     Yields:
         The temporary folder; `publish` moves its files out.
+
+    Raises:
+        NoSpaceError: The disk is full.
     """
-    staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=_PARTIAL))
-    try:
-        yield staging
-    finally:
-        _discard(staging)
+    kept = "The outputs of this image are not written; those of the images before are complete."
+    with disk_full_error(folder / name, kept=kept):
+        staging = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=_PARTIAL))
+        try:
+            with disk_full_error(folder / name, part=staging, kept=kept):
+                yield staging
+        finally:
+            _discard(staging)
 
 
 def publish(staging: Path, folder: Path, record: Record) -> None:
@@ -127,13 +136,17 @@ def _name_of(staging: Path) -> str:
     return staging.name[1 : -len(_PARTIAL)].rpartition(".")[0]  # .<name>.<random letters>.partial
 
 
-def _owner(folder: Path, name: str) -> Path | None:
-    """Path of the image whose outputs have a name."""
+def _owner(folder: Path, name: str) -> str | None:
+    """Path of the image whose outputs have a name, as it is recorded."""
     path = folder / f"{name}.json"
     if path.is_file():
         with suppress(DataError):
-            return Path(read_record(path).source)
+            return read_record(path).source
     return None
+
+
+def _recorded(source: Path) -> str:
+    return printable(str(source))
 
 
 def _taken(folder: Path, name: str, source: Path) -> bool:

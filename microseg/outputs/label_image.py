@@ -68,7 +68,8 @@ class LabelImageWriter(OutputWriter):
     """Writes the mask as a tiled label image with levels of half the size each, down to one tile.
 
     Smaller levels hold every second pixel of the level before: class indices cannot be averaged. The file has the pixel
-    size, the names of the classes (OME ``MapAnnotation``) and their colors (palette).
+    size, the model and version (OME ``Description``), the names of the classes (OME ``MapAnnotation``) and their colors
+    (palette).
     """
 
     suffix = ".labels.tif"
@@ -98,7 +99,8 @@ class LabelImageWriter(OutputWriter):
         classes = {str(index): name for index, name in enumerate(self.image.classes)}
         provenance = self.image.provenance
         origin = f"{self.image.source_sha256 or self.image.source} {provenance.model} {provenance.weights_sha256}"
-        metadata: dict[str, Any] = {"axes": "YX", "MapAnnotation": classes}
+        description = f"Segmented with {provenance.model}"
+        metadata: dict[str, Any] = {"axes": "YX", "MapAnnotation": classes, "Description": description}
         metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, origin)}"  # the same file each time
         if mpp is not None:
             metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"}
@@ -144,7 +146,7 @@ class ProbabilitiesWriter(OutputWriter):
         options: dict[str, Any] = {} if self.image.label_mpp is None else _resolution(self.image.label_mpp)
         if max(values.shape) > 2048:
             options["tile"] = (_TILE, _TILE)
-        metadata = {"classes": list(self.image.classes)}
+        metadata = {"classes": list(self.image.classes), "model": self.image.provenance.model}
         options |= {"photometric": "minisblack", "compression": "zlib", "software": "microseg", "metadata": metadata}
         tifffile.imwrite(self.path, values, **options)
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from microseg.escaping import csv_cell
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
@@ -38,6 +39,7 @@ OBJECT_COLUMNS = (
     "eccentricity",
     "solidity",
     "mean_probability",
+    "model",
 )
 SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "confidence")
 """Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, confidence."""
@@ -128,7 +130,8 @@ class ObjectTableWriter(OutputWriter):
 
     def add_objects(self, objects: ObjectBatch) -> None:
         """Append rows."""
-        objects.table.to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
+        texts = {column: objects.table[column].map(csv_cell) for column in ("image", "class")}
+        objects.table.assign(**texts).to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
 
     def finish(self) -> None:
         """The file is complete."""
@@ -192,7 +195,7 @@ def tabulate(
         One row per object, columns ``OBJECT_COLUMNS``, in pixels of the image and in microns (NaN if the pixel size is
         unknown): label, class, area, perimeter, centroid (from the top left corner of the image, as the outlines),
         diameter of the circle of equal area, eccentricity of the ellipse with equal second moments (0 = circle),
-        solidity (area over area of the convex hull), mean probability of the object's class.
+        solidity (area over area of the convex hull), mean probability of the object's class, model and version.
 
     Reference:
         Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.
@@ -223,6 +226,7 @@ def tabulate(
         _eccentricities(xx, yy, xy),
         area / shapely.area(shapely.convex_hull(polygons)),
         sums[:, _CONFIDENCE] / area,
+        image.provenance.model,
     )
     return pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
 

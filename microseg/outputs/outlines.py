@@ -48,7 +48,7 @@ def features(objects: ObjectBatch, image: ImageInfo) -> Iterator[str]:
 
     Args:
         objects: Some objects of the image.
-        image: The image. Objects of the same image file have the same ids each time.
+        image: The image. Objects of the same image file and model have the same ids each time.
 
     Yields:
         The JSON text of each object, in pixels of the image from the top left corner. Measurements that are unknown are
@@ -57,10 +57,12 @@ def features(objects: ObjectBatch, image: ImageInfo) -> Iterator[str]:
     Reference:
         RFC 7946, and QuPath's ``QuPathTypeAdapters``: ids are UUIDs, measurements are one object of numbers.
     """
-    polygons, namespace = objects.polygons, uuid.uuid5(uuid.NAMESPACE_URL, image.source_sha256 or image.source)
+    provenance, polygons = image.provenance, objects.polygons
+    origin = f"{image.source_sha256 or image.source} {provenance.model} {provenance.weights_sha256}"
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, origin)
     if image.step != (1.0, 1.0):
         polygons = shapely.transform(polygons, lambda coordinates: (coordinates * image.step).round(2))
-    columns = [column for column in objects.table.columns if column not in ("image", "label", "class")]
+    columns = [column for column in objects.table.columns if column not in ("image", "label", "class", "model")]
     values = objects.table[columns].to_numpy(np.float64)
     rows = zip(objects.table["label"], objects.indices.tolist(), shapely.to_geojson(polygons), values, strict=True)
     for number, index, geometry, row in rows:
@@ -68,6 +70,7 @@ def features(objects: ObjectBatch, image: ImageInfo) -> Iterator[str]:
             "objectType": "annotation",
             "name": f"{image.classes[index]} {number}",
             "classification": {"name": image.classes[index], "color": class_color(index)},
+            "metadata": {"model": provenance.model},
             "measurements": {
                 name: value for name, value in zip(columns, row.tolist(), strict=True) if np.isfinite(value)
             },

@@ -8,9 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from microseg.errors import DataError
+from microseg.escaping import printable
+from microseg.outputs.names import usable_name
 
 __all__ = ["ImageInfo", "Provenance", "Record", "find_record", "read_record", "software_versions"]
 
@@ -46,7 +48,7 @@ class ImageInfo(BaseModel):
 
     Attributes:
         name: Stem of the output files' names.
-        source: Path of the image.
+        source: Path of the image; control characters and bytes that are not UTF-8 are escaped.
         source_sha256: SHA-256 of the image file; None if there is no file.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
@@ -68,6 +70,11 @@ class ImageInfo(BaseModel):
     classes: tuple[str, ...]
     provenance: Provenance
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _printable(cls, source: str) -> str:
+        return printable(source)
+
     @property
     def mean_step(self) -> float:
         """Pixels of the image along one pixel of the label image, the geometric mean of both axes."""
@@ -87,7 +94,7 @@ class ImageInfo(BaseModel):
     def display_name(self) -> str:
         """The image's file name; ``name`` where several images of a batch share the file name."""
         source = Path(self.source)
-        return source.name if self.name in (source.stem, source.name) else self.name
+        return source.name if self.name in (usable_name(source.stem), usable_name(source.name)) else self.name
 
 
 class Record(ImageInfo):

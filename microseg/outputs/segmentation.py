@@ -24,7 +24,7 @@ from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip, ObjectBatch
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 from microseg.slides.slide import ArraySlide
 
 __all__ = ["Segmentation"]
@@ -177,7 +177,7 @@ class Segmentation:
         """The image; with ``name`` as it is recorded."""
         path, sha256, source = Path(self.source), self.source_sha256, self.source
         if name is not None and path.is_file():
-            sha256, source = sha256 or file_sha256(path), str(path.resolve())
+            sha256, source = sha256 or file_sha256(path), str(path.absolute())
         return ImageInfo(
             name=path.stem if name is None else name,
             source=source,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
+from microseg.escaping import markdown
 from microseg.registry.version import TAG_LENGTH, ModelVersion
 
 __all__ = [
@@ -101,10 +102,10 @@ class Decision:
 
     def markdown(self) -> Iterator[str]:
         """A list item for each rule."""
-        yield from (f"- {_MARKS[result.outcome]} {result.message}" for result in self.rules)
+        yield from (f"- {_MARKS[result.outcome]} {markdown(result.message)}" for result in self.rules)
         if self.override is not None and self.verdict != ACCEPTED:
             by = "Overridden" if self.verdict == REFUSED else "Promoted by a person"
-            yield f"- {by}: {self.override or 'no reason was given'}"
+            yield f"- {by}: {markdown(self.override or 'no reason was given')}"
 
     def to_tags(self) -> dict[str, str]:
         """Return the decision as tags of the version; results that do not fit into a tag are left out."""

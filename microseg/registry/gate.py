@@ -13,8 +13,7 @@ refused. A segmentation with almost no foreground, or almost nothing else, is al
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeGuard
 
 from microseg.config.params import GateSettings
@@ -29,52 +28,16 @@ from microseg.registry.decision import (
     Outcome,
     RuleResult,
 )
+from microseg.registry.evidence import Evidence
 
-__all__ = ["ConfidenceInterval", "Evidence", "decide"]
+__all__ = ["decide"]
 
 _TOLERANCE = 1e-9  # so that 0.80 − 0.78 does not exceed 0.02
 
 
-@dataclass(frozen=True)
-class ConfidenceInterval:
-    """A value with its bootstrap confidence interval.
-
-    Args:
-        value: The estimate.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Measurements of one model version.
-
-    Args:
-        source_dice: Mean Dice (0..1) on the held-out images of each source lab.
-        target_dice: Dice (0..1) on the target lab's masks, if it has some; only reported.
-        label_free: Label-free measurements on the target lab. The gate uses ``stain_explained_variance`` (0..1),
-            ``augmentation_consistency`` (Cohen's kappa, 0..1), ``foreground_share`` (predicted, 0..1) and
-            ``expected_foreground_share`` (in the masks of the source labs, 0..1), and ``forward_validation`` (area
-            under the ROC curve, 0..1); others are only reported. Counts are integers.
-        target_gain: Of the candidate: Dice gained over production on the target lab's masks, image by image (-1..1);
-            None if there are masks of too few slides.
-    """
-
-    source_dice: Mapping[str, float] = field(default_factory=dict)
-    target_dice: ConfidenceInterval | None = None
-    label_free: Mapping[str, int | float] = field(default_factory=dict)
-    target_gain: ConfidenceInterval | None = None
-
-
-def decide(candidate: Evidence, production: Evidence | None, policy: GateSettings) -> Decision:
+def decide(
+    candidate: Evidence, production: Evidence | None, policy: GateSettings, *, lost_labs: Sequence[str] = ()
+) -> Decision:
     """Accept or refuse a candidate, or state that a person must look.
 
     Missing, non-finite and impossible values are refused: missing evidence never counts in favor of a candidate.
@@ -83,6 +46,7 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GateSetting
         candidate: Evidence on the candidate.
         production: Evidence on the version in production, measured on the same images; None if there is none yet.
         policy: The thresholds.
+        lost_labs: Labs that production was trained on or adapted to, and the candidate was not.
 
     Returns:
         The decision with the result of each rule. A known Dice gain on the target lab's masks replaces all label-free
@@ -92,6 +56,8 @@ def decide(candidate: Evidence, production: Evidence | None, policy: GateSetting
         results = tuple(_initial_dice(candidate, policy))
     else:
         results = tuple(result for rule in _RULES for result in rule(candidate, production, policy))
+        if lost_labs:
+            results += (_lost_labs(lost_labs),)
     outcomes = {result.outcome for result in results}
     return Decision(REFUSED if NOT_MET in outcomes else NEEDS_REVIEW if UNCLEAR in outcomes else ACCEPTED, results)
 
@@ -106,6 +72,16 @@ def _initial_dice(candidate: Evidence, policy: GateSettings) -> Iterator[RuleRes
         )
         met = _is_fraction(dice) and dice >= policy.min_initial_dice - _TOLERANCE
         yield RuleResult(_met(met), f"initial_dice/{lab}", message)
+
+
+def _lost_labs(labs: Sequence[str]) -> RuleResult:
+    names = ", ".join(labs)
+    message = (
+        f"Production was trained on, or adapted to, {names}, and this candidate was not: promoting it would lose "
+        f"{names}. Adapt from production instead (microseg adapt LAB), which keeps all labs, or promote it for its lab "
+        "only."
+    )
+    return RuleResult(UNCLEAR, "lost_labs", message)
 
 
 _NO_SOURCE_LABS = RuleResult(

@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from microseg.datasets.dataset import LabDataset
+from microseg.escaping import markdown, printable
 from microseg.models.config import NetworkConfig
 from microseg.registry.decision import Decision
-from microseg.registry.gate import ConfidenceInterval, Evidence
+from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.version import MODEL_NAME
 
 __all__ = ["Scores", "fit_description", "format_measurement", "headline", "measurement_name", "model_card"]
@@ -86,8 +88,9 @@ def model_card(
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
+        finalize=_finalize,
     )
-    environment.filters["measurement"] = format_measurement
+    environment.filters |= {"measurement": format_measurement, "code": _code}
     return environment.get_template("model_card.md.j2").render(
         model=MODEL_NAME,
         method=method,
@@ -149,6 +152,16 @@ def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> 
         for name, value in candidate.label_free.items()
     ]
     return rows
+
+
+def _finalize(value: object) -> object:
+    """Escape each text in the template, whatever it is: it may come from a lab or from another client of MLflow."""
+    return markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _code(text: str) -> Markup:
+    """A text as code; backslashes do not escape there."""
+    return Markup(f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`")
 
 
 def format_measurement(value: float | ConfidenceInterval | None) -> str:

@@ -1,147 +1,77 @@
-"""Which version is in production, and the history of every change.
+"""Which version is in production: requests, their decisions, and the history of every change.
 
-An alias ``production…`` names the requested version; the history names the version that was validated and is active.
-Where the two differ, somebody changed the alias without microseg: a pending alias change, which has to be validated.
+An alias ``production…`` in MLflow names the requested version. The history names the active one, which was validated
+and judged against the version in use before it. Where the two differ, somebody has set the alias: a request, which ends
+as active or is reverted with the reason.
 
-MLflow keeps no history of aliases, so each change is a run in a separate experiment: RUNNING while the change is
-applied, FINISHED when it is done, FAILED when it was not applied or was reverted.
+Every change is one entry of the history first, and then an alias. The entry counts if no other writer was first;
+whoever comes next moves the alias if the writer was killed before. So one writer at a time decides, on whatever
+machine, and no lock has to be released after a crash.
 """
 
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from mlflow.entities import Run
-
-from microseg.errors import VersionNotFoundError
-from microseg.registry.connection import Connection
-from microseg.registry.decision import NEEDS_REVIEW, NOT_EVALUATED, OVERRIDDEN
-from microseg.registry.model_card import fit_description
-from microseg.registry.version import (
-    CANDIDATE,
-    MODEL_NAME,
-    NOTE_TAG,
-    PRODUCTION,
-    TAG_LENGTH,
-    ModelVersion,
-    VersionRef,
-    is_production,
-    previous_of,
-    production_of,
+from microseg.errors import RegistryError, VersionNotFoundError
+from microseg.registry.history import Promotion, promotions
+from microseg.registry.production_store import BY_TAG, REASON_TAG, ProductionStore
+from microseg.registry.transitions import (
+    Action,
+    AuditInfo,
+    Entry,
+    PendingAliasChange,
+    ProductionState,
+    alias_changes,
+    replay,
+    unknown_aliases,
 )
-from microseg.registry.versions import Versions
+from microseg.registry.version import PRODUCTION, ModelVersion, VersionRef, lab_of, previous_of, production_of
 
-__all__ = ["BY_TAG", "HISTORY_EXPERIMENT", "REASON_TAG", "AuditInfo", "PendingAliasChange", "Production", "Promotion"]
+__all__ = ["BY_TAG", "REASON_TAG", "AuditInfo", "Judgement", "Outcome", "PendingAliasChange", "Production", "Promotion"]
 
-HISTORY_EXPERIMENT = "microseg-promotions"
-REASON_TAG = "promotion_reason"
-"""Tag that a person may set on a version before promoting it in MLflow, to state the reason."""
-BY_TAG = "promoted_by"
-"""Tag that a person may set on a version before promoting it in MLflow, which does not report the user."""
-
-_PREFIX = "promotion."
-_INTERRUPTED = timedelta(minutes=15)  # an entry that did not end within this time was interrupted
-_REVERTED_NOTE = "NOT IN PRODUCTION"
-_BY_A_PERSON = {OVERRIDDEN: "PROMOTED AGAINST THE GATE", NEEDS_REVIEW: "PROMOTED BY A PERSON, THE GATE COULD NOT TELL"}
-_NOTE = re.compile(rf"\A({'|'.join((_REVERTED_NOTE, *_BY_A_PERSON.values()))}): [^\n]*\n\n")
-
-
-@dataclass(frozen=True)
-class AuditInfo:
-    """Who changed what is in production, how and why, as far as known.
-
-    Args:
-        by: User; None if unknown, as of an alias set in MLflow.
-        via: Interface: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"demo"`` …
-        gate: Status of the gate's decision: ``"accepted"``, ``"refused"``, ``"needs review"``, ``"overridden"`` or
-            ``"not evaluated"``.
-        reason: Free text.
-    """
-
-    by: str | None = None
-    via: str = "command"
-    gate: str = NOT_EVALUATED
-    reason: str = ""
-
+Outcome = Literal["active", "reverted", "superseded"]
+"""Of a request; ``superseded`` by a later one."""
 
 _UNKNOWN = AuditInfo()
-_GATE_SAID = {OVERRIDDEN: " The gate had refused it.", NEEDS_REVIEW: " The gate could not tell: a person promoted it."}
+_ATTEMPTS = 50  # other writers were first
 
 
 @dataclass(frozen=True)
-class Promotion:
-    """One entry of the history.
+class Judgement:
+    """Whether a requested version goes to production.
 
     Args:
-        time: Start of the change, in UTC.
-        alias: ``production`` or ``production-<lab>``.
-        action: ``"promoted"``, ``"kept"`` (it suits a new lab), ``"rolled back"``, ``"removed"`` or ``"reverted"``.
-        previous_version: The active version before; None if there was none.
-        version: The requested version; None if the alias was removed.
-        audit: Who, how and why.
-        state: ``"done"``, ``"failed"`` (the active version did not change), ``"running"`` or ``"interrupted"``.
+        accepted: Whether it does.
+        audit: The gate's decision, and the reason.
     """
 
-    time: datetime
-    alias: str
-    action: str
-    previous_version: int | None
-    version: int | None
-    audit: AuditInfo = field(default_factory=AuditInfo)
-    state: str = "done"
-
-    @property
-    def active_version(self) -> int | None:
-        """The active version afterwards."""
-        return self.version if self.state == "done" else self.previous_version
-
-    def __str__(self) -> str:
-        lab = self.alias.removeprefix(f"{PRODUCTION}-")
-        scope = "in production" if self.alias == PRODUCTION else f"in production for {lab}"
-        before = f"version {self.previous_version}" if self.previous_version else "no version"
-        if self.action == "reverted":
-            text = f"Version {self.version} was reverted, {before} stays {scope}."
-        elif self.action == "kept":
-            text = f"Version {self.version} stays {scope}."
-        elif self.version is None:
-            text = f"The alias {self.alias} was removed from {before}."
-        else:
-            text = f"Version {self.version} is {scope}, before it was {before}."
-            text += _GATE_SAID.get(self.audit.gate, "")
-        return f"{text} {self.audit.reason}".rstrip()
-
-
-@dataclass(frozen=True)
-class PendingAliasChange:
-    """An alias, or a legacy stage, that somebody changed without microseg, and that was not validated yet.
-
-    Args:
-        alias: ``production`` or ``production-<lab>``.
-        requested_version: The version that has the alias; None if the alias was removed.
-        active_version: The version in production; None if there was none.
-        via: ``"mlflow"`` for an alias, ``"stage"`` for a legacy stage.
-    """
-
-    alias: str
-    requested_version: int | None
-    active_version: int | None
-    via: str
+    accepted: bool
+    audit: AuditInfo
 
 
 class Production:
     """The versions in production, for all labs and for single labs.
 
     Args:
-        connection: The connection to MLflow.
-        versions: The versions of the registered model.
+        store: The history and the aliases.
+        find: Finds a version.
+        labs: Returns the labs that exist besides those in the registry.
     """
 
-    def __init__(self, connection: Connection, versions: Versions) -> None:
-        self._connection = connection
-        self._versions = versions
+    def __init__(
+        self,
+        store: ProductionStore,
+        find: Callable[[VersionRef], ModelVersion],
+        labs: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._store, self._find, self._labs = store, find, labs
+
+    # ---- read
+
+    def state(self) -> ProductionState:
+        """Return the state that the history states."""
+        return replay(self._store.read())
 
     def active(self, lab: str | None = None) -> ModelVersion:
         """Return the version for a lab's images: the lab's, if it has one, else that for all labs.
@@ -149,16 +79,121 @@ class Production:
         Raises:
             VersionNotFoundError: There is neither.
         """
-        if lab is not None:
-            with suppress(VersionNotFoundError):
-                return self._versions.find(production_of(lab))
-        return self._versions.find(PRODUCTION)
+        number = self.state().in_use(production_of(lab))
+        return self._find(PRODUCTION if number is None else number)
+
+    def labs(self) -> frozenset[str]:
+        """Return the labs that versions were trained with, that have their own version, or that exist elsewhere."""
+        own = {lab_of(alias) for alias, now in self.state().aliases.items() if now.active is not None}
+        return frozenset({*self._labs(), *self._store.labs(), *filter(None, own)})
+
+    def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
+        """Return all requests with their results, rollbacks and kept versions, the newest first.
+
+        Args:
+            alias: Only those of this alias.
+        """
+        return tuple(entry for entry in promotions(self.state()) if alias in (None, entry.alias))
+
+    def pending_changes(self) -> tuple[PendingAliasChange, ...]:
+        """Return the undecided requests, also those that the history does not know; nothing is changed."""
+        seen = self._look()
+        changes = {change.alias: change for change in seen.changes}
+        for alias, now in seen.state.aliases.items():
+            if now.request is not None and alias not in changes:
+                via = now.request.audit.via
+                changes[alias] = PendingAliasChange(alias, now.request.version, now.active, via)
+        return tuple(changes[alias] for alias in sorted(changes) if not changes[alias].withdrawn)
+
+    # ---- requests
+
+    def observe(self) -> tuple[Entry, ...]:
+        """Record the changes of aliases as requests, and move the aliases that killed processes have not moved.
+
+        Returns:
+            The undecided requests, the oldest first.
+        """
+        for _ in range(_ATTEMPTS):
+            seen = self._look()
+            for now in seen.state.aliases.values():
+                if now.result is not None and not now.result.applied:
+                    self._apply(now.result)
+            for change in seen.changes:
+                self._store.append(self._observed(seen, change))
+            new = {alias: why for alias, why in seen.unknown.items() if not seen.was_ignored(alias)}
+            for alias, reason in new.items():
+                audit = AuditInfo(via="mlflow", reason=reason)
+                entry = seen.entry(alias, "ignored", seen.aliases[alias], audit=audit)
+                self._store.show(entry, audit, None)
+                self._store.append(entry)
+            if not seen.changes and not new:
+                requests = [now.request for now in seen.state.aliases.values() if now.request is not None]
+                return tuple(sorted(requests, key=lambda request: request.number))
+        raise _contended()
+
+    def request(
+        self, version: int, *, alias: str = PRODUCTION, against: int | None = None, audit: AuditInfo = _UNKNOWN
+    ) -> Entry:
+        """Request a version for production; it supersedes an undecided request.
+
+        Args:
+            version: Number of the version.
+            alias: ``production``, or ``production-<lab>`` for the images of one lab.
+            against: The version in use that it was judged against.
+            audit: Who, how and why.
+
+        Returns:
+            The request, to be decided by `decide`; if the process is killed before, `observe` returns it.
+        """
+        for _ in range(_ATTEMPTS):
+            seen = self._look()
+            if seen.changed(alias):
+                self.observe()
+            elif written := self._append(seen.entry(alias, "requested", version, against=against, audit=audit)):
+                return written
+        raise _contended()
+
+    def decide(self, request: Entry, judge: Callable[[int | None], Judgement]) -> Outcome:
+        """Decide on a request: the version is active afterwards, or reverted with the reason.
+
+        Args:
+            request: The request.
+            judge: Validates the version, and judges it against the version in use, whose number is given (None: there
+                is none). It is called again if another version is in use when it returns.
+
+        Returns:
+            How the request ended, perhaps by another process.
+        """
+        for _ in range(_ATTEMPTS):
+            seen = self._look()
+            if (outcome := seen.outcome(request)) is not None:
+                return outcome
+            against = seen.state.in_use(request.alias)
+            judgement = judge(against)
+            applied: Action = "promoted" if request.version is not None else "removed"
+            action: Action = applied if judgement.accepted else "reverted"
+            if (outcome := self._end(request, action, against, judgement.audit)) is not None:
+                return outcome
+        raise _contended()
+
+    def _end(self, request: Entry, action: Action, against: int | None, audit: AuditInfo) -> Outcome | None:
+        """End a request; None if another version is in use than it was judged against."""
+        for _ in range(_ATTEMPTS):
+            seen = self._look()
+            if (outcome := seen.outcome(request)) is not None:
+                return outcome
+            if seen.changed(request.alias):
+                self.observe()
+            elif seen.state.in_use(request.alias) != against:
+                return None
+            else:
+                self._decide(seen.decision(request, action, against, audit))
+        raise _contended()
 
     def promote(self, ref: VersionRef, *, alias: str = PRODUCTION, audit: AuditInfo = _UNKNOWN) -> ModelVersion:
-        """Promote a version to production; the active one becomes ``previous``.
+        """Promote a version that was validated to production, whatever is in production now.
 
-        The gate is not evaluated here: call `decide` before. Promoting the active version only removes its alias
-        ``candidate``. A version that has the alias but is not in the history gets an entry.
+        Neither the files nor the gate are evaluated here. The active version only loses its aliases of a candidate.
 
         Args:
             ref: The version.
@@ -167,36 +202,31 @@ class Production:
 
         Returns:
             The version, now in production.
+
+        Raises:
+            RegistryError: A later request superseded this one.
         """
-        version = self._versions.find(ref)
-        entry = self._last_applied(alias)
-        before = self._active_before(entry, alias, version)
-        if alias not in version.aliases or entry is None or entry.version != version.version:
-            with self._recorded(alias, "promoted", before, version.version, audit):
-                if before is not None and before != version.version:
-                    self._versions.set_alias(previous_of(alias), before)  # first, so that an interruption can be undone
-                if alias not in version.aliases:
-                    self._versions.set_alias(alias, version)
-        if CANDIDATE in version.aliases:
-            self._versions.remove_alias(CANDIDATE)
-        if alias == PRODUCTION:
-            self._clear_stages(version.version)
-        with self._connection.action("remove a tag") as client:
-            for tag in {REASON_TAG, BY_TAG} & version.tags.keys():  # they are about this promotion only
-                client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
-        note = _BY_A_PERSON.get(audit.gate)
-        reason = f"by {audit.by or 'unknown'}. {audit.reason or 'No reason was given.'}"
-        self._set_note(version, f"{note}: {reason}" if note else "")
-        return self._versions.find(version)
+        number = self._find(ref).version
+        self.observe()
+        state = self.state()
+        now = state.of(alias)
+        if now.active == number and now.request is None:
+            if now.result is not None:
+                self._store.show(now.result, _audit(state, now.result), now.previous)
+            return self._find(number)
+        request = self.request(number, alias=alias, against=state.in_use(alias), audit=audit)
+        if self.decide(request, lambda _: Judgement(True, audit)) != "active":
+            raise RegistryError(f"the promotion of version {number} was superseded by a later one; see the history")
+        return self._find(number)
 
     def roll_back(self, *, alias: str = PRODUCTION, audit: AuditInfo = _UNKNOWN) -> ModelVersion | None:
-        """Promote ``previous``.
+        """Return to the previous version.
 
         Afterwards there is no ``previous``: rolling back twice would otherwise return to the faulty version.
 
         Args:
-            alias: ``production``, or ``production-<lab>``. If a lab has no previous version, its alias is removed, and
-                the version for all labs is used again.
+            alias: ``production``, or ``production-<lab>``: if the lab has no previous version, its alias is removed,
+                and the version for all labs is used again.
             audit: Who, how and why.
 
         Returns:
@@ -204,173 +234,127 @@ class Production:
 
         Raises:
             VersionNotFoundError: There is no previous version.
+            RegistryError: Another version was promoted at the same time.
         """
-        entry = self._last_applied(alias)
-        try:
-            version = self._versions.find(previous_of(alias))
-        except VersionNotFoundError:
-            if alias == PRODUCTION or entry is None or entry.version is None:
-                raise
-            with self._recorded(alias, "rolled back", entry.version, None, audit):
-                self._versions.remove_alias(alias)
-            return None
-        before = self._active_before(entry, alias, version)
-        with self._recorded(alias, "rolled back", before, version.version, audit):
-            self._versions.set_alias(alias, version)
-        self._versions.remove_alias(previous_of(alias))
-        if alias == PRODUCTION:
-            self._clear_stages(version.version)
-        return self._versions.find(version)
-
-    def pending_changes(self) -> tuple[PendingAliasChange, ...]:
-        """Return the aliases and legacy stages that differ from the history, except for changes in progress."""
-        requested = {alias: number for alias, number in self._versions.aliases().items() if is_production(alias)}
-        staged = [number for number in self._versions.in_production_stage() if number != requested.get(PRODUCTION)]
-        history = self.history()
-        found = []
-        for alias in sorted({PRODUCTION, *requested, *(entry.alias for entry in history)}):
-            last = next((entry for entry in history if entry.alias == alias), None)
-            if last is not None and last.state == "running":
-                continue
-            entry = self._last_applied(alias)
-            active = entry.version if entry else None
-            if alias == PRODUCTION and staged:
-                found.append(PendingAliasChange(alias, max(staged), active or requested.get(alias), "stage"))
-            elif requested.get(alias) != active:
-                found.append(PendingAliasChange(alias, requested.get(alias), active, "mlflow"))
-        return tuple(found)
-
-    def revert(self, change: PendingAliasChange, reason: str, *, audit: AuditInfo = _UNKNOWN) -> ModelVersion | None:
-        """Revert a pending alias change, and state the reason in the description of the requested version.
-
-        Args:
-            change: The change.
-            reason: Why the requested version is not valid for production.
-            audit: Who, how and why.
-
-        Returns:
-            The active version; None if there was none before.
-        """
-        active, requested = self._existing(change.active_version), change.requested_version
-        with self._recorded(change.alias, "reverted", change.active_version, requested, audit, applied=False):
-            if active is not None:
-                self._versions.set_alias(change.alias, active)
-            elif change.via != "stage":
-                self._versions.remove_alias(change.alias)
-            if change.alias == PRODUCTION:
-                self._clear_stages(active.version if active else None)
-        if (version := self._existing(requested)) is not None:
-            self._set_note(version, f"{_REVERTED_NOTE}: {reason}")
-        return self._versions.find(active) if active else None
-
-    def record_removal(self, change: PendingAliasChange, *, audit: AuditInfo = _UNKNOWN) -> None:
-        """Record that somebody removed an alias; the version that had it becomes ``previous``."""
-        with self._recorded(change.alias, "removed", change.active_version, None, audit):
-            if (active := self._existing(change.active_version)) is not None:
-                self._versions.set_alias(previous_of(change.alias), active)
+        self.observe()
+        seen = self._look()
+        now = seen.state.of(alias)
+        if now.previous is None and (alias == PRODUCTION or now.active is None):
+            self._find(previous_of(alias))  # raises unless somebody has set this alias
+            raise VersionNotFoundError(f"the history has no previous version of {alias}; promote one by its number")
+        version = None if now.previous is None else self._find(now.previous)
+        entry = seen.entry(alias, "rolled back", now.previous, against=now.active, audit=audit)
+        if seen.changed(alias) or not self._decide(entry):
+            raise RegistryError(
+                f"{alias} was changed at the same time as it was to be rolled back; look at the history, and repeat it"
+            )
+        return None if version is None else self._find(version)
 
     def record_kept(self, version: ModelVersion, lab: str, *, audit: AuditInfo = _UNKNOWN) -> None:
         """Record that a version in production was not adapted to a lab, because it suits the lab."""
-        alias = production_of(lab) if production_of(lab) in version.aliases else PRODUCTION
-        with self._recorded(alias, "kept", version.version, version.version, audit):
-            pass
-
-    def history(self, alias: str | None = None) -> tuple[Promotion, ...]:
-        """Return all promotions, rollbacks, removals, reverted changes and kept versions, the newest first.
-
-        Args:
-            alias: Only those of this alias.
-        """
-        return self._entries(f"tags.`{_PREFIX}alias` = '{alias}'" if alias else "", 1000)
-
-    # ---- the history in MLflow
-
-    def _last_applied(self, alias: str) -> Promotion | None:
-        """The last change of an alias that was applied; None if there is none."""
-        applied = f"tags.`{_PREFIX}alias` = '{alias}' and attributes.status = 'FINISHED'"
-        return next(iter(self._entries(applied, 1)), None)
-
-    def _entries(self, condition: str, limit: int) -> tuple[Promotion, ...]:
-        experiment_id = self._connection.experiment(HISTORY_EXPERIMENT)
-        with self._connection.action("read the history") as client:
-            order = ["attributes.start_time DESC"]
-            runs = client.search_runs([experiment_id], condition, max_results=limit, order_by=order)
-        return tuple(_read_entry(run) for run in runs if f"{_PREFIX}alias" in run.data.tags)
-
-    @contextmanager
-    def _recorded(
-        self,
-        alias: str,
-        action: str,
-        before: int | None,
-        version: int | None,
-        audit: AuditInfo,
-        *,
-        applied: bool = True,
-    ) -> Iterator[None]:
-        """Record a change that is made in the block; it is marked FAILED if the block raises, or if not applied."""
-        old, new = (str(number or "–") for number in (before, version))
-        values = {"alias": alias, "action": action, "from": old, "to": new, "by": audit.by or ""}
-        values |= {"via": audit.via, "gate": audit.gate, "reason": audit.reason}
-        tags = {_PREFIX + name: value[:TAG_LENGTH] for name, value in values.items()}
-        tags |= {"mlflow.user": audit.by or "unknown", NOTE_TAG: audit.reason[:TAG_LENGTH]}
-        experiment_id = self._connection.experiment(HISTORY_EXPERIMENT)
-        with self._connection.action("record a promotion") as client:
-            run_id = client.create_run(
-                experiment_id, tags=tags, run_name=f"{alias}: {action} {old} → {new}"
-            ).info.run_id
-        try:
-            yield
-        except BaseException as error:
-            with self._connection.action("record a failed promotion") as client:
-                client.set_tag(run_id, f"{_PREFIX}error", f"{type(error).__name__}: {error}"[:TAG_LENGTH])
-                client.set_terminated(run_id, "FAILED")
-            raise
-        with self._connection.action("record a promotion") as client:
-            client.set_terminated(run_id, "FINISHED" if applied else "FAILED")
+        for _ in range(_ATTEMPTS):
+            seen = self._look()
+            own = seen.state.of(production_of(lab)).active == version.version
+            alias = production_of(lab) if own else PRODUCTION
+            if seen.state.of(alias).active != version.version:
+                return  # another one was promoted meanwhile
+            if self._append(seen.entry(alias, "kept", version.version, audit=audit)) is not None:
+                return
+        raise _contended()
 
     # ---- helpers
 
-    def _active_before(self, entry: Promotion | None, alias: str, version: ModelVersion) -> int | None:
-        """The active version until now: that of the history, else the one with the alias or the legacy stage."""
-        if entry is not None and self._existing(entry.version) is not None:
-            return entry.version
-        try:
-            number = self._versions.find(alias).version
-        except VersionNotFoundError:
+    def _look(self) -> "_Seen":
+        """Read the history, then the aliases: what is written between is void."""
+        state, aliases, staged = self.state(), self._store.aliases(), self._store.staged()
+        unknown = unknown_aliases(state, aliases, self._labs())
+        if unknown:
+            unknown = unknown_aliases(state, aliases, {*self._labs(), *self._store.labs()})
+        known = {alias: version for alias, version in aliases.items() if alias not in unknown}
+        return _Seen(state, aliases, alias_changes(state, known, staged), unknown)
+
+    def _observed(self, seen: "_Seen", change: PendingAliasChange) -> Entry:
+        """The entry that records a change of an alias."""
+        request = seen.state.of(change.alias).request
+        if request is not None and change.withdrawn:
+            audit = AuditInfo(via="mlflow", reason="The alias was set back before the request was decided.")
+            return seen.decision(request, "reverted", seen.state.in_use(change.alias), audit)
+        by = None if change.requested_version is None else self._store.author(change.requested_version)
+        audit = AuditInfo(by, change.via)
+        return seen.entry(change.alias, "requested", change.requested_version, audit=audit)
+
+    def _decide(self, entry: Entry) -> bool:
+        """Write a decision and apply it; False if it is void."""
+        if (written := self._append(entry)) is None:
+            return False
+        self._apply(written)
+        return True
+
+    def _append(self, entry: Entry) -> Entry | None:
+        """Write an entry; None if it is void."""
+        self._store.append(entry)
+        return next((one for one in reversed(self.state().entries) if one.id == entry.id), None)
+
+    def _apply(self, result: Entry) -> None:
+        """Move the alias as a decision states, and show it at the versions; repeated if it was interrupted."""
+        state = self.state()
+        now = state.of(result.alias)
+        if now.result is None or now.result.id != result.id or now.result.applied:
+            return  # a later decision, or another process, has done so
+        self._store.move_alias(result.alias, result.shown, now.active)
+        self._store.show(result, _audit(state, result), now.previous)
+        self._store.mark_applied(result)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a writer has read: its entries are void if another writer was first."""
+
+    state: ProductionState
+    aliases: Mapping[str, int]
+    changes: tuple[PendingAliasChange, ...]
+    unknown: Mapping[str, str]
+
+    def changed(self, alias: str) -> bool:
+        """Whether somebody has moved an alias, which the history does not know."""
+        return any(change.alias == alias for change in self.changes)
+
+    def was_ignored(self, alias: str) -> bool:
+        """Whether the history knows that an unknown alias is on its version."""
+        return self.aliases[alias] in self.state.of(alias).requested
+
+    def outcome(self, request: Entry) -> Outcome | None:
+        """How a request ended; None if it was not decided yet."""
+        now = self.state.of(request.alias)
+        if now.request is not None and now.request.number == request.number:
             return None
-        return None if number == version.version else number
+        actions = {one.action for one in self.state.entries if one.request == request.number}
+        return "superseded" if not actions else "reverted" if "reverted" in actions else "active"
 
-    def _existing(self, number: int | None) -> ModelVersion | None:
-        if number is not None:
-            with suppress(VersionNotFoundError):  # deleted meanwhile
-                return self._versions.find(number)
-        return None
+    def entry(
+        self,
+        alias: str,
+        action: Action,
+        version: int | None,
+        *,
+        against: int | None = None,
+        audit: AuditInfo = _UNKNOWN,
+    ) -> Entry:
+        """A new entry."""
+        after, shown = self.state.of(alias).last, self.aliases.get(alias)
+        return Entry(alias, action, version, after=after, against=against, shown=shown, audit=audit)
 
-    def _clear_stages(self, keep: int | None) -> None:
-        """Archive other versions in the legacy stage Production, so that a later one there is a new request."""
-        for number in self._versions.in_production_stage():
-            if number != keep:
-                with warnings.catch_warnings(action="ignore"), self._connection.action("archive a version") as client:
-                    client.transition_model_version_stage(MODEL_NAME, str(number), "Archived")
-
-    def _set_note(self, version: ModelVersion, note: str) -> None:
-        """Set, replace or remove the note above a version's model card."""
-        card = _NOTE.sub("", version.description)
-        description = fit_description(f"{' '.join(note.split())}\n\n{card}" if note else card)
-        if description != version.description:
-            with self._connection.action("describe a version") as client:
-                client.update_model_version(MODEL_NAME, str(version.version), description=description)
+    def decision(self, request: Entry, action: Action, against: int | None, audit: AuditInfo) -> Entry:
+        """A new entry that ends a request."""
+        entry = self.entry(request.alias, action, request.version, against=against, audit=audit)
+        return replace(entry, request=request.number)
 
 
-def _read_entry(run: Run) -> Promotion:
-    tags: Mapping[str, str] = {
-        key.removeprefix(_PREFIX): value for key, value in run.data.tags.items() if key.startswith(_PREFIX)
-    }
-    start = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    state = {"FINISHED": "done", "RUNNING": "running"}.get(run.info.status, "failed")
-    if state == "running" and datetime.now(UTC) - start > _INTERRUPTED:
-        state = "interrupted"
-    before, version = (int(text) if (text := tags.get(key, "")).isdecimal() else None for key in ("from", "to"))
-    audit = AuditInfo(tags.get("by") or None, tags.get("via", ""), tags.get("gate", ""), tags.get("reason", ""))
-    return Promotion(start, tags["alias"], tags.get("action", "promoted"), before, version, audit, state)
+def _audit(state: ProductionState, result: Entry) -> AuditInfo:
+    """Who requested what was decided, with the decision's reason."""
+    request = next((one for one in state.entries if one.number == result.request), result)
+    return replace(request.audit, gate=result.audit.gate, reason=result.audit.reason)
+
+
+def _contended() -> RegistryError:
+    return RegistryError("expected to change what is in production, other processes were always first; repeat it later")

@@ -1,7 +1,13 @@
 """The model registry: one MLflow server or database."""
 
+from collections.abc import Callable, Collection
+from pathlib import Path
+
 from microseg.registry.connection import Connection
+from microseg.registry.evidence_store import EvidenceStore
+from microseg.registry.history import History
 from microseg.registry.production import Production
+from microseg.registry.production_store import MlflowStore
 from microseg.registry.runs import Runs
 from microseg.registry.versions import Versions
 from microseg.registry.webhooks import Webhooks
@@ -15,18 +21,30 @@ class Registry:
     Args:
         tracking_uri: ``sqlite:////abs/mlflow.db`` or ``http(s)://…``.
         artifact_root: Where new experiments store their artifacts; see `Connection`.
+        labs: Returns the labs that exist besides those in the registry; others have no alias ``production-<lab>``.
+        locks: Folder of the files that tell whether the process of a run lives.
 
     Attributes:
         versions: The versions of the registered model: find, register, download, tag, describe.
+        evidence: Comparisons of versions.
         production: Which version is in production: promote, roll back, history.
         runs: The runs that versions come from.
         webhooks: What an MLflow server reports of changed aliases.
     """
 
-    def __init__(self, tracking_uri: str, *, artifact_root: str | None = None) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        *,
+        artifact_root: str | None = None,
+        labs: Callable[[], Collection[str]] = tuple,
+        locks: Path | None = None,
+    ) -> None:
         self.tracking_uri = tracking_uri
         connection = Connection(tracking_uri, artifact_root)
-        self.versions = Versions(connection)
-        self.production = Production(connection, self.versions)
-        self.runs = Runs(connection)
+        history = History(connection)
+        self.versions = Versions(connection, lambda alias: history.state().of(alias).active)
+        self.production = Production(MlflowStore(connection, self.versions, history), self.versions.find, labs)
+        self.evidence = EvidenceStore(connection)
+        self.runs = Runs(connection, locks)
         self.webhooks = Webhooks(connection)

@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from microseg.errors import RegistryError
+from microseg.escaping import mask_secrets
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.registry.abandoned_runs import RunLocks
 from microseg.registry.connection import Connection
 from microseg.registry.version import EXPERIMENT, REFERENCE_FILE, TAG_LENGTH
 
@@ -30,10 +33,12 @@ class Runs:
 
     Args:
         connection: The connection to MLflow.
+        locks: Folder of the files that tell whether the process of a run lives; see `RunLocks`.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, locks: Path | None = None) -> None:
+        self._connection, self._locks = connection, RunLocks(connection, locks)
+        self.end_abandoned = self._locks.end_abandoned
 
     @contextmanager
     def start(
@@ -52,9 +57,18 @@ class Runs:
         Raises:
             RegistryError: MLflow refuses or cannot be reached.
         """
+        self.end_abandoned()
+        with (
+            self._locks.hold() as process,
+            self._started(name, {**_origin(), **(tags or {}), **process}, params) as log,
+        ):
+            yield log
+
+    @contextmanager
+    def _started(self, name: str, tags: Mapping[str, str], params: Mapping[str, object] | None) -> Iterator["RunLog"]:
         experiment_id = self._connection.experiment(EXPERIMENT)
         with self._connection.action("start a run") as client:
-            run_id = client.create_run(experiment_id, tags={**_origin(), **(tags or {})}, run_name=name).info.run_id
+            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
         log = RunLog(self._connection, run_id)
         try:
             log.log_params(params or {})
@@ -73,6 +87,18 @@ class Runs:
         with self._connection.action("read a run") as client:
             data = client.get_run(run_id).data
         return {**data.tags, **data.params}
+
+    def was_interrupted(self, run_id: str, params: Mapping[str, object]) -> bool:
+        """Whether a run with these parameters did not finish."""
+        with self._connection.action("read a run") as client:
+            run = client.get_run(run_id)
+        same = all(run.data.params.get(name) == str(value) for name, value in _flatten(params))
+        return same and run.info.status != "FINISHED"
+
+    def finish(self, run_id: str) -> None:
+        """Mark a run as finished whose process was killed after its result was stored."""
+        with self._connection.action("end a run") as client:
+            client.set_terminated(run_id, "FINISHED")
 
     def _end(self, run_id: str, status: str, error: BaseException) -> None:
         """Mark a run as ended by an error, which must reach the caller even if MLflow cannot be reached."""
@@ -131,7 +157,7 @@ class RunLog:
             context: Use of the dataset, such as ``"source"``, ``"target"`` or ``"evaluation"``. Labs used only for
                 evaluation are not among the datasets of a registered version.
         """
-        source = json.dumps({"uri": uri, "lab": lab, "digest": digest})
+        source = json.dumps({"uri": mask_secrets(uri), "lab": lab, "digest": digest})
         dataset = Dataset(name=lab, digest=digest, source_type="dvc", source=source)
         with self._connection.action("log a dataset") as client:
             client.log_inputs(self.id, datasets=[DatasetInput(dataset, [InputTag(_CONTEXT_TAG, context)])])

@@ -22,7 +22,11 @@ __all__ = [
     "TAG_LENGTH",
     "ModelVersion",
     "VersionRef",
+    "candidate_of",
+    "file_tag",
+    "is_candidate",
     "is_production",
+    "lab_of",
     "previous_of",
     "production_of",
     "read_version",
@@ -85,6 +89,11 @@ class ModelVersion:
 VersionRef = ModelVersion | int | str
 
 
+def file_tag(file: str) -> str:
+    """Return the tag of a version that has the SHA-256 of one of its files."""
+    return f"sha256.{file}"
+
+
 def production_of(lab: str | None) -> str:
     """Return the alias of the version in production for one lab, ``production-<lab>``, or for all: ``production``."""
     return PRODUCTION if lab is None else f"{PRODUCTION}-{lab}"
@@ -98,6 +107,21 @@ def previous_of(alias: str) -> str:
 def is_production(alias: str) -> bool:
     """Whether an alias is one of production: for all labs, or for one."""
     return alias == PRODUCTION or alias.startswith(f"{PRODUCTION}-")
+
+
+def lab_of(alias: str) -> str | None:
+    """Return the lab of an alias ``production-<lab>``; None for ``production``."""
+    return None if alias == PRODUCTION else alias.removeprefix(f"{PRODUCTION}-")
+
+
+def candidate_of(lab: str) -> str:
+    """Return the alias of the version that was adapted to a lab last, and is not in production: ``candidate-<lab>``."""
+    return f"{CANDIDATE}-{lab}"
+
+
+def is_candidate(alias: str) -> bool:
+    """Whether an alias is that of a candidate."""
+    return alias == CANDIDATE or alias.startswith(f"{CANDIDATE}-")  # the former: of microseg 0.1
 
 
 def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:

@@ -1,11 +1,13 @@
 """The versions of the registered model."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,11 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES
-from microseg.errors import DataError, VersionNotFoundError
+from microseg.errors import DataError, ParseError, VersionNotFoundError, WeightsError
+from microseg.files import disk_full_error, file_sha256
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.parsing import parse_json, read_text
 from microseg.registry.connection import Connection, all_pages, is_server
 from microseg.registry.model_card import fit_description, headline
 from microseg.registry.runs import RunLog, logged_datasets
@@ -40,6 +44,9 @@ from microseg.registry.version import (
     REFERENCE_FILE,
     ModelVersion,
     VersionRef,
+    file_tag,
+    is_candidate,
+    is_production,
     read_version,
 )
 
@@ -48,10 +55,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Versions"]
 
+_log = logging.getLogger(__name__)
+
 _MODEL_DESCRIPTION = (
-    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}` is proposed, "
-    f"`{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its aliases; the "
-    "button *Promote model* does something else: it copies a version to another model."
+    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}-<lab>` is "
+    f"proposed, `{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its "
+    "aliases; the button *Promote model* does something else: it copies a version to another model."
 )
 
 _ADVICE = {
@@ -61,15 +70,19 @@ _ADVICE = {
 }
 
 
+_REFERENCE_BYTES = 2**26
+
+
 class Versions:
     """The versions of the registered model ``microseg-segmenter``.
 
     Args:
         connection: The connection to MLflow.
+        active: Returns the active version of an alias of production; None if there is none.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, active: Callable[[str], int | None]) -> None:
+        self._connection, self._active = connection, active
 
     # ---- find
 
@@ -84,26 +97,43 @@ class Versions:
         """Find a version by its alias or number.
 
         Args:
-            ref: ``"production"``, ``"candidate"``, ``"previous"``, another alias, ``3`` or ``"3"``; a `ModelVersion` is
-                read again. If no version has the alias ``production``, one in MLflow's legacy stage Production is used.
+            ref: ``"production"``: the version that was validated and is active, which may differ from the one that has
+                the alias in MLflow; ``"production-<lab>"`` likewise, if the lab has its own; ``"candidate-<lab>"``, or
+                ``"candidate"`` if there is only one; ``"previous"``, another alias, ``3`` or ``"3"``. A `ModelVersion`
+                is read again.
 
         Raises:
             VersionNotFoundError: There is no such version; the message lists the existing ones.
         """
         key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
+        aliases = self.aliases()
+        if is_production(key):
+            number = self._active(key)
+        elif key == CANDIDATE and key not in aliases:
+            candidates = {alias: number for alias, number in aliases.items() if is_candidate(alias)}
+            if len(set(candidates.values())) > 1:
+                listing = ", ".join(f"{alias} (version {number})" for alias, number in sorted(candidates.items()))
+                raise VersionNotFoundError(f"expected one candidate, there are {listing}; give one of these aliases")
+            number = next(iter(candidates.values()), None)
+        else:
+            number = aliases.get(key, int(key) if key.isdecimal() else None)
+        if number is not None and (version := self.get(number)) is not None:
+            return version
+        requested = aliases.get(key) if is_production(key) else None
+        raise VersionNotFoundError(_not_found(key, self.all(), requested))
+
+    def get(self, number: int) -> ModelVersion | None:
+        """Return a version by its number; None if there is none."""
         with self._connection.action("find a version") as client:
             model = _registered_model(client)
-            if model is not None:
-                number = str(model.aliases.get(key, key))
-                if number.isdecimal():
-                    try:
-                        return read_version(client.get_model_version(MODEL_NAME, str(int(number))), model.aliases)
-                    except MlflowException as error:
-                        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                            raise
-                if key == PRODUCTION and (staged := self.in_production_stage()):
-                    return read_version(client.get_model_version(MODEL_NAME, str(max(staged))), model.aliases)
-        raise VersionNotFoundError(_not_found(key, self.all()))
+            if model is None:
+                return None
+            try:
+                return read_version(client.get_model_version(MODEL_NAME, str(number)), model.aliases)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
 
     def in_production_stage(self) -> tuple[int, ...]:
         """Return the versions in MLflow's legacy stage Production; none if MLflow has no stages any more."""
@@ -163,7 +193,11 @@ class Versions:
                 # logged model in the process-wide one
                 source=f"models:/{logged.model_id}" if server else logged.artifact_location,
                 run_id=run.id,
-                tags={**_tags(network.config, logged, datasets, method, commit), **(tags or {})},
+                tags={
+                    **_tags(network.config, logged, datasets, method, commit),
+                    **{file_tag(name): file_sha256(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE)},
+                    **(tags or {}),
+                },
                 description=fit_description(description),
                 model_id=logged.model_id,
             )
@@ -173,7 +207,7 @@ class Versions:
         return self.find(int(created.version))
 
     def download(self, ref: VersionRef, cache: Path) -> Path:
-        """Download the network of a version, unless it is in the cache.
+        """Download the network of a version, unless it is in the cache; a damaged copy there is downloaded again.
 
         Args:
             ref: The version.
@@ -185,29 +219,37 @@ class Versions:
         Raises:
             VersionNotFoundError: There is no such version.
             RegistryError: The version has no such files, or the artifact store cannot be reached.
+            WeightsError: The files in the artifact store are not those that were registered.
+            NoSpaceError: The disk is full.
         """
         version = self.find(ref)
         # version numbers are not unique across registries
         folder = cache / f"{MODEL_NAME}-{version.version}-{version.model_id or version.run_id}"
         if folder.is_dir():
-            return folder
+            if not (fault := _file_fault(folder, version)):
+                return folder
+            _log.warning("%s is damaged and is downloaded again: %s", folder, fault)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = cache / f".download-{uuid4().hex}"
         temporary.mkdir()
         uri = self._connection.tracking_uri
         try:
-            with self._connection.action(
-                f"download the files of version {version.version} (was it registered by microseg?)"
-            ) as client:
+            with (
+                disk_full_error(folder),
+                self._connection.action(
+                    f"download the files of version {version.version} (was it registered by microseg?)"
+                ) as client,
+            ):
                 root = client.get_model_version_download_uri(MODEL_NAME, str(version.version)).rstrip("/")
                 for name in (WEIGHTS_FILE, CONFIG_FILE):
                     file = f"{root}/{EXTRA_FILES}/{name}"
                     download_artifacts(artifact_uri=file, dst_path=str(temporary), tracking_uri=uri, registry_uri=uri)
-            try:
-                os.replace(temporary, folder)  # noqa: PTH105
-            except OSError:
-                if not folder.is_dir():  # otherwise another process downloaded it meanwhile
-                    raise
+            if fault := _file_fault(temporary, version):
+                raise WeightsError(
+                    f"expected the files that were registered as version {version.version}, the artifact store has "
+                    f"others: {fault}; restore them from a backup, or use another version"
+                )
+            _replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return folder
@@ -224,10 +266,11 @@ class Versions:
                 return None
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(client.download_artifacts(version.run_id, REFERENCE_FILE, folder))
-                values = json.loads(file.read_text(encoding="utf-8"))
+                text = read_text(file, _REFERENCE_BYTES)
         try:
-            reference = ReferenceDistribution.from_dict(values)
-        except DataError:
+            reference = ReferenceDistribution.from_dict(parse_json(text))
+        except DataError as error:
+            _log.warning("The reference distribution of version %d is not used: %s", version.version, error)
             return None
         return reference if reference.features == APPEARANCE_FEATURES else None
 
@@ -316,6 +359,34 @@ class Versions:
             client.log_batch(version.run_id, metrics=batch, synchronous=True)
 
 
+def _file_fault(folder: Path, version: ModelVersion) -> str:
+    """How the files of a network differ from those that were registered; empty where they do not."""
+    try:
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            expected, found = version.tags.get(file_tag(name)), file_sha256(folder / name)
+            if expected is None and name == WEIGHTS_FILE:  # registered by an older microseg
+                expected = parse_json(read_text(folder / CONFIG_FILE))["weights_sha256"]
+            if expected not in (None, found):
+                return f"{name} has the SHA-256 {found}, expected {expected}"
+    except (OSError, ParseError, KeyError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Move a downloaded folder to its place, where a damaged one may be."""
+    if folder.is_dir():
+        damaged = folder.with_name(f".damaged-{uuid4().hex}")
+        with suppress(FileNotFoundError):  # another process was quicker
+            folder.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+    try:
+        os.replace(new, folder)  # noqa: PTH105
+    except OSError:
+        if not folder.is_dir():  # otherwise another process downloaded it meanwhile
+            raise
+
+
 def _tags(
     config: NetworkConfig, logged: LoggedModel, datasets: Mapping[str, str], method: str, commit: str | None
 ) -> dict[str, str]:
@@ -353,7 +424,12 @@ def _entries(client: MlflowClient) -> list[MlflowVersion]:
     return all_pages(lambda token: client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token))
 
 
-def _not_found(key: str, known: tuple[ModelVersion, ...]) -> str:
+def _not_found(key: str, known: tuple[ModelVersion, ...], requested: int | None) -> str:
+    if requested is not None:
+        return (
+            f"expected version {key!r} of {MODEL_NAME}, version {requested} is requested, but not validated yet; "
+            "run `microseg service validate-promotion`"
+        )
     if not known:
         return (
             f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "

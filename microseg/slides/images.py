@@ -192,8 +192,10 @@ def write_png(path: Path | str, array: npt.NDArray[np.uint8]) -> None:
             f"{path}: expected uint8 of shape (H, W, 3) or (H, W), got {array.dtype} of shape {array.shape}. "
             "Convert it before writing."
         )
-    with atomic_write(path) as part:
-        Image.fromarray(np.ascontiguousarray(array)).save(part, format="PNG")
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
+    with atomic_write(path, content.tell()) as part:
+        part.write_bytes(content.getbuffer())
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class VendorSlide(Slide):
     def __init__(self, path: Path) -> None:
         try:
             self._slide = OpenSlide(str(path))
-        except (OpenSlideError, OSError) as error:
+        except (OpenSlideError, OSError, ValueError) as error:
             raise ImageReadError(
                 f"{path}: expected a slide, but OpenSlide cannot open it: {error}. Copy it again with all of its files."
             ) from error
@@ -68,7 +68,7 @@ class OpenSlideReader:
         """Whether OpenSlide recognizes the file as the format of a vendor."""
         try:
             return OpenSlide.detect_format(str(path)) not in (None, "generic-tiff")
-        except (OpenSlideError, OSError):
+        except (OpenSlideError, OSError, ValueError):  # of a name that is not UTF-8
             return False
 
     def open(self, path: Path) -> VendorSlide:

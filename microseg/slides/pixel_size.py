@@ -3,14 +3,16 @@
 import re
 import unicodedata
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import tifffile
 from PIL import Image
 
+from microseg.errors import DataError
 from microseg.slides.tiff_layout import is_tiff, read_layout
 
-__all__ = ["MPP_RANGE", "image_mpp", "model_zoom", "same_mpp", "unit_microns", "valid_mpp"]
+__all__ = ["MPP_RANGE", "StatedMpp", "agreed_mpp", "image_mpp", "model_zoom", "same_mpp", "unit_microns", "valid_mpp"]
 
 MPP_RANGE = (0.05, 20.0)  # microns per pixel that a microscope image can have
 _SAME = 0.05  # relative difference of two sizes that are one, differently rounded
@@ -47,6 +49,43 @@ def image_mpp(path: Path | str) -> float | None:
 def valid_mpp(x: float, y: float) -> float | None:
     """Pixel size from its two sides, in microns; None where they differ, or are outside ``MPP_RANGE``."""
     return round(x, 6) if MPP_RANGE[0] <= x <= MPP_RANGE[1] and abs(x - y) <= 0.01 * x else None
+
+
+@dataclass(frozen=True)
+class StatedMpp:
+    """Pixel size that someone states of an image.
+
+    Attributes:
+        mpp: Microns per pixel.
+        origin: Who states it: ``images.csv``, ``lab.yaml``, ``--mpp`` …
+        overrides: Whether it overrides that of the file, because it is stated of this very image.
+    """
+
+    mpp: float
+    origin: str
+    overrides: bool = False
+
+
+def agreed_mpp(path: Path, own: float | None, stated: StatedMpp | None) -> float | None:
+    """Pixel size of an image, of which the file and someone else may state one.
+
+    Args:
+        path: The image.
+        own: Microns per pixel that its file states; None where it states none.
+        stated: What someone else states; None where nobody does.
+
+    Raises:
+        DataError: The two differ by more than rounding, and none of them overrides the other.
+    """
+    if stated is None:
+        return own
+    if own is None or same_mpp(own, stated.mpp) or stated.overrides:
+        return stated.mpp
+    raise DataError(
+        f"{path}: expected one pixel size, got {own} microns of the file and {stated.mpp} of {stated.origin}: areas "
+        f"would differ {max(own / stated.mpp, stated.mpp / own) ** 2:.3g} times. Correct {stated.origin}, or state the "
+        "right one for this image in images.csv (file,mpp), which overrides that of the file."
+    )
 
 
 def same_mpp(one: float, other: float) -> bool:

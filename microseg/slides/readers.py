@@ -36,6 +36,8 @@ __all__ = [
     "SLIDE_READERS",
     "ImageReader",
     "SlideReader",
+    "can_be_slide",
+    "file_mpp",
     "image_pixels",
     "is_slide",
     "open_slide",
@@ -145,6 +147,17 @@ def is_slide(path: Path | str, *, megapixels: float) -> bool:
     return pixels is not None and pixels > megapixels * 1e6
 
 
+def can_be_slide(path: Path) -> bool:
+    """Whether a reader of slides or of TIFF recognizes a file by its content.
+
+    Args:
+        path: An existing file with any ending.
+    """
+    with suppress(ImageReadError, OSError):
+        return type(_reader_for(path)[1]) is not ImageReader
+    return False
+
+
 def slide_suffixes() -> tuple[str, ...]:
     """Endings of whole-slide files, of all readers; further slides are TIFF files, recognized by their content."""
     return tuple(suffix for _, reader in _readers() for suffix in reader.suffixes)
@@ -153,6 +166,16 @@ def slide_suffixes() -> tuple[str, ...]:
 def readable_suffixes() -> tuple[str, ...]:
     """Endings of all files that `open_slide` opens: of images and of whole slides."""
     return (*IMAGE_SUFFIXES, *slide_suffixes())
+
+
+def file_mpp(path: Path) -> float | None:
+    """Microns per pixel that a file of any kind states; None where it states none, or cannot be read."""
+    with suppress(ImageReadError, OSError):
+        if type(_reader_for(path)[1]) is ImageReader:
+            return image_mpp(path)
+        with open_slide(path) as slide:
+            return slide.mpp
+    return None
 
 
 def image_pixels(path: Path) -> int | None:

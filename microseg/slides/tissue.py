@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from microseg.slides.modality import Modality, image_modality
 from microseg.slides.slide import Slide
 
 __all__ = ["TissueMap", "find_tissue"]
@@ -48,14 +49,15 @@ def find_tissue(slide: Slide) -> TissueMap:
 
     A pixel is glass where it is as bright and colorless as the brightest part of the slide, to within an optical
     density of 0.05, and not next to tissue. A faint counterstain has about 0.1. A slide without a bright part is
-    tissue everywhere.
+    tissue everywhere, and so is one that is no stained brightfield: in fluorescence the brightest part is tissue, and
+    in gray images brightness tells nothing.
 
     Args:
         slide: The slide; its coarsest sufficient level is read.
     """
     thumbnail = slide.thumbnail(_LONGEST)  # (h, w, 3)
     glass = np.percentile(thumbnail.reshape(-1, 3), _GLASS_PERCENTILE, axis=0)  # (3,)
-    if glass.min() < _DARKEST_GLASS:
+    if glass.min() < _DARKEST_GLASS or image_modality(thumbnail) in (Modality.FLUORESCENCE, Modality.GRAY):
         return TissueMap(np.ones(thumbnail.shape[:2], np.bool_))
     threshold = glass * 10**-_DENSITY  # (3,)
     smooth = ndimage.uniform_filter(thumbnail, size=(3, 3, 1))  # suppresses the noise of the camera

@@ -62,10 +62,14 @@ def test_adapt_and_evaluate_without_source_images(
     assert known is not None
     assert known.labs.keys() == {"lab_a", "lab_b"}  # images of the source lab stay known
 
-    decision = workspace.decide(version, base, compare_versions.fn(version, base, "lab_b", settings))
+    decision = workspace.decide(
+        version, base, compare_versions.fn(version, base, workspace.evidence_key(version, base, "lab_b"), settings)
+    )
     assert decision.status == "refused"
     assert any("No Dice of a source lab is known" in message for message in decision.reasons)
 
     monkeypatch.setattr(DatasetStore, "checkout", checkout)  # where the source images are
     open_workspace.cache_clear()
-    assert compare_versions.fn(version, base, "lab_b", settings).candidate.source_dice.keys() == {"lab_a"}
+    assert compare_versions.fn(
+        version, base, workspace.evidence_key(version, base, "lab_b"), settings
+    ).candidate.source_dice.keys() == {"lab_a"}

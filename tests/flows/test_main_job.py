@@ -115,7 +115,7 @@ def test_segments_without_a_reference_distribution(
 def test_refused_candidate_stays_candidate(done: Any) -> None:
     assert (done.refused.promoted, done.refused.version, done.refused.production_version) == (False, 2, 1)
     assert any("augmentation consistency is" in message for message in done.refused.reasons)
-    assert done.aliases_after_refusal == {"production": 1, "candidate": 2}
+    assert done.aliases_after_refusal == {"production": 1, "candidate-lab_b": 2}
 
 
 def test_accepted_candidate_becomes_production(done: Any) -> None:

@@ -194,7 +194,7 @@ def test_person_is_asked_where_the_gate_cannot_tell(copied: Any, lab_c: Path, ev
     assert state.is_completed()
     assert state.message.startswith(f"Version 3 is the candidate for lab_c. {text}"), state.message
     assert state.message.endswith("set the alias production on it to promote it.")
-    assert copied.aliases == {"production": 2, "previous": 1, "candidate": 3}
+    assert copied.aliases == {"production": 2, "previous": 1, "candidate-lab_c": 3}
     assert [event[0] for event in events] == ["microseg.review.requested"]
     [lab] = [lab for lab in read_status(load_settings()).labs if lab.lab == "lab_c"]
     assert lab.candidate == "3 (needs review)"

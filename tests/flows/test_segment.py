@@ -85,6 +85,61 @@ def test_single_file_gives_the_outputs_of_a_folder_of_one_image(copied: Any, tmp
         segment(folder / "gone.png")
 
 
+def test_any_file_name_and_kind_is_segmented_fails_alone_or_is_named(copied: Any, tmp_path: Path) -> None:
+    folder = slides(tmp_path / "slides", 2)
+    content = (folder / "slide_000.png").read_bytes()
+    long = "組織切片画像" * 13 + "組織.png"
+    for name in (b"M\xfcller.png", long.encode(), b"a\nb.png", b"-x.png", b"=1+1.png", b"100% ?#.png"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
+    (folder / "._slide_000.png").write_bytes(b"\0\5\x16\7")
+    (folder / "gone.png").symlink_to("/mnt/not-mounted/b.png")
+    (folder / "second.png").symlink_to(folder / "slide_000.png")
+    for name in ("slide.dcm", "photo.webp"):
+        (folder / name).write_bytes(b"any")
+    tifffile.imwrite(folder / "panel.qptiff", generate_image(LAB_B, 64, 1.0, seed=3)[0], photometric="rgb")
+    slides(folder / "more", 3)
+    record = segment(folder, mpp=1.0)
+    assert (record.images, record.done, record.failed) == (11, 10, 1)
+    assert "gone.png" in (record.out / "failures.csv").read_text()
+    assert record.left_out == {
+        "more": "a folder with 3 files",
+        "photo.webp": "no known kind of image (.webp)",
+        "slide.dcm": "no known kind of image (.dcm)",
+    }
+    names = pd.read_csv(record.out / "summary.csv")["image"].tolist()
+    assert {"M\\xfcller.png", long, "a\\nb.png", "-x.png", "second.png", "slide_000.png", "panel.qptiff"} <= set(names)
+    assert segment(folder, mpp=1.0).skipped == 10
+
+
+def test_stated_pixel_sizes_never_override_those_of_files_without_a_word(copied: Any, tmp_path: Path) -> None:
+    folder, pixels = slides(tmp_path / "slides", 1), generate_image(LAB_B, 64, 1.0, seed=3)[0]
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(folder / name, pixels, photometric="rgb", resolution=(20_000, 20_000), resolutionunit=3)
+    record = segment(folder, mpp=2.0)
+    assert (record.done, record.failed) == (1, 2)
+    failures = (record.out / "failures.csv").read_text()
+    assert "got 0.5 microns of the file and 2.0 of --mpp: areas would differ 16 times" in failures
+    (folder / "images.csv").write_text("file,mpp\na.tif,1.0\nc.tif,1.0\n")
+    record = segment(folder)
+    assert (record.done, record.failed) == (3, 0)
+    assert record.notes == (
+        "a.tif: 1.0 microns per pixel of images.csv override 0.5 of the file",
+        "images.csv has 1 lines of images that are not there: c.tif",
+    )
+    with pytest.raises(DataError, match=r"2\.0 microns of --mpp and 1\.0 of images\.csv"):
+        segment(folder, mpp=2.0)
+
+
+def test_images_of_a_batch_have_one_bit_depth(copied: Any, tmp_path: Path) -> None:
+    folder, pixels = tmp_path / "slides", generate_image(LAB_B, 64, 1.0, seed=3)[0].astype("uint16")
+    folder.mkdir()
+    for name, factor in (("dark.tif", 2), ("bright.tif", 16)):  # at most 510 and 4080
+        tifffile.imwrite(folder / name, pixels * factor, photometric="rgb")
+    record = segment(folder)
+    assert "12 hold nearly all values" in record.notes[0]
+    assert read_record(record.out / "dark.json").provenance.inference["bit_depth"] == 12
+
+
 def test_rejects_unknown_output_before_segmenting(copied: Any, tmp_path: Path) -> None:
     folder = slides(tmp_path / "slides", 1)
     with pytest.raises(SettingsError, match=r"labels.*got \['masks'\]: correct inference.outputs"):

@@ -52,3 +52,14 @@ def test_log_lines_are_bounded(caplog):
         logging.getLogger("test.noisy").warning("fault %d", number)
     assert len(caplog.records) == 20
     assert "left out" in caplog.text
+
+
+def chained(text: str) -> None:
+    raise ValueError(text) from OSError(5, "share")
+
+
+def test_the_cause_of_an_exception_passes():
+    with pytest.raises(ValueError, match=r"^x$") as caught:
+        run_limited("a.tif", chained, "x")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == 5

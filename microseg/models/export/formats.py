@@ -1,6 +1,9 @@
 """Export of a network, with its softmax, to files that other programs run."""
 
+import io
+import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,13 +17,17 @@ from torch import nn
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import ModelError, SettingsError
-from microseg.files import atomic_write
+from microseg.files import atomic_write, disk_full_error
 from microseg.models.export.bioimageio import write_bioimageio
 from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
 
 __all__ = ["FORMATS", "ExportedModel", "export_model"]
 
 _DEFAULTS = InferenceSettings()
+_FOLDER = ".export."  # begin of the names of temporary folders
+_LONGEST = 24 * 3600  # seconds of an export
+_COPIES = 2  # of the weights, in files at one time
+_OVERHEAD = 2**20  # bytes of a graph beside its weights
 _TOLERANCE = 1e-4  # of probabilities: a graph may sum in another order
 
 FORMATS: Mapping[str, str] = {
@@ -85,6 +92,7 @@ def export_model(
     Raises:
         SettingsError: The format is unknown, or the tile is not a multiple of the stride.
         ModelError: A package that the format needs is missing, or the file computes other probabilities.
+        NoSpaceError: The disk is full; nothing is left there.
     """
     if kind not in FORMATS:
         raise SettingsError(f"Expected a format out of {', '.join(FORMATS)}, got {kind!r}: choose one of those.")
@@ -93,6 +101,9 @@ def export_model(
             f"Expected a tile that is a multiple of the network's stride {network.stride}, got {tile}: round it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{_FOLDER}*"):  # of a killed process
+        if time.time() - left.stat().st_mtime > _LONGEST:
+            shutil.rmtree(left, ignore_errors=True)
     writers: dict[str, Callable[[nn.Module, Path, npt.NDArray[np.float32]], _Run]] = {
         "bioimageio": _torchscript,
         "onnx": _onnx,
@@ -101,7 +112,13 @@ def export_model(
     }
     module, example = SoftmaxNetwork(network).eval(), _example_tile(tile)
     two = np.concatenate([example, example[..., ::-1]])  # any batch size
-    with atomic_write(path) as part, tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as folder:
+    # PyTorch ends the process where it cannot write, so what surely does not fit is not begun
+    needed = _COPIES * sum(tensor.nbytes for tensor in network.state_dict().values()) + _OVERHEAD
+    with (
+        disk_full_error(path, needed),
+        atomic_write(path) as part,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=_FOLDER) as folder,
+    ):
         graph = Path(folder) / f"weights{FORMATS['torchscript' if kind == 'bioimageio' else kind]}"
         run = writers[kind](module, graph, example)
         difference = _check_equal(kind, run(two), _probabilities(module, two))
@@ -146,11 +163,20 @@ def _check_equal(name: str, actual: npt.NDArray[np.float32], expected: npt.NDArr
     return difference
 
 
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Save to memory, then to the file: PyTorch ends the process on a full disk."""
+    content = io.BytesIO()
+    save(content)
+    data = content.getvalue()
+    with disk_full_error(path, len(data)):
+        path.write_bytes(data)
+
+
 def _torchscript(module: nn.Module, path: Path, example: npt.NDArray[np.float32]) -> _Run:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes become constants, which is intended
         traced = torch.jit.trace(module, torch.from_numpy(example))  # type: ignore[no-untyped-call]
-        traced.save(str(path))
+        _write(path, partial(torch.jit.save, traced))
         return partial(_probabilities, torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
 
 
@@ -159,8 +185,7 @@ def _pt2(module: nn.Module, path: Path, example: npt.NDArray[np.float32]) -> _Ru
     shapes = {"x": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
         program = torch.export.export(module, (two,), dynamic_shapes=shapes)
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    _write(path, partial(torch.export.save, program))
     with path.open("rb") as file:
         return partial(_probabilities, torch.export.load(file).module())
 

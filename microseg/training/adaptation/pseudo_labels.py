@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microseg.datasets.modality import lab_modality
 from microseg.datasets.sampling import Sample
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image, write_png
+from microseg.slides.modality import lab_modality
 from microseg.training.adaptation.color_voting import color_clusters, voted_labels
 from microseg.training.adaptation.domain_shift import TargetLab, mixed_network, predict_at, to_batch
 from microseg.training.adaptation.region_rules import plausible_labels

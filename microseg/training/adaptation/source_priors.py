@@ -15,9 +15,9 @@ import torch
 
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import AdaptSettings
-from microseg.datasets.modality import Modality, lab_modality
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import read_image
+from microseg.slides.modality import Modality, lab_modality
 from microseg.training.adaptation.color_voting import color_predicts_classes
 from microseg.training.adaptation.domain_shift import center_crop, to_batch
 from microseg.training.adaptation.region_rules import RegionRules, region_rules

@@ -20,7 +20,7 @@ def read(run: Run) -> dict[str, Any]:
 
 def test_shows_production_and_labs(done: Any, run: Run) -> None:
     values = read(run)
-    assert (values["production"], values["candidate"], values["pending"]) == (2, None, [])
+    assert (values["production"], values["pending"]) == (2, [])
     labs = {lab["lab"]: lab for lab in values["labs"]}
     assert {name: (lab["versions"], lab["production"], lab["own"]) for name, lab in labs.items()} == {
         "lab_a": (2, 2, False),
@@ -28,7 +28,7 @@ def test_shows_production_and_labs(done: Any, run: Run) -> None:
     }
     assert labs["lab_b"]["digest"] == done.ingested["lab_b"].digest
     shown = run(status.command).stdout
-    assert "Production: version 2; candidate: none" in shown
+    assert "Production: version 2 is active" in shown
     assert f"{done.home} (MICROSEG_HOME)" in shown
 
 
@@ -38,9 +38,9 @@ def test_shows_a_version_for_one_lab_and_a_pending_alias_change(copied: Any, run
     copied.registry.versions.set_alias("production", 2)
     values = read(run)
     labs = {lab["lab"]: (lab["production"], lab["own"]) for lab in values["labs"]}
-    assert labs == {"lab_a": (2, False), "lab_b": (2, True)}
+    assert labs == {"lab_a": (1, False), "lab_b": (2, True)}
     assert values["pending"] == ["production: version 2 requested (mlflow), 1 active"]
-    assert "Apply it: microseg service validate-promotion" in " ".join(run(status.command).stdout.split())
+    assert "Validate it: microseg service validate-promotion" in " ".join(run(status.command).stdout.split())
 
 
 def test_shows_an_empty_home(fresh: Path, run: Run) -> None:

@@ -40,7 +40,7 @@ class Boxes:
 
 
 @pytest.fixture
-def boxes(monkeypatch: pytest.MonkeyPatch) -> Any:
+def boxes(monkeypatch: pytest.MonkeyPatch, same_process: None) -> Any:
     """The format ``boxes`` of another package, beside the built-in ones."""
     point = EntryPoint("boxes", f"{__name__}:Boxes", formats.ANNOTATIONS)
     built_in = plugins._entry_points

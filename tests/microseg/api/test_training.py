@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +13,7 @@ from lightning_fabric import Fabric
 import microseg
 from microseg.api import training
 from microseg.api.checkpoints import source_dice
-from microseg.api.training import adapt, train
+from microseg.api.training import _with_corrections, adapt, train
 from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
 from microseg.config.settings import load_settings
 from microseg.datasets.dataset import LabDataset
@@ -21,6 +22,7 @@ from microseg.errors import LabError, PluginError
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.plugins import load_plugin
+from microseg.slides.images import write_png
 from microseg.training.adaptation.source_free import SourceFreeMethod
 from microseg.training.devices import Progress, make_fabric
 from microseg.training.loop import TrainingResult
@@ -251,18 +253,38 @@ def test_initial_network_is_not_changed(
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
-def test_masks_of_the_target_lab_are_not_read(
+def test_labelled_regions_of_the_target_lab_are_trained_on(source_lab: LabDataset, tmp_path: Path) -> None:
+    folder = tmp_path / "lab_c"
+    shutil.copytree(source_lab.folder, folder)
+    target = dataclasses.replace(source_lab, folder=folder)
+    train = target.select(split="train")
+    for number, row in enumerate(target.rows):
+        mask = np.full((row.height, row.width), 255, np.uint8)
+        mask[10:20, 30:50] = number % 2
+        write_png(target.mask_path(row), mask)
+    source = [Sample(tmp_path / f"{number}.png", tmp_path / "m.png") for number in range(60)]
+    samples = _with_corrections(source, [target], None, 0.25)
+    assert samples[:60] == source
+    corrected = samples[60:]
+    assert len(corrected) == 20  # a quarter of all
+    assert {it.image for it in corrected} == {target.image_path(row) for row in train}
+    assert {it.focus for it in corrected} == {(30, 10, 50, 20)}
+    assert _with_corrections(source, [target], None, 0.0) == source
+    unlabelled = dataclasses.replace(target, rows=tuple(dataclasses.replace(row, mask=None) for row in target.rows))
+    assert _with_corrections(source, [unlabelled], None, 0.25) == source
+
+
+def test_corrections_of_the_target_lab_change_the_network(
     fit_to_target: Callable[..., TrainingResult],
     tiny_network: Callable[..., Any],
     source_lab: LabDataset,
     tmp_path: Path,
 ) -> None:
-    shutil.copytree(source_lab.folder / "images", tmp_path / "lab_c" / "images")
-    few = dataclasses.replace(
-        source_lab, folder=tmp_path / "lab_c", metadata=source_lab.metadata.model_copy(update={"lab": "lab_c"})
-    )
-    assert all(row.mask is not None and not few.mask_path(row).exists() for row in few.rows)
-    fit_to_target(tiny_network(), target=[few], steps=1)
+    digests = []
+    for name, share in (("with", 0.5), ("without", 0.0)):
+        fit_to_target(tiny_network(), folder=name, target=[source_lab], steps=2, target_label_share=share)
+        digests.append(weights_digest(load_network(tmp_path / name)))
+    assert digests[0] != digests[1]
 
 
 def test_one_seed_gives_one_network(fit: Callable[..., TrainingResult], tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def broken(source, kind):
         ("zero bytes", r"empty file \(0 bytes\)"),
         ("text", "cannot be read"),
         ("truncated", "truncated"),
-        ("dangling link", "found none"),
-        ("pipe", "found none"),
+        ("dangling link", "link to nothing"),
+        ("pipe", "got a FIFO"),
         ("too small", "at least 16 pixels a side, got 32 x 15"),
     ],
 )
@@ -205,6 +205,7 @@ def test_rejects_slides_without_images(tmp_path):
     assert (accepted, count_slides(files.rejected.values())) == ((), 1)
 
 
+@pytest.mark.usefixtures("same_process")
 def test_counts_too_large_tiff_as_slide(source, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32)
     for name in ("large.tif", "wide.png"):

@@ -1,4 +1,6 @@
 import csv
+import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from microseg.datasets import ingest as module
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import IngestResult, ingest_lab, lab_lock
 from microseg.datasets.lab import read_lab_metadata
-from microseg.errors import LabError
+from microseg.errors import LabError, NoSpaceError
 from microseg.slides import images
 from microseg.slides.images import image_digest, read_image
 
@@ -344,7 +346,7 @@ def test_adds_masks_later(tmp_path, ingest):
     )
     lab = open_lab_dataset(result.folder)
     assert lab.metadata.labelled
-    assert [row.split for row in lab.rows] == splits
+    assert [row.split for row in lab.rows] == ["train", *splits[1:]]  # its first labels: it is assigned again
     assert np.array_equal(read_mask(lab.mask_path(lab.rows[0])), mask())
     assert ingest(source).unchanged == 1
     unlabelled = write_incoming(tmp_path / "third", {"d": 4}, metadata=f"{METADATA}labelled: false\n")
@@ -483,6 +485,7 @@ def test_writes_the_pixels_that_were_checked_when_files_change_afterwards(tmp_pa
     assert np.array_equal(read_mask(lab.mask_path(lab.rows[0])), mask())
 
 
+@pytest.mark.usefixtures("same_process")
 def test_decodes_each_image_and_reads_lab_yaml_once(tmp_path, ingest, monkeypatch):
     source = write_incoming(tmp_path / "in", {"a": 1, "b": 2}, masks="a")
     save(source / "images" / "c.bmp", noise(3))
@@ -496,7 +499,7 @@ def test_decodes_each_image_and_reads_lab_yaml_once(tmp_path, ingest, monkeypatc
     monkeypatch.setattr(images, "decode", decode)
     monkeypatch.setattr(index_masks, "decode", decode)
     monkeypatch.setattr(
-        module, "read_lab_metadata", lambda folder, lab=None: opened.append(folder) or read(folder, lab=lab)
+        module, "read_lab_metadata", lambda folder, **options: opened.append(folder) or read(folder, **options)
     )
     ingest(source)
     assert sorted(decoded) == ["images/a.png", "images/b.png", "images/c.bmp", "masks/a.png"]
@@ -513,3 +516,66 @@ def test_concurrent_ingests_are_all_added(tmp_path, ingest):
     for thread in threads:
         thread.join()
     assert len(open_lab_dataset(tmp_path / "labs" / "north").rows) == 16
+
+
+# --- links out of the delivery, FIFOs, full disks
+
+
+def link_to(path, target):
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def test_links_out_of_the_delivery_are_rejected_and_never_copied(tmp_path, ingest):
+    source = write_incoming(tmp_path / "source", {"a": 1, "b": 2}, masks=["a", "b"])
+    outside = save(tmp_path / "outside" / "c.png", noise(3))
+    link_to(source / "images" / "c.png", outside)
+    link_to(source / "images" / "d.svs", outside)
+    link_to(source / "masks" / "b.png", outside)
+    link_to(source / "images" / "again.png", "a.png")
+    os.mkfifo(source / "images" / "e.png")
+    result = ingest(source)
+    found = reasons(tmp_path)
+    assert set(found) == {f"images/{name}" for name in ("again.png", "b.png", "c.png", "d.svs", "e.png")} | {
+        "masks/b.png"
+    }
+    assert all("link to somewhere else" in found[f"images/{name}"] for name in ("c.png", "d.svs"))
+    assert "FIFO" in found["images/e.png"]
+    assert result.images == 1
+    content = outside.read_bytes()
+    assert not any(path.read_bytes() == content for path in (tmp_path / "quarantine").rglob("*") if path.is_file())
+    assert ingest(source, allowed_roots=[tmp_path / "outside"]).images == 2
+
+
+@pytest.mark.parametrize("name", ["lab.yaml", "images.csv"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_list_that_is_no_file_of_the_delivery_is_refused_unread(tmp_path, ingest, name, kind):
+    source = write_incoming(tmp_path / "source", {"a": 1}, table="file,group\na.png,1\n")
+    secret = tmp_path / "secret"
+    secret.write_text("password: hunter2\n")
+    (source / name).unlink()
+    if kind == "link":
+        (source / name).symlink_to(secret)
+    else:
+        os.mkfifo(source / name)
+    with pytest.raises(LabError, match="somewhere else" if kind == "link" else "FIFO") as caught:
+        ingest(source)
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("full_at", [1, 2, 3, 4])
+def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path, ingest, monkeypatch, full_at):
+    ingest(write_incoming(tmp_path / "first", {"a": 1}))
+    before = snapshot(tmp_path / "labs" / "north")
+    source = write_incoming(tmp_path / "second", {"b": 2, "c": 3})
+    (source / "images" / "bad.png").write_bytes(b"x")
+    usage, calls = shutil.disk_usage(tmp_path), itertools.count(1)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage._replace(free=0 if next(calls) >= full_at else usage.free)
+    )
+    with pytest.raises(NoSpaceError, match=r"the disk is full: it needs .*bytes"):
+        ingest(source)
+    assert snapshot(tmp_path / "labs" / "north") == before
+    monkeypatch.undo()
+    assert ingest(source).images == 3
+    assert (tmp_path / "quarantine" / "north" / "images" / "bad.png").read_bytes() == b"x"

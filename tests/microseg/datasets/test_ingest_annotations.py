@@ -91,7 +91,8 @@ def test_notes_state_what_is_not_used(tmp_path: Path) -> None:
 
 
 def test_corrections_are_merged_into_the_labels(tmp_path: Path) -> None:
-    source = make_lab(tmp_path / "in")
+    source = make_lab(tmp_path / "in", stated="labelled: false\n")
+    assert ingest(source, tmp_path)[0].labelled == 0
     file = source / "annotations" / "im0.geojson"
     write_geojson(file, ("Region*", (0, 0, 20, 32)), ("gland", (2, 2, 10, 10)))
     ingest(source, tmp_path)

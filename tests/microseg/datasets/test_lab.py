@@ -235,3 +235,30 @@ def test_rejects_invalid_image_tables(tmp_path, text, message):
     with pytest.raises(LabError, match=message) as caught:
         read_table(tmp_path, text)
     assert str(tmp_path / "images.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [1]\nb: *a",
+        "stain: 1\nstain: 2",
+        "mpp: !!float x",
+        "x: " + "[" * 3000,
+        "&a [&b [*a]]",
+        "? [1, 2]\n: 3",
+        "x" * 2_000_000,
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path, text):
+    (tmp_path / "lab.yaml").write_text(text)
+    with pytest.raises(LabError) as caught:
+        read_lab_metadata(tmp_path)
+    assert len(str(caught.value)) < 2000
+
+
+def test_dates_are_text(tmp_path):
+    write_metadata(tmp_path)
+    path = tmp_path / "lab.yaml"
+    path.write_text(path.read_text() + "tissue: 2024-13-45\nscanner: 2024-01-02\n")
+    metadata = read_lab_metadata(tmp_path)
+    assert (metadata.tissue, metadata.scanner) == ("2024-13-45", "2024-01-02")

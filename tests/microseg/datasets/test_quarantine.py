@@ -1,11 +1,14 @@
 import csv
 import hashlib
+import os
+import shutil
 from datetime import datetime
 
 import pytest
 
-from microseg.datasets.checks import RejectedFile
+from microseg.datasets.checks import IncomingFiles, RejectedFile
 from microseg.datasets.quarantine import quarantine_files
+from microseg.errors import NoSpaceError
 
 
 def write_rejected(tmp_path, content=b"bad", name="images/x.png"):
@@ -74,3 +77,51 @@ def test_records_files_that_cannot_be_copied(tmp_path):
     source, kept = write_rejected(tmp_path), tmp_path / "q"
     quarantine_files(source, [RejectedFile("images/gone.png", "reason")], kept)
     assert [(line["file"], line["sha256"]) for line in lines(kept)] == [("images/gone.png", "")]
+
+
+def test_what_cannot_be_kept_fails_the_ingest(tmp_path, monkeypatch):
+    source, kept = write_rejected(tmp_path, b"x" * 200), tmp_path / "q"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(NoSpaceError, match=r"200 bytes, 100 are free\. The incoming dataset still has all its files"):
+        quarantine_files(source, [RejectedFile("images/x.png", "reason")], kept)
+
+
+def test_names_that_are_not_utf8_are_kept_under_their_names(tmp_path):
+    source, kept = tmp_path / "source", tmp_path / "q"
+    names = [os.fsdecode(name) for name in (b"a\xe9.png", b"a\xe8.png", b"b" * 251 + b".png", b"=1.png")]
+    files = IncomingFiles(source)
+    (source / "images").mkdir(parents=True)
+    for name in names:
+        (source / "images" / name).write_bytes(os.fsencode(name))
+        files.reject(source / "images" / name, "reason")
+    for _ in range(2):
+        quarantine_files(source, files.rejected.values(), kept, paths=files.paths)
+        assert {path.name: path.read_bytes() for path in (kept / "images").iterdir()} == {
+            name: os.fsencode(name) for name in names
+        }
+        assert [line["file"] for line in lines(kept)][:2] == ["images/a\\xe9.png", "images/a\\xe8.png"]
+    (source / "images" / names[2]).write_bytes(b"other")
+    quarantine_files(source, files.rejected.values(), kept, paths=files.paths)
+    assert len(list((kept / "images").iterdir())) == 5
+
+
+def test_links_out_of_the_delivery_and_fifos_are_not_copied(tmp_path):
+    source, kept, secret = write_rejected(tmp_path), tmp_path / "q", tmp_path / "secret"
+    secret.write_text("secret")
+    (source / "images" / "link.svs").symlink_to(secret)
+    os.mkfifo(source / "images" / "fifo.png")
+    rejected = [RejectedFile("images/link.svs", "r", "images/link.svs"), RejectedFile("images/fifo.png", "r")]
+    quarantine_files(source, rejected, kept)
+    assert not (kept / "images").exists()
+    assert [line["sha256"] for line in lines(kept)] == ["", ""]
+    quarantine_files(source, rejected, kept, roots=[tmp_path])
+    assert (kept / "images" / "link.svs").read_text() == "secret"
+
+
+def test_no_cell_of_the_reasons_is_a_formula(tmp_path):
+    source = write_rejected(tmp_path, name="=cmd.png")
+    for _ in range(2):
+        quarantine_files(source, [RejectedFile("=cmd.png", "@reason")], tmp_path / "q")
+    (line,) = lines(tmp_path / "q")
+    assert (line["file"], line["reason"]) == ("'=cmd.png", "'@reason")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microseg.datasets import sampling
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows, step_generator
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows, known_regions, step_generator
 from microseg.errors import DataError, ImageReadError
 from microseg.slides.images import read_image, write_png
 
@@ -291,3 +291,26 @@ def test_windows_depend_on_the_seed(samples: list[Sample], tmp_path: Path) -> No
 def test_rejects_cutting_windows_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one image to cut windows from"):
         cut_windows([], tmp_path / "w")
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_crops_overlap_the_region_in_focus(size: int, tmp_path: Path) -> None:
+    mask = np.full((30, 50), 255, np.uint8)
+    mask[4:9, 33:39] = 1
+    sample = write_sample(tmp_path, "a", gray(9, 30, 50), mask=mask)
+    (region,) = known_regions(mask)
+    assert region == (33, 4, 39, 9)
+    focused = Sample(sample.image, sample.mask, focus=region)
+    masks = CropSampler([focused], size=size, batch=4, seed=0, zoom=(0.8, 1.25)).draw(0).masks
+    assert masks is not None
+    assert all((each == 1).any() for each in masks)
+    others = CropSampler([sample], size=8, batch=8, seed=0).draw(0).masks
+    assert others is not None
+    assert not all((each == 1).any() for each in others)
+
+
+def test_known_regions_are_boxes_of_connected_parts() -> None:
+    mask = np.full((9, 9), 255, np.uint8)
+    mask[1:3, 1:4], mask[5:9, 6:9] = 0, 1
+    assert known_regions(mask) == [(1, 1, 4, 3), (6, 5, 9, 9)]
+    assert known_regions(np.zeros((4, 6), np.uint8)) == [(0, 0, 6, 4)]

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microseg.datasets.modality import Modality
 from microseg.errors import DataError
 from microseg.evaluation import criteria
 from microseg.evaluation.criteria import (
@@ -14,6 +13,7 @@ from microseg.evaluation.criteria import (
     prediction_entropy,
     stain_explained_variance,
 )
+from microseg.slides.modality import Modality
 
 
 def test_entropy_by_hand() -> None:

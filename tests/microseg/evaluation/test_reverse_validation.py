@@ -5,7 +5,6 @@ from scipy import ndimage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
-from microseg.datasets.modality import Modality
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.reverse_validation import (
     LabelledPixels,
@@ -14,6 +13,7 @@ from microseg.evaluation.reverse_validation import (
     linear_direction,
     reverse_validation,
 )
+from microseg.slides.modality import Modality
 
 
 def lab(share: float, seed: int, offset: float = 0.0) -> tuple[LabelledPixels, npt.NDArray[np.uint8]]:

@@ -67,6 +67,37 @@ def test_rerun_skips_all_images_and_writes_the_same_tables(
     assert {path: path.read_bytes() for path in tables} == tables
 
 
+def test_every_row_outline_and_label_image_names_its_model(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    """Version 4 is promoted during a batch of version 3; and the outputs of microseg 0.1 do not name the version."""
+    out, options = tmp_path / "out", BatchOptions(mpp=0.5)
+    tasks = plan_batch(images, out)
+    later = provenance.model_copy(update={"model": "microseg-segmenter/4"})
+    results = (
+        *segment_images(counting, tasks[:2], out, provenance=provenance, options=options),
+        *segment_images(counting, tasks[2:], out, provenance=later, options=options),
+    )
+    old = out / "0.objects.csv"
+    pd.read_csv(old).drop(columns="model").to_csv(old, index=False)
+    summary = finish_batch(results, out, seconds=1.0)
+    models = ["microseg-segmenter/3"] * 2 + ["microseg-segmenter/4"] * 3
+    assert summary.models == ("microseg-segmenter/3", "microseg-segmenter/4")
+    assert summary.measurements is not None
+    for table in (pd.read_csv(summary.measurements), pd.read_parquet(summary.measurements.with_suffix(".parquet"))):
+        assert table["model"].tolist() == [model for model in models for _ in range(2)]
+        assert table["mean_probability"].notna().all()
+    assert pd.read_csv(summary.summary)["model"].tolist() == models
+    for number, model in enumerate(models):
+        outlines = json.loads((out / f"{number}.geojson").read_text())["features"]
+        assert [it["properties"]["metadata"] for it in outlines] == [{"model": model}] * 2
+        with tifffile.TiffFile(out / f"{number}.labels.tif") as tiff:
+            assert f"Segmented with {model}" in (tiff.ome_metadata or "")
+    old.write_text("image,area\n0.png,3\n")
+    with pytest.raises(DataError, match="expected the columns image,label"):
+        finish_batch(results, out, seconds=1.0)
+
+
 def test_images_of_equal_stems_and_names_get_different_outputs(
     counting: Counting, squares: npt.NDArray[np.uint8], provenance: Provenance, tmp_path: Path
 ) -> None:

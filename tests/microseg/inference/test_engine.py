@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from microseg.errors import DataError, SettingsError
+from microseg.errors import DataError, ModelError, SettingsError
 from microseg.inference.engine import Engine
 from microseg.models.config import NetworkConfig
 from microseg.models.files import save_network, weights_digest
@@ -162,3 +162,12 @@ def test_rejects_implausible_pixel_size(brightness: Callable[..., PyramidSegment
 def test_rejects_array_that_is_not_rgb(wrong: npt.NDArray[np.uint8], engine: Engine) -> None:
     with pytest.raises(DataError, match="read_image"):
         engine.probabilities(wrong)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_probabilities_that_are_not_finite_are_refused(optimize: bool) -> None:
+    network = pyramid_network()
+    with torch.no_grad():
+        next(network.encoder.parameters()).fill_(float("inf"))
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        Engine(network, tile=128, halo=16, optimize=optimize).probabilities(noise(70, 70))

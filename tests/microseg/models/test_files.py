@@ -170,3 +170,28 @@ def test_pickle_is_not_executed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="tensors only"):
         load_encoder_weights(small_network(), tmp_path / "body.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    network = small_network()
+    with torch.no_grad():
+        next(network.decoder.parameters()).view(-1)[3] = value
+    save_network(tmp_path, network)
+    with pytest.raises(WeightsError, match=r"finite.*decoder"):
+        load_network(tmp_path)
+
+
+def test_a_description_of_a_huge_network_takes_no_memory(folder: Path) -> None:
+    description = json.loads((folder / CONFIG_FILE).read_text())
+    description["config"]["channels"] = [8192, 8192]
+    (folder / CONFIG_FILE).write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="instead of"):
+        load_network(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 9999, '{"format": NaN}', "\x00", '{"format": 2}', '{"format": 2, "config": 1}'])
+def test_other_descriptions_are_refused(folder: Path, text: str) -> None:
+    (folder / CONFIG_FILE).write_text(text)
+    with pytest.raises(WeightsError):
+        load_network(folder)

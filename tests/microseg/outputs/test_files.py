@@ -1,4 +1,5 @@
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_names_that_still_clash_are_extended(tmp_path: Path) -> None:
     sources = [image(tmp_path, name) for name in ("a.png", "a.tif", "a.png.bmp")]
     names = output_names(sources, tmp_path)
     assert len({name.casefold() for name in names}) == 3
+
+
+def test_names_can_be_those_of_files(tmp_path: Path) -> None:
+    sources = [os.fsdecode(name) for name in (b"M\xfcller.png", b"a\nb.png", b"c\\d.png")]
+    assert output_names([tmp_path / name for name in sources], tmp_path) == ["M%xfcller", "a%nb", "c%d"]
+    long = ["\u7d44" * 83 + end for end in ("a.png", "b.png")]
+    names = output_names([tmp_path / name for name in long], tmp_path)
+    assert len(set(names)) == 2
+    assert all(len(name.encode()) <= 180 for name in names)
 
 
 def test_names_differ_by_more_than_case(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_measures_rectangles_as_computed_by_hand() -> None:
             "eccentricity": math.sqrt(1 - 15 / 35),  # variances of 0..3 and 0..5: 15/12 and 35/12
             "solidity": 1.0,
             "mean_probability": (0.6 * 8 + 0.75 * 16) / 24,
+            "model": "m",
         }
     )
     assert (stroma["label"], stroma["class"], stroma["area_px"]) == (2, "stroma", 4)

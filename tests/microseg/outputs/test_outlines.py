@@ -10,7 +10,12 @@ import numpy.typing as npt
 import pytest
 import shapely
 
+from microseg.annotations.classes import LabelClasses
+from microseg.annotations.files import AnnotatedImage
+from microseg.annotations.formats import read_annotation
+from microseg.outputs.objects import label_objects
 from microseg.outputs.outlines import OutlinesWriter, features
+from microseg.outputs.record import Provenance
 from tests.microseg.outputs.finding import find, image_info
 
 
@@ -40,6 +45,7 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
     measurements = feature["properties"].pop("measurements")
     assert feature["properties"] == {
         "objectType": "annotation",
+        "metadata": {"model": "m"},
         "name": "stroma 1",
         "classification": {"name": "stroma", "color": [228, 122, 0]},
     }
@@ -47,14 +53,17 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
     assert (measurements["centroid_x_px"], measurements["centroid_y_px"]) == (4.625, 3)
 
 
-def test_ids_are_uuids_that_depend_on_the_source_only() -> None:
+def test_ids_are_uuids_that_depend_on_source_and_model_only() -> None:
     mask = np.eye(4, dtype=np.uint8)
     ids = [
-        [json.loads(text)["id"] for text in features(find(mask), image_info(mask, source_sha256=source))]
-        for source in ("a", "a", "b")
+        [
+            json.loads(text)["id"]
+            for text in features(find(mask), image_info(mask, source_sha256=source, provenance=Provenance(model=model)))
+        ]
+        for source, model in (("a", "m/1"), ("a", "m/1"), ("b", "m/1"), ("a", "m/2"))
     ]
     assert ids[0] == ids[1]
-    assert len({*ids[0], *ids[2]}) == 8
+    assert len({*ids[0], *ids[2], *ids[3]}) == 12
     assert all(str(uuid.UUID(i)) == i for i in ids[0])
 
 
@@ -107,3 +116,22 @@ assert len(counts) == 1
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("step", [(1.0, 1.0), (2.0, 2.0)])
+def test_written_outlines_come_back_the_same_in_class_and_number(step: tuple[float, float], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.integers(0, 3, (12, 15)), np.ones((3, 4))).astype(np.uint8)
+    mask[rng.random(mask.shape) < 0.1] = 0
+    path = tmp_path / "annotations" / "image.geojson"
+    path.parent.mkdir()
+    info = image_info(mask, step=step)
+    writer = OutlinesWriter(path, info, lambda _: mask)
+    writer.add_objects(find(mask, step=step))
+    writer.finish()
+    image = AnnotatedImage("image.png", info.width, info.height)
+    labels = read_annotation(path, image, LabelClasses(info.classes, regions=None))
+    found = labels.read(scale=1 / step[0])
+    assert labels.notes == ()
+    assert np.array_equal(found.classes, mask)
+    assert np.array_equal(found.instances, label_objects(mask))  # the same numbers, in the order of the first pixels

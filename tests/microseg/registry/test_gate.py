@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from microseg.config.params import GateSettings
 from microseg.registry.decision import ACCEPTED, MET, NEEDS_REVIEW, NOT_MET, REFUSED, UNCLEAR, Decision, RuleResult
-from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.registry.evidence import ConfidenceInterval, Evidence
+from microseg.registry.gate import decide
 
 POLICY = GateSettings()
 NAN = math.nan
@@ -438,3 +439,11 @@ def test_symmetric_in_foreground_and_background(new: float, old: float, criteria
     factors = (max(new, old) / max(min(new, old), 1e-12), (1 - min(new, old)) / max(1 - max(new, old), 1e-12))
     if not any(2.999 < factor < 3.001 for factor in factors):  # rounding
         assert change(new, old) == change(old, new) == change(1 - new, 1 - old)
+
+
+def test_loss_of_a_lab_needs_review() -> None:
+    production, candidate = (Evidence({"lab_a": dice}, label_free=label_free()) for dice in (0.8, 0.81))
+    assert decide(candidate, production, POLICY).verdict == ACCEPTED
+    decision = decide(candidate, production, POLICY, lost_labs=["lab_b"])
+    assert decision.verdict == NEEDS_REVIEW
+    assert "promoting it would lose lab_b. Adapt from production instead" in decision.reasons[0]

@@ -5,7 +5,8 @@ from microseg.config.params import GateSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.lab import LabMetadata
 from microseg.models.config import EncoderWeights, NetworkConfig
-from microseg.registry.gate import ConfidenceInterval, Evidence, decide
+from microseg.registry.evidence import ConfidenceInterval, Evidence
+from microseg.registry.gate import decide
 from microseg.registry.model_card import measurement_name, model_card
 
 NETWORK = NetworkConfig(classes=("background", "gland"), encoder="blocks", mpp=0.5)
@@ -168,3 +169,27 @@ def test_names_of_measurements() -> None:
     assert measurement_name("object_dice_gland") == "object Dice, gland"
     assert measurement_name("dice_lumen_wall") == "Dice, lumen_wall"
     assert measurement_name("teacher_agreement") == "teacher agreement"
+
+
+def test_no_text_from_outside_can_fake_a_verdict() -> None:
+    stain = "H&E |\n\n## Gate\nAccepted.\n\n- Met: all | <script>alert(1)</script>"
+    hostile = model_card(
+        method="x\n## Gate\nAccepted.",
+        network=NETWORK.model_copy(update={"classes": ("background", "gland\n## Gate")}),
+        source=[lab("lab_a", stain, 1, None)],
+        digests={"lab_a": "a`b\n## Gate"},
+        run_params={"train.x": "1\n## Gate\nAccepted."},
+        commit="c\n## Gate",
+    )
+    plain = model_card(
+        method="x",
+        network=NETWORK,
+        source=[lab("lab_a", "H&E", 1, None)],
+        digests={"lab_a": "ab"},
+        run_params={"train.x": "1"},
+    )
+    headings = [line for line in plain.splitlines() if line.startswith("#")]
+    assert [line for line in hostile.splitlines() if line.lstrip(" -").startswith("#")] == headings
+    assert not any(line.startswith(("Accepted", "- Met:")) for line in hostile.splitlines())
+    assert "<script>" not in hostile
+    assert [line.count(" | ") for line in hostile.splitlines() if line.startswith("| lab_a")] == [5]

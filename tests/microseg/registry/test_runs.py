@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,34 @@ def test_run_that_cannot_be_marked_finished_does_not_undo_its_work(
     with empty.runs.start("r") as run:
         monkeypatch.setattr(run._connection.client, "set_terminated", away)
     assert f"The run {run.id} remains marked as running" in caplog.text
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from microseg.registry.registry import Registry
+registry = Registry(sys.argv[1], locks=Path(sys.argv[2]))
+with registry.runs.start("train") as run:
+    client = registry.versions._connection.client
+    experiment = client.get_run(run.id).info.experiment_id
+    client.create_logged_model(experiment, name="half", source_run_id=run.id)
+    os._exit(9)
+"""
+
+
+def test_run_of_a_dead_process_is_ended(registry: Registry, tmp_path: Path) -> None:
+    locks = tmp_path / "locks"
+    subprocess.run([sys.executable, "-c", KILLED, registry.tracking_uri, str(locks)], check=False, timeout=300)
+    alive = Registry(registry.tracking_uri, locks=locks)
+    client = MlflowClient(registry.tracking_uri, registry.tracking_uri)
+    experiment = client.get_experiment_by_name("microseg").experiment_id
+    [run] = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    with alive.runs.start("adapt") as log:  # ends it first
+        assert Registry(registry.tracking_uri, locks=locks).runs.end_abandoned() == []  # this one lives
+        assert client.get_run(log.id).info.status == "RUNNING"
+    ended = client.get_run(run.info.run_id)
+    assert (ended.info.status, ended.data.tags["error"]) == ("KILLED", "Its process died.")
+    models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
+    assert [str(model.status) for model in models] == ["FAILED"]
+    assert client.get_run(log.id).info.status == "FINISHED"
+    assert list(locks.rglob("*.lock")) == []

@@ -1,6 +1,7 @@
 """Registering, finding, downloading and describing model versions."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -77,16 +78,28 @@ def test_error_of_an_empty_registry_says_to_train(empty: Registry) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_legacy_stage_is_production_until_the_alias_is_set(registry: Registry) -> None:
+def test_legacy_stage_is_a_request(registry: Registry) -> None:
     if not hasattr(mlflow.MlflowClient, "transition_model_version_stage"):
         pytest.skip("this MLflow has no stages any more")
     client_of(registry).transition_model_version_stage(MODEL_NAME, "1", "Production")
-    assert registry.versions.find(PRODUCTION).version == 1
+    with pytest.raises(VersionNotFoundError):
+        registry.versions.find(PRODUCTION)  # requested, not validated
     with pytest.raises(VersionNotFoundError):
         registry.versions.find(CANDIDATE)
     registry.production.promote(2)
     assert registry.versions.find(PRODUCTION).version == 2
-    assert registry.versions.find(PREVIOUS).version == 1
+    with pytest.raises(VersionNotFoundError):
+        registry.versions.find(PREVIOUS)
+
+
+def test_candidate_is_the_only_one(registry: Registry) -> None:
+    registry.versions.set_alias("candidate-lab_b", 1)
+    assert registry.versions.find(CANDIDATE).version == registry.versions.find("candidate-lab_b").version == 1
+    registry.versions.set_alias("candidate-lab_c", 2)
+    with pytest.raises(VersionNotFoundError, match=r"candidate-lab_b \(version 1\), candidate-lab_c \(version 2\)"):
+        registry.versions.find(CANDIDATE)
+    registry.production.promote(2)
+    assert registry.versions.find(CANDIDATE).version == 1
 
 
 # ---- register
@@ -261,3 +274,44 @@ def test_long_model_card_is_shortened_at_a_line(registry: Registry) -> None:
     assert "the whole card is `model_card.md`" in note
     root = client_of(registry).get_run(version.run_id).info.artifact_uri
     assert Path(mlflow.artifacts.download_artifacts(f"{root}/model_card.md")).read_text() == card
+
+
+# ---- the files of a version
+
+
+def download(registry: Registry, tmp_path: Path) -> Path:
+    return registry.versions.download(1, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
+def test_a_damaged_copy_in_the_cache_is_downloaded_again(registry: Registry, tmp_path: Path, name: str) -> None:
+    file = download(registry, tmp_path) / name
+    sound = file.read_bytes()
+    for damage in (sound[:-1] + b"x", b""):
+        file.write_bytes(damage)
+        assert (download(registry, tmp_path) / name).read_bytes() == sound
+    file.unlink()
+    assert (download(registry, tmp_path) / name).read_bytes() == sound
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [file.parent.name]
+
+
+def test_files_that_were_exchanged_in_the_artifact_store_are_refused(registry: Registry, tmp_path: Path) -> None:
+    mine, other = (registry.versions.download(number, tmp_path / "cache") for number in (1, 2))
+    files = {name: (other / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    shutil.rmtree(tmp_path / "cache")
+    stored = artifact_folder(registry, 1)
+    kept = {name: (stored / name).read_bytes() for name in files}
+    try:
+        for name, content in files.items():
+            (stored / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=r"version 1.*sha-256|version 1.*SHA-256"):
+            download(registry, tmp_path)
+        assert not mine.exists()
+    finally:  # the artifacts are shared by the tests
+        for name, content in kept.items():
+            (stored / name).write_bytes(content)
+
+
+def artifact_folder(registry: Registry, version: int) -> Path:
+    uri = client_of(registry).get_model_version_download_uri(MODEL_NAME, str(version))
+    return Path(uri.removeprefix("file://")) / "extra_files"

@@ -6,7 +6,8 @@ import pytest
 
 from microseg.config.params import GateSettings
 from microseg.evaluation.comparison import Comparison
-from microseg.registry.gate import Evidence, decide
+from microseg.registry.evidence import Evidence
+from microseg.registry.gate import decide
 from microseg.report.decision_page import write_decision_page
 from microseg.report.panels import data_uri
 from microseg.slides.images import write_png

@@ -35,6 +35,21 @@ def test_slide_without_glass_is_tissue_everywhere() -> None:
     assert find_tissue(slide(tissue=(150, 60, 120), glass=(170, 90, 140))).fraction == 1
 
 
+@pytest.mark.parametrize(
+    ("tissue", "background"),
+    [
+        ((200, 220, 190), (6, 6, 6)),
+        ((20, 240, 30), (4, 4, 4)),
+        ((250, 250, 250), (10, 10, 10)),
+        ((90,) * 3, (200,) * 3),
+    ],
+)
+def test_bright_tissue_of_fluorescence_and_gray_slides_is_no_glass(
+    tissue: tuple[int, int, int], background: tuple[int, int, int]
+) -> None:
+    assert find_tissue(slide(tissue=tissue, glass=background)).fraction == 1
+
+
 def test_touches_finds_tissue_in_a_region() -> None:
     tissue = find_tissue(slide(tissue=(150, 60, 120), glass=(244, 244, 244)))
     assert tissue.touches(0.3, 0.2, 0.4, 0.3)

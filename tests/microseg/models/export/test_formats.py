@@ -1,6 +1,8 @@
 """Exported files, run by the programs they are for, compute the probabilities of the engine."""
 
+import itertools
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -13,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from microseg.errors import ModelError, SettingsError
+from microseg.errors import ModelError, NoSpaceError, SettingsError
 from microseg.inference.engine import Engine
 from microseg.models.export import formats
 from microseg.models.export.formats import FORMATS, export_model
@@ -134,4 +136,16 @@ def test_does_not_keep_file_that_computes_other_probabilities(
     monkeypatch.setattr(formats, "_torchscript", wrong)
     with pytest.raises(ModelError, match=r"differ by 0\.01"):
         export_model(network, tmp_path / "m.pt", kind="torchscript", tile=TILE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+@pytest.mark.parametrize("full_at", [1, 2])
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    network: PyramidSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, full_at: int
+) -> None:
+    usage, calls = shutil.disk_usage(tmp_path), itertools.count(1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9 if next(calls) >= full_at else 2**40))
+    with pytest.raises(NoSpaceError, match=r"it needs .* bytes, 9 are free"):
+        export_model(network, tmp_path / "m.pt", kind=kind, tile=TILE)
     assert list(tmp_path.iterdir()) == []

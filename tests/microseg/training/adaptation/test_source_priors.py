@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from microseg.config.params import AdaptSettings
-from microseg.datasets.modality import Modality
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import write_png
+from microseg.slides.modality import Modality
 from microseg.training.adaptation.region_rules import RegionRules
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors
 

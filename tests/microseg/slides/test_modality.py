@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from microseg.datasets.modality import Modality, image_modality, lab_modality
 from microseg.datasets.stain import transmitted_light
 from microseg.slides.images import read_image
+from microseg.slides.modality import Modality, image_modality, lab_modality
 from microseg.synthetic.labs import LAB_A, LAB_B, generate_image
 
 Pixels = npt.NDArray[np.uint8]

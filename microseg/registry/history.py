@@ -1,0 +1,222 @@
+"""The history of production in MLflow, and how it is shown.
+
+MLflow keeps no history of aliases, and has no compare-and-set for them. The numbers of model versions are the only ones
+that its server gives in order and never twice, so each entry is a version of a registered model of its own,
+``microseg-promotions``, whose page in MLflow shows the history.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.exceptions import MlflowException
+from pydantic import TypeAdapter, ValidationError
+
+from microseg.errors import RegistryError
+from microseg.registry.connection import Connection, all_pages
+from microseg.registry.decision import NEEDS_REVIEW, OVERRIDDEN
+from microseg.registry.transitions import AuditInfo, Entry, ProductionState, replay
+from microseg.registry.version import PRODUCTION, TAG_LENGTH
+
+__all__ = ["HISTORY_MODEL", "History", "Promotion", "promotions"]
+
+HISTORY_MODEL = "microseg-promotions"
+"""Registered model whose versions are the entries of the history."""
+
+_DESCRIPTION = (
+    "The history of production of `microseg-segmenter`: each version is one entry, in order. Written by microseg; do "
+    "not delete or edit versions."
+)
+_SOURCE = "microseg:///promotions"  # MLflow requires one; an entry has no files
+_ENTRY_TAG, _APPLIED_TAG = "entry", "applied"
+_RETRIES = 10
+_GATE_SAID = {OVERRIDDEN: " The gate had refused it.", NEEDS_REVIEW: " The gate could not tell: a person promoted it."}
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A request with its result, or another change of production.
+
+    Args:
+        number: Place in the history; a request that was decided has that of the decision.
+        time: Time of the registry's clock, in UTC; the order is that of the numbers.
+        alias: ``production`` or ``production-<lab>``.
+        action: ``"requested"`` (not decided yet), ``"promoted"``, ``"removed"``, ``"reverted"``, ``"superseded"`` (by a
+            later request), ``"rolled back"``, ``"kept"`` (it suits a new lab) or ``"ignored"`` (the alias only
+            resembles one of production).
+        previous_version: The active version before; None if there was none.
+        version: The requested version; None if the alias was removed.
+        audit: Who, how and why.
+    """
+
+    number: int
+    time: datetime
+    alias: str
+    action: str
+    previous_version: int | None
+    version: int | None
+    audit: AuditInfo = field(default_factory=AuditInfo)
+
+    @property
+    def state(self) -> str:
+        """``"running"`` until a request is decided; ``"done"``, or ``"failed"``: the active version did not change."""
+        if self.action == "requested":
+            return "running"
+        return "failed" if self.action in ("reverted", "superseded", "ignored") else "done"
+
+    @property
+    def active_version(self) -> int | None:
+        """The active version afterwards."""
+        return self.version if self.state == "done" else self.previous_version
+
+    def __str__(self) -> str:
+        lab = self.alias.removeprefix(f"{PRODUCTION}-")
+        scope = "in production" if self.alias == PRODUCTION else f"in production for {lab}"
+        before = f"version {self.previous_version}" if self.previous_version else "no version"
+        named = f"Version {self.version}" if self.version else f"The removal of the alias {self.alias}"
+        match self.action:
+            case "reverted":
+                text = f"{named} was reverted, {before} stays {scope}."
+            case "requested":
+                text = f"{named} is requested, {before} is {scope}."
+            case "superseded":
+                text = f"{named} was superseded by a later request."
+            case "ignored":
+                text = f"The alias {self.alias} of version {self.version} was ignored."
+            case "kept":
+                text = f"{named} stays {scope}."
+            case _ if self.version is None:
+                text = f"The alias {self.alias} was removed from {before}."
+            case _:
+                text = f"{named} is {scope}, before it was {before}."
+                text += _GATE_SAID.get(self.audit.gate, "")
+        return f"{text} {self.audit.reason}".rstrip()
+
+
+def promotions(state: ProductionState) -> tuple[Promotion, ...]:
+    """Return the history as it is shown: each request with its result, the newest first."""
+    shown: dict[int, Promotion] = {}
+    active: dict[str, int | None] = {}
+    waiting: dict[str, int] = {}  # number of the undecided request of an alias
+    for entry in state.entries:
+        alias, audit = entry.alias, entry.audit
+        if entry.action not in ("kept", "ignored") and (asked := shown.get(waiting.pop(alias, 0))) is not None:
+            if entry.request == asked.number:
+                audit = replace(asked.audit, gate=audit.gate, reason=audit.reason)
+                del shown[asked.number]
+            else:
+                shown[asked.number] = replace(asked, action="superseded")
+        shown[entry.number] = Promotion(
+            entry.number, entry.time, alias, entry.action, active.get(alias), entry.version, audit
+        )
+        if entry.action == "requested":
+            waiting[alias] = entry.number
+        elif entry.action in ("promoted", "removed", "rolled back"):
+            active[alias] = entry.version
+    return tuple(shown[number] for number in sorted(shown, reverse=True))
+
+
+class History:
+    """The entries of the history, in MLflow.
+
+    Args:
+        connection: The connection to MLflow.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def read(self) -> tuple[Entry, ...]:
+        """Return all entries, void ones too, in order.
+
+        Raises:
+            RegistryError: An entry was deleted or changed, so that what is in production is not known.
+        """
+        with self._connection.action("read the history") as client:
+            found = all_pages(
+                lambda token: client.search_model_versions(
+                    f"name='{HISTORY_MODEL}'", max_results=1000, order_by=["version_number ASC"], page_token=token
+                )
+            )
+        entries = sorted((_read_entry(version) for version in found), key=lambda entry: entry.number)
+        numbers = [entry.number for entry in entries]
+        if numbers != list(range(1, len(numbers) + 1)):
+            missing = min(set(range(1, len(numbers) + 1)) - set(numbers))
+            raise RegistryError(
+                f"expected all entries of the history, the registered model {HISTORY_MODEL}: version {missing} of it "
+                f"was deleted, so what is in production is not known. Delete {HISTORY_MODEL} to begin the history "
+                f"again with the version that has the alias {PRODUCTION} now"
+            )
+        return tuple(entries)
+
+    def state(self) -> ProductionState:
+        """Return the state after all entries."""
+        return replay(self.read())
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry after all others; read the state afterwards to see whether it is valid."""
+        audit = entry.audit
+        tags = {"alias": entry.alias, "change": entry.action, "version": str(entry.version or "none")}
+        tags |= {"by": audit.by or "unknown", "via": audit.via, "gate": audit.gate, _ENTRY_TAG: _to_json(entry)}
+        with self._connection.action("record a change of production") as client:
+            for attempt in range(_RETRIES):
+                try:
+                    client.create_model_version(
+                        HISTORY_MODEL,
+                        source=_SOURCE,
+                        tags=tags,
+                        description=_describe(entry),
+                        await_creation_for=0,
+                    )
+                except MlflowException as error:
+                    if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                        self._create_model()
+                    elif "Model Version creation error" not in str(error) or attempt + 1 == _RETRIES:
+                        raise  # the message: other writers took this number three times
+                else:
+                    return
+
+    def mark_applied(self, entry: Entry) -> None:
+        """Record that the alias in MLflow follows an entry."""
+        with self._connection.action("record a change of production") as client:
+            client.set_model_version_tag(HISTORY_MODEL, str(entry.number), _APPLIED_TAG, "yes")
+
+    def _create_model(self) -> None:
+        try:
+            self._connection.client.create_registered_model(HISTORY_MODEL, description=_DESCRIPTION)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
+                raise
+
+
+_WRITTEN = TypeAdapter(Entry)
+_GIVEN = {"number", "time", "applied"}  # by the registry, or later
+
+
+def _to_json(entry: Entry) -> str:
+    text = _WRITTEN.dump_json(entry, exclude=_GIVEN).decode()
+    reason = entry.audit.reason
+    if len(text) <= TAG_LENGTH or not reason:
+        return text
+    reason = reason[: len(reason) * TAG_LENGTH // len(text) - 1]  # JSON writes some characters by two or six
+    return _to_json(replace(entry, audit=replace(entry.audit, reason=reason)))
+
+
+def _describe(entry: Entry) -> str:
+    version = "none" if entry.version is None else f"version {entry.version}"
+    return f"{entry.alias}: {entry.action} {version}. {entry.audit.reason}"[:TAG_LENGTH]
+
+
+def _read_entry(version: MlflowVersion) -> Entry:
+    tags: Mapping[str, Any] = version.tags
+    try:
+        entry = _WRITTEN.validate_json(tags.get(_ENTRY_TAG, ""))
+    except ValidationError as error:
+        raise RegistryError(
+            f"expected an entry of the history in version {version.version} of the registered model {HISTORY_MODEL}, "
+            f"got {error.errors()[0]['msg']}; restore its tag {_ENTRY_TAG!r}"
+        ) from error
+    time = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return replace(entry, number=int(version.version), time=time, applied=_APPLIED_TAG in tags)

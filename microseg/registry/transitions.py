@@ -1,0 +1,255 @@
+"""The state machine of production: requested → active, or reverted with the reason. Pure functions.
+
+The history is a list of entries, numbered by the registry in the order in which they were written; clocks decide
+nothing. Each entry states the last entry of its alias that its writer knew (`Entry.after`), and a decision the version
+in use that the requested one was judged against. An entry of a writer who knew less than the history is void: `advance`
+is the compare-and-set of every transition, and readers agree on its result, on whatever machine they are.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
+
+from microseg.registry.decision import NOT_EVALUATED
+from microseg.registry.version import PRODUCTION, is_production, lab_of, production_of
+
+__all__ = [
+    "Action",
+    "AliasState",
+    "AuditInfo",
+    "Entry",
+    "PendingAliasChange",
+    "ProductionState",
+    "advance",
+    "alias_changes",
+    "replay",
+    "unknown_aliases",
+]
+
+Action = Literal["requested", "promoted", "removed", "reverted", "rolled back", "kept", "ignored"]
+"""Of an entry. ``promoted``, ``removed`` and ``reverted`` end a request; ``kept``: the version in use suits a new lab;
+``ignored``: an alias that resembles one of production was set."""
+
+_ENDS = ("promoted", "removed", "reverted")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class AuditInfo:
+    """Who changed what is in production, how and why, as far as known.
+
+    Args:
+        by: User; None if unknown, as of an alias set in MLflow.
+        via: Interface: ``"command"``, ``"mlflow"``, ``"stage"``, ``"prefect"``, ``"training"``, ``"demo"`` …
+        gate: Status of the gate's decision: ``"accepted"``, ``"refused"``, ``"needs review"``, ``"overridden"`` or
+            ``"not evaluated"``.
+        reason: Free text.
+    """
+
+    by: str | None = None
+    via: str = "command"
+    gate: str = NOT_EVALUATED
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the history.
+
+    Args:
+        alias: ``production`` or ``production-<lab>``.
+        action: What happened.
+        version: The requested, promoted, reverted or kept version; None: the alias is, or is to be, removed.
+        after: Number of the last entry of this alias that the writer knew; 0 for none.
+        against: The version in use for this alias that the version was judged against; None if there was none.
+        request: Number of the request that the entry ends.
+        shown: The version that had the alias in MLflow when the entry was written; None if none had it.
+        audit: Who, how and why.
+        id: Identity of the entry, the same if the registry stored it twice.
+        number: Place in the history, from 1, given by the registry; 0 before.
+        time: Time of the registry's clock; shown only.
+        applied: Whether the alias in MLflow follows the entry.
+    """
+
+    alias: str
+    action: Action
+    version: int | None
+    after: int = 0
+    against: int | None = None
+    request: int | None = None
+    shown: int | None = None
+    audit: AuditInfo = field(default_factory=AuditInfo)
+    id: str = field(default_factory=lambda: uuid4().hex)
+    number: int = 0
+    time: datetime = _EPOCH
+    applied: bool = False
+
+
+@dataclass(frozen=True)
+class AliasState:
+    """The state of one alias.
+
+    Args:
+        last: Number of its last valid entry.
+        active: The version that batches use; None if there is none.
+        previous: The version to roll back to.
+        request: The request that was not decided yet.
+        requested: Versions that were requested since the last decision.
+        result: The last entry that decided which version has the alias.
+    """
+
+    last: int = 0
+    active: int | None = None
+    previous: int | None = None
+    request: Entry | None = None
+    requested: frozenset[int | None] = frozenset()
+    result: Entry | None = None
+
+
+@dataclass(frozen=True)
+class ProductionState:
+    """The state of production after some entries of the history.
+
+    Args:
+        aliases: The state of each alias.
+        entries: The valid entries, in order.
+    """
+
+    aliases: Mapping[str, AliasState] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+
+    def of(self, alias: str) -> AliasState:
+        """The state of an alias."""
+        return self.aliases.get(alias, AliasState())
+
+    def in_use(self, alias: str) -> int | None:
+        """The version that an alias stands for: its own, or else, for a lab, that for all labs."""
+        own = self.of(alias).active
+        return self.of(PRODUCTION).active if own is None else own
+
+    def has(self, entry: Entry) -> bool:
+        """Whether an entry is valid."""
+        return any(one.id == entry.id for one in reversed(self.entries))
+
+
+def advance(state: ProductionState, entry: Entry) -> ProductionState | None:
+    """Apply one entry.
+
+    Returns:
+        The state afterwards; None if the entry is void: another writer was first, or the version that it was judged
+        against is not in use any more.
+    """
+    now = state.of(entry.alias)
+    if entry.after != now.last:  # also of an entry that the registry stored twice
+        return None
+    request = now.request
+    if entry.action in _ENDS:
+        if request is None or (entry.request, entry.version) != (request.number, request.version):
+            return None
+        if entry.against != state.in_use(entry.alias):
+            return None
+    later = replace(now, last=entry.number)
+    match entry.action:
+        case "requested":
+            later = replace(later, request=entry, requested=now.requested | {entry.version})
+        case "promoted" | "removed":
+            previous = now.active if now.active not in (None, entry.version) else now.previous
+            later = replace(later, active=entry.version, previous=previous)
+        case "rolled back":
+            nothing = now.previous is None and (now.active is None or entry.alias == PRODUCTION)
+            if nothing or (entry.against, entry.version) != (now.active, now.previous):
+                return None
+            later = replace(later, active=now.previous, previous=None)
+        case "ignored":
+            later = replace(later, requested=frozenset({entry.version}))
+        case "kept":
+            if entry.version != state.in_use(entry.alias):
+                return None
+    if entry.action in (*_ENDS, "rolled back"):
+        later = replace(later, request=None, requested=frozenset(), result=entry)
+    return ProductionState({**state.aliases, entry.alias: later}, (*state.entries, entry))
+
+
+def replay(entries: Iterable[Entry]) -> ProductionState:
+    """Apply all entries of the history, in the order of their numbers; void ones are left out."""
+    state = ProductionState()
+    for entry in sorted(entries, key=lambda entry: entry.number):
+        state = advance(state, entry) or state
+    return state
+
+
+@dataclass(frozen=True)
+class PendingAliasChange:
+    """An alias, or a legacy stage, that somebody changed in MLflow: a request that was not decided yet.
+
+    Args:
+        alias: ``production`` or ``production-<lab>``.
+        requested_version: The requested version; None if the alias was removed.
+        active_version: The version that batches use for this alias alone; None if there is none.
+        via: ``"mlflow"`` for an alias, ``"stage"`` for a legacy stage, or the interface of a recorded request.
+    """
+
+    alias: str
+    requested_version: int | None
+    active_version: int | None
+    via: str
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the alias was set back to the active version before its change was decided."""
+        return self.requested_version == self.active_version
+
+
+def alias_changes(
+    state: ProductionState, aliases: Mapping[str, int], staged: Collection[int] = ()
+) -> tuple[PendingAliasChange, ...]:
+    """Find the changes of aliases and legacy stages that the history does not know.
+
+    Args:
+        state: The state, read before the aliases: an entry that was written between is then unknown, and what is found
+            here by mistake is void.
+        aliases: The version of each alias, without the unknown ones.
+        staged: The versions in the legacy stage Production.
+    """
+    found = []
+    for alias in sorted({PRODUCTION, *filter(is_production, {*aliases, *state.aliases})}):
+        now, shown = state.of(alias), aliases.get(alias)
+        if now.result is not None and not now.result.applied and shown == now.result.shown:
+            shown = now.active  # the alias does not follow the last decision yet
+        expected = {now.active}
+        if now.request is not None:
+            expected = {now.request.shown, now.request.version}
+        new = {number for number in staged if number not in (now.active, shown, *now.requested)}
+        if shown not in expected:
+            found.append(PendingAliasChange(alias, shown, now.active, "mlflow"))
+        elif alias == PRODUCTION and new:
+            found.append(PendingAliasChange(alias, max(new), now.active, "stage"))
+    return tuple(found)
+
+
+def unknown_aliases(state: ProductionState, aliases: Mapping[str, int], labs: Collection[str]) -> dict[str, str]:
+    """Find aliases that resemble one of production, and that nothing uses.
+
+    Args:
+        state: The state.
+        aliases: The version of each alias.
+        labs: Names of the labs that exist.
+
+    Returns:
+        What is wrong, by alias.
+    """
+    found = {}
+    known = ", ".join(production_of(lab) for lab in sorted(labs)) or "none"
+    for alias in aliases:
+        if not alias.casefold().startswith(PRODUCTION) or state.of(alias).active is not None:
+            continue
+        if not is_production(alias):
+            fault = f"the alias of production is spelled {PRODUCTION!r}, those of labs are {known}"
+        elif (lab := lab_of(alias)) is not None and lab not in labs:
+            fault = f"no lab {lab!r} is known, the aliases of labs are {known}"
+        else:
+            continue
+        found[alias] = f"The alias {alias!r} changes nothing: {fault}."
+    return found

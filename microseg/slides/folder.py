@@ -1,0 +1,87 @@
+"""The images of a folder: what is read, and what is left out and why."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from openslide import OpenSlide, OpenSlideError
+
+from microseg.slides.openslide_reader import slide_parts
+from microseg.slides.readers import can_be_slide, readable_suffixes, slide_suffixes
+
+__all__ = ["ImageFolder", "is_system_file", "list_images"]
+
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
+_TABLES = (".csv", ".yaml", ".yml")  # beside images they state facts about them
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a folder.
+
+    Attributes:
+        images: Paths, by name; links that lead nowhere are among them, and fail when they are read.
+        left_out: Files and folders that are no images, by name, and why.
+    """
+
+    images: tuple[Path, ...]
+    left_out: dict[str, str]
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is hidden, or of the operating system or an editor, by its name."""
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_FILES
+
+
+def list_images(folder: Path) -> ImageFolder:
+    """List the images and slides of a folder.
+
+    Files with the ending of an image or a slide are images, and so are those of other endings that a slide reader
+    recognizes by their content. Of a slide of several files the one that opens it is the image. Hidden files and those
+    of the operating system do not count.
+
+    Args:
+        folder: An existing folder; folders in it are not read.
+    """
+    found = sorted(path for path in folder.iterdir() if not is_system_file(path.name))
+    suffixes, slide_files = readable_suffixes(), slide_suffixes()
+    slides = [path for path in found if path.suffix.lower() in slide_files]
+    parts = {part: slide for slide in slides for part in slide_parts(slide) if part != slide}
+    parts |= _dicom_parts(path for path in found if path not in parts)
+    folders_of_slides = {part.parent for part in parts} - {folder}
+    images, left_out = list[Path](), dict[str, str]()
+    for path in found:
+        if path in parts or path in folders_of_slides:
+            if path in parts:
+                left_out[path.name] = f"a part of {parts[path].name}"
+        elif path.is_dir():
+            files = _count_files(path)
+            left_out[path.name] = f"a folder with {files} files" if files else "an empty folder"
+        elif path.suffix.lower() in suffixes or (path.is_file() and can_be_slide(path)):
+            images.append(path)
+        elif path.suffix.lower() not in _TABLES:
+            left_out[path.name] = f"no known kind of image ({path.suffix or 'no ending'})"
+    return ImageFolder(tuple(images), left_out)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(not is_system_file(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def _dicom_parts(paths: Iterator[Path]) -> dict[Path, Path]:
+    """Further files of slides in DICOM, of which OpenSlide opens the whole series by any file."""
+    first: dict[str, Path] = {}
+    parts = {}
+    for path in paths:
+        if path.suffix.lower() not in (".dcm", "") or not path.is_file():
+            continue
+        with suppress(OpenSlideError, OSError, ValueError):
+            if OpenSlide.detect_format(str(path)) != "dicom":
+                continue
+            with OpenSlide(str(path)) as slide:
+                series = slide.properties.get("dicom.SeriesInstanceUID", str(path))
+            if first.setdefault(series, path) != path:
+                parts[path] = first[series]
+    return parts

@@ -1,0 +1,107 @@
+"""Reading files of others: the functions of `readers` and `images`, run in a child process with limits.
+
+Decoders of images are large libraries in C, which a damaged file can keep busy for ever, crash or make take all memory.
+Such a file ends the child process only, and is refused like any other damaged file.
+"""
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg import limits
+from microseg.slides import images, pixel_size, readers
+from microseg.slides.slide import Level, Slide
+
+__all__ = ["LimitedSlide", "image_mpp", "is_slide", "open_slide", "read_image"]
+
+
+def read_image(path: Path | str, bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
+    """Read an image as RGB; see `microseg.slides.images.read_image`.
+
+    Shape:
+        (H, W, 3)
+
+    Raises:
+        ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
+    """
+    return limits.run_limited(str(path), images.read_image, path, None, bit_depth)
+
+
+def image_mpp(path: Path | str) -> float | None:
+    """Microns per pixel that an image file states; see `microseg.slides.pixel_size.image_mpp`."""
+    return limits.run_limited(str(path), pixel_size.image_mpp, path)
+
+
+def is_slide(path: Path | str, *, megapixels: float) -> bool:
+    """Whether a file is better read by regions than as a whole; see `microseg.slides.readers.is_slide`."""
+    return limits.run_limited(str(path), _is_slide, path, megapixels)
+
+
+def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
+    """Open any image file to read it by regions; see `microseg.slides.readers.open_slide`.
+
+    Raises:
+        ImageReadError: The file cannot be opened; `ResourceLimitError`: within the limits of `run_limited`.
+    """
+    return LimitedSlide(Path(path), bit_depth)
+
+
+class LimitedSlide(Slide):
+    """A slide whose regions are decoded in child processes; each of them has it open.
+
+    Args:
+        path: The file.
+        bit_depth: See `microseg.slides.images.read_image`.
+    """
+
+    def __init__(self, path: Path, bit_depth: int | None = None) -> None:
+        self._bit_depth = bit_depth
+        levels, mpp = limits.run_limited(str(path), _describe, path, bit_depth)
+        super().__init__(path, levels, mpp)
+
+    def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Decode a region."""
+        return limits.run_limited(
+            str(self.path), _read_region, self.path, self._bit_depth, (level, x, y, width, height)
+        )
+
+
+# ---- in the child process
+
+
+class _Opened(NamedTuple):
+    """The slide that was opened last."""
+
+    key: tuple[Path, int | None, int, int]
+    slide: Slide
+
+
+_opened: dict[int, _Opened] = {}  # by thread: one in a child process
+
+
+def _open(path: Path, bit_depth: int | None) -> Slide:
+    status, thread = path.stat() if path.is_file() else None, threading.get_ident()
+    key = (path, bit_depth, status.st_mtime_ns if status else 0, status.st_size if status else 0)
+    found = _opened.pop(thread, None)
+    if found is None or found.key != key:
+        if found is not None:
+            found.slide.close()
+        found = _Opened(key, readers.open_slide(path, bit_depth))
+    _opened[thread] = found
+    return found.slide
+
+
+def _describe(path: Path, bit_depth: int | None) -> tuple[tuple[Level, ...], float | None]:
+    slide = _open(path, bit_depth)
+    return slide.levels, slide.mpp
+
+
+def _read_region(path: Path, bit_depth: int | None, region: tuple[int, int, int, int, int]) -> npt.NDArray[np.uint8]:
+    return _open(path, bit_depth).read_region(*region)
+
+
+def _is_slide(path: Path | str, megapixels: float) -> bool:
+    return readers.is_slide(path, megapixels=megapixels)

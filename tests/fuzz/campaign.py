@@ -1,0 +1,93 @@
+"""Many damaged files for every reader, in child processes with limits, and the table of what became of them."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from microseg.errors import ResourceLimitError
+from microseg.limits import run_limited
+from tests.fuzz.readers import READERS, damaged_files, prepare, try_inputs
+
+__all__ = ["Outcome", "fuzz", "table"]
+
+_BATCH = 250
+
+
+@dataclass
+class Outcome:
+    """What became of the inputs of one reader.
+
+    Attributes:
+        counts: Number of inputs by what happened: accepted, refused, foreign exception, crash, hang, memory.
+        faults: Seeds of the inputs that were neither accepted nor refused, with what happened.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+
+def fuzz(
+    inputs: int, start: int = 0, *, readers: tuple[str, ...] = tuple(READERS), progress: Callable[[str], None] = print
+) -> dict[str, Outcome]:
+    """Try inputs, the same number for each reader.
+
+    Args:
+        inputs: Number of inputs of all readers together.
+        start: First seed.
+        readers: Names of the readers.
+        progress: Called with a line after each reader.
+    """
+    found = {}
+    each = -(-inputs // len(readers))
+    for reader in readers:
+        outcome = found[reader] = Outcome()
+        for first in range(start, start + each, _BATCH):
+            _try(reader, range(first, min(first + _BATCH, start + each)), outcome)
+        progress(f"{reader}: {dict(outcome.counts)}")
+    return found
+
+
+def _try(reader: str, seeds: range, outcome: Outcome) -> None:
+    """Try a batch; where it fails as a whole, its halves, down to the input that is the cause."""
+    try:
+        run_limited(reader, prepare, reader, seconds=120, memory=2**40)  # imports are not part of an input
+        limit = 10.0 if len(seeds) == 1 else 60.0
+        accepted, refused, foreign = run_limited(reader, try_inputs, reader, seeds, seconds=limit)
+    except (ResourceLimitError, MemoryError) as error:
+        if len(seeds) > 1:
+            middle = seeds.start + len(seeds) // 2
+            _try(reader, range(seeds.start, middle), outcome)
+            _try(reader, range(middle, seeds.stop), outcome)
+            return
+        text = str(error)
+        kind = "memory" if "memory" in text else "crash" if "crashed" in text else "hang"
+        outcome.counts[kind] += 1
+        outcome.faults.append((seeds.start, text))
+        return
+    outcome.counts.update({"accepted": accepted, "refused": refused, "foreign": len(foreign)})
+    outcome.faults += foreign
+
+
+def table(found: dict[str, Outcome]) -> str:
+    """The outcomes as a table: reader → tries → survived."""
+    columns = ("accepted", "refused", "foreign", "crash", "hang", "memory")
+    lines = [f"{'reader':<14}{'tries':>8}{'survived':>10}" + "".join(f"{name:>10}" for name in columns)]
+    total: Counter[str] = Counter()
+    for name, counts in [(name, it.counts) for name, it in found.items()] + [("all", total)]:
+        survived = counts["accepted"] + counts["refused"]
+        lines.append(
+            f"{name:<14}{counts.total():>8,}{survived:>10,}" + "".join(f"{counts[column]:>10,}" for column in columns)
+        )
+        total.update(counts)
+    return "\n".join(lines)
+
+
+def save_faults(found: dict[str, Outcome], folder: Path) -> None:
+    """Write the inputs that were neither accepted nor refused, to reproduce them."""
+    for reader, outcome in found.items():
+        for seed, _ in outcome.faults[:20]:
+            for name, data in damaged_files(reader, seed):
+                path = folder / reader / str(seed) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)

@@ -1,0 +1,179 @@
+"""The readers that are tried, and one attempt: damage a sound file and read it."""
+
+import logging
+import os
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from microseg.errors import MicrosegError
+from tests.fuzz.mutations import mutate
+from tests.fuzz.seeds import SEEDS
+
+__all__ = ["READERS", "damaged_files", "prepare", "try_inputs"]
+
+
+def _image(path: Path) -> None:
+    from microseg.slides.images import read_image
+    from microseg.slides.pixel_size import image_mpp
+
+    image_mpp(path)
+    read_image(path)
+
+
+def _slide(path: Path) -> None:
+    from microseg.slides.readers import is_slide, open_slide
+
+    is_slide(path, megapixels=16)
+    with open_slide(path) as slide:
+        if slide.width * slide.height < 10**6:
+            slide.thumbnail(32)
+        slide.read_region(0, 0, 0, min(16, slide.width), min(16, slide.height))
+
+
+def _annotation(path: Path) -> None:
+    from microseg.annotations.classes import LabelClasses
+    from microseg.annotations.files import AnnotatedImage
+    from microseg.annotations.formats import read_annotation
+
+    image, classes = AnnotatedImage("a.png", 24, 16, 0.5), LabelClasses(("background", "gland"), regions=None)
+    read_annotation(path, image, classes).read()
+
+
+def _mask(path: Path) -> None:
+    from microseg.annotations.index_masks import read_mask
+
+    read_mask(path)
+    _annotation(path)
+
+
+def _lab(path: Path) -> None:
+    from microseg.datasets.lab import read_lab_metadata
+
+    read_lab_metadata(path.parent)
+
+
+def _params(path: Path) -> None:
+    from microseg.config.settings import load_settings
+
+    os.environ["MICROSEG_PARAMS"] = str(path)
+    load_settings()
+
+
+def _table(path: Path) -> None:
+    from microseg.datasets.lab import read_image_table
+
+    read_image_table(path.parent)
+
+
+def _manifest(path: Path) -> None:
+    from microseg.datasets.dataset import read_manifest
+
+    read_manifest(path.parent)
+
+
+def _record(path: Path) -> None:
+    from microseg.outputs.record import read_record
+
+    read_record(path)
+
+
+def _onboarding(path: Path) -> None:
+    from microseg.datasets.onboarding import OnboardingStore
+
+    OnboardingStore(path.parent).read("north")
+
+
+def _reference(path: Path) -> None:
+    from microseg.models.reference_distribution import ReferenceDistribution
+    from microseg.parsing import parse_json, read_text
+
+    ReferenceDistribution.from_dict(parse_json(read_text(path)))
+
+
+def _network(path: Path) -> None:
+    from microseg.models.files import load_network
+
+    load_network(path.parent)
+
+
+def _webhook(path: Path) -> None:
+    from microseg.registry.webhooks import parse_webhook, sign_webhook
+
+    body, now = path.read_bytes(), str(int(time.time()))
+    headers = {
+        "X-MLflow-Delivery-Id": "1",
+        "X-MLflow-Timestamp": now,
+        "X-MLflow-Signature": sign_webhook("secret", "1", now, body),
+    }
+    parse_webhook(headers, body, "secret")
+
+
+READERS: Mapping[str, Callable[[Path], None]] = {
+    "images": _image,
+    "masks": _mask,
+    "slides": _slide,
+    "annotations": _annotation,
+    "lab.yaml": _lab,
+    "params.yaml": _params,
+    "images.csv": _table,
+    "manifest.csv": _manifest,
+    "records": _record,
+    "onboarding": _onboarding,
+    "reference": _reference,
+    "safetensors": _network,
+    "network.json": _network,
+    "webhooks": _webhook,
+}
+
+
+@cache
+def _seeds(reader: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    files = SEEDS[reader]()
+    return [it for it in files if it[0][0] != "="], [(name[1:], data) for name, data in files if name[0] == "="]
+
+
+def damaged_files(reader: str, seed: int) -> list[tuple[str, bytes]]:
+    """The files of one attempt: a damaged one, and those that are read with it."""
+    sound, beside = _seeds(reader)
+    rng = random.Random(f"{reader} {seed}")
+    name, data = rng.choice(sound)
+    return [(name, mutate(data, rng) if seed >= len(sound) else sound[seed][1]), *beside]
+
+
+def prepare(reader: str) -> None:
+    """Import what the reader needs, by reading the sound files."""
+    try_inputs(reader, range(len(_seeds(reader)[0])))
+
+
+def try_inputs(reader: str, seeds: range) -> tuple[int, int, list[tuple[int, str]]]:
+    """Read some damaged files, in this process.
+
+    Returns:
+        How many were accepted, how many were refused by an error of microseg, and the others with their exception.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    accepted, refused, foreign = 0, 0, []
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None, prefix="microseg-fuzz-") as folder:
+        for seed in seeds:
+            files = damaged_files(reader, seed)
+            for name, data in files:
+                path = Path(folder) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+            try:
+                READERS[reader](Path(folder) / files[0][0])
+                accepted += 1
+            except MicrosegError:
+                refused += 1
+            except MemoryError:
+                raise
+            except Exception as error:
+                foreign.append((seed, f"{type(error).__name__}: {error}"[:200]))
+    return accepted, refused, foreign
