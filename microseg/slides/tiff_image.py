@@ -18,6 +18,7 @@ __all__ = ["TiffImage", "upright"]
 
 _CACHE_BYTES = 2**25  # of decoded tiles and strips
 _MAX_SEGMENT = 178_956_970  # pixels of a tile or strip, which is decoded as a whole
+_BAND = 2**22  # pixels that are converted at once
 _SAMPLE, _SAMPLES = 256, 8  # side of a block, and blocks in each direction, in which the bit depth is measured
 
 Values = npt.NDArray[Any]
@@ -106,7 +107,20 @@ class TiffImage:
                 f"{self._path}: expected whole numbers of at most 16 bits from 0, in 0..65535, got "
                 f"{layout.bits}-bit {'signed' if layout.kind == 'i' else 'unsigned'} numbers. Export it as 8-bit RGB."
             )
-        values = self.values(level, x, y, width, height)
+        pixels = np.empty((height, width, 3), np.uint8)
+        rows = max(1, _BAND // width)  # so that the memory for deep values stays small
+        page = layout.levels[level][0]
+        segment = page.tilelength if page.is_tiled else page.rowsperstrip
+        if segment * width <= 8 * _BAND:
+            rows = max(segment, rows // max(1, segment) * segment)  # whole tiles, so that none is decoded twice
+        for top in range(0, height, rows):
+            values = self.values(level, x, y + top, width, min(rows, height - top))
+            pixels[top : top + rows] = self._convert(values)
+        return pixels
+
+    def _convert(self, values: Values) -> npt.NDArray[np.uint8]:
+        """Convert stored samples to RGB, (h, w, samples) → (h, w, 1 | 3)."""
+        layout = self.layout
         if layout.palette is not None:
             return np.asarray(layout.palette[values[..., 0].astype(np.uint16)], np.uint8)
         depth = self.depth
@@ -121,7 +135,7 @@ class TiffImage:
         if layout.alpha is not None:
             full = None if layout.kind == "f" else layout.bits  # transparency always has the whole range
             color = over_white(color, scale_to_8_bits(self._path, values[..., layout.samples], full), layout.alpha)
-        return np.ascontiguousarray(np.repeat(color, 3, axis=2) if color.shape[2] == 1 else color)
+        return color
 
     def values(self, level: int, x: int, y: int, width: int, height: int) -> Values:
         """Read the stored samples of a region, upright; the arguments are those of `Slide.read_region`.
@@ -198,7 +212,7 @@ class TiffImage:
             )
         self._cache[key] = values
         size = sum(each.nbytes for each in self._cache.values())
-        while size > _CACHE_BYTES and len(self._cache) > 1:
+        while size > _CACHE_BYTES and len(self._cache) > page.samplesperpixel:  # one of each separate plane is kept
             size -= self._cache.popitem(last=False)[1].nbytes
         return values
 
