@@ -205,6 +205,8 @@ class TiffImage:
         if decoded is None:
             raise ImageReadError(f"{self._path}: expected pixels in each tile, got an empty one. Export it again.")
         values: Values = np.asarray(decoded).reshape(decoded.shape[-4:])[0]
+        if page.dtype == np.bool_ and values.dtype == np.uint8:  # of CCITT
+            values = values != 0
         if page.dtype is not None and values.dtype != page.dtype:
             raise ImageReadError(
                 f"{self._path}: expected {page.dtype} as the tags state, got {values.dtype} of the decoder. "

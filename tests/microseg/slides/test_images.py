@@ -41,6 +41,14 @@ def test_compressed_tiff(tmp_path, compression):
     assert np.array_equal(read_image(save(tmp_path / "x.tif", noise(), compression=compression)), noise())
 
 
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt", "packbits", "raw"])
+def test_one_bit_tiff(tmp_path, compression):
+    array = noise()[:, :, 0] > 128
+    Image.fromarray(array).save(tmp_path / "x.tif", compression=compression)
+    assert np.array_equal(read_image(tmp_path / "x.tif")[:, :, 0], array * 255)
+    assert np.array_equal(read_mask(tmp_path / "x.tif"), array)
+
+
 def test_tiled_ome_tiff(tmp_path):
     path = tmp_path / "x.ome.tif"
     tifffile.imwrite(path, noise(), tile=(16, 16), photometric="rgb", metadata={"axes": "YXS"})
