@@ -27,11 +27,19 @@ from microseg.annotations.classes import LabelClasses
 from microseg.annotations.files import AnnotatedImage, AnnotationFile, open_annotation, read_errors
 from microseg.annotations.labels import Labels, OutlineLabels
 from microseg.annotations.outlines import Outlines
-from microseg.errors import ImageReadError
+from microseg.errors import ImageReadError, MicrosegError
 from microseg.files import atomic_write
 from microseg.plugins import create_plugins, load_plugin
 
-__all__ = ["ANNOTATIONS", "OUTLINES", "AnnotationFormat", "annotation_suffixes", "read_annotation", "write_annotation"]
+__all__ = [
+    "ANNOTATIONS",
+    "OUTLINES",
+    "AnnotationFormat",
+    "annotation_suffixes",
+    "is_annotation",
+    "read_annotation",
+    "write_annotation",
+]
 
 ANNOTATIONS = "microseg.annotations"
 """Entry-point group of the formats."""
@@ -81,6 +89,18 @@ def annotation_suffixes() -> Mapping[str, tuple[str, ...]]:
     for each in _formats():
         suffixes[each.folder] = tuple(dict.fromkeys((*suffixes.get(each.folder, ()), *each.suffixes)))
     return suffixes
+
+
+def is_annotation(path: Path, classes: LabelClasses) -> bool:
+    """Whether a file of outlines beside an image is one: some format can read it, or it is a damaged one.
+
+    Files of other programs, such as metadata of a microscope in JSON or XML, are none.
+    """
+    try:
+        file = open_annotation(path)
+        return any(each.folder == OUTLINES and each.can_read(file, classes) for each in _formats())
+    except MicrosegError:  # reported when it is read
+        return True
 
 
 def read_annotation(path: Path, image: AnnotatedImage, classes: LabelClasses) -> Labels:

@@ -15,7 +15,7 @@ from microseg import limits
 from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.coco import image_names
 from microseg.annotations.files import AnnotatedImage, open_annotation
-from microseg.annotations.formats import OUTLINES, annotation_suffixes, read_annotation
+from microseg.annotations.formats import OUTLINES, annotation_suffixes, is_annotation, read_annotation
 from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks, class_of_file
@@ -180,6 +180,9 @@ def list_files(source: Path, classes: LabelClasses, roots: Iterable[Path] = ()) 
     listed = _list_folder(files, "images", (*IMAGE_SUFFIXES, *beside))
     for path in (path for paths in listed.values() for path in paths):
         outlines = path.name.lower().endswith(beside) and path.suffix.lower() not in IMAGE_SUFFIXES
+        if outlines and not is_annotation(path, classes):
+            files.reject(path, "expected an image or its annotation, got neither. Move it out of images/.")
+            continue
         known = files.annotations if outlines else files.images
         known.setdefault(image_key(image_name(path, beside if outlines else IMAGE_SUFFIXES)), []).append(path)
     if not files.images and not files.rejected:

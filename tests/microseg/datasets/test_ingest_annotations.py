@@ -73,6 +73,14 @@ def test_regions_become_labels_and_all_else_is_ignored(tmp_path: Path) -> None:
     assert dataset.metadata == read_lab_metadata(result.folder)
 
 
+def test_other_json_beside_an_image_is_no_annotation(tmp_path: Path) -> None:
+    source = make_lab(tmp_path / "in")
+    (source / "images" / "im0.json").write_text('{"exposure": 12}')
+    (source / "images" / "im1.geojson").write_text('{"type": "FeatureCol')
+    result, _ = ingest(source, tmp_path)
+    assert {file.file for file in result.rejected} == {"images/im0.json", "images/im1.geojson", "images/im1.png"}
+
+
 def test_unknown_names_are_in_the_reason_with_the_line_to_add(tmp_path: Path) -> None:
     source = make_lab(tmp_path / "in")
     write_geojson(source / "annotations" / "im0.geojson", ("Region*", (4, 4, 40, 28)), ("Tumor", (6, 6, 12, 12)))
