@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mlflow.webhooks.constants import (
 )
 
 from microseg.errors import RegistryError
+from microseg.parsing import parse_json
 from microseg.registry.connection import Connection, all_pages, is_server
 from microseg.registry.version import MODEL_NAME
 
@@ -147,7 +147,7 @@ def parse_webhook(
             "machines"
         )
     try:
-        content = json.loads(body)
+        content = parse_json(body)
         data = content["data"]
         if content["entity"] != "model_version_alias":
             return None
