@@ -55,7 +55,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > _YAML_BYTES:
         raise ParseError(f"expected at most {_YAML_BYTES:,} characters of YAML, got {len(text):,}")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # nosec B506 (a SafeLoader)
     except ParseError:
         raise
     except Exception as error:  # values such as `!!float x` make it raise anything

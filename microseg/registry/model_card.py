@@ -83,7 +83,7 @@ def model_card(
         run_id: ID of the run that trained it.
         commit: Commit of the code.
     """
-    environment = Environment(
+    environment = Environment(  # nosec B701 (Markdown: `_finalize` escapes it)
         loader=PackageLoader("microseg.registry", "."),
         trim_blocks=True,
         keep_trailing_newline=True,
@@ -161,7 +161,7 @@ def _finalize(value: object) -> object:
 
 def _code(text: str) -> Markup:
     """A text as code; backslashes do not escape there."""
-    return Markup(f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`")
+    return Markup(f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`")  # nosec B704 (Markdown)
 
 
 def format_measurement(value: float | ConfidenceInterval | None) -> str:

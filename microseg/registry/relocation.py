@@ -69,7 +69,7 @@ def outside_locations(home: Home) -> list[str]:
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         for table, column in _columns(connection):
             where = "WHERE name != 'Default'" if table == "experiments" else ""  # MLflow's own experiment is not used
-            for (location,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} {where}"):
+            for (location,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} {where}"):  # nosec B608 (own names)
                 address = urlsplit(location or "")
                 if address.scheme == "file" and not Path(unquote(address.path)).is_relative_to(home.root.resolve()):
                     found.add(location)
@@ -84,7 +84,7 @@ def _update_database(database: Path, old: Path, new: Path) -> None:
             for table, column in _columns(connection):
                 for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
                     connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # nosec B608 (own names)
                         f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                         (after, len(before) + 1, before, len(before) + 1, f"{before}/"),
                     )

@@ -227,7 +227,7 @@ def _folder_digest(folder: Path) -> str:
         if path.is_file()
     ]
     files.sort(key=lambda file: tuple(file["relpath"].split("/")))
-    return f"{md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
+    return f"{md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 def code_commit(root: Path) -> str:
