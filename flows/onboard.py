@@ -16,7 +16,7 @@ import typer
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
@@ -27,7 +27,7 @@ from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.promote import audit_info
 from flows.service.approval import request_approval
-from flows.service.events import ALREADY_SUITED, emit_lab_arrived, notify
+from flows.service.events import ALREADY_SUITED, check_event_folder, emit_lab_arrived, notify
 from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -61,6 +61,8 @@ def onboard(folder: Path, changes: tuple[str, ...] = ()) -> State[Any]:
         LabError: The incoming dataset cannot be used.
     """
     settings = load_settings(changes)
+    if deployment.id is not None:
+        check_event_folder(folder, settings)
     incoming = _read_complete(folder)
     store = open_workspace(settings).onboarding
     with store.lock(incoming.lab, wait=False) as locked:
@@ -213,7 +215,9 @@ def command(
     """
     incoming = _read_complete(folder)
     if PREFECT_API_URL.value() and not here and not changes:
-        emit_lab_arrived(incoming, open_workspace(load_settings()).onboarding)
+        settings = load_settings()
+        check_event_folder(incoming.folder, settings)
+        emit_lab_arrived(incoming, open_workspace(settings).onboarding)
         console.print(f"Requested the onboarding of {incoming.lab} ({incoming.content}) by the Prefect server.")
         return
     state = onboard(folder.absolute(), tuple(changes or ()), return_state=True)

@@ -61,9 +61,12 @@ def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Set
         payload = {"version": candidate.version, "lab": lab, "message": gate}
         identity = str(uuid5(NAMESPACE_URL, f"{candidate.uri}#{candidate.run_id}"))  # once, also if the run is resumed
         notify(REVIEW_REQUESTED, f"microseg.version.{candidate.version}", payload, identity=identity)
-    title = f"microseg: version {candidate.version} for {lab} waits for a decision"
-    what = f"{gate} Compare it with production in MLflow, and promote or reject it (promotion.approval: {approval})."
-    notify_people(settings, title, what, identity=f"{candidate.uri}#{candidate.run_id}#waits")
+    else:
+        title = f"microseg: version {candidate.version} for {lab} waits for a decision"
+        what = (
+            f"{gate} Compare it with production in MLflow, and promote or reject it (promotion.approval: {approval})."
+        )
+        notify_people(settings, title, what, identity=f"{candidate.uri}#{candidate.run_id}")
     if approval != "mlflow" and deployment.id is not None:
         return _ask_in_prefect(candidate, scope, gate, changes)
     return (

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,11 @@ from prefect.client.orchestration import get_client
 from prefect.events import DeploymentEventTrigger
 from prefect.settings import PREFECT_API_URL
 
+from flows.service.notifications import notify_people
+from microseg.config.settings import Settings, load_settings
 from microseg.datasets.onboarding import IncomingDataset, Onboarding, OnboardingStore
+from microseg.errors import LabError
+from microseg.files import is_below
 
 __all__ = [
     "ALREADY_SUITED",
@@ -20,6 +25,7 @@ __all__ = [
     "PROMOTION_REVERTED",
     "REVIEW_REQUESTED",
     "TAG",
+    "check_event_folder",
     "emit",
     "emit_lab_arrived",
     "lab_arrived_trigger",
@@ -55,6 +61,14 @@ PROMOTION_REVERTED = "microseg.promotion.reverted"
 notify people. Payload: ``alias``, ``version``, ``message``; resource ``microseg.alias.<alias>``."""
 
 
+_TITLES = {
+    ALREADY_SUITED: "production suits {lab} already",
+    REVIEW_REQUESTED: "version {version} for {lab} needs review",
+    CANDIDATE_OUTDATED: "the candidate for {lab} is outdated",
+    PROMOTION_REVERTED: "a promotion was reverted",
+}
+
+
 def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | None = None) -> None:
     """Emit an event to the Prefect server, and return when the server has it.
 
@@ -80,7 +94,7 @@ def emit(event: str, resource: str, payload: dict[str, Any], *, identity: str | 
 
 
 def notify(event: str, resource: str, payload: dict[str, Any], *, identity: str) -> None:
-    """Emit an event for people, if there is a Prefect server; that it failed is logged.
+    """Emit an event for people, if there is a Prefect server, and notify them; that it failed is logged.
 
     Args:
         event: See `emit`.
@@ -93,6 +107,26 @@ def notify(event: str, resource: str, payload: dict[str, Any], *, identity: str)
             emit(event, resource, payload, identity=identity)
         except httpx.HTTPError as error:
             _log.warning("The event %s could not be emitted: %s", event, error)
+    title = _TITLES[event].format_map({"lab": "", "version": "", **payload})
+    notify_people(load_settings(), f"microseg: {title}", str(payload.get("message", "")), identity=identity)
+
+
+def check_event_folder(folder: Path, settings: Settings) -> None:
+    """Check that an event may name a folder: it is below one of the allowed roots, also if it is a link.
+
+    Args:
+        folder: Folder of an incoming dataset.
+        settings: State the allowed roots.
+
+    Raises:
+        LabError: It is not.
+    """
+    if not is_below(folder, settings.allowed_roots):
+        roots = ", ".join(map(str, settings.allowed_roots))
+        raise LabError(
+            f"{folder}: expected a folder below {roots}, since anybody who reaches the Prefect server can send an "
+            "event. Move it there, add its parent to data.allowed_roots in params.yaml, or run microseg onboard --here."
+        )
 
 
 def emit_lab_arrived(incoming: IncomingDataset, store: OnboardingStore) -> None:

@@ -19,19 +19,14 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from filelock import FileLock, Timeout
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.service.lost_runs import our_deployments
 from microseg.config.environment import Home
 from microseg.config.settings import Settings
 from microseg.errors import SettingsError
 from microseg.escaping import printable
 from microseg.files import write_text_file
 
-__all__ = ["deliver", "notify_failed_runs", "notify_people", "open_addresses", "undelivered"]
+__all__ = ["deliver", "notify_people", "open_addresses", "undelivered"]
 
 _KEPT = timedelta(days=7)  # a notification that could not be delivered is dropped after this time
 _LONGEST = 4000  # characters of a message
@@ -109,37 +104,6 @@ def _deliver_one(file: Path, addresses: dict[str, Any]) -> None:
         if not set(notification.delivered) >= addresses.keys():
             _log.error("%s was not delivered within %d days, and is dropped", notification.title, _KEPT.days)
         file.rename(file.with_suffix(".sent"))
-
-
-def notify_failed_runs(client: SyncPrefectClient, settings: Settings) -> None:
-    """Notify people of failed and crashed runs of the last day: also of reverted promotions, whose runs fail.
-
-    Args:
-        client: Client of the Prefect server.
-        settings: State the addresses.
-    """
-    if not settings.params.notify:
-        return
-    names = {it.id: it.name for it in our_deployments(client)}
-    if not names:
-        return
-    since = datetime.now(UTC) - timedelta(days=1)
-    selected = FlowRunFilter.model_validate(
-        {
-            "deployment_id": {"any_": list(names)},
-            "state": {"type": {"any_": [StateType.FAILED, StateType.CRASHED]}},
-            "end_time": {"after_": since},
-        }
-    )
-    for run in client.read_flow_runs(flow_run_filter=selected, sort=FlowRunSort.END_TIME_DESC, limit=50):
-        state = run.state
-        message = (state.message if state else None) or "See its log."
-        notify_people(
-            settings,
-            f"microseg: {run.name} {(run.state_name or 'failed').lower()}",
-            f"{message}\nThe run is {run.id} of the deployment {names.get(run.deployment_id or run.id)}.",
-            identity=f"{run.id}#{state.id if state else ''}",
-        )
 
 
 def undelivered(home: Home) -> int:

@@ -25,6 +25,7 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_LOGGING_LEVEL, temporary_settings
 
 from flows.cli.options import cli_command
+from flows.service.failed_runs import notify_failed_runs
 from flows.service.lost_runs import (
     HEARTBEAT_SECONDS,
     HOST_LABEL,
@@ -33,7 +34,7 @@ from flows.service.lost_runs import (
     live_flow_runs,
     requeue_interrupted,
 )
-from flows.service.notifications import deliver, notify_failed_runs
+from flows.service.notifications import deliver
 from flows.service.processes import report_ready
 from flows.service.run_names import has_generated_name, name_scheduled_runs, telling_name
 from microseg.config.settings import Settings, load_settings

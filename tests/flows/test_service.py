@@ -34,7 +34,8 @@ def servers(
     params: Path, incoming_labs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Servers]:
     """With lab_a ingested, and version 1, trained on it, in production."""
-    with started(tmp_path_factory.mktemp("service"), params, onboarding=ONBOARDING, schedule=SCHEDULE) as it:
+    data = {"allowed_roots": [str(tmp_path_factory.getbasetemp())]}
+    with started(tmp_path_factory.mktemp("service"), params, onboarding=ONBOARDING, schedule=SCHEDULE, data=data) as it:
         until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.output.read_text()
         with connected(it) as client:

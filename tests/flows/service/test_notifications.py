@@ -3,20 +3,22 @@
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from flows.health.runs import check_notifications
-from flows.service import notifications
-from flows.service.notifications import deliver, notify_failed_runs, notify_people, undelivered
+from flows.service import events, failed_runs, notifications
+from flows.service.failed_runs import notify_failed_runs
+from flows.service.notifications import deliver, notify_people, undelivered
 from microseg.config.environment import Home
 from microseg.config.settings import load_settings
-from microseg.errors import SettingsError
+from microseg.errors import LabError, SettingsError
 from tests.flows.live import free_ports
 
 
@@ -89,7 +91,8 @@ def test_none_is_lost_while_the_receiver_is_away(home: Home, port: int, caplog: 
     settings = load_settings()
     notify_people(settings, "title", "message", identity="one")
     assert undelivered(home) == 1
-    assert "could not be delivered to json://ann:****@127.0.0.1" in caplog.text
+    assert "could not be delivered to json://" in caplog.text
+    assert "hunter22" not in caplog.text
     assert [it.level for it in check_notifications(settings)] == ["warning"]
     receiver = Receiver(port)
     deliver(settings)
@@ -132,15 +135,54 @@ def test_a_failed_run_is_reported_with_its_reason(
     home: Home, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        notifications, "our_deployments", lambda _: [SimpleNamespace(id=uuid4(), name="validate-promotion")]
+        failed_runs, "our_deployments", lambda _: [SimpleNamespace(id=uuid4(), name="validate-promotion")]
     )
     state = SimpleNamespace(id=uuid4(), message="Version 4 was reverted, version 3 stays in production.")
-    run = SimpleNamespace(
-        id=uuid4(), name="validate production", state=state, state_name="Failed", deployment_id=1
-    )  # fmt: skip
+    facts = {"id": uuid4(), "name": "validate production", "state": state, "state_name": "Failed"}
+    run = SimpleNamespace(**facts, deployment_id=uuid4(), auto_scheduled=False)
     client: Any = SimpleNamespace(read_flow_runs=lambda **_: [run])
     for _ in range(2):
         notify_failed_runs(client, load_settings())
     [received] = receiver.received
     assert received["title"] == "microseg: validate production failed"
     assert received["message"].startswith("Version 4 was reverted, version 3 stays in production.")
+
+
+def test_a_scheduled_run_that_fails_each_time_is_reported_once_a_day(
+    home: Home, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reconcile = SimpleNamespace(id=uuid4(), name="reconcile")
+    monkeypatch.setattr(failed_runs, "our_deployments", lambda _: [reconcile])
+
+    def run(day: int, hour: int) -> SimpleNamespace:
+        state = SimpleNamespace(id=uuid4(), message="The registry cannot be reached.")
+        time = datetime(2026, 11, day, hour, tzinfo=UTC)
+        run = {"id": uuid4(), "name": f"reconcile {time}", "state": state, "state_name": "Failed", "end_time": time}
+        return SimpleNamespace(**run, deployment_id=reconcile.id, auto_scheduled=True)
+
+    client: Any = SimpleNamespace(read_flow_runs=lambda **_: [run(26, 1), run(26, 2), run(27, 1)])
+    notify_failed_runs(client, load_settings())
+    assert len(receiver.received) == 2
+
+
+def test_events_for_people_are_sent_to_them(home: Home, receiver: Receiver) -> None:
+    payload = {"alias": "production", "version": 4, "message": "Version 4 was reverted: it does not load."}
+    for _ in range(2):
+        events.notify(events.PROMOTION_REVERTED, "microseg.alias.production", payload, identity=str(UUID(int=1)))
+    [received] = receiver.received
+    assert received["title"] == "microseg: a promotion was reverted"
+    assert received["message"] == "Version 4 was reverted: it does not load."
+
+
+def test_events_may_name_folders_below_the_allowed_roots_only(home: Home, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    outside = tmp_path / "outside" / "lab_c"
+    for folder in (share / "lab_b", outside, home.incoming):
+        folder.mkdir(parents=True)
+    (home.incoming / "lab_d").symlink_to(outside)
+    settings = load_settings((f"data.allowed_roots=[{share}]",))
+    events.check_event_folder(home.incoming / "lab_a", settings)
+    events.check_event_folder(share / "lab_b", settings)
+    for folder in (outside, share / ".." / "outside" / "lab_c", home.incoming / "lab_d", Path("/etc")):
+        with pytest.raises(LabError, match=r"expected a folder below .*data\.allowed_roots"):
+            events.check_event_folder(folder, settings)
