@@ -7,7 +7,7 @@ LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: help demo test test-all test-browser check serve format lock clean
+.PHONY: help demo test test-all test-browser check docs serve format lock clean
 
 help:
 	@echo "make demo          Run everything on two synthetic labs; SOURCE=<folder> TARGET=<folder> for two labs of your own"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all      Run all tests"
 	@echo "make test-browser  Run the tests of the web pages in Chromium (installs it on Debian and Ubuntu)"
 	@echo "make check         Run ruff, mypy and import-linter"
+	@echo "make docs          Build the documentation into var/site"
 	@echo "make format        Format the code"
 	@echo "make lock          Write constraints.txt again from pyproject.toml; UPGRADE=1 takes the newest releases"
 	@echo "make clean         Delete the virtual environment and var/, where demo and serve store all they write"
@@ -44,6 +45,11 @@ check: $(STAMP)
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports
 
+docs: $(STAMP)
+	@$(PIP) install --quiet --constraint constraints.txt --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+	@echo "Built var/site/index.html"
+
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -52,7 +58,7 @@ format: $(STAMP)
 lock: $(STAMP)
 	@$(PIP) install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) \
-		--custom-compile-command "make lock" --all-extras --group dev --output-file constraints.txt pyproject.toml
+		--custom-compile-command "make lock" --all-extras --group dev --group docs --output-file constraints.txt pyproject.toml
 	@grep -v -E '^(nvidia-|cuda-|triton)' constraints.txt >$(VENV)/constraints.txt && cp $(VENV)/constraints.txt .
 
 clean:
