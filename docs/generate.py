@@ -19,7 +19,7 @@ from typing import Any, Literal, Union
 
 import typer
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,15 @@ def field_type(field: FieldInfo) -> str:
     return _values(field.annotation, field.metadata)
 
 
-_WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", NoneType: "null"}
+_WORDS: dict[Any, str] = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    SecretStr: "text",
+    bool: "true or false",
+    Path: "path",
+    NoneType: "null",
+}
 
 
 def _values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
