@@ -45,7 +45,7 @@ mpp: 0.5                        # microns per pixel; null when unknown
 tissue: human colon             # optional
 scanner: null                   # optional
 """
-"""Further keys state what annotation files mean; see docs/annotations.md."""
+"""Further keys state what annotation files mean; see docs/reference/annotations.md."""
 
 _ADVICE = f"Write it like this:\n{LAB_FILE_TEMPLATE}"
 
