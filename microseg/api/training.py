@@ -21,7 +21,7 @@ from microseg.annotations.index_masks import read_mask
 from microseg.api.checkpoints import evaluate_checkpoint, source_dice
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows, known_regions
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows, labelled_parts
 from microseg.errors import LabError
 from microseg.files import file_sha256
 from microseg.models.encoder_weights import load_encoder_weights
@@ -315,11 +315,7 @@ def _with_corrections(
 ) -> list[Sample]:
     """Add the labelled regions of target labs, as often as their share of all crops requires."""
     regions = [
-        replace(sample, focus=region)
-        for lab in targets
-        for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
-        if sample.mask is not None
-        for region in known_regions(read_mask(sample.mask))
+        sample for lab in targets for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
     ]
     if not regions or share == 0:
         return labelled
@@ -328,8 +324,11 @@ def _with_corrections(
 
 
 def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
+    """Samples of images; of one with labels in small parts only, a sample for each part."""
     for row in rows:
-        yield Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
+        sample = Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
+        regions = [] if sample.mask is None else labelled_parts(read_mask(sample.mask))
+        yield from (replace(sample, focus=region) for region in regions or (None,))
 
 
 def _crop_size(labs: Sequence[LabDataset], settings: FitSettings, mpp: float | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.errors import DataError
 from microseg.slides.images import read_image, write_png
 
-__all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "known_regions", "step_generator"]
+__all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,24 @@ class CropSampler:
         return pair
 
 
-def known_regions(mask: npt.NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
-    """Bounding boxes of the connected parts of a mask that are not ignored: left, upper, right and lower edge.
+def labelled_parts(mask: npt.NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """Where the labels of an image are, if most of it is ignored.
 
     Shape:
         (H, W)
+
+    Returns:
+        Bounding boxes of the connected parts that are not ignored: left, upper, right and lower edge. Parts of less
+        than a hundredth of the largest one are left out. None where labels cover half of the image.
     """
-    parts = ndimage.find_objects(ndimage.label(mask != IGNORE)[0])
-    return [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in parts]
+    known = mask != IGNORE
+    if 2 * known.sum() >= known.size:
+        return []
+    numbers, _ = ndimage.label(known)
+    areas = np.bincount(numbers.ravel())[1:]
+    boxes = zip(ndimage.find_objects(numbers), areas.tolist(), strict=True)
+    large = [box for box, area in boxes if 100 * area >= areas.max()]
+    return [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in large]
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microseg.datasets import sampling
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows, known_regions, step_generator
+from microseg.datasets.sampling import CropSampler, Sample, cut_windows, labelled_parts, step_generator
 from microseg.errors import DataError, ImageReadError
 from microseg.slides.images import read_image, write_png
 
@@ -298,7 +298,7 @@ def test_crops_overlap_the_region_in_focus(size: int, tmp_path: Path) -> None:
     mask = np.full((30, 50), 255, np.uint8)
     mask[4:9, 33:39] = 1
     sample = write_sample(tmp_path, "a", gray(9, 30, 50), mask=mask)
-    (region,) = known_regions(mask)
+    (region,) = labelled_parts(mask)
     assert region == (33, 4, 39, 9)
     focused = Sample(sample.image, sample.mask, focus=region)
     masks = CropSampler([focused], size=size, batch=4, seed=0, zoom=(0.8, 1.25)).draw(0).masks
@@ -309,8 +309,9 @@ def test_crops_overlap_the_region_in_focus(size: int, tmp_path: Path) -> None:
     assert not all((each == 1).any() for each in others)
 
 
-def test_known_regions_are_boxes_of_connected_parts() -> None:
-    mask = np.full((9, 9), 255, np.uint8)
-    mask[1:3, 1:4], mask[5:9, 6:9] = 0, 1
-    assert known_regions(mask) == [(1, 1, 4, 3), (6, 5, 9, 9)]
-    assert known_regions(np.zeros((4, 6), np.uint8)) == [(0, 0, 6, 4)]
+def test_labelled_parts_are_boxes_of_what_is_not_ignored() -> None:
+    mask = np.full((30, 30), 255, np.uint8)
+    mask[1:13, 1:14], mask[15:29, 16:29], mask[29, 0] = 0, 1, 1  # the last one is tiny
+    assert labelled_parts(mask) == [(1, 1, 14, 13), (16, 15, 29, 29)]
+    assert labelled_parts(np.zeros((4, 6), np.uint8)) == []
+    assert labelled_parts(np.full((4, 6), 255, np.uint8)) == []
