@@ -25,6 +25,7 @@ from microseg.outputs.segmentation import Segmentation
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion, is_production, lab_of
 from microseg.slides.limited import is_slide, open_slide
+from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.training.devices import resolve_device
 
 __all__ = ["Segmenter", "find_version", "version_provenance"]
@@ -110,7 +111,8 @@ class Segmenter:
 
         Args:
             image: A file, or RGB pixels, uint8.
-            mpp: Microns per pixel; None to read it from the file. If the model's is known, the image is rescaled.
+            mpp: Microns per pixel, where the file states none or the same; None to read it from the file. If the
+                model's is known, the image is rescaled.
 
         Shape:
             (H, W, 3) → mask (H, W), probabilities (K, H, W)
@@ -139,7 +141,7 @@ class Segmenter:
         Args:
             images: One or several files.
             out: Folder of the outputs.
-            mpp: Microns per pixel of all images; None to read it from each file.
+            mpp: Microns per pixel of images that state none or the same; None to read it from each file.
             outputs: Names of output writers.
 
         Returns:
@@ -154,7 +156,7 @@ class Segmenter:
     def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
         started = time.perf_counter()
         with open_slide(path) as slide:
-            mpp = slide.mpp if mpp is None else mpp
+            mpp = agreed_mpp(path, slide.mpp, None if mpp is None else StatedMpp(mpp, "mpp"))
             view, tissue, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
             for strip in strips:

@@ -196,7 +196,7 @@ class ImagePipeline:
                 self.out,
                 provenance=self.provenance,
                 outputs=self.options.outputs,
-                mpp=source.mpp,
+                mpp=None if source.mpp is None else StatedMpp(source.mpp, "the batch", overrides=True),
                 skip_glass=self.options.skip_glass,
                 name=task.name,
                 sha256=source.sha256,

@@ -20,6 +20,7 @@ from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.limited import open_slide
+from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.slides.slide import Slide, SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
 
@@ -35,7 +36,7 @@ def segment_slide(
     *,
     provenance: Provenance,
     outputs: Collection[str] = OUTPUTS,
-    mpp: float | None = None,
+    mpp: float | StatedMpp | None = None,
     skip_glass: bool = True,
     name: str | None = None,
     sha256: str | None = None,
@@ -53,7 +54,7 @@ def segment_slide(
         out: Folder of the outputs; created if missing.
         provenance: Model, data and settings to record.
         outputs: Names of output writers.
-        mpp: Microns per pixel, which override those of the file; None to read them from it.
+        mpp: Microns per pixel, where the file states none or the same; None to read them from it.
         skip_glass: Do not compute tiles that show bare glass only; they are background.
         name: Stem of the files' names; None: that of the slide, unless another image has it.
         sha256: SHA-256 of the file; None to compute it.
@@ -71,16 +72,16 @@ def segment_slide(
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(path, bit_depth) as slide:
-        mpp = slide.mpp if mpp is None else mpp
+        size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
         confidence = ConfidenceSums()
-        view, tissue, strips = slide_strips(engine, slide, mpp, skip_glass=skip_glass, confidence=confidence)
+        view, tissue, strips = slide_strips(engine, slide, size, skip_glass=skip_glass, confidence=confidence)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.absolute()),
             source_sha256=sha256 or file_sha256(path),
             width=slide.width,
             height=slide.height,
-            mpp=mpp,
+            mpp=size,
             step=(view.step_x, view.step_y),
             classes=engine.classes,
             provenance=provenance,

@@ -190,10 +190,22 @@ def _check_kind(repo: Any, remote: str) -> None:
         raise VersioningError(f"an unknown kind of remote, {scheme}://")
 
 
+def _utf8_config() -> Any:
+    """DVC's ``Config``, which writes UTF-8: it reads that, but writes ASCII, so that a home with an accent fails."""
+    from configobj import ConfigObj
+    from dvc.config import Config, _pack_named
+
+    class Utf8Config(Config):  # type: ignore[misc]
+        def _save_config(self, level: str, conf_dict: Any) -> None:
+            config = ConfigObj(_pack_named(conf_dict), encoding="utf-8")
+            with Path(self.files[level]).open("wb") as file:
+                config.write(file)
+
+    return Utf8Config
+
+
 def _configure(root: Path, remote: str) -> None:
     """Create the repository or update its configuration; other settings in it are not changed."""
-    from dvc.config import Config
-
     if "://" not in remote:
         Path(remote).mkdir(parents=True, exist_ok=True)
     dvc = root / ".dvc"
@@ -208,7 +220,7 @@ def _configure(root: Path, remote: str) -> None:
         "remote": _REMOTE,
         "site_cache_dir": str(dvc / "tmp" / "site"),
     }
-    config = Config(str(dvc))
+    config = _utf8_config()(str(dvc))
     stated = config.load_one("repo")
     if wanted.items() <= stated["core"].items() and stated["remote"].get(_REMOTE, {}).get("url") == remote:
         return

@@ -25,7 +25,7 @@ from microseg.outputs import overlay
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
-from microseg.slides.pixel_size import image_mpp
+from microseg.slides.pixel_size import StatedMpp, image_mpp
 from microseg.slides.readers import open_slide
 from microseg.slides.slide import SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
@@ -157,7 +157,10 @@ def test_slide_with_another_pixel_size(
 ) -> None:
     """The label image has the model's pixel size; everything else is in pixels of the slide."""
     engine, out = darkness(mpp=0.5), tmp_path / "out"
-    record = segment_slide(engine, slide, out, provenance=provenance, mpp=given)
+    with pytest.raises(DataError, match=r"0\.5 microns of the file"):
+        segment_slide(engine, slide, out, provenance=provenance, mpp=given)
+    stated = StatedMpp(given, "images.csv", overrides=True)
+    record = segment_slide(engine, slide, out, provenance=provenance, mpp=stated)
     loaded = Segmentation.load(out)
     assert loaded.mask.shape == shape
     assert image_mpp(out / "slide.labels.tif") == 0.5
