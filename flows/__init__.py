@@ -1,5 +1,6 @@
 """The flows: what runs, in which order, and when. They orchestrate; the library ``microseg`` computes."""
 
+import logging
 import os
 import warnings
 
@@ -17,3 +18,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 mask_log_records()
 bound_log("tifffile", "PIL.Image", "PIL.TiffImagePlugin")
+
+if os.environ.get("PREFECT__FLOW_RUN_ID"):  # a process that Prefect started for one run: log lines appear on its page
+    from prefect.logging.handlers import APILogHandler
+
+    for _name in ("flows", "microseg"):
+        logging.getLogger(_name).addHandler(APILogHandler())
+        logging.getLogger(_name).setLevel(logging.INFO)

@@ -17,7 +17,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
-from flows.telemetry import attempt
+from flows.telemetry import attempt, report
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.ingest import IngestResult, ingest_lab
@@ -30,8 +30,8 @@ __all__ = ["command", "ingest"]
 def check_and_ingest(folder: Path, metadata: LabMetadata, settings: Settings) -> IngestResult:
     """Check every file, add the accepted ones to the lab's dataset, copy the others to the quarantine."""
     home, data = settings.home, settings.params.data
-    if open_workspace(settings).datasets.ensure_present(metadata.lab):
-        console.print(f"The dataset of {metadata.lab} was missing on this machine; its latest version was restored.")
+    if open_workspace(settings).datasets.ensure_current(metadata.lab):
+        report(f"The latest version of the dataset of {metadata.lab}, of another machine, was restored here.")
     with progress_bar(f"Checking {folder.name}", None) as advance:
         return ingest_lab(
             folder,

@@ -8,12 +8,14 @@ The event `microseg.lab.arrived` triggers it. The decision is made by a person i
 as set by ``promotion.approval`` in params.yaml. Another run for the same incoming dataset repeats nothing.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
 
+import httpx
 import typer
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
@@ -26,19 +28,21 @@ from flows.cli.options import SetOption, cli_command
 from flows.evaluate import evaluate, read_comparison
 from flows.ingest import ingest
 from flows.promote import audit_info
-from flows.service.approval import request_approval
+from flows.service.approval import awaits_approval, request_approval
 from flows.service.events import ALREADY_SUITED, check_event_folder, emit_lab_arrived, notify
-from flows.telemetry import attempt
+from flows.telemetry import attempt, step
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
+from microseg.datasets.incoming import IncomingDataset, read_incoming_folder
 from microseg.datasets.onboarding import (
-    IncomingDataset,
     Onboarding,
     OnboardingState,
     OnboardingStore,
-    read_incoming_folder,
+    after_error,
+    after_interruption,
+    new_onboarding,
 )
-from microseg.errors import LabError, MicrosegError
+from microseg.errors import LabError, is_transient
 from microseg.evaluation.suitability import Suitability, measure_suitability
 from microseg.registry.registry import Registry
 from microseg.registry.version import ModelVersion, candidate_of
@@ -59,26 +63,52 @@ def onboard(folder: Path, changes: tuple[str, ...] = ()) -> State[Any]:
 
     Raises:
         LabError: The incoming dataset cannot be used.
+        TransientError: A server, a share or a disk is away; the service starts another run later.
     """
     settings = load_settings(changes)
     if deployment.id is not None:
         check_event_folder(folder, settings)
-    incoming = _read_complete(folder)
     store = open_workspace(settings).onboarding
+    try:
+        incoming = _read(folder, settings)
+    except (LabError, OSError) as error:
+        _record_missing_folder(folder, store, error)
+        raise
+    if incoming.missing:
+        return _wait_for_files(incoming, store)
     with store.lock(incoming.lab, wait=False) as locked:
         if locked:
             return _onboard_once(incoming, store, settings, changes)
-    if (running := store.read(incoming.lab)) and running.fingerprint == incoming.fingerprint:
+    running = store.read(incoming.lab)
+    if running and running.knows(incoming):
         return Completed(message=f"Nothing to do: another run is onboarding this dataset of {incoming.lab}.")
+    other = f"run {running.flow_run_id} for {running.folder}" if running else "another run"
+    get_run_logger().info("Waiting for %s, which is onboarding an earlier dataset of %s", other, incoming.lab)
     with store.lock(incoming.lab, wait=True):  # a newer incoming dataset: after the one before
         return _onboard_once(incoming, store, settings, changes)
 
 
-def _read_complete(folder: Path) -> IncomingDataset:
-    incoming = read_incoming_folder(folder)
-    if incoming.missing:
-        raise LabError(f"{incoming.folder}: expected a complete incoming dataset, but {incoming.missing}.")
-    return incoming
+def _read(folder: Path, settings: Settings) -> IncomingDataset:
+    return read_incoming_folder(folder, roots=settings.allowed_roots, labs=settings.home.labs)
+
+
+def _record_missing_folder(folder: Path, store: OnboardingStore, error: Exception) -> None:
+    """A folder that is gone while its share is there has failed; that of a share which is away is tried again."""
+    for onboarding in store.read_all():
+        if onboarding.folder == str(folder.absolute()) and onboarding.in_progress:
+            share = folder.absolute().parent
+            away = not share.is_dir() or not any(share.iterdir())
+            failures = onboarding.failures + 1
+            store.write(after_error(replace(onboarding, failures=failures), error, passes=away or is_transient(error)))
+
+
+def _wait_for_files(incoming: IncomingDataset, store: OnboardingStore) -> State[Any]:
+    message = f"is incomplete and was not ingested: {incoming.missing}"
+    before = store.read(incoming.lab)
+    if before is None or not (before.in_progress and before.folder != str(incoming.folder)):
+        onboarding = before.following(incoming) if before else new_onboarding(incoming)
+        store.write(onboarding, state="incomplete", message=message)
+    return Completed(message=f"{incoming.folder} {message}. It is onboarded when it is complete.")
 
 
 def _onboard_once(
@@ -86,20 +116,37 @@ def _onboard_once(
 ) -> State[Any]:
     """Onboard an incoming dataset, unless an earlier run has done so or waits for a decision."""
     onboarding = store.read(incoming.lab)
-    if onboarding is None or onboarding.fingerprint != incoming.fingerprint:
-        onboarding = Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending")
-    if onboarding.state == "completed":
+    if onboarding is None:
+        onboarding = new_onboarding(incoming)
+    elif onboarding.state == "incomplete" or onboarding.fingerprint != incoming.fingerprint:
+        onboarding = onboarding.following(incoming)
+    elif onboarding.state == "completed":
         return Completed(
             message=f"Nothing to do: this dataset of {incoming.lab} is onboarded already. {onboarding.message}"
         )
     this_run = str(flow_run.id)
-    if onboarding.state == "awaiting_approval" and onboarding.flow_run_id != this_run:
+    if onboarding.state == "awaiting_approval" and onboarding.flow_run_id != this_run and awaits_approval(onboarding):
         return Completed(message=f"Nothing to do: {onboarding.message}")
-    onboarding = store.write(onboarding, state="running", attempts=onboarding.attempts + 1, flow_run_id=this_run)
+    onboarding = store.write(
+        onboarding,
+        state="running",
+        attempts=onboarding.attempts + 1,
+        failures=onboarding.failures + 1,  # until it ends otherwise
+        crashes=onboarding.crashes + 1,
+        flow_run_id=this_run,
+    )
     try:
         return _run_steps(incoming, onboarding, store, settings, changes)
-    except MicrosegError as error:
-        store.write(onboarding, state="failed", message=str(error))
+    except Exception as error:
+        current = store.read(incoming.lab) or onboarding
+        passes = True if isinstance(error, httpx.HTTPError) else None  # of Prefect's server
+        ended = store.write(after_error(current, error, passes=passes))
+        get_run_logger().error("The onboarding of %s is %s: %s", ended.lab, ended.state, ended.message)
+        raise
+    except BaseException:  # the service ends, a person cancels; or the run is suspended, and awaits approval
+        current = store.read(incoming.lab) or onboarding
+        if current.state == "running":
+            store.write(after_interruption(current))
         raise
 
 
@@ -110,13 +157,14 @@ def _run_steps(
     settings: Settings,
     changes: tuple[str, ...],
 ) -> State[Any]:
-    ingested = ingest(incoming.folder, changes=changes, metadata=incoming.metadata)
+    with step(f"Ingest {incoming.folder}"):
+        ingested = ingest(incoming.folder, changes=changes, metadata=incoming.metadata)
     lab, workspace = ingested.lab, open_workspace(settings)
     onboarding = store.write(onboarding, digest=ingested.digest)
 
     def end(state: OnboardingState, message: str) -> State[Any]:
         message = f"{message} {ingested.rejections}".rstrip()
-        store.write(onboarding, state=state, message=message)
+        store.write(onboarding, state=state, failures=0, crashes=0, message=message)
         return Completed(message=message)
 
     base = workspace.production()
@@ -129,7 +177,8 @@ def _run_steps(
     used = workspace.production(lab) or base
     by_criteria = not ingested.labelled and not settings.params.onboarding.adapt_when_suited
     if onboarding.candidate is None and by_criteria:  # corrections of a person are trained on in any case
-        suitability = check_suitability(used, lab, ingested.digest, settings)
+        with step(f"Check whether version {used.version} suits {lab}"):
+            suitability = check_suitability(used, lab, ingested.digest, settings)
         if suitability is not None and suitability.suited:
             message = (
                 f"Version {used.version}, in production, already suits {lab}: {suitability}. It was not adapted; to "
@@ -143,14 +192,16 @@ def _run_steps(
             return end("already_suited", message)
     candidate = _earlier_candidate(workspace.registry, onboarding, base)
     if candidate is None:
-        candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
+        with step(f"Adapt version {base.version} to {lab}"):
+            candidate = adapt(lab, base=str(base.version), digest=ingested.digest, changes=changes)
     elif candidate.version not in (base.version, used.version):  # the process may have been killed before it did so
         workspace.registry.versions.set_alias(candidate_of(lab), candidate)
     onboarding = store.write(onboarding, candidate=candidate.version)
     production = workspace.production(lab)
     if read_comparison(candidate, production, settings) is None:
         against = {"against": str(production.version)} if production else {}
-        evaluate(str(candidate.version), lab=lab, changes=changes, **against)
+        with step(f"Evaluate version {candidate.version} on {lab}"):
+            evaluate(str(candidate.version), lab=lab, changes=changes, **against)
     waiting = f"Version {candidate.version} awaits a decision."
     store.write(onboarding, state="awaiting_approval", message=waiting)
     return end("completed", request_approval(workspace.registry.versions.find(candidate), lab, settings, changes))
@@ -213,9 +264,10 @@ def command(
     With a Prefect server (PREFECT_API_URL) this emits the event microseg.lab.arrived, which triggers the deployment
     `onboard`; without one it runs in this process. Example: microseg onboard incoming/lab_c
     """
-    incoming = _read_complete(folder)
+    incoming = _read(folder, settings := load_settings())
+    if incoming.missing:
+        raise LabError(f"{incoming.folder}: expected a complete incoming dataset, but {incoming.missing}.")
     if PREFECT_API_URL.value() and not here and not changes:
-        settings = load_settings()
         check_event_folder(incoming.folder, settings)
         emit_lab_arrived(incoming, open_workspace(settings).onboarding)
         console.print(f"Requested the onboarding of {incoming.lab} ({incoming.content}) by the Prefect server.")

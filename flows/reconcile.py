@@ -3,9 +3,13 @@
 python -m flows.reconcile
 """
 
-from datetime import UTC, datetime, timedelta
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import httpx
 import typer
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -13,18 +17,20 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
+from flows.service.approval import awaits_approval
 from flows.service.events import LAB_ARRIVED, emit
 from flows.service.readaptation import report_outdated_candidates
 from flows.validate_promotion import apply_pending_changes, as_state
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.onboarding import Onboarding
-from microseg.errors import RegistryError
+from microseg.datasets.incoming import read_incoming_folder
+from microseg.datasets.onboarding import Onboarding, after_lost_run, is_due
+from microseg.errors import MicrosegError, RegistryError
+from microseg.files import is_below
 
 __all__ = ["command", "reconcile"]
 
-_MAX_ATTEMPTS = 3
-_START_TIMEOUT = timedelta(minutes=15)  # an event that started no run within this time was lost
+_log = logging.getLogger(__name__)
 
 
 @flow(name="reconcile")
@@ -38,35 +44,64 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
         Completed, or Failed if an alias change was reverted; the message describes what was done.
     """
     settings = load_settings(changes)
+    restarted = [_restart(onboarding) for onboarding in _interrupted(settings)]  # first: it needs no registry
+    if settings.environment.microseg_dvc_remote:  # shared: versions of other machines become known here
+        try:
+            open_workspace(settings).datasets.refresh_all()
+        except MicrosegError as error:
+            _log.warning("%s", error)
     entries = apply_pending_changes(settings)
     report_outdated_candidates(settings)
     open_workspace(settings).registry.runs.end_abandoned()
-    restarted = [_restart(onboarding) for onboarding in _interrupted(settings)]
     return as_state(entries, " ".join([*map(str, entries), *restarted]) or "Nothing to do.")
 
 
 def _interrupted(settings: Settings) -> list[Onboarding]:
-    """Onboardings that no run works on, though they are neither completed nor failed; they are marked for a restart."""
+    """Onboardings that are due and that no run works on; they are marked for a restart."""
     workspace = open_workspace(settings)
     store, found = workspace.onboarding, []
     for onboarding in store.read_all():
-        late = datetime.now(UTC) - datetime.fromisoformat(onboarding.updated_at) > _START_TIMEOUT
-        lost = onboarding.state == "pending" and late
-        stopped = onboarding.state == "running" and onboarding.attempts < _MAX_ATTEMPTS
-        possible = onboarding.state == "awaiting_production" and workspace.production() is not None
-        if not (lost or stopped or possible):
+        try:
+            if not _is_due(onboarding, settings):
+                continue
+        except (MicrosegError, OSError) as error:  # of one lab; the others are not concerned
+            _log.warning("The onboarding of %s is looked at again later: %s", onboarding.lab, error)
             continue
         with store.lock(onboarding.lab, wait=False) as free:
-            if free:
-                store.write(onboarding, state="pending")
+            if not free or store.read(onboarding.lab) != onboarding:
+                continue
+            lost = onboarding.state == "running"
+            after = store.write(after_lost_run(onboarding) if lost else replace(onboarding, state="pending"))
+            if after.state == "pending":
                 found.append(onboarding)
     return found
+
+
+def _is_due(onboarding: Onboarding, settings: Settings) -> bool:
+    if onboarding.state == "incomplete":
+        return _is_complete(onboarding, settings)
+    if onboarding.state == "awaiting_approval":
+        return not awaits_approval(onboarding)
+    waits = onboarding.state == "awaiting_production"
+    production = waits and open_workspace(settings).production() is not None
+    return is_due(onboarding, datetime.now(UTC), production=production)
+
+
+def _is_complete(onboarding: Onboarding, settings: Settings) -> bool:
+    """Whether the files that were missing are there; the drop folder is watched, other folders are looked at here."""
+    folder = Path(onboarding.folder)
+    if is_below(folder, [settings.drop_folder]) or not folder.is_dir():
+        return False
+    return not read_incoming_folder(folder, roots=settings.allowed_roots, labs=settings.home.labs).missing
 
 
 def _restart(onboarding: Onboarding) -> str:
     text = f"The onboarding of {onboarding.lab} was interrupted ({onboarding.state})"
     if PREFECT_API_URL.value():
-        emit(LAB_ARRIVED, f"microseg.lab.{onboarding.lab}", {"lab": onboarding.lab, "folder": onboarding.folder})
+        try:
+            emit(LAB_ARRIVED, f"microseg.lab.{onboarding.lab}", {"lab": onboarding.lab, "folder": onboarding.folder})
+        except httpx.HTTPError as error:  # it remains pending, and is found again
+            _log.warning("%s; its event could not be emitted: %s", text, error)
         return f"{text}: restarted."
     return f"{text}: restart it with microseg onboard {onboarding.folder}."
 

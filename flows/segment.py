@@ -22,14 +22,14 @@ from prefect.runtime import deployment
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.service.notifications import notify_people
-from flows.telemetry import attempt
+from flows.telemetry import attempt, report
 from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter, find_version
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.lab import LabMetadata, image_key, image_name, read_image_table, read_lab_metadata
 from microseg.errors import DataError, SettingsError
-from microseg.inference.batch import plan_batch, segment_images
+from microseg.inference.batch import batch_lock, plan_batch, segment_images
 from microseg.inference.image_pipeline import BatchOptions
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
 from microseg.registry.version import PRODUCTION, ModelVersion, is_production, production_of
@@ -126,23 +126,24 @@ def segment(
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)
     version = _version(model, batch.lab, settings)  # raises before any folder is created
-    chunks = _chunks(plan_batch(images, out), inference.chunk_size)
-    total = sum(len(chunk.tasks) for chunk in chunks)
-    with progress_bar(f"Segmenting with version {version.version}", total) as advance:
-        if inference.workers > 1 or inference.dask_scheduler:
-            results = _map_on_dask(chunks, batch, lambda chunk: [advance("") for _ in chunk.tasks])
-        else:
-            results = [segment_chunk(chunk, batch, lambda: advance("")) for chunk in chunks]
-    summary = finish_batch(
-        [result for part in results for result in part],
-        out,
-        outputs=options.outputs,
-        seconds=time.perf_counter() - started,
-        ood=settings.params.out_of_distribution,
-        left_out=found.left_out,
-        notes=[*notes, *depth_note],
-    )
-    write_batch_page(summary)
+    with batch_lock(out, waiting=report):
+        chunks = _chunks(plan_batch(images, out), inference.chunk_size)
+        total = sum(len(chunk.tasks) for chunk in chunks)
+        with progress_bar(f"Segmenting with version {version.version}", total) as advance:
+            if inference.workers > 1 or inference.dask_scheduler:
+                results = _map_on_dask(chunks, batch, lambda chunk: [advance("") for _ in chunk.tasks])
+            else:
+                results = [segment_chunk(chunk, batch, lambda: advance("")) for chunk in chunks]
+        summary = finish_batch(
+            [result for part in results for result in part],
+            out,
+            outputs=options.outputs,
+            seconds=time.perf_counter() - started,
+            ood=settings.params.out_of_distribution,
+            left_out=found.left_out,
+            notes=[*notes, *depth_note],
+        )
+        write_batch_page(summary)
     _show_in_prefect(summary)
     if summary.ood.exceeds_limits and deployment.id is not None:  # unattended
         what = f"{summary.ood.out_of_distribution} of {summary.ood.images} images of {source} are out of distribution"

@@ -5,11 +5,13 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from flows.segment import segment
+from flows.telemetry import step
 from microseg.config.settings import load_settings
-from microseg.errors import DataError
+from microseg.errors import DataError, MicrosegError
+from microseg.slides.folder import list_images
 from microseg.slides.readers import readable_suffixes
 
 __all__ = ["segment_scheduled"]
@@ -28,7 +30,7 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
         changes: Parameters that replace those of params.yaml, ``section.name=value``.
 
     Returns:
-        Completed, with the counts of each batch.
+        Completed, with the counts of each batch; Failed if one could not be segmented, after all others.
 
     Raises:
         DataError: There are files, but no images.
@@ -43,11 +45,18 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
             kinds = ", ".join(readable_suffixes())
             raise DataError(f"{folder}: expected images or slides ({kinds}), found other files. Remove them.")
         return Completed(message=f"Nothing to do: {folder} holds no images.")
-    messages = []
+    messages, failed = [], 0
     for place in batches:
         out = settings.home.segmentations / folder.name
         out = out if place == folder else out / place.name
-        batch = segment(place, out=out, keep_existing=not settings.params.schedule.resegment, changes=changes)
+        try:
+            with step(f"Segment {place}"):
+                batch = segment(place, out=out, keep_existing=not settings.params.schedule.resegment, changes=changes)
+        except Exception as error:  # of this folder; the others are segmented
+            failed += 1
+            text = str(error) if isinstance(error, MicrosegError) else f"{type(error).__name__}: {error}"
+            messages.append(f"{place.name} was not segmented: {text}")
+            continue
         messages.append(
             f"{batch.done} segmented, {batch.skipped} skipped, {batch.failed} failed; outputs in {batch.out}."
         )
@@ -56,15 +65,14 @@ def segment_scheduled(folder: Path | None = None, changes: tuple[str, ...] = ())
                 f"Out of distribution: {batch.ood.out_of_distribution} of {batch.ood.images} images; "
                 "adapt the model to them."
             )
+    if failed:
+        return Failed(message=f"{failed} of {len(batches)} folders failed. {' '.join(messages)}")
     return Completed(message=" ".join(messages))
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether a folder is a batch: it has images, or images/ with some."""
-    places, suffixes = (folder, folder / "images"), readable_suffixes()
-    return any(
-        path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")
-        for place in places
-        if place.is_dir()
-        for path in place.iterdir()
-    )
+    """Whether a folder is a batch: it has images, or images/ with some; or it cannot be read, which is reported."""
+    try:
+        return any(list_images(place).images for place in (folder, folder / "images") if place.is_dir())
+    except OSError:
+        return True

@@ -2,10 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec
 
-__all__ = ["attempt"]
+from prefect import get_run_logger
+
+from flows.cli.console import console
+
+__all__ = ["attempt", "report", "step"]
 
 P = ParamSpec("P")
 
@@ -37,3 +42,33 @@ def attempt(write: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
         _paused[name] = now + min(_MAX_PAUSE, max(_MIN_PAUSE, _PAUSE_RATIO * (now - start)))
         _log.warning("Failed to %s; the work goes on. %s: %s", name.replace("_", " "), type(error).__name__, error)
         return None
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Log the begin of a step of a flow run, and its end with the time that it took.
+
+    Args:
+        title: What it does, such as ``"Adapt version 2 to lab_c"``.
+    """
+    log, start = get_run_logger(), time.monotonic()
+    log.info("%s …", title)
+    try:
+        yield
+    except BaseException as error:
+        log.info("%s: ended after %s by %s", title, _duration(time.monotonic() - start), type(error).__name__)
+        raise
+    log.info("%s: done in %s", title, _duration(time.monotonic() - start))
+
+
+def report(message: str) -> None:
+    """Print a message, and log it with the flow run: what a run waits for, for example."""
+    console.print(message, markup=False)
+    get_run_logger().info("%s", message)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

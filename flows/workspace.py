@@ -5,6 +5,7 @@ PyTorch and MLflow are imported when they are first needed: other commands start
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 from microseg.config.settings import Settings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
+from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore, code_commit
-from microseg.errors import VersioningError, VersionNotFoundError
+from microseg.errors import RemoteUnavailableError, VersioningError, VersionNotFoundError
 from microseg.files import file_sha256
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from microseg.registry.runs import RunLog
     from microseg.registry.version import ModelVersion
     from microseg.training.loop import TrainingResult
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["SOURCE_METHOD", "Workspace", "open_workspace"]
 
@@ -142,13 +146,21 @@ class Workspace:
             VersioningError: There is none.
         """
         if digest is None:
-            current = self.datasets.current(lab)
-            if current is None:
+            history = self._history(lab)
+            if not history:
                 raise VersioningError(f"Expected a dataset of lab {lab!r}, found none: run `microseg ingest` first.")
-            digest = current.digest
+            digest = history[-1].digest
         if (lab, digest) not in self._labs:
             self._labs[lab, digest] = open_lab_dataset(self.datasets.checkout(lab, digest))
         return self._labs[lab, digest], digest
+
+    def _history(self, lab: str) -> tuple[DatasetVersion, ...]:
+        """Versions of a lab's dataset, with those of other machines where the remote can be reached."""
+        try:
+            return self.datasets.refresh(lab)
+        except RemoteUnavailableError as error:
+            _log.warning("The latest version of %s on this machine is used: %s", lab, error)
+            return self.datasets.history(lab)
 
     def labs(
         self, digests: Mapping[str, str], *, missing_ok: bool = False

@@ -26,6 +26,7 @@ __all__ = [
     "RemoteUnavailableError",
     "ResourceLimitError",
     "SettingsError",
+    "SupersededError",
     "TrainingError",
     "TransientError",
     "VersionNotFoundError",
@@ -108,6 +109,10 @@ class VersioningError(MicrosegError, RuntimeError):
 
 class RemoteUnavailableError(VersioningError, TransientError):
     """The remote of the datasets cannot be reached, read or written now."""
+
+
+class SupersededError(VersioningError, TransientError):
+    """Another machine has committed a version of the dataset meanwhile: ingest again, on top of it."""
 
 
 class RegistryError(MicrosegError, RuntimeError):

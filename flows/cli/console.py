@@ -2,9 +2,10 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
@@ -20,11 +21,21 @@ __all__ = ["Advance", "console", "exit_on_error", "progress_bar", "show_table"]
 
 
 class _SafeConsole(Console):
-    """A console that masks passwords and escapes control characters in all that it prints."""
+    """A console that masks passwords and escapes control characters in all that it prints.
+
+    Its output may go away, such as a pipe or a file on a full disk, without ending the work.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts and tables; see the class of Rich."""
-        super().print(*(_safe(it) if isinstance(it, str) else it for it in objects), **options)
+        with suppress(OSError):
+            super().print(*(_safe(it) if isinstance(it, str) else it for it in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without output."""
+        self.quiet = True
+        with suppress(OSError, ValueError):  # also what other code prints
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _safe(text: str) -> str:
@@ -100,6 +111,7 @@ def _format(value: object) -> str:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn microseg's own errors into one message and exit code 1, and hide Prefect's tracebacks of them."""
+    _show_warnings()
     if prefect := sys.modules.get("prefect.logging.handlers"):  # takes seconds to load, and some commands never do
         for handler in logging.getLogger().handlers:
             if isinstance(handler, prefect.PrefectConsoleHandler):
@@ -115,6 +127,20 @@ def exit_on_error() -> Iterator[None]:
         _fail(f"The disk is full{what}. Nothing that was complete is lost: free some space, run the same again.", 1)
     except KeyboardInterrupt:
         _fail("Interrupted. Finished work is kept; run the same command again to continue.", 130)
+
+
+class _Warnings(logging.Handler):
+    """Prints the warnings of microseg's own code to standard error, as errors are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _SafeConsole(stderr=True, highlight=False).print("microseg:", record.getMessage(), soft_wrap=True, markup=False)
+
+
+def _show_warnings() -> None:
+    for name in ("flows", "microseg"):
+        log = logging.getLogger(name)
+        if not any(isinstance(handler, _Warnings) for handler in log.handlers):
+            log.addHandler(_Warnings(logging.WARNING))
 
 
 def _fail(message: str, code: int) -> NoReturn:

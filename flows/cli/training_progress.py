@@ -1,14 +1,14 @@
 """Progress of a training in the terminal, in its MLflow run and in its Prefect flow run."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.cli.console import console, progress_bar
-from flows.telemetry import attempt
+from flows.cli.console import progress_bar
+from flows.telemetry import attempt, report
 from microseg.config.params import FitSettings
 from microseg.locks import exclusive
 from microseg.registry.runs import RunLog
@@ -19,8 +19,6 @@ __all__ = ["training_folder", "training_progress"]
 
 _LOG_INTERVAL = 10  # steps, to limit the load of the servers
 _LINES = 10  # lines of a training in the log
-
-_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,7 +32,7 @@ def training_folder(folder: Path, what: str) -> Iterator[None]:
         what: The training, for messages.
     """
     lock = folder.with_name(f".{folder.name}.lock")
-    with exclusive(lock, what, waiting=lambda message: console.print(message, markup=False)):
+    with exclusive(lock, what, waiting=report):
         yield
         remove_checkpoints(folder)
 
@@ -50,6 +48,7 @@ def training_progress(title: str, settings: FitSettings, run: RunLog) -> Iterato
         settings: States the number of steps.
         run: Run of the training in MLflow.
     """
+    log = get_run_logger()
     artifact = attempt(create_progress_artifact, 0.0, description=title)
     every = max(1, settings.steps // _LINES)
 
@@ -62,7 +61,7 @@ def training_progress(title: str, settings: FitSettings, run: RunLog) -> Iterato
         def on_step(step: int, losses: Mapping[str, float]) -> None:
             advance(f"loss {losses['total']:.3f}")
             if step % every == 0 or step == settings.steps:
-                _log.info("%s: step %d of %d, loss %.3f", title, step, settings.steps, losses["total"])
+                log.info("%s: step %d of %d, loss %.3f", title, step, settings.steps, losses["total"])
             if step % _LOG_INTERVAL == 0 or step == settings.steps:
                 run.log_metrics({f"loss/{name}": value for name, value in losses.items()}, step)
                 show(100 * step / settings.steps)

@@ -9,7 +9,7 @@ import typer
 
 from flows.cli.console import console
 from flows.cli.options import cli_command
-from flows.health.machine import Finding, check_disk, check_dvc_remote, check_home, check_packages
+from flows.health.machine import Finding, check_disk, check_dvc_remote, check_home, check_packages, check_sharing
 from flows.health.runs import check_notifications, check_onboardings, check_queue
 from flows.health.servers import check_aliases, check_mlflow, check_prefect, check_schedules, check_webhook
 from microseg.config.settings import Settings, load_settings
@@ -38,9 +38,18 @@ def run_checks(settings: Settings) -> list[Finding]:
         "onboarding": check_onboardings,
         "notify": check_notifications,
         "DVC remote": check_dvc_remote,
+        "sharing": check_sharing,
     }
     if not settings.home.exists and settings.environment.mlflow_tracking_uri is None:
-        for name in ("disk", "MLflow", "aliases", "webhook", "onboarding", "DVC remote"):  # these need the home
+        for name in (
+            "disk",
+            "MLflow",
+            "aliases",
+            "webhook",
+            "onboarding",
+            "DVC remote",
+            "sharing",
+        ):  # these need the home
             del checks[name]
     findings: list[Finding] = []
     for name, check in checks.items():

@@ -1,22 +1,27 @@
 """Checks of this machine, for `flows.health.doctor`: packages, home, disk, the remote of the datasets."""
 
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
 
 from packaging.specifiers import SpecifierSet
+from prefect.settings import PREFECT_API_URL
 
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings
 from microseg.errors import HomeError, MicrosegError
 from microseg.escaping import mask_secrets
+from microseg.files import is_below
+from microseg.registry.connection import is_server
 from microseg.registry.relocation import outside_locations
 
-__all__ = ["Finding", "check_disk", "check_dvc_remote", "check_home", "check_packages"]
+__all__ = ["Finding", "check_disk", "check_dvc_remote", "check_home", "check_packages", "check_sharing"]
 
 _MIN_FREE = 5_000_000_000  # bytes
 
@@ -102,11 +107,60 @@ def check_dvc_remote(settings: Settings) -> Iterator[Finding]:
     shown = mask_secrets(address)
     try:
         store.check_remote()
+        copied, lost = store.complete_remote()
     except MicrosegError as error:
         yield Finding("DVC remote", "error", str(error), "correct MICROSEG_DVC_REMOTE, or the access to it")
         return
+    for (lab, digest), count in lost.items():
+        message = f"{shown} lacks {count} files of version {digest} of {lab}, and so does this machine"
+        action = "run microseg doctor on a machine that has them, or restore them from a backup"
+        yield Finding("DVC remote", "error", message, action)
+    if copied:
+        message = f"{shown} lacked {copied} files of versions in the history: they were copied there from this machine"
+        yield Finding("DVC remote", "warning", message, "find out who removed them")
     if "://" not in address and Path(store.remote).stat().st_dev == settings.home.root.stat().st_dev:
         message = f"{shown} can be written, but is on the same disk as the datasets: it is not a backup"
         yield Finding("DVC remote", "warning", message, "set MICROSEG_DVC_REMOTE to a share or an object store")
     else:
         yield Finding("DVC remote", "ok", f"{shown} can be written")
+
+
+def check_sharing(settings: Settings) -> Iterator[Finding]:
+    """Whether several machines share what they have to, and nothing else; see docs/operations/unattended.md."""
+    environment, home, store = settings.environment, settings.home, open_workspace(settings).datasets
+    several = "://" in store.remote or not is_below(Path(store.remote), [home.root])
+    if not several:
+        if is_server(environment.tracking_uri):
+            message = "the remote of the datasets is in this home, so other machines cannot use the models of MLflow"
+            action = "set MICROSEG_DVC_REMOTE to a share or an object store, if there are other machines"
+            yield Finding("sharing", "ok", f"{message}: {action}")
+        return
+    outside = not is_below(settings.drop_folder, [home.root])
+    if outside and is_below(settings.onboarding_records, [home.root]):
+        message = f"the drop folder {settings.drop_folder} is shared, the states of onboardings are not"
+        action = "set onboarding.records to a folder on the same share, if several machines serve it"
+        yield Finding("sharing", "warning", message, action)
+    if not is_server(environment.tracking_uri):
+        message = "the datasets are shared, MLflow's database is not"
+        yield Finding("sharing", "warning", message, "set MLFLOW_TRACKING_URI to a server, if there are other machines")
+    facts = {
+        "MLFLOW_TRACKING_URI": mask_secrets(environment.tracking_uri),
+        "PREFECT_API_URL": mask_secrets(PREFECT_API_URL.value() or ""),
+        "onboarding.drop_folder": str(settings.drop_folder),
+        "schedule.folder": str(home.root / settings.params.schedule.folder),
+        "onboarding.records": str(settings.onboarding_records),
+        "MICROSEG_HOME": str(home.root),
+    }
+    name = f"{socket.gethostname()}-{sha256(str(home.root).encode()).hexdigest()[:8]}"
+    machines = store.machines(name, facts)
+    for other, stated in sorted(machines.items()):
+        in_homes = ("onboarding.drop_folder", "schedule.folder", "onboarding.records")
+        for key in set(facts) & set(stated) - {"MICROSEG_HOME"}:
+            private = key in in_homes and all(
+                is_below(Path(it[key]), [Path(it["MICROSEG_HOME"])]) for it in (facts, stated)
+            )
+            local = key == "MLFLOW_TRACKING_URI" and not is_server(facts[key])
+            if facts[key] != stated[key] and facts[key] and stated[key] and not private and not local:
+                message = f"{key} is {facts[key]} here and {stated[key]} on {other}, which has the same remote"
+                yield Finding("sharing", "warning", message, "set it alike, or use another remote")
+    yield Finding("sharing", "ok", f"machines and homes with this remote: {len(machines)}")

@@ -51,7 +51,7 @@ def check_mlflow(settings: Settings) -> Iterator[Finding]:
 def check_aliases(settings: Settings) -> Iterator[Finding]:
     """Aliases are case-sensitive, and an alias with another spelling promotes nothing, without any error."""
     workspace = open_workspace(settings)
-    labs = {path.stem for path in (workspace.datasets.root / "history").glob("*.jsonl")}
+    labs = set(workspace.datasets.known_labs)
     findings = []
     for model_version in workspace.registry.versions.all():
         for alias in model_version.aliases:

@@ -111,7 +111,7 @@ def read_status(settings: Settings) -> Status:
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
-    for lab in sorted({path.stem for path in (store.root / "history").glob("*.jsonl")} | onboardings.keys()):
+    for lab in sorted(set(store.known_labs) | onboardings.keys()):
         history, used, onboarding = store.history(lab), workspace.production(lab), onboardings.get(lab)
         adapted = (it for it in versions if it.tags.get("target") == lab and it.version not in promoted)
         candidate, status = next(adapted, None), NOT_EVALUATED

@@ -1,12 +1,15 @@
 """Who decides on a new candidate: a person in MLflow's page, a person in Prefect's page, or the gate."""
 
 from datetime import timedelta
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect import get_run_logger, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.input import RunInput
 from prefect.runtime import deployment
+from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
 from flows.promote import promote
@@ -14,10 +17,11 @@ from flows.service.events import REVIEW_REQUESTED, notify
 from flows.service.notifications import notify_people
 from flows.telemetry import attempt
 from microseg.config.settings import Settings
+from microseg.datasets.onboarding import Onboarding
 from microseg.registry.decision import NEEDS_REVIEW, Decision
 from microseg.registry.version import ModelVersion, production_of
 
-__all__ = ["Approval", "request_approval"]
+__all__ = ["Approval", "awaits_approval", "request_approval"]
 
 _TIMEOUT = timedelta(days=90)
 
@@ -45,6 +49,18 @@ def request_approval(candidate: ModelVersion, lab: str, settings: Settings, chan
     message = _request(candidate, lab if settings.params.promotion.per_lab else None, lab, settings, changes)
     attempt(create_markdown_artifact, f"# {lab}\n\n{message}", key="decision")
     return message
+
+
+def awaits_approval(onboarding: Onboarding) -> bool:
+    """Whether the run that asked a person still waits for the answer; not if it was cancelled or deleted."""
+    if onboarding.flow_run_id is None or not PREFECT_API_URL.value():
+        return True
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(onboarding.flow_run_id)).state
+        except ObjectNotFound:
+            return False
+    return state is None or not state.is_final()
 
 
 def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Settings, changes: tuple[str, ...]) -> str:

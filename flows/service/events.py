@@ -13,7 +13,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.service.notifications import notify_people
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.onboarding import IncomingDataset, Onboarding, OnboardingStore
+from microseg.datasets.incoming import IncomingDataset
+from microseg.datasets.onboarding import OnboardingStore, new_onboarding
 from microseg.errors import LabError
 from microseg.files import is_below
 
@@ -26,6 +27,7 @@ __all__ = [
     "REVIEW_REQUESTED",
     "TAG",
     "check_event_folder",
+    "check_event_text",
     "emit",
     "emit_lab_arrived",
     "lab_arrived_trigger",
@@ -139,10 +141,26 @@ def emit_lab_arrived(incoming: IncomingDataset, store: OnboardingStore) -> None:
     Raises:
         httpx.HTTPError: The server cannot be reached.
     """
+    check_event_text(str(incoming.folder))
     emit(LAB_ARRIVED, f"microseg.lab.{incoming.lab}", {"lab": incoming.lab, "folder": str(incoming.folder)})
     before = store.read(incoming.lab)
-    if before is None or before.fingerprint != incoming.fingerprint:  # its run may have started already
-        store.write(Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending"))
+    if before is None:
+        store.write(new_onboarding(incoming))
+    elif not before.knows(incoming) or before.state == "incomplete":  # otherwise its run may have started already
+        store.write(before.following(incoming))
+
+
+def check_event_text(folder: str) -> None:
+    """Check that a folder can be named in an event.
+
+    Raises:
+        LabError: Its name is not Unicode.
+    """
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        shown = folder.encode(errors="replace").decode()
+        raise LabError(f"{shown}: expected the name of a folder in Unicode, got another encoding. Rename it.") from None
 
 
 def lab_arrived_trigger() -> DeploymentEventTrigger:

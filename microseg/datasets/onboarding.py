@@ -1,77 +1,61 @@
-"""Incoming datasets in a drop folder, and the state of their onboarding.
+"""State of the onboarding of a lab's incoming dataset, and what follows from a fault.
 
-Files arrive slowly, over a network share, in any order. So an incoming dataset is complete when it has metadata and
-images and nothing in it has changed for a quiet period, by the clock of the observer: the times that a share gives its
-files may be of another clock.
+Everything that decides here is a pure function of the state and the time. No time decides an order; a clock that was
+set back makes a wait shorter, never longer.
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from hashlib import sha256
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from microseg.datasets.checks import is_system_file
-from microseg.datasets.lab import LAB_FILE, LabMetadata, check_lab_name, read_lab_metadata
-from microseg.errors import LabError
+from microseg.datasets.incoming import IncomingDataset
+from microseg.datasets.lab import check_lab_name
+from microseg.errors import MicrosegError, is_transient
 from microseg.files import write_text_file
-from microseg.slides.images import IMAGE_SUFFIXES
-from microseg.slides.readers import slide_suffixes
 
 __all__ = [
-    "DropFolder",
-    "IncomingDataset",
+    "MAX_CRASHES",
     "Onboarding",
     "OnboardingState",
     "OnboardingStore",
-    "read_incoming_folder",
+    "after_error",
+    "after_interruption",
+    "after_lost_run",
+    "is_due",
+    "new_onboarding",
+    "retry_delay",
 ]
 
-_TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
+_log = logging.getLogger(__name__)
 
 OnboardingState = Literal[
-    "pending", "running", "awaiting_approval", "awaiting_production", "already_suited", "completed", "failed"
+    "incomplete",
+    "pending",
+    "running",
+    "retrying",
+    "awaiting_approval",
+    "awaiting_production",
+    "already_suited",
+    "completed",
+    "failed",
 ]
-"""``pending``: no run has started. ``running``: a run is in progress, or was killed. ``awaiting_approval``: a person
-has to decide on the candidate. ``awaiting_production``: there is no production model to adapt yet. ``already_suited``:
-the production model suits the lab, and was not adapted."""
+"""``incomplete``: files are missing. ``pending``: no run has started. ``running``: a run is in progress, or was killed.
+``retrying``: a run ended by a fault that passes, and another one will start. ``awaiting_approval``: a person has to
+decide on the candidate. ``awaiting_production``: there is no production model to adapt yet. ``already_suited``: the
+production model suits the lab, and was not adapted."""
 
+MAX_CRASHES = 10
+"""Runs in a row that may die, or end by an unexpected error, before the onboarding has failed."""
 
-@dataclass(frozen=True)
-class IncomingDataset:
-    """Contents of an incoming folder at one time.
-
-    Attributes:
-        folder: Absolute path.
-        metadata: Contents of ``lab.yaml``; None where it is missing or invalid.
-        fingerprint: Hash of the names, sizes and times of its files.
-        images: Number of image files in ``images/``.
-        slides: Number of whole slides there, which will be rejected: networks are trained on images.
-        missing: What is missing before it can be ingested; empty when it is complete.
-    """
-
-    folder: Path
-    metadata: LabMetadata | None
-    fingerprint: str
-    images: int
-    slides: int
-    missing: str
-
-    @property
-    def lab(self) -> str:
-        """Name of the lab, as stated in ``lab.yaml``, else the name of the folder."""
-        return self.metadata.lab if self.metadata else self.folder.name
-
-    @property
-    def content(self) -> str:
-        """Number of images, and of whole slides where there are any."""
-        return f"images: {self.images}" + (f", whole slides: {self.slides}" if self.slides else "")
+_START_TIMEOUT = timedelta(minutes=15)  # an event that started no run within this time was lost
+_FIRST_DELAY, _LONGEST_DELAY = timedelta(minutes=1), timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -85,10 +69,13 @@ class Onboarding:
         state: See `OnboardingState`.
         updated_at: Time of the last change, UTC, ISO 8601.
         attempts: Number of runs started.
+        failures: Runs in a row that ended by a fault, or without a word.
+        crashes: Those of them that died or ended by an unexpected error.
         candidate: Model version that was adapted; None while there is none.
         digest: Version of the lab's dataset; None before it is ingested.
         message: Explanation for people.
         flow_run_id: Prefect's id of the latest run.
+        earlier: Fingerprints of datasets of the lab that arrived before in other folders, by folder.
     """
 
     lab: str
@@ -97,94 +84,107 @@ class Onboarding:
     state: OnboardingState
     updated_at: str = ""
     attempts: int = 0
+    failures: int = 0
+    crashes: int = 0
     candidate: int | None = None
     digest: str | None = None
     message: str = ""
     flow_run_id: str | None = None
+    earlier: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a run works on it, or will."""
+        return self.state in ("pending", "running", "retrying")
+
+    def knows(self, incoming: IncomingDataset) -> bool:
+        """Whether this is the onboarding of a dataset, or one that followed it."""
+        return incoming.fingerprint in (self.fingerprint, self.earlier.get(str(incoming.folder)))
+
+    def following(self, incoming: IncomingDataset) -> "Onboarding":
+        """The onboarding of the lab's next dataset."""
+        earlier = dict(self.earlier)
+        if self.folder != str(incoming.folder) and self.state != "incomplete":
+            earlier[self.folder] = self.fingerprint
+        earlier.pop(str(incoming.folder), None)
+        return Onboarding(self.lab, str(incoming.folder), incoming.fingerprint, "pending", earlier=earlier)
 
 
-def read_incoming_folder(folder: Path, previous: IncomingDataset | None = None) -> IncomingDataset:
-    """Read the contents of an incoming folder.
-
-    Args:
-        folder: Folder of a lab.
-        previous: What was read before; returned again while the folder has not changed.
-
-    Raises:
-        LabError: There is no such folder.
-    """
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise LabError(f"{folder}: expected the folder of a lab's images, found none. Check the path.")
-    hashed, slide_files = sha256(), slide_suffixes()
-    unfinished, images, slides, slides_elsewhere = list[str](), 0, 0, 0
-    for path in sorted(_files(folder)):
-        try:
-            status = path.stat()
-        except OSError:  # moved in the meantime
-            unfinished.append(path.name)
-            continue
-        name, suffix = path.relative_to(folder), path.suffix.lower()
-        hashed.update(f"{name.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        images += name.parts[0] == "images" and suffix in IMAGE_SUFFIXES
-        if suffix in slide_files:
-            slides += name.parts[0] == "images"
-            slides_elsewhere += name.parts[0] not in ("images", "test")
-        if path.name.lower().endswith(_TEMPORARY_SUFFIXES):
-            unfinished.append(path.name)
-    fingerprint = hashed.hexdigest()[:32]
-    if previous is not None and (previous.folder, previous.fingerprint) == (folder, fingerprint) and not unfinished:
-        return previous
-    metadata, missing = None, ""
-    try:
-        metadata = read_lab_metadata(folder)
-    except LabError as error:
-        missing = str(error).partition("\n")[0] if (folder / LAB_FILE).is_file() else f"{LAB_FILE} is missing"
-    if not images and not slides:
-        missing = "images/ has no image yet"
-        if slides_elsewhere:
-            missing += f"; export regions of the whole slides elsewhere ({slides_elsewhere}) as PNG or TIFF into it"
-    if unfinished:
-        missing = f"{unfinished[0]} is being written"
-    return IncomingDataset(folder, metadata, fingerprint, images, slides, missing)
+def new_onboarding(incoming: IncomingDataset) -> Onboarding:
+    """The onboarding of a lab's first dataset."""
+    return Onboarding(incoming.lab, str(incoming.folder), incoming.fingerprint, "pending")
 
 
-class DropFolder:
-    """A folder that is polled for incoming datasets.
+def retry_delay(failures: int) -> timedelta:
+    """Time between the end of a run and the next one: 1, 2, 4 … minutes, at most an hour.
 
     Args:
-        path: The folder; it has one folder for each lab.
-        quiet_period: Seconds for which nothing in an incoming dataset may change.
+        failures: Runs in a row that have failed.
     """
+    if failures < 1:
+        return timedelta(0)
+    return min(_LONGEST_DELAY, _FIRST_DELAY * (1 << min(failures - 1, 10)))
 
-    def __init__(self, path: Path, quiet_period: float) -> None:
-        self.path = path
-        self.quiet_period = quiet_period
-        self._seen: dict[Path, tuple[IncomingDataset, float]] = {}  # with the time since it has not changed
 
-    def poll(self, now: float) -> list[IncomingDataset]:
-        """Read all incoming datasets.
+def after_error(onboarding: Onboarding, error: BaseException, *, passes: bool | None = None) -> Onboarding:
+    """State after a run ended with an error: retried where the error passes, failed where it stays.
 
-        Args:
-            now: Seconds of a monotonic clock.
+    Args:
+        onboarding: State while the run was in progress.
+        error: The error.
+        passes: Whether it passes, where the caller knows.
+    """
+    passes = is_transient(error) if passes is None else passes
+    text = str(error) if isinstance(error, MicrosegError) else f"{type(error).__name__}: {error}"
+    if not passes and not isinstance(error, MicrosegError) and onboarding.crashes < MAX_CRASHES:
+        return _retried(onboarding, f"Unexpected error: {text}")
+    if not passes:
+        return replace(onboarding, state="failed", failures=0, crashes=0, message=text)
+    return _retried(replace(onboarding, crashes=0), text)
 
-        Returns:
-            Those that have not changed for the quiet period, complete or not.
-        """
-        quiet = []
-        folders = sorted(path for path in self.path.glob("*") if path.is_dir() and not path.name.startswith("."))
-        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in folders}
-        for folder in folders:
-            with suppress(LabError):  # moved away in the meantime
-                before, since = self._seen.get(folder, (None, now))
-                incoming = read_incoming_folder(folder, before)
-                changed = before is None or before.fingerprint != incoming.fingerprint
-                if changed or "being written" in incoming.missing:
-                    since = now
-                elif now - since >= self.quiet_period:
-                    quiet.append(incoming)
-                self._seen[folder] = incoming, since
-        return quiet
+
+def after_interruption(onboarding: Onboarding) -> Onboarding:
+    """State after a run was stopped on purpose, such as by the end of the service: it starts again, with no delay."""
+    return replace(
+        onboarding,
+        state="retrying",
+        failures=max(0, onboarding.failures - 1),
+        crashes=max(0, onboarding.crashes - 1),
+        message="The run was stopped; it starts again.",
+    )
+
+
+def after_lost_run(onboarding: Onboarding) -> Onboarding:
+    """State when a run has died without a word: it starts again, up to `MAX_CRASHES` times in a row."""
+    if onboarding.crashes < MAX_CRASHES:
+        return replace(onboarding, state="pending", message="The last run died; another one was started.")
+    text = (
+        f"{onboarding.crashes} runs in a row died, the last one was {onboarding.flow_run_id}. See their log for the "
+        f"reason, such as too little memory; then: microseg onboard {onboarding.folder}"
+    )
+    return replace(onboarding, state="failed", failures=0, crashes=0, message=text)
+
+
+def _retried(onboarding: Onboarding, text: str) -> Onboarding:
+    minutes = round(retry_delay(onboarding.failures).total_seconds() / 60)
+    return replace(onboarding, state="retrying", message=f"{text.rstrip('.')}. It is tried again in {minutes} minutes.")
+
+
+def is_due(onboarding: Onboarding, now: datetime, *, production: bool) -> bool:
+    """Whether another run should start, provided that none is in progress.
+
+    Args:
+        onboarding: The state.
+        now: The time.
+        production: Whether there is a production model.
+    """
+    passed = now - datetime.fromisoformat(onboarding.updated_at)
+    waits = passed >= timedelta(0)  # not after a clock was set back
+    if onboarding.state == "pending":  # its event has started no run
+        return passed > _START_TIMEOUT or not waits
+    if onboarding.state in ("running", "retrying"):
+        return passed >= retry_delay(onboarding.failures - (onboarding.state == "running")) or not waits
+    return onboarding.state == "awaiting_production" and production
 
 
 class OnboardingStore:
@@ -200,19 +200,29 @@ class OnboardingStore:
     def read(self, lab: str) -> Onboarding | None:
         """State of the onboarding of a lab; None where it was never started.
 
+        A file that is damaged is set aside with a warning: its onboarding starts again, and finds what is done.
+
         Args:
             lab: Name of the lab.
 
         Raises:
-            LabError: The file is damaged, or of an older version.
+            LabError: The name is invalid.
+            OSError: The file cannot be read now.
         """
         path = self._folder / f"{check_lab_name(lab)}.json"
         try:
-            return Onboarding(**json.loads(path.read_text(encoding="utf-8")))
+            stated = json.loads(path.read_text(encoding="utf-8"))
+            known = {each.name for each in fields(Onboarding)}
+            onboarding = Onboarding(**{name: value for name, value in stated.items() if name in known})
+            datetime.fromisoformat(onboarding.updated_at)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise LabError(f"{path}: expected the state of an onboarding, got {error}. Remove the file.") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            _log.warning("%s: expected the state of an onboarding, got %s. It was set aside as %s.", path, error, aside)
+            return None
+        return onboarding
 
     def read_all(self) -> list[Onboarding]:
         """States of all labs."""
@@ -257,9 +267,3 @@ class OnboardingStore:
             yield True
         finally:
             lock.release()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_system_file(name)]
-        yield from (Path(parent) / name for name in names if not is_system_file(name))

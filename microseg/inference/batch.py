@@ -6,18 +6,20 @@ chunks, one after the other or by several processes at once: `plan_batch`, then 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
 from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, complete_provenance
+from microseg.locks import exclusive
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
 from microseg.outputs.files import output_names, remove_partial
 from microseg.outputs.record import Provenance
 
-__all__ = ["plan_batch", "segment_batch", "segment_images"]
+__all__ = ["batch_lock", "plan_batch", "segment_batch", "segment_images"]
 
 
 def segment_batch(
@@ -40,7 +42,7 @@ def segment_batch(
         images: Paths; duplicates count once.
         out: Folder of the outputs; created if missing. It gets the outputs of each image, and for the whole batch
             ``measurements.csv`` (objects) and ``summary.csv`` (images), both also as ``.parquet``, ``failures.csv``
-            and ``batch.json``. Only one batch at a time may write to a folder.
+            and ``batch.json``.
         provenance: Model and data; weights and settings are added from the engine.
         options: Options of the batch; None for the defaults.
         reference: Reference distribution of the model; None: no out-of-distribution scores.
@@ -51,14 +53,31 @@ def segment_batch(
 
     Raises:
         DataError: The folder of the outputs is that of the images.
+        LockedError: Another batch is writing to the folder.
         OSError: The outputs cannot be written: no space, no permission. Finished outputs are kept.
     """
     started, options = time.perf_counter(), options or BatchOptions()
     tasks = plan_batch(images, out)
-    results = segment_images(
-        engine, tasks, out, provenance=provenance, options=options, reference=reference, progress=progress
-    )
-    return finish_batch(results, out, outputs=options.outputs, seconds=time.perf_counter() - started)
+    with batch_lock(out):
+        results = segment_images(
+            engine, tasks, out, provenance=provenance, options=options, reference=reference, progress=progress
+        )
+        return finish_batch(results, out, outputs=options.outputs, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def batch_lock(out: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Lock a folder of outputs for one batch.
+
+    Args:
+        out: The folder; created if missing.
+        waiting: Called with a message that names the other batch, before this waits for it; None: do not wait.
+
+    Raises:
+        LockedError: Another batch is writing there, and ``waiting`` is None.
+    """
+    with exclusive(out / ".batch.lock", f"the outputs in {out}", waiting=waiting):
+        yield
 
 
 def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError, MicrosegError
-from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.slide import segment_slide
@@ -26,12 +26,14 @@ from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.writers import load_writers
+from microseg.slides.identity import KnownHashes, source_sha256
 from microseg.slides.limited import image_mpp, is_slide, open_slide, read_image
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 
 __all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 
 _READERS, _WRITERS = 2, 2  # threads
+_HASHES_FILE = ".images.json"  # in the folder of the outputs
 _AHEAD = 1  # images that are read before the network can take them
 
 PixelSizes = float | Mapping[str, float | StatedMpp] | None
@@ -106,8 +108,18 @@ class ImagePipeline:
     options: BatchOptions
     reference: ReferenceDistribution | None = None
 
+    @cached_property
+    def _hashes(self) -> KnownHashes:
+        return KnownHashes(self.out / _HASHES_FILE)
+
     def run(self, tasks: Sequence[ImageTask]) -> Iterator[ImageResult]:
         """Yield results in order. Closing the iterator early waits for files that are being written."""
+        try:
+            yield from self._run(tasks)
+        finally:
+            self._hashes.save()
+
+    def _run(self, tasks: Sequence[ImageTask]) -> Iterator[ImageResult]:
         at_once = self.engine.parallel_tiles  # so that tiles of the next image fill the gap at the end of an image
         budget = _MemoryBudget(at_once)
         with (
@@ -142,7 +154,7 @@ class ImagePipeline:
         """Read the image; or its record, if it is segmented already."""
         slide = is_slide(task.path, megapixels=self.options.slide_megapixels)
         mpp = _pixel_size(task.path, self.options.mpp, slide=slide)
-        sha256 = file_sha256(task.path) if task.path.is_file() else ""
+        sha256 = self._hashes.sha256(task.path)
         if record := self._existing(task, sha256, mpp):
             return record
         return _Source(sha256, mpp, None if slide else read_image(task.path, bit_depth=self.options.bit_depth))
@@ -243,7 +255,7 @@ def segment_file(
         ImageReadError: The file is not a readable image.
         DataError: Its pixel size is far from that of the model.
     """
-    sha256 = file_sha256(path) if path.is_file() else ""  # read_image reports a missing file
+    sha256 = source_sha256(path) if path.is_file() else ""  # read_image reports a missing file
     return segment_pixels(
         engine,
         read_image(path),

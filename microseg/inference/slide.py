@@ -8,7 +8,6 @@ from pathlib import Path
 
 from microseg.cpu import return_memory
 from microseg.errors import DataError
-from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import slide_ood_score
 from microseg.inference.stream import stream_mask
@@ -19,6 +18,7 @@ from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip
+from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.slides.slide import Slide, SlideView
@@ -78,7 +78,7 @@ def segment_slide(
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.absolute()),
-            source_sha256=sha256 or file_sha256(path),
+            source_sha256=sha256 or source_sha256(path),
             width=slide.width,
             height=slide.height,
             mpp=size,

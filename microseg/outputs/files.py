@@ -10,10 +10,11 @@ from pathlib import Path
 from microseg.config.params import InferenceSettings
 from microseg.errors import DataError
 from microseg.escaping import printable
-from microseg.files import disk_full_error, file_sha256
+from microseg.files import disk_full_error
 from microseg.outputs.names import name_digest, usable_name
 from microseg.outputs.record import Record, read_record
 from microseg.outputs.writers import output_suffixes
+from microseg.slides.identity import source_sha256
 
 __all__ = ["OUTPUTS", "output_names", "publish", "remove_partial", "staged"]
 
@@ -155,4 +156,4 @@ def _taken(folder: Path, name: str, source: Path) -> bool:
         return True
     if _owner(folder, name) is None:
         return any((folder / (name + suffix)).exists() for suffix in (".json", *output_suffixes()))
-    return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != file_sha256(source)
+    return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != source_sha256(source)

@@ -15,7 +15,6 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import DataError
-from microseg.files import file_sha256
 from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums, summarize
 from microseg.outputs.objects import ObjectFinder
@@ -24,6 +23,7 @@ from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip, ObjectBatch
+from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.slide import ArraySlide
 
@@ -177,7 +177,7 @@ class Segmentation:
         """The image; with ``name`` as it is recorded."""
         path, sha256, source = Path(self.source), self.source_sha256, self.source
         if name is not None and path.is_file():
-            sha256, source = sha256 or file_sha256(path), str(path.absolute())
+            sha256, source = sha256 or source_sha256(path), str(path.absolute())
         return ImageInfo(
             name=path.stem if name is None else name,
             source=source,

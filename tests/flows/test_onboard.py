@@ -1,6 +1,9 @@
 """Onboarding without a Prefect server; `test_service.py` tests the events."""
 
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 from click.testing import Result
+from prefect.exceptions import TerminationSignal
 
 from flows import onboard as module
 from flows.health.status import read_status
@@ -17,8 +21,9 @@ from flows.reconcile import reconcile
 from flows.service import drop_folder
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
-from microseg.datasets.onboarding import DropFolder, Onboarding, read_incoming_folder
-from microseg.errors import LabError
+from microseg.datasets.incoming import DropFolder, read_incoming_folder
+from microseg.datasets.onboarding import Onboarding, new_onboarding
+from microseg.errors import LabError, RegistryUnavailableError
 from tests.flows.conftest import LENIENT, REVIEW
 
 Run = Callable[..., Result]
@@ -95,7 +100,7 @@ def test_slides_without_images_fail_with_advice(
     folder = DropFolder(lab_c.parent, 0)
     with caplog.at_level("INFO", logger="flows.service.drop_folder"):
         for _ in range(2):
-            drop_folder.announce_complete(folder, load_settings(), set())
+            drop_folder.announce_complete(folder, load_settings(), {})
     assert announced == [str(lab_c)]
     assert f"is complete (images: 0, whole slides: {slides})" in caplog.text
     assert onboarded(lab_c).is_failed()
@@ -214,7 +219,7 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_announces_each_dataset_once(fresh: Path, lab_c: Path, announced: list[str]) -> None:
-    settings, reported = load_settings(), set()
+    settings, reported = load_settings(), {}
     folder = DropFolder(lab_c.parent, 0)
     for _ in range(4):
         drop_folder.announce_complete(folder, settings, reported)
@@ -233,13 +238,134 @@ def test_incomplete_dataset_is_logged_once(
     fresh: Path, lab_c: Path, announced: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (lab_c / "lab.yaml").unlink()
-    folder, reported = DropFolder(lab_c.parent, 0), set()
+    folder, reported = DropFolder(lab_c.parent, 0), {}
     for _ in range(3):
         drop_folder.announce_complete(folder, load_settings(), reported)
     assert announced == []
     assert [record.message for record in caplog.records if "lab.yaml is missing" in record.message] == [
         f"{lab_c} is incomplete and was not ingested: lab.yaml is missing"
     ]
+
+
+def test_datasets_of_one_lab_in_two_folders_are_onboarded_one_after_the_other(
+    fresh: Path, lab_c: Path, announced: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    second = lab_c.with_name("lab_c, second delivery")
+    shutil.copytree(lab_c, second)
+    (second / "images" / "lab_b_000.png").touch()
+    settings, reported, folder = load_settings(), {}, DropFolder(lab_c.parent, 0)
+    store = open_workspace(settings).onboarding
+    for _ in range(5):
+        drop_folder.announce_complete(folder, settings, reported)
+    assert announced == [str(lab_c)]
+    waiting = f"{second} waits: {lab_c}, which states the same lab lab_c, is being onboarded"
+    assert [record.message for record in caplog.records if "waits" in record.message] == [waiting]
+    store.write(store.read("lab_c"), state="completed")
+    for _ in range(5):
+        drop_folder.announce_complete(folder, settings, reported)
+    assert announced == [str(lab_c), str(second)]
+    store.write(store.read("lab_c"), state="completed")
+    for _ in range(5):
+        drop_folder.announce_complete(folder, settings, reported)
+    assert len(announced) == 2
+
+
+def test_slow_arrival_waits_with_a_message(fresh: Path, lab_c: Path, announced: list[str], run: Run) -> None:
+    last = lab_c / "images" / "lab_b_005.png"
+    content = last.read_bytes()
+    last.unlink()
+    settings, reported, folder = load_settings(), {}, DropFolder(lab_c.parent, 0)
+    store = open_workspace(settings).onboarding
+    for _ in range(3):
+        drop_folder.announce_complete(folder, settings, reported)
+    message = "names 6 files, of which 1 are not in images/ yet (lab_b_005.png)"
+    assert (announced, store.read("lab_c").state) == ([], "incomplete")
+    assert message in store.read("lab_c").message
+    state = onboarded(lab_c)  # by an event that other software sent too early
+    assert state.is_completed()
+    assert message in state.message
+    assert "It is onboarded when it is complete." in state.message
+    assert message in " ".join(run(module.command, lab_c).stderr.split())
+    assert reconcile(return_state=True).message == "Nothing to do."
+    last.write_bytes(content)
+    for _ in range(3):
+        drop_folder.announce_complete(folder, settings, reported)
+    assert announced == [str(lab_c)]
+
+
+def test_one_bad_dataset_does_not_end_the_watching(
+    fresh: Path, lab_c: Path, announced: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = lab_c.parent / os.fsdecode(b"a lab\xe9")
+    shutil.copytree(lab_c, bad)
+    (bad / "lab.yaml").write_text((bad / "lab.yaml").read_text().replace("lab_c", "lab_d"))
+    worse = lab_c.parent / "b"
+    shutil.copytree(lab_c, worse)
+    (worse / "lab.yaml").write_text("lab: lab_e\nstain: 2026-13-45\nclasses: [a, b]\n")
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _: len(announced) > 0)
+    monkeypatch.setenv("MICROSEG_ONBOARDING__DROP_FOLDER", str(lab_c.parent))
+    monkeypatch.setenv("MICROSEG_ONBOARDING__QUIET_PERIOD", "0.01")
+    drop_folder.watch(load_settings(), stop)
+    assert announced == [str(lab_c)]
+    assert "expected the name of a folder in Unicode, got another encoding. Rename it." in caplog.text
+    assert f"{worse} is incomplete and was not ingested" in caplog.text
+
+
+# ---- faults
+
+
+def test_registry_that_is_away_delays_an_onboarding(
+    copied: Any, lab_c: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that was done before is repeated."""
+    store = open_workspace(load_settings()).onboarding
+
+    def away(*_: object, **__: object) -> None:
+        raise RegistryUnavailableError("the registry cannot be reached.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.workspace.Workspace.register_model", away)
+        assert onboarded(lab_c).is_failed()
+        onboarding = store.read("lab_c")
+        assert (onboarding.state, onboarding.failures, onboarding.crashes) == ("retrying", 1, 0)
+        assert onboarding.message == "the registry cannot be reached. It is tried again in 1 minutes."
+        assert onboarded(lab_c).is_failed()
+        assert store.read("lab_c").failures == 2
+    steps: list[int] = []
+    monkeypatch.setattr("microseg.training.loop._Fit._take_step", lambda *_: steps.append(1))
+    assert onboarded(lab_c).message.startswith("Version 3 is the candidate for lab_c.")
+    assert steps == []
+    onboarding = store.read("lab_c")
+    assert (onboarding.state, onboarding.failures, onboarding.crashes) == ("completed", 0, 0)
+    assert not list((copied.home / "runs" / "adapt").glob("*.checkpoint"))
+
+
+def test_stopped_onboarding_starts_again(copied: Any, lab_c: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_workspace(load_settings()).onboarding
+
+    def stop(*_: object, **__: object) -> None:
+        raise TerminationSignal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "adapt", stop)
+        with pytest.raises(TerminationSignal):
+            onboard(lab_c)
+    assert (store.read("lab_c").state, store.read("lab_c").failures) == ("retrying", 0)
+    assert "was interrupted (retrying)" in reconcile(return_state=True).message
+    assert onboarded(lab_c).message.startswith("Version 3 is the candidate for lab_c.")
+
+
+def test_folder_of_a_share_that_is_away_is_retried(fresh: Path, lab_c: Path) -> None:
+    store = open_workspace(load_settings()).onboarding
+    store.write(new_onboarding(read_incoming_folder(lab_c)))
+    lab_c.rename(fresh / "elsewhere")  # an empty mount point remains
+    assert onboarded(lab_c).is_failed()
+    assert store.read("lab_c").state == "retrying"
+    (lab_c.parent / "lab_x").mkdir()  # the share is there, the folder is not
+    assert onboarded(lab_c).is_failed()
+    assert store.read("lab_c").state == "failed"
+    assert "found none" in store.read("lab_c").message
 
 
 # ---- reconciling
@@ -254,7 +380,9 @@ def test_reconcile_restarts_interrupted_onboardings(copied: Any, monkeypatch: py
             ("pending", 60, 0, True),
             ("pending", 0, 0, False),
             ("running", 0, 1, True),
-            ("running", 0, 3, False),
+            ("running", 0, 3, True),
+            ("retrying", 3, 1, True),
+            ("incomplete", 60, 0, False),
             ("awaiting_production", 0, 0, True),
             ("completed", 60, 1, False),
             ("failed", 60, 1, False),
@@ -263,13 +391,14 @@ def test_reconcile_restarts_interrupted_onboardings(copied: Any, monkeypatch: py
         ]
     ):
         when = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
-        store.write(Onboarding(f"lab_{number}", "/in/lab", "abc", state, attempts=attempts), updated_at=when)
+        onboarding = Onboarding(f"lab_{number}", "/in/lab", "abc", state, attempts=attempts, failures=1)
+        store.write(onboarding, updated_at=when)
         expected |= {f"lab_{number}"} if again else set()
-    with store.lock("lab_8", wait=False):
+    with store.lock("lab_10", wait=False):
         message = reconcile(return_state=True).message
     assert set(reported) == expected
     assert message.count("was interrupted") == len(expected)
-    with store.lock("lab_8", wait=False):
+    with store.lock("lab_10", wait=False):
         assert reconcile(return_state=True).message == "Nothing to do."  # they are pending now
 
 

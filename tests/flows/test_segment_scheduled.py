@@ -1,6 +1,8 @@
 """Scheduled batch segmentation."""
 
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 
 from flows.segment_scheduled import segment_scheduled
+from microseg.inference.batch import batch_lock
 from microseg.slides.images import read_image, write_png
 
 
@@ -94,3 +97,47 @@ def test_fails_for_files_that_are_not_images(copied: Any) -> None:
     state = segment_scheduled(folder, return_state=True)
     assert state.is_failed()
     assert "expected images" in state.message
+
+
+def test_one_bad_folder_does_not_stop_those_after_it(copied: Any) -> None:
+    folder = copied.home / "to-segment"
+    for name in ("a", "b", "c"):
+        shutil.copytree(copied.lab_b / "images", folder / name, ignore=shutil.ignore_patterns("*_00[2-9]*"))
+    (folder / "b" / "images.csv").write_text("file,weight\n")
+    state = segment_scheduled(folder, return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("1 of 3 folders failed. 2 segmented, 0 skipped, 0 failed; outputs in ")
+    assert "b was not segmented: " in state.message
+    assert state.message.count("2 segmented") == 2
+    (folder / "b" / "images.csv").unlink()
+    state = segment_scheduled(folder, return_state=True)
+    assert state.is_completed()
+    assert state.message.count("2 segmented") == 1
+
+
+def test_files_of_a_slide_are_not_images_of_the_batch(copied: Any) -> None:
+    folder = copied.home / "to-segment"
+    shutil.copytree(copied.lab_b / "images", folder)
+    (folder / "a.vms").write_text("[Virtual Microscope Specimen]\nImageFile=lab_b_000.png\n")
+    state = segment_scheduled(folder, return_state=True)
+    assert state.message.startswith("5 segmented, 0 skipped, 1 failed")  # of the slide itself
+
+
+def test_second_batch_into_a_folder_waits_for_the_first(copied: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied.home / "to-segment"
+    shutil.copytree(copied.lab_b / "images", folder)
+    out = copied.home / "segmentations" / "to-segment"
+    messages: list[str] = []
+
+    def second() -> None:
+        messages.append(segment_scheduled(folder, return_state=True).message)
+
+    with batch_lock(out):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(15)
+        assert thread.is_alive()
+        assert not list(out.glob("*.geojson"))
+    thread.join()
+    assert messages[0].startswith("6 segmented")
+    assert f"is in use by process {os.getpid()} of" in " ".join(capsys.readouterr().out.split())

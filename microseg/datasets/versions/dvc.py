@@ -7,17 +7,29 @@ import logging
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from microseg.errors import RemoteUnavailableError, VersioningError
+from microseg.errors import RemoteUnavailableError, SupersededError, VersioningError
+from microseg.files import atomic_write
 
-__all__ = ["add", "check_write_access", "file_md5", "opened", "push", "restore"]
+__all__ = [
+    "add",
+    "check_write_access",
+    "complete_remote",
+    "file_md5",
+    "opened",
+    "push",
+    "read_notes",
+    "restore",
+    "write_note",
+]
 
 _REMOTE = "store"
+_NOTES = "microseg"  # folder in the remote of what is not DVC's
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 _PROGRESS_LOGGERS = ("dvc.progress", "dvc_data.callbacks")  # above the level ERROR there are no progress bars
@@ -38,6 +50,7 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
 
     Raises:
         RemoteUnavailableError: The remote, the cache or the disk cannot be reached, read or written now.
+        SupersededError: As raised inside.
         VersioningError: A version is incomplete, or the remote is of an unknown kind or misconfigured.
     """
     from dvc.config import ConfigError
@@ -58,7 +71,8 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
             what = str(error) if refused else f"{type(error).__name__}: {error}"
             cause = f" ({messages[0]})" if messages else ""
             lasting = refused or isinstance(error, ImportError | ConfigError | RemoteMissingDepsError)
-            raise (VersioningError if lasting else RemoteUnavailableError)(
+            superseded = isinstance(error, SupersededError)
+            raise (SupersededError if superseded else VersioningError if lasting else RemoteUnavailableError)(
                 f"{aim}, got {what}{cause}. Check that {remote} is the right remote, can be reached and written, and "
                 "that DVC's extra for its kind is installed."
             ) from error
@@ -89,6 +103,75 @@ def push(repo: Any, digest: str) -> None:
         raise VersioningError(
             f"a remote that lacks {len(found.missing)} of {len(found.missing) + len(found.exists)} files after the push"
         )
+
+
+def complete_remote(repo: Any, digests: Collection[str]) -> tuple[int, dict[str, int]]:
+    """Copy the files of versions that the remote has lost from the cache, and find what neither of them has.
+
+    Args:
+        repo: The repository.
+        digests: Digests of the versions.
+
+    Returns:
+        Number of files copied; and for each version that is not whole in the remote, the number of files it lacks.
+    """
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    cache, remote = repo.cache.local, repo.cloud.get_remote_odb(command="push")
+    versions: dict[str, set[str]] = {}  # the files of each, and its own list
+    lost: dict[str, int] = {}
+    for digest in digests:
+        if not _is_intact(index := Path(cache.oid_to_path(digest)), digest):
+            repo.cloud.transfer(remote, cache, {HashInfo("md5", digest)}, cache_odb=cache, verify=True, shallow=True)
+        if not _is_intact(index, digest):
+            lost[digest] = 1
+            continue
+        versions[digest] = {entry.value for _, _, entry in Tree.load(cache, HashInfo("md5", digest))} | {digest}
+    wanted = set[str]().union(*versions.values())
+    absent = wanted - set(remote.oids_exist(sorted(wanted)))
+    kept = {oid for oid in absent if _is_intact(Path(cache.oid_to_path(oid)), oid)}
+    for oids in ({oid for oid in kept if not oid.endswith(".dir")}, {oid for oid in kept if oid.endswith(".dir")}):
+        if oids:  # the list of a version last: with it the version counts as complete
+            repo.cloud.transfer(cache, remote, {HashInfo("md5", oid) for oid in oids}, cache_odb=cache, shallow=True)
+    absent -= set(remote.oids_exist(sorted(absent))) if absent else set()
+    lost |= {digest: missing for digest, oids in versions.items() if (missing := len(oids & absent))}
+    return len(kept - absent), lost
+
+
+def read_notes(repo: Any, folder: str, known: Collection[str] = ()) -> dict[str, bytes]:
+    """Read small files that microseg keeps in the remote, beside DVC's.
+
+    Args:
+        repo: The repository.
+        folder: Folder below ``microseg/`` in the remote, with forward slashes.
+        known: Paths of files that need not be read.
+
+    Returns:
+        Contents by path relative to the folder; empty for those known.
+    """
+    remote = repo.cloud.get_remote(command="push")
+    root = remote.fs.join(remote.path, _NOTES, *folder.split("/"))
+    if not remote.fs.exists(root):
+        return {}
+    found: dict[str, bytes] = {}
+    for path in remote.fs.find(root):
+        name = remote.fs.relpath(path, root).replace("\\", "/")
+        if name.endswith(".json"):
+            found[name] = b"" if name in known else remote.fs.cat_file(path)
+    return found
+
+
+def write_note(repo: Any, name: str, content: bytes) -> None:
+    """Write a small file below ``microseg/`` in the remote; on a file system it appears whole or not at all."""
+    remote = repo.cloud.get_remote(command="push")
+    fs, path = remote.fs, remote.fs.join(remote.path, _NOTES, *name.split("/"))
+    fs.makedirs(fs.parent(path), exist_ok=True)
+    if fs.protocol != "local":
+        fs.pipe_file(path, content)
+        return
+    with atomic_write(Path(path)) as part:
+        part.write_bytes(content)
 
 
 def check_write_access(repo: Any) -> None:

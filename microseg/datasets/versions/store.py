@@ -1,48 +1,41 @@
 """Versions of labs' datasets: a DVC repository, and a remote that has every version."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from microseg.datasets.ingest import lab_lock
 from microseg.datasets.lab import check_lab_name
-from microseg.datasets.versions.dvc import add, check_write_access, file_md5, opened, push, restore
-from microseg.errors import VersioningError
-from microseg.files import write_text_file
+from microseg.datasets.versions.dvc import (
+    add,
+    check_write_access,
+    complete_remote,
+    file_md5,
+    opened,
+    push,
+    read_notes,
+    restore,
+    write_note,
+)
+from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
+from microseg.errors import SupersededError, VersioningError
 
-__all__ = ["DatasetStore", "DatasetVersion", "code_commit"]
-
-
-@dataclass(frozen=True)
-class DatasetVersion:
-    """One version of a lab's dataset.
-
-    Attributes:
-        lab: Name of the lab.
-        digest: DVC's hash of the folder, 32 hexadecimal digits and ``.dir``.
-        files: Number of files.
-        bytes: Size of all files together.
-        committed_at: Time of the commit, UTC, ISO 8601.
-    """
-
-    lab: str
-    digest: str
-    files: int
-    bytes: int
-    committed_at: str
+__all__ = ["DatasetStore", "code_commit"]
 
 
-_DIGEST = re.compile(r"[0-9a-f]{32}\.dir", re.ASCII)
+_log = logging.getLogger(__name__)
 
 
 class DatasetStore:
@@ -50,7 +43,7 @@ class DatasetStore:
 
     Below ``root`` are ``labs/<lab>`` (the current datasets), ``checkouts/<lab>/<digest>`` (versions that were checked
     out), ``history/<lab>.jsonl`` and DVC's own ``.dvc``, which is created at the first commit or checkout. One process
-    at a time works in it; others wait.
+    at a time works in it; others wait. Stores of several machines with the same remote share the histories.
 
     Args:
         root: Folder of the store; nothing is created yet.
@@ -61,6 +54,7 @@ class DatasetStore:
         self.root = Path(root).expanduser().resolve()
         if remote is None:
             remote = str(self.root / "remote")
+        self._local = LocalHistory(self.root / "history")
         is_url = re.match(r"[a-z][a-z0-9+.-]+://", remote, re.IGNORECASE) is not None
         self.remote = remote if is_url else str(Path(remote).expanduser().resolve())
 
@@ -72,6 +66,8 @@ class DatasetStore:
     def commit(self, lab: str) -> DatasetVersion:
         """Commit the current dataset of a lab as a version, and push all of it to the remote.
 
+        What the remote has lost of earlier versions, of all labs, is copied there again as far as the cache has it.
+
         Args:
             lab: Name of the lab.
 
@@ -80,18 +76,143 @@ class DatasetStore:
 
         Raises:
             VersioningError: The lab has no dataset, or the remote cannot be reached or written.
+            SupersededError: Another machine has committed a version meanwhile.
         """
         folder = self.labs / check_lab_name(lab)
         with self._locked(), lab_lock(self.labs, lab):
             if not folder.is_dir() or not any(folder.iterdir()):
                 raise VersioningError(f"{folder}: expected the dataset of lab {lab}, found none. Ingest the lab first.")
             with opened(self.root, self.remote, f"lab {lab}: expected to push {folder} to {self.remote}") as repo:
+                base = self._base(lab)
+                history = self._synchronize(repo, lab)
                 digest, files, size = add(repo, folder)
+                if history and history[-1].digest not in (base, digest):
+                    raise SupersededError(
+                        f"a dataset that another machine has changed: it is version {history[-1].number} now "
+                        f"({history[-1].digest}), committed {history[-1].committed_at}. Ingest again: the images of "
+                        "both are kept"
+                    )
                 push(repo, digest)
-            return self._record(lab, digest, files, size)
+                version = self._record(repo, lab, digest, files, size)
+                self._local.set_base(lab, digest)
+                self._complete(repo)
+        return version
+
+    def refresh(self, lab: str) -> tuple[DatasetVersion, ...]:
+        """Exchange the history of a lab with the remote, so that versions of other machines are known here.
+
+        Args:
+            lab: Name of the lab.
+
+        Returns:
+            The history, the oldest version first.
+
+        Raises:
+            RemoteUnavailableError: The remote cannot be reached or written.
+        """
+        check_lab_name(lab)
+        with (
+            self._locked(),
+            opened(self.root, self.remote, f"lab {lab}: expected its history in {self.remote}") as repo,
+        ):
+            return self._synchronize(repo, lab)
+
+    def refresh_all(self) -> tuple[str, ...]:
+        """Exchange the histories of all labs with the remote.
+
+        Returns:
+            Names of all labs.
+
+        Raises:
+            RemoteUnavailableError: The remote cannot be reached or written.
+        """
+        with self._locked(), opened(self.root, self.remote, f"expected histories of labs in {self.remote}") as repo:
+            known = {f"{lab}/{note_name(version)}" for lab in self._local.labs for version in self._local.read(lab)}
+            notes: dict[str, dict[str, bytes]] = {lab: {} for lab in self._local.labs}
+            for path, content in read_notes(repo, "history", known).items():
+                lab, _, name = path.partition("/")
+                notes.setdefault(lab, {})[name] = content
+            for lab, found in notes.items():
+                self._exchange(repo, lab, found)
+        return self.known_labs
+
+    @property
+    def known_labs(self) -> tuple[str, ...]:
+        """Names of all labs that have a history on this machine."""
+        return self._local.labs
+
+    def complete_remote(self) -> tuple[int, dict[tuple[str, str], int]]:
+        """Copy what the remote has lost from the cache, and find what neither of them has.
+
+        Returns:
+            Number of files that were copied; and number of files that are lacking, by lab and digest.
+
+        Raises:
+            RemoteUnavailableError: The remote cannot be reached or written.
+        """
+        self.refresh_all()
+        with self._locked(), opened(self.root, self.remote, f"expected all versions in {self.remote}") as repo:
+            return self._complete(repo)
+
+    def machines(self, name: str, facts: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Record facts on this machine in the remote, and read those of all machines that use it.
+
+        Args:
+            name: Name of this machine and home: letters, digits, ``-._``.
+            facts: What the machines should agree on, such as the address of MLflow.
+
+        Returns:
+            The facts of each machine, this one included.
+
+        Raises:
+            RemoteUnavailableError: The remote cannot be reached or written.
+        """
+        found: dict[str, dict[str, str]] = {}
+        with self._locked(), opened(self.root, self.remote, f"expected notes on machines in {self.remote}") as repo:
+            write_note(repo, f"machines/{name}.json", json.dumps(dict(facts)).encode())
+            for path, content in read_notes(repo, "machines").items():
+                with suppress(ValueError, TypeError, AttributeError):  # of another version of microseg
+                    found[path.removesuffix(".json")] = {str(key): str(it) for key, it in json.loads(content).items()}
+        return found
+
+    def _complete(self, repo: Any) -> tuple[int, dict[tuple[str, str], int]]:
+        labs = {version.digest: lab for lab in self._local.labs for version in self._local.read(lab)}
+        copied, lost = complete_remote(repo, labs)
+        if copied:
+            _log.warning("%s lacked %d files of earlier versions: they were copied there again.", self.remote, copied)
+        for digest, count in lost.items():
+            _log.warning("%s lacks %d files of version %s of %s.", self.remote, count, digest, labs[digest])
+        return copied, {(labs[digest], digest): count for digest, count in lost.items()}
+
+    def _base(self, lab: str) -> str | None:
+        """Digest of the version that the dataset on this machine was made from."""
+        known = self._local.base(lab)
+        if known is None and (history := self._local.read(lab)):
+            known = history[-1].digest  # microseg 0.1 did not record it
+            self._local.set_base(lab, known)
+        return known
+
+    def _synchronize(self, repo: Any, lab: str) -> tuple[DatasetVersion, ...]:
+        """Exchange the history of a lab with the remote."""
+        known = {note_name(version) for version in self._local.read(lab)}
+        return self._exchange(repo, lab, read_notes(repo, f"history/{lab}", known))
+
+    def _exchange(self, repo: Any, lab: str, found: Mapping[str, bytes]) -> tuple[DatasetVersion, ...]:
+        """Exchange it, given the notes in the remote, whose contents are empty where this machine has them."""
+        self._base(lab)
+        local = self._local.read(lab)
+        names = {note_name(version): version for version in local}
+        notes = [read_note(lab, name, content) for name, content in found.items() if name not in names]
+        history = merge(local, (version for version in notes if version is not None))
+        for name, version in names.items():
+            if name not in found:
+                write_note(repo, f"history/{lab}/{name}", _to_json(version))
+        if history != local:
+            self._local.write(lab, history)
+        return history
 
     def current(self, lab: str) -> DatasetVersion | None:
-        """Latest committed version of a lab's dataset; None when none was committed.
+        """Latest committed version of a lab's dataset that this machine knows; None when none was committed.
 
         Args:
             lab: Name of the lab.
@@ -100,7 +221,7 @@ class DatasetStore:
         return history[-1] if history else None
 
     def history(self, lab: str) -> tuple[DatasetVersion, ...]:
-        """Commits of a lab's dataset, the oldest first.
+        """Commits of a lab's dataset that this machine knows, the oldest first; see `refresh`.
 
         Args:
             lab: Name of the lab.
@@ -111,13 +232,7 @@ class DatasetStore:
         Raises:
             VersioningError: The history file is damaged.
         """
-        path = self._history_file(lab)
-        if not path.is_file():
-            return ()
-        try:
-            return tuple(DatasetVersion(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
-        except (ValueError, TypeError) as error:
-            raise VersioningError(f"{path}: expected one JSON object a line, got {error}. Correct the line.") from error
+        return self._local.read(lab)
 
     def checkout(self, lab: str, digest: str) -> Path:
         """Check out one version of a lab's dataset, verified file by file.
@@ -135,7 +250,7 @@ class DatasetStore:
         Raises:
             VersioningError: Neither cache nor remote has the whole version.
         """
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise VersioningError(
                 f"lab {lab}: expected a dataset's digest, 32 hexadecimal digits and '.dir', got {digest!r}. "
                 "Take it from the lab's history."
@@ -163,28 +278,41 @@ class DatasetStore:
                 shutil.rmtree(part, ignore_errors=True)
         return folder
 
-    def ensure_present(self, lab: str) -> bool:
-        """Restore the current dataset of a lab where it is missing, as on a new machine.
+    def ensure_current(self, lab: str) -> bool:
+        """Restore the latest version of a lab's dataset where it is missing, or where another machine committed it.
+
+        Changes that were never committed are moved to ``uncommitted/`` then: the next ingest adds them again.
 
         Args:
             lab: Name of the lab.
 
         Returns:
-            Whether it was restored; False where it is present, or was never committed.
+            Whether it was restored; False where it is current, or was never committed.
 
         Raises:
+            RemoteUnavailableError: The remote cannot be reached.
             VersioningError: Neither cache nor remote has the whole version.
         """
         folder = self.labs / check_lab_name(lab)
-        current = self.current(lab)
-        if current is None or folder.is_dir():
+        history = self.refresh(lab)
+        if not history or (folder.is_dir() and self._base(lab) == history[-1].digest):
             return False
-        version = self.checkout(lab, current.digest)
+        version = self.checkout(lab, history[-1].digest)
         with self._locked(), lab_lock(self.labs, lab) as new:
-            if folder.is_dir():
+            if folder.is_dir() and self._base(lab) == history[-1].digest:
                 return False
             shutil.copytree(version, new, copy_function=shutil.copyfile)  # files that can be written
+            if folder.is_dir() and _folder_digest(folder) not in {it.digest for it in history}:
+                aside = self.root / "uncommitted" / f"{lab}-{uuid.uuid4().hex[:8]}"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(aside)
+                _log.warning("Another machine has changed lab %s; uncommitted changes were moved to %s.", lab, aside)
+            elif folder.is_dir():
+                old = folder.with_name(f".{lab}.old")
+                folder.rename(old)
             new.rename(folder)
+            self._local.set_base(lab, history[-1].digest)
+            shutil.rmtree(folder.with_name(f".{lab}.old"), ignore_errors=True)
         return True
 
     def check_remote(self) -> None:
@@ -205,18 +333,20 @@ class DatasetStore:
         with FileLock(self.root / ".lock"):
             yield
 
-    def _record(self, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
-        """Append a version to the history, unless it is the latest one."""
-        history = self.history(lab)
+    def _record(self, repo: Any, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
+        """Append a version to the history, in the remote and here, unless it is the latest one."""
+        history = self._local.read(lab)
         if history and history[-1].digest == digest:
             return history[-1]
-        version = DatasetVersion(lab, digest, files, size, datetime.now(UTC).isoformat(timespec="seconds"))
-        lines = [json.dumps(asdict(entry)) + "\n" for entry in (*history, version)]
-        write_text_file(self._history_file(lab), "".join(lines))
+        number = history[-1].number + 1 if history else 1
+        version = DatasetVersion(lab, digest, files, size, datetime.now(UTC).isoformat(timespec="seconds"), number)
+        write_note(repo, f"history/{lab}/{note_name(version)}", _to_json(version))
+        self._local.write(lab, (*history, version))
         return version
 
-    def _history_file(self, lab: str) -> Path:
-        return self.root / "history" / f"{check_lab_name(lab)}.jsonl"
+
+def _to_json(version: DatasetVersion) -> bytes:
+    return json.dumps(asdict(version)).encode()
 
 
 def _folder_digest(folder: Path) -> str:

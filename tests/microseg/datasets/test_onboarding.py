@@ -1,134 +1,27 @@
-"""Incoming datasets and the state of their onboarding."""
+"""State of the onboarding of a lab's incoming dataset, and what follows from a fault."""
 
-import os
+import json
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from microseg.datasets.onboarding import DropFolder, Onboarding, OnboardingStore, read_incoming_folder
-from microseg.errors import LabError
-
-METADATA = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n"
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Path:
-    folder = tmp_path / "incoming" / "lab_c"
-    (folder / "images").mkdir(parents=True)
-    (folder / "images" / "a.png").write_bytes(b"a")
-    (folder / "lab.yaml").write_text(METADATA)
-    return folder
-
-
-def test_reads_complete_dataset(lab: Path) -> None:
-    incoming = read_incoming_folder(lab)
-    assert (incoming.lab, incoming.images, incoming.missing, incoming.folder) == ("lab_c", 1, "", lab)
-
-
-def test_fingerprint_depends_on_names_sizes_and_times(lab: Path) -> None:
-    seen = {read_incoming_folder(lab).fingerprint}
-    image = lab / "images" / "a.png"
-    for change in (
-        lambda: image.write_bytes(b"ab"),
-        lambda: os.utime(image, (1, 1)),
-        lambda: image.rename(lab / "images" / "b.png"),
-        lambda: (lab / "images" / "c.png").write_bytes(b"c"),
-        lambda: (lab / "images" / "c.png").unlink() or (lab / "images" / "b.png").rename(lab / "images" / "c.png"),
-    ):
-        change()
-        fingerprint = read_incoming_folder(lab).fingerprint
-        assert fingerprint not in seen
-        seen.add(fingerprint)
-
-
-def test_ignores_files_of_the_operating_system(lab: Path) -> None:
-    before = read_incoming_folder(lab)
-    for name in ("Thumbs.db", ".DS_Store", "images/.hidden.png"):
-        (lab / name).write_bytes(b"x")
-    assert read_incoming_folder(lab) == before
-
-
-@pytest.mark.parametrize(
-    ("spoil", "missing"),
-    [
-        (lambda folder: (folder / "lab.yaml").unlink(), "lab.yaml is missing"),
-        (lambda folder: (folder / "lab.yaml").write_text("stain: 3"), "lab.yaml"),
-        (lambda folder: (folder / "images" / "a.png").unlink(), "images/ has no image yet"),
-        (lambda folder: (folder / "images" / "b.png.part").touch(), "b.png.part is being written"),
-        (lambda folder: (folder / "images" / "b.TMP").touch(), "b.TMP is being written"),
-    ],
+from microseg.datasets.incoming import IncomingDataset
+from microseg.datasets.onboarding import (
+    MAX_CRASHES,
+    Onboarding,
+    OnboardingStore,
+    after_error,
+    after_interruption,
+    after_lost_run,
+    is_due,
+    new_onboarding,
+    retry_delay,
 )
-def test_states_what_is_missing(lab: Path, spoil, missing: str) -> None:
-    spoil(lab)
-    assert missing in read_incoming_folder(lab).missing
-
-
-def test_counts_slides(lab: Path) -> None:
-    (lab / "images" / "b.svs").write_bytes(b"slide")
-    (lab / "images" / "c.MRXS").write_bytes(b"slide")
-    (lab / "images" / "c").mkdir()
-    (lab / "images" / "c" / "Data0000.dat").write_bytes(b"part")
-    incoming = read_incoming_folder(lab)
-    assert (incoming.images, incoming.slides, incoming.missing) == (1, 2, "")
-    assert incoming.content == "images: 1, whole slides: 2"
-    (lab / "images" / "a.png").unlink()
-    incoming = read_incoming_folder(lab)
-    assert (incoming.images, incoming.slides, incoming.missing) == (0, 2, "")
-
-
-def test_states_that_slides_are_outside_images(lab: Path) -> None:
-    (lab / "slides").mkdir()
-    for name in ("slides/a.svs", "b.ndpi"):
-        (lab / name).write_bytes(b"slide")
-    assert (read_incoming_folder(lab).slides, read_incoming_folder(lab).missing) == (0, "")
-    assert read_incoming_folder(lab).content == "images: 1"
-    (lab / "images" / "a.png").unlink()
-    assert "no image yet; export regions of the whole slides elsewhere (2)" in read_incoming_folder(lab).missing
-
-
-def test_rejects_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="expected the folder of a lab's images"):
-        read_incoming_folder(tmp_path / "lab_x")
-
-
-def test_dataset_is_quiet_when_nothing_changes(lab: Path) -> None:
-    drop_folder = DropFolder(lab.parent, 10)
-    assert drop_folder.poll(0) == []
-    assert drop_folder.poll(9.9) == []
-    assert [it.lab for it in drop_folder.poll(10)] == ["lab_c"]
-    assert [it.lab for it in drop_folder.poll(11)] == ["lab_c"]
-    (lab / "images" / "b.png").write_bytes(b"b")
-    assert drop_folder.poll(12) == []
-    assert drop_folder.poll(21) == []
-    assert len(drop_folder.poll(22)) == 1
-
-
-def test_dataset_is_not_quiet_while_files_arrive(lab: Path) -> None:
-    drop_folder = DropFolder(lab.parent, 10)
-    for second in range(0, 100, 9):
-        (lab / "images" / f"{second}.png").write_bytes(b"x")
-        assert drop_folder.poll(second) == []
-
-
-def test_dataset_is_not_quiet_while_a_temporary_file_exists(lab: Path) -> None:
-    drop_folder = DropFolder(lab.parent, 10)
-    (lab / "images" / "b.png.part").touch()
-    assert [drop_folder.poll(second) for second in (0, 20, 40)] == [[], [], []]
-    (lab / "images" / "b.png.part").rename(lab / "images" / "b.png")
-    assert drop_folder.poll(41) == []
-    assert len(drop_folder.poll(51)) == 1
-
-
-def test_polls_each_lab_separately(lab: Path) -> None:
-    drop_folder = DropFolder(lab.parent, 10)
-    drop_folder.poll(0)
-    (lab.parent / "lab_d" / "images").mkdir(parents=True)
-    (lab.parent / ".trash").mkdir()
-    (lab.parent / "a file").touch()
-    assert [it.folder.name for it in drop_folder.poll(10)] == ["lab_c"]
-    assert [it.folder.name for it in drop_folder.poll(20)] == ["lab_c", "lab_d"]
+from microseg.errors import LabError, RegistryUnavailableError
 
 
 def test_store_keeps_the_state_of_each_lab(tmp_path: Path) -> None:
@@ -141,9 +34,118 @@ def test_store_keeps_the_state_of_each_lab(tmp_path: Path) -> None:
     assert read is not None
     assert (read.state, read.candidate, read.fingerprint) == ("completed", 3, "abc")
     assert store.read_all() == [read]
-    (tmp_path / "onboarding_store" / "lab_c.json").write_text("{}")
-    with pytest.raises(LabError, match="Remove the file"):
-        store.read("lab_c")
+
+
+@pytest.mark.parametrize("content", ["{}", "", "[1]", '{"lab": ', "\x00\x00", '{"lab": "lab_c", "updated_at": "soon"}'])
+def test_damaged_state_is_set_aside(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = OnboardingStore(tmp_path)
+    store.write(Onboarding("lab_d", "/in/lab_d", "abc", "pending"))
+    (tmp_path / "lab_c.json").write_text(content)
+    assert [onboarding.lab for onboarding in store.read_all()] == ["lab_d"]
+    assert (tmp_path / "lab_c.json.damaged").read_text() == content
+    assert "was set aside" in caplog.text
+    assert store.read("lab_c") is None
+
+
+def test_state_of_another_version_of_microseg_is_read(tmp_path: Path) -> None:
+    older = {
+        "lab": "lab_c",
+        "folder": "/in",
+        "fingerprint": "abc",
+        "state": "failed",
+        "updated_at": "2026-01-01T00:00:00",
+    }
+    for number, stated in enumerate((older, older | {"invented_later": 1})):
+        (tmp_path / "lab_c.json").write_text(json.dumps(stated | {"attempts": number}))
+        onboarding = OnboardingStore(tmp_path).read("lab_c")
+        assert onboarding is not None
+        assert (onboarding.state, onboarding.attempts, onboarding.failures) == ("failed", number, 0)
+
+
+# ---- what follows from a fault
+
+
+RUNNING = Onboarding("lab_c", "/in/lab_c", "abc", "running", attempts=1, failures=1, crashes=1, flow_run_id="a run")
+AWAY = RegistryUnavailableError("the registry cannot be reached")
+
+
+def test_faults_that_pass_are_retried_with_increasing_delay() -> None:
+    delays = [retry_delay(failures).total_seconds() / 60 for failures in range(10)]
+    assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert retry_delay(10**6) == timedelta(hours=1)
+    onboarding = RUNNING
+    for number in range(1, 200):  # an outage of days
+        onboarding = after_error(
+            replace(onboarding, state="running", failures=number, crashes=onboarding.crashes + 1), AWAY
+        )
+        assert (onboarding.state, onboarding.crashes) == ("retrying", 0)
+    assert onboarding.message == "the registry cannot be reached. It is tried again in 60 minutes."
+
+
+def test_faults_that_stay_fail() -> None:
+    onboarding = after_error(RUNNING, LabError("no usable image"))
+    assert (onboarding.state, onboarding.message, onboarding.failures) == ("failed", "no usable image", 0)
+
+
+def test_unexpected_errors_and_deaths_are_retried_ten_times() -> None:
+    for follow in (lambda it: after_error(it, RuntimeError("CUDA out of memory")), after_lost_run):
+        onboarding, runs = RUNNING, 0
+        while onboarding.state != "failed":
+            runs += 1
+            onboarding = follow(replace(onboarding, state="running", crashes=runs, failures=runs))
+        assert runs == MAX_CRASHES
+    assert "10 runs in a row died, the last one was a run." in onboarding.message
+
+
+def test_run_that_is_stopped_is_not_counted_as_failure() -> None:
+    onboarding = RUNNING
+    for _ in range(50):
+        onboarding = after_interruption(replace(onboarding, state="running", failures=1, crashes=1))
+        assert (onboarding.state, onboarding.failures, onboarding.crashes) == ("retrying", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "failures", "minutes", "production", "due"),
+    [
+        ("pending", 0, 1, True, False),
+        ("pending", 0, 16, True, True),
+        ("running", 1, 0, True, True),
+        ("running", 4, 3, True, False),
+        ("running", 4, 5, True, True),
+        ("retrying", 3, 3, True, False),
+        ("retrying", 3, 5, True, True),
+        ("retrying", 3, -300, True, True),  # the clock was set back
+        ("pending", 0, -300, True, True),
+        ("awaiting_production", 0, 0, False, False),
+        ("awaiting_production", 0, 0, True, True),
+        ("completed", 0, 999, True, False),
+        ("already_suited", 0, 999, True, False),
+        ("failed", 0, 999, True, False),
+        ("awaiting_approval", 0, 999, True, False),
+    ],
+)
+def test_when_another_run_starts(state: str, failures: int, minutes: int, production: bool, due: bool) -> None:
+    now = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    updated = (now - timedelta(minutes=minutes)).isoformat()
+    onboarding = replace(RUNNING, state=state, failures=failures, updated_at=updated)
+    assert is_due(onboarding, now, production=production) is due
+
+
+def test_datasets_of_one_lab_in_several_folders_are_told_apart() -> None:
+    one, two = (IncomingDataset(Path(f"/in/{name}"), None, name, 1, 0, "") for name in "ab")
+    onboarding = replace(new_onboarding(one), state="completed", candidate=3)
+    assert onboarding.knows(one)
+    assert not onboarding.knows(two)
+    second = onboarding.following(two)
+    assert (second.lab, second.folder, second.state, second.candidate) == ("a", "/in/b", "pending", None)
+    assert second.knows(one)
+    assert second.knows(two)
+    changed = replace(one, fingerprint="changed")
+    assert not second.knows(changed)
+    assert second.following(changed).earlier == {"/in/b": "b"}
+
+
+# ---- locks
 
 
 def test_lock_is_released_when_its_process_dies(tmp_path: Path) -> None:

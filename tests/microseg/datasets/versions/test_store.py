@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from microseg.datasets.versions import dvc, store
+from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore, code_commit
 from microseg.errors import LabError, VersioningError, is_transient
 
@@ -156,21 +157,21 @@ def test_checkout_from_the_remote_only(datasets, tmp_path):
     assert contents(elsewhere.checkout("north", first.digest)) == ONE
 
 
-def test_ensure_present_restores_the_latest_version(datasets):
+def test_ensure_current_restores_the_latest_version(datasets):
     datasets.commit("north")
     fill(datasets.labs / "north", TWO)
     datasets.commit("north")
-    assert not datasets.ensure_present("north")  # it is there
+    assert not datasets.ensure_current("north")  # it is there
     shutil.rmtree(datasets.labs / "north")
     wipe_cache(datasets)
-    assert datasets.ensure_present("north")
+    assert datasets.ensure_current("north")
     assert contents(datasets.labs / "north") == TWO
     fill(datasets.labs / "north", {"images/d.png": b"d"})  # it can be changed, the version cannot
     assert datasets.commit("north").files == len(TWO) + 1
 
 
-def test_ensure_present_ignores_an_unknown_lab(datasets):
-    assert not datasets.ensure_present("east")
+def test_ensure_current_ignores_an_unknown_lab(datasets):
+    assert not datasets.ensure_current("east")
     assert not (datasets.labs / "east").exists()
 
 
@@ -457,6 +458,7 @@ def test_concurrent_stores_restore_loggers(tmp_path):
 def test_dvc_is_imported_lazily():
     code = """
 import sys
+from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore, code_commit
 DatasetStore("x", None).current("north")
 assert "dvc" not in sys.modules
@@ -542,3 +544,114 @@ def test_incomplete_version_and_unknown_remote_do_not_pass(datasets, tmp_path):
         DatasetStore(tmp_path / "other", "gopher://x/y").check_remote()
     assert not is_transient(unknown.value)
     assert not is_transient(kind.value)
+
+
+# --- several machines
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Stores of two machines with one remote; the first has a version of lab north."""
+    stores = [DatasetStore(tmp_path / name, str(tmp_path / "shared")) for name in ("one", "two")]
+    fill(stores[0].labs / "north", ONE)
+    stores[0].commit("north")
+    return stores
+
+
+def test_history_is_shared_through_the_remote(machines):
+    one, two = machines
+    assert two.history("north") == ()
+    assert two.refresh_all() == ("north",)
+    assert two.history("north") == one.history("north")
+    assert two.ensure_current("north")
+    assert contents(two.labs / "north") == ONE
+    fill(two.labs / "north", TWO)
+    two.commit("north")
+    assert [version.number for version in two.history("north")] == [1, 2]
+    assert one.refresh("north") == two.history("north")
+    assert one.ensure_current("north")
+    assert not one.ensure_current("north")
+    assert contents(one.labs / "north") == TWO
+
+
+def test_history_of_before_is_put_into_the_remote(machines, tmp_path):
+    """microseg 0.1 kept it on the machine only, without numbers."""
+    one, two = machines
+    shutil.rmtree(tmp_path / "shared" / "microseg")
+    path = one.root / "history" / "north.jsonl"
+    stated = json.loads(path.read_text())
+    del stated["number"]
+    path.write_text(json.dumps(stated) + "\n")
+    (one.root / "history" / "north.base").unlink()
+    fill(one.labs / "north", TWO)
+    one.commit("north")
+    assert [version.number for version in two.refresh("north")] == [1, 2]
+
+
+def test_commit_on_top_of_an_older_version_is_refused_and_repeated_after_restoring(machines):
+    one, two = machines
+    two.ensure_current("north")
+    fill(one.labs / "north", {"images/one.png": b"one"})
+    fill(two.labs / "north", {"images/two.png": b"two"})
+    one.commit("north")
+    with pytest.raises(VersioningError, match="another machine has changed: it is version 2 now") as caught:
+        two.commit("north")
+    assert is_transient(caught.value)
+    assert two.ensure_current("north")
+    assert contents(two.labs / "north") == ONE | {"images/one.png": b"one"}
+    [aside] = (two.root / "uncommitted").iterdir()
+    assert contents(aside) == ONE | {"images/two.png": b"two"}
+    fill(two.labs / "north", {"images/two.png": b"two"})  # as the ingest does
+    two.commit("north")
+    one.ensure_current("north")
+    assert contents(one.labs / "north") == ONE | {"images/one.png": b"one", "images/two.png": b"two"}
+
+
+def test_versions_committed_at_the_same_moment_are_ordered_alike(machines):
+    one, two = machines
+    digests = [f"{digit * 32}.dir" for digit in "ba"]
+    for machine, digest in zip(machines, digests, strict=True):
+        history = (*one.history("north"), DatasetVersion("north", digest, 1, 1, "2026-01-01T00:00:00+00:00", 2))
+        machine._local.write("north", history)
+    two.refresh("north")
+    assert one.refresh("north") == two.refresh("north")
+    assert [version.digest for version in one.history("north")[1:]] == sorted(digests)
+
+
+def test_damaged_note_in_the_remote_is_named(machines, tmp_path):
+    [note] = (tmp_path / "shared" / "microseg" / "history" / "north").iterdir()
+    note.write_text("{")
+    with pytest.raises(VersioningError, match=rf"microseg/history/north/{note.name} in the remote: expected the note"):
+        machines[1].refresh("north")
+
+
+def test_remote_that_lost_files_is_filled_again_with_every_version(datasets, tmp_path):
+    first = datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    datasets.commit("north")
+    before = objects(tmp_path / "remote")
+    for path in before[::2]:
+        path.chmod(0o644)
+        path.unlink()
+    datasets.commit("south")  # of another lab
+    assert set(before) <= set(objects(tmp_path / "remote"))
+    shutil.rmtree(tmp_path / "remote" / "files")
+    copied, lost = datasets.complete_remote()
+    assert (copied, lost) == (len(before) + 2, {})
+    other = DatasetStore(tmp_path / "other", str(tmp_path / "remote"))
+    assert contents(other.checkout("north", first.digest)) == ONE
+
+
+def test_files_that_neither_the_remote_nor_the_cache_has_are_listed(datasets, tmp_path):
+    first = datasets.commit("north")
+    fill(datasets.labs / "north", TWO)
+    second = datasets.commit("north")
+    lost = hashlib.md5(b"b").hexdigest()  # a file of the first version only
+    for folder in (tmp_path / "remote", datasets.root / ".dvc" / "cache"):
+        (path,) = (path for path in objects(folder) if path.parent.name + path.name == lost)
+        path.chmod(0o644)
+        path.unlink()
+    assert datasets.complete_remote() == (0, {("north", first.digest): 1})
+    wipe_cache(datasets)
+    shutil.rmtree(tmp_path / "remote" / "files")
+    assert datasets.complete_remote()[1].keys() == {("north", first.digest), ("north", second.digest)}

@@ -1,0 +1,83 @@
+"""Identity of an image: the hash of its file, or of all files that a slide consists of."""
+
+import json
+import os
+import time
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from microseg.files import file_sha256, write_text_file
+from microseg.slides.openslide_reader import slide_parts
+
+__all__ = ["KnownHashes", "source_sha256"]
+
+_SETTLED = 2.0  # seconds after which a further change of a file changes its modification time
+
+State = list[list[str | int]]
+"""Name, size and modification time of each file of an image."""
+
+
+def source_sha256(path: Path) -> str:
+    """Hash an image, with the further files of a slide that consists of several, such as MRXS and VMS.
+
+    Args:
+        path: The image, or the file of a slide that OpenSlide expects.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits: of a single file as it is.
+    """
+    parts = list(slide_parts(path))
+    if not parts:
+        return file_sha256(path)
+    hashed = sha256(f"{file_sha256(path)}\n".encode())
+    for part in parts:
+        hashed.update(os.fsencode(part.relative_to(path.parent)) + f"\0{file_sha256(part)}\n".encode())
+    return hashed.hexdigest()
+
+
+class KnownHashes:
+    """Hashes of images, which are not computed again while size and modification time of their files are the same.
+
+    Args:
+        file: Where they are kept. It is read now; a missing or damaged one counts as empty.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known = _read(file)
+        self._new: dict[str, tuple[State, str]] = {}
+
+    def sha256(self, path: Path) -> str:
+        """`source_sha256` of an image; empty if there is no file."""
+        if not path.is_file():
+            return ""
+        key, state = os.fsencode(path.absolute()).hex(), _state(path)
+        known = self._new.get(key) or self._known.get(key)
+        if known is not None and known[0] == state:
+            return known[1]
+        digest = source_sha256(path)
+        settled = time.time() - max(int(mtime) for _, _, mtime in state) / 1e9 > _SETTLED
+        if settled and _state(path) == state:
+            self._new[key] = state, digest
+        return digest
+
+    def save(self) -> None:
+        """Keep the hashes that were computed, beside those that other processes have kept meanwhile."""
+        if self._new:
+            self._known = _read(self._file) | self._new
+            with suppress(OSError):  # they are computed again
+                write_text_file(self._file, json.dumps(self._known))
+            self._new = {}
+
+
+def _state(path: Path) -> State:
+    files = (path, *slide_parts(path))
+    return [[file.name, (status := file.stat()).st_size, status.st_mtime_ns] for file in files]
+
+
+def _read(file: Path) -> dict[str, tuple[State, str]]:
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        return {str(key): (state, str(digest)) for key, (state, digest) in stated.items()}
+    return {}
