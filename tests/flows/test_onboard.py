@@ -301,7 +301,7 @@ def test_one_bad_dataset_does_not_end_the_watching(
     (bad / "lab.yaml").write_text((bad / "lab.yaml").read_text().replace("lab_c", "lab_d"))
     worse = lab_c.parent / "b"
     shutil.copytree(lab_c, worse)
-    (worse / "lab.yaml").write_text("lab: lab_e\nstain: 2026-13-45\nclasses: [a, b]\n")
+    (worse / "lab.yaml").write_text("lab: lab_e\nstain: x\nmpp: 2026-13-45\nclasses: [a, b]\n")
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", lambda _: len(announced) > 0)
     monkeypatch.setenv("MICROSEG_ONBOARDING__DROP_FOLDER", str(lab_c.parent))

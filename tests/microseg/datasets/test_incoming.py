@@ -192,7 +192,7 @@ def test_other_links_are_refused_with_the_reason(lab: Path, tmp_path: Path, kind
 
 
 BAD = {
-    "a date that is none": b"lab: lab_x\nstain: 2026-13-45\nclasses: [background, gland]\n",
+    "a date that is none": b"lab: lab_x\nstain: x\nmpp: 2026-13-45\nclasses: [background, gland]\n",
     "a float that is none": b"lab: lab_x\nstain: !!float abc\nclasses: [background, gland]\n",
     "deep nesting": b"lab: " + b"[" * 50_000,
     "a Python object": b"lab: !!python/object/apply:os.system [ls]",
