@@ -18,6 +18,7 @@ from flows.cli.console import console
 from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
 from flows.evaluate import apply_gate, read_comparison, run_evaluation
 from flows.service.readaptation import report_outdated_candidates
+from flows.telemetry import attempt
 from flows.validate_promotion import apply_pending_changes, check_version, judge, one_writer
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -114,8 +115,10 @@ def promote(
             break
         override = None  # it was about another version in production
     report_outdated_candidates(settings)
-    create_markdown_artifact(
-        "\n".join([f"# Version {version.version}: {decision.status}", *decision.markdown()]), key="gate"
+    attempt(
+        create_markdown_artifact,
+        "\n".join([f"# Version {version.version}: {decision.status}", *decision.markdown()]),
+        key="gate",
     )
     return decision
 

@@ -27,6 +27,7 @@ from flows.cli.options import SetOption, cli_command
 from flows.evaluate import apply_gate, read_comparison, run_evaluation
 from flows.service.events import PROMOTION_REVERTED, notify
 from flows.service.readaptation import report_outdated_candidates
+from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.api.validation import validate_version
 from microseg.config.settings import Settings, load_settings
@@ -45,7 +46,7 @@ def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult
     workspace = open_workspace(settings)
     results = validate_version(version, workspace.network, engine=workspace.engine)
     lines = [f"- {'✓' if result.outcome == MET else '✗'} **{result.rule}**: {result.message}" for result in results]
-    create_markdown_artifact("\n".join([f"# Version {version.version}", *lines]), key="validation")
+    attempt(create_markdown_artifact, "\n".join([f"# Version {version.version}", *lines]), key="validation")
     return results
 
 
@@ -179,7 +180,7 @@ def validate_promotion(alias: str | None = None, changes: tuple[str, ...] = ()) 
     if not entries:
         return Completed(message=f"Nothing to do: no pending change of {alias or 'production'}.")
     lines = [f"- {'✗' if it.action in ('reverted', 'ignored') else '✓'} {it}" for it in entries]
-    create_markdown_artifact("\n".join(["# Promotions", *lines]), key="validate-promotion")
+    attempt(create_markdown_artifact, "\n".join(["# Promotions", *lines]), key="validate-promotion")
     return as_state(entries, " ".join(map(str, entries)))
 
 
