@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("scenario", ["ingest", "segment", "export", "evaluate", "promote", "rollback"])
+_MLFLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "promote", "rollback")]
+
+
+@pytest.mark.parametrize("scenario", ["ingest", "segment", "export", *_MLFLOW])
 def test_the_state_after_a_fault_is_that_without_it(scenario):
     command = [sys.executable, "-m", "tests.faults", "--scenarios", scenario, "--most", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
