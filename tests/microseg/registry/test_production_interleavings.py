@@ -116,8 +116,14 @@ class Interleavings(RuleBasedStateMachine):
         assert len(world.store.log) == entries
 
     def check_clicks(self) -> None:
-        """Each click became a request, unless somebody moved the alias again before anyone saw it."""
+        """Each click became a request, unless somebody moved the alias again before anyone saw it; and no other did."""
         log = self.world.store.log
+        for entry in replay(log).entries:
+            if entry.action == "requested" and entry.audit.via == "mlflow":
+                assert any(
+                    (click.alias, click.version) == (entry.alias, entry.version) and click.entries < entry.number
+                    for click in self.clicks
+                ), entry
         for number, click in enumerate(self.clicks):
             seen = any(
                 (entry.alias, entry.action, entry.version) == (click.alias, "requested", click.version)
