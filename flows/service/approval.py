@@ -111,5 +111,12 @@ def _ask_in_prefect(candidate: ModelVersion, scope: str | None, gate: str, chang
     by = f" by {answer.by}" if answer.by else ""
     if not answer.promote:
         return f"Version {candidate.version} was rejected{by}. {answer.reason}".strip()
-    promote(str(candidate.version), scope, answer.reason or "approved in Prefect", answer.by or None, changes)
+    decision = promote(
+        str(candidate.version), scope, answer.reason or "approved in Prefect", answer.by or None, changes
+    )
+    if not decision.promoted:
+        return (
+            f"Version {candidate.version} was approved{by}, but another version went into production meanwhile. "
+            f"{decision} {' '.join(decision.reasons)}"
+        )
     return f"Version {candidate.version} is in production: approved{by}. {answer.reason}".strip()

@@ -13,7 +13,9 @@ __all__ = ["report_outdated_candidates"]
 
 
 def report_outdated_candidates(settings: Settings) -> list[str]:
-    """Report candidates whose promotion would lose a lab; with ``promotion.adapt_again`` adapt to their labs again.
+    """Report candidates whose promotion would lose a lab, also on their pages in MLflow.
+
+    With ``promotion.adapt_again`` their labs are adapted to again.
 
     Each candidate is reported once for a version in production. The new candidate is adapted from the version in
     production, so to both labs.
@@ -30,6 +32,7 @@ def report_outdated_candidates(settings: Settings) -> list[str]:
 
 def _report(outdated: OutdatedCandidate, settings: Settings) -> str:
     message = str(outdated)
+    open_workspace(settings).registry.mark_outdated(outdated.version, message)
     if settings.params.promotion.adapt_again and _restart(outdated, settings):
         message += " (it is adapted to again now)."
     payload = {"lab": outdated.lab, "version": outdated.version.version, "message": message}

@@ -1,16 +1,15 @@
 """What the state machine of production reads and writes: the history, and the aliases in MLflow."""
 
-import re
 import warnings
 from collections.abc import Collection
 from typing import Protocol
 
+from microseg.registry import notes
 from microseg.registry.connection import Connection
 from microseg.registry.decision import NEEDS_REVIEW, OVERRIDDEN
 from microseg.registry.history import History
-from microseg.registry.model_card import fit_description
 from microseg.registry.transitions import AuditInfo, Entry
-from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion, is_candidate, previous_of
+from microseg.registry.version import MODEL_NAME, PRODUCTION, is_candidate, previous_of
 from microseg.registry.versions import Versions
 
 __all__ = ["BY_TAG", "REASON_TAG", "MlflowStore", "ProductionStore"]
@@ -20,9 +19,7 @@ REASON_TAG = "promotion_reason"
 BY_TAG = "promoted_by"
 """Tag that a person may set on a version before promoting it in MLflow, which does not report the user."""
 
-_REVERTED_NOTE, _IGNORED_NOTE = "NOT IN PRODUCTION", "ALIAS NOT KNOWN"
-_BY_A_PERSON = {OVERRIDDEN: "PROMOTED AGAINST THE GATE", NEEDS_REVIEW: "PROMOTED BY A PERSON, THE GATE COULD NOT TELL"}
-_NOTE = re.compile(rf"\A({'|'.join((_REVERTED_NOTE, _IGNORED_NOTE, *_BY_A_PERSON.values()))}): [^\n]*\n\n")
+_PERSON = {OVERRIDDEN: notes.AGAINST_GATE, NEEDS_REVIEW: notes.BY_A_PERSON}
 
 
 class ProductionStore(Protocol):
@@ -106,8 +103,8 @@ class MlflowStore:
         version = None if entry.version is None else self._versions.get(entry.version)
         if entry.action in ("reverted", "ignored"):
             if version is not None:
-                note = _REVERTED_NOTE if entry.action == "reverted" else _IGNORED_NOTE
-                self._set_note(version, f"{note}: {audit.reason}")
+                title = notes.REVERTED if entry.action == "reverted" else notes.IGNORED
+                notes.set_note(self._connection, version, title, audit.reason)
         else:
             current = self.aliases().get(previous_of(entry.alias))
             self.move_alias(previous_of(entry.alias), current, None if previous is None else previous)
@@ -117,9 +114,8 @@ class MlflowStore:
             with self._connection.action("remove a tag") as client:
                 for tag in {REASON_TAG, BY_TAG} & version.tags.keys():  # they are about this promotion only
                     client.delete_model_version_tag(MODEL_NAME, str(version.version), tag)
-            note = _BY_A_PERSON.get(audit.gate, "")
             reason = f"by {audit.by or 'unknown'}. {audit.reason or 'No reason was given.'}"
-            self._set_note(version, note and f"{note}: {reason}")
+            notes.set_note(self._connection, version, _PERSON.get(audit.gate, ""), reason)
         if entry.alias == PRODUCTION and entry.action != "ignored":
             self._clear_stages(entry.against if entry.action == "reverted" else entry.version)
 
@@ -129,11 +125,3 @@ class MlflowStore:
             if number != keep:
                 with warnings.catch_warnings(action="ignore"), self._connection.action("archive a version") as client:
                     client.transition_model_version_stage(MODEL_NAME, str(number), "Archived")
-
-    def _set_note(self, version: ModelVersion, note: str) -> None:
-        """Set, replace or remove the note above a version's model card."""
-        card = _NOTE.sub("", version.description)
-        description = fit_description(f"{' '.join(note.split())}\n\n{card}" if note else card)
-        if description != version.description:
-            with self._connection.action("describe a version") as client:
-                client.update_model_version(MODEL_NAME, str(version.version), description=description)

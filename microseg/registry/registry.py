@@ -6,9 +6,11 @@ from pathlib import Path
 from microseg.registry.connection import Connection
 from microseg.registry.evidence_store import EvidenceStore
 from microseg.registry.history import History
+from microseg.registry.notes import OUTDATED, set_note
 from microseg.registry.production import Production
 from microseg.registry.production_store import MlflowStore
 from microseg.registry.runs import Runs
+from microseg.registry.version import ModelVersion
 from microseg.registry.versions import Versions
 from microseg.registry.webhooks import Webhooks
 
@@ -48,3 +50,8 @@ class Registry:
         self.evidence = EvidenceStore(connection)
         self.runs = Runs(connection, locks)
         self.webhooks = Webhooks(connection)
+        self._connection = connection
+
+    def mark_outdated(self, version: ModelVersion, reason: str) -> None:
+        """State above the model card of a candidate why it should not be promoted any more."""
+        set_note(self._connection, self.versions.find(version), OUTDATED, reason)

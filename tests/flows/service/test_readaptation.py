@@ -28,11 +28,13 @@ def registry_of(active: ModelVersion) -> Any:
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(onboarding: Onboarding | None) -> Any:
-        desk = SimpleNamespace(events=[], emitted=[], stored=[])
+        desk = SimpleNamespace(events=[], emitted=[], stored=[], notes=[])
         store = SimpleNamespace(
             read=lambda _: onboarding, write=lambda one, **changes: desk.stored.append(replace(one, **changes))
         )
-        workspace = SimpleNamespace(registry=registry_of(LAB_B), onboarding=store)
+        registry = registry_of(LAB_B)
+        registry.mark_outdated = lambda version, reason: desk.notes.append((version.version, reason))
+        workspace = SimpleNamespace(registry=registry, onboarding=store)
         monkeypatch.setattr(module, "open_workspace", lambda _: workspace)
         monkeypatch.setattr(module, "notify", lambda *event, identity: desk.events.append((*event, identity)))
         monkeypatch.setattr(module, "emit", lambda *event: desk.emitted.append(event))
@@ -60,6 +62,7 @@ def test_people_are_notified_once(desk: Callable[..., Any]) -> None:
     assert (name, payload["version"], payload["lab"]) == ("microseg.candidate.outdated", 3, "lab_c")
     assert again[-1] == identity  # Prefect's server keeps one
     assert made.emitted == []
+    assert made.notes == [(3, first[0])] * 2
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,12 @@ def test_aliases_that_only_resemble_production_are_reported_once(registry: Regis
     assert [(it.alias, it.version) for it in known.production.observe()] == [("production-lab_q", 2)]
 
 
+def test_outdated_candidate_says_so_on_its_page(registry: Registry) -> None:
+    for _ in range(2):
+        registry.mark_outdated(registry.versions.find(2), "Promoting it would\nlose lab_c.")
+        assert registry.versions.find(2).description == "OUTDATED: Promoting it would lose lab_c.\n\nSecond."
+
+
 def test_damaged_history_is_refused(registry: Registry) -> None:
     registry.production.promote(1)
     registry.production.promote(2)

@@ -130,10 +130,8 @@ class Interleavings(RuleBasedStateMachine):
                 for entry in replay(log).entries
                 if entry.number > click.entries
             )
-            open_before = any(
-                (entry.alias, entry.action, entry.version) == (click.alias, "requested", click.version)
-                for entry in replay(log[: click.entries]).entries[-3:]
-            )
+            waiting = replay(log[: click.entries]).of(click.alias).request
+            open_before = waiting is not None and waiting.version == click.version
             again = any(later.alias == click.alias for later in self.clicks[number + 1 :])
             assert seen or again or click.excused or open_before, (click, log)
 
