@@ -40,11 +40,12 @@ class Outlines:
         return len(self.names)
 
     def scaled(self, factor: float) -> "Outlines":
-        """The same outlines with coordinates multiplied by a factor."""
+        """The same outlines with coordinates multiplied by a factor, which is noted."""
         if factor == 1:
             return self
         polygons = shapely.transform(self.polygons, lambda points: points * factor)
-        return Outlines(self.names, polygons, self.skipped)
+        note = f"of another level or unit, coordinates multiplied by {factor:g}"
+        return Outlines(self.names, polygons, {**self.skipped, note: len(self.names)})
 
 
 class OutlineBuilder:

@@ -309,7 +309,9 @@ def test_coco_of_another_image_is_refused(entry: dict[str, Any], message: str, t
 
 def test_coco_of_another_level_is_converted(tmp_path: Path) -> None:
     content = coco([(np.array(SQUARE) * 2).ravel().tolist()], width=80, height=60)
-    assert np.array_equal(read(tmp_path, content, "slide 7.json").read().classes, box(10, 5, 20, 15))
+    found = read(tmp_path, content, "slide 7.json")
+    assert np.array_equal(found.read().classes, box(10, 5, 20, 15))
+    assert found.notes == ("of another level or unit, coordinates multiplied by 0.5: 1",)
 
 
 def labelme(*shapes: dict[str, Any], **stated: Any) -> dict[str, Any]:
