@@ -22,6 +22,7 @@ import typer
 from flows.cli.console import console
 from flows.cli.options import cli_command, prepare_home
 from flows.service.processes import Children, check_port_free, exclusive, notify_systemd
+from microseg.config.environment import sqlite_uri
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError
 from microseg.registry.relocation import update_moved_home
@@ -101,7 +102,7 @@ def _start_servers(children: Children, settings: Settings, prefect_port: int, ml
     }
     children.start("The Prefect server", prefect, address, home.prefect, logs / "prefect.log")
     mlflow = ["mlflow", "server", "--host", _HOST, "--port", str(mlflow_port), "--workers", "1"]
-    mlflow += ["--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}"]
+    mlflow += ["--backend-store-uri", sqlite_uri(home.mlflow / "mlflow.db")]
     # artifacts are read by path, not through the server, so that they are found with and without it
     mlflow += ["--no-serve-artifacts", "--default-artifact-root", (home.mlflow.resolve() / "artifacts").as_uri()]
     variables = {

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,7 +29,7 @@ from microseg.errors import HomeError, HomeNotFoundError
 from microseg.escaping import mask_secrets
 from microseg.files import write_text_file
 
-__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "is_server"]
+__all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "is_server", "sqlite_file", "sqlite_uri"]
 
 HOME_FILE = "microseg-home.json"
 """Marks a folder as microseg's home; holds the format of the home and the path it was last used at."""
@@ -37,6 +37,19 @@ HOME_FILE = "microseg-home.json"
 HOME_FORMAT = 2
 
 _FORMAT_1 = ("data/history", "mlflow/mlflow.db")  # microseg 0.1.0 wrote these, and no `HOME_FILE`
+
+
+def sqlite_uri(database: Path) -> str:
+    """SQLAlchemy's address of a SQLite file; in that of a plain path, a ``?`` would end the path."""
+    return f"sqlite:///file:{quote(str(database))}?uri=true" if "?" in str(database) else f"sqlite:///{database}"
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The SQLite file of SQLAlchemy's address; None for another database or a server."""
+    prefix, _, file = address.partition(":///")
+    if prefix.split("+")[0] != "sqlite" or not file:
+        return None
+    return Path(unquote(file[len("file:") :].partition("?")[0]) if file.startswith("file:") else file)
 
 
 def find_home() -> Path:
@@ -88,7 +101,7 @@ class Environment(BaseSettings):
     @property
     def tracking_uri(self) -> str:
         """MLflow's address: that of MLFLOW_TRACKING_URI, else a SQLite file in the home."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
+        return self.mlflow_tracking_uri or sqlite_uri(self.home.mlflow / "mlflow.db")
 
     @property
     def dvc_remote(self) -> str:

@@ -15,7 +15,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from microseg.config.environment import is_server
+from microseg.config.environment import is_server, sqlite_file
 from microseg.errors import RegistryError, RegistryUnavailableError
 from microseg.escaping import mask_secrets
 from microseg.registry.relocation import update_moved_home
@@ -75,7 +75,7 @@ class Connection:
         """
         for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        if (database := _sqlite_file(self.tracking_uri)) is not None:
+        if (database := sqlite_file(self.tracking_uri)) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
             update_moved_home(database)
         with registry_errors(self.tracking_uri, "be opened"):
@@ -135,7 +135,7 @@ class Connection:
         return experiment_id
 
     def _artifact_location(self) -> str | None:
-        root, database = self._artifact_root, _sqlite_file(self.tracking_uri)
+        root, database = self._artifact_root, sqlite_file(self.tracking_uri)
         if root is not None and "://" in root:
             return root
         if is_server(self.tracking_uri):  # a local folder does not exist on the server
@@ -205,8 +205,3 @@ def server_version(tracking_uri: str) -> str:
         response = http_request(credentials, "/version", "GET", **options)  # type: ignore[no-untyped-call]
     text = str(response.text).strip()
     return text if response.status_code == 200 and re.fullmatch(r"\d+(\.\w+)+", text) else ""
-
-
-def _sqlite_file(tracking_uri: str) -> Path | None:
-    prefix, _, file = tracking_uri.partition(":///")
-    return Path(file) if prefix.split("+")[0] == "sqlite" and file else None

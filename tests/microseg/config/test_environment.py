@@ -2,8 +2,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
-from microseg.config.environment import HOME_FILE, Environment, Home
+from microseg.config.environment import HOME_FILE, Environment, Home, sqlite_file, sqlite_uri
 from microseg.errors import HomeError
 
 NAMES = ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW_TRACKING_URI")
@@ -125,3 +126,15 @@ def test_generates_secrets_once_and_hides_them_from_others(tmp_path: Path, monke
     monkeypatch.setenv("MICROSEG_WEBHOOK_SECRET", "given")
     assert Environment().webhook_secret == "given"
     assert "given" not in repr(Environment())
+
+
+@pytest.mark.parametrize("name", ["a home", "Größe 100% #1", "a?b %41 #ü"])
+def test_address_of_a_database_in_any_folder(tmp_path: Path, name: str) -> None:
+    database = tmp_path / name / "mlflow.db"
+    database.parent.mkdir()
+    assert sqlite_file(sqlite_uri(database)) == database
+    with create_engine(sqlite_uri(database)).connect() as connection:
+        connection.execute(text("CREATE TABLE x (y INTEGER)"))
+    assert database.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sqlite_file("http://host:5000") is None
