@@ -329,7 +329,7 @@ def record() -> str:
     from microseg.outputs.record import Provenance, Record
 
     parts = []
-    for model, title in ((Record, "Record"), (Provenance, "Key `provenance`")):
+    for model, title in ((Record, "Keys"), (Provenance, "Keys of `provenance`")):
         meanings = attributes(model)
         rows = [(f"`{name}`", field_type(field), meanings[name]) for name, field in model.model_fields.items()]
         parts.append(f"### {title}\n\n" + table(("key", "values", "meaning"), rows))
@@ -428,7 +428,7 @@ def summary(name: str) -> str:
     path = ROOT.joinpath(*name.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
-    return re.split(r"(?<=[.]) ", text.replace("``", ""))[0]
+    return re.split(r"(?<=[^.][.]) ", text.replace("``", ""))[0]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
