@@ -122,6 +122,7 @@ def segment(
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
         bit_depth=depth,
+        stains=inference.stains,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)

@@ -95,6 +95,9 @@ def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[LabDataset, tupl
             if index not in chosen:
                 shutil.copy(reference.image, incoming / "images" / reference.image.name)
                 shutil.copy(reference.mask, incoming / "masks" / reference.mask.name)
+                if reference.instances is not None:
+                    (incoming / "instances").mkdir(exist_ok=True)
+                    shutil.copy(reference.instances, incoming / "instances" / reference.instances.name)
         lab = as_dataset(incoming, work / f"data-{number}", validation=0.0)
         result.append((lab, tuple(references[index] for index in sorted(chosen))))
     return result

@@ -18,6 +18,7 @@ from microseg.inference.slide import slide_strips
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.models.separation import separate_objects
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
@@ -159,8 +160,12 @@ class Segmenter:
             mpp = agreed_mpp(path, slide.mpp, None if mpp is None else StatedMpp(mpp, "mpp"))
             view, tissue, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
+            interior = np.empty_like(mask) if self.engine.instances else None
             for strip in strips:
-                mask[strip.top : strip.top + len(strip.mask)] = strip.mask
+                rows = slice(strip.top, strip.top + len(strip.mask))
+                mask[rows] = strip.mask
+                if interior is not None and strip.interior is not None:
+                    interior[rows] = strip.interior
             ood_score = slide_ood_score(self.reference, view, tissue)
         return Segmentation(
             mask=mask,
@@ -172,6 +177,8 @@ class Segmenter:
             seconds=time.perf_counter() - started,
             step=(view.step_x, view.step_y),
             ood_score=ood_score,
+            instances=None if interior is None else separate_objects(mask, interior, self.engine.separation()),
+            instance_classes=tuple(self.classes[index] for index in self.engine.instances),
         )
 
 

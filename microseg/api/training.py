@@ -18,12 +18,14 @@ import numpy.typing as npt
 from lightning_fabric import Fabric
 
 from microseg.annotations.index_masks import read_mask
+from microseg.annotations.instance_masks import read_instances
 from microseg.api.checkpoints import evaluate_checkpoint, source_dice
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
 from microseg.datasets.sampling import CropSampler, Sample, cut_windows, labelled_parts
 from microseg.errors import LabError
 from microseg.files import file_sha256
+from microseg.models.config import NetworkConfig
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter, configure_network
@@ -40,6 +42,7 @@ __all__ = ["adapt", "train"]
 
 _log = logging.getLogger(__name__)
 
+_OUTLIERS = 0.01  # fraction of the labelled objects, the smallest ones, that do not count
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
 
 Dataset = LabDataset | Path | str
@@ -84,10 +87,12 @@ def train(
     folder, settings, fabric = Path(folder), settings or TrainSettings(), fabric or make_fabric()
     datasets = _open(labs)
     if start is None:
-        network = network or NetworkSettings()
         if not datasets:
             raise LabError("Expected at least one labelled lab to train on, got none: give ingested labs.")
-        config = configure_network(network, datasets[0].metadata.classes, _median_mpp(datasets))
+        network = _with_instances(network or NetworkSettings(), datasets)
+        mpp = _median_mpp(datasets)
+        smallest = _smallest_instance(datasets, mpp) if network.instances else 0.0
+        config = configure_network(network, datasets[0].metadata.classes, mpp, smallest_instance=smallest)
         fabric.seed_everything(seed, verbose=False)
         segmenter = PyramidSegmenter(config)
         if network.weights is not None:
@@ -97,7 +102,7 @@ def train(
         segmenter = load_network(start)
         config = segmenter.config
     _require_classes(datasets, config.classes)
-    samples = _labelled_samples(datasets, config.mpp)
+    samples = _labelled_samples(datasets, config)
     crop, batch = _crop_size(datasets, settings, config.mpp)
     labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom_range)
     method = Supervised(segmenter, labelled, settings)
@@ -173,7 +178,7 @@ def adapt(
     source_free = settings.source == "none"
     if source_free:
         _require_no_source(kind, labelled_labs)
-    labelled = [] if source_free else _labelled_samples(labelled_labs, mpp)
+    labelled = [] if source_free else _labelled_samples(labelled_labs, base.config)
     if not any(lab.rows for lab in target_labs):
         raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
     fingerprint = _fingerprint(kind, base, settings, labelled_labs, target_labs, seed)
@@ -281,6 +286,35 @@ def _require_no_source(kind: type[AdaptationMethod], source: Sequence[LabDataset
         )
 
 
+def _with_instances(network: NetworkSettings, labs: Sequence[LabDataset]) -> NetworkSettings:
+    """The settings, with the classes whose objects are separated as the labs state them, where the settings do not.
+
+    Raises:
+        LabError: There are such classes, but no lab has instance labels.
+    """
+    if not network.instances:
+        stated = [name for name in labs[0].metadata.classes if any(name in lab.metadata.instances for lab in labs)]
+        network = network.model_copy(update={"instances": tuple(stated)})
+    if network.instances and not any(lab.instances_path(row) for lab in labs for row in lab.rows):
+        raise LabError(
+            f"Expected instance labels of {', '.join(network.instances)} in instances/ of a lab, found none: ingest "
+            "them, or set network.instances to [] and remove instances from lab.yaml."
+        )
+    return network
+
+
+def _smallest_instance(labs: Sequence[LabDataset], mpp: float | None) -> float:
+    """Half of the area that nearly all labelled objects exceed, in pixels at the model's scale."""
+    areas = [
+        np.bincount(read_instances(path).ravel())[1:] * model_zoom(row.mpp, mpp) ** 2
+        for lab in labs
+        for row in lab.select(split="train", labelled=True)
+        if (path := lab.instances_path(row)) is not None
+    ]
+    present = np.concatenate([each[each > 0] for each in areas]) if areas else np.zeros(0)
+    return 0.5 * float(np.quantile(present, _OUTLIERS)) if len(present) else 0.0
+
+
 def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
     for lab in labs:
         if lab.metadata.classes != classes:
@@ -297,9 +331,12 @@ def _median_mpp(labs: Sequence[LabDataset]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _labelled_samples(labs: Sequence[LabDataset], mpp: float | None) -> list[Sample]:
+def _labelled_samples(labs: Sequence[LabDataset], config: NetworkConfig) -> list[Sample]:
+    """Labelled images of the split ``train``, with their numbered objects where the network separates some."""
     samples = [
-        sample for lab in labs for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
+        sample if config.instances else replace(sample, instances=None)
+        for lab in labs
+        for sample in _samples(lab, lab.select(split="train", labelled=True), config.mpp, masks=True)
     ]
     if not samples:
         names = ", ".join(lab.metadata.lab for lab in labs) or "none"
@@ -326,7 +363,8 @@ def _with_corrections(
 def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
     """Samples of images; of one with labels in small parts only, a sample for each part."""
     for row in rows:
-        sample = Sample(lab.image_path(row), lab.mask_path(row) if masks else None, model_zoom(row.mpp, mpp))
+        mask, instances = (lab.mask_path(row), lab.instances_path(row)) if masks else (None, None)
+        sample = Sample(lab.image_path(row), mask, model_zoom(row.mpp, mpp), instances=instances)
         regions = [] if sample.mask is None else labelled_parts(read_mask(sample.mask))
         yield from (replace(sample, focus=region) for region in regions or (None,))
 
@@ -363,6 +401,7 @@ def _fingerprint(
         "settings": settings.model_dump(mode="json"),
         "source": [[(row.sha256, _mask_digest(lab, row), row.split) for row in lab.rows] for lab in source],
         "target": [[(row.sha256, _mask_digest(lab, row)) for row in lab.rows] for lab in target],
+        "instances": [[lab.instances_path(row) is not None for row in lab.rows] for lab in (*source, *target)],
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

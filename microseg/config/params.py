@@ -65,6 +65,15 @@ class ArchitectureSettings(Section):
     """Channels of the pyramid pooling module's output."""
     head: str = "semantic"
     """Prediction head, of the entry-point group ``microseg.heads``."""
+    instances: tuple[str, ...] = ()
+    """Classes whose touching objects are separated, by the head ``instance``; the labs need instance labels. Empty for
+    those that the labs' ``lab.yaml`` states, if any."""
+
+    @property
+    def head_in_use(self) -> str:
+        """``head``; where instances are to be separated ``instance`` in place of the default, which cannot."""
+        default = type(self).model_fields["head"].default
+        return "instance" if self.instances and self.head == default else self.head
 
     @model_validator(mode="after")
     def _check_decoder(self) -> Self:
@@ -230,6 +239,8 @@ class InferenceSettings(Section):
     """Compile the network with ``torch.compile``, on CUDA only."""
     outputs: tuple[str, ...] = ("labels", "outlines", "overlay", "objects")
     """Output writers, of the entry-point group ``microseg.output_writers``."""
+    stains: tuple[Literal["hematoxylin", "eosin", "dab"], ...] = Field((), max_length=3)
+    """Stains whose optical density is measured in each object and in a ring around it."""
     slide_megapixels: PositiveFloat = 16.0
     """Images above this size, and all slides, are read and written a few rows at a time."""
     skip_glass: bool = True

@@ -39,6 +39,7 @@ from microseg.datasets.lab import (
     read_lab_metadata,
     write_lab_metadata,
 )
+from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.errors import DataError, LabError
 from microseg.files import atomic_write, disk_full_error, link_or_copy
@@ -103,8 +104,9 @@ def ingest_lab(
     """Check an incoming dataset and add it to the lab's dataset.
 
     An incoming dataset is a folder with ``lab.yaml``, ``images/``, where labelled ``masks/`` (same names as the
-    images) or the folder of another annotation format, and optionally ``images.csv`` (see `read_image_table`). Nothing
-    else in it is read, ``test/`` in particular, and nothing in it is changed. The dataset holds 8-bit RGB and
+    images) or the folder of another annotation format, ``instances/`` where objects are numbered (see
+    `NumberedObjects`), and optionally ``images.csv`` (see `read_image_table`). Nothing else in it is read, ``test/`` in
+    particular, and nothing in it is changed. The dataset holds 8-bit RGB and
     class-index PNGs; later images of the same lab are added, masks may follow for images without one, and nothing in
     the dataset is ever changed. Each incoming image is decoded once: the pixels that were checked are those that are
     written. The folder of the dataset is replaced as a whole: after a crash the next call, or `DatasetStore.commit`,
@@ -160,11 +162,13 @@ def ingest_lab(
             files, metadata.label_classes, mpp=mpp, bit_depth=metadata.bit_depth, save=save, progress=progress
         )
         update = _DatasetUpdate(metadata, dataset, table, staged)
+        numbered = NumberedObjects(source, staged)
         for image in accepted:
-            if reason := update.add(image):
+            if reason := numbered.stage(image, _mask_of(image, staged, dataset)) or update.add(image):
                 files.reject(image.image, reason)
                 if image.annotation is not None:
                     files.reject(image.annotation, f"its image {image.image.name} is rejected: {reason}")
+        numbered.reject_others(files)
         rejected = tuple(file for _, file in sorted(files.rejected.items()))
         if rejected:
             quarantine_files(source, rejected, rejects, paths=files.paths, roots=roots)
@@ -178,7 +182,8 @@ def ingest_lab(
         labelled = sum(row.mask is not None for row in rows)
         _check_labelled(source, stated_labelled, accepted, labelled, files)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
-        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows) or update.relabelled:
+        numbers = update.relabelled or any((staged / INSTANCES).iterdir())
+        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows) or numbers:
             _replace_dataset(folder, staged, LabDataset(folder, metadata, rows), update.new)
     return IngestResult(
         lab=metadata.lab,
@@ -464,6 +469,14 @@ def _renumber(numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
     return table[places[1:]].reshape(numbers.shape)
 
 
+def _mask_of(image: CheckedImage, staged: Path, dataset: LabDataset | None) -> Path | None:
+    """File of the mask of an incoming image: the incoming one, or that of the dataset."""
+    files = [staged / "masks" / f"{image.name}.png"]
+    if dataset is not None:
+        files += [dataset.mask_path(row) for row in dataset.rows if row.sha256 == image.sha256 and row.mask is not None]
+    return next((file for file in files if file.is_file()), None)
+
+
 def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[str, str]) -> None:
     """Complete the new folder with the files of the old one, and let it replace the old one."""
     building, old = staged.parent, folder.with_name(f".{folder.name}.old")
@@ -476,7 +489,9 @@ def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[
             link_or_copy(folder / path, building / path)
     for row in dataset.rows:
         file = f"{INSTANCES}/{Path(row.image).name}"
-        found = staged / new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else folder / file
+        found = staged / (new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else file)
+        if row.mask not in new and not found.is_file():
+            found = folder / file
         if found.is_file():
             (building / INSTANCES).mkdir(exist_ok=True)
             link_or_copy(found, building / file)

@@ -101,6 +101,7 @@ class LabMetadata(BaseModel):
         masks: What the values of raster masks mean.
         palette: Colors of color masks by class, as three numbers or ``#rrggbb``; ``ignore`` is another name there.
         cells: Which outline of QuPath's cells is the object.
+        instances: Classes whose objects are numbered in ``instances/``, and are separated where they touch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +114,7 @@ class LabMetadata(BaseModel):
     scanner: _Text | None = None
     bit_depth: int | None = None
     labelled: bool = False
+    instances: tuple[_Text, ...] = ()
     class_names: dict[_Text, tuple[_Text, ...]] = {}
     regions: tuple[_Text, ...] | Literal["image"] = ("Region*",)
     ignored_classes: tuple[_Text, ...] = ("Ignore*",)
@@ -209,6 +211,14 @@ class LabMetadata(BaseModel):
         if mpp is not None and not (math.isfinite(mpp) and low <= mpp <= high):
             raise ValueError(f"expected {low} to {high} microns per pixel, or null when unknown, got {mpp}")
         return mpp
+
+    @model_validator(mode="after")
+    def _valid_instances(self) -> Self:
+        if unknown := sorted(set(self.instances) - set(self.classes[1:])):
+            raise ValueError(
+                f"instances: expected foreground classes out of {', '.join(self.classes[1:])}, got {', '.join(unknown)}"
+            )
+        return self
 
 
 def read_lab_metadata(folder: Path | str, *, lab: str | None = None, roots: Iterable[Path] = ()) -> LabMetadata:

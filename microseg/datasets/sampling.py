@@ -17,10 +17,14 @@ from PIL import Image
 from scipy import ndimage
 
 from microseg.annotations.index_masks import IGNORE, read_mask
+from microseg.annotations.instance_masks import read_instances
+from microseg.datasets.interior import MARGIN, interior_map
 from microseg.errors import DataError
 from microseg.slides.images import read_image, write_png
 
 __all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
+
+_Interior = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Sample:
         zoom: Factor by which the image is enlarged before cropping: its microns per pixel over the model's.
         focus: Left, upper, right and lower edge of a region, in pixels of the image, that every crop overlaps; None
             for crops from anywhere.
+        instances: Path of its numbered objects; None where there are none.
     """
 
     image: Path
     mask: Path | None = None
     zoom: float = 1.0
     focus: tuple[int, int, int, int] | None = None
+    instances: Path | None = None
 
 
 class Crops(NamedTuple):
@@ -47,10 +53,13 @@ class Crops(NamedTuple):
     Attributes:
         images: (B, 3, S, S) float32 in 0..1.
         masks: (B, S, S) int64 class indices, 255 where ignored; None if any of the images is unlabelled.
+        interior: (B, S, S) float32, how far each pixel lies inside its object, see `interior_map`; NaN for images
+            without numbered objects and where the mask is ignored, None if no image has numbered objects.
     """
 
     images: torch.Tensor
     masks: torch.Tensor | None
+    interior: torch.Tensor | None = None
 
 
 class CropSampler:
@@ -89,7 +98,8 @@ class CropSampler:
         self.samples = tuple(samples)
         self.size, self.batch, self.seed, self.zoom = size, batch, seed, zoom
         self.labelled = all(sample.mask is not None for sample in samples)
-        self._cache: OrderedDict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]] = OrderedDict()
+        self._numbered = self.labelled and any(sample.instances is not None for sample in samples)
+        self._cache: OrderedDict[int, _Arrays] = OrderedDict()
         self._cached_bytes, self._cache_bytes = 0, cache_bytes
 
     def draw(self, step: int, *, rank: int = 0, world: int = 1) -> Crops:
@@ -111,32 +121,35 @@ class CropSampler:
             raise DataError(
                 f"Expected at least one crop a process, got a batch of {self.batch} for {world} processes: enlarge it."
             )
-        images, masks = [], []
+        images, masks, interiors = [], [], []
         for index in range(step * self.batch + rank, (step + 1) * self.batch, world):
-            image, mask = self._crop(index)
+            image, mask, interior = self._crop(index)
             images.append(image)
             masks.append(mask)
+            interiors.append(_known_interior(mask, interior) if self._numbered else None)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
         labels = torch.from_numpy(np.stack([m for m in masks if m is not None])).long() if self.labelled else None
-        return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels)
+        inside = torch.from_numpy(np.stack([i for i in interiors if i is not None])) if self._numbered else None
+        return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels, inside)
 
     def unlabelled(self) -> "CropSampler":
         """Sampler of the same crops without masks."""
-        samples = [replace(sample, mask=None) for sample in self.samples]
+        samples = [replace(sample, mask=None, instances=None) for sample in self.samples]
         options = {"size": self.size, "batch": self.batch, "seed": self.seed, "cache_bytes": self._cache_bytes}
         return CropSampler(samples, zoom=self.zoom, **options)
 
-    def _crop(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    def _crop(self, index: int) -> "_Arrays":
         epoch, position = divmod(index, len(self.samples))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
         sample = int(order[position])
         rng = np.random.default_rng((self.seed, 1, index))
-        image, mask = self._read(sample)
+        image, mask, interior = self._read(sample)
         zoom = self.samples[sample].zoom * np.exp(rng.uniform(*np.log(self.zoom)))
         side = self.size / zoom  # of the window, in the image's own pixels
         before = image.shape
         image = _pad_to(image, int(np.ceil(side)))
         mask = None if mask is None else _pad_to(mask, int(np.ceil(side)))
+        interior = None if interior is None else _pad_to(interior, int(np.ceil(side)))
         top = rng.uniform(0, image.shape[0] - side)
         left = rng.uniform(0, image.shape[1] - side)
         if (focus := self.samples[sample].focus) is not None:
@@ -150,20 +163,28 @@ class CropSampler:
             turned = np.rot90(np.asarray(window), turns)
             return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
 
-        nearest = Image.Resampling.NEAREST
-        return cut(image, Image.Resampling.BILINEAR), None if mask is None else cut(mask, nearest)
+        nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
+        return (
+            cut(image, bilinear),
+            None if mask is None else cut(mask, nearest),
+            None if interior is None else cut(interior, bilinear),
+        )
 
-    def _read(self, sample: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    def _read(self, sample: int) -> "_Arrays":
         if sample in self._cache:
             self._cache.move_to_end(sample)
             return self._cache[sample]
         paths = self.samples[sample]
-        pair = read_image(paths.image), None if paths.mask is None or not self.labelled else read_mask(paths.mask)
-        if pair[1] is not None and pair[0].shape[:2] != pair[1].shape:
-            raise DataError(
-                f"Expected mask {paths.mask} to have the size of its image, {pair[0].shape[:2]}, got {pair[1].shape}: "
-                "ingest the lab again, which rejects such pairs."
-            )
+        image = read_image(paths.image)
+        mask = None if paths.mask is None or not self.labelled else read_mask(paths.mask)
+        objects = None if paths.instances is None or not self.labelled else read_instances(paths.instances)
+        for file, labels in ((paths.mask, mask), (paths.instances, objects)):
+            if labels is not None and labels.shape != image.shape[:2]:
+                raise DataError(
+                    f"Expected mask {file} to have the size of its image, {image.shape[:2]}, got {labels.shape}: "
+                    "ingest the lab again, which rejects such pairs."
+                )
+        pair = image, mask, None if objects is None else interior_map(objects, MARGIN / paths.zoom)
         self._cache[sample] = pair
         self._cached_bytes += _bytes(pair)
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
@@ -203,8 +224,20 @@ def _start(rng: np.random.Generator, side: float, length: int, padding: int, foc
     return float(rng.uniform(max(0.0, point - side), min(point, length - side)))
 
 
-def _bytes(pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]) -> int:
-    return pair[0].nbytes + (0 if pair[1] is None else pair[1].nbytes)
+_Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]
+"""An image, its mask, and the interior of its objects in 255ths."""
+
+
+def _known_interior(mask: npt.NDArray[np.uint8] | None, interior: npt.NDArray[np.uint8] | None) -> _Interior:
+    """The interior in 0..1, NaN where it is not known."""
+    assert mask is not None
+    if interior is None:
+        return np.full(mask.shape, np.nan, np.float32)
+    return np.where(mask == IGNORE, np.float32(np.nan), interior / np.float32(255))
+
+
+def _bytes(arrays: _Arrays) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _pad_to(array: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:

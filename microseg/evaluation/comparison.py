@@ -170,7 +170,14 @@ def _evaluate(
     ready, classes = engine(network), network.config.classes
     scores = {
         lab.metadata.lab: mean_scores(
-            score(ready.probabilities, lab_references(lab, "test"), classes, on_image, objects=True)
+            score(
+                ready.outputs,
+                lab_references(lab, "test"),
+                classes,
+                on_image,
+                objects=True,
+                label=ready.label_objects,
+            )
         )
         for lab in source
     }
@@ -195,7 +202,7 @@ def _evaluate(
             )
         references = [reference for split in _HELD_OUT for reference in lab_references(target, split)]
         if references:
-            table = score(ready.probabilities, references, classes, on_image, objects=True)
+            table = score(ready.outputs, references, classes, on_image, objects=True, label=ready.label_objects)
             scores[target.metadata.lab] = mean_scores(table)
             slides = [reference.slide or reference.name for reference in references]
             target_dice = pd.Series(table["dice"].to_numpy(float), slides)

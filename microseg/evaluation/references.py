@@ -10,10 +10,12 @@ import pandas as pd
 from scipy.special import ndtr, stdtrit
 
 from microseg.annotations.index_masks import IGNORE, read_mask
+from microseg.annotations.instance_masks import INSTANCES, read_instances
 from microseg.datasets.checks import check_pair
 from microseg.datasets.dataset import LabDataset, Split
 from microseg.datasets.lab import LabMetadata, image_key, image_name
 from microseg.errors import LabError
+from microseg.evaluation.detection import count_error, detection_f1, mean_detection_f1, panoptic_quality
 from microseg.evaluation.objects import ObjectOverlap
 from microseg.evaluation.overlap import boundary_dice, dice
 from microseg.outputs.objects import label_objects
@@ -21,6 +23,7 @@ from microseg.registry.evidence import ConfidenceInterval
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
 
 __all__ = [
+    "LabelObjects",
     "Reference",
     "Segment",
     "bootstrap_interval",
@@ -30,10 +33,21 @@ __all__ = [
     "score",
 ]
 
-_OBJECT_METRICS = ("object_f1", "object_dice", "aji")
+_OBJECT_METRICS: Mapping[str, Callable[[ObjectOverlap], float]] = {
+    "object_f1": ObjectOverlap.f1,
+    "object_dice": ObjectOverlap.dice,
+    "aji": ObjectOverlap.aggregated_jaccard,
+    "f1_at_50": detection_f1,
+    "mean_f1": mean_detection_f1,
+    "panoptic_quality": panoptic_quality,
+    "count_error": count_error,
+}
 
 Segment = Callable[[npt.NDArray[np.uint8], float | None], npt.NDArray[np.float32]]
-"""RGB image (H, W, 3) and its microns per pixel → class probabilities (K, H, W)."""
+"""RGB image (H, W, 3) and its microns per pixel → class probabilities (K, H, W); maps of the network may follow."""
+
+LabelObjects = Callable[[npt.NDArray[np.float32], float | None], npt.NDArray[np.int32]]
+"""What `Segment` returned for an image, and its microns per pixel → number of the object at each pixel (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Reference:
         mask: File of its class indices.
         mpp: Pixel size in microns per pixel; None if unknown.
         slide: Slide or patient; empty if unknown.
+        instances: File of its numbered objects; None: objects are the connected regions of the mask.
     """
 
     name: str
@@ -53,18 +68,21 @@ class Reference:
     mask: Path
     mpp: float | None
     slide: str = ""
+    instances: Path | None = None
 
 
 def lab_references(lab: LabDataset, split: Split) -> tuple[Reference, ...]:
     """Return the labelled images of one split of a lab's dataset."""
     return tuple(
-        Reference(Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp, row.group)
+        Reference(
+            Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp, row.group, lab.instances_path(row)
+        )
         for row in lab.select(split=split, labelled=True)
     )
 
 
 def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...]:
-    """Return the held-out test images of a lab and their masks, in ``<folder>/test``, if there are some.
+    """Return the held-out test images of a lab, their masks and numbered objects, in ``<folder>/test``, if any.
 
     They are in no dataset, so no training can use them.
 
@@ -81,6 +99,8 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
     if card.masks != "index":
         raise LabError(f"{masks}: expected class indices, got masks: {card.masks}. Save them as class indices.")
     mask_files = {image_key(image_name(path)): path for path in _image_files(masks)}
+    instances = folder / "test" / INSTANCES
+    numbered = {image_key(image_name(path)): path for path in _image_files(instances)} if instances.is_dir() else {}
     references = []
     for path in _image_files(images):
         name = image_name(path)
@@ -93,7 +113,8 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
         if isinstance(checked, dict):
             file, reason = next(iter(checked.items()))
             raise LabError(f"{file}: {reason.removeprefix(f'{file}: ')}")
-        references.append(Reference(name, path, mask, checked.mpp or card.mpp))
+        numbers = numbered.get(image_key(name))
+        references.append(Reference(name, path, mask, checked.mpp or card.mpp, instances=numbers))
     return tuple(references)
 
 
@@ -113,6 +134,7 @@ def score(
     on_image: Callable[[str], None] = lambda _name: None,
     *,
     objects: bool = False,
+    label: LabelObjects | None = None,
 ) -> pd.DataFrame:
     """Score the segmentation of every image against its reference mask.
 
@@ -121,12 +143,16 @@ def score(
         references: The images and masks.
         classes: Names of the classes, background first.
         on_image: Called with the name of each scored image.
-        objects: Whether to compute object metrics of the connected components of each class, too.
+        objects: Whether to compute object metrics, too: of numbered objects where the reference has them, else of the
+            connected regions of each class.
+        label: Separates the predicted objects; None: they are the connected regions of each class.
 
     Returns:
         One row per image: ``image``, ``dice`` (mean over the foreground classes), ``boundary_dice`` (2 px) and
-        ``dice_<class>``; with ``objects`` also ``object_f1``, ``object_dice`` and ``aji`` (means over the foreground
-        classes), and each of them as ``<metric>_<class>``. NaN for a class that neither mask has.
+        ``dice_<class>``; with ``objects`` also ``object_f1``, ``object_dice`` and ``aji`` (see `ObjectOverlap`),
+        ``f1_at_50``, ``mean_f1``, ``panoptic_quality`` and ``count_error`` (see `microseg.evaluation.detection`), which
+        are means over the foreground classes, and each of them as ``<metric>_<class>``. NaN for a class that neither
+        mask has.
     """
     names = classes[1:]
     columns = ["image", "dice", "boundary_dice", *(f"dice_{name}" for name in names)]
@@ -134,7 +160,8 @@ def score(
         columns += [*_OBJECT_METRICS, *(f"{metric}_{name}" for metric in _OBJECT_METRICS for name in names)]
     rows: list[dict[str, object]] = []
     for reference in references:
-        prediction = segment(read_image(reference.image), reference.mpp).argmax(0).astype(np.uint8)
+        outputs = segment(read_image(reference.image), reference.mpp)
+        prediction = outputs[: len(classes)].argmax(0).astype(np.uint8)
         truth = read_mask(reference.mask)
         ignored = truth == IGNORE
         overlap = dice(prediction, truth, len(classes))[1:]
@@ -143,23 +170,35 @@ def score(
         row["boundary_dice"] = _mean(np.array(boundaries))
         row |= {f"dice_{name}": float(value) for name, value in zip(names, overlap, strict=True)}
         if objects:
-            row |= _object_scores(np.where(ignored, IGNORE, prediction).astype(np.uint8), truth, names)
+            found = None if label is None else label(outputs, reference.mpp)
+            annotated = None if reference.instances is None else read_instances(reference.instances)
+            if annotated is not None and annotated.shape != truth.shape:
+                raise LabError(
+                    f"{reference.instances}: expected the size of its mask {truth.shape}, got {annotated.shape}."
+                )
+            row |= _object_scores(
+                np.where(ignored, IGNORE, prediction).astype(np.uint8), truth, names, found, annotated
+            )
         rows.append(row)
         on_image(reference.name)
     return pd.DataFrame(rows, columns=columns)
 
 
 def _object_scores(
-    prediction: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], names: Sequence[str]
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    names: Sequence[str],
+    found: npt.NDArray[np.int32] | None = None,
+    annotated: npt.NDArray[np.int32] | None = None,
 ) -> dict[str, float]:
-    """Object metrics of each class, and their means."""
-    found, annotated = label_objects(prediction), label_objects(truth)
+    """Object metrics of each class, and their means; objects are connected regions where they are not given."""
+    found = label_objects(prediction) if found is None else found
+    annotated = label_objects(truth) if annotated is None else annotated
     scores: dict[str, float] = {}
     for number, name in enumerate(names, 1):
         ours, theirs = np.where(prediction == number, found, 0), np.where(truth == number, annotated, 0)
         overlap = ObjectOverlap.between(ours, theirs)
-        values = (overlap.f1(), overlap.dice(), overlap.aggregated_jaccard())
-        scores |= {f"{metric}_{name}": value for metric, value in zip(_OBJECT_METRICS, values, strict=True)}
+        scores |= {f"{metric}_{name}": measure(overlap) for metric, measure in _OBJECT_METRICS.items()}
     means = {metric: _mean(np.array([scores[f"{metric}_{name}"] for name in names])) for metric in _OBJECT_METRICS}
     return means | scores
 

@@ -1,4 +1,4 @@
-"""The engine: from an image to class probabilities."""
+"""The engine: from an image to class probabilities, and to separated objects."""
 
 import itertools
 from collections import deque
@@ -19,6 +19,7 @@ from microseg.inference.backends.backend import create_backend
 from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
+from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
 from microseg.slides.pixel_size import model_zoom
 
 __all__ = ["Engine", "EngineOptions"]
@@ -56,6 +57,8 @@ class Engine:
 
     Attributes:
         classes: Names of the classes.
+        channels: Names of the channels of `outputs`: the classes, then the maps of the network's head.
+        instances: Indices of the classes whose touching objects are separated.
         mpp: Microns per pixel at which the network works; None if unknown.
         stride: Stride of the network.
         weights_sha256: SHA-256 of the network's weights, as in its ``network.json``; None without ``optimize``.
@@ -87,6 +90,8 @@ class Engine:
                 "device to cuda."
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
+        self.channels, self.instances = network.channels, network.config.instance_indices
+        self._smallest_instance = network.config.smallest_instance
         self.batch = batch
         self._tile, self._halo, self._half = tile, halo, chosen.type == "cuda" if half is None else half
         self.plan(1, 1)  # raises an error if tile, halo and stride do not fit
@@ -118,6 +123,16 @@ class Engine:
         Raises:
             DataError: The image is not uint8 RGB, or its pixel size differs from the model's by a factor above 16.
         """
+        return self.outputs(image, mpp)[: len(self.classes)]
+
+    def outputs(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+        """Class probabilities of every pixel of an image, and after them the maps of the head, in 0..1.
+
+        The arguments are those of `probabilities`, which this adds the maps to.
+
+        Shape:
+            (H, W, 3) → (K + M, H, W)
+        """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(
                 f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
@@ -128,9 +143,32 @@ class Engine:
         height, width = image.shape[:2]
         size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
         rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # as in training
-        small = torch.from_numpy(self._predict_tiles(rescaled))[None]  # (1, K, h, w)
-        full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K, H, W)
+        small = torch.from_numpy(self._predict_tiles(rescaled))[None]  # (1, K + M, h, w)
+        full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K + M, H, W)
         return np.asarray(full[0].numpy(), np.float32)
+
+    def separation(self, mpp: float | None = None) -> Separation:
+        """How the objects of an image with that pixel size are separated; see `zoom`."""
+        return Separation(self.instances, 1 / self.zoom(mpp), self._smallest_instance)
+
+    def label_objects(self, outputs: npt.NDArray[np.float32], mpp: float | None = None) -> npt.NDArray[np.int32]:
+        """Number the objects of an image; touching ones are separated where the network predicts instances.
+
+        Args:
+            outputs: From `outputs`.
+            mpp: Microns per pixel of the image.
+
+        Shape:
+            (K + M, H, W) → (H, W)
+
+        Returns:
+            See `separate_objects`.
+        """
+        mask = outputs[: len(self.classes)].argmax(axis=0).astype(np.uint8)
+        if not self.instances:
+            return label_objects(mask)
+        interior = interior_bytes(outputs[self.channels.index("interior")])
+        return separate_objects(mask, interior, self.separation(mpp))
 
     @property
     def parallel_tiles(self) -> int:
@@ -165,10 +203,10 @@ class Engine:
         return TilePlan(plan_spans(height, **options), plan_spans(width, **options))
 
     def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Class probabilities of tiles of one size, in order; some are computed ahead.
+        """Outputs of tiles of one size, in order; some are computed ahead.
 
         Shape:
-            each (h, w, 3) → (K, h, w)
+            each (h, w, 3) → (K + M, h, w)
 
         Raises:
             ModelError: They are not finite; their largest value would be the background, silently.
@@ -195,8 +233,8 @@ class Engine:
     def _predict_tiles(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         plan = self.plan(*image.shape[:2])
         predicted = self.predictions(cut_tile(image, tile) for tile in plan)
-        total = np.zeros((len(self.classes), *image.shape[:2]), np.float32)  # (K, H, W)
+        total = np.zeros((len(self.channels), *image.shape[:2]), np.float32)  # (K + M, H, W)
         for tile, part in zip(plan, predicted, strict=True):
-            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K, h', w')
+            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K + M, h', w')
             total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
         return total

@@ -25,6 +25,7 @@ from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance, Record, read_record
 from microseg.outputs.segmentation import Segmentation
+from microseg.outputs.stains import Stains
 from microseg.outputs.writers import load_writers
 from microseg.slides.identity import KnownHashes, source_sha256
 from microseg.slides.limited import image_mpp, is_slide, open_slide, read_image
@@ -52,9 +53,10 @@ class BatchOptions:
         skip_glass: Do not compute tiles of a slide that show bare glass.
         keep_existing: Skip images whose outputs exist, though another model or other settings made them.
         bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
+        stains: Stains that are measured in objects; see `KNOWN_STAINS`.
 
     Raises:
-        SettingsError: An output is unknown.
+        SettingsError: An output or a stain is unknown.
         PluginError: An output writer cannot be imported.
     """
 
@@ -64,9 +66,12 @@ class BatchOptions:
     skip_glass: bool = True
     keep_existing: bool = False
     bit_depth: int | None = None
+    stains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         load_writers(self.outputs)
+        if self.stains:
+            Stains.named(self.stains, ring=1)  # raises an error if one is unknown
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,9 @@ class ImagePipeline:
         with suppress(DataError):
             record = read_record(path)
             same = (record.source_sha256, record.mpp) == (sha256, mpp)
-            same = same and (self.options.keep_existing or _key(record.provenance) == _key(self.provenance))
+            kept = self.options.keep_existing
+            same = same and (kept or _key(record.provenance) == _key(self.provenance))
+            same = same and (kept or record.stains == tuple(self.options.stains))
             complete = all((self.out / file).is_file() for file in record.outputs.values())
             if same and complete and set(self.options.outputs) <= record.outputs.keys():
                 return record
@@ -193,6 +200,7 @@ class ImagePipeline:
                     reference=self.reference,
                     source=str(task.path),
                     source_sha256=source.sha256,
+                    stains=self.options.stains,
                 )
                 return found, source.pixels
         except _OutputError:
@@ -214,6 +222,7 @@ class ImagePipeline:
                 sha256=source.sha256,
                 reference=self.reference,
                 bit_depth=self.options.bit_depth,
+                stains=self.options.stains,
             )
         except OSError as error:  # a damaged slide raises ImageReadError
             raise _OutputError(error) from error
@@ -276,10 +285,12 @@ def segment_pixels(
     reference: ReferenceDistribution | None = None,
     source: str = "array",
     source_sha256: str | None = None,
+    stains: tuple[str, ...] = (),
 ) -> Segmentation:
     """Segment RGB pixels, (H, W, 3); the other arguments are recorded in the segmentation."""
     started = time.perf_counter()
-    probabilities = engine.probabilities(image, mpp)  # (K, H, W)
+    outputs = engine.outputs(image, mpp)  # (K + M, H, W)
+    probabilities = outputs[: len(engine.classes)]  # (K, H, W)
     return Segmentation(
         mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
         probabilities=probabilities,
@@ -290,6 +301,10 @@ def segment_pixels(
         source_sha256=source_sha256,
         seconds=round(time.perf_counter() - started, 3),
         ood_score=image_ood_score(reference, image, engine.zoom(mpp)),
+        instances=engine.label_objects(outputs, mpp) if engine.instances else None,
+        instance_classes=tuple(engine.classes[index] for index in engine.instances),
+        stains=stains,
+        pixels=image if stains else None,
     )
 
 

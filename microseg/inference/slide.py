@@ -42,6 +42,7 @@ def segment_slide(
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
     bit_depth: int | None = None,
+    stains: tuple[str, ...] = (),
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -60,6 +61,7 @@ def segment_slide(
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
         bit_depth: See `read_image`.
+        stains: Stains that are measured in objects; see `KNOWN_STAINS`.
 
     Returns:
         The record.
@@ -74,7 +76,8 @@ def segment_slide(
     with open_slide(path, bit_depth) as slide:
         size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
         confidence = ConfidenceSums()
-        view, tissue, strips = slide_strips(engine, slide, size, skip_glass=skip_glass, confidence=confidence)
+        options = {"skip_glass": skip_glass, "with_image": bool(stains)}
+        view, tissue, strips = slide_strips(engine, slide, size, confidence=confidence, **options)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.absolute()),
@@ -85,8 +88,11 @@ def segment_slide(
             step=(view.step_x, view.step_y),
             classes=engine.classes,
             provenance=provenance,
+            instances=tuple(engine.classes[index] for index in engine.instances),
+            stains=stains,
         )
-        with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True) as writer:
+        separation = engine.separation()  # of a mask with the model's pixel size
+        with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:
             _write_strips(strips, writer)
             summary = {
                 "tissue_fraction": None if tissue is None else tissue.fraction,
@@ -94,7 +100,8 @@ def segment_slide(
             }
             if (score := slide_ood_score(reference, view, tissue)) is not None:
                 summary["ood_score"] = score
-            return writer.finish(confidence, seconds=round(time.perf_counter() - started, 3), summary=summary)
+            seconds = round(time.perf_counter() - started, 3)
+            return writer.finish(confidence, seconds=seconds, summary=summary, tissue=summary["tissue_fraction"])
 
 
 def slide_strips(
@@ -104,6 +111,7 @@ def slide_strips(
     *,
     skip_glass: bool = True,
     confidence: ConfidenceSums | None = None,
+    with_image: bool = False,
 ) -> tuple[SlideView, TissueMap | None, Iterator[MaskStrip]]:
     """Segment a slide strip by strip, without writing files.
 
@@ -113,6 +121,7 @@ def slide_strips(
         mpp: Microns per pixel; None if unknown.
         skip_glass: See `segment_slide`.
         confidence: Updated with each computed block; None if not needed.
+        with_image: Whether strips have the pixels of the slide.
 
     Returns:
         The slide on the pixel grid of the mask; its tissue, None without ``skip_glass``; and the strips of the mask
@@ -136,7 +145,8 @@ def slide_strips(
             tile.rows.inner_stop / view.height,
         )
 
-    return view, tissue, stream_mask(engine, view, shows_tissue, confidence or ConfidenceSums())
+    sums = confidence or ConfidenceSums()
+    return view, tissue, stream_mask(engine, view, shows_tissue, sums, with_image=with_image)
 
 
 def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter) -> None:

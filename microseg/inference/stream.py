@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from microseg.inference.engine import Engine
 from microseg.inference.tiling import Span, Tile
+from microseg.models.separation import interior_bytes
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
@@ -27,32 +28,47 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def stream_mask(
-    engine: Engine, view: SlideView, selected: Callable[[Tile], bool], confidence: ConfidenceSums
+    engine: Engine,
+    view: SlideView,
+    selected: Callable[[Tile], bool],
+    confidence: ConfidenceSums,
+    *,
+    with_image: bool = False,
 ) -> Iterator[MaskStrip]:
     """Segment a slide from top to bottom.
 
-    The mask equals that of `Engine.probabilities` for the same pixels, except in tiles that are not selected: these are
-    background, into which the neighboring tiles are blended.
+    The mask, and the interior where the network predicts it, equal those of `Engine.outputs` for the same pixels,
+    except in tiles that are not selected: these are background, into which the neighboring tiles are blended.
 
     Args:
         engine: The network.
         view: The slide at the model's pixel size.
         selected: Whether a tile is computed.
         confidence: Updated with each computed block.
+        with_image: Whether strips have the pixels of the slide; white where nothing was computed.
 
     Yields:
         All rows of the view, in order, with their confidence as uint8; 0 where nothing was computed.
     """
     plan = engine.plan(view.height, view.width)
+    interior = engine.channels.index("interior") if engine.instances else None
     chosen = dict.fromkeys(tile for tile in plan if selected(tile))  # a set that keeps the order
-    computed = _predictions(engine, view, list(chosen))
+    pixels: deque[npt.NDArray[np.uint8]] | None = deque() if with_image else None
+    computed = _predictions(engine, view, list(chosen), pixels)
     above: list[Probabilities | None] = [None] * len(plan.columns)
     for number, row in enumerate(plan.rows):
-        blender = _Row(row, _final(plan.rows, number, view.height), len(engine.classes), view.width, confidence)
+        final = _final(plan.rows, number, view.height)
+        blender = _Row(row, final, len(engine.classes), len(engine.channels), view.width, confidence, interior)
+        image = np.full((final, view.width, 3), 255, np.uint8) if with_image else None
         for column, span in enumerate(plan.columns):
-            predicted = next(computed) if Tile(row, span) in chosen else None
-            above[column] = blender.add(span, _final(plan.columns, column, view.width), predicted, above[column])
-        yield MaskStrip(row.inner_start, blender.mask, blender.confidence)
+            predicted, width = None, _final(plan.columns, column, view.width)
+            if Tile(row, span) in chosen:
+                predicted = next(computed)
+                if image is not None and pixels is not None:
+                    inner = pixels.popleft()[row.inner_of_tile, span.inner_of_tile]
+                    image[:, span.inner_start : span.inner_start + width] = inner[:final, :width]
+            above[column] = blender.add(span, width, predicted, above[column])
+        yield MaskStrip(row.inner_start, blender.mask, blender.confidence, interior=blender.interior, image=image)
 
 
 @dataclass
@@ -62,15 +78,20 @@ class _Row:
     span: Span
     final: int  # rows that no later row of tiles contributes to
     classes: int
+    channels: int
     width: int
     total: ConfidenceSums
+    interior_channel: int | None = None
     left: Probabilities | None = None  # contribution of the previous tile to the shared columns
     mask: npt.NDArray[np.uint8] = field(init=False)
     confidence: npt.NDArray[np.uint8] = field(init=False)
+    interior: npt.NDArray[np.uint8] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.mask = np.zeros((self.final, self.width), np.uint8)
         self.confidence = np.zeros((self.final, self.width), np.uint8)
+        if self.interior_channel is not None:
+            self.interior = np.zeros((self.final, self.width), np.uint8)
 
     def add(
         self, span: Span, final: int, predicted: Probabilities | None, above: Probabilities | None
@@ -80,17 +101,17 @@ class _Row:
         Args:
             span: Columns of the tile.
             final: Number of columns that no later tile of this row contributes to.
-            predicted: Probabilities, (K, h, w); None for a tile that is not computed.
-            above: Contribution of the row of tiles above to the shared rows, (K, fade, final).
+            predicted: Outputs, (K + M, h, w); None for a tile that is not computed.
+            above: Contribution of the row of tiles above to the shared rows, (K + M, fade, final).
 
         Returns:
-            Contribution of this row to the rows shared with the row of tiles below, (K, fade, final).
+            Contribution of this row to the rows shared with the row of tiles below, (K + M, fade, final).
         """
         if predicted is None and self.left is None and above is None:
             return None
         weights = self.span.weights[:, None] * span.weights[None, :]  # (h', w')
         if predicted is None:
-            block = np.zeros((self.classes, *weights.shape), np.float32)
+            block = np.zeros((self.channels, *weights.shape), np.float32)
             block[0] = weights
         else:
             block = predicted[:, self.span.inner_of_tile, span.inner_of_tile] * weights  # (K, h', w')
@@ -111,17 +132,22 @@ class _Row:
         self._finish(block[:, : self.final], slice(span.inner_start, span.inner_start + final), predicted is not None)
         return block[:, self.final :].copy() if self.span.fade_out else None
 
-    def _finish(self, block: Probabilities, columns: slice, computed: bool) -> None:
+    def _finish(self, outputs: Probabilities, columns: slice, computed: bool) -> None:
+        block = outputs[: self.classes]  # (K, h, w)
         best = block.argmax(axis=0)  # (h, w)
         highest = np.take_along_axis(block, best[None], axis=0)[0]
         self.mask[:, columns] = best
+        if self.interior is not None:
+            self.interior[:, columns] = interior_bytes(outputs[self.interior_channel])
         if computed:
             self.confidence[:, columns] = (highest * 255 + 0.5).clip(0, 255)
             self.total.add(block, highest)
 
 
-def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iterator[Probabilities]:
-    """Probabilities of each tile, in order; tiles are read and computed ahead."""
+def _predictions(
+    engine: Engine, view: SlideView, tiles: Sequence[Tile], kept: deque[npt.NDArray[np.uint8]] | None
+) -> Iterator[Probabilities]:
+    """Outputs of each tile, in order; tiles are read and computed ahead, and their pixels added to ``kept``."""
     with ThreadPoolExecutor(_READERS) as readers:
         waiting = iter(tiles)
         reading: deque[Future[npt.NDArray[np.uint8]]] = deque()
@@ -135,6 +161,8 @@ def _predictions(engine: Engine, view: SlideView, tiles: Sequence[Tile]) -> Iter
             while reading:
                 pixels = reading.popleft().result()
                 read_ahead(1)
+                if kept is not None:
+                    kept.append(pixels)
                 yield pixels
 
         yield from engine.predictions(in_order())

@@ -1,8 +1,8 @@
 """Configuration of a network, which is stored as JSON beside its weights."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from microseg.config.params import ArchitectureSettings, Section
 
@@ -39,6 +39,8 @@ class NetworkConfig(ArchitectureSettings):
     """Standard deviation of each input channel that the encoder expects, for inputs in 0..1."""
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Microns per pixel at which the network was trained; None if unknown."""
+    smallest_instance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Area below which there is no object of the classes in ``instances``, in pixels at the model's scale."""
     encoder_weights: EncoderWeights | None = None
     """Origin of the encoder's initial weights; None for random ones."""
 
@@ -50,3 +52,16 @@ class NetworkConfig(ArchitectureSettings):
         if len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
             raise ValueError(f"expected distinct, non-empty class names, got {list(classes)}; rename the duplicates")
         return classes
+
+    @model_validator(mode="after")
+    def _check_instances(self) -> Self:
+        if unknown := sorted(set(self.instances) - set(self.classes[1:])):
+            raise ValueError(
+                f"instances: expected foreground classes ({', '.join(self.classes[1:])}), got {', '.join(unknown)}"
+            )
+        return self
+
+    @property
+    def instance_indices(self) -> tuple[int, ...]:
+        """Indices of the classes whose touching objects are separated."""
+        return tuple(self.classes.index(name) for name in self.instances)

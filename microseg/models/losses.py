@@ -7,7 +7,7 @@ from torch.nn import functional
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import ModelError
 
-__all__ = ["domain_loss", "segmentation_loss"]
+__all__ = ["domain_loss", "interior_loss", "segmentation_loss"]
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Tensor:
@@ -41,6 +41,24 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) 
     log_probabilities = logits.log_softmax(dim=1)  # (B, K, H, W)
     cross_entropy = functional.nll_loss(log_probabilities, target.long(), ignore_index=IGNORE)
     return cross_entropy + dice_weight * (1 - _soft_dice(log_probabilities.exp(), target, valid))
+
+
+def interior_loss(logits: Tensor, interior: Tensor) -> Tensor:
+    """Binary cross entropy of the interior of objects, averaged over the pixels where it is known.
+
+    Args:
+        logits: Logits of the interior.
+        interior: How far each pixel lies inside its object, 0..1; NaN where unknown.
+
+    Shape:
+        (B, H, W) and (B, H, W) → ()
+
+    Returns:
+        The loss; 0, with a gradient of 0, where it is known nowhere.
+    """
+    known = ~interior.isnan()  # (B, H, W)
+    losses = functional.binary_cross_entropy_with_logits(logits, interior.nan_to_num(), reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 def domain_loss(logits: Tensor, target_domain: bool) -> Tensor:

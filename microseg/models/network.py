@@ -18,17 +18,21 @@ from microseg.plugins import load_plugin
 __all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork", "configure_network"]
 
 
-def configure_network(settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None) -> NetworkConfig:
+def configure_network(
+    settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None, *, smallest_instance: float = 0.0
+) -> NetworkConfig:
     """Configure a network for some classes and a pixel size, with the normalization that its encoder expects.
 
     Args:
         settings: The architecture.
         classes: Class names in order of their index, background first.
         mpp: Microns per pixel at which the network is trained; None if unknown.
+        smallest_instance: Area below which there is no instance, in pixels at that scale.
     """
     encoder = build_encoder(settings)
     architecture = {name: getattr(settings, name) for name in ArchitectureSettings.model_fields}
-    return NetworkConfig(classes=tuple(classes), mpp=mpp, mean=encoder.mean, std=encoder.std, **architecture)
+    meaning = {"classes": tuple(classes), "mpp": mpp, "smallest_instance": smallest_instance}
+    return NetworkConfig(mean=encoder.mean, std=encoder.std, **meaning, **architecture)
 
 
 class Features(NamedTuple):
@@ -59,14 +63,15 @@ class PyramidSegmenter(nn.Module):
         stride: Input pixels per location of the encoder's last output.
         pyramid_channels: Input channels of `ImageDomainClassifier`.
         decoder_channels: Channels of the decoder levels, deepest first: the input of `FeatureDomainClassifier`.
+        channels: Names of the channels of the head's outputs: the classes, then its maps.
 
     Shape:
-        (B, 3, H, W), float, in 0..1 → (B, K, H, W), logits
+        (B, 3, H, W), float, in 0..1 → (B, P, H, W), the head's prediction: logits of the K classes, of further maps
 
     Raises:
         PluginError: No head has that name.
-        ModelError: The encoder is unknown, ``decoder_channels`` have another number than its levels, or the input has
-            another shape.
+        ModelError: The encoder is unknown, ``decoder_channels`` have another number than its levels, the head cannot
+            separate instances, or the input has another shape.
 
     Reference:
         Hou, Liu, et al., "Dual adaptive pyramid network for cross-stain histopathology image segmentation",
@@ -86,8 +91,14 @@ class PyramidSegmenter(nn.Module):
         self.stride = self.encoder.strides[-1]
         self.pyramid = PyramidPooling(channels[-1], config.pyramid_channels, config.pyramid_bins)
         self.decoder = PyramidDecoder(channels, config.pyramid_channels, self.decoder_channels)
-        head_type: type[Head] = load_plugin("microseg.heads", config.head)
+        head_type: type[Head] = load_plugin("microseg.heads", config.head_in_use)
+        if config.instances and "interior" not in head_type.maps:
+            raise ModelError(
+                f"expected a head that separates instances ({', '.join(config.instances)}), got {config.head_in_use}; "
+                "set network.head to instance, or network.instances to []"
+            )
         self.head = head_type(self.decoder_channels, len(config.classes))
+        self.channels = (*config.classes, *head_type.maps)
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
@@ -126,17 +137,21 @@ class SoftmaxNetwork(nn.Module):
 
     The pyramid pooling module covers the whole tile, so an exported graph is for tiles of one size.
 
+    Attributes:
+        channels: Names of the output's channels: the classes, then the maps of the head.
+
     Shape:
-        (B, 3, T, T), float32, in 0..1 → (B, K, T, T), probabilities
+        (B, 3, T, T), float32, in 0..1 → (B, K + M, T, T), probabilities and the head's maps
     """
 
     def __init__(self, network: PyramidSegmenter) -> None:
         super().__init__()
         self.network = network
+        self.channels = network.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities of each class at each pixel."""
-        return self.network.head.probabilities(self.network(x))  # (B, K, T, T)
+        """Probabilities of each class at each pixel, and the head's maps."""
+        return self.network.head.outputs(self.network(x))  # (B, K + M, T, T)
 
 
 def _pad_axis(x: Tensor, *, axis: int, multiple: int) -> Tensor:

@@ -1,7 +1,9 @@
 """The results of a batch: images, counts, and tables of all objects and all images."""
 
-import csv as csv_text
+import itertools
 from collections.abc import Collection, Mapping, Sequence
+from csv import DictReader, DictWriter
+from csv import reader as csv_reader
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -172,7 +174,13 @@ def finish_batch(
 
 def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Sequence[Mapping[str, str]]) -> None:
     rows = [
-        {"image": Path(r.source).name, "name": r.name, "source": r.source, "width": r.width, "height": r.height}
+        {
+            "image": Path(r.source).name,
+            "name": r.name,
+            "source": r.source,
+            "width": r.width,
+            "height": r.height,
+        }
         | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "model": r.provenance.model, "sha256": r.source_sha256}
         for r in records
     ]
@@ -187,40 +195,56 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
         images.to_parquet(part, index=False)
     if summary.measurements is not None:
         with atomic_write(summary.measurements) as part:
-            _join_tables([(summary.out / it.outputs["objects"], it.provenance.model) for it in records], part)
+            columns = _join_tables([(summary.out / it.outputs["objects"], it.provenance.model) for it in records], part)
         with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
-            _write_parquet(summary.measurements, part)
+            _write_parquet(summary.measurements, part, columns)
     provenance = {record.provenance.model: record.provenance for record in records}
     facts = {"kind": "microseg batch 1", **asdict(summary), "created": datetime.now(UTC), "provenance": provenance}
     facts["records"] = [f"{record.name}.json" for record in records]
     write_text_file(summary.record, to_json(facts, indent=2, inf_nan_mode="null").decode() + "\n")
 
 
-def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> None:
-    """Concatenate CSV tables of objects, a line at a time; those of microseg 0.1 lack the model, the last column.
+def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> tuple[str, ...]:
+    """Concatenate CSV tables of objects, a line at a time.
+
+    Values of columns that a table does not have are empty: those of an earlier microseg, or of stains that were not
+    measured. Tables of microseg 0.1 lack the model.
+
+    Returns:
+        The columns: those of all objects, then those of stains.
 
     Raises:
-        DataError: A table has other columns.
+        DataError: A table has columns that no measurement has.
     """
-    header = ",".join(OBJECT_COLUMNS)
-    without_model = header.removesuffix(",model")
-    with path.open("w", encoding="utf-8") as joined:
-        joined.write(f"{header}\n")
-        for table, model in tables:
-            with table.open(encoding="utf-8") as lines:
-                found = next(lines, "").rstrip("\n")
-                if found not in (header, without_model):
-                    raise DataError(f"{table}: expected the columns {header}, got {found}. Segment its image again.")
-                if found == header:
+    headers = [_header(table) for table, _ in tables]
+    columns = tuple(dict.fromkeys([*OBJECT_COLUMNS, *itertools.chain.from_iterable(headers)]))
+    with path.open("w", encoding="utf-8", newline="") as joined:
+        joined.write(",".join(columns) + "\n")
+        writer = DictWriter(joined, columns, lineterminator="\n")
+        for (table, model), header in zip(tables, headers, strict=True):
+            with table.open(encoding="utf-8", newline="") as lines:
+                if header == columns:
+                    next(lines, None)
                     joined.writelines(lines)
                 else:
-                    rows = csv_text.reader(lines)
-                    csv_text.writer(joined, lineterminator="\n").writerows([*row, model] for row in rows)
+                    writer.writerows({"model": model} | row for row in DictReader(lines))
+    return columns
 
 
-def _write_parquet(table: Path, path: Path) -> None:
+def _header(table: Path) -> tuple[str, ...]:
+    with table.open(encoding="utf-8", newline="") as lines:
+        header = tuple(next(csv_reader(lines), ()))
+    if unknown := [name for name in header if name not in OBJECT_COLUMNS and "_od_" not in name]:
+        raise DataError(
+            f"{table}: expected the columns {','.join(OBJECT_COLUMNS)}, got also {','.join(unknown)}. Segment its image "
+            "again."
+        )
+    return header
+
+
+def _write_parquet(table: Path, path: Path, columns: Sequence[str]) -> None:
     """Convert the table of objects to Parquet, a block at a time."""
-    types = {column: _TYPES.get(column, pa.float64()) for column in OBJECT_COLUMNS}
+    types = {column: _TYPES.get(column, pa.float64()) for column in columns}
     options = csv.ConvertOptions(column_types=types)
     reader = csv.open_csv(table, convert_options=options)
     with parquet.ParquetWriter(path, pa.schema(list(types.items()))) as writer:

@@ -1,4 +1,4 @@
-"""Label images (OME-TIFF with pyramid levels) and class probabilities (TIFF)."""
+"""Label images of classes and of objects (OME-TIFF with pyramid levels), and class probabilities (TIFF)."""
 
 import uuid
 import zlib
@@ -15,26 +15,28 @@ from microseg.outputs.overlay import color_table
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 
-__all__ = ["LabelImageWriter", "ProbabilitiesWriter"]
+__all__ = ["InstanceImageWriter", "LabelImageWriter", "ProbabilitiesWriter"]
 
 _TILE = 512  # side of the largest tile in pixels
 _COMPRESSION = 5  # zlib level, of 9
 _IN_MEMORY = 2**23  # bytes of a level's compressed tiles before they are moved to a temporary file
-_BIG_TIFF = 2**31  # pixels from which a file may exceed the 4 GB of classic TIFF
+_BIG_TIFF = 2**31  # bytes of pixels from which a file may exceed the 4 GB of classic TIFF
+
+Labels = npt.NDArray[np.uint8] | npt.NDArray[np.int32] | npt.NDArray[np.unsignedinteger]
 
 
 class _Level:
     """Tiles of one pyramid level, compressed as soon as their rows are complete."""
 
-    def __init__(self, width: int, height: int, tile: int, folder: Path) -> None:
+    def __init__(self, width: int, height: int, tile: int, folder: Path, dtype: type[np.unsignedinteger]) -> None:
         self.width, self.height, self._tile = width, height, tile
         self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 (closed by `close`)
         self._lengths: list[int] = []
-        self._rows = np.zeros((tile, -(-width // tile) * tile), np.uint8)
+        self._rows = np.zeros((tile, -(-width // tile) * tile), dtype)
         self.filled = 0  # rows that are not in a tile yet
-        self._empty = zlib.compress(bytes(tile * tile), _COMPRESSION)
+        self._empty = zlib.compress(np.zeros((tile, tile), dtype).tobytes(), _COMPRESSION)
 
-    def add(self, rows: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    def add(self, rows: Labels) -> Iterator[Labels]:
         """Add rows, (n, W), and yield every second pixel of each completed row of tiles."""
         while len(rows):
             count = min(len(rows), self._tile - self.filled)
@@ -43,7 +45,7 @@ class _Level:
             if self.filled == self._tile:
                 yield self.flush()
 
-    def flush(self) -> npt.NDArray[np.uint8]:
+    def flush(self) -> Labels:
         """Compress the current rows as a row of tiles, and return every second pixel of them."""
         half = self._rows[: self.filled : 2, : self.width : 2].copy()
         for left in range(0, self._rows.shape[1], self._tile):
@@ -64,50 +66,52 @@ class _Level:
         self._file.close()
 
 
-class LabelImageWriter(OutputWriter):
-    """Writes the mask as a tiled label image with levels of half the size each, down to one tile.
+class _Pyramid:
+    """A tiled label image with levels of half the size each, down to one tile.
 
-    Smaller levels hold every second pixel of the level before: class indices cannot be averaged. The file has the pixel
-    size, the model and version (OME ``Description``), the names of the classes (OME ``MapAnnotation``) and their colors
-    (palette).
+    Smaller levels hold every second pixel of the level before: labels cannot be averaged. The file has the pixel size,
+    the model and version (OME ``Description``) and the names of the classes (OME ``MapAnnotation``).
+
+    Args:
+        path: File to write; temporary files are created beside it.
+        image: The image.
+        dtype: Type of the labels.
     """
 
-    suffix = ".labels.tif"
-
-    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
-        super().__init__(path, image, thumbnail)
+    def __init__(self, path: Path, image: ImageInfo, dtype: type[np.unsignedinteger]) -> None:
+        self._path, self._image, self._dtype = path, image, dtype
         height, width = image.mask_shape
         self._tile = min(_TILE, -(-max(width, height) // 16) * 16)  # TIFF requires multiples of 16
         self._levels: list[_Level] = []
         while not self._levels or max(self._levels[-1].width, self._levels[-1].height) > self._tile:
-            self._levels.append(_Level(width, height, self._tile, path.parent))
+            self._levels.append(_Level(width, height, self._tile, path.parent, dtype))
             width, height = -(-width // 2), -(-height // 2)
 
-    def add_strip(self, strip: MaskStrip) -> None:
+    def add(self, rows: Labels, number: int = 0) -> None:
         """Add rows to the finest level, and to the others as their rows are complete."""
-        self._add(0, strip.mask)
+        if number < len(self._levels):
+            for half in self._levels[number].add(rows):
+                self.add(half, number + 1)
 
-    def finish(self) -> None:
-        """Write the file."""
+    def write(self, kind: str, **options: Any) -> None:
+        """Write the file; options are those of tifffile. ``kind`` tells files of one image apart."""
         for number, level in enumerate(self._levels):
             if level.filled:
-                self._add(number + 1, level.flush())
-        mpp = self.image.label_mpp
-        colors = color_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
-        options: dict[str, Any] = {"tile": (self._tile, self._tile), "compression": "zlib", "dtype": np.uint8}
-        options |= {"photometric": "palette", "colormap": colors}
-        classes = {str(index): name for index, name in enumerate(self.image.classes)}
-        provenance = self.image.provenance
-        origin = f"{self.image.source_sha256 or self.image.source} {provenance.model} {provenance.weights_sha256}"
+                self.add(level.flush(), number + 1)
+        mpp = self._image.label_mpp
+        options |= {"tile": (self._tile, self._tile), "compression": "zlib", "dtype": self._dtype}
+        classes = {str(index): name for index, name in enumerate(self._image.classes)}
+        provenance = self._image.provenance
+        origin = f"{self._image.source_sha256 or self._image.source} {provenance.model} {provenance.weights_sha256}"
         description = f"Segmented with {provenance.model}"
         metadata: dict[str, Any] = {"axes": "YX", "MapAnnotation": classes, "Description": description}
-        metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, origin)}"  # the same file each time
+        metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, origin + kind)}"  # the same file each time
         if mpp is not None:
             metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"}
             metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
         first: dict[str, Any] = {"subifds": len(self._levels) - 1, "metadata": metadata, "software": "microseg"}
-        big = self._levels[0].width * self._levels[0].height >= _BIG_TIFF
-        with tifffile.TiffWriter(self.path, ome=True, bigtiff=big) as tiff:
+        size = self._levels[0].width * self._levels[0].height * np.dtype(self._dtype).itemsize
+        with tifffile.TiffWriter(self._path, ome=True, bigtiff=size >= _BIG_TIFF) as tiff:
             for number, level in enumerate(self._levels):
                 if mpp is not None:
                     options |= _resolution(mpp * 2**number)
@@ -119,10 +123,56 @@ class LabelImageWriter(OutputWriter):
         for level in self._levels:
             level.close()
 
-    def _add(self, number: int, rows: npt.NDArray[np.uint8]) -> None:
-        if number < len(self._levels):
-            for half in self._levels[number].add(rows):
-                self._add(number + 1, half)
+
+class LabelImageWriter(OutputWriter):
+    """Writes the mask as a tiled label image with pyramid levels, the names of the classes and their colors."""
+
+    suffix = ".labels.tif"
+
+    def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
+        super().__init__(path, image, thumbnail)
+        self._pyramid = _Pyramid(path, image, np.uint8)
+
+    def add_strip(self, strip: MaskStrip) -> None:
+        """Add rows."""
+        self._pyramid.add(strip.mask)
+
+    def finish(self) -> None:
+        """Write the file."""
+        colors = color_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
+        self._pyramid.write("", photometric="palette", colormap=colors)
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._pyramid.close()
+
+
+class InstanceImageWriter(OutputWriter):
+    """Writes the number of the object at each pixel, 0 for none, as a tiled image with pyramid levels.
+
+    The numbers are the labels of the table of objects. They have 16 bits; of more than 65,535 objects 32.
+    """
+
+    suffix = ".instances.tif"
+    needs_labels = True
+    _pyramid: _Pyramid | None = None
+
+    def add_labels(self, labels: npt.NDArray[np.int32], count: int) -> None:
+        """Add rows."""
+        if self._pyramid is None:
+            dtype = np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
+            self._pyramid = _Pyramid(self.path, self.image, dtype)
+        self._pyramid.add(labels)
+
+    def finish(self) -> None:
+        """Write the file."""
+        assert self._pyramid is not None, "an image has rows"
+        self._pyramid.write(" instances", photometric="minisblack")
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        if self._pyramid is not None:
+            self._pyramid.close()
 
 
 class ProbabilitiesWriter(OutputWriter):

@@ -1,5 +1,6 @@
 """Measurements: a table of the objects of a segmentation, and a summary of its image."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import shapely
 
 from microseg.escaping import csv_cell
+from microseg.outputs.diameters import feret_diameters
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
@@ -19,6 +21,7 @@ __all__ = [
     "ObjectSums",
     "ObjectTableWriter",
     "Weights",
+    "stain_columns",
     "sum_objects",
     "summarize",
     "tabulate",
@@ -39,8 +42,17 @@ OBJECT_COLUMNS = (
     "eccentricity",
     "solidity",
     "mean_probability",
+    "circularity",
+    "max_diameter_px",
+    "max_diameter_um",
+    "min_diameter_px",
+    "min_diameter_um",
+    "centroid_x_um",
+    "centroid_y_um",
+    "at_border",
     "model",
 )
+"""Measurements of each object; those of stains follow them, see `stain_columns`."""
 SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "confidence")
 """Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, confidence."""
 _AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CONFIDENCE = range(len(SUMS))
@@ -86,7 +98,11 @@ class ConfidenceSums:
 
 
 def summarize(
-    image: ImageInfo, pixels: npt.NDArray[np.int64], objects: npt.NDArray[np.int64], confidence: ConfidenceSums | None
+    image: ImageInfo,
+    pixels: npt.NDArray[np.int64],
+    objects: npt.NDArray[np.int64],
+    confidence: ConfidenceSums | None,
+    tissue: float | None = None,
 ) -> dict[str, int | float | None]:
     """Measurements of a whole image.
 
@@ -95,26 +111,31 @@ def summarize(
         pixels: Number of pixels of each class.
         objects: Number of objects of each class.
         confidence: Sums over the computed pixels; None if unknown.
+        tissue: Fraction of the image that is tissue; None if unknown.
 
     Shape:
         pixels (K,), objects (K,)
 
     Returns:
-        ``area_mm2`` of the image; ``objects_<class>`` and ``area_fraction_<class>`` for each class but the background;
-        ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, from 0 (certain) to 1 (all classes
-        equally probable). None where unknown.
+        ``area_mm2`` of the image, ``tissue_mm2`` and ``glass_mm2`` of its parts; for each class but the background
+        ``objects_<class>``, ``objects_per_mm2_<class>`` and ``area_fraction_<class>``, of the tissue, or of the image
+        where that is unknown; ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, from 0
+        (certain) to 1 (all classes equally probable). None where unknown.
     """
     total, count = int(pixels.sum()), len(image.classes)
     mean_confidence = mean_entropy = None
     if confidence is not None and confidence.pixels:
         mean_confidence = confidence.highest / confidence.pixels
         mean_entropy = confidence.entropy / confidence.pixels / float(np.log(count))
-    summary: dict[str, int | float | None] = {
-        "area_mm2": None if image.mpp is None else image.width * image.height * image.mpp**2 / 1e6
-    }
+    area = None if image.mpp is None else image.width * image.height * image.mpp**2 / 1e6
+    share = 1.0 if tissue is None else tissue
+    summary: dict[str, int | float | None] = {"area_mm2": area, "tissue_mm2": None, "glass_mm2": None}
+    if area is not None and tissue is not None:
+        summary |= {"tissue_mm2": area * tissue, "glass_mm2": area * (1 - tissue)}
     for index, name in enumerate(image.classes[1:], start=1):
         summary[f"objects_{name}"] = int(objects[index])
-        summary[f"area_fraction_{name}"] = float(pixels[index] / total)
+        summary[f"objects_per_mm2_{name}"] = float(objects[index] / (area * share)) if area and share else None
+        summary[f"area_fraction_{name}"] = float(pixels[index] / (total * share)) if share else None
     return summary | {"mean_confidence": mean_confidence, "mean_entropy": mean_entropy}
 
 
@@ -126,12 +147,14 @@ class ObjectTableWriter(OutputWriter):
 
     def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
         super().__init__(path, image, thumbnail)
-        pd.DataFrame(columns=list(OBJECT_COLUMNS)).to_csv(path, index=False)
+        self._header = True
 
     def add_objects(self, objects: ObjectBatch) -> None:
         """Append rows."""
-        texts = {column: objects.table[column].map(csv_cell) for column in ("image", "class")}
-        objects.table.assign(**texts).to_csv(self.path, mode="a", header=False, index=False, float_format="%.4f")
+        if self._header or len(objects.table):
+            table = objects.table.assign(**{name: objects.table[name].map(csv_cell) for name in ("image", "class")})
+            table.to_csv(self.path, mode="a", header=self._header, index=False, float_format="%.4f")
+        self._header = False
 
     def finish(self) -> None:
         """The file is complete."""
@@ -177,31 +200,47 @@ def _sum_rows(labels: npt.NDArray[np.int32], count: int, confidence: Weights, to
     return sums
 
 
+def stain_columns(stains: Sequence[str]) -> tuple[str, ...]:
+    """Columns of each stain: mean and standard deviation of its optical density, in the object and in the ring."""
+    places = ("{}", "ring_{}")
+    return tuple(
+        f"{place.format(stain)}_od_{value}" for stain in stains for place in places for value in ("mean", "std")
+    )
+
+
 def tabulate(
-    sums: ObjectSums, polygons: npt.NDArray[np.object_], indices: npt.NDArray[np.integer], image: ImageInfo
+    sums: ObjectSums,
+    hulls: npt.NDArray[np.object_],
+    indices: npt.NDArray[np.integer],
+    image: ImageInfo,
+    stains: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Measure objects.
 
     Args:
-        sums: From `sum_objects`, over pixels of the mask.
-        polygons: Outlines in pixels of the mask.
+        sums: From `sum_objects`, over pixels of the mask; with stains followed by those of `Stains.sum_objects`.
+        hulls: Convex hulls of the outlines, in pixels of the mask.
         indices: Class index of each object.
         image: The image, its pixel size and classes.
+        stains: Names of the stains that were measured.
 
     Shape:
-        sums (N, len(SUMS)), polygons (N,), indices (N,)
+        sums (N, len(SUMS) + columns of the stains), hulls (N,), indices (N,)
 
     Returns:
-        One row per object, columns ``OBJECT_COLUMNS``, in pixels of the image and in microns (NaN if the pixel size is
-        unknown): label, class, area, perimeter, centroid (from the top left corner of the image, as the outlines),
-        diameter of the circle of equal area, eccentricity of the ellipse with equal second moments (0 = circle),
-        solidity (area over area of the convex hull), mean probability of the object's class, model and version.
+        One row per object, columns ``OBJECT_COLUMNS`` and `stain_columns`, in pixels of the image and in microns (NaN
+        if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of the image,
+        as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second moments
+        (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class, circularity
+        (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object touches the
+        border of the image, which may cut it; model and version. The optical density of a ring without pixels is NaN.
 
     Reference:
         Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.
 
     Deviation:
-        Solidity uses the convex hull of the outline, scikit-image that of the pixels.
+        Solidity uses the convex hull of the outline, scikit-image that of the pixels. Circularity is at most 1, as in
+        ImageJ; the perimeter of a few pixels is too short.
     """
     area, step = sums[:, _AREA], image.mean_step
     center_x, center_y = sums[:, _X] / area, sums[:, _Y] / area
@@ -211,6 +250,8 @@ def tabulate(
     scale = np.nan if image.mpp is None else image.mpp
     area_px, perimeter = area * step**2, sums[:, _PERIMETER] * step
     diameter = np.sqrt(4 * area_px / np.pi)
+    largest, smallest = (length * step for length in feret_diameters(hulls))
+    roundness = np.divide(4 * np.pi * area_px, perimeter**2, out=np.ones_like(area_px), where=perimeter > 0)
     columns = (
         image.display_name,
         np.arange(1, len(sums) + 1),
@@ -224,11 +265,41 @@ def tabulate(
         diameter,
         diameter * scale,
         _eccentricities(xx, yy, xy),
-        area / shapely.area(shapely.convex_hull(polygons)),
+        area / shapely.area(hulls),
         sums[:, _CONFIDENCE] / area,
+        np.minimum(roundness, 1.0),
+        largest,
+        largest * scale,
+        smallest,
+        smallest * scale,
+        (center_x + 0.5) * step * scale,
+        (center_y + 0.5) * step * scale,
+        _at_border(hulls, image.mask_shape),
         image.provenance.model,
     )
-    return pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
+    table = pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
+    for name, values in zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True):
+        table[name] = values
+    return table
+
+
+def _stain_values(sums: ObjectSums, stains: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each stain, in objects and rings; see `Stains.sum_objects`."""
+    for stain in range(stains):
+        for offset, pixels in ((1, sums[:, _AREA]), (3, sums[:, len(SUMS)])):
+            total, squares = sums[:, len(SUMS) + 4 * stain + offset], sums[:, len(SUMS) + 4 * stain + offset + 1]
+            known = pixels > 0
+            mean = np.divide(total, pixels, out=np.full(len(sums), np.nan), where=known)
+            square = np.divide(squares, pixels, out=np.full(len(sums), np.nan), where=known)
+            yield mean
+            yield np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _at_border(hulls: npt.NDArray[np.object_], shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """1 for objects that touch the border of the image, else 0."""
+    left, top, right, bottom = shapely.bounds(hulls).reshape(-1, 4).T
+    touching = (left <= 0) | (top <= 0) | (right >= shape[1]) | (bottom >= shape[0])
+    return np.asarray(touching, np.int64)
 
 
 def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:

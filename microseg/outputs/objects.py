@@ -1,58 +1,68 @@
 """Objects of a mask, found strip by strip: an object that reaches over several strips is joined.
 
 An object is a region of one class whose pixels share edges (4 neighbors). Regions that only touch at a corner are two
-objects: as one, their outline would cross itself, which is not valid geometry.
+objects: as one, their outline would cross itself, which is not valid geometry. Where the network predicts instances,
+touching objects are separated, see `separate_objects`.
 
-Finished outlines go to a temporary file; in memory are the sums of each object and the objects that are not finished.
+Finished objects go to a temporary file; in memory are the objects that are not finished. The outline of one that grows
+too large is cut into parts, which go to the file, too.
 """
 
-import itertools
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-from rasterio import Affine
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.features import shapes
-from skimage.measure import label
 
-from microseg.annotations.index_masks import IGNORE
+from microseg.models.separation import Separation, grow_labels, label_objects, separate_regions
 from microseg.outputs.measurements import SUMS, ObjectSums, Weights, sum_objects, tabulate
+from microseg.outputs.object_file import ObjectFile, Places
+from microseg.outputs.object_numbers import ObjectNumbers
+from microseg.outputs.polygons import outline_regions, union_polygons
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 
-__all__ = ["ObjectFinder", "label_objects"]
-
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterio catches them, but not in several threads
+__all__ = ["PIECE", "ObjectFinder", "label_objects"]
 
 _CONTEXT = 2  # rows above and below a piece, which its perimeters depend on
-_PIECE = 2**18  # pixels of a piece of a strip of a slide
-_BATCH = 4096  # objects read back at once
-_IN_MEMORY = 2**24  # bytes of outlines before they are moved to a temporary file
+_LARGEST_OUTLINE = 2**16  # points of the outline of an object of a slide, above which it is cut into parts
+
+PIECE = 2**18
+"""Pixels of a piece of a strip of a slide."""
 
 Rows = npt.NDArray[np.uint8]
 
 
-def label_objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Number the objects of a mask from 1, in the order of their first pixels, row by row.
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of the image, with what is known of their pixels; see `MaskStrip`."""
 
-    Args:
-        mask: Class indices; 0 (background) and 255 (ignored) are not objects.
+    mask: Rows
+    confidence: Weights
+    interior: Rows | None = None
+    instances: npt.NDArray[np.int32] | None = None
+    image: Rows | None = None
 
-    Shape:
-        (H, W) → (H, W)
+    def __len__(self) -> int:
+        return len(self.mask)
 
-    Returns:
-        Number of the object at each pixel; 0 where there is none.
-    """
-    objects = np.where(mask == IGNORE, 0, mask)
-    return np.asarray(label(objects, background=0, connectivity=1), np.int32)  # type: ignore[no-untyped-call]
+    def __getitem__(self, rows: slice) -> "_Rows":
+        return _Rows(*(None if array is None else array[rows] for array in self._arrays()))  # type: ignore[arg-type]
+
+    def copy(self) -> "_Rows":
+        return _Rows(*(None if array is None else array.copy() for array in self._arrays()))  # type: ignore[arg-type]
+
+    @staticmethod
+    def join(parts: Sequence["_Rows"]) -> "_Rows":
+        arrays = zip(*(part._arrays() for part in parts), strict=True)
+        return _Rows(*(None if group[0] is None else np.concatenate(group) for group in arrays))  # type: ignore[arg-type]
+
+    def _arrays(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
+        return self.mask, self.confidence, self.interior, self.instances, self.image
 
 
 @dataclass
@@ -64,18 +74,31 @@ class _Object:
         first: Position of its first pixel, counted row by row.
         sums: Sums over its pixels.
         parts: Polygons of its parts.
+        points: Number of points of these.
+        numbers: Numbers that it has in the pieces.
+        written: Outlines of it in the file.
+        hull: Convex hull of these.
     """
 
     index: int
     first: int
     sums: ObjectSums
     parts: list[shapely.Polygon] = field(default_factory=list)
+    points: int = 0
+    numbers: list[int] = field(default_factory=list)
+    written: Places = field(default_factory=list)
+    hull: shapely.Geometry | None = None
 
     def merge(self, other: "_Object") -> None:
         """Add another part of the same object."""
+        self.index = self.index or other.index
         self.first = min(self.first, other.first)
         self.sums += other.sums
         self.parts += other.parts
+        self.points += other.points
+        self.numbers += other.numbers
+        self.written += other.written
+        self.hull = _hull([self.hull, other.hull])
 
 
 class ObjectFinder:
@@ -87,9 +110,12 @@ class ObjectFinder:
 
     Args:
         width: Width of the mask.
-        folder: Folder of the temporary file; None for the system's.
+        folder: Folder of the temporary files; None for the system's.
         outlines: Whether outlines are needed; without them objects can only be counted.
-        piece: Pixels of a strip that are processed at once; None for whole strips.
+        piece: Pixels of a strip that are processed at once; None for whole strips, whose outlines are never cut.
+        separation: How touching objects are separated, in strips with their interior.
+        stains: Stains to measure, in strips with their image; None for none.
+        numbers: Whether the numbers of all pixels are needed; see `labels`.
 
     Attributes:
         indices: Class index of each object, (N,), after `finish`.
@@ -100,20 +126,34 @@ class ObjectFinder:
     """
 
     def __init__(
-        self, width: int, folder: Path | None = None, *, outlines: bool = True, piece: int | None = _PIECE
+        self,
+        width: int,
+        folder: Path | None = None,
+        *,
+        outlines: bool = True,
+        piece: int | None = PIECE,
+        separation: Separation | None = None,
+        stains: Stains | None = None,
+        numbers: bool = False,
     ) -> None:
-        self._width, self._outlines, self._piece = width, outlines, piece
-        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115 (closed by `close`)
+        self._width, self._outlines, self._piece, self._stains = width, outlines, piece, stains
+        self._separation = separation or Separation()
+        self._context = _CONTEXT
+        if self._separation.classes:
+            self._context = max(self._context, self._separation.context)
+        if stains is not None:
+            self._context += stains.ring
+        self._columns = len(SUMS) if stains is None else len(SUMS) + stains.columns
+        self._file = ObjectFile(folder, self._columns)
+        self._numbers = ObjectNumbers(folder) if numbers else None
         self._top = 0  # first row of the waiting piece
-        self._above: tuple[Rows, Weights] | None = None  # context
-        self._waiting: tuple[Rows, Weights] | None = None  # until the rows below are known
+        self._above: _Rows | None = None  # context
+        self._waiting: _Rows | None = None  # until the rows below are known
         self._open: dict[int, _Object] = {}  # unfinished objects, by each number that `_last` may hold for them
         self._last = np.zeros(width, np.int64)  # numbers of the objects in the first row below the previous piece
         self._next = 1
-        self._rows: list[npt.NDArray[np.float64]] = []  # finished: class, first pixel, length of the outline, sums
         self._unit = 1.0  # of the confidences
         self.indices = np.zeros(0, np.int64)
-        self._sums, self._places = np.zeros((0, len(SUMS))), np.zeros((0, 2), np.int64)
 
     def add(self, strip: MaskStrip) -> None:
         """Add the next strip."""
@@ -121,38 +161,45 @@ class ObjectFinder:
         if confidence is None:
             confidence = np.full(mask.shape, np.nan, np.float32)
         self._unit = 255.0 if confidence.dtype == np.uint8 else 1.0
-        rows = len(mask) if self._piece is None else max(_CONTEXT, self._piece // self._width)
+        image = strip.image if self._stains is not None else None
+        interior = strip.interior if self._separation.classes else None
+        whole = _Rows(mask, confidence, interior, strip.instances, image)
+        least = self._context if self._context == _CONTEXT else 2 * self._context
+        rows = len(mask) if self._piece is None else max(least, self._piece // self._width)
         for start in range(0, len(mask), rows):
-            self._add(mask[start : start + rows], confidence[start : start + rows])
+            self._add(whole[start : start + rows])
         if self._waiting is not None and rows < len(mask):  # a view, which would keep the whole strip in memory
-            self._waiting = self._waiting[0].copy(), self._waiting[1].copy()
+            self._waiting = self._waiting.copy()
 
     def finish(self) -> None:
         """Complete the last objects, after the last strip."""
         if self._waiting is not None:
             self._process(self._waiting, None)
             self._waiting = self._above = None
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 3 + len(SUMS)))
-        lengths = rows[:, 2].astype(np.int64)
-        places = np.stack([lengths.cumsum() - lengths, lengths], axis=1)
-        rows[:, 3 + SUMS.index("confidence")] /= self._unit
-        order = rows[:, 1].argsort(kind="stable")
-        self.indices, self._sums, self._places = rows[order, 0].astype(np.int64), rows[order, 3:], places[order]
+        self._file.finish()
+        self.indices = self._file.indices.astype(np.int64)
 
     def batches(self, image: ImageInfo) -> Iterator[ObjectBatch]:
         """All objects after `finish`, some at a time; at least one batch, which may be empty."""
-        for start in range(0, max(1, len(self.indices)), _BATCH):
-            some = slice(start, start + _BATCH)
-            polygons = shapely.from_wkb(
-                np.array([self._outline(*it) for it in self._places[some].tolist()], np.object_)
-            )
-            table = tabulate(self._sums[some], polygons, self.indices[some], image)
-            table["label"] += start
-            yield ObjectBatch(table, polygons, self.indices[some])
+        names = () if self._stains is None else self._stains.names
+        for some in self._file.read():
+            sums = some.sums
+            sums[:, SUMS.index("confidence")] /= self._unit
+            rows = slice(some.first, some.first + len(sums))
+            table = tabulate(sums, some.hulls, self.indices[rows], image, names)
+            table["label"] += some.first
+            yield ObjectBatch(table, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
+
+    def labels(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Number of the object at each pixel after `finish`, some rows at a time; 0 where there is none."""
+        assert self._numbers is not None, "asked for in the constructor"
+        return self._numbers.read(self._file.order)
 
     def close(self) -> None:
-        """Remove the temporary file."""
+        """Remove the temporary files."""
         self._file.close()
+        if self._numbers is not None:
+            self._numbers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,54 +207,70 @@ class ObjectFinder:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _outline(self, place: int, length: int) -> bytes:
-        self._file.seek(place)
-        return self._file.read(length)
-
-    def _add(self, mask: Rows, confidence: Weights) -> None:
+    def _add(self, rows: _Rows) -> None:
         if self._waiting is None:
-            self._waiting = mask, confidence
-        elif len(mask) < _CONTEXT:  # too few rows to be the context of the waiting piece
-            self._waiting = np.concatenate([self._waiting[0], mask]), np.concatenate([self._waiting[1], confidence])
+            self._waiting = rows
+        elif len(rows) < self._context:  # too few rows to be the context of the waiting piece
+            self._waiting = _Rows.join([self._waiting, rows])
         else:
-            self._process(self._waiting, (mask[:_CONTEXT], confidence[:_CONTEXT]))
-            self._waiting = mask, confidence
+            self._process(self._waiting, rows[: self._context])
+            self._waiting = rows
 
-    def _process(self, piece: tuple[Rows, Weights], below: tuple[Rows, Weights] | None) -> None:
-        around = [part for part in (self._above, piece, below) if part is not None]
-        mask, confidence = (np.concatenate([part[which] for part in around]) for which in (0, 1))
-        start = 0 if self._above is None else len(self._above[0])
-        rows = slice(start, start + len(piece[0]))
-        labels = label_objects(mask)  # numbers in this piece; parts of one object may have several
+    def _process(self, piece: _Rows, below: _Rows | None) -> None:
+        around = _Rows.join([part for part in (self._above, piece, below) if part is not None])
+        start = 0 if self._above is None else len(self._above)
+        rows = slice(start, start + len(piece))
+        labels = self._label(around)  # numbers in this piece; parts of one object may have several
         count = int(labels.max(initial=0))
-        found = self._find(labels, mask, confidence, count, rows)
+        reached = labels
+        if self._stains is not None:
+            reached = labels.copy()
+            grow_labels(reached, np.ones(labels.shape, np.uint8), self._stains.ring)
+        found = self._find(labels, reached, around, count, rows)
         numbers = np.arange(self._next, self._next + count)
         self._next += count
-        ends = labels[rows.stop] if below is not None else np.zeros(self._width, np.int32)
-        self._join(found, numbers, labels[rows.start], ends)
+        if self._numbers is not None:
+            self._numbers.add(labels[rows], int(numbers[0]) if count else 1)
+            for number, one in zip(numbers.tolist(), found, strict=True):
+                one.numbers.append(number)
+        ends = reached[rows.stop] if below is not None else np.zeros(self._width, np.int32)
+        self._join(found, numbers, reached[rows.start], ends)
         self._last = np.where(ends > 0, numbers[ends - 1] if count else 0, 0)
-        context = slice(max(0, rows.stop - _CONTEXT), rows.stop)
-        self._above = mask[context].copy(), confidence[context].copy()
-        self._top += len(piece[0])
+        self._above = around[max(0, rows.stop - self._context) : rows.stop].copy()
+        self._top += len(piece)
+
+    def _label(self, rows: _Rows) -> npt.NDArray[np.int32]:
+        if rows.instances is not None:
+            return rows.instances
+        if rows.interior is not None:
+            return separate_regions(rows.mask, rows.interior, self._separation)
+        return label_objects(rows.mask)
 
     def _find(
-        self, labels: npt.NDArray[np.int32], mask: Rows, confidence: Weights, count: int, rows: slice
+        self, labels: npt.NDArray[np.int32], reached: npt.NDArray[np.int32], around: _Rows, count: int, rows: slice
     ) -> list[_Object]:
         """The part of each object that lies in the piece itself."""
-        sums = sum_objects(labels, count, confidence, rows=rows, top=self._top - rows.start)
+        sums = sum_objects(labels, count, around.confidence, rows=rows, top=self._top - rows.start)
         inner = labels[rows]
+        if self._stains is not None:
+            assert around.image is not None, "needed to measure stains"
+            measured = self._stains.sum_objects(inner, reached[rows], count, around.image[rows])
+            sums = np.concatenate([sums, measured], axis=1)
         pixels = np.flatnonzero(inner)[::-1]
         firsts = np.full(count + 1, np.iinfo(np.int64).max)
         firsts[inner.ravel()[pixels]] = pixels + self._top * self._width  # the last assignment wins: the first pixel
         indices = np.zeros(count + 1, np.uint8)
-        indices[labels.ravel()] = mask.ravel()
+        indices[labels.ravel()] = around.mask.ravel()
         objects = [
             _Object(int(index), int(first), row)
             for index, first, row in zip(indices[1:], firsts[1:], sums, strict=True)
         ]
         if self._outlines:
-            for number, polygon in _outline_regions(inner, self._top):
+            owners, polygons = outline_regions(inner, self._top)
+            points = shapely.get_num_coordinates(polygons)
+            for number, polygon, size in zip(owners.tolist(), polygons.tolist(), points.tolist(), strict=True):
                 objects[number - 1].parts.append(polygon)
+                objects[number - 1].points += size
         return objects
 
     def _join(
@@ -238,50 +301,46 @@ class ObjectFinder:
         everything = before | {id(one): one for one in owner}
         self._write([one for key, one in everything.items() if key not in alive and one.sums[0] > 0])
         self._open = {int(numbers[n - 1]): owner[n - 1] for n in np.unique(ends[ends > 0]).tolist()}
+        if self._piece is not None:
+            for one in {id(one): one for one in self._open.values()}.values():
+                if one.points > _LARGEST_OUTLINE:
+                    self._write_parts(one)
+
+    def _write_parts(self, one: _Object) -> None:
+        """Move the outlines of the parts of an object to the file."""
+        parts = union_polygons(one.parts)
+        one.hull = _hull([one.hull, *parts])
+        one.written += self._file.write_outlines(parts)
+        one.parts, one.points = [], 0
 
     def _write(self, finished: Sequence[_Object]) -> None:
+        smallest, classes = self._separation.smallest_area, self._separation.classes
+        finished = [one for one in finished if one.sums[0] >= smallest or one.index not in classes]
         if not finished:
             return
-        outlines = [b""] * len(finished)
+        outlines = None
+        further: dict[int, tuple[Places, shapely.Geometry]] = {}
         if self._outlines:
-            outlines = shapely.to_wkb(np.array([_union(one.parts) for one in finished], np.object_)).tolist()
-        self._file.writelines(outlines)
-        values = [(one.index, one.first, len(outline)) for one, outline in zip(finished, outlines, strict=True)]
-        self._rows.append(np.column_stack([np.array(values, np.float64), np.stack([one.sums for one in finished])]))
+            outlines = np.empty(len(finished), np.object_)
+            for number, one in enumerate(finished):
+                outlines[number], *others = union_polygons(one.parts) or [shapely.Polygon()]
+                if others or one.written:
+                    hull = _hull([one.hull, outlines[number], *others])
+                    further[number] = (one.written + self._file.write_outlines(others), hull)
+        written = self._file.write_objects(
+            np.array([one.index for one in finished], np.uint8),
+            np.array([one.first for one in finished], np.int64),
+            np.stack([one.sums for one in finished]),
+            outlines,
+        )
+        for number, (places, hull) in further.items():
+            self._file.add_outlines(int(written[number]), places, hull)
+        if self._numbers is not None:
+            for number, one in zip(written.tolist(), finished, strict=True):
+                self._numbers.finish(one.numbers, number)
 
 
-def _outline_regions(labels: npt.NDArray[np.int32], top: int) -> Iterator[tuple[int, shapely.Polygon]]:
-    """Label and polygon of each connected region of labels, (h, w), whose first row is ``top``."""
-    down = Affine.translation(0, top)
-    numbers: list[int] = []
-    rings: list[list[tuple[float, float]]] = []
-    owners: list[int] = []  # index of the polygon of each ring
-    for geometry, number in shapes(labels, mask=labels > 0, connectivity=4, transform=down):
-        rings += geometry["coordinates"]
-        owners += [len(numbers)] * len(geometry["coordinates"])
-        numbers.append(int(number))
-    if not numbers:
-        return
-    points = np.array(list(itertools.chain.from_iterable(rings)))  # (N, 2)
-    lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
-    # outer rings anticlockwise, as RFC 7946 requires
-    yield from zip(numbers, shapely.reverse(shapely.polygons(lines, indices=owners)), strict=True)
-
-
-def _union(parts: Sequence[shapely.Polygon]) -> shapely.Polygon:
-    """One polygon of parts that share edges, without the points on the shared edges."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = shapely.union_all(parts)
-    assert isinstance(whole, shapely.Polygon), "the parts of an object share edges"
-    rings = [_without_straight_points(shapely.get_coordinates(ring)) for ring in (whole.exterior, *whole.interiors)]
-    return shapely.orient_polygons(shapely.Polygon(rings[0], rings[1:]))
-
-
-def _without_straight_points(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A closed ring (N, 2) without the points at which it does not turn."""
-    points = ring[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    kept = points[turns]
-    return np.concatenate([kept, kept[:1]])
+def _hull(geometries: Sequence[shapely.Geometry | None]) -> shapely.Geometry | None:
+    """Convex hull of geometries; None if there are none."""
+    known = [geometry for geometry in geometries if geometry is not None and not geometry.is_empty]
+    return shapely.convex_hull(shapely.GeometryCollection(known)) if known else None

@@ -56,6 +56,8 @@ class ImageInfo(BaseModel):
         step: Pixels of the image per pixel of the label image, in x and y.
         classes: Names of the classes, background first.
         provenance: Model, data and settings.
+        instances: Classes whose touching objects are separated.
+        stains: Stains that are measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -69,6 +71,8 @@ class ImageInfo(BaseModel):
     step: tuple[float, float] = (1.0, 1.0)
     classes: tuple[str, ...]
     provenance: Provenance
+    instances: tuple[str, ...] = ()
+    stains: tuple[str, ...] = ()
 
     @field_validator("source", mode="before")
     @classmethod

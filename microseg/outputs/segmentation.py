@@ -22,6 +22,7 @@ from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
+from microseg.outputs.stains import image_stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
@@ -46,9 +47,14 @@ class Segmentation:
         step: Pixels of the image per pixel of the mask, in x and y; other than 1 for slides, which are segmented at
             the model's pixel size.
         ood_score: Out-of-distribution score; above 1 the image is out of distribution. None if unknown.
+        instances: Number of the object at each pixel, from 1, where touching objects are separated; None where objects
+            are the connected regions of the mask.
+        instance_classes: Classes whose touching objects are separated.
+        stains: Stains to measure; see `KNOWN_STAINS`.
+        pixels: RGB pixels of the image, which stains are measured in; None: read from the source.
 
     Shape:
-        mask (H, W), probabilities (K, H, W)
+        mask and instances (H, W), probabilities (K, H, W), pixels (H, W, 3)
     """
 
     mask: npt.NDArray[np.uint8]
@@ -61,6 +67,10 @@ class Segmentation:
     seconds: float | None = None
     step: tuple[float, float] = (1.0, 1.0)
     ood_score: float | None = None
+    instances: npt.NDArray[np.int32] | None = None
+    instance_classes: tuple[str, ...] = ()
+    stains: tuple[str, ...] = ()
+    pixels: npt.NDArray[np.uint8] | None = None
 
     @property
     def polygons(self) -> npt.NDArray[np.object_]:
@@ -128,7 +138,7 @@ class Segmentation:
             return self._thumbnail(image, longest)
 
         with SegmentationWriter(folder, info, outputs, thumbnail, slide=False) as writer:
-            writer.add(self._strip())
+            writer.add(self._strip(image))
             record = writer.finish(self._confidence_sums(), seconds=self.seconds, summary=self._extra())
         return {output: folder / file for output, file in record.outputs.items()} | {"record": folder / f"{name}.json"}
 
@@ -160,6 +170,18 @@ class Segmentation:
         probabilities = None
         if "probabilities" in record.outputs:
             probabilities = _read_tiff(path.parent / record.outputs["probabilities"]).astype(np.float32)
+        instances = None
+        if record.instances:
+            if "instances" not in record.outputs:
+                raise DataError(
+                    f"{path}: expected the numbers of the objects among the outputs, got {sorted(record.outputs)}. "
+                    "Segment the image again with the outputs labels and instances."
+                )
+            instances = _read_tiff(path.parent / record.outputs["instances"]).astype(np.int32)
+            if instances.shape != mask.shape:
+                raise DataError(
+                    f"{path}: expected instances of {mask.shape}, got {instances.shape}. Segment the image again."
+                )
         return cls(
             mask=mask.astype(np.uint8),
             probabilities=probabilities,
@@ -171,6 +193,9 @@ class Segmentation:
             seconds=record.seconds,
             step=record.step,
             ood_score=record.summary.get("ood_score"),
+            instances=instances,
+            instance_classes=record.instances,
+            stains=record.stains,
         )
 
     def _info(self, name: str | None = None) -> ImageInfo:
@@ -188,23 +213,39 @@ class Segmentation:
             step=self.step,
             classes=self.classes,
             provenance=self.provenance,
+            instances=self.instance_classes,
+            stains=self.stains,
         )
 
-    def _strip(self) -> MaskStrip:
+    def _strip(self, image: npt.NDArray[np.uint8] | None = None) -> MaskStrip:
         confidence = None
         if self.probabilities is not None:
             classes = np.minimum(self.mask, len(self.classes) - 1)[None]  # (1, H, W); 255 is ignored
             confidence = np.take_along_axis(self.probabilities, classes, axis=0)[0]
-        return MaskStrip(0, self.mask, confidence, self.probabilities)
+        pixels = self._mask_pixels(image) if self.stains else None
+        return MaskStrip(0, self.mask, confidence, self.probabilities, instances=self.instances, image=pixels)
+
+    def _mask_pixels(self, image: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+        """The image at the size of the mask."""
+        height, width = self.mask.shape
+        if image is None:
+            image = self.pixels if self.pixels is not None else self._thumbnail(None, max(height, width))
+        if image.shape[:2] == self.mask.shape:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height)), np.uint8)
 
     @cached_property
     def _objects(self) -> ObjectBatch:
-        with ObjectFinder(self.mask.shape[1], piece=None) as finder:
+        info = self._info()
+        with ObjectFinder(self.mask.shape[1], piece=None, stains=image_stains(info)) as finder:
             finder.add(self._strip())
             finder.finish()
-            batches = list(finder.batches(self._info()))
+            batches = list(finder.batches(info))
         table = pd.concat([batch.table for batch in batches], ignore_index=True)
-        return ObjectBatch(table, np.concatenate([batch.polygons for batch in batches]), finder.indices)
+        polygons = np.concatenate([batch.polygons for batch in batches])
+        return ObjectBatch(
+            table, polygons, finder.indices, np.arange(1, len(polygons) + 1), np.zeros(len(polygons), int)
+        )
 
     def _confidence_sums(self) -> ConfidenceSums | None:
         if self.probabilities is None:

@@ -9,10 +9,12 @@ from typing import Self
 import numpy as np
 
 from microseg.errors import SettingsError
+from microseg.models.separation import Separation
 from microseg.outputs.files import publish, staged
 from microseg.outputs.measurements import ConfidenceSums, summarize
-from microseg.outputs.objects import ObjectFinder
+from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
+from microseg.outputs.stains import image_stains
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail, load_writers
 
 __all__ = ["SegmentationWriter"]
@@ -35,15 +37,26 @@ class SegmentationWriter:
         outputs: Names of output writers.
         thumbnail: Reads the whole image at a reduced size.
         slide: Whether the mask has many strips, so that memory has to be bounded. False: one strip is the whole mask.
+        separation: How touching objects are separated in strips with their interior; None where they are not.
 
     Raises:
         SettingsError: An output is unknown, or needs probabilities, which slides do not have.
     """
 
     def __init__(
-        self, folder: Path, image: ImageInfo, outputs: Collection[str], thumbnail: Thumbnail, *, slide: bool
+        self,
+        folder: Path,
+        image: ImageInfo,
+        outputs: Collection[str],
+        thumbnail: Thumbnail,
+        *,
+        slide: bool,
+        separation: Separation | None = None,
     ) -> None:
         self._folder, self._image, self._thumbnail, self._slide = folder, image, thumbnail, slide
+        self._separation = separation
+        if image.instances and "labels" in outputs and not isinstance(outputs, str):
+            outputs = [*outputs, "instances"]  # which pixels belong to which object cannot be told from the mask
         self._types = load_writers(outputs)
         refused = [name for name, writer in self._types.items() if writer.needs_probabilities]
         if slide and refused:
@@ -62,11 +75,16 @@ class SegmentationWriter:
             writer = writer_type(self._staging / self._files[name], self._image, self._thumbnail)
             self._stack.callback(writer.close)
             self._writers.append(writer)
-        options = {} if self._slide else {"piece": None}
-        outlines = any(writer.needs_objects for writer in self._writers)
-        self._objects = self._stack.enter_context(
-            ObjectFinder(self._image.mask_shape[1], self._staging, outlines=outlines, **options)
+        finder = ObjectFinder(
+            self._image.mask_shape[1],
+            self._staging,
+            outlines=any(writer.needs_objects for writer in self._writers),
+            piece=PIECE if self._slide else None,
+            separation=self._separation,
+            stains=image_stains(self._image),
+            numbers=any(writer.needs_labels for writer in self._writers),
         )
+        self._objects = self._stack.enter_context(finder)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -87,6 +105,7 @@ class SegmentationWriter:
         *,
         seconds: float | None,
         summary: Mapping[str, float | None] | None = None,
+        tissue: float | None = None,
     ) -> Record:
         """Complete the files and move them to their places.
 
@@ -94,6 +113,7 @@ class SegmentationWriter:
             confidence: Sums over the computed pixels; None if unknown.
             seconds: Time of the network; None if unknown.
             summary: Further measurements of the image.
+            tissue: Fraction of the image that is tissue; None if unknown.
 
         Returns:
             The record.
@@ -104,13 +124,17 @@ class SegmentationWriter:
             for batch in self._objects.batches(self._image):
                 for writer in object_writers:
                     writer.add_objects(batch)
+        if label_writers := [writer for writer in self._writers if writer.needs_labels]:
+            for labels in self._objects.labels():
+                for writer in label_writers:
+                    writer.add_labels(labels, len(self._objects.indices))
         for writer in self._writers:
             writer.finish()
         counts = np.bincount(self._objects.indices, minlength=256)
         record = Record(
             **dict(self._image),
             outputs=self._files,
-            summary=summarize(self._image, self._pixels, counts, confidence) | dict(summary or {}),
+            summary=summarize(self._image, self._pixels, counts, confidence, tissue) | dict(summary or {}),
             created=datetime.now(UTC),
             seconds=seconds,
             software=software_versions(),

@@ -41,41 +41,55 @@ class MaskStrip:
         mask: Class indices.
         confidence: Probability of each pixel's class: floats in 0..1, or uint8 in 255ths. None if unknown.
         probabilities: Probabilities of all classes; None for slides.
+        interior: How far each pixel lies inside its object, in 255ths, where touching objects are separated by it.
+        instances: Number of the object at each pixel, where the objects of the whole image are known already; then the
+            strip is the whole image.
+        image: Pixels of the image, where stains are measured.
 
     Shape:
-        mask and confidence (n, W), probabilities (K, n, W)
+        mask, confidence, interior and instances (n, W), probabilities (K, n, W), image (n, W, 3)
     """
 
     top: int
     mask: npt.NDArray[np.uint8]
     confidence: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None
     probabilities: npt.NDArray[np.float32] | None = None
+    interior: npt.NDArray[np.uint8] | None = None
+    instances: npt.NDArray[np.int32] | None = None
+    image: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class ObjectBatch:
     """Some objects of a mask, N of them, in the order of their labels.
 
+    Each object has one outline. An object of a slide whose outline would be too large for the memory has several, of
+    parts of it that share edges; the outlines after the first may be in later batches.
+
     Attributes:
-        table: Measurements, one row per object; its columns are ``OBJECT_COLUMNS``.
+        table: Measurements, one row per object; its columns begin with ``OBJECT_COLUMNS``.
         polygons: Outlines in pixels of the mask, as shapely polygons.
-        indices: Class index of each object.
+        indices: Class index of the object of each outline.
+        labels: Label of the object of each outline.
+        parts: Number of each outline among those of its object, from 0.
 
     Shape:
-        polygons (N,), indices (N,)
+        polygons, indices, labels and parts (M,), M ≥ N
     """
 
     table: pd.DataFrame
     polygons: npt.NDArray[np.object_]
     indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.int64]
 
 
 class OutputWriter(ABC):
     """Writes one output file of one image.
 
     The calls are: the constructor, `add_strip` for all rows from top to bottom, `add_objects` for all objects (with
-    ``needs_objects`` only), `finish`, and in any case `close`. Calls for one image never overlap, but they may come
-    from different threads.
+    ``needs_objects`` only), `add_labels` for all rows (with ``needs_labels`` only), `finish`, and in any case `close`.
+    Calls for one image never overlap, but they may come from different threads.
 
     Args:
         path: File to write, in a temporary folder; it takes its final place when all outputs of the image are complete.
@@ -86,12 +100,14 @@ class OutputWriter(ABC):
     Attributes:
         suffix: End of the file's name, such as ``.labels.tif``; no two writers may share it.
         needs_objects: Whether `add_objects` is to be called. Finding the outlines of objects takes time.
+        needs_labels: Whether `add_labels` is to be called.
         needs_probabilities: Whether strips must have the probabilities of all classes. Such a writer cannot be used for
             slides, whose probabilities do not fit into memory.
     """
 
     suffix: ClassVar[str]
     needs_objects: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     needs_probabilities: ClassVar[bool] = False
 
     def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
@@ -102,6 +118,14 @@ class OutputWriter(ABC):
 
     def add_objects(self, objects: ObjectBatch) -> None:  # noqa: B027 (not all writers need objects)
         """Take the next objects, after all rows."""
+
+    def add_labels(self, labels: npt.NDArray[np.int32], count: int) -> None:  # noqa: B027 (few writers need them)
+        """Take the next rows of the numbers of the objects at each pixel, after all objects.
+
+        Args:
+            labels: Number of the object, 0 where there is none, (n, W).
+            count: Number of objects in the whole image.
+        """
 
     @abstractmethod
     def finish(self) -> None:

@@ -37,8 +37,12 @@ _NAMES = {
     "object_f1": "object F1",
     "object_dice": "object Dice",
     "aji": "aggregated Jaccard index",
+    "f1_at_50": "object F1 at IoU 0.5",
+    "mean_f1": "object F1, mean over IoU 0.5 to 0.95",
+    "panoptic_quality": "panoptic quality",
+    "count_error": "error of the number of objects",
 }
-_OBJECT_METRICS = ("object_f1", "object_dice", "aji")
+_OBJECT_METRICS = ("object_f1", "object_dice", "aji", "f1_at_50", "mean_f1", "panoptic_quality", "count_error")
 _TRAINING_PARAMS = ("seed", "network.", "train.", "adapt.")
 
 _Value = float | ConfidenceInterval | None

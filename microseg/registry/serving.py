@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from microseg.errors import RegistryError
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE
+from microseg.models.export.post_processing import POST_PROCESSING_FILE, post_processing_code
 from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
 from microseg.registry.model_card import headline
 from microseg.registry.version import CARD_FILE, NOTE_TAG
@@ -78,7 +79,7 @@ def write_mlflow_model(
     """Write an MLflow model that predicts the class probabilities of the network.
 
     ``data/model.pt2`` is the exported graph, for `mlflow models serve` and ``pyfunc``; ``extra_files/`` has the two
-    files of the network, for microseg, and the model card.
+    files of the network, for microseg, the model card, and, where it separates instances, the code for that.
 
     Args:
         folder: Folder of the model; must not exist.
@@ -99,21 +100,26 @@ def write_mlflow_model(
     served = SoftmaxNetwork(network).eval()
     tile = torch.from_numpy(np.array(example)).permute(2, 0, 1).unsqueeze(0).float() / 255  # (1, 3, T, T)
     batch = torch.cat([tile, tile.flip(-1)])  # (2, 3, T, T): a batch of one would be exported as a constant
-    size, classes = example.shape[0], len(network.config.classes)
+    size, channels = example.shape[0], len(network.channels)
     signature = ModelSignature(
         # without a name: MLflow passes a named input as a dict, which its PyTorch models refuse
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes, size, size), "probabilities")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, channels, size, size), "probabilities")]),
     )
     card_file = folder.parent / CARD_FILE
     card_file.write_text(card, encoding="utf-8")
+    extra_files = [str(source / WEIGHTS_FILE), str(source / CONFIG_FILE), str(card_file)]
+    if network.config.instances:
+        code = folder.parent / POST_PROCESSING_FILE
+        code.write_text(post_processing_code(network.config), encoding="utf-8")
+        extra_files.append(str(code))
     mlflow_pytorch.save_model(
         served,
         folder,
         mlflow_model=model,
         signature=signature,
         input_example=(batch,),
-        extra_files=[str(source / WEIGHTS_FILE), str(source / CONFIG_FILE), str(card_file)],
+        extra_files=extra_files,
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         serialization_format="pt2",
     )

@@ -15,7 +15,7 @@ from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter
 from microseg.training.color_augmentation import jitter_color
 
-__all__ = ["Losses", "Supervised", "TrainingMethod", "require_masks"]
+__all__ = ["Losses", "Supervised", "TrainingMethod", "instance_losses", "require_masks"]
 
 Losses = dict[str, Tensor]
 """Scalar losses by name; ``total`` is minimized, the others are only reported."""
@@ -92,13 +92,29 @@ class Supervised(TrainingMethod):
         """Crops with masks and color jitter."""
         crops = self.labelled.draw(step, rank=rank, world=world)
         generator = step_generator(self.labelled.seed, step, rank)
-        return Crops(jitter_color(crops.images, self.settings.source_color_jitter, generator), crops.masks)
+        return crops._replace(images=jitter_color(crops.images, self.settings.source_color_jitter, generator))
 
     def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
-        """L_seg = CE + α (1 − Dice)."""
+        """L_seg = CE + α (1 − Dice), and the loss of the instances where they are labelled."""
         assert batch.masks is not None
-        loss = self.network.head.loss(self.network(batch.images), batch.masks, self.settings.dice_weight)
-        return {"total": loss, "segmentation": loss.detach()}
+        prediction = self.network(batch.images)
+        parts = {"segmentation": self.network.head.loss(prediction, batch.masks, self.settings.dice_weight)}
+        parts |= instance_losses(self.network, prediction, batch)
+        total = torch.stack(list(parts.values())).sum()
+        return {"total": total, **{name: value.detach() for name, value in parts.items()}}
+
+
+def instance_losses(network: PyramidSegmenter, prediction: Tensor, crops: Crops) -> Losses:
+    """Loss of the instances, named ``instances``; none where the network does not separate them or none is labelled.
+
+    Args:
+        network: The network.
+        prediction: Its prediction for the crops, (B, P, S, S).
+        crops: The crops.
+    """
+    if crops.interior is None or not network.head.maps:
+        return {}
+    return {"instances": network.head.instance_loss(prediction, crops.interior)}
 
 
 def require_masks(source: Sequence[Sample]) -> None:

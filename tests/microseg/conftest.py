@@ -25,6 +25,7 @@ class Brightness(PyramidSegmenter):
         self.stride, self.context = 16, context
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.head = SemanticHead((1,), classes=2)
+        self.channels = self.config.classes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         level = x.mean(1, keepdim=True) - 0.5 + self.context * (x.mean((1, 2, 3), keepdim=True) - 0.5)

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """Computes the class probabilities of batches of tiles with one network on one device.
+    """Computes the outputs of batches of tiles (class probabilities, maps of the head) with one network on one device.
 
     Attributes:
         parallel_tiles: Calls that are computed at the same time.
@@ -32,13 +32,13 @@ class Backend(Protocol):
     call_size: int
 
     def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
-        """Compute class probabilities in another thread, while the caller prepares the next tiles.
+        """Compute outputs in another thread, while the caller prepares the next tiles.
 
         Args:
             tiles: RGB tiles of one size, 0..255.
 
         Shape:
-            (B, h, w, 3) → (B, K, h, w)
+            (B, h, w, 3) → (B, K + M, h, w)
         """
         ...
 

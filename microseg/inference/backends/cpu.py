@@ -65,7 +65,7 @@ class CpuBackend:
         return_memory()  # of the copies
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Compute class probabilities in the calling thread."""
+        """Compute outputs in the calling thread."""
         return predict(self._network, self._head, tiles, torch.device("cpu"), self._half)
 
     def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":

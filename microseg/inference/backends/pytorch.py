@@ -47,7 +47,7 @@ class PyTorchBackend:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Compute class probabilities in the calling thread."""
+        """Compute outputs in the calling thread."""
         # each smaller number of tiles at the end of an image would be compiled, too
         network = self._compiled if len(tiles) == self.call_size else self._network
         return predict(network, self._network.head, tiles, self._device, self._half)
@@ -65,17 +65,17 @@ def predict(
     device: torch.device,
     half: bool,
 ) -> npt.NDArray[np.float32]:
-    """Class probabilities of tiles by a network that is on the device.
+    """Outputs of tiles by a network that is on the device: class probabilities, and the maps of its head.
 
     Args:
         network: From pixels in 0..1, (B, 3, h, w), to the prediction of its head, (B, P, h, w).
-        head: Head of the network, which computes probabilities from its prediction.
+        head: Head of the network, which computes outputs from its prediction.
         tiles: RGB tiles of one size, 0..255.
         device: Device of the network.
         half: Compute in 16 bits: float16 on CUDA, bfloat16 elsewhere.
 
     Shape:
-        (B, h, w, 3) → (B, K, h, w)
+        (B, h, w, 3) → (B, K + M, h, w)
     """
     values = torch.from_numpy(tiles)
     values = values.pin_memory() if device.type == "cuda" else values
@@ -83,7 +83,7 @@ def predict(
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     with torch.autocast(device.type, dtype=dtype, enabled=half):
         prediction = network(pixels.float().div_(255))  # (B, P, h, w)
-    return np.asarray(head.probabilities(prediction.float()).contiguous().cpu().numpy(), np.float32)
+    return np.asarray(head.outputs(prediction.float()).contiguous().cpu().numpy(), np.float32)
 
 
 def example_input() -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A package of the bioimage.io model zoo, for Fiji (DeepImageJ), Icy, ilastik, QuPath and others."""
 
 import zipfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from microseg.files import file_sha256
 from microseg.models.config import NetworkConfig
+from microseg.models.export.post_processing import POST_PROCESSING_FILE, post_processing_code
 
 __all__ = ["write_bioimageio"]
 
@@ -25,6 +27,7 @@ def write_bioimageio(
     config: NetworkConfig,
     weights: Path,
     *,
+    channels: Sequence[str],
     example: npt.NDArray[np.float32],
     expected: npt.NDArray[np.float32],
     halo: int,
@@ -34,11 +37,12 @@ def write_bioimageio(
 ) -> Path:
     """Write the package: description, weights, and an input with its output.
 
-    ``weights`` is the TorchScript file, in the same folder; ``expected`` are the network's probabilities for
-    ``example``, an input in 0..1. The other arguments are those of `export_model`.
+    ``weights`` is the TorchScript file, in the same folder; ``expected`` are the network's outputs for ``example``, an
+    input in 0..1, and ``channels`` their names. The other arguments are those of `export_model`. Of a network that
+    separates instances the package has the code for that, see `post_processing_code`.
 
     Shape:
-        example (1, 3, T, T), expected (1, K, T, T)
+        example (1, 3, T, T), expected (1, K + M, T, T)
 
     Returns:
         The package, a zip file in the folder.
@@ -49,17 +53,30 @@ def write_bioimageio(
     np.save(folder / "test_input.npy", example * np.float32(255))
     np.save(folder / "test_output.npy", expected)
     (folder / "README.md").write_text(f"# {name}\n\n{description or _DISCLAIMER}\n", encoding="utf-8")
-    described = _describe(folder, config, weights, example.shape[-1], halo, name, version)
+    files = ["rdf.yaml", "README.md", "test_input.npy", "test_output.npy", weights.name]
+    if config.instances:
+        files.append(POST_PROCESSING_FILE)
+        (folder / POST_PROCESSING_FILE).write_text(post_processing_code(config), encoding="utf-8")
+        with (folder / "README.md").open("a", encoding="utf-8") as readme:
+            readme.write(f"\nTouching objects are separated by `number_objects` in `{POST_PROCESSING_FILE}`.\n")
+    described = _describe(folder, config, channels, weights, example.shape[-1], halo, name, version)
     (folder / "rdf.yaml").write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
     package = folder / "package.zip"
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in ("rdf.yaml", "README.md", "test_input.npy", "test_output.npy", weights.name):
+        for file in files:
             archive.write(folder / file, file)
     return package
 
 
 def _describe(
-    folder: Path, config: NetworkConfig, weights: Path, tile: int, halo: int, name: str, version: str | None
+    folder: Path,
+    config: NetworkConfig,
+    channels: Sequence[str],
+    weights: Path,
+    tile: int,
+    halo: int,
+    name: str,
+    version: str | None,
 ) -> dict[str, Any]:
     size: dict[str, Any] = {} if config.mpp is None else {"scale": config.mpp, "unit": "micrometer"}
     same = {axis: {"tensor_id": "image", "axis_id": axis} for axis in "yx"}
@@ -94,10 +111,10 @@ def _describe(
         "outputs": [
             {
                 "id": "probabilities",
-                "description": "Probability of each class",
+                "description": "Probability of each class" + (", and interior of objects" if config.instances else ""),
                 "axes": [
                     {"type": "batch"},
-                    {"type": "channel", "channel_names": [_identifier(label) for label in config.classes]},
+                    {"type": "channel", "channel_names": [_identifier(label) for label in channels]},
                     *({"type": "space", "id": axis, "size": same[axis], "halo": halo, **size} for axis in "yx"),
                 ],
                 "test_tensor": _file(folder / "test_output.npy"),
@@ -106,6 +123,8 @@ def _describe(
         ],
         "weights": {"torchscript": _file(weights) | {"pytorch_version": torch.__version__.split("+")[0]}},
     }
+    if config.instances:
+        described["attachments"] = [_file(folder / POST_PROCESSING_FILE)]
     return described if version is None else described | {"version": version}
 
 

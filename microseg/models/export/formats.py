@@ -17,8 +17,9 @@ from torch import nn
 
 from microseg.config.params import InferenceSettings
 from microseg.errors import ModelError, SettingsError
-from microseg.files import atomic_write, disk_full_error
+from microseg.files import atomic_write, disk_full_error, write_text_file
 from microseg.models.export.bioimageio import write_bioimageio
+from microseg.models.export.post_processing import POST_PROCESSING_FILE, post_processing_code
 from microseg.models.network import PyramidSegmenter, SoftmaxNetwork
 
 __all__ = ["FORMATS", "ExportedModel", "export_model"]
@@ -73,8 +74,9 @@ def export_model(
 ) -> ExportedModel:
     """Export a network, and compare the file's probabilities with those of the network.
 
-    All formats take RGB as floats in 0..1, (B, 3, tile, tile), and compute probabilities, (B, K, tile, tile); the
-    bioimage.io package takes RGB in 0..255 and scales it.
+    All formats take RGB as floats in 0..1, (B, 3, tile, tile), and compute probabilities, (B, K, tile, tile), and after
+    them the maps of the head; the bioimage.io package takes RGB in 0..255 and scales it. Beside the file of a network
+    that separates instances, or in its package, is the code that numbers objects, see `post_processing_code`.
 
     Args:
         network: The segmenter, on the CPU.
@@ -127,6 +129,7 @@ def export_model(
                 Path(folder),
                 network.config,
                 graph,
+                channels=module.channels,
                 example=example,
                 expected=_probabilities(module, example),
                 halo=halo,
@@ -135,6 +138,8 @@ def export_model(
                 version=version,
             )
         graph.replace(part)
+    if network.config.instances and kind != "bioimageio":  # whose package has it
+        write_text_file(path.with_name(f"{path.name}.{POST_PROCESSING_FILE}"), post_processing_code(network.config))
     return ExportedModel(path, kind, version, tile, difference)
 
 

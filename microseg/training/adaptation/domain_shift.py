@@ -43,6 +43,7 @@ __all__ = [
     "estimate_domain_shift",
     "mixed_network",
     "modest_scale",
+    "outputs_at",
     "predict_at",
     "predict_views",
     "resize",
@@ -250,9 +251,15 @@ def resize(batch: Tensor, height: int, width: int) -> Tensor:
 @torch.inference_mode()
 def predict_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
     """Class probabilities of a batch by the network at another scale: (B, 3, H, W) → (B, K, H, W)."""
+    return outputs_at(network, batch, zoom)[:, : len(network.config.classes)]
+
+
+@torch.inference_mode()
+def outputs_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
+    """Class probabilities and maps of the head, as `predict_at`: (B, 3, H, W) → (B, K + M, H, W)."""
     height, width = batch.shape[-2:]
     zoomed = resize(batch, max(1, round(height * zoom)), max(1, round(width * zoom)))
-    return resize(network.head.probabilities(network(zoomed)), height, width)
+    return resize(network.head.outputs(network(zoomed)), height, width)
 
 
 def _evenly_spaced(images: Sequence[Image]) -> list[Image]:

@@ -10,6 +10,7 @@ valid), batch-norm statistics shared by all labs, and pseudo-labels of the targe
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors, image_colors
 from microseg.training.color_augmentation import jitter_color, transfer_color
-from microseg.training.method import Losses
+from microseg.training.method import Losses, instance_losses
 
 __all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
 
@@ -87,7 +88,7 @@ class DualAdaptivePyramid(SelfTraining):
         target = self.target.draw(step, rank=rank, world=world)
         images = jitter_color(self.recolor(source.images, generator), self.settings.source_color_jitter, generator)
         changed = jitter_color(target.images, self.settings.target_color_jitter, generator)
-        return AdaptationBatch(Crops(images, source.masks), Crops(changed, target.masks))
+        return AdaptationBatch(source._replace(images=images), target._replace(images=changed))
 
     def recolor(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Move the colors of some source crops, partly or fully, to those of a random target window."""
@@ -106,11 +107,14 @@ class DualAdaptivePyramid(SelfTraining):
         else:
             source, target = features(batch.source.images), None
         parts = {"segmentation": head.loss(source.logits, batch.source.masks, settings.dice_weight)}
+        parts |= instance_losses(self.network, source.logits, batch.source)
         if target is not None:
             parts |= self.domain_losses(source, target, grl_strength(progress, settings.grl_warmup))
             if batch.target.masks is not None:
                 loss = head.loss(target.logits, batch.target.masks, 0.0)
                 parts["pseudo_labels"] = settings.pseudo_label_weight * loss
+                for name, loss in instance_losses(self.network, target.logits, batch.target).items():
+                    parts[f"pseudo_{name}"] = settings.pseudo_label_weight * loss
         total = torch.stack(list(parts.values())).sum()
         return {"total": total, **{name: value.detach() for name, value in parts.items()}}
 
@@ -185,4 +189,4 @@ def _at_scales(source: Sequence[Sample], targets: Sequence[TargetLab]) -> list[S
     """
     others = {1 / lab.shift.zoom for lab in targets if max(lab.shift.zoom, 1 / lab.shift.zoom) > _SAME_SCALE}
     zooms = [1.0, 1.0, *sorted(others)] if others else [1.0]
-    return [Sample(it.image, it.mask, it.zoom * zoom) for zoom in zooms for it in source]
+    return [replace(it, zoom=it.zoom * zoom) for zoom in zooms for it in source]

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microseg.annotations.instance_masks import write_instances
 from microseg.datasets.sampling import Sample
 from microseg.models.network import PyramidSegmenter
+from microseg.models.separation import Separation, interior_bytes, separate_objects
 from microseg.slides.images import read_image, write_png
 from microseg.slides.modality import lab_modality
 from microseg.training.adaptation.color_voting import color_clusters, voted_labels
-from microseg.training.adaptation.domain_shift import TargetLab, mixed_network, predict_at, to_batch
+from microseg.training.adaptation.domain_shift import TargetLab, mixed_network, outputs_at, to_batch
 from microseg.training.adaptation.region_rules import plausible_labels
 from microseg.training.adaptation.source_priors import SourcePriors
 from microseg.training.color_augmentation import ColorStatistics, transfer_color
@@ -64,6 +66,8 @@ def write_pseudo_labels(
             zooms = sorted({1.0, lab.shift.zoom**0.5})
             current = (_predict(teacher, _read(window), zooms, _ROTATIONS).cpu() for window in lab.windows)
             predictions = [torch.lerp(before, now, 0.5) for before, now in zip(predictions, current, strict=True)]
+        outputs = predictions  # (K + M, H, W) each
+        predictions = [each[: len(base.config.classes)] for each in outputs]  # (K, H, W) each
         if valid.color_voting:
             labels = voted_labels(predictions, color_clusters(images), valid.rules, lab.shift.zoom)
         else:
@@ -72,20 +76,36 @@ def write_pseudo_labels(
         target.mkdir(parents=True, exist_ok=True)
         for window, mask in zip(lab.windows, labels, strict=True):
             write_png(target / window.name, mask)
+        if base.config.instances:
+            config = base.config
+            separation = Separation(config.instance_indices, 1 / lab.shift.zoom, config.smallest_instance)
+            numbered = _instances_folder(target)
+            numbered.mkdir(exist_ok=True)
+            for window, mask, each in zip(lab.windows, labels, outputs, strict=True):
+                interior = interior_bytes(each[base.channels.index("interior")].numpy())
+                write_instances(numbered / window.name, separate_objects(mask, interior, separation))
     done.touch()
 
 
 def pseudo_labelled_samples(labs: Sequence[TargetLab], number: int, folder: Path) -> list[Sample]:
-    """Windows with the masks of a round."""
-    return [
-        Sample(window, _round_folder(folder, number) / lab.name / window.name) for lab in labs for window in lab.windows
-    ]
+    """Windows with the masks of a round, and with numbered objects where the network separates some."""
+    samples = []
+    for lab in labs:
+        masks = _round_folder(folder, number) / lab.name
+        for window in lab.windows:
+            instances = _instances_folder(masks) / window.name
+            samples.append(Sample(window, masks / window.name, instances=instances if instances.is_file() else None))
+    return samples
+
+
+def _instances_folder(masks: Path) -> Path:
+    return masks / "instances"
 
 
 def _initial_predictions(
     network: PyramidSegmenter, lab: TargetLab, folder: Path, colors: ColorStatistics | None
 ) -> list[Tensor]:
-    """Probabilities by the network in use, computed in the first round; with colors, half of each prediction is of the
+    """Outputs of the network in use, computed in the first round; with colors, half of each prediction is of the
     image with its colors moved half-way to them.
     """
     done = folder / _DONE
@@ -112,10 +132,10 @@ def _initial_predictions(
 
 
 def _predict(teacher: PyramidSegmenter, image: Tensor, zooms: Sequence[float], rotations: Sequence[int]) -> Tensor:
-    """Mean prediction over scales and rotations: (1, 3, H, W) → (K, H, W)."""
+    """Mean outputs over scales and rotations: (1, 3, H, W) → (K + M, H, W)."""
     batch = image.to(next(teacher.parameters()).device)
     predictions = [
-        torch.rot90(predict_at(teacher, torch.rot90(batch, turns, (2, 3)), zoom), -turns, (2, 3))
+        torch.rot90(outputs_at(teacher, torch.rot90(batch, turns, (2, 3)), zoom), -turns, (2, 3))
         for zoom in zooms
         for turns in rotations
     ]

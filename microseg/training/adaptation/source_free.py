@@ -19,7 +19,7 @@ from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.color_augmentation import jitter_color
-from microseg.training.method import Losses
+from microseg.training.method import Losses, instance_losses
 
 __all__ = ["SourceFree", "SourceFreeMethod"]
 
@@ -51,7 +51,7 @@ class SourceFreeMethod(AdaptationMethod):
         """Target crops with color jitter."""
         crops = self.target.draw(step, rank=rank, world=world)
         generator = step_generator(self.seed, step, rank)
-        return Crops(jitter_color(crops.images, self.settings.target_color_jitter, generator), crops.masks)
+        return crops._replace(images=jitter_color(crops.images, self.settings.target_color_jitter, generator))
 
 
 class SourceFree(SelfTraining, SourceFreeMethod):
@@ -71,7 +71,10 @@ class SourceFree(SelfTraining, SourceFreeMethod):
     def forward(self, batch: Crops, progress: float) -> Losses:  # noqa: ARG002 (the same at every step)
         """Cross entropy to the pseudo-labels, and the distance to the initial weights."""
         assert batch.masks is not None
-        loss = self.network.head.loss(self.network(batch.images), batch.masks, 0.0)
+        prediction = self.network(batch.images)
+        loss = self.network.head.loss(prediction, batch.masks, 0.0)
+        for instances in instance_losses(self.network, prediction, batch).values():
+            loss = loss + instances
         pairs = zip(self.network.parameters(), self._base[0].parameters(), strict=True)
         anchor = _ANCHOR / 2 * torch.stack([(weight - start).square().sum() for weight, start in pairs]).sum()
         return {"total": loss + anchor, "pseudo_labels": loss.detach(), "anchor": anchor.detach()}

@@ -52,7 +52,7 @@ def test_batch_depends_on_seed_and_step_only(grays: list[Sample]) -> None:
     torch.manual_seed(9)
     np.random.seed(9)
     for step in (4, 0, 2):
-        images, masks = other.draw(step)
+        images, masks, _ = other.draw(step)
         assert torch.equal(images, forwards[step].images)
         assert masks is not None
         assert torch.equal(masks, forwards[step].masks)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def test_crops_have_the_pixels_of_the_images(tmp_path: Path) -> None:
     image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
     mask = (np.arange(144) % 7).astype(np.uint8).reshape(12, 12)
     sampler = CropSampler([write_sample(tmp_path, "a", image, mask=mask)], size=12, batch=8, seed=0)
-    images, masks = sampler.draw(0)
+    images, masks, _ = sampler.draw(0)
     assert masks is not None
     assert (images.dtype, masks.dtype) == (torch.float32, torch.int64)
     seen = Counter()
@@ -119,7 +119,7 @@ def test_masks_are_cropped_like_their_images(
     surface = 127.5 + 60 * np.sin(x / 9 + 1) + 60 * np.cos(y / 7)
     image = np.repeat(surface.astype(np.uint8)[:, :, None], 3, axis=2)
     sample = write_sample(folder, "a", image, own, mask=(image[:, :, 0] > 127).astype(np.uint8))
-    images, masks = CropSampler([sample], size=size, batch=4, seed=seed, zoom=(0.7, 1.4)).draw(0)
+    images, masks, _ = CropSampler([sample], size=size, batch=4, seed=seed, zoom=(0.7, 1.4)).draw(0)
     assert images.shape == (4, 3, size, size)
     assert masks is not None
     clear = (images[:, 0] * 255 - 127.5).abs() > 30  # further from the border than rounding and smoothing reach
@@ -152,7 +152,7 @@ def test_small_images_are_mirrored_at_the_border(tmp_path: Path) -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[:, :3] = 200
     mask = (image[:, :, 0] > 0).astype(np.uint8)
-    images, masks = CropSampler([write_sample(tmp_path, "a", image, mask=mask)], size=16, batch=4, seed=0).draw(0)
+    images, masks, _ = CropSampler([write_sample(tmp_path, "a", image, mask=mask)], size=16, batch=4, seed=0).draw(0)
     assert masks is not None
     assert torch.equal((images[:, 0] > 0.5).long(), masks)
     assert set(np.unique(images.mul(255).round())) == {0, 200}

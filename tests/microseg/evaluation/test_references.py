@@ -76,7 +76,10 @@ def test_object_metrics_by_hand(two_images: tuple[list[Reference], Any]) -> None
     np.testing.assert_allclose(table["object_f1_gland"], [1, 1])
     np.testing.assert_allclose(table["object_dice_gland"], [2 / 3, 6 / 7])
     np.testing.assert_allclose(table["aji_gland"], [1 / 2, 3 / 4])
-    for metric in ("object_f1", "object_dice", "aji"):
+    np.testing.assert_allclose(table["f1_at_50_gland"], [0, 1])  # an IoU of 1/2 does not match
+    np.testing.assert_allclose(table["panoptic_quality_gland"], [0, 3 / 4])
+    np.testing.assert_allclose(table["mean_f1_gland"], [0, 5 / 10])  # 0.75 is above 0.5, 0.55 … 0.7
+    for metric in ("object_f1", "object_dice", "aji", "f1_at_50", "mean_f1", "panoptic_quality"):
         np.testing.assert_allclose(table[f"{metric}_lumen"], [1, np.nan])
     np.testing.assert_allclose(table["aji"], [3 / 4, 3 / 4])
     assert mean_scores(table)["aji"] == pytest.approx((5 / 8 + 1) / 2)

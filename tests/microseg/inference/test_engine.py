@@ -29,6 +29,7 @@ class Local(PyramidSegmenter):
         self.three = nn.Conv2d(8, 3, 1)
         self.norm = nn.BatchNorm2d(8)
         self.head = SemanticHead((1,), classes=3)
+        self.channels = self.config.classes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.max_pool2d(self.norm(self.one(x)).relu(), 2)

@@ -166,7 +166,9 @@ def test_slide_with_another_pixel_size(
     assert image_mpp(out / "slide.labels.tif") == 0.5
     assert (record.width, record.height, record.mpp, record.step[0]) == (1400, 1100, given, 1400 / shape[1])
     dark = tissue[..., 0] < 200
-    assert record.summary["area_fraction_bright"] == pytest.approx(dark.mean(), rel=0.02)
+    tissue_fraction = record.summary["tissue_fraction"]
+    assert tissue_fraction
+    assert record.summary["area_fraction_bright"] == pytest.approx(dark.mean() / tissue_fraction, rel=0.02)
     table = pd.read_csv(out / "slide.objects.csv")
     assert table["area_px"].sum() == pytest.approx(dark.sum(), rel=0.02)
     assert table["area_um2"].sum() == pytest.approx(dark.sum() * given**2, rel=0.02)
@@ -263,6 +265,7 @@ class Darkness(PyramidSegmenter):
         self.config, self.stride = NetworkConfig(classes=("background", "dark")), 16
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.head = SemanticHead((1,), classes=2)
+        self.channels = self.config.classes
 
     def forward(self, x):
         level = 0.5 - x.mean(1, keepdim=True)

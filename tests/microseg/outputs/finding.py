@@ -49,4 +49,5 @@ def find(
         finder.finish()
         batches = list(finder.batches(image_info(mask, **changes)))
     table = pd.concat([batch.table for batch in batches], ignore_index=True)
-    return ObjectBatch(table, np.concatenate([batch.polygons for batch in batches]), finder.indices)
+    arrays = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("polygons", "indices", "labels"))
+    return ObjectBatch(table, *arrays, np.concatenate([batch.parts for batch in batches]))

@@ -1,19 +1,23 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage.measure import regionprops_table
 
-from microseg.outputs.measurements import OBJECT_COLUMNS
+from microseg.outputs.batch_summary import _join_tables
+from microseg.outputs.diameters import feret_diameters
+from microseg.outputs.measurements import OBJECT_COLUMNS, ObjectTableWriter, summarize
 from microseg.outputs.objects import label_objects
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
-from tests.microseg.outputs.finding import CLASSES, find
+from tests.microseg.outputs.finding import CLASSES, find, image_info
 
 
 def two_rectangles() -> npt.NDArray[np.uint8]:
@@ -55,6 +59,14 @@ def test_measures_rectangles_as_computed_by_hand() -> None:
             "solidity": 1.0,
             "mean_probability": (0.6 * 8 + 0.75 * 16) / 24,
             "model": "m",
+            "circularity": 1.0,  # 4π · 24 / 16² is 1.18: the perimeter is through the centers of the pixels
+            "max_diameter_px": math.hypot(4, 6),
+            "max_diameter_um": math.hypot(4, 6) / 2,
+            "min_diameter_px": 4.0,
+            "min_diameter_um": 2.0,
+            "centroid_x_um": 3.0,
+            "centroid_y_um": 2.0,
+            "at_border": 0,
         }
     )
     assert (stroma["label"], stroma["class"], stroma["area_px"]) == (2, "stroma", 4)
@@ -69,7 +81,7 @@ def test_notch_lowers_solidity() -> None:
 
 def test_unknown_values_are_nan() -> None:
     table = find(two_rectangles()).table
-    unknown = ["area_um2", "perimeter_um", "equivalent_diameter_um", "mean_probability"]
+    unknown = [*(name for name in OBJECT_COLUMNS if name.endswith(("_um", "_um2"))), "mean_probability"]
     assert table[unknown].isna().all().all()
     assert table.drop(columns=unknown).notna().all().all()
 
@@ -108,14 +120,45 @@ def test_summary_as_computed_by_hand() -> None:
     assert summary == pytest.approx(
         {
             "area_mm2": 200 * 0.25 / 1e6,
+            "tissue_mm2": None,
+            "glass_mm2": None,
             "objects_gland": 1,
+            "objects_per_mm2_gland": 1 / (200 * 0.25 / 1e6),
             "area_fraction_gland": 24 / 200,
             "objects_stroma": 1,
+            "objects_per_mm2_stroma": 1 / (200 * 0.25 / 1e6),
             "area_fraction_stroma": 4 / 200,
             "mean_confidence": (1 + 1 / 3) / 2,
             "mean_entropy": 0.5,
         }
     )
+
+
+def test_fractions_and_densities_are_of_the_tissue() -> None:
+    """A quarter of a slide of 1 mm² is tissue, of which 40 % is gland."""
+    info = image_info(np.zeros((1000, 1000), np.uint8), mpp=1.0)
+    summary = summarize(info, np.array([900_000, 100_000, 0]), np.array([0, 50, 0]), None, tissue=0.25)
+    assert summary["area_mm2"] == 1.0
+    assert (summary["tissue_mm2"], summary["glass_mm2"]) == (0.25, 0.75)
+    assert summary["area_fraction_gland"] == pytest.approx(0.4)
+    assert summary["objects_per_mm2_gland"] == pytest.approx(200)
+    nothing = summarize(info, np.array([1_000_000, 0, 0]), np.array([0, 0, 0]), None, tissue=0.0)
+    assert nothing["area_fraction_gland"] is None
+    assert nothing["objects_per_mm2_gland"] is None
+
+
+def test_tables_with_other_columns_are_joined_by_name(tmp_path: Path) -> None:
+    """Outputs that an earlier version wrote, and such with stains."""
+    (tmp_path / "a.csv").write_text("image,label,class,area_px\na.png,1,gland,5\n")
+    (tmp_path / "b.csv").write_text(
+        ",".join([*OBJECT_COLUMNS, "dab_od_mean"]) + "\nb.png,1,gland,7" + ",0.5" * (len(OBJECT_COLUMNS) - 3) + "\n"
+    )
+    columns = _join_tables([(tmp_path / "a.csv", "m/1"), (tmp_path / "b.csv", "m/2")], tmp_path / "c.csv")
+    joined = pd.read_csv(tmp_path / "c.csv")
+    assert tuple(joined.columns) == columns == (*OBJECT_COLUMNS, "dab_od_mean")
+    assert joined["area_px"].tolist() == [5, 7]
+    assert joined["model"].tolist() == ["m/1", "m/2"]
+    assert joined["dab_od_mean"].tolist() == pytest.approx([np.nan, 0.5], nan_ok=True)
 
 
 def test_summary_of_many_rows() -> None:
@@ -124,3 +167,36 @@ def test_summary_of_many_rows() -> None:
     summary = segmentation(probabilities.argmax(0).astype(np.uint8), probabilities, None).summary
     assert summary["mean_confidence"] == pytest.approx(probabilities.max(0).mean(), abs=1e-6)
     assert summary["mean_entropy"] == pytest.approx(-(random * np.log(random)).sum(2).mean() / math.log(3), abs=1e-5)
+
+
+def test_diameters_of_a_triangle_are_its_longest_side_and_its_lowest_height() -> None:
+    triangle = shapely.Polygon([(0, 0), (4, 0), (0, 3)])
+    largest, smallest = feret_diameters(np.array([triangle, shapely.box(0, 0, 1, 2)]))
+    np.testing.assert_allclose(largest, [5, math.hypot(1, 2)])
+    np.testing.assert_allclose(smallest, [12 / 5, 1])
+
+
+def test_diameters_of_a_disc_are_equal_and_its_circularity_is_one() -> None:
+    y, x = np.mgrid[:80, :80]
+    (row,) = find((np.hypot(y - 40, x - 40) < 30).astype(np.uint8), mpp=0.5).table.to_dict("records")
+    assert row["max_diameter_um"] == pytest.approx(30, rel=0.03)
+    assert row["min_diameter_px"] == pytest.approx(60, rel=0.03)
+    assert row["circularity"] == pytest.approx(1, abs=0.1)
+    assert row["area_um2"] == pytest.approx(math.pi * 30**2 / 4, rel=0.01)
+
+
+def test_objects_at_the_border_are_flagged() -> None:
+    mask = np.zeros((9, 9), np.uint8)
+    mask[0, 3] = mask[3, 0] = mask[8, 5] = mask[5, 8] = mask[4, 4] = 1
+    table = find(mask).table
+    assert table["at_border"].tolist() == [1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@a"])
+def test_names_in_tables_are_no_formulas(name: str, tmp_path: Path) -> None:
+    mask = two_rectangles()
+    found = find(mask, source=f"{name}.png", classes=("background", name, "stroma"))
+    writer = ObjectTableWriter(tmp_path / "a.csv", image_info(mask), lambda _: np.zeros((1, 1, 3), np.uint8))
+    writer.add_objects(found)
+    assert not (set("=+-@\t") & {line[:1] for line in (tmp_path / "a.csv").read_text().splitlines()})
+    assert pd.read_csv(tmp_path / "a.csv")["class"].tolist() == [f"'{name}", "stroma"]

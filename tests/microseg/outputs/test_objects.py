@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from rasterio.features import rasterize
 from scipy import ndimage
 
-from microseg.outputs import objects
+from microseg.outputs import object_file, objects
 from microseg.outputs.objects import label_objects
 from tests.microseg.outputs.finding import find
 
@@ -104,8 +104,8 @@ def test_cuts_strips_of_slides_into_pieces(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_reads_many_objects_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_BATCH", 3)
-    monkeypatch.setattr(objects, "_IN_MEMORY", 200)  # so that outlines go to the temporary file
+    monkeypatch.setattr(object_file, "_BATCH", 3)
+    monkeypatch.setattr(object_file, "_IN_MEMORY", 200)  # so that outlines go to the temporary file
     mask = np.zeros((20, 9), np.uint8)
     mask[::2, ::2] = 1
     found = find(mask)

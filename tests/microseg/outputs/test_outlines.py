@@ -14,7 +14,7 @@ from microseg.annotations.classes import LabelClasses
 from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation
 from microseg.outputs.objects import label_objects
-from microseg.outputs.outlines import OutlinesWriter, features
+from microseg.outputs.outlines import DetectionsWriter, OutlinesWriter, features, qupath_name
 from microseg.outputs.record import Provenance
 from tests.microseg.outputs.finding import find, image_info
 
@@ -49,8 +49,39 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
         "name": "stroma 1",
         "classification": {"name": "stroma", "color": [228, 122, 0]},
     }
-    assert measurements["area_px"] == 16
-    assert (measurements["centroid_x_px"], measurements["centroid_y_px"]) == (4.625, 3)
+    assert measurements["Area px^2"] == 16
+    assert (measurements["Centroid X px"], measurements["Centroid Y px"]) == (4.625, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        ("area_um2", "Area µm^2"),
+        ("area_px", "Area px^2"),
+        ("perimeter_um", "Length µm"),
+        ("max_diameter_um", "Max diameter µm"),
+        ("min_diameter_px", "Min diameter px"),
+        ("centroid_x_um", "Centroid X µm"),
+        ("circularity", "Circularity"),
+        ("solidity", "Solidity"),
+        ("hematoxylin_od_mean", "Hematoxylin OD mean"),
+        ("ring_dab_od_std", "Ring: DAB OD std dev"),
+    ],
+)
+def test_measurements_have_the_names_of_qupath(column: str, name: str) -> None:
+    assert qupath_name(column) == name
+
+
+def test_detections_are_the_same_objects_of_another_type(tmp_path: Path) -> None:
+    mask = np.eye(3, dtype=np.uint8)
+    writer = DetectionsWriter(tmp_path / "a.geojson", image_info(mask), lambda _: mask)
+    writer.add_objects(find(mask))
+    writer.finish()
+    found = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    annotations = collection(mask, tmp_path / "b.geojson")
+    assert {one["properties"].pop("objectType") for one in found} == {"detection"}
+    assert {one["properties"].pop("objectType") for one in annotations} == {"annotation"}
+    assert found == annotations
 
 
 def test_ids_are_uuids_that_depend_on_source_and_model_only() -> None:
@@ -72,8 +103,8 @@ def test_unknown_measurements_are_left_out_because_json_has_no_nan(tmp_path: Pat
     for mpp, expected in ((None, False), (0.5, True)):
         (feature,) = collection(mask, tmp_path / "o.geojson", mpp=mpp)
         measurements = feature["properties"]["measurements"]
-        assert ("area_um2" in measurements) is expected
-        assert "mean_probability" not in measurements
+        assert ("Area µm^2" in measurements) is expected
+        assert "Class probability" not in measurements
         json.dumps(feature, allow_nan=False)
 
 
@@ -88,8 +119,8 @@ def test_outlines_of_another_pixel_size_are_in_pixels_of_the_image(tmp_path: Pat
     first, second = collection(mask, tmp_path / "o.geojson", step=(2.0, 2.0), mpp=0.25)
     assert shapely.from_geojson(json.dumps(first["geometry"])).bounds == (6, 4, 14, 16)
     rows = [feature["properties"]["measurements"] for feature in (first, second)]
-    assert [row["area_px"] for row in rows] == [96, 4]
-    assert [row["area_um2"] for row in rows] == [6, 0.25]
+    assert [row["Area px^2"] for row in rows] == [96, 4]
+    assert [row["Area µm^2"] for row in rows] == [6, 0.25]
     assert [row["centroid_x_px"] for row in rows] == [10, 3]
     assert [feature["properties"]["name"] for feature in (first, second)] == ["stroma 1", "gland 2"]
 

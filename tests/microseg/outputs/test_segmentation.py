@@ -94,7 +94,7 @@ def test_outlines_and_table_have_the_same_objects(segmentation: Segmentation, tm
     assert table["image"].tolist() == ["slide 1.png"] * 2
     assert table["area_px"].tolist() == [96, 16]
     assert table["area_um2"].tolist() == [24, 4]
-    assert [f["properties"]["measurements"]["area_um2"] for f in features] == [24, 4]
+    assert [f["properties"]["measurements"]["Area µm^2"] for f in features] == [24, 4]
     assert [shapely.from_geojson(json.dumps(f["geometry"])).area for f in features] == [96, 16]
     back = rasterize([(f["geometry"], 1) for f in features], out_shape=segmentation.mask.shape, dtype=np.uint8)
     np.testing.assert_array_equal(back, segmentation.mask)

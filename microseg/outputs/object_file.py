@@ -1,0 +1,173 @@
+"""Finished objects in a temporary file: their sums and outlines, read back in the order of their first pixels."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from microseg.outputs.measurements import ObjectSums
+
+__all__ = ["FinishedObjects", "ObjectFile"]
+
+_BATCH = 4096  # objects read back at once
+_BATCH_BYTES = 2**25  # of outlines read back at once; a single outline may have more
+_IN_MEMORY = 2**24  # bytes before they are moved to a temporary file
+
+Places = list[tuple[int, int]]
+"""Position and length of outlines in the file."""
+
+
+@dataclass(frozen=True)
+class FinishedObjects:
+    """Some finished objects, with all or some of their outlines.
+
+    Attributes:
+        first: Number of the first of them, from 0, in the order of the objects' first pixels.
+        sums: Sums over the pixels of each object; none where only further outlines of the object before follow.
+        hulls: Convex hull of each of these objects.
+        owners: Number of the object of each outline, from 0.
+        parts: Number of each outline among those of its object.
+        polygons: The outlines.
+    """
+
+    first: int
+    sums: ObjectSums
+    hulls: npt.NDArray[np.object_]
+    owners: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.int64]
+    polygons: npt.NDArray[np.object_]
+
+
+@dataclass
+class ObjectFile:
+    """Sums and outlines of objects; in memory are about 30 bytes for each.
+
+    Args:
+        folder: Folder of the temporary file; None for the system's.
+        columns: Number of sums.
+
+    Attributes:
+        order: Order of the objects' first pixels, as indices of the order in which they were written.
+        indices: Class index of each object, in the order of their first pixels, after `finish`.
+    """
+
+    folder: Path | None
+    columns: int
+    order: npt.NDArray[np.int64] = field(init=False)
+    indices: npt.NDArray[np.uint8] = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder = None if self.folder is None else str(self.folder)
+        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 (closed by `close`)
+        self._end = 0
+        self._firsts: list[npt.NDArray[np.int64]] = []
+        self._indices: list[npt.NDArray[np.uint8]] = []
+        self._places: list[npt.NDArray[np.int64]] = []  # of the sums, and length of the outline after them
+        self._further: dict[int, tuple[Places, shapely.Geometry]] = {}  # by index: more outlines, and the hull
+        self._count = 0
+
+    def write_outlines(self, polygons: Sequence[shapely.Polygon]) -> Places:
+        """Write outlines of an object that is not finished."""
+        places = []
+        for outline in shapely.to_wkb(np.array(polygons, np.object_)).tolist():
+            places.append((self._write(outline), len(outline)))
+        return places
+
+    def write_objects(
+        self,
+        indices: npt.NDArray[np.uint8],
+        firsts: npt.NDArray[np.int64],
+        sums: ObjectSums,
+        polygons: npt.NDArray[np.object_] | None,
+    ) -> npt.NDArray[np.int64]:
+        """Write finished objects with one outline each.
+
+        Args:
+            indices: Class index of each object, (N,).
+            firsts: Position of its first pixel, (N,).
+            sums: Its sums, (N, columns).
+            polygons: Its outline, (N,); None without outlines.
+
+        Returns:
+            Index of each object, in the order of writing.
+        """
+        outlines = [b""] * len(sums) if polygons is None else shapely.to_wkb(polygons).tolist()
+        rows = np.ascontiguousarray(sums, np.float64)
+        places = [
+            (self._write(row.tobytes() + outline), len(outline)) for row, outline in zip(rows, outlines, strict=True)
+        ]
+        self._places.append(np.array(places, np.int64).reshape(-1, 2))
+        self._firsts.append(firsts)
+        self._indices.append(indices)
+        self._count += len(sums)
+        return np.arange(self._count - len(sums), self._count)
+
+    def add_outlines(self, number: int, places: Places, hull: shapely.Geometry) -> None:
+        """State further outlines of an object that was written, and the convex hull of all of them."""
+        self._further[number] = (places, hull)
+
+    def finish(self) -> None:
+        """Order the objects."""
+        firsts = np.concatenate(self._firsts) if self._firsts else np.zeros(0, np.int64)
+        self._firsts.clear()
+        self.order = firsts.argsort(kind="stable")
+        self.indices = (np.concatenate(self._indices) if self._indices else np.zeros(0, np.uint8))[self.order]
+        places = np.concatenate(self._places) if self._places else np.zeros((0, 2), np.int64)
+        self._places = [places]
+        self._indices.clear()
+
+    def read(self) -> Iterator[FinishedObjects]:
+        """All objects in order, some at a time; at least once, which may be none."""
+        start, total = 0, len(self.order)
+        places = self._places[0]
+        while True:
+            stop = min(total, start + _BATCH)
+            lengths = places[self.order[start:stop], 1].cumsum()
+            stop = start + max(int(np.searchsorted(lengths, _BATCH_BYTES, side="right")), min(1, total - start))
+            yield self._read(start, stop)
+            for number in range(start, stop):
+                yield from self._read_further(number)
+            start = stop
+            if start >= total:
+                return
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._file.close()
+
+    def _read(self, start: int, stop: int) -> FinishedObjects:
+        sums = np.empty((stop - start, self.columns))
+        outlines: list[bytes] = []
+        for row, number in enumerate(self.order[start:stop].tolist()):
+            place, length = self._places[0][number].tolist()
+            self._file.seek(place)
+            record = self._file.read(8 * self.columns + length)
+            sums[row] = np.frombuffer(record, np.float64, self.columns)
+            outlines.append(record[8 * self.columns :])
+        polygons = shapely.from_wkb(np.array([it or None for it in outlines], np.object_))
+        hulls = shapely.convex_hull(polygons)
+        owners = np.arange(start, stop)
+        for row, number in enumerate(self.order[start:stop].tolist()):
+            if number in self._further:
+                hulls[row] = self._further[number][1]
+        return FinishedObjects(start, sums, hulls, owners, np.zeros(stop - start, np.int64), polygons)
+
+    def _read_further(self, number: int) -> Iterator[FinishedObjects]:
+        """Further outlines of an object, some at a time."""
+        places = self._further.get(int(self.order[number]), ([], None))[0]
+        for part, (place, length) in enumerate(places, 1):
+            self._file.seek(place)
+            polygons = shapely.from_wkb(np.array([self._file.read(length)], np.object_))
+            nothing = np.zeros((0, self.columns)), np.zeros(0, np.object_)
+            yield FinishedObjects(number + 1, *nothing, np.array([number]), np.array([part]), polygons)
+
+    def _write(self, data: bytes) -> int:
+        place = self._end
+        self._file.seek(place)
+        self._file.write(data)
+        self._end += len(data)
+        return place

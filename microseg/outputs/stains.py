@@ -1,0 +1,131 @@
+"""Stains of objects: how much of each stain an object has, and a ring around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from microseg.datasets.stain import STAIN_VECTORS, optical_density
+from microseg.errors import SettingsError
+from microseg.outputs.record import ImageInfo
+
+__all__ = ["KNOWN_STAINS", "Stains", "image_stains"]
+
+_RING_UM, _RING_PX = 5.0, 10  # width of the ring around an object; in pixels where the pixel size is unknown
+
+KNOWN_STAINS = {
+    name: tuple(vector) for name, vector in zip(("hematoxylin", "eosin", "dab"), STAIN_VECTORS.tolist(), strict=True)
+}
+"""Optical density of each stain in the red, green and blue channel."""
+
+
+@dataclass(frozen=True)
+class Stains:
+    """Stains to measure.
+
+    Attributes:
+        names: Names of one to three stains.
+        vectors: Optical density of each in the red, green and blue channel.
+        ring: Width of the ring around an object, in pixels of the mask.
+
+    Raises:
+        SettingsError: There are no or too many stains, or their vectors are not independent.
+    """
+
+    names: tuple[str, ...]
+    vectors: tuple[tuple[float, float, float], ...]
+    ring: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= 3 or len(self.names) != len(self.vectors):
+            raise SettingsError(f"Expected one to three stains and a vector for each, got {self.names}.")
+        if self.ring < 0:
+            raise SettingsError(f"Expected a ring of 0 pixels or more, got {self.ring}.")
+        if np.linalg.matrix_rank(self._unit, tol=0.05) < len(self.names):
+            raise SettingsError(
+                f"Expected stains of different colors, got {dict(zip(self.names, self.vectors, strict=True))}."
+            )
+
+    @classmethod
+    def named(cls, names: Sequence[str], ring: int) -> "Stains":
+        """Stains by their names.
+
+        Raises:
+            SettingsError: A name is not one of `KNOWN_STAINS`.
+        """
+        if unknown := sorted(set(names) - set(KNOWN_STAINS)):
+            raise SettingsError(f"Expected stains out of {', '.join(KNOWN_STAINS)}, got {', '.join(unknown)}.")
+        return cls(tuple(names), tuple(KNOWN_STAINS[name] for name in names), ring)
+
+    @property
+    def columns(self) -> int:
+        """Number of sums of each object: pixels of the ring; and for each stain its sums, see `sum_objects`."""
+        return 1 + 4 * len(self.names)
+
+    @cached_property
+    def _unit(self) -> npt.NDArray[np.float64]:
+        vectors = np.array(self.vectors, np.float64)  # (S, 3)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    def amounts(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Optical density of each stain, by color deconvolution.
+
+        Of two stains, what neither explains is left out, along the vector that is perpendicular to both; of one stain
+        it is the part of the density along its vector.
+
+        Args:
+            image: RGB, 0..255.
+
+        Shape:
+            (..., 3) → (..., S)
+
+        Reference:
+            Ruifrok & Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
+        """
+        unmix = np.linalg.pinv(self._unit).astype(np.float32)  # (3, S): least squares
+        amounts: npt.NDArray[np.float32] = optical_density(image) @ unmix
+        return amounts
+
+    def sum_objects(
+        self,
+        labels: npt.NDArray[np.int32],
+        reached: npt.NDArray[np.int32],
+        count: int,
+        image: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.float64]:
+        """Sum over the pixels of each object and of the ring around it.
+
+        Args:
+            labels: Number of the object at each pixel, 0 where there is none.
+            reached: The same, with each object's ring.
+            count: Number of objects.
+            image: RGB, 0..255.
+
+        Shape:
+            labels and reached (h, W), image (h, W, 3) → (count, columns)
+
+        Returns:
+            Pixels of the ring; and for each stain the sum of its density in the object, the sum of the squares, and
+            both in the ring.
+        """
+        sums = np.zeros((count, self.columns))
+        where = np.flatnonzero(reached)
+        numbers, inside = reached.ravel()[where] - 1, labels.ravel()[where] > 0
+        amounts = self.amounts(image.reshape(-1, 3)[where]).astype(np.float64)  # (P, S)
+        sums[:, 0] = np.bincount(numbers[~inside], minlength=count)
+        for stain in range(len(self.names)):
+            for offset, chosen in ((1, inside), (3, ~inside)):
+                values = amounts[chosen, stain]
+                sums[:, 4 * stain + offset] = np.bincount(numbers[chosen], values, minlength=count)
+                sums[:, 4 * stain + offset + 1] = np.bincount(numbers[chosen], values * values, minlength=count)
+        return sums
+
+
+def image_stains(image: ImageInfo) -> Stains | None:
+    """The stains to measure in an image, in rings of 5 µm, as QuPath's cell expansion; None for none."""
+    if not image.stains:
+        return None
+    ring = _RING_PX if image.label_mpp is None else max(1, round(_RING_UM / image.label_mpp))
+    return Stains.named(image.stains, ring)

@@ -1,0 +1,115 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import ndimage
+
+from microseg.models.separation import (
+    Separation,
+    grow_labels,
+    interior_bytes,
+    label_objects,
+    separate_objects,
+    separate_regions,
+)
+
+SMALL = Separation((1,), 0.1)  # a reach of 4 pixels, and seeds of one
+IMAGES = st.tuples(st.integers(1, 24), st.integers(1, 12)).flatmap(
+    lambda shape: st.tuples(
+        arrays.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 1, 1, 2])),
+        arrays.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 0, 255])),
+    )
+)
+
+
+def two_discs(distance: int, radius: int = 10) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Two overlapping discs of one class, and their interior."""
+    y, x = np.mgrid[:40, :60]
+    from_centers = [np.hypot(y - 20, x - 30 - side * distance / 2) for side in (-1, 1)]
+    mask = (np.minimum(*from_centers) < radius).astype(np.uint8)
+    depth = (radius - np.minimum(*from_centers)) / 4
+    return mask, np.round(255 * depth.clip(0, 1)).astype(np.uint8)
+
+
+def test_touching_discs_are_two_objects_of_half_the_area() -> None:
+    mask, interior = two_discs(16)
+    assert label_objects(mask).max() == 1
+    labels = separate_objects(mask, interior, Separation((1,)))
+    assert np.bincount(labels.ravel())[1:].tolist() == pytest.approx([mask.sum() / 2] * 2, rel=0.05)
+    np.testing.assert_array_equal(labels > 0, mask > 0)
+
+
+def test_only_chosen_classes_are_separated() -> None:
+    mask, interior = two_discs(16)
+    both = np.concatenate([mask, 2 * mask])
+    labels = separate_objects(both, np.concatenate([interior, interior]), Separation((2,)))
+    assert labels.max() == 3
+    assert len(np.unique(labels[:40])) == 2
+
+
+def test_shallow_saddle_does_not_separate() -> None:
+    mask, interior = two_discs(16)
+    interior = np.maximum(interior, np.where(mask > 0, 240, 0)).astype(np.uint8)
+    assert separate_objects(mask, interior, Separation((1,))).max() == 1
+
+
+def test_small_objects_and_pixels_without_a_seed_are_no_objects() -> None:
+    mask, interior = two_discs(16)
+    half = int(mask.sum()) // 2
+    mask[:3, :3] = 1  # without an interior
+    assert separate_objects(mask, interior, Separation((1,)))[:3, :3].max() == 0
+    assert separate_objects(mask, interior, Separation((1,), smallest=half * 0.9)).max() == 2
+    assert separate_objects(mask, interior, Separation((1,), smallest=half * 1.1)).max() == 0
+
+
+def test_pixel_that_two_seeds_reach_at_once_belongs_to_the_upper_one() -> None:
+    labels = np.array([[1], [0], [0], [0], [2]], np.int32)
+    grow_labels(labels, np.ones((5, 1), np.uint8), 2)
+    assert labels.ravel().tolist() == [1, 1, 1, 2, 2]
+
+
+def test_labels_grow_only_over_their_class_and_for_some_steps() -> None:
+    labels = np.array([[1, 0, 0, 0, 0, 0]], np.int32)
+    grow_labels(labels, np.array([[1, 1, 1, 1, 2, 1]], np.uint8), 2)
+    assert labels.tolist() == [[1, 1, 1, 0, 0, 0]]
+    grow_labels(labels, np.array([[1, 1, 1, 1, 2, 1]], np.uint8), 9)
+    assert labels.tolist() == [[1, 1, 1, 1, 0, 0]]
+
+
+def test_interior_bytes_round() -> None:
+    assert interior_bytes(np.array([0, 0.4979, 0.5, 1], np.float32)).tolist() == [0, 127, 128, 255]
+
+
+@settings(deadline=None, max_examples=80)
+@given(IMAGES)
+def test_objects_are_connected_and_of_one_class(images: tuple[npt.NDArray[np.uint8], ...]) -> None:
+    mask, interior = images
+    labels = separate_objects(mask, interior, SMALL)
+    np.testing.assert_array_equal((labels > 0) & (mask == 2), mask == 2)
+    assert not (labels[mask == 0] > 0).any()
+    numbers = np.unique(labels[labels > 0])
+    assert numbers.tolist() == list(range(1, len(numbers) + 1))
+    firsts = [np.flatnonzero(labels == number)[0] for number in numbers]
+    assert firsts == sorted(firsts)
+    for number in numbers:
+        assert len(np.unique(mask[labels == number])) == 1
+        assert ndimage.label(labels == number)[1] == 1
+
+
+@settings(deadline=None, max_examples=80)
+@given(IMAGES, st.integers(0, 23), st.integers(1, 24))
+def test_rows_are_the_same_with_their_context_alone(
+    images: tuple[npt.NDArray[np.uint8], ...], first: int, count: int
+) -> None:
+    """The partition of some rows does not depend on anything beyond their context."""
+    mask, interior = images
+    first = min(first, len(mask) - 1)
+    last = min(first + count, len(mask))
+    around = slice(max(0, first - SMALL.context), last + SMALL.context)
+    whole = separate_regions(mask, interior, SMALL)[first:last]
+    part = separate_regions(mask[around], interior[around], SMALL)[first - around.start :][: last - first]
+    # objects may be connected outside of the part, so each one of the part lies in one of the whole
+    pairs = np.unique(np.stack([part.ravel(), whole.ravel()]), axis=1)
+    assert len(np.unique(pairs[0])) == pairs.shape[1]
