@@ -236,8 +236,8 @@ def _header(table: Path) -> tuple[str, ...]:
         header = tuple(next(csv_reader(lines), ()))
     if unknown := [name for name in header if name not in OBJECT_COLUMNS and "_od_" not in name]:
         raise DataError(
-            f"{table}: expected the columns {','.join(OBJECT_COLUMNS)}, got also {','.join(unknown)}. Segment its image "
-            "again."
+            f"{table}: expected the columns {','.join(OBJECT_COLUMNS)}, got also {','.join(unknown)}. Segment its "
+            "image again."
         )
     return header
 

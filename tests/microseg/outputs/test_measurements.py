@@ -151,7 +151,10 @@ def test_tables_with_other_columns_are_joined_by_name(tmp_path: Path) -> None:
     """Outputs that an earlier version wrote, and such with stains."""
     (tmp_path / "a.csv").write_text("image,label,class,area_px\na.png,1,gland,5\n")
     (tmp_path / "b.csv").write_text(
-        ",".join([*OBJECT_COLUMNS, "dab_od_mean"]) + "\nb.png,1,gland,7" + ",0.5" * (len(OBJECT_COLUMNS) - 3) + "\n"
+        ",".join([*OBJECT_COLUMNS, "dab_od_mean"])
+        + "\nb.png,1,gland,7"
+        + ",0.5" * (len(OBJECT_COLUMNS) - 5)
+        + ",m/2,0.5\n"
     )
     columns = _join_tables([(tmp_path / "a.csv", "m/1"), (tmp_path / "b.csv", "m/2")], tmp_path / "c.csv")
     joined = pd.read_csv(tmp_path / "c.csv")
