@@ -121,7 +121,7 @@ def test_outlines_of_another_pixel_size_are_in_pixels_of_the_image(tmp_path: Pat
     rows = [feature["properties"]["measurements"] for feature in (first, second)]
     assert [row["Area px^2"] for row in rows] == [96, 4]
     assert [row["Area µm^2"] for row in rows] == [6, 0.25]
-    assert [row["centroid_x_px"] for row in rows] == [10, 3]
+    assert [row["Centroid X px"] for row in rows] == [10, 3]
     assert [feature["properties"]["name"] for feature in (first, second)] == ["stroma 1", "gland 2"]
 
 
