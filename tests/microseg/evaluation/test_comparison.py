@@ -20,6 +20,7 @@ from microseg.evaluation.label_free import expected_foreground_share, fit_refere
 from microseg.evaluation.references import bootstrap_interval
 from microseg.models.network import Features, PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
+from microseg.outputs.objects import label_objects
 from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.gate import decide
 from microseg.slides.images import read_image, write_png
@@ -34,6 +35,11 @@ class Threshold:
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         dark = image.mean(2) < self.level
         return np.stack([~dark, dark]).astype(np.float32)
+
+    outputs = probabilities
+
+    def label_objects(self, outputs: npt.NDArray[np.float32], mpp: float | None = None) -> npt.NDArray[np.int32]:
+        return label_objects(outputs.argmax(0).astype(np.uint8))
 
 
 @pytest.fixture

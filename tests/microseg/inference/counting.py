@@ -16,11 +16,11 @@ class Counting(Engine):
     calls = 0
     stop_at: int | None = None
 
-    def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+    def outputs(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         self.calls += 1
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
-        return super().probabilities(image, mpp)
+        return super().outputs(image, mpp)
 
 
 def visible(folder: Path) -> set[str]:

@@ -48,7 +48,7 @@ def test_image_that_the_network_fails_on_is_reported_as_failure(
     def fail(image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(engine, "probabilities", fail)
+    monkeypatch.setattr(engine, "outputs", fail)
     summary = segment_batch(engine, images[:1], tmp_path / "out", provenance=provenance)
     assert summary.failed == 1
     assert pd.read_csv(summary.failures)["reason"].tolist() == ["RuntimeError: out of memory"]
@@ -189,9 +189,9 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 
 class Slow(Engine):
-    def probabilities(self, image, mpp=None):
+    def outputs(self, image, mpp=None):
         time.sleep(float(sys.argv[3]))
-        return super().probabilities(image, mpp)
+        return super().outputs(image, mpp)
 
 config = NetworkConfig(classes=("background", "gland"), encoder="blocks", channels=(4,), pyramid_channels=4)
 import torch
