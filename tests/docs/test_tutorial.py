@@ -48,6 +48,7 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     environment |= {
         "MICROSEG_PARAMS": str(params),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # 20 are too few on a busy machine
         "PYTHONPATH": f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     for line in LINES:
