@@ -126,7 +126,8 @@ class Interleavings(RuleBasedStateMachine):
                 ), entry
         for number, click in enumerate(self.clicks):
             seen = any(
-                (entry.alias, entry.action, entry.version) == (click.alias, "requested", click.version)
+                (entry.alias, entry.version) == (click.alias, click.version)
+                and entry.action in ("requested", "rolled back")  # the latter: to the same version at the same time
                 for entry in replay(log).entries
                 if entry.number > click.entries
             )
