@@ -28,8 +28,8 @@ _PHOTOMETRIC = tifffile.PHOTOMETRIC
 _JPEG, _OLD_JPEG = (7, 34892, 33007), 6
 _FLUORESCENCE = "Export a brightfield image as RGB; fluorescence channels are not supported."
 _STACK = (
-    "Export the one image that is meant as a file of its own; a mask has one page with 0, 1, 2 … for its classes, or with "
-    "`masks: class_pages` in lab.yaml a page for each."
+    "Export the one image that is meant as a file of its own; a mask has one page with 0, 1, 2 … for its classes, or "
+    "with `masks: class_pages` in lab.yaml a page for each."
 )
 _SIDE_IMAGES = ("label", "macro", "thumbnail", "overview", "barcode")
 _RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
