@@ -89,13 +89,20 @@ def test_files_equal_those_of_the_whole_image(
     np.testing.assert_array_equal(loaded.mask, whole.mask)
     table = pd.read_csv(out / "slide.objects.csv")
     assert len(table) > 12
-    columns = [column for column in table if column not in ("mean_probability", "perimeter_px", "perimeter_um")]
+    inexact = ("mean_probability", "perimeter_px", "perimeter_um", "circularity")
+    columns = [column for column in table if column not in inexact]
     pd.testing.assert_frame_equal(table[columns], whole.objects[columns], atol=1e-3, check_dtype=False)
     pd.testing.assert_frame_equal(loaded.objects[columns], whole.objects[columns])
     np.testing.assert_allclose(table["mean_probability"], whole.objects["mean_probability"], atol=2.1e-3)
     np.testing.assert_allclose(table["perimeter_px"], whole.objects["perimeter_px"], rtol=0.01)
+    np.testing.assert_allclose(table["circularity"], whole.objects["circularity"], rtol=0.02)
+    share = record.summary["tissue_fraction"]
     for name, value in whole.summary.items():
-        if name not in ("mean_confidence", "mean_entropy"):  # over the computed part only
+        if name.startswith(("area_fraction_", "objects_per_mm2_")):  # of the tissue, which is known of slides only
+            assert value is not None
+            assert share
+            assert record.summary[name] == pytest.approx(value / share), name
+        elif name not in ("mean_confidence", "mean_entropy", "tissue_mm2", "glass_mm2"):  # over the computed part only
             assert record.summary[name] == pytest.approx(value), name
     features = json.loads((out / "slide.geojson").read_text())["features"]
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
