@@ -73,6 +73,8 @@ class Interleavings(RuleBasedStateMachine):
         now = replay(store.log).of(alias)
         pending = [entry for entry in store.log if not entry.applied and entry.alias == alias]
         excused = any(version == entry.shown for entry in pending if entry.action not in ("requested", "kept"))
+        # moved away and back, unseen, while a later request is open
+        excused |= now.request is not None and version == now.request.shown
         if store.alias.get(alias) != version:
             self.clicks.append(Click(alias, version, len(store.log), excused or version == now.active))
             store.move(alias, version)
