@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import traceback
+from pathlib import PurePath
 from typing import Any
 
 __all__ = ["csv_cell", "markdown", "mask_log_records", "mask_secrets", "printable"]
@@ -86,7 +87,9 @@ class _MaskedRecords:
     def __call__(self, *args: Any, **options: Any) -> logging.LogRecord:
         record: logging.LogRecord = self._create(*args, **options)
         if isinstance(record.args, tuple):
-            record.args = tuple(mask_secrets(printable(it)) if isinstance(it, str) else it for it in record.args)
+            record.args = tuple(
+                mask_secrets(printable(str(it))) if isinstance(it, (str, PurePath)) else it for it in record.args
+            )
         try:
             message = record.getMessage()
         except Exception:  # logging reports it

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.service.serve import deployments
+from flows.service.deployments import deployments
 from microseg.config.settings import load_settings
 from tests.flows.live import DEPLOYMENTS, connected, ended, runs_of, started, until
 

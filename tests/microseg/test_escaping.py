@@ -1,7 +1,11 @@
+import logging
+import os
+from pathlib import Path
+
 import pytest
 
 from microseg.errors import MicrosegError, NoSpaceError
-from microseg.escaping import csv_cell, markdown, mask_secrets, printable
+from microseg.escaping import csv_cell, markdown, mask_log_records, mask_secrets, printable
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,9 @@ def test_text_in_markdown_is_one_line_and_has_no_structure():
     expected = r"H&E ## Gate Accepted. \*\*x\*\* \[a\](b) !\[\](c) \<img\> \| \`d\` lab_a"
     assert markdown(stain) == expected
     assert [markdown(text) for text in ("# a", "- a", "12. a", "_a_")] == ["\\# a", "\\- a", "12\\. a", "\\_a\\_"]
+
+
+def test_names_in_log_lines_are_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    mask_log_records()
+    logging.getLogger("x").warning("%s %s", Path(os.fsdecode(b"a\xe9")), "b\x1b")
+    assert caplog.messages == [r"a\xe9 b\x1b"]
