@@ -117,7 +117,7 @@ def test_dependencies_exist_and_all_parameters_are_tracked(stages: dict[str, Any
         for path in paths(stage.deps):
             assert path.startswith("var/") or (ROOT / path).exists(), path
         tracked |= {name for item in stage.params for name in item.params}
-    assert tracked == set(params) - {"schedule", "onboarding", "promotion"}  # of the service
+    assert tracked == set(params) - {"schedule", "onboarding", "promotion", "notify"}  # of the service
 
 
 def test_a_stage_depends_on_its_flow(stages: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def segment_batch(
 
 @contextmanager
 def batch_lock(out: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Lock a folder of outputs for one batch.
+    """Lock a folder of outputs for one batch, and remove the temporary files that a killed one left there.
 
     Args:
         out: The folder; created if missing.
@@ -77,6 +77,8 @@ def batch_lock(out: Path, waiting: Callable[[str], None] | None = None) -> Itera
         LockedError: Another batch is writing there, and ``waiting`` is None.
     """
     with exclusive(out / ".batch.lock", f"the outputs in {out}", waiting=waiting):
+        for left in out.glob(".*.part"):
+            left.unlink(missing_ok=True)
         yield
 
 

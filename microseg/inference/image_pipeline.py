@@ -34,7 +34,7 @@ from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 __all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 
 _READERS, _WRITERS = 2, 2  # threads
-_HASHES_FILE = ".images.json"  # in the folder of the outputs
+_HASHES_FILE = ".image-identities"  # in the folder of the outputs
 _AHEAD = 1  # images that are read before the network can take them
 
 PixelSizes = float | Mapping[str, float | StatedMpp] | None

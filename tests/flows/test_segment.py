@@ -107,7 +107,7 @@ def test_any_file_name_and_kind_is_segmented_fails_alone_or_is_named(copied: Any
         "slide.dcm": "no known kind of image (.dcm)",
     }
     names = pd.read_csv(record.out / "summary.csv")["image"].tolist()
-    assert {"M\\xfcller.png", long, "a\\nb.png", "-x.png", "second.png", "slide_000.png", "panel.qptiff"} <= set(names)
+    assert {"M\\xfcller.png", long, "a\\nb.png", "'-x.png", "second.png", "slide_000.png", "panel.qptiff"} <= set(names)
     assert segment(folder, mpp=1.0).skipped == 10
 
 

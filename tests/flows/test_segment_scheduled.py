@@ -78,16 +78,15 @@ def test_uses_the_production_version_of_the_lab(copied: Any) -> None:
     assert models == {"others": {"microseg-segmenter/2"}, "lab_b": {"microseg-segmenter/1"}}
 
 
-def test_validates_pending_alias_change_before_use(copied: Any) -> None:
-    """Whether or not an event reported it."""
+def test_applies_pending_alias_change_before_use(copied: Any) -> None:
+    """Whether or not an event reported it: the alias on the version before is a rollback."""
     folder = copied.home / "to-segment"
     shutil.copytree(copied.lab_b / "images", folder)
-    copied.registry.versions.set_tags(1, {"gate": "invalid"})
     copied.registry.versions.set_alias("production", 1)
     segment_scheduled(folder)
-    assert copied.aliases == {"production": 2, "previous": 1}
+    assert copied.aliases == {"production": 1, "previous": 2}
     models = pd.read_csv(copied.home / "segmentations" / "to-segment" / "summary.csv")["model"]
-    assert set(models) == {"microseg-segmenter/2"}
+    assert set(models) == {"microseg-segmenter/1"}
 
 
 def test_fails_for_files_that_are_not_images(copied: Any) -> None:

@@ -24,4 +24,4 @@ class Counting(Engine):
 
 
 def visible(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microseg.annotations.index_masks import read_mask
+from microseg.models.config import NetworkConfig
 from microseg.models.heads import SemanticHead
 from microseg.slides.images import read_image, write_png
 from microseg.training.adaptation.domain_shift import DomainShift, TargetLab, mixed_network, predict_at, to_batch
@@ -137,6 +138,7 @@ class FixedSegmenter(torch.nn.Module):
         super().__init__()
         self.how, self.certainty, self.place = how, certainty, torch.nn.Parameter(torch.zeros(1))
         self.head = SemanticHead((1,), classes=2)
+        self.config = NetworkConfig(classes=("ground", "dark"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         row = torch.arange(x.shape[2]).view(1, 1, -1, 1).expand(len(x), 1, -1, x.shape[3])
