@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from microseg.errors import LockedError
 from microseg.files import write_text_file
 
-__all__ = ["exclusive"]
+__all__ = ["exclusive", "try_lock"]
 
 
 @contextmanager
@@ -46,6 +46,30 @@ def exclusive(path: Path, what: str, *, waiting: Callable[[str], None] | None = 
     finally:
         with suppress(OSError):
             owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def try_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try to hold a lock for the duration of a ``with`` block. A process that dies releases it.
+
+    Args:
+        path: The lock file, which remains; its folder is created.
+        wait: Wait until the lock is free.
+
+    Yields:
+        Whether it is held; False only where another process holds it and ``wait`` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
         lock.release()
 
 

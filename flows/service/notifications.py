@@ -9,8 +9,6 @@ once.
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -18,13 +16,12 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from filelock import FileLock, Timeout
-
 from microseg.config.environment import Home
 from microseg.config.settings import Settings
 from microseg.errors import SettingsError
 from microseg.escaping import printable
 from microseg.files import write_text_file
+from microseg.locks import try_lock
 
 __all__ = ["deliver", "notify_people", "open_addresses", "undelivered"]
 
@@ -77,7 +74,7 @@ def deliver(settings: Settings) -> None:
     if not settings.params.notify or not any(folder.glob("*.json")):
         return
     addresses = open_addresses(settings)
-    with _lock(folder) as locked:
+    with try_lock(folder / ".lock") as locked:
         if not locked:  # another process is delivering them
             return
         for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime):
@@ -144,17 +141,3 @@ def _folder(home: Home) -> Path:
 
 def _write(file: Path, notification: _Notification) -> None:
     write_text_file(file, json.dumps(asdict(notification), indent=2) + "\n")
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from flows.service import guard
 from microseg.config.environment import Home
 from microseg.errors import MicrosegError, SettingsError
 from microseg.files import write_text_file
+from microseg.locks import try_lock
 
 __all__ = [
     "READY_VARIABLE",
@@ -222,22 +222,16 @@ def exclusive(home: Home, service: str) -> Iterator[Path]:
         SettingsError: It runs already.
     """
     record = home.records / "service" / f"{service.split()[-1]}-{socket.gethostname()}.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(record.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+    with try_lock(record.with_suffix(".lock")) as held:
         entries = _read_record(record)
-        who = f"process {entries[0]['pid']}" if entries else "another process"
-        raise SettingsError(
-            f"Expected no running `microseg {service}` of the home {home.root}, but {who} is one. Stop it first: kill "
-            f"{entries[0]['pid'] if entries else '<process>'}."
-        ) from error
-    try:
-        _end_remaining(_read_record(record)[1:])
+        if not held:
+            who = f"process {entries[0]['pid']}" if entries else "another process"
+            raise SettingsError(
+                f"Expected no running `microseg {service}` of the home {home.root}, but {who} is one. Stop it first: "
+                f"kill {entries[0]['pid'] if entries else '<process>'}."
+            )
+        _end_remaining(entries[1:])
         yield record
-    finally:
-        lock.release()
 
 
 def _read_record(record: Path) -> list[dict[str, Any]]:

@@ -6,19 +6,18 @@ set back makes a wait shorter, never longer.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from microseg.datasets.incoming import IncomingDataset
 from microseg.datasets.lab import check_lab_name
 from microseg.errors import MicrosegError, is_transient
 from microseg.files import write_text_file
+from microseg.locks import try_lock
 
 __all__ = [
     "MAX_CRASHES",
@@ -245,25 +244,14 @@ class OnboardingStore:
         write_text_file(path, json.dumps(asdict(onboarding), indent=2) + "\n")
         return onboarding
 
-    @contextmanager
-    def lock(self, lab: str, *, wait: bool) -> Iterator[bool]:
+    def lock(self, lab: str, *, wait: bool) -> AbstractContextManager[bool]:
         """Lock the onboarding of a lab for this process; a process that dies releases it.
 
         Args:
             lab: Name of the lab.
             wait: Wait until the lock is free.
 
-        Yields:
-            Whether it is locked now; False only where another process has it and ``wait`` is False.
+        Returns:
+            A context manager that yields whether it is locked; see `microseg.locks.try_lock`.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / f".{check_lab_name(lab)}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return try_lock(self._folder / f".{check_lab_name(lab)}.lock", wait=wait)
