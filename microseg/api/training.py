@@ -2,14 +2,11 @@
 
 import copy
 import hashlib
-import itertools
 import json
 import logging
-import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +14,25 @@ import numpy as np
 import numpy.typing as npt
 from lightning_fabric import Fabric
 
-from microseg.annotations.index_masks import read_mask
-from microseg.annotations.instance_masks import read_instances
 from microseg.api.checkpoints import evaluate_checkpoint, source_dice
+from microseg.api.samples import (
+    crop_size,
+    image_samples,
+    labelled_samples,
+    median_mpp,
+    smallest_instance,
+    with_corrections,
+)
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows, labelled_parts
+from microseg.datasets.sampling import CropSampler, cut_windows
 from microseg.errors import LabError
 from microseg.files import file_sha256
-from microseg.models.config import NetworkConfig
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
-from microseg.slides.pixel_size import model_zoom
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.devices import Progress, launch, make_fabric
@@ -42,7 +43,6 @@ __all__ = ["adapt", "train"]
 
 _log = logging.getLogger(__name__)
 
-_OUTLIERS = 0.01  # fraction of the labelled objects, the smallest ones, that do not count
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
 
 Dataset = LabDataset | Path | str
@@ -90,8 +90,8 @@ def train(
         if not datasets:
             raise LabError("Expected at least one labelled lab to train on, got none: give ingested labs.")
         network = _with_instances(network or NetworkSettings(), datasets)
-        mpp = _median_mpp(datasets)
-        smallest = _smallest_instance(datasets, mpp) if network.instances else 0.0
+        mpp = median_mpp(datasets)
+        smallest = smallest_instance(datasets, mpp) if network.instances else 0.0
         config = configure_network(network, datasets[0].metadata.classes, mpp, smallest_instance=smallest)
         fabric.seed_everything(seed, verbose=False)
         segmenter = PyramidSegmenter(config)
@@ -102,8 +102,8 @@ def train(
         segmenter = load_network(start)
         config = segmenter.config
     _require_classes(datasets, config.classes)
-    samples = _labelled_samples(datasets, config)
-    crop, batch = _crop_size(datasets, settings, config.mpp)
+    samples = labelled_samples(datasets, config)
+    crop, batch = crop_size(datasets, settings, config.mpp)
     labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom_range)
     method = Supervised(segmenter, labelled, settings)
     fingerprint = _fingerprint(Supervised, segmenter, settings, datasets, [], seed)
@@ -174,11 +174,11 @@ def adapt(
     base = copy.deepcopy(network) if isinstance(network, PyramidSegmenter) else load_network(Path(network))
     labelled_labs, target_labs, mpp = _open(source), _open(target), base.config.mpp
     _require_classes([*labelled_labs, *target_labs], base.config.classes)
-    crop, batch = _crop_size([*labelled_labs, *target_labs], settings, mpp)
+    crop, batch = crop_size([*labelled_labs, *target_labs], settings, mpp)
     source_free = settings.source == "none"
     if source_free:
         _require_no_source(kind, labelled_labs)
-    labelled = [] if source_free else _labelled_samples(labelled_labs, base.config)
+    labelled = [] if source_free else labelled_samples(labelled_labs, base.config)
     if not any(lab.rows for lab in target_labs):
         raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
     fingerprint = _fingerprint(kind, base, settings, labelled_labs, target_labs, seed)
@@ -192,7 +192,7 @@ def adapt(
     targets = [_target_lab(base, lab, images, work, search=search) for lab in target_labs]
     in_use = source_dice(base, labelled_labs)
     if not source_free:
-        labelled = _with_corrections(labelled, target_labs, mpp, settings.target_label_share)
+        labelled = with_corrections(labelled, target_labs, base.config, settings.target_label_share)
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
     elapsed = time.monotonic() - start
     run = partial(
@@ -219,8 +219,7 @@ def _target_lab(
 ) -> TargetLab:
     """Cut a target lab's images into windows, and estimate its domain shift."""
     mpp = network.config.mpp
-    samples = list(_samples(lab, lab.rows, mpp, masks=False))
-    windows = cut_windows(samples, work / "windows" / lab.metadata.lab)
+    windows = cut_windows(image_samples(lab, mpp), work / "windows" / lab.metadata.lab)
     unknown = mpp is None or any(row.mpp is None for row in lab.rows)
     images = [read_image(file) for file in windows]
     shift = estimate_domain_shift(network, source, images, search_scale=search and unknown)
@@ -303,18 +302,6 @@ def _with_instances(network: NetworkSettings, labs: Sequence[LabDataset]) -> Net
     return network
 
 
-def _smallest_instance(labs: Sequence[LabDataset], mpp: float | None) -> float:
-    """Half of the area that nearly all labelled objects exceed, in pixels at the model's scale."""
-    areas = [
-        np.bincount(read_instances(path).ravel())[1:] * model_zoom(row.mpp, mpp) ** 2
-        for lab in labs
-        for row in lab.select(split="train", labelled=True)
-        if (path := lab.instances_path(row)) is not None
-    ]
-    present = np.concatenate([each[each > 0] for each in areas]) if areas else np.zeros(0)
-    return 0.5 * float(np.quantile(present, _OUTLIERS)) if len(present) else 0.0
-
-
 def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
     for lab in labs:
         if lab.metadata.classes != classes:
@@ -323,66 +310,6 @@ def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> No
                 f"{list(lab.metadata.classes)}: all labs of one segmenter share their classes; correct lab.yaml and "
                 "ingest again."
             )
-
-
-def _median_mpp(labs: Sequence[LabDataset]) -> float | None:
-    """Median pixel size of the images of known size."""
-    known = [row.mpp for lab in labs for row in lab.rows if row.mpp is not None]
-    return float(np.median(known)) if known else None
-
-
-def _labelled_samples(labs: Sequence[LabDataset], config: NetworkConfig) -> list[Sample]:
-    """Labelled images of the split ``train``, with their numbered objects where the network separates some."""
-    samples = [
-        sample if config.instances else replace(sample, instances=None)
-        for lab in labs
-        for sample in _samples(lab, lab.select(split="train", labelled=True), config.mpp, masks=True)
-    ]
-    if not samples:
-        names = ", ".join(lab.metadata.lab for lab in labs) or "none"
-        raise LabError(
-            f"Expected labelled images to train on, found none in the labs given ({names}). To adapt without them, set "
-            "adapt.source=none."
-        )
-    return samples
-
-
-def _with_corrections(
-    labelled: list[Sample], targets: Sequence[LabDataset], mpp: float | None, share: float
-) -> list[Sample]:
-    """Add the labelled regions of target labs, as often as their share of all crops requires."""
-    regions = [
-        sample for lab in targets for sample in _samples(lab, lab.select(split="train", labelled=True), mpp, masks=True)
-    ]
-    if not regions or share == 0:
-        return labelled
-    count = math.ceil(share / (1 - share) * len(labelled))
-    return [*labelled, *itertools.islice(itertools.cycle(regions), max(count, len(regions)))]
-
-
-def _samples(lab: LabDataset, rows: Sequence[ManifestRow], mpp: float | None, *, masks: bool) -> Iterator[Sample]:
-    """Samples of images; of one with labels in small parts only, a sample for each part."""
-    for row in rows:
-        mask, instances = (lab.mask_path(row), lab.instances_path(row)) if masks else (None, None)
-        sample = Sample(lab.image_path(row), mask, model_zoom(row.mpp, mpp), instances=instances)
-        regions = [] if sample.mask is None else labelled_parts(read_mask(sample.mask))
-        yield from (replace(sample, focus=region) for region in regions or (None,))
-
-
-def _crop_size(labs: Sequence[LabDataset], settings: FitSettings, mpp: float | None) -> tuple[int, int]:
-    """Side and number of crops: not larger than the median image of the lab with the largest images; smaller crops are
-    more in number.
-    """
-    sides = [
-        np.median([min(row.width, row.height) * model_zoom(row.mpp, mpp) for row in lab.rows])
-        for lab in labs
-        if lab.rows
-    ]
-    if not sides:
-        raise LabError("Expected images in every lab, found none: ingest the lab first.")
-    side = min(settings.crop_size, 32 * int(np.ceil(max(sides) / 32)))
-    factor = (settings.crop_size / side) ** 2
-    return side, int(np.clip(round(settings.batch_size * factor), settings.batch_size, 4 * settings.batch_size))
 
 
 def _fingerprint(
@@ -399,14 +326,14 @@ def _fingerprint(
         "network": network.config.model_dump(mode="json"),
         "weights": weights_digest(network),
         "settings": settings.model_dump(mode="json"),
-        "source": [[(row.sha256, _mask_digest(lab, row), row.split) for row in lab.rows] for lab in source],
-        "target": [[(row.sha256, _mask_digest(lab, row)) for row in lab.rows] for lab in target],
-        "instances": [[lab.instances_path(row) is not None for row in lab.rows] for lab in (*source, *target)],
+        "source": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in source],
+        "target": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in target],
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _mask_digest(lab: LabDataset, row: ManifestRow) -> str | None:
-    """SHA-256 of the mask's file, which corrections change; None for an unlabelled image."""
-    return None if row.mask is None else file_sha256(lab.mask_path(row))
+def _label_digests(lab: LabDataset, row: ManifestRow) -> list[str]:
+    """SHA-256 of the files of the mask and of the objects' numbers, which corrections change; those that there are."""
+    files = [lab.mask_path(row), lab.instances_path(row)] if row.mask is not None else []
+    return [file_sha256(file) for file in files if file is not None]

@@ -1,6 +1,7 @@
 """Instances from ingest to outputs: trained, adapted without labels, and the same in an image and in a slide."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,29 @@ def test_dataset_keeps_the_numbered_objects(labs: tuple[LabDataset, LabDataset])
         np.testing.assert_array_equal(read_instances(path), touching_discs(int(Path(row.image).stem))[1])
         assert Image.open(path).mode == "I;16"
     assert all(target.instances_path(row) is None for row in target.rows)
+
+
+def test_training_with_corrected_objects_does_not_resume_the_one_before(
+    labs: tuple[LabDataset, LabDataset], tmp_path: Path
+) -> None:
+    """Also where the mask is the same: two touching objects are one, or two."""
+
+    def run(source: LabDataset) -> Path:
+        settings = TrainSettings(**SHORT)  # type: ignore[arg-type]
+        train([source], TINY, settings, folder=tmp_path / "n", fabric=make_fabric("cpu"), keep_checkpoint=True)
+        (checkpoint,) = tmp_path.glob("n.*.checkpoint")
+        return checkpoint
+
+    before = run(labs[0])
+    assert run(labs[0]) == before
+    shutil.copytree(labs[0].folder, tmp_path / "corrected")
+    corrected = open_lab_dataset(tmp_path / "corrected")
+    path = corrected.instances_path(corrected.rows[0])
+    assert path is not None
+    numbers = read_instances(path)
+    path.unlink()
+    write_instances(path, np.minimum(numbers, 1))
+    assert run(corrected) != before
 
 
 def test_classes_of_the_lab_are_separated(trained: Path) -> None:

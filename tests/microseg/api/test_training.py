@@ -13,12 +13,14 @@ from lightning_fabric import Fabric
 import microseg
 from microseg.api import training
 from microseg.api.checkpoints import source_dice
-from microseg.api.training import _with_corrections, adapt, train
+from microseg.api.samples import crop_size, image_samples, labelled_samples, with_corrections
+from microseg.api.training import adapt, train
 from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
 from microseg.config.settings import load_settings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.errors import LabError, PluginError
+from microseg.models.config import NetworkConfig
 from microseg.models.files import load_network, save_network, weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.plugins import load_plugin
@@ -263,15 +265,16 @@ def test_labelled_regions_of_the_target_lab_are_trained_on(source_lab: LabDatase
         mask[10:20, 30:50] = number % 2
         write_png(target.mask_path(row), mask)
     source = [Sample(tmp_path / f"{number}.png", tmp_path / "m.png") for number in range(60)]
-    samples = _with_corrections(source, [target], None, 0.25)
+    config = NetworkConfig(classes=target.metadata.classes)
+    samples = with_corrections(source, [target], config, 0.25)
     assert samples[:60] == source
     corrected = samples[60:]
     assert len(corrected) == 20  # a quarter of all
     assert {it.image for it in corrected} == {target.image_path(row) for row in train}
     assert {it.focus for it in corrected} == {(30, 10, 50, 20)}
-    assert _with_corrections(source, [target], None, 0.0) == source
+    assert with_corrections(source, [target], config, 0.0) == source
     unlabelled = dataclasses.replace(target, rows=tuple(dataclasses.replace(row, mask=None) for row in target.rows))
-    assert _with_corrections(source, [unlabelled], None, 0.25) == source
+    assert with_corrections(source, [unlabelled], config, 0.25) == source
 
 
 def test_corrections_of_the_target_lab_change_the_network(
@@ -384,16 +387,18 @@ def test_crop_size_follows_image_size(
 ) -> None:
     rows = tuple(dataclasses.replace(row, width=2 * side, height=side, mpp=mpp) for row in source_lab.rows)
     lab = dataclasses.replace(source_lab, rows=rows)
-    assert training._crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
+    assert crop_size([lab], TrainSettings(crop_size=crop, batch_size=batch), 1.0) == expected
 
 
 def test_images_are_resized_to_the_models_scale(source_lab: LabDataset) -> None:
     rows = (
-        dataclasses.replace(source_lab.rows[0], mpp=0.25),
-        dataclasses.replace(source_lab.rows[1], mpp=None),
+        dataclasses.replace(source_lab.rows[0], mpp=0.25, split="train"),
+        dataclasses.replace(source_lab.rows[1], mpp=None, split="train"),
     )
-    assert [it.zoom for it in training._samples(source_lab, rows, 0.5, masks=True)] == [0.5, 1.0]
-    assert [it.zoom for it in training._samples(source_lab, rows, None, masks=False)] == [1.0, 1.0]
+    lab = dataclasses.replace(source_lab, rows=rows)
+    config = NetworkConfig(classes=lab.metadata.classes, mpp=0.5)
+    assert [it.zoom for it in labelled_samples([lab], config)] == [0.5, 1.0]
+    assert [it.zoom for it in image_samples(lab, None)] == [1.0, 1.0]
 
 
 def test_last_network_is_kept_without_validation_images(fabric: Fabric, source_lab: LabDataset, tmp_path: Path) -> None:
