@@ -46,7 +46,7 @@ def run_limited(what: str, function: Callable[..., T], *args: Any, seconds: floa
     Args:
         what: What is read, such as the path of a file; begins the message of an error.
         function: A function of a module (no method, lambda or closure); it gets copies of its arguments.
-        args: Its arguments.
+        args: Its arguments; relative paths are relative to the current folder.
         seconds: Processor time; in whole seconds, rounded up.
         memory: Bytes beyond those of the idle process.
 
@@ -96,7 +96,7 @@ class _Child:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float, memory: int) -> tuple[str, Any]:
         try:
-            self._pipe.send((function, args, seconds, memory))
+            self._pipe.send((function, args, _current_folder(), seconds, memory))
             if not self._answers(_WAIT * seconds):
                 return "stopped", f"it was not after {_WAIT * seconds:g} s"
             kind, value = self._pipe.recv()
@@ -134,6 +134,13 @@ def _is_runnable(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] == b"R"
     except OSError:  # no such system
         return False
+
+
+def _current_folder() -> str | None:
+    """The current folder; None if it was removed."""
+    with suppress(FileNotFoundError):
+        return str(Path.cwd())
+    return None
 
 
 def _signal_name(number: int) -> str:
@@ -180,7 +187,7 @@ def serve(descriptor: int) -> None:
     pipe: Connection[Any, Any] = Connection(descriptor)
     while True:
         try:
-            function, args, seconds, memory = pipe.recv()
+            function, args, folder, seconds, memory = pipe.recv()
         except EOFError:
             return
         except Exception as error:  # the module of the function cannot be imported
@@ -188,6 +195,8 @@ def serve(descriptor: int) -> None:
             continue
         _limit(seconds, memory)
         try:
+            if folder is not None:
+                os.chdir(folder)
             reply = "done", function(*args)
         except MemoryError:
             reply = "stopped", "it took more memory"

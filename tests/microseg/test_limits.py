@@ -2,6 +2,7 @@ import logging
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,3 +64,12 @@ def test_the_cause_of_an_exception_passes():
         run_limited("a.tif", chained, "x")
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == 5
+
+
+def test_relative_paths_are_those_of_the_current_folder(tmp_path, monkeypatch):
+    """Also of a process that was started in another one."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert run_limited("x.txt", Path.read_text, Path("x.txt")) == name
