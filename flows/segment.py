@@ -127,7 +127,7 @@ def segment(
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)
     version = _version(model, batch.lab, settings)  # raises before any folder is created
-    with batch_lock(out, waiting=report):
+    with batch_lock(images, out, waiting=report):
         chunks = _chunks(plan_batch(images, out), inference.chunk_size)
         total = sum(len(chunk.tasks) for chunk in chunks)
         with progress_bar(f"Segmenting with version {version.version}", total) as advance:

@@ -57,8 +57,8 @@ def segment_batch(
         OSError: The outputs cannot be written: no space, no permission. Finished outputs are kept.
     """
     started, options = time.perf_counter(), options or BatchOptions()
-    tasks = plan_batch(images, out)
-    with batch_lock(out):
+    with batch_lock(images, out):
+        tasks = plan_batch(images, out)
         results = segment_images(
             engine, tasks, out, provenance=provenance, options=options, reference=reference, progress=progress
         )
@@ -66,16 +66,20 @@ def segment_batch(
 
 
 @contextmanager
-def batch_lock(out: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+def batch_lock(images: Sequence[Path], out: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock a folder of outputs for one batch, and remove the temporary files that a killed one left there.
 
     Args:
+        images: Paths of the batch.
         out: The folder; created if missing.
         waiting: Called with a message that names the other batch, before this waits for it; None: do not wait.
 
     Raises:
+        DataError: The folder of the outputs is that of the images.
         LockedError: Another batch is writing there, and ``waiting`` is None.
     """
+    if out.resolve() in {path.resolve().parent for path in map(Path, images)}:
+        raise DataError(f"Expected an output folder other than that of the images, got {out}: choose another.")
     with exclusive(out / ".batch.lock", f"the outputs in {out}", waiting=waiting):
         for left in out.glob(".*.part"):
             left.unlink(missing_ok=True)
@@ -88,14 +92,9 @@ def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
     Args:
         images: Paths; duplicates count once.
         out: Folder of the outputs; created if missing.
-
-    Raises:
-        DataError: The folder of the outputs is that of the images.
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = list({path.absolute(): path for path in map(Path, images)}.values())  # two links are two images
-    if out.resolve() in {path.resolve().parent for path in paths}:
-        raise DataError(f"Expected an output folder other than that of the images, got {out}: choose another.")
     return tuple(ImageTask(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
 
 

@@ -111,6 +111,14 @@ def test_any_file_name_and_kind_is_segmented_fails_alone_or_is_named(copied: Any
     assert segment(folder, mpp=1.0).skipped == 10
 
 
+def test_outputs_into_the_folder_of_the_images_leave_nothing_there(copied: Any, tmp_path: Path) -> None:
+    folder = slides(tmp_path / "slides", 1)
+    before = sorted(folder.iterdir())
+    with pytest.raises(DataError, match="other than that of the images"):
+        segment(folder, mpp=1.0, out=folder)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_stated_pixel_sizes_never_override_those_of_files_without_a_word(copied: Any, tmp_path: Path) -> None:
     folder, pixels = slides(tmp_path / "slides", 1), generate_image(LAB_B, 64, 1.0, seed=3)[0]
     for name in ("a.tif", "b.tif"):

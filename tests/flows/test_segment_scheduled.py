@@ -131,7 +131,7 @@ def test_second_batch_into_a_folder_waits_for_the_first(copied: Any, capsys: pyt
     def second() -> None:
         messages.append(segment_scheduled(folder, return_state=True).message)
 
-    with batch_lock(out):
+    with batch_lock([], out):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(15)
