@@ -238,7 +238,7 @@ class Workspace:
             run_params=self.registry.runs.params(run.id),
         )
         lab = (*source, *target)[0]
-        first = Sample(lab.image_path(lab.rows[0]))
+        first = Sample(lab.image(lab.rows[0]))
         tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)
         example = (tile.permute(1, 2, 0) * 255).round().byte().numpy()
         return self.registry.versions.register(

@@ -93,6 +93,7 @@ def fold_labs(task: Task, folds: int, work: Path) -> list[tuple[LabDataset, tupl
         (incoming / "lab.yaml").write_text(card + "\n")
         for index, reference in enumerate(references):
             if index not in chosen:
+                assert isinstance(reference.image, Path)
                 shutil.copy(reference.image, incoming / "images" / reference.image.name)
                 shutil.copy(reference.mask, incoming / "masks" / reference.mask.name)
                 if reference.instances is not None:

@@ -35,7 +35,7 @@ from microseg.evaluation.overlap import dice
 from microseg.evaluation.pixel_features import pixel_features
 from microseg.evaluation.reverse_validation import forward_validation, reverse_validation
 from microseg.registry.model_card import measurement_name
-from microseg.slides.images import read_image
+from microseg.slides.region import read_source
 from microseg.training.adaptation.domain_shift import center_crop
 
 __all__ = ["main", "wrong_masks"]
@@ -142,7 +142,7 @@ def _task_rows(name: str, args: argparse.Namespace, stored: ResultRows) -> list[
     work = stored.out / "work" / name
     images = EvaluationImages.of(task, work, args.images)
     references = report_images(task, "target", work, args.images)
-    pixels = [center_crop(read_image(it.image), _SIDE) for it in references]
+    pixels = [center_crop(read_source(it.image), _SIDE) for it in references]
     true = [center_crop(read_mask(it.mask), _SIDE) for it in references]
     features = [pixel_features(it, images.common_modality) for it in pixels]
     made = [wrong_masks(*pair) for pair in zip(pixels, true, strict=True)]

@@ -34,6 +34,7 @@ from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 from microseg.slides.images import read_image, write_png
 from microseg.slides.modality import Modality, lab_modality
+from microseg.slides.region import ImageSource, read_source
 from microseg.training.adaptation.domain_shift import center_crop, to_batch
 
 __all__ = ["EvaluationImages", "evidence", "report_images", "true_dice"]
@@ -79,7 +80,7 @@ class EvaluationImages:
     @cached_property
     def pixels(self) -> list[Image]:
         """The target lab's images, (H, W, 3) each."""
-        return [read_image(each.image) for each in self.target]
+        return [read_source(each.image) for each in self.target]
 
     def inputs(self) -> list[tuple[Image, float | None]]:
         """The target lab's images and their microns per pixel."""
@@ -288,8 +289,9 @@ def _sample(probabilities: Sequence[npt.NDArray[np.float32]], count: int = _PIXE
     return np.concatenate([one[:, rng.integers(one.shape[1], size=each)].T for one in pixels])
 
 
-def _crop(file: Path, folder: Path, *, mask: bool = False) -> Path:
+def _crop(file: ImageSource, folder: Path, *, mask: bool = False) -> Path:
     """Center crop of an image or a mask, written once."""
+    assert isinstance(file, Path)
     target = folder / f"{file.stem}.png"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from benchmarks.evidence.networks import Candidate, Images, candidates, grid_net
 from benchmarks.evidence.predictions import StoredPredictions
 from benchmarks.results import ResultRows, Row
 from microseg.evaluation.label_free import lab_targets
-from microseg.slides.images import read_image
+from microseg.slides.region import read_source
 
 __all__ = ["Row", "Study"]
 
@@ -103,4 +103,4 @@ class Study(ResultRows):
 
     def _statistics_images(self, task: Task) -> list[npt.NDArray[np.uint8]]:
         target = open_labs(task, self._work(task))[1]
-        return [read_image(each.image) for each in lab_targets(target, _STATISTICS_IMAGES)]
+        return [read_source(each.image) for each in lab_targets(target, _STATISTICS_IMAGES)]

@@ -35,6 +35,7 @@ from microseg.evaluation.references import LabelObjects, Reference, mean_scores,
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
 from microseg.models.separation import label_objects
+from microseg.slides.region import ImageSource
 from microseg.training.devices import make_fabric
 
 __all__ = ["main"]
@@ -152,7 +153,7 @@ class _Run:
         if self.with_head:
             ways["instances"] = engine.label_objects
         prefix = "" if self.with_head else "semantic "
-        outputs: dict[Path, npt.NDArray[np.float32] | None] = dict.fromkeys(it.image for it in references)
+        outputs: dict[ImageSource, npt.NDArray[np.float32] | None] = dict.fromkeys(it.image for it in references)
         for way, label in ways.items():
             table = score(_cached(engine, outputs), references, engine.classes, objects=True, label=label)
             means = mean_scores(table)
@@ -162,7 +163,7 @@ class _Run:
 
 
 def _cached(
-    engine: Engine, known: dict[Path, npt.NDArray[np.float32] | None]
+    engine: Engine, known: dict[ImageSource, npt.NDArray[np.float32] | None]
 ) -> Callable[..., npt.NDArray[np.float32]]:
     """Outputs of the engine, computed once for each image, which are asked for in the order of the keys."""
     keys = iter(list(known))

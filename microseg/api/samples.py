@@ -46,7 +46,7 @@ def with_corrections(
 
 def image_samples(lab: LabDataset, mpp: float | None) -> list[Sample]:
     """All images of a lab, without masks, at the model's scale."""
-    return [Sample(lab.image_path(row), None, model_zoom(row.mpp, mpp)) for row in lab.rows]
+    return [Sample(lab.image(row), None, model_zoom(row.mpp, mpp)) for row in lab.rows]
 
 
 def _train_samples(labs: Sequence[LabDataset], config: NetworkConfig) -> Iterator[Sample]:
@@ -54,7 +54,7 @@ def _train_samples(labs: Sequence[LabDataset], config: NetworkConfig) -> Iterato
     for lab in labs:
         for row in lab.select(split="train", labelled=True):
             mask, instances = lab.mask_path(row), lab.instances_path(row) if config.instances else None
-            sample = Sample(lab.image_path(row), mask, model_zoom(row.mpp, config.mpp), instances=instances)
+            sample = Sample(lab.image(row), mask, model_zoom(row.mpp, config.mpp), instances=instances)
             for region in labelled_parts(read_mask(mask)) or (None,):
                 yield replace(sample, focus=region)
 

@@ -18,6 +18,7 @@ from microseg.annotations.instance_masks import INSTANCES
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import DataError, LabError
 from microseg.files import atomic_write
+from microseg.slides.region import ImageSource
 
 __all__ = [
     "MANIFEST_FILE",
@@ -59,6 +60,11 @@ class ManifestRow:
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
+    @property
+    def name(self) -> str:
+        """Name of the image, of which there is one in a dataset."""
+        return Path(self.image).stem
+
 
 @dataclass(frozen=True)
 class LabDataset:
@@ -89,6 +95,10 @@ class LabDataset:
             for row in self.rows
             if (split is None or row.split == split) and (labelled is None or (row.mask is not None) == labelled)
         )
+
+    def image(self, row: ManifestRow) -> ImageSource:
+        """Image of a row: a file, or a region of a slide."""
+        return self.image_path(row)
 
     def image_path(self, row: ManifestRow) -> Path:
         """Path of a row's image."""

@@ -20,7 +20,8 @@ from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.datasets.interior import MARGIN, interior_map
 from microseg.errors import DataError
-from microseg.slides.images import read_image, write_png
+from microseg.slides.images import write_png
+from microseg.slides.region import ImageSource, read_source
 
 __all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
 
@@ -32,7 +33,7 @@ class Sample:
     """One image to draw crops from.
 
     Attributes:
-        image: Path of the image.
+        image: Path of the image, or region of a slide.
         mask: Path of its mask of class indices; None for an unlabelled image.
         zoom: Factor by which the image is enlarged before cropping: its microns per pixel over the model's.
         focus: Left, upper, right and lower edge of a region, in pixels of the image, that every crop overlaps; None
@@ -40,7 +41,7 @@ class Sample:
         instances: Path of its numbered objects; None where there are none.
     """
 
-    image: Path
+    image: ImageSource
     mask: Path | None = None
     zoom: float = 1.0
     focus: tuple[int, int, int, int] | None = None
@@ -175,7 +176,7 @@ class CropSampler:
             self._cache.move_to_end(sample)
             return self._cache[sample]
         paths = self.samples[sample]
-        image = read_image(paths.image)
+        image = read_source(paths.image)
         mask = None if paths.mask is None or not self.labelled else read_mask(paths.mask)
         objects = None if paths.instances is None or not self.labelled else read_instances(paths.instances)
         for file, labels in ((paths.mask, mask), (paths.instances, objects)):
@@ -274,7 +275,7 @@ def cut_windows(
     files: list[Path] = []
     pixels = 0
     for index in rng.permutation(len(samples)):
-        window = _window(read_image(samples[index].image), samples[index].zoom, side, rng)
+        window = _window(read_source(samples[index].image), samples[index].zoom, side, rng)
         pixels += window.shape[0] * window.shape[1]
         if files and pixels > 1e6 * megapixels:
             break

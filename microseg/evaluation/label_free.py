@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,9 @@ from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_e
 from microseg.evaluation.references import Segment
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
-from microseg.slides.images import read_image
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
+from microseg.slides.region import ImageSource, read_source
 from microseg.training.color_augmentation import jitter_color
 
 __all__ = [
@@ -42,13 +41,13 @@ class TargetImage:
 
     Args:
         name: Name of the image.
-        image: Image file.
+        image: Image file, or region of a slide.
         mpp: Pixel size in microns per pixel; None if unknown.
         slide: Slide or patient.
     """
 
     name: str
-    image: Path
+    image: ImageSource
     mpp: float | None
     slide: str = ""
 
@@ -58,7 +57,7 @@ def lab_targets(lab: LabDataset, limit: int | None = None) -> tuple[TargetImage,
     rows = lab.rows
     if limit is not None and len(rows) > limit:
         rows = tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
-    return tuple(TargetImage(Path(row.image).stem, lab.image_path(row), row.mpp, row.group) for row in rows)
+    return tuple(TargetImage(row.name, lab.image(row), row.mpp, row.group) for row in rows)
 
 
 def label_free_scores(
@@ -86,9 +85,9 @@ def label_free_scores(
         fraction of the foreground classes, 0..1. NaN if there are no images.
     """
     rows = []
-    modality = lab_modality(read_image(it.image) for it in images[:: -(-len(images) // _MODALITY_IMAGES) or 1])
+    modality = lab_modality(read_source(it.image) for it in images[:: -(-len(images) // _MODALITY_IMAGES) or 1])
     for number, target in enumerate(images):
-        image = read_image(target.image)
+        image = read_source(target.image)
         probabilities = segment(image, target.mpp)
         mask = probabilities.argmax(0).astype(np.uint8)
         row = {
@@ -130,7 +129,7 @@ def fit_reference_distribution(labs: Sequence[LabDataset], mpp: float | None) ->
     for lab in labs:
         features, groups = [], []
         for target in lab_targets(lab, _REFERENCE_IMAGES):
-            described = image_features(read_image(target.image), model_zoom(target.mpp, mpp))
+            described = image_features(read_source(target.image), model_zoom(target.mpp, mpp))
             if described is not None:
                 features.append(described)
                 groups.append(target.slide or target.name)
@@ -148,7 +147,7 @@ def ood_scores(reference: ReferenceDistribution, images: Sequence[TargetImage], 
         images: The images.
         mpp: The model's pixel size in microns per pixel; None if unknown.
     """
-    scores = [image_ood_score(reference, read_image(target.image), model_zoom(target.mpp, mpp)) for target in images]
+    scores = [image_ood_score(reference, read_source(target.image), model_zoom(target.mpp, mpp)) for target in images]
     return [np.nan if value is None else value for value in scores]
 
 

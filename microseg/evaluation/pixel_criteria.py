@@ -22,9 +22,9 @@ from microseg.evaluation.reverse_validation import (
     LabelledPixels,
     forward_validation,
 )
-from microseg.slides.images import read_image
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
+from microseg.slides.region import read_source
 from microseg.training.adaptation.domain_shift import center_crop
 
 __all__ = ["PixelCriteria"]
@@ -65,10 +65,10 @@ class PixelCriteria:
         Returns:
             The criteria; None without labelled source images or without target images.
         """
-        images = [_crop(read_image(it.image), model_zoom(it.mpp, mpp)) for it in lab_targets(target, _IMAGES)]
+        images = [_crop(read_source(it.image), model_zoom(it.mpp, mpp)) for it in lab_targets(target, _IMAGES)]
         pairs = [
             (
-                _crop(read_image(lab.image_path(row)), model_zoom(row.mpp, mpp)),
+                _crop(read_source(lab.image(row)), model_zoom(row.mpp, mpp)),
                 _crop(read_mask(lab.mask_path(row)), model_zoom(row.mpp, mpp)),
             )
             for lab in source

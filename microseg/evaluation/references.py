@@ -20,7 +20,8 @@ from microseg.evaluation.objects import ObjectOverlap
 from microseg.evaluation.overlap import boundary_dice, dice
 from microseg.outputs.objects import label_objects
 from microseg.registry.evidence import ConfidenceInterval
-from microseg.slides.images import IMAGE_SUFFIXES, read_image
+from microseg.slides.images import IMAGE_SUFFIXES
+from microseg.slides.region import ImageSource, read_source
 
 __all__ = [
     "LabelObjects",
@@ -56,7 +57,7 @@ class Reference:
 
     Args:
         name: Name of the image.
-        image: Image file.
+        image: Image file, or region of a slide.
         mask: File of its class indices.
         mpp: Pixel size in microns per pixel; None if unknown.
         slide: Slide or patient; empty if unknown.
@@ -64,7 +65,7 @@ class Reference:
     """
 
     name: str
-    image: Path
+    image: ImageSource
     mask: Path
     mpp: float | None
     slide: str = ""
@@ -74,9 +75,7 @@ class Reference:
 def lab_references(lab: LabDataset, split: Split) -> tuple[Reference, ...]:
     """Return the labelled images of one split of a lab's dataset."""
     return tuple(
-        Reference(
-            Path(row.image).stem, lab.image_path(row), lab.mask_path(row), row.mpp, row.group, lab.instances_path(row)
-        )
+        Reference(row.name, lab.image(row), lab.mask_path(row), row.mpp, row.group, lab.instances_path(row))
         for row in lab.select(split=split, labelled=True)
     )
 
@@ -160,7 +159,7 @@ def score(
         columns += [*_OBJECT_METRICS, *(f"{metric}_{name}" for metric in _OBJECT_METRICS for name in names)]
     rows: list[dict[str, object]] = []
     for reference in references:
-        outputs = segment(read_image(reference.image), reference.mpp)
+        outputs = segment(read_source(reference.image), reference.mpp)
         prediction = outputs[: len(classes)].argmax(0).astype(np.uint8)
         truth = read_mask(reference.mask)
         ignored = truth == IGNORE

@@ -14,7 +14,7 @@ from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.references import Reference
 from microseg.inference.engine import Engine
 from microseg.outputs.overlay import draw_overlay, draw_panel
-from microseg.slides.images import read_image
+from microseg.slides.region import read_source
 
 __all__ = ["comparison_panels", "data_uri", "reference_panels"]
 
@@ -34,7 +34,7 @@ def comparison_panels(engines: Mapping[str, Engine], lab: LabDataset, folder: Pa
         The files, ``<image>.panel.jpg``.
     """
     return [
-        _draw(target.name, read_image(target.image), target.mpp, {}, engines, lab.metadata.classes, folder)
+        _draw(target.name, read_source(target.image), target.mpp, {}, engines, lab.metadata.classes, folder)
         for target in lab_targets(lab, limit)
     ]
 
@@ -62,7 +62,7 @@ def reference_panels(
     picks = np.linspace(0, len(references) - 1, min(limit, len(references))).round().astype(int)
     files = []
     for reference in (references[int(pick)] for pick in picks):
-        image = read_image(reference.image)
+        image = read_source(reference.image)
         reference_overlay = {"reference": _overlay(image, read_mask(reference.mask))}
         files.append(_draw(reference.name, image, reference.mpp, reference_overlay, engines, classes, folder))
     return files

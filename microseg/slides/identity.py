@@ -10,7 +10,7 @@ from pathlib import Path
 from microseg.files import file_sha256, write_text_file
 from microseg.slides.openslide_reader import slide_parts
 
-__all__ = ["KnownHashes", "source_sha256"]
+__all__ = ["KnownHashes", "source_sha256", "source_state"]
 
 _SETTLED = 2.0  # seconds after which a further change of a file changes its modification time
 
@@ -34,6 +34,15 @@ def source_sha256(path: Path) -> str:
     for part in parts:
         hashed.update(os.fsencode(part.relative_to(path.parent)) + f"\0{file_sha256(part)}\n".encode())
     return hashed.hexdigest()
+
+
+def source_state(path: Path) -> str:
+    """Sizes and modification times of the files of an image, in short: another one means that they have changed.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    return sha256(json.dumps(_state(path)).encode()).hexdigest()[:32]
 
 
 class KnownHashes:

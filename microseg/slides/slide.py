@@ -105,6 +105,30 @@ class Slide(ABC):
         fine = [number for number, level in enumerate(self.levels) if level.downsample <= 1.02 * downsample]
         return max(fine, key=lambda number: self.levels[number].downsample, default=0)
 
+    def read_part(self, part: tuple[float, float, float, float], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """Read a part at any scale: from the coarsest level that is fine enough, resampled bilinearly.
+
+        Args:
+            part: Left and upper edge, width and height, in pixels of the finest level; inside the slide.
+            size: Width and height of the result, in pixels.
+
+        Shape:
+            (size[1], size[0], 3)
+        """
+        x, y, width, height = part
+        number = self.level_for(max(width / size[0], height / size[1]))
+        level = self.levels[number]
+        scale_x, scale_y = level.width / self.width, level.height / self.height
+        across, down = (
+            width * scale_x / size[0],
+            height * scale_y / size[1],
+        )  # pixels of the level
+        left, right, first_column, end_column = _span(x * scale_x, (x + width) * scale_x, across, level.width)
+        top, bottom, first_row, end_row = _span(y * scale_y, (y + height) * scale_y, down, level.height)
+        pixels = self.read_region(number, first_column, first_row, end_column - first_column, end_row - first_row)
+        box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box), np.uint8)
+
     def thumbnail(self, longest: int) -> npt.NDArray[np.uint8]:
         """Read the whole slide at a small size.
 
@@ -212,6 +236,10 @@ class SlideView:
 
 def _level_span(span: slice, scale: float, length: int) -> tuple[float, float, int, int]:
     """Start and end of a span of the view in the level, and the whole pixels that the bilinear filter needs."""
-    start, stop = span.start * scale, min(span.stop * scale, float(length))
+    return _span(span.start * scale, span.stop * scale, scale, length)
+
+
+def _span(start: float, stop: float, scale: float, length: int) -> tuple[float, float, int, int]:
+    stop = min(stop, float(length))
     margin = 2 + int(scale)  # the bilinear filter extends max(1, scale) pixels beyond the center of the last one
     return start, stop, max(0, int(start) - margin), min(length, int(stop) + 1 + margin)

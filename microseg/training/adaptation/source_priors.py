@@ -16,8 +16,8 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import AdaptSettings
 from microseg.datasets.sampling import Sample
-from microseg.slides.images import read_image
 from microseg.slides.modality import Modality, lab_modality
+from microseg.slides.region import read_source
 from microseg.training.adaptation.color_voting import color_predicts_classes
 from microseg.training.adaptation.domain_shift import center_crop, to_batch
 from microseg.training.adaptation.region_rules import RegionRules, region_rules
@@ -69,7 +69,7 @@ def estimate_source_priors(source: Sequence[Sample], classes: int, settings: Ada
         rules = region_rules(masks, classes)
     if not (settings.color_cluster_voting or settings.color_aligned_tta):
         return SourcePriors(rules)
-    pairs = [(read_image(it.image), read_mask(it.mask)) for it in chosen[:_COLOR_IMAGES] if it.mask is not None]
+    pairs = [(read_source(it.image), read_mask(it.mask)) for it in chosen[:_COLOR_IMAGES] if it.mask is not None]
     images, cropped_masks = ([center_crop(it, _COLOR_SIDE) for it in each] for each in zip(*pairs, strict=True))
     modality = lab_modality(images)
     if color_predicts_classes(images, cropped_masks, classes):

@@ -204,11 +204,11 @@ def test_rejects_invalid_arguments(grays: list[Sample], wrong: dict[str, Any]) -
 def test_cache_is_limited_in_size(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     read = Counter[Path]()
 
-    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_image) -> Any:
+    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_source) -> Any:
         read[path] += 1
         return original(path)
 
-    monkeypatch.setattr(sampling, "read_image", counting)
+    monkeypatch.setattr(sampling, "read_source", counting)
     everything = CropSampler(grays, size=8, batch=7, seed=0)
     for step in range(3):
         everything.draw(step)
