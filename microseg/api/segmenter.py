@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
-from microseg.registry.registry import Registry
-from microseg.registry.version import MODEL_NAME, PRODUCTION, ModelVersion, is_production, lab_of
 from microseg.slides.limited import is_slide, open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.training.devices import resolve_device
+
+if TYPE_CHECKING:  # MLflow is imported where the registry is used: a network in a folder needs none
+    from microseg.registry.registry import Registry
+    from microseg.registry.version import ModelVersion
 
 __all__ = ["Segmenter", "find_version", "version_provenance"]
 
@@ -91,6 +93,8 @@ class Segmenter:
                 raise WeightsError(f"Expected a folder with a network at {folder}, found none: check the path.")
             provenance = Provenance(model=str(folder.absolute()))
             return cls(load_network(folder), provenance=provenance, device=device, **options)
+        from microseg.registry.registry import Registry
+
         environment = Environment()
         registry = Registry(tracking_uri or environment.tracking_uri)
         version = find_version(registry, model)
@@ -182,12 +186,14 @@ class Segmenter:
         )
 
 
-def find_version(registry: Registry, model: str | int) -> ModelVersion:
+def find_version(registry: "Registry", model: str | int) -> "ModelVersion":
     """Find a version as `Segmenter.load` does.
 
     Raises:
         VersionNotFoundError: There is no such version, or no such lab.
     """
+    from microseg.registry.version import PRODUCTION, is_production, lab_of
+
     lab = lab_of(model) if isinstance(model, str) and is_production(model) else None
     if lab is None:
         return registry.versions.find(model)
@@ -200,8 +206,10 @@ def find_version(registry: Registry, model: str | int) -> ModelVersion:
     return registry.production.active(lab)
 
 
-def version_provenance(version: ModelVersion) -> Provenance:
+def version_provenance(version: "ModelVersion") -> Provenance:
     """Provenance of the results of a registered version."""
+    from microseg.registry.version import MODEL_NAME
+
     return Provenance(
         model=f"{MODEL_NAME}/{version.version}",
         run_id=version.run_id,

@@ -117,7 +117,7 @@ class FakeRegistry:
 
 
 def test_loads_version_from_the_registry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter, "Registry", FakeRegistry)
+    monkeypatch.setattr("microseg.registry.registry.Registry", FakeRegistry)
     monkeypatch.setattr(FakeRegistry, "folder", folder, raising=False)
     monkeypatch.setattr(FakeRegistry, "asked", [])
     monkeypatch.setenv("MICROSEG_HOME", str(tmp_path / "home"))
