@@ -15,8 +15,9 @@ import functools
 import os
 import platform
 import sys
+from pathlib import Path
 
-__all__ = ["return_memory", "set_passive_waiting", "tune_allocator"]
+__all__ = ["available_cores", "has_nvidia_device", "return_memory", "set_passive_waiting", "tune_allocator"]
 
 # malloc.h; the values are ints, so nothing above 2^31 - 1
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
@@ -49,15 +50,33 @@ def tune_allocator() -> bool:
     return bool(raised and trimmed and padded and shared)
 
 
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group (Linux)."""
+    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(affinity, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit
+        return affinity
+
+
 def return_memory() -> None:
     """Return freed memory to the system, which `tune_allocator` would keep in the process."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def set_passive_waiting() -> None:
-    """Let OpenMP threads sleep while they wait, unless the environment variable is set.
+def has_nvidia_device() -> bool:
+    """Whether there is an NVIDIA device (Linux); needs no PyTorch."""
+    return Path("/proc/driver/nvidia/version").exists()
 
-    OpenMP reads the environment when PyTorch is loaded, so the package calls this before it imports anything.
+
+def set_passive_waiting() -> None:
+    """Let OpenMP threads sleep while they wait, unless the environment variable is set, or there is an NVIDIA device.
+
+    OpenMP reads the environment when PyTorch is loaded, so the package calls this before it imports anything. Where the
+    device computes, its driver waits for no OpenMP thread, and the few steps on the CPU shall be short.
     """
+    if has_nvidia_device():
+        return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

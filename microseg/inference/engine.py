@@ -3,31 +3,35 @@
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from microseg.config.params import InferenceSettings
 from microseg.cpu import tune_allocator
-from microseg.errors import DataError, ModelError, SettingsError
+from microseg.errors import DataError, SettingsError
 from microseg.inference.backends.backend import create_backend
-from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
+from microseg.inference.batching import BatchQueue, ImageRequest
+from microseg.inference.prediction import Prediction
+from microseg.inference.reduction import HostCopy, classify, not_finite
+from microseg.inference.scale import rescale, zoom_to
+from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
-from microseg.slides.pixel_size import model_zoom
+from microseg.outputs.measurements import ConfidenceSums
 
 __all__ = ["Engine", "EngineOptions"]
 
 _DEFAULTS = InferenceSettings()
 
-_SAME_SCALE = 0.05  # relative difference of pixel sizes that counts as equal
-_LARGEST_ZOOM = 16
+_WINDOWS = 4  # of the pyramid pooling, along each side of a tile on CUDA
+_LARGE_IMAGES = 4  # of several tiles each that are predicted at once where tiles share batches
+_BYTES_PER_PIXEL = 4096  # free memory of a device for each pixel of a batch
 
 
 class EngineOptions(TypedDict, total=False):
@@ -38,6 +42,7 @@ class EngineOptions(TypedDict, total=False):
     batch: int
     half: bool | None
     compiled: bool
+    block: int | None
 
 
 class Engine:
@@ -46,23 +51,32 @@ class Engine:
     Args:
         network: The segmenter; it is not changed.
         device: Device to compute on.
-        tile: Longest side of a tile in pixels at the model's pixel size, rounded up to the network's stride.
+        tile: Longest side of a tile in pixels at the model's pixel size, rounded up to the network's stride: what the
+            pyramid pooling sees.
         halo: Half of the least overlap of two tiles, in pixels; see `plan_spans`.
-        batch: Tiles computed at once; on a CPU at most as many as PyTorch has threads.
+        batch: Tiles computed at once, of smaller ones as many as have that number of pixels; on a CPU at most as many
+            as PyTorch has threads.
         half: Compute in 16 bits (float16 on CUDA, bfloat16 elsewhere); None: on CUDA only. Probabilities change by
             about 0.01; processors with bfloat16 instructions take half the time.
         compiled: Compile the network with ``torch.compile`` for whole batches on CUDA. Compiling takes a minute for
             each of the first eight tile sizes; other sizes are computed without.
         optimize: Work on an optimized copy. False: compute with the network itself, which must be in evaluation mode.
+        block: Longest side of what is computed at once, in pixels. Above ``tile``, the pyramid pooling still sees
+            windows of ``tile`` pixels, see `WindowedPooling`, and their overlaps are computed once. None: ``tile``; on
+            CUDA four windows, or as many as fit the memory.
+        shared_batches: Whether tiles of different images are computed in one batch; None: on CUDA only.
 
     Attributes:
         classes: Names of the classes.
         channels: Names of the channels of `outputs`: the classes, then the maps of the network's head.
         instances: Indices of the classes whose touching objects are separated.
+        smallest_instance: Area of the smallest of these, in pixels at the model's pixel size.
         mpp: Microns per pixel at which the network works; None if unknown.
         stride: Stride of the network.
         weights_sha256: SHA-256 of the network's weights, as in its ``network.json``; None without ``optimize``.
         batch: Tiles computed at once.
+        block: Longest side of what is computed at once.
+        device: Device to compute on.
 
     Raises:
         SettingsError: The tile is too small for its halo, a number is not positive, or ``compiled`` is set for another
@@ -80,6 +94,8 @@ class Engine:
         half: bool | None = None,
         compiled: bool = False,
         optimize: bool = True,
+        block: int | None = None,
+        shared_batches: bool | None = None,
     ) -> None:
         chosen = torch.device(device)
         if batch < 1:
@@ -91,15 +107,32 @@ class Engine:
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.channels, self.instances = network.channels, network.config.instance_indices
-        self._smallest_instance = network.config.smallest_instance
+        self.smallest_instance = network.config.smallest_instance
         self.batch = batch
         self._tile, self._halo, self._half = tile, halo, chosen.type == "cuda" if half is None else half
+        self.block = tile
         self.plan(1, 1)  # raises an error if tile, halo and stride do not fit
-        tune_allocator()
+        if optimize:
+            self.block = max(tile, _default_block(chosen, tile, halo, batch) if block is None else block)
+        if chosen.type == "cpu":
+            tune_allocator()
+        self.device = chosen
         self.weights_sha256 = weights_digest(network) if optimize else None
         self._backend = create_backend(
-            network, device=chosen, batch_size=batch, half=self._half, compiled=compiled, optimize=optimize
+            network,
+            device=chosen,
+            batch_size=batch,
+            half=self._half,
+            compiled=compiled,
+            optimize=optimize,
+            context=(tile, halo) if self.block > tile else None,
         )
+        self._interior = self.channels.index("interior") if self.instances else None
+        self._weights: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        together = chosen.type == "cuda" if shared_batches is None else shared_batches
+        self._queue = BatchQueue(self._backend, batch * self.block**2, self._half) if together else None
+        at_once = _LARGE_IMAGES if together else self._backend.parallel_tiles
+        self._images = ThreadPoolExecutor(at_once, thread_name_prefix="images")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -133,23 +166,43 @@ class Engine:
         Shape:
             (H, W, 3) → (K + M, H, W)
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(
-                f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
-            )
-        zoom = self.zoom(mpp)
-        if zoom == 1:
-            return self._predict_tiles(image)
-        height, width = image.shape[:2]
-        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-        rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # as in training
-        small = torch.from_numpy(self._predict_tiles(rescaled))[None]  # (1, K + M, h, w)
-        full = functional.interpolate(small, size=(height, width), mode="bilinear", antialias=True)  # (1, K + M, H, W)
-        return np.asarray(full[0].numpy(), np.float32)
+        outputs = self._outputs(self.rescaled(image, mpp), image.shape[:2]).cpu().numpy()
+        if not np.isfinite(outputs.sum()):  # NaN and infinity remain in a sum
+            raise not_finite(self._half)
+        return np.asarray(outputs, np.float32)
+
+    def submit(
+        self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None, *, probabilities: bool = False
+    ) -> "Future[Prediction]":
+        """Start to predict an image; on CUDA those of several images are computed together.
+
+        Args:
+            image: RGB, 0..255, at the model's pixel size, see `rescaled`. It must not change before the result.
+            size: Height and width of the result; None for those of the image.
+            probabilities: Whether the result has those of all classes.
+
+        Shape:
+            image (H, W, 3)
+
+        Returns:
+            The prediction, or `ModelError`: outputs are not finite, or the device has not enough memory.
+        """
+        _check(image)
+        shape = (int(image.shape[0]), int(image.shape[1]))
+        plan = self.plan(*shape)
+        if self._queue is not None and len(plan) == 1:
+            request = ImageRequest(shape, size or shape, len(self.classes), self._interior, probabilities)
+            return self._queue.image(cut_tile(image, next(iter(plan))), request)
+        return self._images.submit(self._predict, image, size or shape, probabilities)
+
+    def rescaled(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.uint8]:
+        """An image at the model's pixel size; see `zoom`."""
+        _check(image)
+        return rescale(image, self.zoom(mpp))
 
     def separation(self, mpp: float | None = None) -> Separation:
         """How the objects of an image with that pixel size are separated; see `zoom`."""
-        return Separation(self.instances, 1 / self.zoom(mpp), self._smallest_instance)
+        return Separation(self.instances, 1 / self.zoom(mpp), self.smallest_instance)
 
     def label_objects(self, outputs: npt.NDArray[np.float32], mpp: float | None = None) -> npt.NDArray[np.int32]:
         """Number the objects of an image; touching ones are separated where the network predicts instances.
@@ -187,19 +240,11 @@ class Engine:
         Raises:
             DataError: They differ by a factor above 16, or that of the image is not positive.
         """
-        if mpp is not None and not mpp > 0:
-            raise DataError(f"Expected a positive number of microns per pixel, got {mpp}: leave it out if unknown.")
-        zoom = model_zoom(mpp, self.mpp)
-        if not 1 / _LARGEST_ZOOM <= zoom <= _LARGEST_ZOOM:
-            raise DataError(
-                f"Expected an image of about {self.mpp} microns per pixel, as the model, got {mpp}, which differs by "
-                f"more than a factor of {_LARGEST_ZOOM}: give the image's true pixel size, or choose another model."
-            )
-        return zoom if abs(zoom - 1) > _SAME_SCALE else 1.0
+        return zoom_to(self.mpp, mpp)
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Tiles of an image that has the model's pixel size."""
-        options = {"tile": self._tile, "halo": self._halo, "multiple": self.stride}
+        options = {"tile": self.block, "halo": self._halo, "multiple": self.stride}
         return TilePlan(plan_spans(height, **options), plan_spans(width, **options))
 
     def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
@@ -211,30 +256,91 @@ class Engine:
         Raises:
             ModelError: They are not finite; their largest value would be the background, silently.
         """
+        for predicted in self.tile_outputs(tiles):
+            outputs = np.asarray(predicted.cpu().numpy(), np.float32)
+            if not np.isfinite(outputs.sum()):
+                raise not_finite(self._half)
+            yield outputs
+
+    def tile_outputs(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """As `predictions`, but on the device, and they may be NaN or infinity."""
         waiting = iter(tiles)
-        computing: deque[Future[npt.NDArray[np.float32]]] = deque()
+        if self._queue is not None:
+            ahead = 2 * self._queue.most((self.block, self.block))
+            single = (self._queue.tile(tile) for tile in waiting)
+            queued = deque(itertools.islice(single, ahead))
+            while queued:
+                yield queued.popleft().result()
+                queued.extend(itertools.islice(single, 1))
+            return
+        computing: deque[Future[torch.Tensor]] = deque()
         while batch := list(itertools.islice(waiting, self._backend.call_size)):
-            computing.append(self._backend.submit(np.stack(batch)))
+            computing.append(self._backend.submit(batch))
             if len(computing) > 2 * self._backend.parallel_tiles:
-                yield from self._finite(computing.popleft())
+                yield from computing.popleft().result()
         for future in computing:
-            yield from self._finite(future)
+            yield from future.result()
 
-    def _finite(self, future: "Future[npt.NDArray[np.float32]]") -> npt.NDArray[np.float32]:
-        predicted = future.result()  # (B, K, h, w)
-        if not np.isfinite(predicted.sum()):  # NaN and infinity remain in a sum
-            precision = "Set inference to 32 bits (half=False), or use" if self._half else "Use"
-            raise ModelError(
-                "Expected finite probabilities from the network, got NaN or infinity: its weights or its arithmetic "
-                f"fail on this image. {precision} another version of the model."
-            )
-        return predicted
+    def finish(self, copies: HostCopy, pixels: int) -> tuple[list[Any], ConfidenceSums]:
+        """Wait for the copies of what `classify` made of one image or block: its maps, and its sums last.
 
-    def _predict_tiles(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        plan = self.plan(*image.shape[:2])
-        predicted = self.predictions(cut_tile(image, tile) for tile in plan)
-        total = np.zeros((len(self.channels), *image.shape[:2]), np.float32)  # (K + M, H, W)
-        for tile, part in zip(plan, predicted, strict=True):
-            kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K + M, h', w')
-            total[:, tile.rows.inner, tile.columns.inner] += kept * tile.weights
-        return total
+        Raises:
+            ModelError: The outputs were not finite.
+        """
+        *maps, sums = copies.wait()
+        assert sums is not None
+        highest, entropy = sums.sum(0).tolist()
+        if not np.isfinite(highest + entropy):
+            raise not_finite(self._half)
+        return [None if each is None else each.numpy() for each in maps], ConfidenceSums(pixels, highest, entropy)
+
+    @torch.inference_mode()
+    def _predict(self, image: npt.NDArray[np.uint8], size: tuple[int, int], probabilities: bool) -> Prediction:
+        outputs = self._outputs(image, size)
+        reduced = classify(outputs[None], len(self.classes), self._interior)
+        kept = outputs[: len(self.classes)] if probabilities else None
+        del outputs
+        copies = HostCopy([kept, reduced.mask, reduced.confidence, reduced.interior, reduced.sums])
+        (floats, mask, confidence, interior), sums = self.finish(copies, size[0] * size[1])
+        return Prediction(mask[0], confidence[0], None if interior is None else interior[0], sums, floats)
+
+    @torch.inference_mode()
+    def _outputs(self, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+        """Outputs of an image at the model's pixel size, resampled: (h, w, 3) → (K + M, H, W), on the device."""
+        shape, plan = image.shape[:2], self.plan(*image.shape[:2])
+        predicted = self.tile_outputs(cut_tile(image, tile) for tile in plan)
+        if len(plan) == 1:
+            total = next(predicted)[:, : shape[0], : shape[1]]
+        else:
+            total = torch.zeros((len(self.channels), *shape), device=self.device)  # (K + M, h, w)
+            for tile, part in zip(plan, predicted, strict=True):
+                kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K + M, h', w')
+                weights = [self.weights(span)[0] for span in (tile.rows, tile.columns)]
+                total[:, tile.rows.inner, tile.columns.inner] += kept * (weights[0][:, None] * weights[1])
+        if size == tuple(shape):
+            return total
+        return functional.interpolate(total[None], size=size, mode="bilinear", antialias=True)[0]
+
+    def weights(self, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights of a span on the device, and their complement; kept, as a copy to CUDA waits for the device."""
+        key = (len(span.weights), span.fade_in, span.fade_out)
+        if (known := self._weights.get(key)) is None:
+            weights = torch.from_numpy(span.weights).to(self.device)
+            known = self._weights[key] = weights, 1 - weights
+        return known
+
+
+def _check(image: npt.NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
+        )
+
+
+def _default_block(device: torch.device, tile: int, halo: int, batch: int) -> int:
+    """Largest side of what is computed at once: on CUDA several windows, as far as a batch of them fits the memory."""
+    if device.type != "cuda":
+        return tile
+    free = torch.cuda.mem_get_info(device)[0]
+    pixels = free // _BYTES_PER_PIXEL // batch
+    return tile + max(0, min(_WINDOWS - 1, (int(pixels**0.5) - tile) // (tile - 2 * halo))) * (tile - 2 * halo)

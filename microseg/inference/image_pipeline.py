@@ -1,93 +1,89 @@
 """The image pipeline: images are read, segmented and written at the same time, a few of them at any moment."""
 
-import json
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from microseg.config.params import InferenceSettings
-from microseg.errors import DataError, MicrosegError
+from microseg.cpu import available_cores
 from microseg.inference.engine import Engine
+from microseg.inference.image_files import (
+    BatchOptions,
+    ImageFiles,
+    PixelSizes,
+    ReadImage,
+    SlideFile,
+    failed,
+    stated_mpp,
+)
 from microseg.inference.out_of_distribution import image_ood_score
+from microseg.inference.prediction import Prediction
 from microseg.inference.slide import segment_slide
+from microseg.inference.worker import WorkerLostError, WorkerProcess, borrow, give_back
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import ImageResult, ImageTask
-from microseg.outputs.files import OUTPUTS
-from microseg.outputs.record import Provenance, Record, read_record
+from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
-from microseg.outputs.stains import Stains
-from microseg.outputs.writers import load_writers
-from microseg.slides.identity import KnownHashes, source_sha256
-from microseg.slides.limited import image_mpp, is_slide, open_slide, read_image
+from microseg.slides.identity import source_sha256
+from microseg.slides.limited import image_mpp, read_image
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 
 __all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
 
-_READERS, _WRITERS = 2, 2  # threads
-_HASHES_FILE = ".image-identities"  # in the folder of the outputs
-_AHEAD = 1  # images that are read before the network can take them
-
-PixelSizes = float | Mapping[str, float | StatedMpp] | None
-"""Microns per pixel of all images, or of some by file name; None, or a name that is missing: as the files state. Where
-a file states another one, the image fails, unless `StatedMpp.overrides`."""
+_THREADS = 2  # that read and write in this process, at least
+_IMAGES_OF_A_PROCESS = 8  # of a batch, below which it is not worth starting
 
 
-@dataclass(frozen=True)
-class BatchOptions:
-    """Options of a batch, the same for all its images.
+class _Hand(Protocol):
+    """Reads and writes images, one at a time; see `ImageFiles`."""
 
-    Attributes:
-        outputs: Names of output writers.
-        mpp: See `PixelSizes`.
-        slide_megapixels: Images above this size are segmented as slides, strip by strip; see `segment_slide`.
-        skip_glass: Do not compute tiles of a slide that show bare glass.
-        keep_existing: Skip images whose outputs exist, though another model or other settings made them.
-        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
-        stains: Stains that are measured in objects; see `KNOWN_STAINS`.
+    slots: int
 
-    Raises:
-        SettingsError: An output or a stain is unknown.
-        PluginError: An output writer cannot be imported.
-    """
+    def read(self, task: ImageTask, slot: int) -> "_Read | SlideFile | ImageResult": ...
 
-    outputs: Collection[str] = OUTPUTS
-    mpp: PixelSizes = None
-    slide_megapixels: float = InferenceSettings().slide_megapixels
-    skip_glass: bool = True
-    keep_existing: bool = False
-    bit_depth: int | None = None
-    stains: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        load_writers(self.outputs)
-        if self.stains:
-            Stains.named(self.stains, ring=1)  # raises an error if one is unknown
+    def write(self, task: ImageTask, slot: int, prediction: Prediction, seconds: float | None) -> ImageResult: ...
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An image file that has to be segmented; without pixels it is a slide, which is read while it is segmented."""
+class _Read(Protocol):
+    @property
+    def scaled(self) -> npt.NDArray[np.uint8]: ...
 
-    sha256: str
-    mpp: float | None
-    pixels: npt.NDArray[np.uint8] | None
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+class _Local:
+    """Reads and writes in the calling thread."""
+
+    slots = 2
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+        self._held: dict[int, ReadImage] = {}
+
+    def read(self, task: ImageTask, slot: int) -> "ReadImage | SlideFile | ImageResult":
+        found = self._files.read(task)
+        if isinstance(found, ReadImage):
+            self._held[slot] = found
+        return found
+
+    def write(self, task: ImageTask, slot: int, prediction: Prediction, seconds: float | None) -> ImageResult:
+        return self._files.write(task, self._held.pop(slot), prediction, seconds)
 
 
 class _MemoryBudget:
     """Memory for some images at once, or for one slide alone.
 
     Attributes:
-        image: Semaphore to hold while an image is segmented.
+        image: Semaphore to hold from before an image is read until it is written.
     """
 
     def __init__(self, images: int) -> None:
@@ -96,11 +92,60 @@ class _MemoryBudget:
 
     @contextmanager
     def slide(self) -> Iterator[None]:
-        """Wait until no image is being segmented, and reserve the whole budget for a slide."""
+        """Wait until no image is held, and reserve the whole budget for a slide."""
         with self._slide, ExitStack() as reserved:
             for _ in range(self._images):
                 reserved.enter_context(self.image)
             yield
+
+
+class _Batch:
+    """Tasks that are left, and results in the order of the tasks."""
+
+    def __init__(self, tasks: Sequence[ImageTask]) -> None:
+        self._left = deque(enumerate(tasks))
+        self._results: dict[int, ImageResult] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def next(self) -> tuple[int, ImageTask] | None:
+        with self._changed:
+            return self._left.popleft() if self._left and not self._stopped else None
+
+    def put_back(self, items: Sequence[tuple[int, ImageTask]]) -> None:
+        with self._changed:
+            self._left.extendleft(reversed(items))
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Hand out no more tasks; because of an error."""
+        with self._changed:
+            self._stopped, self._error = True, self._error or error
+            self._changed.notify_all()
+
+    def done(self, number: int, result: ImageResult) -> None:
+        with self._changed:
+            self._results[number] = result
+            self._changed.notify_all()
+
+    def result(self, number: int) -> ImageResult:
+        """Wait for a result. The error that the batch was stopped for is raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: number in self._results or self._error is not None)
+            if number not in self._results and self._error is not None:
+                raise self._error
+            return self._results.pop(number)
+
+
+@dataclass
+class _Ahead:
+    """An image that was read and is being predicted."""
+
+    number: int
+    task: ImageTask
+    slot: int
+    prediction: "Future[Prediction]"
+    started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -113,102 +158,153 @@ class ImagePipeline:
     options: BatchOptions
     reference: ReferenceDistribution | None = None
 
-    @cached_property
-    def _hashes(self) -> KnownHashes:
-        return KnownHashes(self.out / _HASHES_FILE)
-
     def run(self, tasks: Sequence[ImageTask]) -> Iterator[ImageResult]:
         """Yield results in order. Closing the iterator early waits for files that are being written."""
+        files = ImageFiles(
+            self.out,
+            self.provenance,
+            self.options,
+            self.reference,
+            self.engine.classes,
+            self.engine.instances,
+            self.engine.smallest_instance,
+            self.engine.mpp,
+        )
+        batch, processes = _Batch(tasks), self._processes(len(tasks))
+        hands = processes or max(_THREADS, self.engine.parallel_tiles)
+        budget = _MemoryBudget(hands * (WorkerProcess.slots if processes else _Local.slots))
+        with ThreadPoolExecutor(hands, thread_name_prefix="files") as pool:
+            work = self._in_process if processes else self._in_thread
+            for _ in range(hands):
+                pool.submit(work, files, batch, budget)
+            try:
+                for number in range(len(tasks)):
+                    yield batch.result(number)
+            finally:
+                batch.stop()
+        if not processes:
+            files.save_hashes()
+
+    def _processes(self, images: int) -> int:
+        if self.options.processes is not None:
+            return self.options.processes
+        if self.engine.device.type != "cuda":
+            return 0
+        return max(0, min(available_cores() - 2, images // _IMAGES_OF_A_PROCESS))
+
+    def _in_thread(self, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
+        with suppress(BaseException):  # `_Batch.stop` has it
+            self._work(_Local(files), files, batch, budget)
+
+    def _in_process(self, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
+        """Work with a process, and with another one if it is lost."""
+        while True:
+            process = borrow()
+            try:
+                process.begin(files)
+            except BaseException as error:
+                process.close()
+                batch.stop(error)
+                return
+            try:
+                self._work(process, files, batch, budget)
+                process.finish()
+            except WorkerLostError:
+                process.close()
+                continue
+            except BaseException:  # `_Batch.stop` has it
+                process.close()
+                return
+            give_back(process)
+            return
+
+    def _work(self, hand: _Hand, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
+        """Read images, predict them together with those of others, and write them, until none is left.
+
+        Raises:
+            OSError: The outputs cannot be written.
+            WorkerLostError: The image that the process was lost with has failed; others that it held are put back.
+        """
+        ahead: deque[_Ahead] = deque()
+        free = list(range(hand.slots))
+        item: tuple[int, ImageTask] | None = None
         try:
-            yield from self._run(tasks)
-        finally:
-            self._hashes.save()
-
-    def _run(self, tasks: Sequence[ImageTask]) -> Iterator[ImageResult]:
-        at_once = self.engine.parallel_tiles  # so that tiles of the next image fill the gap at the end of an image
-        budget = _MemoryBudget(at_once)
-        with (
-            ThreadPoolExecutor(_READERS) as readers,
-            ThreadPoolExecutor(at_once) as predictors,
-            ThreadPoolExecutor(_WRITERS) as writers,
-        ):
-            waiting = iter(tasks)
-
-            def start(task: ImageTask) -> tuple[ImageTask, Future[ImageResult | _Predicted]]:
-                return task, predictors.submit(self._predict, task, readers.submit(self._read, task), budget)
-
-            predicting = deque(start(task) for task in islice(waiting, at_once + _AHEAD))
-            writing: deque[Future[ImageResult]] = deque()
-            while predicting:
-                task, future = predicting.popleft()
-                try:
-                    predicted = future.result()
-                except _OutputError as error:
-                    raise error.cause from None
-                predicting.extend(start(ahead) for ahead in islice(waiting, 1))
-                if isinstance(predicted, ImageResult):
-                    yield predicted
-                    continue
-                writing.append(writers.submit(self._write, task, *predicted))
-                while writing and (writing[0].done() or len(writing) > _WRITERS):
-                    yield writing.popleft().result()
-            for finished in writing:
-                yield finished.result()
-
-    def _read(self, task: ImageTask) -> "_Source | Record":
-        """Read the image; or its record, if it is segmented already."""
-        slide = is_slide(task.path, megapixels=self.options.slide_megapixels)
-        mpp = _pixel_size(task.path, self.options.mpp, slide=slide)
-        sha256 = self._hashes.sha256(task.path)
-        if record := self._existing(task, sha256, mpp):
-            return record
-        return _Source(sha256, mpp, None if slide else read_image(task.path, bit_depth=self.options.bit_depth))
-
-    def _existing(self, task: ImageTask, sha256: str, mpp: float | None) -> Record | None:
-        """The record of the same segmentation, if all its files exist."""
-        path = self.out / f"{task.name}.json"
-        if not path.is_file():
-            return None
-        with suppress(DataError):
-            record = read_record(path)
-            same = (record.source_sha256, record.mpp) == (sha256, mpp)
-            kept = self.options.keep_existing
-            same = same and (kept or _key(record.provenance) == _key(self.provenance))
-            same = same and (kept or record.stains == tuple(self.options.stains))
-            complete = all((self.out / file).is_file() for file in record.outputs.values())
-            if same and complete and set(self.options.outputs) <= record.outputs.keys():
-                return record
-        return None
-
-    def _predict(
-        self, task: ImageTask, reading: "Future[_Source | Record]", budget: _MemoryBudget
-    ) -> "ImageResult | _Predicted":
-        """Segment an image, which has to be written then; or return the result if nothing is left to do."""
-        try:
-            source = reading.result()
-            if isinstance(source, Record):
-                return ImageResult(task, source, skipped=True)
-            if source.pixels is None:
-                with budget.slide():
-                    return self._segment_slide(task, source)
-            with budget.image:
-                found = segment_pixels(
-                    self.engine,
-                    source.pixels,
-                    provenance=self.provenance,
-                    mpp=source.mpp,
-                    reference=self.reference,
-                    source=str(task.path),
-                    source_sha256=source.sha256,
-                    stains=self.options.stains,
-                )
-                return found, source.pixels
-        except _OutputError:
+            while True:
+                while free and (item := batch.next()) is not None:
+                    self._start(hand, files, batch, budget, item, ahead, free)
+                if not ahead:
+                    return
+                one = ahead.popleft()
+                item = one.number, one.task
+                self._finish(hand, batch, budget, one)
+                free.append(one.slot)
+        except WorkerLostError as error:
+            assert item is not None
+            batch.done(item[0], failed(item[1], error))
+            batch.put_back([(one.number, one.task) for one in ahead if one.number != item[0]])
+            for _ in ahead:
+                budget.image.release()
             raise
-        except Exception as error:
-            return _failed(task, error)
+        except BaseException as error:
+            batch.stop(error)
+            for one in ahead:  # what was predicted is kept
+                with suppress(Exception):
+                    self._finish(hand, batch, budget, one)
+            raise
 
-    def _segment_slide(self, task: ImageTask, source: _Source) -> ImageResult:
+    def _start(
+        self,
+        hand: _Hand,
+        files: ImageFiles,
+        batch: _Batch,
+        budget: _MemoryBudget,
+        item: tuple[int, ImageTask],
+        ahead: deque[_Ahead],
+        free: list[int],
+    ) -> None:
+        """Read an image and start to predict it; a slide is segmented at once."""
+        number, task = item
+        with ExitStack() as held:
+            held.enter_context(budget.image)
+            read = hand.read(task, free[-1])
+            if isinstance(read, ImageResult):
+                batch.done(number, read)
+                return
+            if not isinstance(read, SlideFile):
+                try:
+                    prediction = self.engine.submit(read.scaled, read.size, probabilities=files.needs_probabilities)
+                except Exception as error:
+                    batch.done(number, failed(task, error))
+                    return
+                ahead.append(_Ahead(number, task, free.pop(), prediction))
+                held.pop_all()  # until it is written
+                return
+        while ahead:  # a slide needs the memory of all images
+            one = ahead.popleft()
+            self._finish(hand, batch, budget, one)
+            free.append(one.slot)
+        with budget.slide():
+            batch.done(number, self._segment_slide(task, read))
+
+    def _finish(self, hand: _Hand, batch: _Batch, budget: _MemoryBudget, one: _Ahead) -> None:
+        """Wait for the prediction of an image and write its outputs."""
+        try:
+            try:
+                prediction = one.prediction.result()
+            except Exception as error:
+                batch.done(one.number, failed(one.task, error))
+                return
+            seconds = round(time.perf_counter() - one.started, 3)
+            batch.done(one.number, hand.write(one.task, one.slot, prediction, seconds))
+        finally:
+            budget.image.release()
+
+    def _segment_slide(self, task: ImageTask, source: SlideFile) -> ImageResult:
+        """Segment a slide into files.
+
+        Raises:
+            OSError: The outputs cannot be written; a damaged slide raises `ImageReadError`, which fails alone.
+        """
         try:
             record = segment_slide(
                 self.engine,
@@ -224,30 +320,11 @@ class ImagePipeline:
                 bit_depth=self.options.bit_depth,
                 stains=self.options.stains,
             )
-        except OSError as error:  # a damaged slide raises ImageReadError
-            raise _OutputError(error) from error
-        return ImageResult(task, record)
-
-    def _write(self, task: ImageTask, found: Segmentation, image: npt.NDArray[np.uint8]) -> ImageResult:
-        """Write outputs. An image that cannot be measured fails alone; an unwritable folder ends the batch."""
-        try:
-            files = found.save(self.out, self.options.outputs, image, task.name)
-            return ImageResult(task, read_record(files["record"]))
         except OSError:
             raise
         except Exception as error:
-            return _failed(task, error)
-
-
-_Predicted = tuple[Segmentation, npt.NDArray[np.uint8]]  # and its image
-
-
-class _OutputError(Exception):
-    """The folder cannot be written to, so the outputs of later images could not be kept either."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+            return failed(task, error)
+        return ImageResult(task, record)
 
 
 def segment_file(
@@ -269,7 +346,7 @@ def segment_file(
         engine,
         read_image(path),
         provenance=complete_provenance(provenance, engine),
-        mpp=_pixel_size(path, mpp),
+        mpp=agreed_mpp(path, image_mpp(path), stated_mpp(path, mpp)),
         reference=reference,
         source=str(path),
         source_sha256=sha256,
@@ -312,23 +389,3 @@ def complete_provenance(provenance: Provenance, engine: Engine) -> Provenance:
     """Add the weights and settings of an engine."""
     inference = {**provenance.inference, **engine.parameters}
     return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})
-
-
-def _key(provenance: Provenance) -> tuple[str, str | None, str]:
-    """What has to be equal for two segmentations of an image to be the same."""
-    return provenance.model, provenance.weights_sha256, json.dumps(provenance.inference, sort_keys=True)
-
-
-def _pixel_size(path: Path, given: PixelSizes, *, slide: bool = False) -> float | None:
-    stated = given.get(path.name) if isinstance(given, Mapping) else given
-    if isinstance(stated, float | int):
-        stated = StatedMpp(float(stated), "mpp")
-    if not slide:
-        return agreed_mpp(path, image_mpp(path), stated)
-    with open_slide(path) as opened:
-        return agreed_mpp(path, opened.mpp, stated)
-
-
-def _failed(task: ImageTask, error: Exception) -> ImageResult:
-    reason = " ".join(str(error).split()) or repr(error)
-    return ImageResult(task, reason=reason if isinstance(error, MicrosegError) else f"{type(error).__name__}: {reason}")

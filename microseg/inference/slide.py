@@ -93,7 +93,7 @@ def segment_slide(
         )
         separation = engine.separation()  # of a mask with the model's pixel size
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:
-            _write_strips(strips, writer)
+            _write_strips(strips, writer, trim=engine.device.type == "cpu")
             summary = {
                 "tissue_fraction": None if tissue is None else tissue.fraction,
                 "computed_fraction": confidence.pixels / (view.width * view.height),
@@ -149,7 +149,7 @@ def slide_strips(
     return view, tissue, stream_mask(engine, view, shows_tissue, sums, with_image=with_image)
 
 
-def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter) -> None:
+def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter, *, trim: bool) -> None:
     """Write strips in another thread while the network computes the next ones."""
     with ThreadPoolExecutor(1) as other:
         waiting: deque[Future[None]] = deque()
@@ -158,6 +158,7 @@ def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter) -> No
             del strip
             if len(waiting) > _AHEAD:
                 waiting.popleft().result()
-            return_memory()  # otherwise the process keeps the memory of its longest row of tiles
+            if trim:
+                return_memory()  # otherwise the process keeps the memory of its longest row of tiles
         for future in waiting:
             future.result()

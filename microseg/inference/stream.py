@@ -7,24 +7,23 @@ two rows of tiles are blended.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from microseg.cpu import available_cores
 from microseg.inference.engine import Engine
+from microseg.inference.reduction import HostCopy, classify
 from microseg.inference.tiling import Span, Tile
-from microseg.models.separation import interior_bytes
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
 
 __all__ = ["stream_mask"]
 
-_READERS = 2
-
-Probabilities = npt.NDArray[np.float32]
+_READERS = 2  # threads; where the device is CUDA, one for each core of the process
 
 
 def stream_mask(
@@ -51,51 +50,60 @@ def stream_mask(
         All rows of the view, in order, with their confidence as uint8; 0 where nothing was computed.
     """
     plan = engine.plan(view.height, view.width)
-    interior = engine.channels.index("interior") if engine.instances else None
     chosen = dict.fromkeys(tile for tile in plan if selected(tile))  # a set that keeps the order
     pixels: deque[npt.NDArray[np.uint8]] | None = deque() if with_image else None
     computed = _predictions(engine, view, list(chosen), pixels)
-    above: list[Probabilities | None] = [None] * len(plan.columns)
-    for number, row in enumerate(plan.rows):
+    above: list[torch.Tensor | None] = [None] * len(plan.columns)
+    waiting: _Row | None = None
+    for number, span in enumerate(plan.rows):
         final = _final(plan.rows, number, view.height)
-        blender = _Row(row, final, len(engine.classes), len(engine.channels), view.width, confidence, interior)
         image = np.full((final, view.width, 3), 255, np.uint8) if with_image else None
-        for column, span in enumerate(plan.columns):
+        row = _Row(engine, span, final, view.width, image)
+        for column, columns in enumerate(plan.columns):
             predicted, width = None, _final(plan.columns, column, view.width)
-            if Tile(row, span) in chosen:
+            if Tile(span, columns) in chosen:
                 predicted = next(computed)
                 if image is not None and pixels is not None:
-                    inner = pixels.popleft()[row.inner_of_tile, span.inner_of_tile]
-                    image[:, span.inner_start : span.inner_start + width] = inner[:final, :width]
-            above[column] = blender.add(span, width, predicted, above[column])
-        yield MaskStrip(row.inner_start, blender.mask, blender.confidence, interior=blender.interior, image=image)
+                    inner = pixels.popleft()[span.inner_of_tile, columns.inner_of_tile]
+                    image[:, columns.inner_start : columns.inner_start + width] = inner[:final, :width]
+            above[column] = row.add(columns, width, predicted, above[column])
+        row.copy_to_host()
+        if engine.device.type != "cuda":
+            yield row.strip(confidence)
+            continue
+        if waiting is not None:
+            yield waiting.strip(confidence)
+        waiting = row  # while it is copied, the device computes the next one
+    if waiting is not None:
+        yield waiting.strip(confidence)
 
 
-@dataclass
 class _Row:
-    """Blends the tiles of one row of tiles, from left to right. None stands for background only."""
+    """Blends the tiles of one row of tiles on the device, from left to right. None stands for background only.
 
-    span: Span
-    final: int  # rows that no later row of tiles contributes to
-    classes: int
-    channels: int
-    width: int
-    total: ConfidenceSums
-    interior_channel: int | None = None
-    left: Probabilities | None = None  # contribution of the previous tile to the shared columns
-    mask: npt.NDArray[np.uint8] = field(init=False)
-    confidence: npt.NDArray[np.uint8] = field(init=False)
-    interior: npt.NDArray[np.uint8] | None = field(init=False, default=None)
+    Args:
+        engine: The network.
+        span: Rows of the tiles.
+        final: Rows that no later row of tiles contributes to.
+        width: Width of the mask.
+        image: Pixels of these rows; None if they are not needed.
+    """
 
-    def __post_init__(self) -> None:
-        self.mask = np.zeros((self.final, self.width), np.uint8)
-        self.confidence = np.zeros((self.final, self.width), np.uint8)
-        if self.interior_channel is not None:
-            self.interior = np.zeros((self.final, self.width), np.uint8)
+    def __init__(self, engine: Engine, span: Span, final: int, width: int, image: npt.NDArray[np.uint8] | None) -> None:
+        self._engine, self._span, self._final, self._image = engine, span, final, image
+        self._interior = engine.channels.index("interior") if engine.instances else None
+        self._left: torch.Tensor | None = None  # contribution of the previous tile to the shared columns
+        self._mask = torch.zeros((final, width), dtype=torch.uint8, device=engine.device)
+        self._confidence = torch.zeros_like(self._mask)
+        self._inside = None if self._interior is None else torch.zeros_like(self._mask)
+        self._sums = [torch.zeros((1, 2), device=engine.device)]
+        self._computed = 0  # pixels
+        self._copies: HostCopy | None = None
 
+    @torch.inference_mode()
     def add(
-        self, span: Span, final: int, predicted: Probabilities | None, above: Probabilities | None
-    ) -> Probabilities | None:
+        self, span: Span, final: int, predicted: torch.Tensor | None, above: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """Add a tile.
 
         Args:
@@ -107,48 +115,64 @@ class _Row:
         Returns:
             Contribution of this row to the rows shared with the row of tiles below, (K + M, fade, final).
         """
-        if predicted is None and self.left is None and above is None:
+        if predicted is None and self._left is None and above is None:
             return None
-        weights = self.span.weights[:, None] * span.weights[None, :]  # (h', w')
+        down, down_complement = self._engine.weights(self._span)
+        across, across_complement = self._engine.weights(span)
+        weights = down[:, None] * across  # (h', w')
         if predicted is None:
-            block = np.zeros((self.channels, *weights.shape), np.float32)
+            block = weights.new_zeros((len(self._engine.channels), *weights.shape))
             block[0] = weights
         else:
-            block = predicted[:, self.span.inner_of_tile, span.inner_of_tile] * weights  # (K, h', w')
+            block = predicted[:, self._span.inner_of_tile, span.inner_of_tile] * weights  # (K + M, h', w')
         if span.fade_in:
             shared = block[:, :, : span.fade_in]
-            if self.left is None:
-                shared[0] += self.span.weights[:, None] * (1 - span.weights[None, : span.fade_in])
+            if self._left is None:
+                shared[0] += down[:, None] * across_complement[: span.fade_in]
             else:
-                shared += self.left
-        self.left = None if predicted is None else block[:, :, final:].copy()
+                shared += self._left
+        self._left = None if predicted is None else block[:, :, final:].clone()
         block = block[:, :, :final]
-        if self.span.fade_in:
-            shared = block[:, : self.span.fade_in]
+        if self._span.fade_in:
+            shared = block[:, : self._span.fade_in]
             if above is None:
-                shared[0] += 1 - self.span.weights[: self.span.fade_in, None]
+                shared[0] += down_complement[: self._span.fade_in, None]
             else:
                 shared += above
-        self._finish(block[:, : self.final], slice(span.inner_start, span.inner_start + final), predicted is not None)
-        return block[:, self.final :].copy() if self.span.fade_out else None
+        self._finish(block[:, : self._final], slice(span.inner_start, span.inner_start + final), predicted is not None)
+        return block[:, self._final :].clone() if self._span.fade_out else None
 
-    def _finish(self, outputs: Probabilities, columns: slice, computed: bool) -> None:
-        block = outputs[: self.classes]  # (K, h, w)
-        best = block.argmax(axis=0)  # (h, w)
-        highest = np.take_along_axis(block, best[None], axis=0)[0]
-        self.mask[:, columns] = best
-        if self.interior is not None:
-            self.interior[:, columns] = interior_bytes(outputs[self.interior_channel])
+    def copy_to_host(self) -> None:
+        """Start to copy the finished rows to the host."""
+        sums = torch.cat(self._sums)
+        self._copies = HostCopy([self._mask, self._confidence, self._inside, sums])
+
+    def strip(self, confidence: ConfidenceSums) -> MaskStrip:
+        """The finished rows; adds to the sums."""
+        assert self._copies is not None
+        (mask, certain, interior), sums = self._engine.finish(self._copies, self._computed)
+        confidence.add_sums(sums)
+        if self._engine.device.type == "cuda":  # pinned memory is given back
+            mask, certain, interior = mask.copy(), *(None if it is None else it.copy() for it in (certain, interior))
+        return MaskStrip(self._span.inner_start, mask, certain, interior=interior, image=self._image)
+
+    def _finish(self, outputs: torch.Tensor, columns: slice, computed: bool) -> None:
+        reduced = classify(outputs[None], len(self._engine.classes), self._interior)
+        self._mask[:, columns] = reduced.mask[0]
+        if self._inside is not None and reduced.interior is not None:
+            self._inside[:, columns] = reduced.interior[0]
         if computed:
-            self.confidence[:, columns] = (highest * 255 + 0.5).clip(0, 255)
-            self.total.add(block, highest)
+            self._confidence[:, columns] = reduced.confidence[0]
+            self._sums.append(reduced.sums)
+            self._computed += reduced.mask.numel()
 
 
 def _predictions(
     engine: Engine, view: SlideView, tiles: Sequence[Tile], kept: deque[npt.NDArray[np.uint8]] | None
-) -> Iterator[Probabilities]:
+) -> Iterator[torch.Tensor]:
     """Outputs of each tile, in order; tiles are read and computed ahead, and their pixels added to ``kept``."""
-    with ThreadPoolExecutor(_READERS) as readers:
+    count = max(_READERS, available_cores() - 1) if engine.device.type == "cuda" else _READERS
+    with ThreadPoolExecutor(count) as readers:
         waiting = iter(tiles)
         reading: deque[Future[npt.NDArray[np.uint8]]] = deque()
 
@@ -157,7 +181,7 @@ def _predictions(
                 reading.append(readers.submit(view.read, tile.rows.input, tile.columns.input))
 
         def in_order() -> Iterator[npt.NDArray[np.uint8]]:
-            read_ahead(2 * engine.batch)
+            read_ahead(max(2 * engine.batch, count))
             while reading:
                 pixels = reading.popleft().result()
                 read_ahead(1)
@@ -165,7 +189,7 @@ def _predictions(
                     kept.append(pixels)
                 yield pixels
 
-        yield from engine.predictions(in_order())
+        yield from engine.tile_outputs(in_order())
 
 
 def _final(spans: Sequence[Span], number: int, length: int) -> int:

@@ -79,22 +79,27 @@ class ConfidenceSums:
     highest: float = 0.0
     entropy: float = 0.0
 
-    def add(self, probabilities: npt.NDArray[np.float32], highest: npt.NDArray[np.float32] | None = None) -> None:
+    def add(self, probabilities: npt.NDArray[np.float32]) -> None:
         """Add the pixels of a block.
 
         Args:
             probabilities: Class probabilities.
-            highest: The highest of them; None to compute it.
 
         Shape:
-            probabilities (K, h, w), highest (h, w)
+            (K, h, w)
         """
         for top in range(0, probabilities.shape[1], _ROWS):
             rows = probabilities[:, top : top + _ROWS]  # (K, rows, w)
-            best = rows.max(axis=0) if highest is None else highest[top : top + _ROWS]
+            best = rows.max(axis=0)
             self.pixels += best.size
             self.highest += float(best.sum(dtype=np.float64))
             self.entropy -= float((rows * np.log(np.maximum(rows, 1e-12))).sum(dtype=np.float64))
+
+    def add_sums(self, other: "ConfidenceSums") -> None:
+        """Add the pixels that others were summed over."""
+        self.pixels += other.pixels
+        self.highest += other.highest
+        self.entropy += other.entropy
 
 
 def summarize(

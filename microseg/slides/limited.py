@@ -15,7 +15,7 @@ from microseg import limits
 from microseg.slides import images, pixel_size, readers
 from microseg.slides.slide import Level, Slide
 
-__all__ = ["LimitedSlide", "image_mpp", "is_slide", "open_slide", "read_image"]
+__all__ = ["ImageFile", "LimitedSlide", "image_mpp", "is_slide", "open_slide", "read_file", "read_image"]
 
 
 def read_image(path: Path | str, bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
@@ -47,6 +47,35 @@ def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
         ImageReadError: The file cannot be opened; `ResourceLimitError`: within the limits of `run_limited`.
     """
     return LimitedSlide(Path(path), bit_depth)
+
+
+class ImageFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        mpp: Microns per pixel that it states; None if it states none.
+        pixels: RGB, (H, W, 3); None for a slide, which is read by regions, and where they were not asked for.
+        slide: Whether it is a slide.
+    """
+
+    mpp: float | None
+    pixels: npt.NDArray[np.uint8] | None
+    slide: bool
+
+
+def read_file(path: Path | str, *, megapixels: float, bit_depth: int | None = None, pixels: bool = True) -> ImageFile:
+    """Read an image with its pixel size, or only that of a slide; see `is_slide`, `image_mpp` and `read_image`.
+
+    Args:
+        path: The file.
+        megapixels: Smallest image that is a slide.
+        bit_depth: See `read_image`.
+        pixels: Whether to read the pixels of an image.
+
+    Raises:
+        ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
+    """
+    return limits.run_limited(str(path), _read_file, Path(path), megapixels, bit_depth, pixels)
 
 
 class LimitedSlide(Slide):
@@ -101,6 +130,13 @@ def _describe(path: Path, bit_depth: int | None) -> tuple[tuple[Level, ...], flo
 
 def _read_region(path: Path, bit_depth: int | None, region: tuple[int, int, int, int, int]) -> npt.NDArray[np.uint8]:
     return _open(path, bit_depth).read_region(*region)
+
+
+def _read_file(path: Path, megapixels: float, bit_depth: int | None, pixels: bool) -> ImageFile:
+    if readers.is_slide(path, megapixels=megapixels):
+        return ImageFile(_open(path, bit_depth).mpp, None, slide=True)
+    mpp = pixel_size.image_mpp(path)
+    return ImageFile(mpp, images.read_image(path, None, bit_depth) if pixels else None, slide=False)
 
 
 def _is_slide(path: Path | str, megapixels: float) -> bool:

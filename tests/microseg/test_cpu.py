@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from microseg.cpu import set_passive_waiting, tune_allocator
+from microseg.cpu import has_nvidia_device, set_passive_waiting, tune_allocator
 
 _MAPPED_BLOCKS = """
 import ctypes, sys
@@ -67,13 +67,17 @@ def test_waits_passively_unless_the_environment_is_set(monkeypatch: pytest.Monke
     set_passive_waiting()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("microseg.cpu.has_nvidia_device", lambda: True)
+    set_passive_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ  # it is the device that computes
+    monkeypatch.setattr("microseg.cpu.has_nvidia_device", lambda: False)
     set_passive_waiting()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_package_sets_passive_waiting_before_pytorch_is_loaded() -> None:
-    code = "import sys, os, microseg; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    assert run(code, OMP_WAIT_POLICY=None) == ["PASSIVE False"]
+    code = "import sys, os, microseg; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    assert run(code, OMP_WAIT_POLICY=None) == ["None False" if has_nvidia_device() else "PASSIVE False"]
     assert run(code, OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE False"]
 
 

@@ -21,14 +21,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
 from microseg.cpu import return_memory
-from microseg.inference.backends.pytorch import example_input, find_input_layers, logits_match, optimized_copy, predict
+from microseg.inference.backends.pytorch import (
+    Tiles,
+    example_input,
+    find_input_layers,
+    logits_match,
+    optimized_copy,
+    predict,
+    with_context,
+)
 from microseg.models.network import PyramidSegmenter
 
 __all__ = ["CpuBackend", "TileExecutor", "TracedNetwork", "fuse_convolutions"]
@@ -51,24 +58,28 @@ class CpuBackend:
         network: The segmenter; it is copied, not changed.
         batch_size: Tiles computed at once; at most as many as PyTorch has threads.
         half: Compute in bfloat16; convolutions are then not fused.
+        context: See `create_backend`.
     """
 
     call_size = 1
 
-    def __init__(self, network: PyramidSegmenter, *, batch_size: int, half: bool) -> None:
+    def __init__(
+        self, network: PyramidSegmenter, *, batch_size: int, half: bool, context: tuple[int, int] | None = None
+    ) -> None:
+        self.device = torch.device("cpu")
         self._half = half
         self._executor = TileExecutor(batch_size)
         self.parallel_tiles = self._executor.count
-        folded = optimized_copy(network, torch.device("cpu"))
+        folded = with_context(optimized_copy(network, self.device), context)
         self._head = folded.head
         self._network = folded if half else TracedNetwork(fuse_convolutions(folded, example_input()))
         return_memory()  # of the copies
 
-    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def predict(self, tiles: Tiles) -> Tensor:
         """Compute outputs in the calling thread."""
-        return predict(self._network, self._head, tiles, torch.device("cpu"), self._half)
+        return predict(self._network, self._head, torch.from_numpy(np.stack(list(tiles))), half=self._half)
 
-    def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
+    def submit(self, tiles: Tiles) -> "Future[Tensor]":
         """See `Backend.submit`."""
         return self._executor.submit(self.predict, tiles)
 

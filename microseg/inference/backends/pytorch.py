@@ -1,7 +1,8 @@
 """Inference with public PyTorch only, on any device: folded batch normalization, optionally ``torch.compile``."""
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,30 +12,45 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from microseg.inference.backends.windowed_pooling import WindowedPooling
 from microseg.models.heads import Head
+from microseg.models.layers import PyramidPooling
 from microseg.models.network import PyramidSegmenter
 
 __all__ = [
     "PyTorchBackend",
+    "Tiles",
     "example_input",
     "find_input_layers",
     "fold_batch_norm",
+    "half_copy",
     "logits_match",
     "optimized_copy",
     "predict",
+    "with_context",
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
 Source = TypeVar("Source", bound=nn.Module)
 
+Tiles = Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]
+"""RGB tiles of one size."""
+
 _TOLERANCE = 1e-4  # of the largest logit
+_HALF_TOLERANCE = 0.02  # of a probability
+
+_log = logging.getLogger(__name__)
 
 
 class PyTorchBackend:
     """Computes on any device, see `Backend`; the arguments are those of `Engine`.
 
+    Weights are stored once in the type that the network computes in. On CUDA the tiles go to the device through pinned
+    memory on a stream of their own, and calls return before the device has computed.
+
     Args:
         network: The network, in evaluation mode and on the device.
+        half: Whether it computes in 16 bits, see `half_copy`.
     """
 
     parallel_tiles = 1
@@ -42,48 +58,95 @@ class PyTorchBackend:
     def __init__(
         self, network: PyramidSegmenter, *, device: torch.device, batch_size: int, half: bool, compiled: bool = False
     ) -> None:
-        self._network, self._device, self._half, self.call_size = network, device, half, batch_size
-        self._compiled = torch.compile(network, dynamic=False) if compiled else network
+        self.device, self.call_size = device, batch_size
+        self._autocast = half and device.type != "cuda"
+        self._network = half_copy(network) if half and device.type == "cuda" else network
+        self._compiled = torch.compile(self._network, dynamic=False) if compiled else self._network
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def predict(self, tiles: Tiles) -> torch.Tensor:
         """Compute outputs in the calling thread."""
         # each smaller number of tiles at the end of an image would be compiled, too
         network = self._compiled if len(tiles) == self.call_size else self._network
-        return predict(network, self._network.head, tiles, self._device, self._half)
+        return predict(network, self._network.head, self._upload(tiles), half=self._autocast)
 
-    def submit(self, tiles: npt.NDArray[np.uint8]) -> "Future[npt.NDArray[np.float32]]":
+    def submit(self, tiles: Tiles) -> "Future[torch.Tensor]":
         """See `Backend.submit`."""
         return self._thread.submit(self.predict, tiles)
+
+    def _upload(self, tiles: Tiles) -> torch.Tensor:
+        if self._copies is None:
+            return torch.from_numpy(np.stack(list(tiles))).to(self.device)
+        # PyTorch keeps pinned memory, and gives it out again when the copy from it is done
+        pinned = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(list(tiles), out=pinned.numpy())
+        with torch.cuda.stream(self._copies):
+            uploaded = pinned.to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._copies)
+        uploaded.record_stream(current)
+        return uploaded
 
 
 @torch.inference_mode()
 def predict(
-    network: Callable[[torch.Tensor], torch.Tensor],
-    head: Head,
-    tiles: npt.NDArray[np.uint8],
-    device: torch.device,
-    half: bool,
-) -> npt.NDArray[np.float32]:
-    """Outputs of tiles by a network that is on the device: class probabilities, and the maps of its head.
+    network: Callable[[torch.Tensor], torch.Tensor], head: Head, tiles: torch.Tensor, *, half: bool = False
+) -> torch.Tensor:
+    """Outputs of tiles by a network that is on their device: class probabilities, and the maps of its head.
 
     Args:
         network: From pixels in 0..1, (B, 3, h, w), to the prediction of its head, (B, P, h, w).
         head: Head of the network, which computes outputs from its prediction.
-        tiles: RGB tiles of one size, 0..255.
-        device: Device of the network.
-        half: Compute in 16 bits: float16 on CUDA, bfloat16 elsewhere.
+        tiles: RGB tiles of one size, 0..255, uint8.
+        half: Let PyTorch choose which layers compute in bfloat16.
 
     Shape:
-        (B, h, w, 3) → (B, K + M, h, w)
+        (B, h, w, 3) → (B, K + M, h, w), float32
     """
-    values = torch.from_numpy(tiles)
-    values = values.pin_memory() if device.type == "cuda" else values
-    pixels = values.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, h, w) uint8, channels last
-    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-    with torch.autocast(device.type, dtype=dtype, enabled=half):
-        prediction = network(pixels.float().div_(255))  # (B, P, h, w)
-    return np.asarray(head.outputs(prediction.float()).contiguous().cpu().numpy(), np.float32)
+    pixels = tiles.permute(0, 3, 1, 2).float().div_(255)  # (B, 3, h, w), channels last
+    with torch.autocast(tiles.device.type, dtype=torch.bfloat16, enabled=half):
+        prediction = network(pixels)  # (B, P, h, w)
+    return head.outputs(prediction.float()).contiguous()
+
+
+@torch.no_grad()
+def half_copy(network: PyramidSegmenter) -> PyramidSegmenter:
+    """Copy a network and store its weights in 16 bits; pixels are normalized in 32 bits.
+
+    float16 has eight times the precision of bfloat16, but a smaller range. The first of the two with which the
+    probabilities of random pixels stay within 0.02 is used; with none, the network computes in 32 bits.
+
+    Args:
+        network: In evaluation mode; it is not changed.
+    """
+    example = example_input().to(next(network.parameters()).device)
+    expected = network.head.outputs(network(example).float())
+    for dtype in (torch.float16, torch.bfloat16):
+        half = copy.deepcopy(network).to(dtype)
+        half.mean, half.std = network.mean, network.std
+        half.encoder.register_forward_pre_hook(_Convert(dtype))
+        try:
+            difference = float((half.head.outputs(half(example).float()) - expected).abs().max())
+        except RuntimeError as error:  # a layer of another package
+            _log.warning("The network cannot compute in %s: %s", dtype, error)
+            continue
+        if difference <= _HALF_TOLERANCE:
+            return half
+        _log.warning("The network's probabilities change by %.2g in %s.", difference, dtype)
+    return network
+
+
+class _Convert:
+    """Converts the input of a module."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(each.to(self._dtype) for each in inputs)
 
 
 def example_input() -> torch.Tensor:
@@ -95,6 +158,19 @@ def optimized_copy(network: PyramidSegmenter, device: torch.device) -> PyramidSe
     """Copy a network, fold its batch normalization, and move it to a device."""
     folded = fold_batch_norm(network, example_input().to(next(network.parameters()).device))
     return folded.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def with_context(network: PyramidSegmenter, context: tuple[int, int] | None) -> PyramidSegmenter:
+    """Let the pyramid pooling of a network see windows of one size; see `WindowedPooling`.
+
+    Args:
+        network: It is changed. One without such a module is local, and is left as it is.
+        context: Window and halo in pixels of the image; None to leave the network as it is.
+    """
+    if context is not None and isinstance(getattr(network, "pyramid", None), PyramidPooling):
+        window, halo = (-(-length // network.stride) for length in context)
+        network.pyramid = WindowedPooling(network.pyramid, window, halo)  # type: ignore[assignment]
+    return network
 
 
 @torch.no_grad()  # inference mode would make its weights inference tensors permanently

@@ -1,11 +1,13 @@
 """An engine that counts its calls, and the files of a folder, for the tests of batches."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from microseg.inference.engine import Engine
+from microseg.inference.prediction import Prediction
 
 __all__ = ["Counting", "visible"]
 
@@ -16,11 +18,13 @@ class Counting(Engine):
     calls = 0
     stop_at: int | None = None
 
-    def outputs(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+    def submit(
+        self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None, *, probabilities: bool = False
+    ) -> "Future[Prediction]":
         self.calls += 1
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
-        return super().outputs(image, mpp)
+        return super().submit(image, size, probabilities=probabilities)
 
 
 def visible(folder: Path) -> set[str]:

@@ -13,13 +13,16 @@ import pandas as pd
 import pytest
 
 from microseg.errors import ImageReadError
-from microseg.inference import image_pipeline
+from microseg.inference import image_files
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
+from microseg.inference.image_files import ImageFiles
 from microseg.inference.image_pipeline import BatchOptions, segment_file
+from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png
+from microseg.slides.limited import ImageFile
 from tests.microseg.inference.counting import Counting, visible
 
 
@@ -45,10 +48,10 @@ def test_broken_image_is_reported_as_failure(
 def test_image_that_the_network_fails_on_is_reported_as_failure(
     engine: Engine, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(engine, "outputs", fail)
+    monkeypatch.setattr(engine, "submit", fail)
     summary = segment_batch(engine, images[:1], tmp_path / "out", provenance=provenance)
     assert summary.failed == 1
     assert pd.read_csv(summary.failures)["reason"].tolist() == ["RuntimeError: out of memory"]
@@ -98,12 +101,14 @@ def test_killed_batch_leaves_complete_outputs_and_continues(
     with pytest.raises(KeyboardInterrupt):
         segment_batch(counting, images, out, provenance=provenance)
     records = list(out.glob("*.json"))
-    assert {path.stem for path in records} == {"0", "1", "2"}  # what was being written was finished
+    done = {path.stem for path in records}
+    assert len(done) == 3  # what was being written was finished
     for path in records:
         assert visible(out) >= {*read_record(path).outputs.values()}
     assert len(visible(out)) == 3 * 5
-    (out / ".3.abcd1234.partial").mkdir()  # as kill -9 leaves it
-    (out / ".3.abcd1234.partial" / "3.geojson").write_text('{"type"')
+    left = min({"0", "1", "2", "3", "4"} - done)
+    (out / f".{left}.abcd1234.partial").mkdir()  # as kill -9 leaves it
+    (out / f".{left}.abcd1234.partial" / f"{left}.geojson").write_text('{"type"')
     counting.stop_at = None
     summary = segment_batch(counting, images, out, provenance=provenance)
     assert (summary.done, summary.skipped) == (2, 3)
@@ -113,14 +118,14 @@ def test_killed_batch_leaves_complete_outputs_and_continues(
 def test_full_disk_ends_the_batch_and_keeps_finished_outputs(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, save = tmp_path / "out", Segmentation.save
+    out, write = tmp_path / "out", ImageFiles.write
 
-    def full(self: Segmentation, *args: object) -> dict[str, Path]:
-        if self.source.endswith("1.png"):
+    def full(self: ImageFiles, task: ImageTask, *args: Any) -> ImageResult:
+        if task.name == "1":
             raise OSError(28, "No space left on device")
-        return save(self, *args)  # type: ignore[arg-type]
+        return write(self, task, *args)
 
-    monkeypatch.setattr(Segmentation, "save", full)
+    monkeypatch.setattr(ImageFiles, "write", full)
     for number in range(5, 20):
         images.append(images[0].with_name(f"{number}.png"))
         images[-1].write_bytes(images[0].read_bytes())
@@ -135,23 +140,23 @@ def test_few_images_are_in_memory(
 ) -> None:
     """Readers wait for slow writers."""
 
-    read, wait, save = list[Path](), threading.Event(), Segmentation.save
+    read, wait, write = list[Path](), threading.Event(), ImageFiles.write
 
-    def reading(path: Path) -> npt.NDArray[np.uint8]:
+    def reading(path: Path, **_options: object) -> ImageFile:
         read.append(path)
-        return np.zeros((8, 8, 3), np.uint8)
+        return ImageFile(None, np.zeros((8, 8, 3), np.uint8), slide=False)
 
-    def slow(self: Segmentation, *args: object) -> dict[str, Path]:
+    def slow(self: ImageFiles, *args: Any) -> ImageResult:
         if not wait.wait(0.5):
             wait.set()
-        return save(self, *args)  # type: ignore[arg-type]
+        return write(self, *args)
 
     paths = [image for image in images for _ in range(1)]
     more = [images[0].with_name(f"more{n}.png") for n in range(15)]
     for path in more:
         path.write_bytes(images[0].read_bytes())
-    monkeypatch.setattr(image_pipeline, "read_image", reading)
-    monkeypatch.setattr(Segmentation, "save", slow)
+    monkeypatch.setattr(image_files, "read_file", reading)
+    monkeypatch.setattr(ImageFiles, "write", slow)
     first: list[int] = []
     segment_batch(
         Engine(brightness(), tile=128, halo=16),
@@ -189,9 +194,9 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 
 class Slow(Engine):
-    def outputs(self, image, mpp=None):
+    def submit(self, *arguments, **options):
         time.sleep(float(sys.argv[3]))
-        return super().outputs(image, mpp)
+        return super().submit(*arguments, **options)
 
 config = NetworkConfig(classes=("background", "gland"), encoder="blocks", channels=(4,), pyramid_channels=4)
 import torch
