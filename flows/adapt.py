@@ -59,7 +59,13 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                     params.adapt,
                     folder=folder,
                     seed=params.seed,
-                    fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
+                    fabric=make_fabric(
+                        params.device,
+                        devices=params.devices,
+                        nodes=params.nodes,
+                        precision=params.precision,
+                        timeout_minutes=params.timeout_minutes,
+                    ),
                     progress=progress,
                     keep_checkpoint=True,
                 )

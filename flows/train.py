@@ -62,7 +62,13 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 params.train,
                 folder=folder,
                 seed=params.seed,
-                fabric=make_fabric(params.device, devices=params.devices, precision=params.precision),
+                fabric=make_fabric(
+                    params.device,
+                    devices=params.devices,
+                    nodes=params.nodes,
+                    precision=params.precision,
+                    timeout_minutes=params.timeout_minutes,
+                ),
                 progress=progress,
                 keep_checkpoint=True,
             )

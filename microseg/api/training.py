@@ -25,6 +25,7 @@ from microseg.api.samples import (
 )
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
+from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.sampling import CropSampler, cut_windows
 from microseg.errors import LabError
 from microseg.files import file_sha256
@@ -104,7 +105,15 @@ def train(
     _require_classes(datasets, config.classes)
     samples = labelled_samples(datasets, config)
     crop, batch = crop_size(datasets, settings, config.mpp)
-    labelled = CropSampler(samples, size=crop, batch=batch, seed=seed, zoom=settings.zoom_range)
+    labelled = CropSampler(
+        samples,
+        size=crop,
+        batch=batch,
+        seed=seed,
+        zoom=settings.zoom_range,
+        classes=len(config.classes),
+        decoded=DecodedFiles(_work_folder(folder) / "decoded"),
+    )
     method = Supervised(segmenter, labelled, settings)
     fingerprint = _fingerprint(Supervised, segmenter, settings, datasets, [], seed)
     run = partial(
@@ -235,7 +244,7 @@ def _own_checkpoint(folder: Path, fingerprint: str) -> Path:
 
 
 def _work_folder(folder: Path) -> Path:
-    """Folder of windows and pseudo-labels, beside the checkpoint."""
+    """Folder of decoded images, windows and pseudo-labels, beside the checkpoint."""
     return folder.with_name(folder.name + ".work")
 
 
@@ -325,7 +334,7 @@ def _fingerprint(
         "method": method.__qualname__,
         "network": network.config.model_dump(mode="json"),
         "weights": weights_digest(network),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"workers", "log_every"}),
         "source": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in source],
         "target": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in target],
         "seed": seed,

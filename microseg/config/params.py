@@ -126,6 +126,12 @@ class FitSettings(Section):
     """Evaluations without a better score after which training stops; 0 for never."""
     checkpoint_every: PositiveInt = 50
     """Steps between two checkpoints."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that read and crop images ahead of the training; ``auto`` for one on each core, 0 for none."""
+    log_every: PositiveInt = 10
+    """Steps between two readings of the losses from a GPU, which waits meanwhile; on a CPU they are read each step."""
+    compile: bool = False
+    """Compile the network with ``torch.compile``, on CUDA only."""
 
     @model_validator(mode="after")
     def _check_zoom_range(self) -> Self:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from microseg.config.environment import Environment, Home
@@ -48,8 +48,13 @@ class Params(Section):
     """Device of training and inference; ``auto`` takes a GPU where there is one."""
     devices: PositiveInt = 1
     """Processes or GPUs of one machine that share a training."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Precision of training, by the names of Lightning Fabric."""
+    nodes: PositiveInt = 1
+    """Machines that share a training; see `make_fabric`."""
+    timeout_minutes: PositiveFloat = 120
+    """Minutes that a process of a training waits for another one, for example for its evaluation."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Precision of training, by the names of Lightning Fabric; ``auto``: bf16-mixed, and TF32 for float32, on CUDA,
+    32-true elsewhere."""
     notify: Annotated[tuple[SecretStr, ...], BeforeValidator(_as_list)] = ()
     """Where failures, candidates that wait, reverted promotions and drift warnings are reported: addresses of Apprise,
     such as ``mailto://``, ``slack://``, ``msteams://``, ``json://``; one, or a list."""

@@ -4,7 +4,7 @@ A batch depends only on the seed and the number of the step. An interrupted run 
 batches that it would have had, without saved state, and several processes share a batch without communication.
 """
 
-from collections import OrderedDict
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from scipy import ndimage
 
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.annotations.instance_masks import read_instances
+from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.interior import MARGIN, interior_map
 from microseg.errors import DataError
-from microseg.slides.images import write_png
-from microseg.slides.region import ImageSource, read_source
+from microseg.slides.images import read_image, write_png
+from microseg.slides.region import ImageSource, SlideRegion
 
 __all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
 
@@ -52,8 +53,9 @@ class Crops(NamedTuple):
     """A batch of crops.
 
     Attributes:
-        images: (B, 3, S, S) float32 in 0..1.
-        masks: (B, S, S) int64 class indices, 255 where ignored; None if any of the images is unlabelled.
+        images: (B, 3, S, S) float32 in 0..1, or uint8 as they are drawn.
+        masks: (B, S, S) int64 class indices, 255 where ignored, or uint8 as they are drawn; None if any of the images
+            is unlabelled.
         interior: (B, S, S) float32, how far each pixel lies inside its object, see `interior_map`; NaN for images
             without numbered objects and where the mask is ignored, None if no image has numbered objects.
     """
@@ -61,6 +63,11 @@ class Crops(NamedTuple):
     images: torch.Tensor
     masks: torch.Tensor | None
     interior: torch.Tensor | None = None
+
+    def to_float(self) -> "Crops":
+        """The same crops as a network takes them: float32 images in 0..1, int64 masks."""
+        images = self.images.float().div_(255).contiguous(memory_format=torch.channels_last)
+        return Crops(images, None if self.masks is None else self.masks.long(), self.interior)
 
 
 class CropSampler:
@@ -74,7 +81,8 @@ class CropSampler:
         batch: Number of crops in a batch, over all processes.
         seed: Seed of the whole sequence of batches.
         zoom: Range of the random zoom, log-uniform; (1, 1) for none.
-        cache_bytes: Size of the cache of decoded images; the least recently used are dropped first.
+        classes: Number of classes, which masks are checked against; None for no check.
+        decoded: Decoded images; samplers of one training share them. By default they are kept in memory, up to 1 GiB.
 
     Raises:
         DataError: There is no sample, or size, batch or zoom are not positive.
@@ -88,7 +96,8 @@ class CropSampler:
         batch: int,
         seed: int,
         zoom: tuple[float, float] = (1.0, 1.0),
-        cache_bytes: int = 2**30,
+        classes: int | None = None,
+        decoded: DecodedFiles | None = None,
     ) -> None:
         if not samples:
             raise DataError("Expected at least one image to draw crops from, got none: check the dataset's split.")
@@ -97,14 +106,18 @@ class CropSampler:
                 f"Expected a positive crop size, batch and zoom range, got size={size}, batch={batch}, zoom={zoom}."
             )
         self.samples = tuple(samples)
-        self.size, self.batch, self.seed, self.zoom = size, batch, seed, zoom
+        self.size, self.batch, self.seed, self.zoom, self.classes = size, batch, seed, zoom, classes
+        self.decoded = decoded or DecodedFiles()
         self.labelled = all(sample.mask is not None for sample in samples)
         self._numbered = self.labelled and any(sample.instances is not None for sample in samples)
-        self._cache: OrderedDict[int, _Arrays] = OrderedDict()
-        self._cached_bytes, self._cache_bytes = 0, cache_bytes
+        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def draw(self, step: int, *, rank: int = 0, world: int = 1) -> Crops:
-        """Draw the batch of one step, or this process's part of it.
+        """Draw the batch of one step, or this process's part of it, as a network takes it; see `draw_bytes`."""
+        return self.draw_bytes(step, rank=rank, world=world).to_float()
+
+    def draw_bytes(self, step: int, *, rank: int = 0, world: int = 1) -> Crops:
+        """Draw the batch of one step, or this process's part of it, with images and masks as uint8.
 
         Args:
             step: Number of the step, from 0.
@@ -115,7 +128,8 @@ class CropSampler:
             B = batch / world crops, rounded up for the first processes.
 
         Raises:
-            DataError: There are more processes than crops, or a mask does not have the size of its image.
+            DataError: There are more processes than crops, or a mask does not have the size of its image or has an
+                index that is no class.
             ImageReadError: A file cannot be read.
         """
         if world > self.batch:
@@ -128,69 +142,65 @@ class CropSampler:
             images.append(image)
             masks.append(mask)
             interiors.append(_known_interior(mask, interior) if self._numbered else None)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
-        labels = torch.from_numpy(np.stack([m for m in masks if m is not None])).long() if self.labelled else None
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, 3, S, S)
+        labels = torch.from_numpy(np.stack([m for m in masks if m is not None])) if self.labelled else None
         inside = torch.from_numpy(np.stack([i for i in interiors if i is not None])) if self._numbered else None
-        return Crops(pixels.float().div_(255).contiguous(memory_format=torch.channels_last), labels, inside)
+        return Crops(pixels, labels, inside)
 
     def unlabelled(self) -> "CropSampler":
         """Sampler of the same crops without masks."""
         samples = [replace(sample, mask=None, instances=None) for sample in self.samples]
-        options = {"size": self.size, "batch": self.batch, "seed": self.seed, "cache_bytes": self._cache_bytes}
-        return CropSampler(samples, zoom=self.zoom, **options)
+        options = {"size": self.size, "batch": self.batch, "seed": self.seed}
+        return CropSampler(samples, zoom=self.zoom, decoded=self.decoded, **options)
 
-    def _crop(self, index: int) -> "_Arrays":
+    def _crop(
+        self, index: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]:
         epoch, position = divmod(index, len(self.samples))
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
-        sample = int(order[position])
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
+        sample = self.samples[int(self._order[1][position])]
         rng = np.random.default_rng((self.seed, 1, index))
         image, mask, interior = self._read(sample)
-        zoom = self.samples[sample].zoom * np.exp(rng.uniform(*np.log(self.zoom)))
+        zoom = sample.zoom * np.exp(rng.uniform(*np.log(self.zoom)))
         side = self.size / zoom  # of the window, in the image's own pixels
-        before = image.shape
-        image = _pad_to(image, int(np.ceil(side)))
-        mask = None if mask is None else _pad_to(mask, int(np.ceil(side)))
-        interior = None if interior is None else _pad_to(interior, int(np.ceil(side)))
-        top = rng.uniform(0, image.shape[0] - side)
-        left = rng.uniform(0, image.shape[1] - side)
-        if (focus := self.samples[sample].focus) is not None:
-            top = _start(rng, side, image.shape[0], (image.shape[0] - before[0]) // 2, focus[1::2])
-            left = _start(rng, side, image.shape[1], (image.shape[1] - before[1]) // 2, focus[0::2])
+        least = int(np.ceil(side))
+        own_height, own_width = _shape(image)
+        height, width = max(own_height, least), max(own_width, least)  # small images are mirrored at the border
+        top = rng.uniform(0, height - side)
+        left = rng.uniform(0, width - side)
+        if (focus := sample.focus) is not None:
+            top = _start(rng, side, height, (height - own_height) // 2, focus[1::2])
+            left = _start(rng, side, width, (width - own_width) // 2, focus[0::2])
         box = (left, top, left + side, top + side)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
-        def cut(array: npt.NDArray[np.uint8], filter_: Image.Resampling) -> npt.NDArray[np.uint8]:
-            window = Image.fromarray(array).resize((self.size, self.size), filter_, box)
-            turned = np.rot90(np.asarray(window), turns)
+        def cut(array: "_Image", filter_: Image.Resampling) -> npt.NDArray[np.uint8]:
+            turned = np.rot90(_resample(array, box, (self.size, self.size), filter_, least), turns)
             return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
 
         nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
-        return (
-            cut(image, bilinear),
-            None if mask is None else cut(mask, nearest),
-            None if interior is None else cut(interior, bilinear),
-        )
+        labels = None if mask is None else cut(mask, nearest)
+        if labels is not None and self.classes is not None and (most := int((labels + 1).max())) > self.classes:
+            raise DataError(
+                f"Expected class indices 0..{self.classes - 1}, or {IGNORE} for ignored pixels, in mask {sample.mask}, "
+                f"got {most - 1}: the network needs one class for each index in the masks."
+            )
+        return cut(image, bilinear), labels, None if interior is None else cut(interior, bilinear)
 
-    def _read(self, sample: int) -> "_Arrays":
-        if sample in self._cache:
-            self._cache.move_to_end(sample)
-            return self._cache[sample]
-        paths = self.samples[sample]
-        image = read_source(paths.image)
-        mask = None if paths.mask is None or not self.labelled else read_mask(paths.mask)
-        objects = None if paths.instances is None or not self.labelled else read_instances(paths.instances)
-        for file, labels in ((paths.mask, mask), (paths.instances, objects)):
-            if labels is not None and labels.shape != image.shape[:2]:
-                raise DataError(
-                    f"Expected mask {file} to have the size of its image, {image.shape[:2]}, got {labels.shape}: "
-                    "ingest the lab again, which rejects such pairs."
+    def _read(self, sample: Sample) -> "_Arrays":
+        image = _opened(sample.image, self.decoded)
+        mask, interior, masks, objects = None, None, sample.mask, sample.instances
+        if masks is not None and self.labelled:
+            mask = self.decoded.read(masks, "mask", lambda: read_mask(masks))
+            _require_same_size(masks, mask, image)
+            if objects is not None:
+                margin = MARGIN / sample.zoom
+                interior = self.decoded.read(
+                    objects, f"interior {margin}", lambda: interior_map(read_instances(objects), margin)
                 )
-        pair = image, mask, None if objects is None else interior_map(objects, MARGIN / paths.zoom)
-        self._cache[sample] = pair
-        self._cached_bytes += _bytes(pair)
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
-        return pair
+                _require_same_size(objects, interior, image)
+        return image, mask, interior
 
 
 def labelled_parts(mask: npt.NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
@@ -213,10 +223,10 @@ def labelled_parts(mask: npt.NDArray[np.uint8]) -> list[tuple[int, int, int, int
     return [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in large]
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Random generator on the CPU that depends only on these numbers."""
-    (state,) = np.random.SeedSequence((seed, 2, step, rank)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+def step_generator(seed: int, step: int, rank: int = 0, *, device: torch.device | None = None) -> torch.Generator:
+    """Random generator that depends only on these numbers: one on the CPU, and an independent one for a device."""
+    (state,) = np.random.SeedSequence((seed, 2 if device is None else 4, step, rank)).generate_state(1, np.uint64)
+    return torch.Generator(device or "cpu").manual_seed(int(state >> np.uint64(1)))
 
 
 def _start(rng: np.random.Generator, side: float, length: int, padding: int, focus: Sequence[int]) -> float:
@@ -225,8 +235,20 @@ def _start(rng: np.random.Generator, side: float, length: int, padding: int, foc
     return float(rng.uniform(max(0.0, point - side), min(point, length - side)))
 
 
-_Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]
+_Image = npt.NDArray[np.uint8] | SlideRegion
+_Arrays = tuple[_Image, npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]
 """An image, its mask, and the interior of its objects in 255ths."""
+
+
+def _opened(image: ImageSource, decoded: DecodedFiles) -> _Image:
+    """Something that parts of an image can be read from: a region of a slide is not decoded as a whole."""
+    if isinstance(image, SlideRegion):
+        return image
+    return decoded.read(image, "image", lambda: read_image(image))
+
+
+def _shape(image: _Image) -> tuple[int, int]:
+    return (image.height, image.width) if isinstance(image, SlideRegion) else (image.shape[0], image.shape[1])
 
 
 def _known_interior(mask: npt.NDArray[np.uint8] | None, interior: npt.NDArray[np.uint8] | None) -> _Interior:
@@ -237,16 +259,48 @@ def _known_interior(mask: npt.NDArray[np.uint8] | None, interior: npt.NDArray[np
     return np.where(mask == IGNORE, np.float32(np.nan), interior / np.float32(255))
 
 
-def _bytes(arrays: _Arrays) -> int:
-    return sum(array.nbytes for array in arrays if array is not None)
+def _require_same_size(file: Path, labels: npt.NDArray[np.uint8], image: _Image) -> None:
+    if labels.shape != _shape(image):
+        raise DataError(
+            f"Expected mask {file} to have the size of its image, {_shape(image)}, got {labels.shape}: "
+            "ingest the lab again, which rejects such pairs."
+        )
 
 
-def _pad_to(array: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    missing = [max(0, side - length) for length in array.shape[:2]]
-    if not any(missing):
-        return array
-    width = [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, width, mode="symmetric")
+def _resample(
+    image: _Image,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    filter_: Image.Resampling,
+    least: int = 1,
+) -> npt.NDArray[np.uint8]:
+    """Resample a part of an image, as Pillow does, but read only the pixels that it depends on.
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        box: Left, upper, right and lower edge of the part, in pixels.
+        size: Width and height of the result.
+        filter_: Nearest or bilinear, which reach one pixel of the coarser of both images.
+        least: A side below this length is first extended to it, by mirroring at both ends; the box counts from there.
+    """
+    if isinstance(image, SlideRegion):
+        if min(_shape(image)) >= least:
+            return image.crop(box, size)  # from a level of the slide that is fine enough
+        image = image.read()
+    array, slices, widths, starts = image, [], [], []
+    for length, low, high, wanted in ((array.shape[0], *box[1::2], size[1]), (array.shape[1], *box[0::2], size[0])):
+        missing = max(0, least - length)
+        reach = math.ceil(max(1.0, (high - low) / wanted)) + 1
+        first = 0 if missing else max(0, math.floor(low) - reach)
+        slices.append(slice(first, length if missing else min(length, math.ceil(high) + reach)))
+        widths.append((missing // 2, missing - missing // 2))
+        starts.append(first)
+    part = np.ascontiguousarray(array[tuple(slices)])
+    if any(width != (0, 0) for width in widths):
+        part = np.pad(part, widths + [(0, 0)] * (array.ndim - 2), mode="symmetric")
+    left, top = starts[1], starts[0]
+    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return np.asarray(Image.fromarray(part).resize(size, filter_, inner))
 
 
 def cut_windows(
@@ -275,7 +329,7 @@ def cut_windows(
     files: list[Path] = []
     pixels = 0
     for index in rng.permutation(len(samples)):
-        window = _window(read_source(samples[index].image), samples[index].zoom, side, rng)
+        window = _window(_opened(samples[index].image, DecodedFiles()), samples[index].zoom, side, rng)
         pixels += window.shape[0] * window.shape[1]
         if files and pixels > 1e6 * megapixels:
             break
@@ -284,11 +338,11 @@ def cut_windows(
     return tuple(sorted(files))
 
 
-def _window(image: npt.NDArray[np.uint8], zoom: float, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    height, width = (min(length, side / zoom) for length in image.shape[:2])  # in the image's own pixels
-    top, left = rng.uniform(0, image.shape[0] - height), rng.uniform(0, image.shape[1] - width)
+def _window(image: _Image, zoom: float, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    height, width = (min(length, side / zoom) for length in _shape(image))  # in the image's own pixels
+    top, left = rng.uniform(0, _shape(image)[0] - height), rng.uniform(0, _shape(image)[1] - width)
     if zoom == 1:
         top, left = int(top), int(left)  # the pixels as they are
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
     box = (left, top, left + width, top + height)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box))
+    return _resample(image, box, size, Image.Resampling.BILINEAR)

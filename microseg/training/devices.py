@@ -2,19 +2,23 @@
 
 import copy
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from microseg.errors import SettingsError
 
-__all__ = ["Progress", "launch", "make_fabric", "resolve_device"]
+__all__ = ["Progress", "launch", "make_fabric", "resolve_device", "resolve_precision"]
 
 Result = TypeVar("Result")
 Callback = Callable[[int, Mapping[str, float]], None]
@@ -52,33 +56,65 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def make_fabric(device: str = "auto", *, devices: int = 1, nodes: int = 1, precision: str = "32-true") -> Fabric:
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Precision that a setting means on a device, by Fabric's names.
+
+    Args:
+        precision: ``auto`` for ``bf16-mixed`` on a CUDA device that computes it, and ``32-true`` elsewhere; or any of
+            Fabric's names.
+        accelerator: The device, from `resolve_device`.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if accelerator == "cuda" and torch.cuda.get_device_capability()[0] >= _AMPERE else "32-true"
+
+
+def make_fabric(
+    device: str = "auto",
+    *,
+    devices: int = 1,
+    nodes: int = 1,
+    precision: str = "auto",
+    timeout_minutes: float = 120.0,
+) -> Fabric:
     """Lightning Fabric for these settings.
 
     Args:
         device: See `resolve_device`.
         devices: Processes or GPUs on each machine.
-        nodes: Machines.
-        precision: By Fabric's names, for example ``32-true`` or ``bf16-mixed``.
+        nodes: Machines. Each runs the same program, started by ``torchrun``, or with ``MASTER_ADDR``, ``MASTER_PORT``
+            and its own ``NODE_RANK`` in the environment.
+        precision: See `resolve_precision`.
+        timeout_minutes: Minutes that a process waits for another one, for example for an evaluation, which one
+            process does for all.
 
     Raises:
-        SettingsError: The device is not available or the precision unknown.
+        SettingsError: The device is not available, the precision unknown, or the other machines are not known.
     """
     accelerator = resolve_device(device)
-    # on one machine this process starts the others; on several, torchrun starts each
-    strategy = "ddp" if nodes > 1 else "ddp_spawn" if devices > 1 else "auto"
+    if nodes > 1 and not TorchElasticEnvironment.detect() and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        raise SettingsError(
+            f"Expected nodes={nodes} to be started by torchrun, or with MASTER_ADDR, MASTER_PORT and NODE_RANK in the "
+            "environment of each, found none of these: start them so, or set nodes to 1."
+        )
+    strategy: Any = "auto"
+    if devices > 1 or nodes > 1:  # this process starts the others of its machine, unless torchrun did
+        strategy = DDPStrategy(start_method="spawn", timeout=timedelta(minutes=timeout_minutes))
     try:
         return Fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=nodes,
             strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
+            precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
         )
     except ValueError as error:
         raise SettingsError(
             f"Lightning Fabric refuses device={device}, devices={devices}, precision={precision}: {error}"
         ) from error
+
+
+_AMPERE = 8  # compute capability, from which GPUs have bfloat16 and TF32
 
 
 def launch(fabric: Fabric, function: Callable[[Fabric, Progress], Result], progress: Progress) -> Result:

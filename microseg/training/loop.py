@@ -5,8 +5,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from microseg.errors import TrainingError
 from microseg.files import atomic_write
 from microseg.models.network import PyramidSegmenter
 from microseg.training.devices import Progress
+from microseg.training.loading import BatchLoader, worker_count
 from microseg.training.method import TrainingMethod
 
 __all__ = [
@@ -157,70 +160,129 @@ class _Fit:
     def __post_init__(self) -> None:
         tune_allocator()
         self.settings = self.method.settings
+        device = self.fabric.device
+        self.on_cuda = device.type == "cuda"
+        # a GPU computes while the next steps are prepared, so long as nothing waits for its results
+        self.read_every = 1 if device.type == "cpu" else self.settings.log_every
+        processes = getattr(self.fabric.strategy, "num_processes", 1)  # on this machine
+        self.workers = worker_count(self.settings.workers, device=device, processes=processes)
         self.method.to(memory_format=torch.channels_last)
+        if self.settings.compile and self.on_cuda:
+            for part in (self.method.network.encoder, self.method.network.pyramid, self.method.network.decoder):
+                part.compile()
         groups = [group | {"peak": group["lr"]} for group in self.method.parameter_groups()]
-        on_cpu = self.fabric.device.type == "cpu"  # the fused optimizer does not support 16-bit precision on GPUs
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=on_cpu, foreach=not on_cpu)
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None  # 16-mixed: not with fused AdamW
+        fused = device.type == "cpu" or (self.on_cuda and not scaled)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=fused, foreach=not fused)
         self.module, self.optimizer = self.fabric.setup(self.method, optimizer)
         self.step = 0
         self.evaluations: dict[int, dict[str, float]] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_score = 0, -math.inf
         self.stopped = ""
+        self.data_round: int | None = None
+        self.loader: BatchLoader | None = None
+        self.unread: list[tuple[int, dict[str, torch.Tensor]]] = []
 
     def run(self) -> TrainingResult:
         self._resume()
         start, before = time.monotonic(), self.seconds
+        mixed = self.on_cuda and getattr(self.fabric.strategy.precision, "precision", "") == "bf16-mixed"
+        try:
+            with _tf32(mixed):
+                self._train(start, before)
+        finally:
+            self._close()
+        if self.best is not None:
+            self.method.result().load_state_dict(self.best)
+        return TrainingResult(self.step, self.best_step, self.seconds, self.stopped, self.evaluations)
+
+    def _train(self, start: float, before: float) -> None:
         while not self.stopped:
             self._take_step()
-            self.seconds = self._shared(before + time.monotonic() - start)
+            self._set_clock(before + time.monotonic() - start)
             self.stopped = self._stop_reason()
             if self.stopped or self.step % self.settings.evaluate_every == 0:
                 self._evaluate()
                 self.stopped = self.stopped or self._patience_ended()
             if self.stopped or self.step % self.settings.checkpoint_every == 0:
                 self._save()
-        if self.best is not None:
-            self.method.result().load_state_dict(self.best)
-        return TrainingResult(self.step, self.best_step, self.seconds, self.stopped, self.evaluations)
 
     def _take_step(self) -> None:
         fabric, progress = self.fabric, _progress(self.step, self.seconds, self.settings)
-        self.method.before_step(progress, fabric)
-        self.method.train()
+        batch = self._next_batch(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _schedule(self.step, self.seconds, self.settings)
-        batch = self.method.batch(self.step, rank=fabric.global_rank, world=fabric.world_size)
-        losses = self.module(fabric.to_device(batch), progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        fabric.backward(losses["total"])
-        # separately for segmenter and classifiers: large gradients of these must not shrink those of the segmenter
-        segmenter = self.method.network
+        with _fastest_convolutions(self.on_cuda):  # crops have one size; in evaluations each image has another
+            losses = self.module(batch, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            fabric.backward(losses["total"])
         fabric.clip_gradients(
-            segmenter, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
+            self.method.network, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
         )
-        for group in self.optimizer.param_groups[1:]:
-            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.grad_clip_norm)
-        values = {name: self._mean(value) for name, value in losses.items()}
-        if not math.isfinite(values["total"]):
-            raise TrainingError(
-                f"The loss became {values['total']} at step {self.step + 1} ({values}): lower learning_rate, or the "
-                "weights lambda_image and lambda_feature."
-            )
+        self.unread.append((self.step + 1, {name: value.detach() for name, value in losses.items()}))
+        read = self._read_losses() if (self.step + 1) % self.read_every == 0 else []
         self.optimizer.step()
         self.method.after_step(self.step)
         self.step += 1
-        self.progress.on_step(self.step, values)
+        for step, values in read:
+            self.progress.on_step(step, values)
 
-    def _mean(self, value: torch.Tensor) -> float:
-        """Mean over the processes."""
-        reduced = self.fabric.all_reduce(value.detach(), reduce_op="mean")
+    def _next_batch(self, progress: float) -> Any:
+        """Batch of the next step, complete and on the device; from new data where these are due."""
+        fabric, number = self.fabric, self.method.data_round(progress)
+        if self.loader is None or number != self.data_round:
+            self._report_losses()  # data must not be prepared by a network that is not finite
+            self._close()
+            self.method.before_step(progress, fabric)
+            draw = partial(self.method.batch, rank=fabric.global_rank, world=fabric.world_size)
+            self.loader = BatchLoader(draw, self.step, self.settings.steps, workers=self.workers, pin=self.on_cuda)
+            self.data_round = number
+        if not self.method.training:
+            self.method.train()
+        batch, rank = next(self.loader), fabric.global_rank
+        if self.on_cuda:
+            return self.method.augment(fabric.to_device(batch), self.step, rank=rank)
+        return fabric.to_device(self.method.augment(batch, self.step, rank=rank))
+
+    def _close(self) -> None:
+        if self.loader is not None:
+            self.loader.close()
+
+    def _read_losses(self) -> list[tuple[int, dict[str, float]]]:
+        """Losses of the steps that were not read, mean over the processes; on a GPU this waits for it.
+
+        Raises:
+            TrainingError: One is not finite.
+        """
+        unread, self.unread = self.unread, []
+        if not unread:
+            return []
+        stacked = torch.stack(
+            [it.to(self.fabric.device, torch.float32) for _, losses in unread for it in losses.values()]
+        )
+        reduced = self.fabric.all_reduce(stacked, reduce_op="mean")
         assert isinstance(reduced, torch.Tensor)
-        return float(reduced)
+        values = iter(reduced.tolist())
+        read = [(step, {name: next(values) for name in losses}) for step, losses in unread]
+        for step, losses in read:
+            if not math.isfinite(losses["total"]):
+                raise TrainingError(
+                    f"The loss became {losses['total']} at step {step} ({losses}): lower learning_rate, or the weights "
+                    "lambda_image and lambda_feature."
+                )
+        return read
 
-    def _shared(self, seconds: float) -> float:
-        """Clock of the first process, where the learning rate and the end depend on it."""
-        return seconds if self.settings.max_minutes is None else self.fabric.broadcast(seconds)
+    def _report_losses(self) -> None:
+        for step, losses in self._read_losses():
+            self.progress.on_step(step, losses)
+
+    def _set_clock(self, seconds: float) -> None:
+        """Set the time since the start; of several processes that of the first, where it decides on anything."""
+        if self.settings.max_minutes is None or self.fabric.world_size == 1:
+            self.seconds = seconds
+        elif self.step % self.read_every == 0:
+            self.seconds = self.fabric.broadcast(seconds)
 
     def _stop_reason(self) -> str:
         if self.step >= self.settings.steps:
@@ -230,6 +292,7 @@ class _Fit:
         return ""
 
     def _evaluate(self) -> None:
+        self._report_losses()  # a network that is not finite is never the best one, nor in a checkpoint
         network = copy.deepcopy(self.method.result()).eval()
         metrics: dict[str, float] = {}
         if self.evaluate is not None and self.fabric.is_global_zero:
@@ -249,13 +312,17 @@ class _Fit:
         return "patience" if 0 < self.settings.patience <= waited else ""
 
     def _save(self) -> None:
-        if self.checkpoint is None or not self.fabric.is_global_zero:
+        self._report_losses()
+        if self.checkpoint is None:
+            return
+        random = self._random_states()
+        if not self.fabric.is_global_zero:
             return
         state: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": random,
             "step": self.step,
             "seconds": self.seconds,
             "evaluations": self.evaluations,
@@ -279,10 +346,51 @@ class _Fit:
             return
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        rank = self.fabric.global_rank
+        for set_state, states in zip(self._random_setters(), state["random"], strict=False):
+            if rank < len(states):  # a resumption may have more processes
+                set_state(states[rank])
         self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
         self.best, self.best_step, self.best_score = state["best"], state["best_step"], state["best_score"]
         self.stopped = state["stopped"]
+
+    def _random_states(self) -> list[torch.Tensor]:
+        """States of the random generators of the CPU and of the GPU, (processes, bytes) each."""
+        own = [torch.get_rng_state()]
+        if self.on_cuda:
+            own.append(torch.cuda.get_rng_state(self.fabric.device))
+        if self.fabric.world_size == 1:
+            return [state[None] for state in own]
+        gathered = [self.fabric.all_gather(state) for state in own]
+        return [state.cpu() for state in gathered if isinstance(state, torch.Tensor)]
+
+    def _random_setters(self) -> list[Callable[[torch.Tensor], None]]:
+        device = self.fabric.device
+        return [torch.set_rng_state, *([partial(torch.cuda.set_rng_state, device=device)] if self.on_cuda else [])]
+
+
+@contextmanager
+def _fastest_convolutions(enabled: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new shape and keep the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """Compute float32 matrix products in TF32, which has more digits than the bfloat16 of the others."""
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.set_float32_matmul_precision(before)
 
 
 def _progress(step: int, seconds: float, settings: FitSettings) -> float:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid
-from microseg.training.color_augmentation import color_statistics
+from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid, Recoloring
+from microseg.training.color_augmentation import ColorStatistics, color_statistics
 
 __all__ = ["FourierTransfer", "ReinhardTransfer", "swap_amplitudes"]
 
@@ -16,10 +16,9 @@ class ReinhardTransfer(DualAdaptivePyramid):
     (after Reinhard et al. 2001, there in lαβ).
     """
 
-    def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def recolor(self, images: Tensor, recoloring: Recoloring, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Transfer the colors of random target windows, channel by channel."""
-        picks = torch.randint(len(self.colors.mean), (len(images),), generator=generator)
-        own, wanted = color_statistics(images), self.colors[picks]
+        own, wanted = color_statistics(images), ColorStatistics(recoloring.mean, recoloring.covariance)
         spread = [it.covariance.diagonal(dim1=1, dim2=2).sqrt() for it in (own, wanted)]  # (B, 3) each
         scale = (spread[1] / spread[0]).float()[:, :, None, None]
         mean = [it.mean.float()[:, :, None, None] for it in (own, wanted)]
@@ -30,10 +29,10 @@ class ReinhardTransfer(DualAdaptivePyramid):
 class FourierTransfer(DualAdaptivePyramid):
     """FDA: the lowest frequencies' amplitudes from a target crop (Yang & Soatto, CVPR 2020)."""
 
-    def recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def recolor(self, images: Tensor, recoloring: Recoloring, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Swap the amplitudes of the lowest frequencies."""
-        step = int(torch.randint(2**31, (), generator=generator))
-        others = self.target.draw(step).images[: len(images)]
+        step = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        others = self.target.draw(step).images[: len(images)].to(images.device)
         others = others[torch.arange(len(images)) % len(others)]
         return swap_amplitudes(images, others, _FOURIER_BETA)
 

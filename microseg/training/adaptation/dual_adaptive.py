@@ -11,13 +11,12 @@ valid), batch-norm statistics shared by all labs, and pseudo-labels of the targe
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from microseg.config.params import AdaptSettings
-from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
+from microseg.datasets.sampling import Crops, Sample, step_generator
 from microseg.models.domain_classifiers import FeatureDomainClassifier, ImageDomainClassifier, reverse_gradient
 from microseg.models.losses import domain_loss
 from microseg.models.network import Features, PyramidSegmenter
@@ -25,10 +24,10 @@ from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors, image_colors
-from microseg.training.color_augmentation import jitter_color, transfer_color
-from microseg.training.method import Losses, instance_losses
+from microseg.training.color_augmentation import ColorStatistics, apply_jitter, draw_jitter, transfer_color
+from microseg.training.method import DrawnCrops, Losses, instance_losses
 
-__all__ = ["AdaptationBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
+__all__ = ["AdaptationBatch", "DrawnBatch", "DualAdaptivePyramid", "Recoloring", "domain_pair_loss", "grl_strength"]
 
 _SAME_SCALE = 1.1  # labs whose scales differ by a smaller factor share their crops
 
@@ -43,6 +42,28 @@ class AdaptationBatch(NamedTuple):
 
     source: Crops
     target: Crops
+
+
+class Recoloring(NamedTuple):
+    """New colors of B crops, by `transfer_color`.
+
+    Attributes:
+        mean: (B, 3), mean optical density of the target window that a crop takes its colors from.
+        covariance: (B, 3, 3), covariance of the optical density of that window.
+        amount: (B,), 0 for none of these colors, 1 for all.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    amount: torch.Tensor
+
+
+class DrawnBatch(NamedTuple):
+    """An `AdaptationBatch` as it is drawn, with the random numbers of its color changes."""
+
+    source: DrawnCrops
+    target: DrawnCrops
+    recoloring: Recoloring | None
 
 
 class DualAdaptivePyramid(SelfTraining):
@@ -64,10 +85,9 @@ class DualAdaptivePyramid(SelfTraining):
         **options: Any,
     ) -> None:
         super().__init__(network, source, targets, settings, **options)
-        self._sampler = partial(CropSampler, size=self.crop_size, batch=self.crops_per_step, zoom=settings.zoom_range)
-        self.source = self._sampler(_at_scales(source, targets), seed=self.seed)
+        self.source = self.sampler(_at_scales(source, targets), seed=self.seed)
         windows = [window for lab in targets for window in lab.windows]
-        self.target = self._sampler([Sample(window) for window in windows], seed=self.seed + 1)
+        self.target = self.sampler([Sample(window) for window in windows], seed=self.seed + 1)
         self.colors = image_colors(read_image(window) for window in windows)
         self.image_classifier = ImageDomainClassifier(network.pyramid_channels) if settings.lambda_image else None
         self.feature_classifier = FeatureDomainClassifier(network.decoder_channels) if settings.lambda_feature else None
@@ -81,22 +101,38 @@ class DualAdaptivePyramid(SelfTraining):
         """Whether the cross entropy to them has a weight."""
         return bool(self.settings.pseudo_label_weight)
 
-    def batch(self, step: int, *, rank: int, world: int) -> AdaptationBatch:
-        """Crops of source and target labs, with color transfer and color jitter."""
-        generator = step_generator(self.seed, step, rank)
-        source = self.source.draw(step, rank=rank, world=world)
-        target = self.target.draw(step, rank=rank, world=world)
-        images = jitter_color(self.recolor(source.images, generator), self.settings.source_color_jitter, generator)
-        changed = jitter_color(target.images, self.settings.target_color_jitter, generator)
-        return AdaptationBatch(source._replace(images=images), target._replace(images=changed))
+    def batch(self, step: int, *, rank: int, world: int) -> DrawnBatch:
+        """Crops of source and target labs, and the random numbers of color transfer and color jitter."""
+        generator, settings = step_generator(self.seed, step, rank), self.settings
+        source = self.source.draw_bytes(step, rank=rank, world=world)
+        target = self.target.draw_bytes(step, rank=rank, world=world)
+        recoloring = self.draw_recoloring(len(source.images), generator) if settings.color_transfer_prob else None
+        jitter = draw_jitter(len(source.images), settings.source_color_jitter, generator)
+        other = draw_jitter(len(target.images), settings.target_color_jitter, generator)
+        return DrawnBatch(DrawnCrops(source, jitter), DrawnCrops(target, other), recoloring)
 
-    def recolor(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Move the colors of some source crops, partly or fully, to those of a random target window."""
-        count = len(images)
+    def augment(self, batch: Any, step: int, *, rank: int) -> Any:
+        """Crops with color transfer and color jitter; batches of another kind, of subclasses, as they are."""
+        if not isinstance(batch, DrawnBatch):
+            return batch
+        generator = step_generator(self.seed, step, rank, device=batch.source.crops.images.device)
+        source = batch.source.crops.to_float()
+        if batch.recoloring is not None:
+            source = source._replace(images=self.recolor(source.images, batch.recoloring, generator))
+        if batch.source.jitter is not None:
+            source = source._replace(images=apply_jitter(source.images, batch.source.jitter, generator))
+        return AdaptationBatch(source, batch.target.changed(generator))
+
+    def draw_recoloring(self, count: int, generator: torch.Generator) -> Recoloring:
+        """Draw the colors of source crops: some move, partly or fully, to those of a random target window."""
         picks = torch.randint(len(self.colors.mean), (count,), generator=generator)
         amount = torch.rand(count, generator=generator)
         amount = amount * (torch.rand(count, generator=generator) < self.settings.color_transfer_prob)
-        return transfer_color(images, self.colors[picks], amount)
+        return Recoloring(self.colors.mean[picks], self.colors.covariance[picks], amount)
+
+    def recolor(self, images: torch.Tensor, recoloring: Recoloring, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002 (of other transfers)
+        """Move the colors of source crops; the generator is for further random numbers."""
+        return transfer_color(images, ColorStatistics(recoloring.mean, recoloring.covariance), recoloring.amount)
 
     def forward(self, batch: AdaptationBatch, progress: float) -> Losses:
         """L_seg, the two domain losses behind the gradient reversal, and the cross entropy to the pseudo-labels."""

@@ -8,11 +8,13 @@ its name::
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from microseg.config.params import AdaptSettings
-from microseg.datasets.sampling import Sample
+from microseg.datasets.decoded import DecodedFiles
+from microseg.datasets.sampling import CropSampler, Sample
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.method import TrainingMethod, require_masks
@@ -32,6 +34,9 @@ class AdaptationMethod(TrainingMethod):
         batch: Crops of the source labs, and of the target labs, in a step.
         seed: Seed of crops and color changes.
         folder: Folder for files of the method that last for the training.
+
+    Attributes:
+        sampler: Makes samplers of these crops; it takes the samples and the ``seed``.
 
     Raises:
         TrainingError: A source image has no mask.
@@ -57,3 +62,11 @@ class AdaptationMethod(TrainingMethod):
         require_masks(source)
         self.targets, self.folder, self.seed = tuple(targets), folder, seed
         self.crop_size, self.crops_per_step = crop, batch
+        self.sampler = partial(
+            CropSampler,
+            size=crop,
+            batch=batch,
+            zoom=settings.zoom_range,
+            classes=len(network.config.classes),
+            decoded=DecodedFiles(folder / "decoded"),
+        )

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Self
 
 from lightning_fabric import Fabric
@@ -34,12 +33,12 @@ class SelfTraining(AdaptationMethod):
 
     target: CropSampler
     priors: SourcePriors = SourcePriors()
-    _sampler: partial[CropSampler]
     _round = -1
 
     def prepare_rounds(self) -> None:
         """Keep the network in use as the first teacher, and share its batch-norm statistics with the target labs."""
-        self._base: tuple[PyramidSegmenter] = (copy.deepcopy(self.network),)  # in a tuple: not a submodule
+        base = copy.deepcopy(self.network).requires_grad_(False)
+        self._base: tuple[PyramidSegmenter] = (base,)  # in a tuple: not a submodule
         if self.settings.normalization == "shared":
             shared = shared_statistics(self.network, self.targets)
             for module in (self.network, *([self.averaged] if self.averaged is not None else [])):
@@ -56,9 +55,15 @@ class SelfTraining(AdaptationMethod):
             freeze_statistics(self.network)
         return self
 
+    def data_round(self, progress: float) -> int:
+        """Number of the round of pseudo-labels; 0 where there are none."""
+        if not self.uses_pseudo_labels():
+            return 0
+        return min(self.settings.pseudo_label_rounds - 1, int(progress * self.settings.pseudo_label_rounds))
+
     def before_step(self, progress: float, fabric: Fabric) -> None:
         """Compute the pseudo-labels of the next round when it is due."""
-        number = min(self.settings.pseudo_label_rounds - 1, int(progress * self.settings.pseudo_label_rounds))
+        number = self.data_round(progress)
         if not self.uses_pseudo_labels() or number == self._round:
             return
         base = self._base[0].to(fabric.device)  # in every process: a subclass may need it there
@@ -68,7 +73,7 @@ class SelfTraining(AdaptationMethod):
         fabric.barrier()
         self._round = number
         samples = pseudo_labelled_samples(self.targets, number, self.folder)
-        self.target = self._sampler(samples, seed=self.seed + 2 + number)
+        self.target = self.sampler(samples, seed=self.seed + 2 + number)
 
 
 def shared_statistics(network: PyramidSegmenter, targets: Sequence[TargetLab]) -> NormStatistics:

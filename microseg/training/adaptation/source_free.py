@@ -7,19 +7,18 @@ values.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from microseg.config.params import AdaptSettings
-from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
+from microseg.datasets.sampling import Crops, Sample, step_generator
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.adaptation.self_training import SelfTraining
-from microseg.training.color_augmentation import jitter_color
-from microseg.training.method import Losses, instance_losses
+from microseg.training.color_augmentation import draw_jitter
+from microseg.training.method import DrawnCrops, Losses, instance_losses
 
 __all__ = ["SourceFree", "SourceFreeMethod"]
 
@@ -44,14 +43,19 @@ class SourceFreeMethod(AdaptationMethod):
         **options: Any,
     ) -> None:
         super().__init__(network, (), targets, settings, **options)
-        self._sampler = partial(CropSampler, size=self.crop_size, batch=self.crops_per_step, zoom=settings.zoom_range)
-        self.target = self._sampler([Sample(it) for lab in targets for it in lab.windows], seed=self.seed + 1)
+        self.target = self.sampler([Sample(it) for lab in targets for it in lab.windows], seed=self.seed + 1)
 
-    def batch(self, step: int, *, rank: int, world: int) -> Crops:
-        """Target crops with color jitter."""
-        crops = self.target.draw(step, rank=rank, world=world)
+    def batch(self, step: int, *, rank: int, world: int) -> DrawnCrops:
+        """Target crops, and the random numbers of their color jitter."""
+        crops = self.target.draw_bytes(step, rank=rank, world=world)
         generator = step_generator(self.seed, step, rank)
-        return crops._replace(images=jitter_color(crops.images, self.settings.target_color_jitter, generator))
+        return DrawnCrops(crops, draw_jitter(len(crops.images), self.settings.target_color_jitter, generator))
+
+    def augment(self, batch: Any, step: int, *, rank: int) -> Any:
+        """Target crops with color jitter; batches of another kind, of subclasses, as they are."""
+        if not isinstance(batch, DrawnCrops):
+            return batch
+        return batch.changed(step_generator(self.seed, step, rank, device=batch.crops.images.device))
 
 
 class SourceFree(SelfTraining, SourceFreeMethod):
@@ -75,6 +79,6 @@ class SourceFree(SelfTraining, SourceFreeMethod):
         loss = self.network.head.loss(prediction, batch.masks, 0.0)
         for instances in instance_losses(self.network, prediction, batch).values():
             loss = loss + instances
-        pairs = zip(self.network.parameters(), self._base[0].parameters(), strict=True)
-        anchor = _ANCHOR / 2 * torch.stack([(weight - start).square().sum() for weight, start in pairs]).sum()
+        moved = torch._foreach_sub(list(self.network.parameters()), list(self._base[0].parameters()))
+        anchor = _ANCHOR / 2 * torch.stack(torch._foreach_norm(moved)).square().sum()
         return {"total": loss + anchor, "pseudo_labels": loss.detach(), "anchor": anchor.detach()}

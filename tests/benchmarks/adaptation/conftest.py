@@ -44,7 +44,7 @@ def descend() -> Callable[..., tuple[float, float]]:
 
     def run(method: Any, steps: int = 10) -> tuple[float, float]:
         optimizer = torch.optim.Adam(method.parameter_groups(), lr=1e-2)
-        batch = method.batch(0, rank=0, world=1)
+        batch = method.inputs(0)
         totals = []
         for step in range(steps + 1):
             method.train()

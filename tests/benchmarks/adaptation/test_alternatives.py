@@ -17,7 +17,7 @@ Make = Callable[..., Any]
 @pytest.mark.parametrize("kind", [OutputAdversary, EntropyAdversary])
 def test_output_classifier_and_segmenter_get_gradients(make: Make, kind: type) -> None:
     method = make(kind)
-    losses = method(method.batch(0, rank=0, world=1), 1.0)
+    losses = method(method.inputs(0), 1.0)
     assert losses.keys() == {"total", "segmentation", "domain_output"}
     losses["total"].backward()
     reversed_ = [parameter.grad.clone() for parameter in method.network.parameters() if parameter.grad is not None]
@@ -35,7 +35,8 @@ def test_self_information_by_hand(make: Make) -> None:
 def test_reinhard_transfers_mean_and_standard_deviation(make: Make) -> None:
     method = make(ReinhardTransfer)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    moved = color_statistics(method.recolor(images, torch.Generator().manual_seed(1)))
+    generator = torch.Generator().manual_seed(1)
+    moved = color_statistics(method.recolor(images, method.draw_recoloring(3, generator), generator))
     for mean in moved.mean:
         assert min(float((mean - wanted).abs().max()) for wanted in method.colors.mean) < 0.05
 
@@ -43,7 +44,8 @@ def test_reinhard_transfers_mean_and_standard_deviation(make: Make) -> None:
 def test_fourier_transfer_changes_only_the_lowest_frequencies(make: Make) -> None:
     method = make(FourierTransfer)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
-    moved = method.recolor(images, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    moved = method.recolor(images, method.draw_recoloring(2, generator), generator)
     before, after = torch.fft.fft2(images), torch.fft.fft2(moved)
     torch.testing.assert_close(after[..., 3:14, 3:14], before[..., 3:14, 3:14], atol=1e-2, rtol=1e-2)
     assert (after[..., 0, 0].abs() - before[..., 0, 0].abs()).abs().min() > 0.1

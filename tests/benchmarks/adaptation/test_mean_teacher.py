@@ -47,7 +47,7 @@ def test_seven_of_ten_patches_are_masked() -> None:
 def test_loss_by_hand(make: Make) -> None:
     """Pixels of the source count fully, pixels of the target by the teacher's share of confident pixels."""
     method = make(MeanTeacher, target_color_jitter=0.7)
-    batch = method.batch(0, rank=0, world=1)
+    batch = method.inputs(0)
     labels, confidence = method.pseudo_labels(batch.target)
     method.pseudo_labels = lambda _target: (labels, torch.tensor(0.25))
     losses = method.train()(batch, 0.5)
@@ -65,7 +65,7 @@ def test_loss_by_hand(make: Make) -> None:
 def test_teacher_keeps_its_statistics_and_follows_the_student(make: Make) -> None:
     method = make(MeanTeacher).train()
     before, weights = read_statistics(method.result()), [it.clone() for it in method.result().parameters()]
-    method(method.batch(0, rank=0, world=1), 0.0)
+    method(method.inputs(0), 0.0)
     for one, other in zip(before.means, read_statistics(method.result()).means, strict=True):
         assert torch.equal(one, other)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_steps_lower_the_loss(make: Make, descend: Callable[..., Any], kind: typ
 
 def test_masked_consistency_adds_a_loss(make: Make) -> None:
     method = make(MaskedConsistency).train()
-    assert method(method.batch(0, rank=0, world=1), 0.0).keys() == {"total", "segmentation", "mixed", "masked"}
+    assert method(method.inputs(0), 0.0).keys() == {"total", "segmentation", "mixed", "masked"}
 
 
 def test_teacher_is_required(make: Make) -> None:

@@ -67,7 +67,7 @@ def test_only_reliable_pixels_are_pseudo_labels(make: Make) -> None:
     half = torch.zeros(2, 2, 32, 32)
     half[:, 1, :, :16], half[:, 0, :, :16], half[:, :, :, 16:] = 0.95, 0.05, 0.5
     method.predictions = lambda _images: [half] * 4
-    losses = method(method.batch(0, rank=0, world=1), 0.0)
+    losses = method(method.inputs(0), 0.0)
     left = 512
     assert float(losses["pseudo_labels"]) == pytest.approx(1 - 2 * 0.95 * left / (0.95 * left + left), rel=1e-4)
     certain, even = -(0.95 * np.log2(0.95) + 0.05 * np.log2(0.05)), 1.0
@@ -76,7 +76,7 @@ def test_only_reliable_pixels_are_pseudo_labels(make: Make) -> None:
 
 def test_decoders_predict_the_same_until_they_are_perturbed(make: Make) -> None:
     method = make(UncertainPseudoLabels, source="none")
-    images = method.batch(0, rank=0, world=1).images
+    images = method.inputs(0).images
     uniform = images.mean((2, 3), keepdim=True).expand_as(images)  # the same from every side
     own, *others = method.eval().predictions(uniform)
     torch.testing.assert_close(own, method.network.head.probabilities(method.network(uniform)))
@@ -93,7 +93,7 @@ def test_copies_are_trained_and_dropped(make: Make, descend: Callable[..., Any],
     for old, new in zip(before.parameters(), method.decoders.parameters(), strict=True):
         assert not torch.equal(old, new)
     save_network(tmp_path / "network", method.result())
-    images = method.batch(0, rank=0, world=1).images
+    images = method.inputs(0).images
     with torch.no_grad():
         torch.testing.assert_close(load_network(tmp_path / "network").eval()(images), method.result().eval()(images))
 
@@ -118,7 +118,7 @@ def test_mining_brings_statistics_to_the_stored_ones(tiny_network: Callable[...,
 
 def test_source_like_crops_have_low_frequencies_of_a_style(make: Make) -> None:
     method = make(FourierStyleMining, source="none")
-    source_like, target, turns = method.batch(0, rank=0, world=1)
+    source_like, target, turns = method.inputs(0)
     means = {round(float(style[0].mean()), 3) for style in method.styles}
     assert all(round(float(it[0].mean()), 3) in means for it in source_like)
     assert not torch.allclose(source_like, target, atol=1e-3)

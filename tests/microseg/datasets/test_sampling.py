@@ -1,20 +1,32 @@
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from microseg import files
 from microseg.datasets import sampling
-from microseg.datasets.sampling import CropSampler, Sample, cut_windows, labelled_parts, step_generator
+from microseg.datasets.decoded import DecodedFiles
+from microseg.datasets.sampling import (
+    CropSampler,
+    Sample,
+    _resample,
+    cut_windows,
+    labelled_parts,
+    step_generator,
+)
 from microseg.errors import DataError, ImageReadError
 from microseg.slides.images import read_image, write_png
+from microseg.slides.region import SlideRegion
 
 
 def gray(level: int, height: int = 20, width: int = 24) -> npt.NDArray[np.uint8]:
@@ -201,25 +213,108 @@ def test_rejects_invalid_arguments(grays: list[Sample], wrong: dict[str, Any]) -
         CropSampler([], size=8, batch=1, seed=0)
 
 
-def test_cache_is_limited_in_size(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """How often each image is decoded from now on."""
     read = Counter[Path]()
 
-    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_source) -> Any:
+    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_image) -> Any:
         read[path] += 1
         return original(path)
 
-    monkeypatch.setattr(sampling, "read_source", counting)
+    monkeypatch.setattr(sampling, "read_image", counting)
+    return read
+
+
+def test_memory_of_decoded_images_is_limited(grays: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted(monkeypatch)
     everything = CropSampler(grays, size=8, batch=7, seed=0)
     for step in range(3):
         everything.draw(step)
     assert set(read.values()) == {1}
     read.clear()
-    three = CropSampler(grays, size=8, batch=7, seed=0, cache_bytes=3 * 20 * 24 * 4)
+    decoded = DecodedFiles(memory=3 * 20 * 24 * 4)  # three images with their masks
+    limited = CropSampler(grays, size=8, batch=7, seed=0, decoded=decoded)
     for step in range(3):
-        three.draw(step)
-        assert len(three._cache) == 3
-        assert three._cached_bytes == 3 * 20 * 24 * 4
+        assert torch.equal(limited.draw(step).images, everything.draw(step).images)
+        assert sum(array.nbytes for array in decoded._arrays.values()) == decoded._bytes <= decoded.memory
     assert max(read.values()) > 1
+
+
+def test_decoded_files_are_shared_and_follow_their_images(
+    grays: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sampler, of another process or a resumed training, decodes nothing again; a changed image is."""
+    read, folder = counted(monkeypatch), tmp_path / "decoded"
+    options: dict[str, Any] = {"size": 8, "batch": 7, "seed": 0}
+    expected = CropSampler(grays, **options).draw(0)
+    read.clear()
+    for _ in range(2):
+        got = CropSampler(grays, decoded=DecodedFiles(folder), **options).draw(0)
+        assert torch.equal(got.images, expected.images)
+        assert got.masks is not None
+        assert torch.equal(got.masks, expected.masks)  # type: ignore[arg-type]
+    assert sorted(read.values()) == [1] * 7
+    write_png(grays[0].image, gray(200, 20, 24))
+    again = CropSampler(grays, decoded=DecodedFiles(folder), **options).draw(0)
+    assert float(again.images.amax()) == pytest.approx(200 / 255)
+
+
+def test_decoded_files_stay_in_memory_where_the_disk_is_full(
+    grays: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = CropSampler(grays, size=8, batch=7, seed=0).draw(0).images
+    monkeypatch.setattr(files, "_free_bytes", lambda _path: 100)
+    sampler = CropSampler(grays, size=8, batch=7, seed=0, decoded=DecodedFiles(tmp_path / "decoded"))
+    assert torch.equal(sampler.draw(0).images, expected)
+    assert "the disk is full" in caplog.text
+    assert not list((tmp_path / "decoded").glob("*.npy"))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), height=st.integers(9, 90), width=st.integers(9, 90), size=st.integers(4, 40))
+def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: int, width: int, size: int) -> None:
+    """Pillow on the whole, padded image; positions at other offsets may round a value up instead of down."""
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    side = data.draw(st.floats(size / 3, 3 * size))
+    least = int(np.ceil(side))
+    missing = [max(0, least - length) for length in (height, width)]
+    padded = np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)], mode="symmetric")
+    top, left = (data.draw(st.floats(0, length - side)) for length in padded.shape[:2])
+    box = (left, top, left + side, top + side)
+    for filter_ in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
+        wanted = np.asarray(Image.fromarray(padded).resize((size, size), filter_, box)).astype(int)
+        got = _resample(image, box, (size, size), filter_, least).astype(int)
+        assert np.abs(got - wanted).max() <= (1 if filter_ == Image.Resampling.BILINEAR else 0)
+
+
+def test_a_crop_of_a_large_image_reads_only_its_surroundings(tmp_path: Path) -> None:
+    image = np.lib.stride_tricks.as_strided(np.zeros(3, np.uint8), (10**6, 10**6, 3), (0, 0, 1))  # 3 TB
+    part = _resample(image, (5e5, 5e5, 5e5 + 300, 5e5 + 300), (192, 192), Image.Resampling.BILINEAR, 300)
+    assert part.shape == (192, 192, 3)
+
+
+@pytest.mark.parametrize("size", [32, 120])
+def test_crops_of_a_region_of_a_slide_are_those_of_the_same_image(size: int, tmp_path: Path) -> None:
+    """Parts of it are read; a region smaller than the crop is mirrored at the border."""
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 256, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, tile=(64, 64), photometric="rgb")
+    region = SlideRegion(tmp_path / "slide.tif", (20, 10, 120, 100))
+    sample = write_sample(tmp_path, "a", pixels[10:100, 20:120], mask=pixels[10:100, 20:120, 0] // 100)
+    options: dict[str, Any] = {"size": size, "batch": 4, "seed": 0, "zoom": (1.0, 1.4)}
+    expected = CropSampler([sample], **options).draw(0)
+    got = CropSampler([replace(sample, image=region)], **options).draw(0)
+    assert float((got.images - expected.images).abs().max()) < 1.5 / 255
+    assert got.masks is not None
+    assert torch.equal(got.masks, expected.masks)  # type: ignore[arg-type]
+
+
+def test_rejects_indices_that_are_no_class(tmp_path: Path) -> None:
+    mask = np.full((20, 24), 255, np.uint8)
+    mask[:, 3:] = 2
+    sample = write_sample(tmp_path, "a", gray(9), mask=mask)
+    assert CropSampler([sample], size=20, batch=1, seed=0, classes=3).draw(0).masks is not None
+    with pytest.raises(DataError, match=r"class indices 0\.\.1, or 255 .*a-mask\.png, got 2"):
+        CropSampler([sample], size=20, batch=1, seed=0, classes=2).draw(0)
 
 
 def test_step_generators_are_independent() -> None:

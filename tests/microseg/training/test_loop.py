@@ -173,6 +173,60 @@ def test_loss_that_is_not_finite_stops_before_the_optimizer_step(fabric: Fabric)
     assert len(weights) == 2
 
 
+class Accelerated(loop._Fit):
+    """A training that reads its losses as one on a GPU does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.read_every = self.settings.log_every
+
+
+def test_losses_of_a_gpu_are_read_at_intervals_and_before_anything_is_kept(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is reported once, in order, with its own losses; nothing is read between."""
+    monkeypatch.setattr(loop, "_Fit", Accelerated)
+    reads: list[int] = []
+    original = fabric.all_reduce
+    monkeypatch.setattr(
+        fabric, "all_reduce", lambda value, **rest: (reads.append(len(value)), original(value, **rest))[1]
+    )
+    reported: list[tuple[int, float]] = []
+    settings = numbers(steps=12, log_every=5, evaluate_every=7)
+    scores = Scores(0.1, 0.2)
+    run(
+        Slide(),
+        settings,
+        fabric,
+        evaluate=scores,
+        on_step=lambda step, losses: reported.append((step, losses["total"])),
+    )
+    assert [step for step, _ in reported] == list(range(1, 13))
+    assert len({loss for _, loss in reported}) == 12
+    assert reads == [
+        2 * 5,
+        2 * 2,
+        2 * 3,
+        2 * 2,
+    ]  # two losses a step: steps 1-5, 6-7 to evaluate, 8-10, 11-12 at the end
+
+
+@pytest.mark.parametrize(("nan_at", "found_at"), [(2, 5), (5, 7)])
+def test_what_is_not_finite_is_never_kept(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nan_at: int, found_at: int
+) -> None:
+    """Neither evaluated nor saved, although the optimizer's steps until it is found are taken."""
+    monkeypatch.setattr(loop, "_Fit", Accelerated)
+    file, steps, seen = tmp_path / "c", list[int](), list[int]()
+    settings = numbers(steps=20, log_every=5, evaluate_every=7, checkpoint_every=7, ema_decay=0.9)
+    method = Slide(0.9, nan_at=nan_at)
+    original = method.after_step
+    monkeypatch.setattr(method, "after_step", lambda step: (steps.append(step + 1), original(step)))
+    with pytest.raises(TrainingError, match=rf"became nan at step {nan_at + 1} .*lower learning_rate"):
+        run(method, settings, fabric, checkpoint=file, evaluate=lambda _network: seen.append(1) or {"score": 1.0})
+    assert (steps[-1], seen, file.exists()) == (found_at if found_at == 7 else found_at - 1, [], False)
+
+
 def stop_after(step: int) -> Callable[[int, Mapping[str, float]], None]:
     def hook(done: int, _losses: Mapping[str, float]) -> None:
         if done == step:
@@ -182,10 +236,11 @@ def stop_after(step: int) -> Callable[[int, Mapping[str, float]], None]:
 
 
 @pytest.mark.parametrize("kind", ["supervised", "dual_adaptive"])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_equals_uninterrupted_run(
-    kind: str, request: pytest.FixtureRequest, fabric: Fabric, tmp_path: Path
+    kind: str, workers: int, request: pytest.FixtureRequest, fabric: Fabric, tmp_path: Path
 ) -> None:
-    """Exactly: weights, EMA, classifiers, batch-norm statistics, evaluations."""
+    """Exactly: weights, EMA, classifiers, batch-norm statistics, evaluations. Other processes draw the batches."""
     make, file = request.getfixturevalue(kind), tmp_path / "run.checkpoint"
     numbers_ = {
         "steps": 7,
@@ -201,20 +256,24 @@ def test_resumed_run_equals_uninterrupted_run(
         with torch.no_grad():
             return {"score": float(network(picture).std())}
 
-    def train(seed: int, checkpoint: Path | None, **hooks: Any) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
-        method = make(seed, **numbers_)
+    def train(
+        seed: int, checkpoint: Path | None, workers: int, **hooks: Any
+    ) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
+        method = make(seed, workers=workers, **numbers_)
         result = run(
             method, method.settings, fabric, checkpoint=checkpoint, fingerprint="f", evaluate=evaluate, **hooks
         )
         return result, method.state_dict()
 
-    whole, expected = train(0, None)
+    whole, expected = train(0, None, 0)
     with pytest.raises(KeyboardInterrupt):
-        train(0, file, on_step=stop_after(5))
+        train(0, file, workers, on_step=stop_after(5))
     assert read_checkpoint(file, fingerprint="f")["step"] == 4
     torch.manual_seed(1234)
     steps: list[int] = []
-    resumed, got = train(1, file, on_step=lambda step, _losses: steps.append(step))  # other weights to start from
+    resumed, got = train(
+        1, file, workers, on_step=lambda step, _losses: steps.append(step)
+    )  # other weights to start from
     assert steps == [5, 6, 7]
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)

@@ -42,16 +42,16 @@ def test_ema_follows_quickly_at_first(supervised: Callable[..., Supervised], ste
     method = supervised(ema_decay=0.98)
     assert method.averaged is not None
     with torch.no_grad():
-        method.averaged.module.head.classify.bias.fill_(0.0)
+        method.averaged.head.classify.bias.fill_(0.0)
         method.network.head.classify.bias.fill_(1.0)
     method.after_step(step)
-    torch.testing.assert_close(method.averaged.module.head.classify.bias.detach(), torch.full((2,), 1 - decay))
+    torch.testing.assert_close(method.averaged.head.classify.bias.detach(), torch.full((2,), 1 - decay))
 
 
 def test_result_is_the_ema_if_enabled(supervised: Callable[..., Supervised]) -> None:
     averaged, plain = supervised(ema_decay=0.9), supervised(ema_decay=0)
     assert averaged.averaged is not None
-    assert averaged.result() is averaged.averaged.module
+    assert averaged.result() is averaged.averaged
     assert plain.averaged is None
     assert plain.result() is plain.network
     plain.after_step(0)
@@ -61,13 +61,13 @@ def test_ema_of_another_training_can_be_trained(supervised: Callable[..., Superv
     frozen = supervised(ema_decay=0.9).result()
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     method = Supervised(frozen, source, supervised().settings)
-    method(method.batch(0, rank=0, world=1), 0)["total"].backward()
+    method(method.inputs(0), 0)["total"].backward()
     assert all(parameter.grad is not None for parameter in method.network.parameters())
 
 
 def test_loss_is_the_segmentation_loss_of_the_batch(supervised: Make) -> None:
     method, twin = supervised(dice_weight=0.7), supervised(dice_weight=0.7)
-    batch = method.batch(2, rank=0, world=1)
+    batch = method.inputs(2)
     losses = method(batch, 2)
     assert batch.masks is not None
     expected = segmentation_loss(twin.network(batch.images), batch.masks, dice_weight=0.7)
@@ -78,11 +78,11 @@ def test_loss_is_the_segmentation_loss_of_the_batch(supervised: Make) -> None:
 
 def test_batches_are_a_function_of_the_step(supervised: Make, source: CropSampler) -> None:
     one, other = supervised(source_color_jitter=0.5), supervised(seed=9, source_color_jitter=0.5)
-    assert torch.equal(one.batch(4, rank=0, world=1).images, other.batch(4, rank=0, world=1).images)
-    assert not torch.equal(one.batch(4, rank=0, world=1).images, one.batch(5, rank=0, world=1).images)
-    plain, drawn = supervised(source_color_jitter=0.0).batch(4, rank=0, world=1), source.draw(4)
+    assert torch.equal(one.inputs(4).images, other.inputs(4).images)
+    assert not torch.equal(one.inputs(4).images, one.inputs(5).images)
+    plain, drawn = supervised(source_color_jitter=0.0).inputs(4), source.draw(4)
     assert torch.equal(plain.images, drawn.images)
-    changed = one.batch(4, rank=0, world=1)
+    changed = one.inputs(4)
     assert changed.masks is not None
     assert drawn.masks is not None
     assert torch.equal(changed.masks, drawn.masks)
@@ -92,7 +92,7 @@ def test_batches_are_a_function_of_the_step(supervised: Make, source: CropSample
 def test_processes_draw_separate_crops_and_colors(supervised: Make, source: CropSampler) -> None:
     method = supervised(source_color_jitter=0.5)
     for rank in (0, 1):
-        mine = method.batch(0, rank=rank, world=2)
+        mine = method.inputs(0, rank=rank, world=2)
         drawn = source.draw(0, rank=rank, world=2)
         assert len(mine.images) == 1
         assert mine.masks is not None
@@ -102,7 +102,7 @@ def test_processes_draw_separate_crops_and_colors(supervised: Make, source: Crop
 
 def test_supervised_steps_lower_the_loss(supervised: Make) -> None:
     method = supervised(ema_decay=0, learning_rate=0.02)
-    batch = method.batch(0, rank=0, world=1)
+    batch = method.inputs(0)
     optimizer = torch.optim.Adam(method.parameter_groups())
     losses = []
     for _ in range(15):

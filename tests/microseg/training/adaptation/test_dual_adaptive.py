@@ -104,7 +104,7 @@ def test_disabled_level_has_no_classifier_and_no_loss(
 ) -> None:
     method = dual_adaptive(**{off: 0.0})
     method.before_step(0, fabric)
-    losses = method(method.batch(0, rank=0, world=1), 0)
+    losses = method(method.inputs(0), 0)
     assert losses.keys() == names | {"total"}
     assert (method.image_classifier is None) == (off == "lambda_image")
     assert (method.feature_classifier is None) == (off == "lambda_feature")
@@ -114,7 +114,7 @@ def test_disabled_level_has_no_classifier_and_no_loss(
 
 def test_trains_on_the_source_only_if_all_is_disabled(dual_adaptive: Make) -> None:
     method = dual_adaptive(lambda_image=0, lambda_feature=0, pseudo_label_weight=0, ema_decay=0, dice_weight=0.5)
-    batch = method.batch(0, rank=0, world=1)
+    batch = method.inputs(0)
     unusable = Crops(torch.full_like(batch.target.images, float("nan")), None)
     losses = method(AdaptationBatch(batch.source, unusable), 0)
     assert losses.keys() == {"total", "segmentation"}
@@ -152,22 +152,22 @@ def test_pseudo_labels_are_updated_in_rounds(dual_adaptive: Make, fabric: Fabric
 
 def test_target_crops_are_drawn_from_the_windows(dual_adaptive: Make, target_lab: TargetLab) -> None:
     drawn = CropSampler([Sample(window) for window in target_lab.windows], size=16, batch=2, seed=4).draw(3).images
-    same = dual_adaptive(target_color_jitter=0.0).batch(3, rank=0, world=1).target
+    same = dual_adaptive(target_color_jitter=0.0).inputs(3).target
     assert torch.equal(same.images, drawn)
     assert same.masks is None
-    strong = dual_adaptive(target_color_jitter=1.0).batch(3, rank=0, world=1).target
+    strong = dual_adaptive(target_color_jitter=1.0).inputs(3).target
     assert (strong.images - drawn).abs().mean() > 0.02
 
 
 def test_source_crops_keep_masks_and_take_target_colors(dual_adaptive: Make, source: CropSampler) -> None:
     drawn = source.draw(3)
-    same = dual_adaptive(source_color_jitter=0.0, color_transfer_prob=0.0).batch(3, rank=0, world=1).source
+    same = dual_adaptive(source_color_jitter=0.0, color_transfer_prob=0.0).inputs(3).source
     assert drawn.masks is not None
     assert same.masks is not None
     assert torch.equal(same.masks, drawn.masks)
     torch.testing.assert_close(same.images, drawn.images, atol=1e-5, rtol=0)
     method = dual_adaptive(source_color_jitter=0.0, color_transfer_prob=1.0)
-    moved = method.batch(3, rank=0, world=1).source
+    moved = method.inputs(3).source
     assert moved.masks is not None
     assert torch.equal(moved.masks, drawn.masks)
     for image, original in zip(moved.images, drawn.images, strict=True):
@@ -204,7 +204,7 @@ def test_shared_statistics_are_half_source_half_target(
     method = dual_adaptive(normalization="shared")
     wanted = mix_statistics(read_statistics(tiny_network(0)), target_lab.shift.statistics, 0.5)
     method.train()
-    method(method.batch(0, rank=0, world=1), 0)
+    method(method.inputs(0), 0)
     for network in (method.network, method.averaged):
         assert network is not None
         got = read_statistics(network)
@@ -212,7 +212,7 @@ def test_shared_statistics_are_half_source_half_target(
         torch.testing.assert_close(got.variances[-1], wanted.variances[-1])
     running = dual_adaptive(normalization="running")
     running.train()
-    running(running.batch(0, rank=0, world=1), 0)
+    running(running.inputs(0), 0)
     assert not torch.equal(read_statistics(running.network).means[0], read_statistics(tiny_network(0)).means[0])
 
 
@@ -236,19 +236,19 @@ def test_target_labs_have_equal_weight(
 
 def test_batches_depend_only_on_the_step(dual_adaptive: Make) -> None:
     one, other = dual_adaptive(), dual_adaptive(seed=9)
-    one.batch(0, rank=0, world=1)
+    one.inputs(0)
     torch.manual_seed(77)
     for step in (5, 2):
-        a, b = one.batch(step, rank=0, world=1), other.batch(step, rank=0, world=1)
+        a, b = one.inputs(step), other.inputs(step)
         assert torch.equal(a.source.images, b.source.images)
         assert torch.equal(a.target.images, b.target.images)
-    assert not torch.equal(one.batch(1, rank=0, world=1).target.images, one.batch(2, rank=0, world=1).target.images)
+    assert not torch.equal(one.inputs(1).target.images, one.inputs(2).target.images)
 
 
 def test_source_and_target_batches_do_not_mix(dual_adaptive: Make) -> None:
     """Batch statistics of one lab must not depend on images of another."""
     method = dual_adaptive(pseudo_label_weight=0, lambda_feature=0, lambda_image=1e-9, normalization="running")
-    batch = method.batch(0, rank=0, world=1)
+    batch = method.inputs(0)
     bright = AdaptationBatch(batch.source, Crops(batch.target.images * 0 + 1, None))
     torch.testing.assert_close(method(batch, 0)["segmentation"], method(bright, 0)["segmentation"])
 
