@@ -139,7 +139,10 @@ def test_unknown_names_are_answered_with_the_valid_ones(write: Callable[[str], P
         ),
         ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
         ("data.test_fraction=1", "data.test_fraction: Input should be less than 1, got 1"),
-        ("precision=bf16-true", "precision: Input should be '32-true', 'bf16-mixed' or '16-mixed', got 'bf16-true'"),
+        (
+            "precision=bf16-true",
+            "precision: Input should be 'auto', '32-true', 'bf16-mixed' or '16-mixed', got 'bf16-true'",
+        ),
         ("device=tpu", "got 'tpu'"),
         ("train.zoom_range=[2, 1]", "train: zoom_range: expected the smaller factor first, got [2.0, 1.0]"),
         ("inference.halo=350", "inference: halo: expected less than half of tile_size (640), got 350"),

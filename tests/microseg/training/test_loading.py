@@ -13,8 +13,7 @@ from microseg.errors import DataError, TrainingError
 from microseg.training import loading
 from microseg.training.loading import BatchLoader, available_cores, worker_count
 
-
-SHARED = Path("/dev/shm")  # noqa: S108
+SHARED = Path("/dev/shm")
 
 
 class Drawn(NamedTuple):
