@@ -1,6 +1,7 @@
 """Data of the speed benchmarks: a network, images of synthetic sections, and slides of any size."""
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.slides.images import read_image
 from microseg.synthetic.labs import LAB_A, generate_lab
 
-__all__ = ["MPP", "load_or_make_network", "make_images", "make_network", "make_slide"]
+__all__ = ["MPP", "load_or_make_network", "make_images", "make_network", "make_slide", "write_image"]
 
 MPP = 1.0
 """Microns per pixel of all generated images."""
@@ -74,11 +75,19 @@ def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
         across = -(-side // _BLOCK)
         rows = [[blocks[(number + 3 * y + x) % _KINDS] for x in range(across)] for y in range(across)]
         pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])[:side, :side]
-        _write(path, np.ascontiguousarray(pixels))
+        write_image(path, np.ascontiguousarray(pixels))
     return paths
 
 
-def make_slide(path: Path, *, side: int, height: int | None = None, tissue: float = 1.0) -> None:
+def make_slide(
+    path: Path,
+    *,
+    side: int,
+    height: int | None = None,
+    tissue: float = 1.0,
+    blocks: Sequence[npt.NDArray[np.uint8]] | None = None,
+    mpp: float = MPP,
+) -> None:
     """Write a tiled pyramidal TIFF, tissue on the left and glass on the right.
 
     Args:
@@ -86,23 +95,26 @@ def make_slide(path: Path, *, side: int, height: int | None = None, tissue: floa
         side: Width in pixels.
         height: Height in pixels; None for a square slide.
         tissue: Fraction of the width that shows tissue, 0..1.
+        blocks: Square images that the tissue is composed of, of one size, a multiple of 64; by default sections.
+        mpp: Microns per pixel.
     """
-    blocks = _sections(path.parent / "sections")
+    blocks = list(blocks) if blocks else _sections(path.parent / "sections")
+    block = len(blocks[0])
     glass = np.full_like(blocks[0], 244)
     height = side if height is None else height
-    across, down = -(-side // _BLOCK), -(-height // _BLOCK)
+    across, down = -(-side // block), -(-height // block)
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(3):
             step = 2**level
-            small = [block[::step, ::step] for block in (*blocks, glass)]
-            size = _BLOCK // step
+            encoded = [zlib.compress(one[::step, ::step].tobytes()) for one in (*blocks, glass)]
+            size = block // step
 
-            def tiles(small: list[npt.NDArray[np.uint8]] = small) -> Iterator[npt.NDArray[np.uint8]]:
+            def tiles(encoded: list[bytes] = encoded) -> Iterator[bytes]:
                 for y in range(down):
                     for x in range(across):
-                        yield small[(3 * y + x) % _KINDS if x < tissue * across else _KINDS]
+                        yield encoded[(3 * y + x) % len(blocks) if x < tissue * across else -1]
 
-            dots = 1e4 / MPP / step
+            dots = 1e4 / mpp / step
             tiff.write(
                 tiles(),
                 shape=(-(-height // step), -(-side // step), 3),
@@ -117,14 +129,10 @@ def make_slide(path: Path, *, side: int, height: int | None = None, tissue: floa
             )
 
 
-def _sections(folder: Path) -> list[npt.NDArray[np.uint8]]:
-    if not folder.exists():
-        generate_lab(folder, LAB_A, images=_KINDS, size=_BLOCK, mpp=MPP, labelled=True, test_images=0, seed=1)
-    return [read_image(path) for path in sorted((folder / "images").iterdir())]
-
-
-def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    dots = 1e4 / MPP
+def write_image(path: Path, pixels: npt.NDArray[np.uint8], *, mpp: float = MPP) -> None:
+    """Write an RGB image as TIFF, compressed, with its pixel size; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dots = 1e4 / mpp
     tifffile.imwrite(
         path,
         pixels,
@@ -134,3 +142,9 @@ def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
         resolution=(dots, dots),
         resolutionunit="CENTIMETER",
     )
+
+
+def _sections(folder: Path) -> list[npt.NDArray[np.uint8]]:
+    if not folder.exists():
+        generate_lab(folder, LAB_A, images=_KINDS, size=_BLOCK, mpp=MPP, labelled=True, test_images=0, seed=1)
+    return [read_image(path) for path in sorted((folder / "images").iterdir())]
