@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -281,6 +280,7 @@ def _train(lab: LabDataset, folder: Path, device: torch.device, *, interrupted: 
         evaluate_every=10**6,
         crop_size=64,
         warmup_steps=2,
+        log_every=1,
     )
     steps: list[int] = []
 
@@ -311,8 +311,7 @@ def check_tiling(device: torch.device) -> Iterator[Check]:
     network = _network()
     image = (_images(1, 10, side=704)[0, :, :517, :].permute(1, 2, 0).numpy() * 255).astype(np.uint8)  # (517, 704, 3)
     options: dict[str, Any] = {"device": device, "tile": 256, "halo": 32}
-    whole: dict[str, Any] = {"block": 256} if "block" in signature(Engine).parameters else {}
-    plain = Engine(network, half=False, **whole, **options)
+    plain = Engine(network, half=False, block=256, **options)
     reference = torch.zeros(len(network.channels), *image.shape[:2], dtype=torch.float64)  # (K, H, W)
     exact = copy.deepcopy(network).double()
     for tile in plain.plan(*image.shape[:2]):

@@ -109,9 +109,7 @@ def _in_memory(setup: Setup, results: Results, engine: Engine, seconds: float) -
     def segment(count: int) -> None:
         running: deque[Any] = deque()
         for image in itertools.islice(itertools.cycle(kinds), count):
-            running.append(
-                engine.submit(image, MPP) if hasattr(engine, "submit") else _done(engine.outputs(image, MPP))
-            )
+            running.append(engine.submit(image))
             if len(running) >= _AHEAD:
                 running.popleft().result()
         for future in running:
@@ -125,14 +123,6 @@ def _in_memory(setup: Setup, results: Results, engine: Engine, seconds: float) -
     if setup.on_gpu:
         share = busy_in_profile(lambda: segment(min(count, 128)), setup)
         results.add("engine in memory, GPU busy in a profile", math.nan if share is None else share, "share")
-
-
-def _done(value: Any) -> Any:
-    from concurrent.futures import Future
-
-    future: Any = Future()
-    future.set_result(value)
-    return future
 
 
 def _from_files(

@@ -36,7 +36,6 @@ def _measure(setup: Setup, results: Results, batch: int, crop: int, seconds: flo
     whole = _bare(setup, batch, crop, seconds / 8, complete=True)
     results.add(f"bare step with clipping and averaging, {title}", whole, "steps/s")
     steps = 12 if setup.quick else max(2 * _WARM_UP, int(seconds / 3 * sorted(bare)[len(bare) // 2]))
-    clock = _Clock(setup, 3 if setup.quick else _WARM_UP)
     settings = TrainSettings(
         steps=steps,
         batch_size=batch,
@@ -45,6 +44,7 @@ def _measure(setup: Setup, results: Results, batch: int, crop: int, seconds: flo
         checkpoint_every=10**6,
         max_minutes=None,
     )
+    clock = _Clock(setup, 3 if setup.quick else _WARM_UP, settings.log_every if setup.on_gpu else 1)
     fabric = make_fabric(setup.device.type)
     with peak_memory(setup) as memory:
         train(
@@ -68,15 +68,21 @@ def _measure(setup: Setup, results: Results, batch: int, crop: int, seconds: flo
 
 
 class _Clock:
-    """Notes the time of steps after a warm-up, and reads whether the GPU is busy between them."""
+    """Notes the time of steps after a warm-up, and reads whether the GPU is busy between them.
 
-    def __init__(self, setup: Setup, warm_up: int) -> None:
-        self._setup, self._warm_up = setup, warm_up
+    Args:
+        setup: Device.
+        warm_up: First step that is noted.
+        every: Steps between two that are noted; the losses of so many are read at once, and reported together.
+    """
+
+    def __init__(self, setup: Setup, warm_up: int, every: int) -> None:
+        self._setup, self._warm_up, self._every = setup, warm_up, every
         self._times: list[tuple[int, float]] = []
         self.busy = BusyShare(setup)
 
     def step(self, number: int, _losses: Mapping[str, float]) -> None:
-        if number < self._warm_up:
+        if number < self._warm_up or number % self._every:
             return
         if not self._times:
             self._setup.synchronize()
