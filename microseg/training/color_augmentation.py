@@ -3,11 +3,10 @@
 All work in optical density, OD = −ln(I / I₀), where stains add up (Beer–Lambert), so a linear map there is a change
 of stains.
 
-What is random is drawn on the CPU, a few numbers for each image, apart from the noise. What is computed for each pixel
-is computed on the device of the images, in float32, and never waits for a GPU: there are no decisions on values there.
+What is random is drawn on the CPU, a few numbers for each image, apart from the noise. `map_color` and `apply_jitter`
+compute on the device of the images, in float32, and never wait for a GPU: there are no decisions on values.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +14,16 @@ import torch
 import torch.nn.functional as F
 
 __all__ = [
+    "ColorMap",
     "ColorStatistics",
     "Jitter",
     "apply_jitter",
     "color_statistics",
     "draw_jitter",
     "jitter_color",
+    "map_color",
     "transfer_color",
+    "transfer_map",
 ]
 
 _DARKEST = 1 / 256  # added to the intensity, so that black has a finite density
@@ -65,31 +67,65 @@ def color_statistics(images: torch.Tensor) -> ColorStatistics:
     return ColorStatistics(mean, covariance + 1e-4 * torch.eye(3, dtype=covariance.dtype, device=covariance.device))
 
 
-def transfer_color(images: torch.Tensor, target: ColorStatistics, amount: torch.Tensor) -> torch.Tensor:
-    """Transfer color statistics to images: optimal transport between two Gaussians in optical density.
+class ColorMap(NamedTuple):
+    """Affine map of the optical density of each of B images.
+
+    Attributes:
+        matrix: (B, 3, 3).
+        offset: (B, 3).
+    """
+
+    matrix: torch.Tensor
+    offset: torch.Tensor
+
+
+def transfer_map(own: ColorStatistics, target: ColorStatistics, amount: torch.Tensor) -> ColorMap:
+    """Map that gives images other color statistics: optimal transport between two Gaussians in optical density.
 
     Args:
-        images: (B, 3, H, W) in 0..1.
-        target: Statistics of B images.
-        amount: (B,) in 0..1; 0 keeps the image, 1 gives it the target's statistics, values between interpolate.
-
-    Returns:
-        (B, 3, H, W) in 0..1.
+        own: Statistics of B images.
+        target: Statistics to give them.
+        amount: (B,) in 0..1; 0 keeps an image, 1 gives it the target's statistics, values between interpolate.
 
     Reference:
         Pitié & Kokaram 2007, "The linear Monge–Kantorovitch linear color mapping for example-based color transfer".
     Deviation:
         In optical density instead of RGB, where stains are additive.
     """
-    own = color_statistics(images)
-    root, inverse_root = _square_roots(own.covariance)
-    transport = inverse_root @ _square_roots(root @ target.covariance @ root)[0] @ inverse_root  # (B, 3, 3)
+    root, inverse_root = _matrix_power(own.covariance, 0.5), _matrix_power(own.covariance, -0.5)
+    transport = inverse_root @ _matrix_power(root @ target.covariance @ root, 0.5) @ inverse_root  # (B, 3, 3)
     weight = amount.to(transport)[:, None, None]
     transport = (1 - weight) * torch.eye(3, dtype=transport.dtype, device=transport.device) + weight * transport
     mean = own.mean + weight[:, :, 0] * (target.mean - own.mean)
-    density = _density(images)
-    moved = _apply(transport, mean - (transport @ own.mean[:, :, None])[:, :, 0], density)
-    return _intensity(moved.to(images.dtype)).contiguous(memory_format=torch.channels_last)
+    return ColorMap(transport, mean - (transport @ own.mean[:, :, None])[:, :, 0])
+
+
+def map_color(images: torch.Tensor, colors: ColorMap) -> torch.Tensor:
+    """Apply an affine map of the optical density.
+
+    Args:
+        images: (B, 3, H, W) in 0..1.
+        colors: Map of each image, on their device.
+
+    Returns:
+        (B, 3, H, W) in 0..1.
+    """
+    mapped = _intensity(_apply(colors.matrix, colors.offset, _density(images)))
+    return mapped.contiguous(memory_format=torch.channels_last)
+
+
+def transfer_color(images: torch.Tensor, target: ColorStatistics, amount: torch.Tensor) -> torch.Tensor:
+    """Give images other color statistics; see `transfer_map`.
+
+    Args:
+        images: (B, 3, H, W) in 0..1.
+        target: Statistics of B images.
+        amount: (B,) in 0..1.
+
+    Returns:
+        (B, 3, H, W) in 0..1.
+    """
+    return map_color(images, transfer_map(color_statistics(images), target, amount))
 
 
 class Jitter(NamedTuple):
@@ -182,40 +218,10 @@ def _apply(matrix: torch.Tensor, offset: torch.Tensor, density: torch.Tensor) ->
     return mapped + offset[:, :, None, None]
 
 
-def _square_roots(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Square root and its inverse of symmetric positive definite matrices: (B, 3, 3) each."""
-    if matrix.device.type != "cpu":
-        return _roots_in_closed_form(matrix)
-    values, vectors = torch.linalg.eigh(matrix)  # on a GPU it would wait for the result, to check it
-    roots = values.clamp_min(_LEAST).sqrt()
-    root = vectors @ torch.diag_embed(roots) @ vectors.transpose(-1, -2)
-    inverse_root = vectors @ torch.diag_embed(1 / roots) @ vectors.transpose(-1, -2)
-    return root, inverse_root
-
-
-_LEAST = 1e-8  # eigenvalue
-
-
-def _roots_in_closed_form(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_square_roots` without an iteration: eigenvalues by trigonometry, roots by the Cayley–Hamilton theorem.
-
-    Reference:
-        Franca, "An algorithm to compute the square root of a 3×3 positive definite matrix", 1989.
-    """
-    identity = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
-    mean = matrix.diagonal(dim1=1, dim2=2).mean(1)  # (B,)
-    centered = matrix - mean[:, None, None] * identity
-    spread = (centered.square().sum((1, 2)) / 6).sqrt().clamp_min(1e-300)
-    determinant = (torch.linalg.cross(centered[:, 0], centered[:, 1], dim=1) * centered[:, 2]).sum(1)
-    angle = torch.acos((determinant / (2 * spread**3).clamp_min(1e-300)).clamp(-1, 1)) / 3
-    largest = mean + 2 * spread * torch.cos(angle)
-    smallest = mean + 2 * spread * torch.cos(angle + 2 * math.pi / 3)
-    values = torch.stack([largest, 3 * mean - largest - smallest, smallest], dim=1)
-    a, b, c = values.clamp_min(_LEAST).sqrt().unbind(1)  # eigenvalues of the root
-    first, second, third = ((it)[:, None, None] for it in (a + b + c, a * b + a * c + b * c, a * b * c))
-    root = (first * third * identity + (first.square() - second) * matrix - matrix @ matrix) / (first * second - third)
-    inverse_root = (matrix - first * root + second * identity) / third
-    return root, inverse_root
+def _matrix_power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    power: torch.Tensor = vectors @ torch.diag_embed(values.clamp_min(1e-8) ** exponent) @ vectors.transpose(-1, -2)
+    return power
 
 
 _RADIUS = 4  # pixels, of the blur
@@ -224,34 +230,21 @@ _RADIUS = 4  # pixels, of the blur
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Separable Gaussian blur with one sigma per image, in pixels; sigma 0 keeps the image."""
     if images.device.type != "cpu":
-        return _blur_all(images, sigma)
+        return _blur_all(images, sigma)  # to choose some, a GPU would have to be waited for
     blurred = sigma > 0
     if not bool(blurred.any()):
         return images
-    kernel = _gaussians(sigma[blurred], images.dtype).repeat_interleave(3, 0)  # (3b, 9)
-    part = images[blurred]
-    flat = F.pad(part.reshape(1, -1, *part.shape[2:]), (_RADIUS,) * 4, mode="replicate")  # (1, 3b, H+8, W+8)
-    flat = F.conv2d(flat, kernel[:, None, None, :], groups=flat.shape[1])
-    flat = F.conv2d(flat, kernel[:, None, :, None], groups=flat.shape[1])
     result = images.clone()
-    result[blurred] = flat.reshape(part.shape)
+    result[blurred] = _blur_all(images[blurred], sigma[blurred])
     return result
 
 
 def _blur_all(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """`_blur` of all images alike, without choosing any, and not as a convolution, which would be in TF32."""
-    kernel = _gaussians(sigma, images.dtype)[:, :, None, None, None]  # (B, 9, 1, 1, 1)
-    height, width = images.shape[2:]
-    padded = F.pad(images, (_RADIUS,) * 4, mode="replicate")  # (B, 3, H+8, W+8)
-    rows = sum(kernel[:, k] * padded[..., k : k + width] for k in range(2 * _RADIUS + 1))
-    assert isinstance(rows, torch.Tensor)
-    blurred = sum(kernel[:, k] * rows[..., k : k + height, :] for k in range(2 * _RADIUS + 1))
-    assert isinstance(blurred, torch.Tensor)
-    return torch.where((sigma > 0)[:, None, None, None], blurred, images)
-
-
-def _gaussians(sigma: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Weights of a Gaussian blur: (B,) → (B, 9), with sum 1."""
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, device=sigma.device, dtype=dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma[:, None].clamp_min(1e-3)) ** 2)
-    return kernel / kernel.sum(1, keepdim=True)
+    offsets = torch.arange(-_RADIUS, _RADIUS + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None].clamp_min(1e-3)) ** 2)  # (B, 9)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)  # (3B, 9)
+    flat = F.pad(images.reshape(1, -1, *images.shape[2:]), (_RADIUS,) * 4, mode="replicate")  # (1, 3B, H+8, W+8)
+    # one convolution a channel: on CUDA by a kernel of PyTorch in float32, not by cuDNN in TF32
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=flat.shape[1])
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=flat.shape[1])
+    return flat.reshape(images.shape)

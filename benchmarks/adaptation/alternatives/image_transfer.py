@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid, Recoloring
-from microseg.training.color_augmentation import ColorStatistics, color_statistics
+from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid
+from microseg.training.color_augmentation import ColorMap, color_statistics
 
 __all__ = ["FourierTransfer", "ReinhardTransfer", "swap_amplitudes"]
 
@@ -16,20 +16,19 @@ class ReinhardTransfer(DualAdaptivePyramid):
     (after Reinhard et al. 2001, there in lαβ).
     """
 
-    def recolor(self, images: Tensor, recoloring: Recoloring, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+    def draw_colors(self, images: Tensor, generator: torch.Generator) -> ColorMap:
         """Transfer the colors of random target windows, channel by channel."""
-        own, wanted = color_statistics(images), ColorStatistics(recoloring.mean, recoloring.covariance)
+        picks = torch.randint(len(self.colors.mean), (len(images),), generator=generator)
+        own, wanted = color_statistics(images.float() / 255), self.colors[picks]
         spread = [it.covariance.diagonal(dim1=1, dim2=2).sqrt() for it in (own, wanted)]  # (B, 3) each
-        scale = (spread[1] / spread[0]).float()[:, :, None, None]
-        mean = [it.mean.float()[:, :, None, None] for it in (own, wanted)]
-        density = -torch.log(images.clamp(1 / 256, 1))
-        return torch.exp(-((density - mean[0]) * scale + mean[1])).clamp(0, 1)
+        scale = spread[1] / spread[0]
+        return ColorMap(torch.diag_embed(scale).float(), (wanted.mean - scale * own.mean).float())
 
 
 class FourierTransfer(DualAdaptivePyramid):
     """FDA: the lowest frequencies' amplitudes from a target crop (Yang & Soatto, CVPR 2020)."""
 
-    def recolor(self, images: Tensor, recoloring: Recoloring, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+    def recolor(self, images: Tensor, colors: ColorMap, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Swap the amplitudes of the lowest frequencies."""
         step = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         others = self.target.draw(step).images[: len(images)].to(images.device)

@@ -24,10 +24,17 @@ from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.self_training import SelfTraining
 from microseg.training.adaptation.source_priors import SourcePriors, estimate_source_priors, image_colors
-from microseg.training.color_augmentation import ColorStatistics, apply_jitter, draw_jitter, transfer_color
+from microseg.training.color_augmentation import (
+    ColorMap,
+    apply_jitter,
+    color_statistics,
+    draw_jitter,
+    map_color,
+    transfer_map,
+)
 from microseg.training.method import DrawnCrops, Losses, instance_losses
 
-__all__ = ["AdaptationBatch", "DrawnBatch", "DualAdaptivePyramid", "Recoloring", "domain_pair_loss", "grl_strength"]
+__all__ = ["AdaptationBatch", "DrawnBatch", "DualAdaptivePyramid", "domain_pair_loss", "grl_strength"]
 
 _SAME_SCALE = 1.1  # labs whose scales differ by a smaller factor share their crops
 
@@ -44,26 +51,18 @@ class AdaptationBatch(NamedTuple):
     target: Crops
 
 
-class Recoloring(NamedTuple):
-    """New colors of B crops, by `transfer_color`.
+class DrawnBatch(NamedTuple):
+    """An `AdaptationBatch` as it is drawn, with the random numbers of its color changes.
 
     Attributes:
-        mean: (B, 3), mean optical density of the target window that a crop takes its colors from.
-        covariance: (B, 3, 3), covariance of the optical density of that window.
-        amount: (B,), 0 for none of these colors, 1 for all.
+        source: Source crops.
+        target: Target crops.
+        colors: The target's colors for source crops; None for none.
     """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    amount: torch.Tensor
-
-
-class DrawnBatch(NamedTuple):
-    """An `AdaptationBatch` as it is drawn, with the random numbers of its color changes."""
 
     source: DrawnCrops
     target: DrawnCrops
-    recoloring: Recoloring | None
+    colors: ColorMap | None
 
 
 class DualAdaptivePyramid(SelfTraining):
@@ -106,10 +105,10 @@ class DualAdaptivePyramid(SelfTraining):
         generator, settings = step_generator(self.seed, step, rank), self.settings
         source = self.source.draw_bytes(step, rank=rank, world=world)
         target = self.target.draw_bytes(step, rank=rank, world=world)
-        recoloring = self.draw_recoloring(len(source.images), generator) if settings.color_transfer_prob else None
+        colors = self.draw_colors(source.images, generator) if settings.color_transfer_prob else None
         jitter = draw_jitter(len(source.images), settings.source_color_jitter, generator)
         other = draw_jitter(len(target.images), settings.target_color_jitter, generator)
-        return DrawnBatch(DrawnCrops(source, jitter), DrawnCrops(target, other), recoloring)
+        return DrawnBatch(DrawnCrops(source, jitter), DrawnCrops(target, other), colors)
 
     def augment(self, batch: Any, step: int, *, rank: int) -> Any:
         """Crops with color transfer and color jitter; batches of another kind, of subclasses, as they are."""
@@ -117,22 +116,34 @@ class DualAdaptivePyramid(SelfTraining):
             return batch
         generator = step_generator(self.seed, step, rank, device=batch.source.crops.images.device)
         source = batch.source.crops.to_float()
-        if batch.recoloring is not None:
-            source = source._replace(images=self.recolor(source.images, batch.recoloring, generator))
+        if batch.colors is not None:
+            source = source._replace(images=self.recolor(source.images, batch.colors, generator))
         if batch.source.jitter is not None:
             source = source._replace(images=apply_jitter(source.images, batch.source.jitter, generator))
         return AdaptationBatch(source, batch.target.changed(generator))
 
-    def draw_recoloring(self, count: int, generator: torch.Generator) -> Recoloring:
-        """Draw the colors of source crops: some move, partly or fully, to those of a random target window."""
+    def draw_colors(self, images: torch.Tensor, generator: torch.Generator) -> ColorMap:
+        """Draw the colors of source crops: some move, partly or fully, to those of a random target window.
+
+        Args:
+            images: (B, 3, S, S), uint8, on the CPU.
+            generator: Random generator, on the CPU.
+        """
+        count = len(images)
         picks = torch.randint(len(self.colors.mean), (count,), generator=generator)
         amount = torch.rand(count, generator=generator)
         amount = amount * (torch.rand(count, generator=generator) < self.settings.color_transfer_prob)
-        return Recoloring(self.colors.mean[picks], self.colors.covariance[picks], amount)
+        moved = torch.nonzero(amount)[:, 0]
+        matrix, offset = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 3)
+        if len(moved):
+            own = color_statistics(images[moved].float() / 255)
+            colors = transfer_map(own, self.colors[picks[moved]], amount[moved])
+            matrix[moved], offset[moved] = colors.matrix.float(), colors.offset.float()
+        return ColorMap(matrix, offset)
 
-    def recolor(self, images: torch.Tensor, recoloring: Recoloring, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002 (of other transfers)
-        """Move the colors of source crops; the generator is for further random numbers."""
-        return transfer_color(images, ColorStatistics(recoloring.mean, recoloring.covariance), recoloring.amount)
+    def recolor(self, images: torch.Tensor, colors: ColorMap, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002 (of other transfers)
+        """Change the colors of source crops (B, 3, S, S) in 0..1; the generator is for further random numbers."""
+        return map_color(images, colors)
 
     def forward(self, batch: AdaptationBatch, progress: float) -> Losses:
         """L_seg, the two domain losses behind the gradient reversal, and the cross entropy to the pseudo-labels."""

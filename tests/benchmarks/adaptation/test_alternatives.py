@@ -34,9 +34,9 @@ def test_self_information_by_hand(make: Make) -> None:
 
 def test_reinhard_transfers_mean_and_standard_deviation(make: Make) -> None:
     method = make(ReinhardTransfer)
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    images = torch.randint(64, 192, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(1)
-    moved = color_statistics(method.recolor(images, method.draw_recoloring(3, generator), generator))
+    moved = color_statistics(method.recolor(images / 255, method.draw_colors(images, generator), generator))
     for mean in moved.mean:
         assert min(float((mean - wanted).abs().max()) for wanted in method.colors.mean) < 0.05
 
@@ -45,7 +45,8 @@ def test_fourier_transfer_changes_only_the_lowest_frequencies(make: Make) -> Non
     method = make(FourierTransfer)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
     generator = torch.Generator().manual_seed(1)
-    moved = method.recolor(images, method.draw_recoloring(2, generator), generator)
+    unused = method.draw_colors((255 * images).byte(), generator)
+    moved = method.recolor(images, unused, generator)
     before, after = torch.fft.fft2(images), torch.fft.fft2(moved)
     torch.testing.assert_close(after[..., 3:14, 3:14], before[..., 3:14, 3:14], atol=1e-2, rtol=1e-2)
     assert (after[..., 0, 0].abs() - before[..., 0, 0].abs()).abs().min() > 0.1
