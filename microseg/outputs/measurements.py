@@ -12,6 +12,7 @@ import shapely
 from microseg.escaping import csv_cell
 from microseg.outputs.diameters import feret_diameters
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.runs import find_runs
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
 __all__ = [
@@ -193,15 +194,19 @@ def sum_objects(
 
 
 def _sum_rows(labels: npt.NDArray[np.int32], count: int, confidence: Weights, top: int) -> ObjectSums:
-    where = np.flatnonzero(labels)
-    number = labels.ravel()[where] - 1  # object of each foreground pixel
-    y, x = (place.astype(np.float64) for place in np.divmod(where, labels.shape[1]))
-    y += top
-    sums = np.zeros((count, len(SUMS)), np.float64)
-    sums[:, _AREA] = np.bincount(number, minlength=count)
-    for column, values in ((_X, x), (_Y, y), (_XX, x * x), (_YY, y * y), (_XY, x * y)):
-        sums[:, column] = np.bincount(number, values, minlength=count)
-    sums[:, _CONFIDENCE] = np.bincount(number, confidence.ravel()[where], minlength=count)
+    runs = find_runs(labels)
+    of = np.flatnonzero(runs.labels)
+    number = runs.labels[of] - 1  # object of each run
+    pixels, x, y = runs.lengths[of].astype(np.float64), runs.columns[of].astype(np.float64), runs.rows[of] + float(top)
+    end = x + pixels
+    across = pixels * (x + end - 1) / 2
+    squares = (end - 1) * end * (2 * end - 1) / 6 - (x - 1) * x * (2 * x - 1) / 6
+    kind = np.int64 if confidence.dtype == np.uint8 else np.float64
+    certain = np.add.reduceat(np.ascontiguousarray(confidence).ravel(), runs.starts, dtype=kind)[of]
+    sums = np.empty((count, len(SUMS)), np.float64)
+    columns = (pixels, across, y * pixels, squares, y * y * pixels, y * across, None, certain)
+    for column, values in enumerate(columns):
+        sums[:, column] = 0 if values is None else np.bincount(number, values, minlength=count)
     return sums
 
 
@@ -309,28 +314,26 @@ def _at_border(hulls: npt.NDArray[np.object_], shape: tuple[int, int]) -> npt.ND
 
 def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:
     """Length of each object's border in some rows: border pixels, weighted by the number and position of neighbors."""
-    padded = np.pad(labels, 1)
-    height, width = labels.shape
+    width = labels.shape[1] + 2
+    flat = np.pad(labels, 1).ravel()
+    across, down = flat[1:] == flat[:-1], flat[width:] == flat[:-width]
+    border = np.zeros(len(flat), np.bool_)  # pixels of an object that have a neighbor of another label
+    np.logical_and(down[:-width], down[width:], out=border[width:-width])
+    border[1:-1] &= across[:-1] & across[1:]
+    np.greater(flat > 0, border, out=border)
+    first, last, _ = rows.indices(len(labels))
+    where = np.flatnonzero(border[(first + 1) * width : (last + 1) * width]) + (first + 1) * width
+    own = flat[where]
 
-    def shifted(array: npt.NDArray[np.int32], dy: int, dx: int) -> npt.NDArray[np.int32]:
-        return array[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+    def neighbors(steps: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        found = np.zeros(len(where), np.int64)
+        for step in steps:
+            found += border[where + step] & (flat[where + step] == own)
+        return found
 
-    sides, corners = ((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1))
-    inside = np.ones(labels.shape, np.bool_)
-    for side in sides:
-        inside &= shifted(padded, *side) == labels
-    border = np.pad(np.where(inside, 0, labels), 1)  # label on the border of an object, else 0
-    first = rows.indices(height)[0]
-    where = np.nonzero(border[1:-1][rows])
-    where = (where[0] + first + 1, where[1])
-    own = border[where]
-
-    def neighbors(places: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int64]:
-        same = [border[where[0] + dy, where[1] + dx] == own for dy, dx in places]
-        return np.asarray(np.sum(same, axis=0), np.int64)
-
-    beside, across = neighbors(sides), neighbors(corners)
-    code = 1 + 2 * beside + 10 * across
+    beside = neighbors((1, -1, width, -width))
+    across_corners = neighbors((width + 1, width - 1, 1 - width, -width - 1))
+    code = 1 + 2 * beside + 10 * across_corners
     length = np.zeros(50)
     length[[5, 7, 15, 17, 25, 27]] = 1
     length[[21, 33]] = np.sqrt(2)

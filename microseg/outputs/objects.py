@@ -23,6 +23,7 @@ from microseg.outputs.object_file import ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
 from microseg.outputs.polygons import outline_regions, union_polygons
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.runs import find_runs, label_runs
 from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 
@@ -244,7 +245,8 @@ class ObjectFinder:
             return rows.instances
         if rows.interior is not None:
             return separate_regions(rows.mask, rows.interior, self._separation)
-        return label_objects(rows.mask)
+        runs = find_runs(rows.mask)
+        return runs.paint(label_runs(runs))
 
     def _find(
         self, labels: npt.NDArray[np.int32], reached: npt.NDArray[np.int32], around: _Rows, count: int, rows: slice
@@ -256,17 +258,21 @@ class ObjectFinder:
             assert around.image is not None, "needed to measure stains"
             measured = self._stains.sum_objects(inner, reached[rows], count, around.image[rows])
             sums = np.concatenate([sums, measured], axis=1)
-        pixels = np.flatnonzero(inner)[::-1]
+        runs = find_runs(inner)
         firsts = np.full(count + 1, np.iinfo(np.int64).max)
-        firsts[inner.ravel()[pixels]] = pixels + self._top * self._width  # the last assignment wins: the first pixel
+        firsts[runs.labels[::-1]] = runs.starts[::-1] + self._top * self._width  # the last assignment wins: the first
         indices = np.zeros(count + 1, np.uint8)
-        indices[labels.ravel()] = around.mask.ravel()
+        if len(inner) < len(labels):
+            outside = find_runs(labels)
+            indices[outside.labels] = around.mask.ravel()[outside.starts]
+        indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
         objects = [
             _Object(int(index), int(first), row)
             for index, first, row in zip(indices[1:], firsts[1:], sums, strict=True)
         ]
         if self._outlines:
-            owners, polygons = outline_regions(inner, self._top)
+            whole = around.instances is None and around.interior is None and len(inner) == len(labels)
+            owners, polygons = outline_regions(inner, self._top, connected=whole)
             points = shapely.get_num_coordinates(polygons)
             for number, polygon, size in zip(owners.tolist(), polygons.tolist(), points.tolist(), strict=True):
                 objects[number - 1].parts.append(polygon)

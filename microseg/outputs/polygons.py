@@ -1,50 +1,139 @@
 """Polygons of regions of pixels."""
 
-import itertools
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-from rasterio import Affine
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.features import shapes
+
+from microseg.outputs.runs import find_runs, label_runs
 
 __all__ = ["outline_regions", "union_polygons"]
-
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # rasterio catches them, but not in several threads
 
 Polygons = npt.NDArray[np.object_]
 
 
-def outline_regions(labels: npt.NDArray[np.int32], top: int) -> tuple[npt.NDArray[np.int64], Polygons]:
+def outline_regions(
+    labels: npt.NDArray[np.int32], top: int, *, connected: bool = False
+) -> tuple[npt.NDArray[np.int64], Polygons]:
     """Outline each connected region of labels; regions of one label that only touch at a corner are two.
+
+    Each side of a pixel whose neighbor belongs to another region is an edge, with the region to its right. Of two edges
+    that begin where it ends, the next one is that to the left: where a region touches itself at a corner, it has a hole
+    that touches its outer ring, and no ring touches itself.
 
     Args:
         labels: Label of each pixel; 0 is not outlined.
         top: Number of the first row.
+        connected: Whether each label is known to be one region.
 
     Shape:
         (h, w) → (N,), (N,)
 
     Returns:
-        Label and polygon of each region. Polygons follow the edges of pixels, with holes.
+        Label and polygon of each region, in the order of their first pixels. Polygons follow the edges of pixels, with
+        holes; outer rings are anticlockwise, as RFC 7946 requires.
     """
-    down = Affine.translation(0, top)
-    numbers: list[int] = []
-    rings: list[list[tuple[float, float]]] = []
-    owners: list[int] = []  # index of the polygon of each ring
-    for geometry, number in shapes(labels, mask=labels > 0, connectivity=4, transform=down):
-        rings += geometry["coordinates"]
-        owners += [len(numbers)] * len(geometry["coordinates"])
-        numbers.append(int(number))
-    if not numbers:
+    if not connected:
+        runs = find_runs(labels)
+        regions = runs.paint(label_runs(runs, ignored=None))
+    else:
+        regions = labels
+    width = labels.shape[1] + 2
+    flat = np.pad(regions, 1).ravel()
+    sides = _sides(flat, width)
+    if not len(sides[0]):
         return np.zeros(0, np.int64), np.zeros(0, np.object_)
-    points = np.array(list(itertools.chain.from_iterable(rings)))  # (N, 2)
-    lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
-    # outer rings anticlockwise, as RFC 7946 requires
-    return np.array(numbers, np.int64), shapely.reverse(shapely.polygons(lines, indices=owners))
+    pixels, directions = np.concatenate(sides), np.repeat(np.arange(4), [len(side) for side in sides])
+    rows, columns = np.divmod(pixels, width)
+    ordered, lengths = _follow(_next_edges(flat, sides, width), (rows + columns + directions) % 2 == 0, len(sides[0]))
+    pixels, directions, rows, columns = (values[ordered] for values in (pixels, directions, rows, columns))
+    starts = lengths.cumsum() - lengths
+    before = np.empty_like(directions)  # direction of the edge before, in the same ring
+    before[1:] = directions[:-1]
+    before[starts] = directions[starts + lengths - 1]
+    corners = directions != before
+    direction = directions[corners]
+    x = columns[corners] - 1 + ((direction == 1) | (direction == 2))  # where the edge begins
+    y = rows[corners] - 1 + ((direction == 2) | (direction == 3))
+    rings = np.repeat(np.arange(len(lengths)), lengths)[corners]
+    firsts = np.searchsorted(rings, np.arange(len(lengths)))
+    counts = np.diff(firsts, append=len(rings))
+    place = y * width + x
+    begin = np.flatnonzero(place == np.repeat(np.minimum.reduceat(place, firsts), counts)) - firsts
+    turned = np.repeat(firsts, counts) + (np.arange(len(rings)) + np.repeat(begin - firsts, counts)) % np.repeat(
+        counts, counts
+    )
+    x, y = x[turned], y[turned]  # each ring begins with its first corner, row by row
+    following = np.arange(1, len(rings) + 1)
+    following[firsts + counts - 1] = firsts
+    outer = np.add.reduceat(x * y[following] - x[following] * y, firsts) > 0
+    of = flat[pixels[starts]]  # region of each ring
+    owner = np.zeros(int(of.max()) + 1, np.int64)
+    owner[of[outer]] = np.arange(int(outer.sum()))
+    order = np.lexsort((~outer, owner[of]))  # the outer ring of each region first
+    lines = shapely.linearrings(np.stack([x, y + top], axis=1).astype(np.float64), indices=rings)
+    names = labels[rows[starts][outer] - 1, columns[starts][outer] - 1]
+    return names.astype(np.int64), shapely.polygons(lines[order], indices=owner[of][order])
+
+
+def _sides(flat: npt.NDArray[np.int32], width: int) -> list[npt.NDArray[np.int64]]:
+    """Pixels with an edge above, to the right, below, and to the left, in rows with a margin of one pixel."""
+    across, down = flat[1:] != flat[:-1], flat[width:] != flat[:-width]
+    inside = flat > 0
+    return [
+        np.flatnonzero(down & inside[width:]) + width,
+        np.flatnonzero(across & inside[:-1]),
+        np.flatnonzero(down & inside[:-width]),
+        np.flatnonzero(across & inside[1:]) + 1,
+    ]
+
+
+def _next_edges(flat: npt.NDArray[np.int32], sides: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
+    """Number of the edge after each edge; edges are numbered side by side."""
+    firsts = np.cumsum([0, *(len(side) for side in sides)])
+    numbers = [np.empty(len(flat), np.int32) for _ in sides]  # of the edge of each pixel that has one
+    for number, side, first in zip(numbers, sides, firsts, strict=False):
+        number[side] = np.arange(first, first + len(side))
+    following = np.empty(firsts[-1], np.int64)
+    for side, (ahead, aside) in enumerate(((1, 1 - width), (width, width + 1), (-1, width - 1), (-width, -width - 1))):
+        pixels = sides[side]
+        label = flat[pixels]
+        straight, left = flat[pixels + ahead] == label, flat[pixels + aside] == label
+        straight &= ~left
+        chosen = numbers[(side + 1) % 4][pixels]  # to the right: of the same pixel
+        chosen[straight] = numbers[side][pixels[straight] + ahead]
+        chosen[left] = numbers[(side + 3) % 4][pixels[left] + aside]
+        following[firsts[side] : firsts[side + 1]] = chosen
+    return following
+
+
+def _follow(
+    following: npt.NDArray[np.int64], even: npt.NDArray[np.bool_], starts: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Edges ring after ring, and the number of edges of each ring.
+
+    Edges begin at even and at odd places in turn, so that only every second one has to be looked at.
+
+    Args:
+        following: Number of the edge after each edge.
+        even: Whether an edge begins at an even place.
+        starts: Each ring has one of the first edges, of this number.
+    """
+    left: list[int] = following[following].tolist()
+    ordered: list[int] = []
+    lengths: list[int] = []
+    add = ordered.append
+    for start in np.where(even[:starts], np.arange(starts), following[:starts]).tolist():
+        edge, begun = start, len(ordered)
+        while (after := left[edge]) >= 0:
+            add(edge)
+            left[edge] = -1
+            edge = after
+        if len(ordered) > begun:
+            lengths.append(2 * (len(ordered) - begun))
+    every_second = np.array(ordered)
+    return np.stack([every_second, following[every_second]], axis=1).ravel(), np.array(lengths)
 
 
 def union_polygons(parts: Sequence[shapely.Polygon]) -> list[shapely.Polygon]:

@@ -93,8 +93,8 @@ def test_joins_a_comb_at_its_end() -> None:
 
 def test_cuts_strips_of_slides_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[int]()
-    label = objects.label_objects
-    monkeypatch.setattr(objects, "label_objects", lambda mask: seen.append(len(mask)) or label(mask))
+    label = objects.label_runs
+    monkeypatch.setattr(objects, "label_runs", lambda runs: seen.append(runs.shape[0]) or label(runs))
     mask = np.ones((100, 40), np.uint8)
     assert len(find(mask, piece=400).polygons) == 1
     assert max(seen) <= 10 + 2 * 2
