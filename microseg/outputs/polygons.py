@@ -124,8 +124,9 @@ def _follow(
     ordered: list[int] = []
     lengths: list[int] = []
     add = ordered.append
-    for start in np.where(even[:starts], np.arange(starts), following[:starts]).tolist():
-        edge, begun = start, len(ordered)
+    begins: list[int] = np.where(even[:starts], np.arange(starts), following[:starts]).tolist()
+    for edge in begins:
+        begun = len(ordered)
         while (after := left[edge]) >= 0:
             add(edge)
             left[edge] = -1
