@@ -93,8 +93,8 @@ def _next_edges(flat: npt.NDArray[np.int32], sides: list[npt.NDArray[np.int64]],
     """Number of the edge after each edge; edges are numbered side by side."""
     firsts = np.cumsum([0, *(len(side) for side in sides)])
     numbers = [np.empty(len(flat), np.int32) for _ in sides]  # of the edge of each pixel that has one
-    for number, side, first in zip(numbers, sides, firsts, strict=False):
-        number[side] = np.arange(first, first + len(side))
+    for number, pixels, first in zip(numbers, sides, firsts, strict=False):
+        number[pixels] = np.arange(first, first + len(pixels))
     following = np.empty(firsts[-1], np.int64)
     for side, (ahead, aside) in enumerate(((1, 1 - width), (width, width + 1), (-1, width - 1), (-width, -width - 1))):
         pixels = sides[side]
