@@ -16,6 +16,7 @@ written after each. Memory is measured in each section. `--device cpu --quick` s
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -122,6 +123,7 @@ def _section(chosen: argparse.Namespace) -> int:
     store.mkdir(parents=True, exist_ok=True)
     for left in store.iterdir():
         left.unlink()
+    faulthandler.dump_traceback_later(_GRACE * chosen.seconds + 10)  # where it is, before it is ended
     try:
         import torch
 

@@ -57,7 +57,7 @@ def run(setup: Setup, results: Results) -> None:
         rows = [[blocks[(number + 5 * y + 3 * x) % len(blocks)] for x in range(across)] for y in range(across)]
         pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])
         write_image(setup.folder / "images" / f"{number}.tif", np.ascontiguousarray(pixels), mpp=MPP)
-    make_slide(setup.folder / "slide.tif", side=1024 if quick else 20480, blocks=blocks[:8], mpp=MPP)
+    make_slide(setup.folder / "slide.tif", side=1024 if quick else 12288, blocks=blocks[:8], mpp=MPP)
     _train_network(setup)
     results.add("data", sum(file.stat().st_size for file in setup.folder.rglob("*") if file.is_file()) / 1e6, "MB")
 

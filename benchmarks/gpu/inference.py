@@ -33,8 +33,7 @@ from microseg.slides.images import read_image
 __all__ = ["run"]
 
 _MM2 = MPP**2  # square millimeters of a megapixel
-_TILES, _BATCHES = (640, 1024, 2048), (1, 4, 16, 32)
-_MOST_PIXELS = 32 * 1024**2  # of a batch
+_BARE = ((640, 4), (640, 16), (1024, 8), (2048, 2), (2048, 4))  # tile and batch
 _AHEAD = 64  # images in flight in memory
 _WANTED_LABELS, _WANTED_ALL = 600, 200  # megapixels a second on one H100 with 16 cores
 
@@ -72,7 +71,7 @@ def run(setup: Setup, results: Results) -> None:
 def _bare(setup: Setup, results: Results, model: PyramidSegmenter, seconds: float) -> None:
     dtype = torch.float16 if setup.on_gpu else torch.float32
     bare = model.to(device=setup.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sizes = [(64, 1)] if setup.quick else [it for it in itertools.product(_TILES, _BATCHES) if _fits(*it)]
+    sizes = [(64, 1)] if setup.quick else _BARE
     tried, before = [], torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -84,6 +83,7 @@ def _bare(setup: Setup, results: Results, model: PyramidSegmenter, seconds: floa
                 some = repeat(lambda x=x: [bare(x) for _ in range(3)], setup, seconds=seconds / len(sizes) / 2)  # type: ignore[misc]
             rates = [3 * batch * tile**2 / 1e6 / one for one in some]
             tried.append((sorted(rates)[len(rates) // 2], tile, batch, rates, memory.get("device", math.nan)))
+            results.add(f"bare forward pass, batch of {batch} of {tile}²", rates, "MP/s")
             del x
     finally:
         torch.backends.cudnn.benchmark = before
@@ -93,12 +93,6 @@ def _bare(setup: Setup, results: Results, model: PyramidSegmenter, seconds: floa
     results.add("bare forward pass", rates, "MP/s", f"{precision}, best of {len(sizes)}: batch of {batch} of {tile}²")
     if setup.on_gpu:
         results.add("bare forward pass, peak memory on the device", device_memory, "MB", "of that batch")
-    for rate, tile, batch, _rates, _memory in tried:
-        results.add(f"bare forward pass, batch of {batch} of {tile}²", rate, "MP/s")
-
-
-def _fits(tile: int, batch: int) -> bool:
-    return batch * tile**2 <= _MOST_PIXELS
 
 
 def _in_memory(setup: Setup, results: Results, engine: Engine, seconds: float) -> None:
