@@ -2,9 +2,9 @@
 
     python -m flows.ingest incoming/lab_c
 
-The folder has images/, where labelled masks/ with the same names (class indices), and lab.yaml. Rejected files, whole
-slides among them, are copied to the quarantine with the reason; all others are added to the lab's dataset, which is
-committed and pushed to the DVC remote.
+The folder has images/ with images and whole slides, where labelled masks/ (class indices) or annotations/ with the same
+names, and lab.yaml. Rejected files are copied to the quarantine with the reason; all others are added to the lab's
+dataset, which is committed and pushed to the DVC remote.
 """
 
 from dataclasses import replace
@@ -20,8 +20,10 @@ from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.telemetry import attempt, report
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
+from microseg.datasets.fields import FieldRecipe
 from microseg.datasets.ingest import IngestResult, ingest_lab
 from microseg.datasets.lab import LabMetadata, read_lab_metadata
+from microseg.datasets.slide_update import SlideOptions
 
 __all__ = ["command", "ingest"]
 
@@ -41,7 +43,10 @@ def check_and_ingest(folder: Path, metadata: LabMetadata, settings: Settings) ->
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             seed=settings.params.seed,
-            allowed_roots=settings.params.data.allowed_roots,
+            allowed_roots=data.allowed_roots,
+            slides=SlideOptions(
+                FieldRecipe(data.slide_fields, data.field_microns, settings.params.seed), data.slides == "reference"
+            ),
             progress=lambda done, total: advance(f"{done} of {total}"),
         )
 
@@ -95,15 +100,15 @@ def command(
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Check a lab's folder and commit its images as a version of the lab's dataset.
+    """Check a lab's folder and commit its images and slides as a version of the lab's dataset.
 
     Rejected files are copied to the quarantine with the reason. Example: microseg ingest incoming/lab_c
     """
     result = ingest(folder.absolute(), lab, tuple(changes or ()))
     show_table(
         f"Lab {result.lab}",
-        ("images", "with mask", "rejected", "dataset version"),
-        [(result.images, result.labelled, len(result.rejected), result.digest)],
+        ("images", "slides", "with labels", "rejected", "dataset version"),
+        [(result.images - result.slides, result.slides, result.labelled, len(result.rejected), result.digest)],
     )
     for note in result.notes:
         console.print(note, style="yellow", markup=False, soft_wrap=True)

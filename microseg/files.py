@@ -7,6 +7,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fcntl import ioctl
 from hashlib import file_digest
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from microseg.errors import NoSpaceError
 
 __all__ = [
     "atomic_write",
+    "clone_or_copy",
     "disk_full_error",
     "file_sha256",
     "is_below",
@@ -22,6 +24,7 @@ __all__ = [
     "write_text_file",
 ]
 
+_FICLONE = 0x40049409  # ioctl of Linux that makes a file share the blocks of another one
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -109,6 +112,32 @@ def link_or_copy(path: Path, target: Path) -> None:
     except OSError:
         with disk_full_error(target, path.stat().st_size):
             shutil.copyfile(path, target)
+
+
+def clone_or_copy(path: Path, target: Path, *, link: bool = True) -> None:
+    """Let a new file share the content of another one where the file system can (reflink, else hard link), or copy it.
+
+    Args:
+        path: The file.
+        target: The new path; it does not exist yet.
+        link: Whether a hard link will do; what changes the one file in place then changes the other.
+
+    Raises:
+        NoSpaceError: The disk is full.
+    """
+    try:
+        with path.open("rb") as source, target.open("xb") as clone:
+            ioctl(clone.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+    else:
+        shutil.copystat(path, target)
+        return
+    if link:
+        link_or_copy(path, target)
+    else:
+        with disk_full_error(target, path.stat().st_size):
+            shutil.copy2(path, target)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.config.params import FitSettings
 from microseg.datasets.dataset import LabDataset
-from microseg.datasets.sampling import Sample, labelled_parts
+from microseg.datasets.sampling import WINDOW_SIDE, Sample, labelled_parts
 from microseg.errors import LabError
 from microseg.models.config import NetworkConfig
 from microseg.slides.pixel_size import model_zoom
@@ -44,9 +44,18 @@ def with_corrections(
     return [*labelled, *itertools.islice(itertools.cycle(regions), max(count, len(regions)))]
 
 
-def image_samples(lab: LabDataset, mpp: float | None) -> list[Sample]:
-    """All images of a lab, without masks, at the model's scale."""
-    return [Sample(lab.image(row), None, model_zoom(row.mpp, mpp)) for row in lab.rows]
+def image_samples(lab: LabDataset, mpp: float | None, megapixels: float | None = None) -> list[Sample]:
+    """Images of a lab, without masks, at the model's scale.
+
+    Args:
+        lab: The lab.
+        mpp: The model's pixel size, in microns per pixel; None if unknown.
+        megapixels: Of a lab with slides, how much to look at, in windows of `cut_windows`; None for all.
+    """
+    rows = lab.rows
+    if megapixels is not None and lab.slides is not None:
+        rows = lab.spread(max(1, round(1e6 * megapixels / WINDOW_SIDE**2)))
+    return [Sample(lab.image(row), None, model_zoom(row.mpp, mpp)) for row in rows]
 
 
 def _train_samples(labs: Sequence[LabDataset], config: NetworkConfig) -> Iterator[Sample]:

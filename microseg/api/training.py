@@ -198,7 +198,7 @@ def adapt(
     windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS) if labelled else ()
     images = [read_image(file) for file in windows]
     search = settings.search_scale and not source_free  # a scale is found by comparison with source images
-    targets = [_target_lab(base, lab, images, work, search=search) for lab in target_labs]
+    targets = [_target_lab(base, lab, images, work, settings, search=search) for lab in target_labs]
     in_use = source_dice(base, labelled_labs)
     if not source_free:
         labelled = with_corrections(labelled, target_labs, base.config, settings.target_label_share)
@@ -224,11 +224,18 @@ def _open(labs: Sequence[Dataset]) -> list[LabDataset]:
 
 
 def _target_lab(
-    network: PyramidSegmenter, lab: LabDataset, source: Sequence[npt.NDArray[np.uint8]], work: Path, *, search: bool
+    network: PyramidSegmenter,
+    lab: LabDataset,
+    source: Sequence[npt.NDArray[np.uint8]],
+    work: Path,
+    settings: AdaptSettings,
+    *,
+    search: bool,
 ) -> TargetLab:
     """Cut a target lab's images into windows, and estimate its domain shift."""
     mpp = network.config.mpp
-    windows = cut_windows(image_samples(lab, mpp), work / "windows" / lab.metadata.lab)
+    samples = image_samples(lab, mpp, settings.target_megapixels)
+    windows = cut_windows(samples, work / "windows" / lab.metadata.lab, megapixels=settings.target_megapixels)
     unknown = mpp is None or any(row.mpp is None for row in lab.rows)
     images = [read_image(file) for file in windows]
     shift = estimate_domain_shift(network, source, images, search_scale=search and unknown)
@@ -335,11 +342,16 @@ def _fingerprint(
         "network": network.config.model_dump(mode="json"),
         "weights": weights_digest(network),
         "settings": settings.model_dump(mode="json", exclude={"workers", "log_every"}),
-        "source": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in source],
-        "target": [[(row.sha256, _label_digests(lab, row), row.split) for row in lab.rows] for lab in target],
+        "source": [[(_identity(row), _label_digests(lab, row), row.split) for row in lab.rows] for lab in source],
+        "target": [[(_identity(row), _label_digests(lab, row), row.split) for row in lab.rows] for lab in target],
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(row: ManifestRow) -> tuple[object, ...]:
+    """What the pixels of a row are."""
+    return (row.sha256,) if row.slide is None else (row.sha256, *row.box)
 
 
 def _label_digests(lab: LabDataset, row: ManifestRow) -> list[str]:

@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """How a labelled lab is split, by patient or slide, and where incoming files may be."""
+    """How a labelled lab is split, by patient or slide, where incoming files may be, and how slides are kept."""
 
     val_fraction: float = Field(0.15, ge=0, lt=1)
     """Fraction of a labelled lab's slides on which checkpoints are selected."""
@@ -48,6 +48,13 @@ class DataSettings(Section):
     allowed_roots: tuple[Path, ...] = ()
     """Folders, absolute, that events may name and that links in an incoming dataset may lead to, beside the drop folder
     and the folder of scheduled batches; for example a share with the images."""
+    slides: Literal["keep", "reference"] = "keep"
+    """``keep``: slides are linked into the dataset where the file system can, else copied once, and pushed with it.
+    ``reference``: they stay where they are, are recorded by their hash, and are checked when they are read."""
+    slide_fields: PositiveInt = 32
+    """Fields without labels of a slide, spread over its tissue: what adaptation and evaluation can look at."""
+    field_microns: PositiveFloat = 512.0
+    """Side of a field, in microns."""
 
 
 class ArchitectureSettings(Section):
@@ -165,6 +172,8 @@ class AdaptSettings(FitSettings):
     """Fraction of the training over which both weights rise from 0 (Ganin & Lempitsky 2015)."""
     classifier_learning_rate: PositiveFloat = 1e-3
     """Learning rate of the two domain classifiers."""
+    target_megapixels: PositiveFloat = 6.0
+    """Megapixels of a target lab that are looked at, at the model's pixel size, spread over its slides."""
     target_label_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the labelled crops that show labelled regions of the target labs, where they have some."""
     color_transfer_prob: Fraction = 0.5

@@ -1,11 +1,9 @@
 """Checks of an incoming dataset, file by file, before any of it is ingested."""
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +11,23 @@ import numpy.typing as npt
 
 from microseg import limits
 from microseg.annotations.classes import IGNORE, LabelClasses
-from microseg.annotations.coco import image_names
-from microseg.annotations.files import AnnotatedImage, open_annotation
-from microseg.annotations.formats import OUTLINES, annotation_suffixes, is_annotation, read_annotation
+from microseg.annotations.files import AnnotatedImage
+from microseg.annotations.formats import read_annotation
 from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
-from microseg.annotations.raster_masks import RasterMasks, class_of_file
-from microseg.datasets.lab import image_key, image_name
-from microseg.errors import ImageReadError, LabError, ResourceLimitError
-from microseg.escaping import printable
-from microseg.files import unsafe_reason
-from microseg.slides import images
-from microseg.slides.folder import is_system_file
-from microseg.slides.images import IMAGE_SUFFIXES, image_digest, image_orientation, measured_depth, read_image
-from microseg.slides.openslide_reader import slide_parts
+from microseg.annotations.raster_masks import RasterMasks
+from microseg.datasets.lab import image_name
+from microseg.datasets.listing import IncomingFiles, reject_single_annotations
+from microseg.errors import ImageReadError, ResourceLimitError
+from microseg.slides.images import image_digest, image_orientation, measured_depth, read_image
 from microseg.slides.pixel_size import image_mpp
-from microseg.slides.readers import image_pixels, slide_suffixes
-from microseg.slides.tiff_layout import is_tiff
 
 __all__ = [
     "MIN_SIDE",
     "CheckedImage",
-    "IncomingFiles",
-    "RejectedFile",
     "Save",
     "check_images",
     "check_pair",
-    "count_slides",
-    "is_system_file",
-    "list_files",
     "measure_bit_depth",
 ]
 
@@ -49,10 +35,6 @@ _TURNED = {
     1: "upright", 2: "mirrored", 3: "turned by 180°", 4: "upside down", 5: "transposed", 6: "turned by 90°",
     7: "transposed and turned by 180°", 8: "turned by 270°",
 }  # fmt: skip
-_MASK_NAMES = re.compile(
-    r"^(?:mask|label|labels|seg|gt)[ _.-]+|[ _.-]+(?:(?:class|index|semantic|instance|inst|binary|label)[ _.-]*)?"
-    r"(?:masks?|labels?|segmentation|seg|gt|groundtruth|annotation|anno|cp_masks)$"
-)
 MIN_SIDE = 16  # pixels; smaller images are useless for training
 
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
@@ -98,127 +80,6 @@ Save = Callable[[CheckedImage, Pixels, bytes | None, LabelRegion | None], None]
 is an 8-bit RGB PNG without metadata, and its labels where labelled."""
 
 
-@dataclass(frozen=True)
-class RejectedFile:
-    """One file that is not ingested.
-
-    Attributes:
-        file: Path in the incoming dataset, with forward slashes.
-        reason: What was expected, what was found, and what to do.
-        slide: The whole slide that this file is, or is a part of, as a path in the incoming dataset; else None.
-    """
-
-    file: str
-    reason: str
-    slide: str | None = None
-
-
-@dataclass
-class IncomingFiles:
-    """The files of an incoming dataset.
-
-    Attributes:
-        source: Folder of the incoming dataset.
-        pairs: Images to check, each with its annotation or None.
-        rejected: Rejected files, by path.
-        skipped: Files of the operating system (``.DS_Store``, ``Thumbs.db`` …), which do not belong to the dataset.
-        images: Image files by `image_key`.
-        annotations: Annotation files by `image_key`.
-        roots: Folders that links may lead to; the source is one.
-        paths: Path of each rejected file, whose name may be shown otherwise.
-        unread: Annotation files that must not be opened, by `image_key`.
-    """
-
-    source: Path
-    roots: tuple[Path, ...] = ()
-    pairs: list[tuple[Path, Path | None]] = field(default_factory=list)
-    rejected: dict[str, RejectedFile] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    images: dict[str, list[Path]] = field(default_factory=dict)
-    annotations: dict[str, list[Path]] = field(default_factory=dict)
-    paths: dict[str, Path] = field(default_factory=dict)
-    unread: dict[str, Path] = field(default_factory=dict)
-
-    def path_of(self, path: Path) -> str:
-        """Path in the incoming dataset, with forward slashes, and in characters that can be shown."""
-        return printable(path.relative_to(self.source).as_posix())
-
-    def reject(self, path: Path, reason: str, slide: Path | None = None) -> None:
-        """Reject a file, which may be a slide or a part of one; the first reason is kept."""
-        file = self.path_of(path)
-        whole = None if slide is None else self.path_of(slide)
-        self.paths[file] = path
-        self.rejected.setdefault(file, RejectedFile(file, reason.removeprefix(f"{path}: "), whole))
-
-
-def list_files(source: Path, classes: LabelClasses, roots: Iterable[Path] = ()) -> IncomingFiles:
-    """List the files of an incoming dataset and pair images with annotations, by their names.
-
-    An annotation has the name of its image; outlines may lie beside it, and one COCO file may be for many images. One
-    mask for each class is ``<image>_<class>.png``, or ``<class>/<image>.png``. An image without annotation is
-    unlabelled. Files of the same name, of other formats, in subfolders, and whole
-    slides with all their files are rejected: networks are trained on images.
-
-    Args:
-        source: Folder of the incoming dataset.
-        classes: The classes, and their names in annotation files.
-        roots: Folders outside it that links in it may lead to; others are not followed, and their files are rejected.
-
-    Returns:
-        The pairs to check, and the files that are rejected or skipped by their names.
-
-    Raises:
-        LabError: The folder or its ``images/`` is missing or empty.
-    """
-    if not source.is_dir():
-        raise LabError(f"{source}: expected the folder of a lab's images, found none. Check the path.")
-    if not (source / "images").is_dir():
-        raise LabError(f"{source}: expected a folder images/ in it, found none. Put the lab's images into images/.")
-    files = IncomingFiles(source, (source, *roots))
-    suffixes = annotation_suffixes()
-    beside = suffixes.get(OUTLINES, ())
-    listed = _list_folder(files, "images", (*IMAGE_SUFFIXES, *beside))
-    for path in (path for paths in listed.values() for path in paths):
-        outlines = path.name.lower().endswith(beside) and path.suffix.lower() not in IMAGE_SUFFIXES
-        if outlines and not is_annotation(path, classes):
-            files.reject(path, "expected an image or its annotation, got neither. Move it out of images/.")
-            continue
-        known = files.annotations if outlines else files.images
-        known.setdefault(image_key(image_name(path, beside if outlines else IMAGE_SUFFIXES)), []).append(path)
-    if not files.images and not files.rejected:
-        raise LabError(f"{source / 'images'}: expected images, found none. Put the lab's images into it.")
-    for folder, endings in suffixes.items():
-        for key, paths in _list_folder(files, folder, endings, classes).items():
-            files.annotations.setdefault(key, []).extend(paths)
-    _find_owners(files, classes)
-    _reject_misnamed(files)
-
-    for key, paths in files.images.items():
-        annotations = files.annotations.get(key, [])
-        if (unread := files.unread.get(key)) is not None:  # without it the image would count as unlabelled
-            for path in (*paths, *annotations):
-                files.reject(path, f"its annotation {unread.name} is rejected: see its reason.")
-            continue
-        if all(files.path_of(path) in files.rejected for path in paths):
-            continue
-        if len(annotations) > 1 and all(class_of_file(path, classes) for path in annotations):
-            annotations = annotations[:1]  # its format reads all of them
-        if len(paths) == 1 and len(annotations) <= 1:
-            files.pairs.append((paths[0], annotations[0] if annotations else None))
-            continue
-        for same in (paths, annotations):
-            for path in same if len(same) > 1 else ():
-                others = ", ".join(other.name for other in same if other is not path)
-                files.reject(
-                    path,
-                    f"expected a unique name, got the same as {others} (suffix and case do not count). "
-                    "Rename it, or keep only one of them.",
-                )
-        names = " and ".join(path.name for path in annotations)
-        files.reject(paths[0], f"expected one annotation, got {names}. Keep only one of them.")
-    return files
-
-
 def check_images(
     files: IncomingFiles,
     classes: LabelClasses,
@@ -249,12 +110,12 @@ def check_images(
         checks = pool.map(
             lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0]), bit_depth), files.pairs
         )
-        for done, ((image, _), found) in enumerate(zip(files.pairs, checks, strict=True), start=1):
+        for done, found in enumerate(checks, start=1):
             if isinstance(found, CheckedImage):
                 usable.append(found)
             else:
                 for path, reason in found.items():
-                    files.reject(path, reason, slide=path if path == image and _is_large_tiff(path) else None)
+                    files.reject(path, reason)
             if progress is not None:
                 progress(done, len(files.pairs))
 
@@ -263,7 +124,7 @@ def check_images(
         if (same_content := first.setdefault(checked.sha256, checked)) is not checked:
             kept = same_content.image.name
             files.reject(checked.image, f"expected each image once, got the same content as {kept}. Remove one.")
-    _reject_single_annotations(files)
+    reject_single_annotations(files)
     return tuple(sorted(first.values(), key=lambda checked: checked.name))
 
 
@@ -364,122 +225,7 @@ def measure_bit_depth(files: IncomingFiles) -> int | None:
     return max((depth for depth in found if depth is not None), default=None)
 
 
-def count_slides(rejected: Iterable[RejectedFile]) -> int:
-    """Count the whole slides among rejected files; a slide of several files counts once."""
-    return len({file.slide for file in rejected if file.slide is not None})
-
-
-# ---- names
-
-
-def _list_folder(
-    files: IncomingFiles, folder: str, suffixes: tuple[str, ...], classes: LabelClasses | None = None
-) -> dict[str, list[Path]]:
-    """Group the usable files of a folder by `image_key`; the others are skipped or rejected.
-
-    With ``classes``, also those in a subfolder of ``masks/`` with the name of a class.
-    """
-    usable: dict[str, list[Path]] = defaultdict(list)
-    root = files.source / folder
-    found = sorted(root.rglob("*")) if root.is_dir() else []
-    slide_files = slide_suffixes()
-    slides = [path for path in found if folder == "images" and path.suffix.lower() in slide_files]
-    slides = [slide for slide in slides if not unsafe_reason(slide, files.roots)]
-    parts = {part: slide for slide in slides for part in (slide, *slide_parts(slide))}
-    for path in found:
-        if path.is_dir():
-            continue
-        if any(is_system_file(part) for part in path.relative_to(root).parts):
-            files.skipped.append(files.path_of(path))
-        elif reason := unsafe_reason(path, files.roots):
-            files.reject(path, reason)
-            if folder != "images" or path.suffix.lower() not in IMAGE_SUFFIXES:
-                files.unread[image_key(image_name(path, suffixes))] = path
-            else:
-                usable[image_key(image_name(path, suffixes))].append(path)  # its annotation is rejected, too
-        elif slide := parts.get(path):
-            files.reject(path, _slide_reason(path, slide), slide)
-        elif path.parent != root and not (classes and path.parent.parent == root and class_of_file(path, classes)):
-            files.reject(
-                path,
-                f"expected files directly in {folder}/, got one in a subfolder. Move it up; its patient or slide is "
-                "stated in images.csv.",
-            )
-        elif not path.name.isprintable() or path.name != path.name.encode(errors="replace").decode():
-            files.reject(path, "expected a file name of printable Unicode characters, got others. Rename it.")
-        elif not path.name.lower().endswith(suffixes):
-            files.reject(
-                path,
-                f"expected {', '.join(suffixes)}, got {path.suffix or 'no suffix'}. Export it, or regions of it, as "
-                "one of these.",
-            )
-        else:
-            usable[image_key(image_name(path, suffixes))].append(path)
-    return usable
-
-
-def _find_owners(files: IncomingFiles, classes: LabelClasses) -> None:
-    """Give annotations that have not the name of an image to the images that they are for."""
-    for key in [key for key in files.annotations if key not in files.images]:
-        for path in files.annotations.pop(key):
-            found = class_of_file(path, classes)
-            owners = {key} if found is None else {image_key(found[0])}
-            if found is None and OUTLINES in (path.parent.name, path.parent.parent.name):
-                with suppress(ImageReadError):  # reported below: it has no image
-                    names = image_names(open_annotation(path).json)
-                    owners = {image_key(image_name(name.replace("\\", "/"))) for name in names}
-            for owner in owners & files.images.keys() or {key}:
-                files.annotations.setdefault(owner, []).append(path)
-
-
-def _reject_misnamed(files: IncomingFiles) -> None:
-    """Reject ``x_mask.png`` and its image ``x.png``, which would otherwise be taken for unlabelled."""
-    for key in [key for key in files.annotations if key not in files.images]:
-        owner = _MASK_NAMES.sub("", key)
-        if owner in files.images and owner not in files.annotations:
-            for path in files.annotations[key]:
-                image = files.images[owner][0]
-                right = f"{image_name(image)}{path.suffix}"
-                files.reject(path, f"expected the name of its image, {right}, got {path.name}. Rename it to {right}.")
-                files.reject(
-                    image, f"its mask seems to be {path.name}, which has another name. Rename the mask to {right}."
-                )
-
-
-def _reject_single_annotations(files: IncomingFiles) -> None:
-    """Reject annotations whose image is missing or rejected; one for several images only if all of them are."""
-    used = {
-        path
-        for key, paths in files.annotations.items()
-        for path in paths
-        if key in files.images and files.path_of(files.images[key][0]) not in files.rejected
-    }
-    for key, paths in files.annotations.items():
-        for path in set(paths) - used:
-            if key not in files.images:
-                files.reject(
-                    path, "expected an image of the same name in images/, found none. Send the image, or rename."
-                )
-            elif image := files.rejected.get(files.path_of(files.images[key][0])):
-                files.reject(path, f"its image {files.images[key][0].name} is rejected: {image.reason}")
-
-
-def _slide_reason(path: Path, slide: Path) -> str:
-    if path != slide:
-        return f"expected an image, got a part of the whole slide {slide.name}, which is rejected too: see its reason."
-    return (
-        f"expected {', '.join(IMAGE_SUFFIXES)}, got a whole slide ({path.suffix}). Export regions of it as PNG "
-        "or TIFF into images/, with their slide (group) and pixel size (mpp) in images.csv; the slide itself is for "
-        "microseg segment."
-    )
-
-
 # ---- content
-
-
-def _is_large_tiff(path: Path) -> bool:
-    """Whether a rejected file is a TIFF of more pixels than are read as an image: a slide with the name of an image."""
-    return path.is_file() and is_tiff(path) and (image_pixels(path) or 0) > images.MAX_PIXELS
 
 
 def _check_labels(labels: Pixels, annotation: Path, classes: LabelClasses) -> None:

@@ -1,24 +1,29 @@
 """The dataset of one lab: its metadata, its manifest and its files.
 
 A dataset is a folder with ``lab.yaml``, ``images/``, ``masks/`` where labelled, and ``manifest.csv``, which has one
-line for each image.
+line for each image. Slides are in ``slides/`` or stay where they are, and are recorded in ``slides.json``; the manifest
+has a line for each field of a slide.
 """
 
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from microseg.annotations.instance_masks import INSTANCES
-from microseg.datasets.lab import LabMetadata, read_lab_metadata
+from microseg.datasets.fields import Box, spread
+from microseg.datasets.lab import LabMetadata, image_name, read_lab_metadata
+from microseg.datasets.slides import SLIDES, SLIDES_FILE, DatasetSlide, SlideTable, read_slides
 from microseg.errors import DataError, LabError
 from microseg.files import atomic_write
-from microseg.slides.region import ImageSource
+from microseg.slides.region import ImageSource, SlideRegion
 
 __all__ = [
     "MANIFEST_FILE",
@@ -38,20 +43,23 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image of a lab's dataset.
+    """One image of a lab's dataset, or one field of a slide.
 
     Attributes:
-        image: Path in the dataset's folder, ``images/<name>.png``.
+        image: Path in the dataset's folder, ``images/<name>.png`` or ``slides/<file>``.
         mask: Path in the dataset's folder, ``masks/<name>.png``; None for an unlabelled image.
         group: Patient or slide; images of one group are always in one split.
         split: ``train``, ``val`` or ``test``.
         width: Pixels.
         height: Pixels.
         mpp: Microns per pixel; None when unknown.
-        sha256: `microseg.slides.images.image_digest` of the image.
+        sha256: `microseg.slides.images.image_digest` of the image; of a slide `source_sha256`.
+        x: Left edge of a field of a slide, in pixels of its finest level; None for an image.
+        y: Upper edge of a field.
+        cluster: Cluster of appearance of a field in its slide.
     """
 
-    image: Annotated[str, StringConstraints(pattern=r"^images/[^/]+\.png$")]
+    image: Annotated[str, StringConstraints(pattern=r"^(images/[^/]+\.png|slides/[^/]+)$")]
     mask: Annotated[str, StringConstraints(pattern=r"^masks/[^/]+\.png$")] | None
     group: Annotated[str, StringConstraints(min_length=1)]
     split: Split
@@ -59,11 +67,27 @@ class ManifestRow:
     height: PositiveInt
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    x: NonNegativeInt | None = None
+    y: NonNegativeInt | None = None
+    cluster: NonNegativeInt | None = None
 
     @property
     def name(self) -> str:
-        """Name of the image, of which there is one in a dataset."""
-        return Path(self.image).stem
+        """Name of the image or field, of which there is one in a dataset."""
+        if self.x is None:
+            return Path(self.image).stem
+        return f"{image_name(self.image)}_{self.x}_{self.y}_{self.width}x{self.height}"
+
+    @property
+    def slide(self) -> str | None:
+        """Name of the file of a field's slide; None for an image."""
+        return None if self.x is None else Path(self.image).name
+
+    @property
+    def box(self) -> Box:
+        """Where a field is in its slide."""
+        x, y = self.x or 0, self.y or 0
+        return x, y, x + self.width, y + self.height
 
 
 @dataclass(frozen=True)
@@ -73,12 +97,14 @@ class LabDataset:
     Attributes:
         folder: The folder with ``lab.yaml``, ``manifest.csv``, ``images/`` and, where labelled, ``masks/``.
         metadata: Contents of ``lab.yaml``.
-        rows: One row for each image.
+        rows: One row for each image, and for each field of a slide.
+        slides: Its slides; None where it has none.
     """
 
     folder: Path
     metadata: LabMetadata
     rows: tuple[ManifestRow, ...]
+    slides: SlideTable | None = None
 
     def select(self, *, split: Split | None = None, labelled: bool | None = None) -> tuple[ManifestRow, ...]:
         """Choose rows.
@@ -96,12 +122,39 @@ class LabDataset:
             if (split is None or row.split == split) and (labelled is None or (row.mask is not None) == labelled)
         )
 
+    def spread(self, limit: int | None = None) -> tuple[ManifestRow, ...]:
+        """Rows in an order in which the first ones are spread over the lab.
+
+        Where there are slides, over these and over the appearance in them; else evenly over the manifest.
+
+        Args:
+            limit: Number of rows, at most; None for all.
+        """
+        rows = self.rows
+        if limit is not None and len(rows) <= limit:
+            return rows
+        if any(row.slide for row in rows):
+            order = spread([(row.slide or row.name, row.cluster or 0) for row in rows], seed=0)
+            return tuple(rows[index] for index in order[:limit])
+        if limit is None:
+            return rows
+        return tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
+
     def image(self, row: ManifestRow) -> ImageSource:
         """Image of a row: a file, or a region of a slide."""
-        return self.image_path(row)
+        if row.slide is None or self.slides is None:
+            return self.image_path(row)
+        slide = self._slides_by_file[row.slide]
+        return SlideRegion(slide.path(self.folder), row.box, slide.recorded)
+
+    @cached_property
+    def _slides_by_file(self) -> dict[str, DatasetSlide]:
+        return {slide.file: slide for slide in self.slides.slides} if self.slides else {}
 
     def image_path(self, row: ManifestRow) -> Path:
-        """Path of a row's image."""
+        """Path of a row's image, or slide."""
+        if row.slide is not None and row.slide in self._slides_by_file:
+            return self._slides_by_file[row.slide].path(self.folder)
         return self.folder / row.image
 
     def mask_path(self, row: ManifestRow) -> Path:
@@ -116,7 +169,7 @@ class LabDataset:
 
     def instances_path(self, row: ManifestRow) -> Path | None:
         """Path of the numbered objects of a row's image, ``instances/<name>.png``; None where there are none."""
-        path = self.folder / INSTANCES / Path(row.image).name
+        path = self.folder / INSTANCES / f"{row.name}.png"
         return path if path.is_file() else None
 
 
@@ -135,23 +188,30 @@ def open_lab_dataset(folder: Path | str) -> LabDataset:
     folder = Path(folder)
     if not folder.is_dir():
         raise LabError(f"{folder}: expected the dataset of a lab, found no folder. Ingest the lab first.")
-    metadata, rows = read_lab_metadata(folder), read_manifest(folder)
+    metadata, rows, slides = read_lab_metadata(folder), read_manifest(folder), read_slides(folder)
     if not rows:
         raise LabError(f"{folder}: expected images in the manifest, got none. Ingest the lab again.")
-    named = [path for row in rows for path in (row.image, row.mask) if path is not None]
+    named = [path for row in rows for path in (row.image if row.x is None else None, row.mask) if path is not None]
+    kept = [f"{SLIDES}/{slide.file}" for slide in slides.slides if slide.location is None] if slides else []
     missing = [path for path in named if not (folder / path).is_file()]
+    missing += [path for path in kept if not (folder / path).exists()]
+    if unknown := {row.slide for row in rows if row.slide} - {
+        slide.file for slide in (slides.slides if slides else ())
+    }:
+        missing.append(f"the record of {min(unknown)} in {SLIDES_FILE}")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise LabError(
             f"{folder}: expected every file of the manifest, missing {', '.join(missing[:3])}{more}. "
             "Check the dataset out again, or move it away and ingest the lab again."
         )
-    return LabDataset(folder=folder, metadata=metadata, rows=rows)
+    return LabDataset(folder=folder, metadata=metadata, rows=rows, slides=slides)
 
 
 # ---- the manifest
 
 _COLUMNS = tuple(field.name for field in fields(ManifestRow))
+_FIELD_COLUMNS = 3  # the last ones, which are written where there are slides
 _ROW = TypeAdapter(ManifestRow)
 
 
@@ -175,24 +235,24 @@ def read_manifest(folder: Path | str) -> tuple[ManifestRow, ...]:
             header, *lines = [line for line in csv.reader(file, strict=True) if line] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise LabError(f"{path}: expected CSV in UTF-8, got: {error}. Ingest the lab again.") from error
-    if tuple(header) != _COLUMNS:
+    if tuple(header) not in (_COLUMNS, _COLUMNS[:-_FIELD_COLUMNS]):
         raise LabError(
             f"{path}: expected the columns {','.join(_COLUMNS)}, got {','.join(header)}. Ingest the lab again."
         )
     rows: list[ManifestRow] = []
     for number, line in enumerate(lines, start=2):
         where = f"{path}, line {number}"
-        if len(line) != len(_COLUMNS):
-            raise LabError(f"{where}: expected {len(_COLUMNS)} values, got {len(line)}. Ingest the lab again.")
+        if len(line) != len(header):
+            raise LabError(f"{where}: expected {len(header)} values, got {len(line)}. Ingest the lab again.")
         try:
-            values = {column: value or None for column, value in zip(_COLUMNS, line, strict=True)}
+            values = {column: value or None for column, value in zip(header, line, strict=True)}
             rows.append(_ROW.validate_python(values))
         except ValidationError as error:
             fault = error.errors()[0]
             raise LabError(
                 f"{where}, {fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}. Ingest the lab again."
             ) from error
-    if len({row.image for row in rows}) < len(rows):
+    if len({row.name for row in rows}) < len(rows):
         raise LabError(f"{path}: expected each image once, got one twice. Ingest the lab again.")
     return tuple(rows)
 
@@ -204,10 +264,13 @@ def write_manifest(folder: Path | str, rows: Iterable[ManifestRow]) -> None:
         folder: An existing folder.
         rows: The rows, in this order.
     """
+    rows = list(rows)
+    columns = _COLUMNS if any(row.slide for row in rows) else _COLUMNS[:-_FIELD_COLUMNS]
     with atomic_write(Path(folder) / MANIFEST_FILE) as part, part.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(_COLUMNS)
-        lines.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
+        lines.writerow(columns)
+        values = (astuple(row)[: len(columns)] for row in rows)
+        lines.writerows(["" if value is None else value for value in line] for line in values)
 
 
 # ---- splits

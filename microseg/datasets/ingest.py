@@ -11,21 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from microseg.annotations.classes import IGNORE
 from microseg.annotations.formats import annotation_suffixes
-from microseg.annotations.index_masks import read_mask
-from microseg.annotations.instance_masks import INSTANCES, read_instances, write_instances
+from microseg.annotations.instance_masks import INSTANCES, write_instances
 from microseg.annotations.labels import LabelRegion
-from microseg.datasets.checks import (
-    CheckedImage,
-    IncomingFiles,
-    RejectedFile,
-    check_images,
-    count_slides,
-    list_files,
-    measure_bit_depth,
-)
+from microseg.datasets.checks import CheckedImage, check_images, measure_bit_depth
 from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
+from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
     IMAGE_TABLE_FILE,
     LAB_FILE,
@@ -39,13 +30,19 @@ from microseg.datasets.lab import (
     read_lab_metadata,
     write_lab_metadata,
 )
+from microseg.datasets.listing import IncomingFiles, RejectedFile, count_slides, list_files
 from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
-from microseg.errors import DataError, LabError
+from microseg.datasets.slide_update import SlideOptions, SlideUpdate
+from microseg.datasets.slides import SLIDES, store_slide, write_slides
+from microseg.errors import LabError
 from microseg.files import atomic_write, disk_full_error, link_or_copy
 from microseg.slides.folder import is_system_file
-from microseg.slides.images import image_digest, write_png
-from microseg.slides.pixel_size import StatedMpp, agreed_mpp, same_mpp
+from microseg.slides.identity import KnownHashes
+from microseg.slides.images import write_png
+
+HASHES_FILE = ".hashes.json"
+"""Known hashes of slides, in the folder of all labs' datasets."""
 
 __all__ = ["IngestResult", "ingest_lab", "lab_lock"]
 
@@ -57,8 +54,8 @@ class IngestResult:
     Attributes:
         lab: Name of the lab.
         folder: Folder of the dataset.
-        images: Number of images in the dataset.
-        labelled: Number of them with a mask.
+        images: Number of images and slides in the dataset.
+        labelled: Number of them with labels.
         added: Images that were added now.
         relabelled: Images of the dataset that got their mask now, or corrections of it.
         unchanged: Incoming images that were in the dataset already.
@@ -68,6 +65,7 @@ class IngestResult:
             lies beside the dataset and is not read, as ``<file>: <what>``.
         quarantine: Folder with copies of the rejected files and the reasons; None where there are none.
         digest: Version of the dataset, see `DatasetVersion`; None before it is committed.
+        slides: Number of slides in the dataset.
     """
 
     lab: str
@@ -82,6 +80,7 @@ class IngestResult:
     quarantine: Path | None
     digest: str | None = None
     notes: tuple[str, ...] = ()
+    slides: int = 0
 
     @property
     def rejections(self) -> str:
@@ -99,6 +98,7 @@ def ingest_lab(
     test_fraction: float = 0.15,
     seed: int = 0,
     allowed_roots: Iterable[Path] = (),
+    slides: SlideOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestResult:
     """Check an incoming dataset and add it to the lab's dataset.
@@ -126,7 +126,8 @@ def ingest_lab(
         test_fraction: Fraction of the patients or slides for the test, 0..1.
         seed: Seed of the assignment to splits.
         allowed_roots: Folders outside the incoming dataset that links in it may lead to; other links are rejected.
-        progress: Called with the number of images checked and their total.
+        slides: How slides are ingested; None for the defaults.
+        progress: Called with the number of images and slides checked and their total.
 
     Returns:
         What was ingested and what was rejected.
@@ -157,11 +158,20 @@ def ingest_lab(
         present = {row.sha256 for row in dataset.rows} if dataset else set()
         if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
             metadata = metadata.model_copy(update={"bit_depth": measured})
+        hashes = KnownHashes(labs / HASHES_FILE)
+        slide_update = SlideUpdate(metadata, dataset, table, staged, hashes, slides or SlideOptions())
+        total = len(files.slides) + len(files.pairs)
+        for done, (slide, annotation) in enumerate(files.slides, start=1):
+            slide_update.add(files, slide, annotation)
+            if progress is not None:
+                progress(done, total)
+        hashes.save()
         mpp, save = partial(_stated_mpp, table, metadata), partial(_stage, staged, present)
+        images_checked = None if progress is None else lambda done, _: progress(len(files.slides) + done, total)
         accepted = check_images(
-            files, metadata.label_classes, mpp=mpp, bit_depth=metadata.bit_depth, save=save, progress=progress
+            files, metadata.label_classes, mpp=mpp, bit_depth=metadata.bit_depth, save=save, progress=images_checked
         )
-        update = _DatasetUpdate(metadata, dataset, table, staged)
+        update = ImageUpdate(metadata, dataset, table, staged)
         numbered = NumberedObjects(source, staged)
         for image in accepted:
             if reason := numbered.stage(image, _mask_of(image, staged, dataset)) or update.add(image):
@@ -172,33 +182,38 @@ def ingest_lab(
         rejected = tuple(file for _, file in sorted(files.rejected.items()))
         if rejected:
             quarantine_files(source, rejected, rejects, paths=files.paths, roots=roots)
-        if not update.accepted:
+        if not update.accepted and not slide_update.accepted:
             examples = "; ".join(f"{file.file}: {file.reason}" for file in rejected[:3])
             raise LabError(
                 f"{source}: expected at least one usable image, got none. {_summary(rejected, rejects)} {examples}"
             )
-        _check_image_table(source, table, update.rows, rejected)
-        rows = _with_splits(update.rows, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-        labelled = sum(row.mask is not None for row in rows)
+        rows_by_key = update.rows | slide_update.rows
+        _check_image_table(source, table, rows_by_key, rejected)
+        rows = _with_splits(rows_by_key, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+        labelled = len({row.slide or row.name for row in rows if row.mask is not None})
         _check_labelled(source, stated_labelled, accepted, labelled, files)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
-        numbers = update.relabelled or any((staged / INSTANCES).iterdir())
-        if dataset is None or (metadata, rows) != (dataset.metadata, dataset.rows) or numbers:
-            _replace_dataset(folder, staged, LabDataset(folder, metadata, rows), update.new)
+        numbers = update.relabelled or slide_update.relabelled or any((staged / INSTANCES).iterdir())
+        updated = LabDataset(folder, metadata, rows, slide_update.table)
+        if dataset is None or updated != dataset or numbers:
+            new = update.new | {f"masks/{name}.png": f"masks/{name}.png" for name in slide_update.masks}
+            _replace_dataset(folder, staged, updated, new)
     return IngestResult(
         lab=metadata.lab,
         folder=folder,
-        images=len(rows),
+        images=len({row.slide or row.name for row in rows}),
         labelled=labelled,
-        added=update.added,
-        relabelled=update.relabelled,
-        unchanged=update.accepted - update.added - update.relabelled,
+        added=update.added + slide_update.added,
+        relabelled=update.relabelled + slide_update.relabelled,
+        unchanged=sum(it.accepted - it.added - it.relabelled for it in (update, slide_update)),
+        slides=len(slide_update.slides),
         rejected=rejected,
         skipped=tuple(sorted(files.skipped)),
         quarantine=rejects if rejected else None,
         notes=(
             *(f"{files.path_of(it.annotation)}: {note}" for it in accepted if it.annotation for note in it.notes),
             *update.notes,
+            *slide_update.notes,
             *_unread(source),
         ),
     )
@@ -226,99 +241,6 @@ def lab_lock(labs: Path, lab: str) -> Iterator[Path]:
             yield new
         finally:
             shutil.rmtree(new, ignore_errors=True)
-
-
-class _DatasetUpdate:
-    """The rows of a dataset after accepted images are added, one by one.
-
-    Attributes:
-        rows: The rows, by `image_key`.
-        new: Names of the staged files, by their paths in the dataset.
-        notes: Pixel sizes that override those of files.
-        accepted: Number of images accepted.
-        added: Number of images that are new.
-        relabelled: Number of images that got their mask, or corrections of it.
-    """
-
-    def __init__(
-        self, metadata: LabMetadata, dataset: LabDataset | None, table: dict[str, ImageMetadata], staged: Path
-    ) -> None:
-        self._metadata, self._dataset, self._table, self._staged = metadata, dataset, table, staged
-        self.rows: dict[str, ManifestRow] = {}
-        for row in dataset.rows if dataset else ():
-            key = image_key(image_name(row.image))
-            stated = table.get(key)
-            self.rows[key] = replace(row, mpp=(stated and stated.mpp) or row.mpp or metadata.mpp)
-        self._by_content = {row.sha256: row for row in self.rows.values()}
-        self.new: dict[str, str] = {}
-        self.notes: list[str] = []
-        self.accepted = self.added = self.relabelled = 0
-
-    def add(self, image: CheckedImage) -> str | None:
-        """Add an image and its mask; returns the reason where both are rejected."""
-        key = image_key(image.name)
-        row = self.rows.get(key)
-        stated = self._table.get(key, ImageMetadata(image.name, None, None))
-        if reason := self._contradiction(image, row):
-            return reason
-        try:
-            mpp = agreed_mpp(image.image, image.mpp, self._stated_size(stated, row))
-        except DataError as error:
-            return str(error).removeprefix(f"{image.image}: ")
-        if image.mpp is not None and stated.mpp is not None and not same_mpp(image.mpp, stated.mpp):
-            self.notes.append(
-                f"{image.image.name}: {stated.mpp} microns per pixel of images.csv override {image.mpp} of the file"
-            )
-        self.accepted += 1
-        file = f"{image.name}.png"
-        if row is None:
-            row = ManifestRow(
-                image=f"images/{file}",
-                mask=f"masks/{file}" if image.annotation else None,
-                group=stated.group or image.name,
-                split="train",
-                width=image.width,
-                height=image.height,
-                mpp=mpp,
-                sha256=image.sha256,
-            )
-            self.new[row.image] = f"images/{file}"
-            self.added += 1
-        elif row.mask is None and image.annotation is not None:
-            row = replace(row, mask=f"masks/{Path(row.image).name}")
-            self.relabelled += 1
-        elif self._dataset is not None and image.has_outlines and _correct(self._dataset, row, self._staged, file):
-            self.relabelled += 1
-        else:
-            image = replace(image, annotation=None)  # the dataset has its mask
-        if row.mask is not None and image.annotation is not None:
-            self.new[row.mask] = f"masks/{file}"
-        self.rows[key] = self._by_content[image.sha256] = replace(row, mpp=row.mpp or image.mpp)
-        return None
-
-    def _stated_size(self, stated: ImageMetadata, row: ManifestRow | None) -> StatedMpp | None:
-        """Pixel size that the lab or the dataset states of an image."""
-        if stated.mpp is not None:
-            return StatedMpp(stated.mpp, "images.csv", overrides=True)
-        if row is not None and row.mpp is not None:  # what the dataset has was decided when it was ingested
-            return StatedMpp(row.mpp, "the dataset", overrides=True)
-        return None if self._metadata.mpp is None else StatedMpp(self._metadata.mpp, "lab.yaml")
-
-    def _contradiction(self, image: CheckedImage, row: ManifestRow | None) -> str | None:
-        """How an image or its mask contradicts the dataset; None when it does not."""
-        if row is None:
-            same = self._by_content.get(image.sha256)
-            return None if same is None else f"expected new images, got the content of {same.image}. Leave it out."
-        if row.sha256 != image.sha256:
-            return f"expected a new name, got that of {row.image}, which has other content. Rename the new image."
-        if self._dataset is None or row.mask is None or image.annotation is None or image.has_outlines:
-            return None
-        if image_digest(read_mask(self._dataset.mask_path(row))) != image.labels_sha256:
-            return (
-                f"expected the mask that the dataset has for {row.image}, got another. Send corrections as outlines "
-                "of the regions that were corrected, or the masks under a new lab name."
-            )
-        return None
 
 
 def _with_splits(
@@ -362,16 +284,17 @@ def _check_image_table(
     source: Path, table: dict[str, ImageMetadata], rows: dict[str, ManifestRow], rejected: tuple[RejectedFile, ...]
 ) -> None:
     """Check that each line of ``images.csv`` refers to an image, and changes the group of none."""
-    known = rows.keys() | {image_key(image_name(file.file)) for file in rejected}
+    groups = {image_key(image_name(row.image)): row.group for row in rows.values()}
+    known = groups.keys() | {image_key(image_name(file.file)) for file in rejected}
     if unknown := [stated.file for key, stated in table.items() if key not in known]:
         raise LabError(
             f"{source / IMAGE_TABLE_FILE}: expected files in images/, got {', '.join(unknown[:5])}. "
             "Correct the names or remove the lines."
         )
     for key, stated in table.items():
-        if key in rows and stated.group is not None and stated.group != rows[key].group:
+        if key in groups and stated.group is not None and stated.group != groups[key]:
             raise LabError(
-                f"{source / IMAGE_TABLE_FILE}: expected group {rows[key].group!r} for {stated.file} as in the dataset, "
+                f"{source / IMAGE_TABLE_FILE}: expected group {groups[key]!r} for {stated.file} as in the dataset, "
                 f"got {stated.group!r}. Its split cannot change: remove the line, or give the incoming dataset another "
                 "lab name."
             )
@@ -431,44 +354,6 @@ def _stated_mpp(table: dict[str, ImageMetadata], metadata: LabMetadata, image: P
     return (stated and stated.mpp) or metadata.mpp
 
 
-def _correct(dataset: LabDataset, row: ManifestRow, staged: Path, file: str) -> bool:
-    """Merge a staged mask with that of the dataset, which is kept where the new one is not known.
-
-    An object that a corrected region cuts keeps its part outside of it, as another object.
-
-    Returns:
-        Whether anything changes.
-    """
-    old, new = read_mask(dataset.mask_path(row)), read_mask(staged / "masks" / file)
-    before, after = dataset.instances_path(row), staged / INSTANCES / file
-    earlier = _number(old) if before is None else read_instances(before)
-    numbers = read_instances(after) if after.is_file() else _number(new)
-    merged = np.where(new == IGNORE, old, new)
-    numbers = _renumber(np.where(new == IGNORE, earlier, np.where(numbers > 0, numbers + earlier.max(), 0)))
-    if np.array_equal(merged, old) and np.array_equal(numbers, _renumber(earlier)):
-        return False
-    write_png(staged / "masks" / file, merged)
-    if before is not None or after.is_file():
-        write_instances(after, numbers)
-    return True
-
-
-def _number(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Number the regions of a mask of class indices; pixels that meet at an edge are connected."""
-    from skimage.measure import label
-
-    classes = np.where(mask == IGNORE, 0, mask)
-    return np.asarray(label(classes, background=0, connectivity=1), np.int32)  # type: ignore[no-untyped-call]
-
-
-def _renumber(numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    """Number objects in the order of their first pixels, row by row."""
-    found, first, places = np.unique(np.append(0, numbers), return_index=True, return_inverse=True)
-    table = np.zeros(len(found), np.int32)
-    table[first.argsort()] = np.arange(len(found))
-    return table[places[1:]].reshape(numbers.shape)
-
-
 def _mask_of(image: CheckedImage, staged: Path, dataset: LabDataset | None) -> Path | None:
     """File of the mask of an incoming image: the incoming one, or that of the dataset."""
     files = [staged / "masks" / f"{image.name}.png"]
@@ -482,20 +367,27 @@ def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[
     building, old = staged.parent, folder.with_name(f".{folder.name}.old")
     for part in ("images", "masks") if dataset.metadata.labelled else ("images",):
         (building / part).mkdir()
-    for path in (path for row in dataset.rows for path in (row.image, row.mask) if path is not None):
+    files = [path for row in dataset.rows for path in (None if row.slide else row.image, row.mask) if path is not None]
+    for path in files:
         if path in new:
             (staged / new[path]).replace(building / path)
         else:
             link_or_copy(folder / path, building / path)
     for row in dataset.rows:
-        file = f"{INSTANCES}/{Path(row.image).name}"
+        file = f"{INSTANCES}/{row.name}.png"
         found = staged / (new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else file)
         if row.mask not in new and not found.is_file():
             found = folder / file
         if found.is_file():
             (building / INSTANCES).mkdir(exist_ok=True)
             link_or_copy(found, building / file)
+    for slide in dataset.slides.slides if dataset.slides else ():
+        if slide.location is None:
+            found = staged / SLIDES / slide.file
+            store_slide(found if found.exists() else folder / SLIDES / slide.file, building / SLIDES / slide.file)
     shutil.rmtree(staged)
+    if dataset.slides is not None:
+        write_slides(building, dataset.slides)
     write_manifest(building, dataset.rows)
     write_lab_metadata(building, dataset.metadata)
     if folder.exists():

@@ -18,8 +18,8 @@ from microseg.errors import LabError, ParseError
 from microseg.files import unsafe_reason, write_text_file
 from microseg.parsing import parse_yaml, read_text
 from microseg.slides.color import check_bit_depth
-from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.pixel_size import MPP_RANGE
+from microseg.slides.readers import readable_suffixes
 
 __all__ = [
     "IMAGE_TABLE_FILE",
@@ -322,13 +322,14 @@ def _is_byte(value: Any) -> bool:
 # ---- images
 
 
-def image_name(path: Path | str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
+def image_name(path: Path | str, suffixes: tuple[str, ...] | None = None) -> str:
     """Name of an image: its file name without suffix, and without ``.ome`` before that.
 
     Args:
         path: A file of the image, or its name.
-        suffixes: Suffixes to remove.
+        suffixes: Suffixes to remove; None for those of images and slides.
     """
+    suffixes = readable_suffixes() if suffixes is None else suffixes
     suffix = rf"(\.ome)*({'|'.join(map(re.escape, suffixes))})$"
     return re.sub(suffix, "", Path(path).name, flags=re.IGNORECASE)
 

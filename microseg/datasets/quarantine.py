@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from microseg.datasets.checks import RejectedFile
+from microseg.datasets.listing import RejectedFile
 from microseg.escaping import csv_cell
 from microseg.files import atomic_write, disk_full_error, file_sha256, link_or_copy, unsafe_reason
 

@@ -24,7 +24,10 @@ from microseg.errors import DataError
 from microseg.slides.images import read_image, write_png
 from microseg.slides.region import ImageSource, SlideRegion
 
-__all__ = ["CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
+__all__ = ["WINDOW_SIDE", "CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
+
+WINDOW_SIDE = 512
+"""Longest side of a window, in pixels at the model's scale."""
 
 _Interior = npt.NDArray[np.float32]
 
@@ -304,7 +307,7 @@ def _resample(
 
 
 def cut_windows(
-    samples: Sequence[Sample], folder: Path, *, side: int = 512, megapixels: float = 6.0, seed: int = 0
+    samples: Sequence[Sample], folder: Path, *, side: int = WINDOW_SIDE, megapixels: float = 6.0, seed: int = 0
 ) -> tuple[Path, ...]:
     """Cut one window at the model's scale out of each image and write it as PNG; of many images a random subset.
 

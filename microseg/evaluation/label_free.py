@@ -53,10 +53,8 @@ class TargetImage:
 
 
 def lab_targets(lab: LabDataset, limit: int | None = None) -> tuple[TargetImage, ...]:
-    """Return a lab's images, or at most ``limit`` of them, spread evenly over its manifest."""
-    rows = lab.rows
-    if limit is not None and len(rows) > limit:
-        rows = tuple(rows[int(index)] for index in np.linspace(0, len(rows) - 1, limit))
+    """Return a lab's images, or at most ``limit`` of them; see `LabDataset.spread`."""
+    rows = lab.rows if limit is None else lab.spread(limit)
     return tuple(TargetImage(row.name, lab.image(row), row.mpp, row.group) for row in rows)
 
 

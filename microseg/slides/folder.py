@@ -1,14 +1,10 @@
 """The images of a folder: what is read, and what is left out and why."""
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from openslide import OpenSlide, OpenSlideError
-
-from microseg.slides.openslide_reader import slide_parts
+from microseg.slides.parts import slide_owners
 from microseg.slides.readers import can_be_slide, readable_suffixes, slide_suffixes
 
 __all__ = ["ImageFolder", "is_system_file", "list_images"]
@@ -47,19 +43,18 @@ def list_images(folder: Path) -> ImageFolder:
     """
     found = sorted(path for path in folder.iterdir() if not is_system_file(path.name))
     suffixes, slide_files = readable_suffixes(), slide_suffixes()
-    slides = [path for path in found if path.suffix.lower() in slide_files]
-    parts = {part: slide for slide in slides for part in slide_parts(slide) if part != slide}
-    parts |= _dicom_parts(path for path in found if path not in parts)
-    folders_of_slides = {part.parent for part in parts} - {folder}
+    owners = slide_owners(found, slide_files)
+    parts = {part: slide for part, slide in owners.items() if part != slide}
+    folders_of_slides = {part.parent for part in parts} - {folder, *owners.values()}
     images, left_out = list[Path](), dict[str, str]()
     for path in found:
         if path in parts or path in folders_of_slides:
             if path in parts:
                 left_out[path.name] = f"a part of {parts[path].name}"
-        elif path.is_dir():
+        elif path.is_dir() and path not in owners:
             files = _count_files(path)
             left_out[path.name] = f"a folder with {files} files" if files else "an empty folder"
-        elif path.suffix.lower() in suffixes or (path.is_file() and can_be_slide(path)):
+        elif path in owners or path.suffix.lower() in suffixes or (path.is_file() and can_be_slide(path)):
             images.append(path)
         elif path.suffix.lower() not in _TABLES:
             left_out[path.name] = f"no known kind of image ({path.suffix or 'no ending'})"
@@ -68,20 +63,3 @@ def list_images(folder: Path) -> ImageFolder:
 
 def _count_files(folder: Path) -> int:
     return sum(not is_system_file(name) for _, _, names in os.walk(folder) for name in names)
-
-
-def _dicom_parts(paths: Iterator[Path]) -> dict[Path, Path]:
-    """Further files of slides in DICOM, of which OpenSlide opens the whole series by any file."""
-    first: dict[str, Path] = {}
-    parts = {}
-    for path in paths:
-        if path.suffix.lower() not in (".dcm", "") or not path.is_file():
-            continue
-        with suppress(OpenSlideError, OSError, ValueError):
-            if OpenSlide.detect_format(str(path)) != "dicom":
-                continue
-            with OpenSlide(str(path)) as slide:
-                series = slide.properties.get("dicom.SeriesInstanceUID", str(path))
-            if first.setdefault(series, path) != path:
-                parts[path] = first[series]
-    return parts

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from microseg.files import file_sha256, write_text_file
-from microseg.slides.openslide_reader import slide_parts
+from microseg.slides.parts import slide_parts
 
 __all__ = ["KnownHashes", "source_sha256", "source_state"]
 
@@ -19,10 +19,10 @@ State = list[list[str | int]]
 
 
 def source_sha256(path: Path) -> str:
-    """Hash an image, with the further files of a slide that consists of several, such as MRXS and VMS.
+    """Hash an image, with the further files of a slide that consists of several, see `slide_parts`.
 
     Args:
-        path: The image, or the file of a slide that OpenSlide expects.
+        path: The image, or the file or folder of a slide.
 
     Returns:
         SHA-256, 64 hexadecimal digits: of a single file as it is.
@@ -30,7 +30,7 @@ def source_sha256(path: Path) -> str:
     parts = list(slide_parts(path))
     if not parts:
         return file_sha256(path)
-    hashed = sha256(f"{file_sha256(path)}\n".encode())
+    hashed = sha256(b"" if path.is_dir() else f"{file_sha256(path)}\n".encode())
     for part in parts:
         hashed.update(os.fsencode(part.relative_to(path.parent)) + f"\0{file_sha256(part)}\n".encode())
     return hashed.hexdigest()
@@ -59,7 +59,7 @@ class KnownHashes:
 
     def sha256(self, path: Path) -> str:
         """`source_sha256` of an image; empty if there is no file."""
-        if not path.is_file():
+        if not path.exists():
             return ""
         key, state = os.fsencode(path.absolute()).hex(), _state(path)
         known = self._new.get(key) or self._known.get(key)
@@ -81,7 +81,7 @@ class KnownHashes:
 
 
 def _state(path: Path) -> State:
-    files = (path, *slide_parts(path))
+    files = slide_parts(path) if path.is_dir() else (path, *slide_parts(path))
     return [[file.name, (status := file.stat()).st_size, status.st_mtime_ns] for file in files]
 
 

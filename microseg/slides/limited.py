@@ -112,7 +112,7 @@ _opened: dict[int, _Opened] = {}  # by thread: one in a child process
 
 
 def _open(path: Path, bit_depth: int | None) -> Slide:
-    status, thread = path.stat() if path.is_file() else None, threading.get_ident()
+    status, thread = path.stat() if path.exists() else None, threading.get_ident()
     key = (path.absolute(), bit_depth, status.st_mtime_ns if status else 0, status.st_size if status else 0)
     found = _opened.pop(thread, None)
     if found is None or found.key != key:

@@ -1,7 +1,5 @@
 """Whole slides in the formats of scanner vendors, read by OpenSlide."""
 
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,7 @@ from microseg.slides.color import over_white
 from microseg.slides.pixel_size import image_mpp, valid_mpp
 from microseg.slides.slide import Level, Slide
 
-__all__ = ["OpenSlideReader", "VendorSlide", "slide_parts"]
-
-_MAX_INDEX_BYTES = 2**18  # read of a VMS or VMU file, which lists file names
+__all__ = ["OpenSlideReader", "VendorSlide"]
 
 
 class VendorSlide(Slide):
@@ -74,24 +70,3 @@ class OpenSlideReader:
     def open(self, path: Path) -> VendorSlide:
         """Open the slide."""
         return VendorSlide(path)
-
-
-def slide_parts(slide: Path) -> Iterator[Path]:
-    """Find the further files that a slide consists of, without decoding any.
-
-    Args:
-        slide: The file that OpenSlide expects.
-
-    Yields:
-        The files in the folder of the same name, beside an MRXS; those that a VMS or a VMU lists, images among them.
-    """
-    kind = slide.suffix.lower()
-    if kind == ".mrxs":
-        yield from (path for path in sorted(slide.with_suffix("").rglob("*")) if path.is_file())
-    elif kind in (".vms", ".vmu") and slide.is_file():
-        text = ""
-        with suppress(OSError), slide.open("rb") as file:  # it is rejected, whether it can be read or not
-            text = file.read(_MAX_INDEX_BYTES).decode(errors="replace")
-        listed = {line.partition("=")[2].strip().replace("\\", "/").rpartition("/")[2] for line in text.splitlines()}
-        beside = (path for path in sorted(slide.parent.iterdir()) if path.name in listed and path != slide)
-        yield from (path for path in beside if path.is_file())

@@ -12,7 +12,7 @@ A package adds a format by one class, which is named under the entry-point group
         def open(self, path: Path) -> Slide:
             return ArraySlide(np.load(path, mmap_mode="r"), path, mpp=None)
 
-The built-in readers are ``openslide`` (priority 100), ``tiff`` (50) and ``image`` (0).
+The built-in readers are ``dicom`` and ``zarr`` (priority 110), ``openslide`` (100), ``tiff`` (50) and ``image`` (0).
 """
 
 import logging
@@ -28,6 +28,7 @@ from PIL import Image
 from microseg.errors import ImageReadError
 from microseg.plugins import create_plugins
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
+from microseg.slides.parts import is_slide_folder
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.slide import ArraySlide, Slide
 from microseg.slides.tiff_layout import is_tiff
@@ -59,6 +60,7 @@ class SlideReader(Protocol):
         suffixes: Endings of the whole slides that it opens, in lower case with the dot. Files with one of them are
             found in batches, are always read by regions, and are rejected as training images. Empty for a reader of
             ordinary images, which are read by regions only where they are large.
+        folders: Whether it opens folders, too, such as those of OME-Zarr; False where it has no such attribute.
     """
 
     priority: int
@@ -115,7 +117,7 @@ def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
         ImageReadError: The file is missing, empty, damaged or of another kind.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not is_slide_folder(path):
         raise ImageReadError(f"{path}: expected a slide or an image, found none. Check the path.")
     name, reader = _reader_for(path)
     try:
@@ -123,6 +125,11 @@ def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
     except ImageReadError as error:
         if broken := " ".join(_plugins()[1].values()):
             raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
+        if type(reader) is ImageReader and path.name.lower().endswith(slide_suffixes()):
+            raise ImageReadError(
+                f"{path}: expected a slide ({path.suffix}), got a file that no slide reader recognizes: it is empty, "
+                "cut off, or of another kind. Copy it again with all of its files."
+            ) from error
         raise
     except Exception as error:  # a reader of another package may raise anything
         raise ImageReadError(
@@ -139,9 +146,11 @@ def is_slide(path: Path | str, *, megapixels: float) -> bool:
         megapixels: Smallest image to read by regions; whole slides always are.
     """
     path = Path(path)
+    if is_slide_folder(path):
+        return True
     if not path.is_file():
         return False
-    if path.suffix.lower() in slide_suffixes() or _reader_for(path)[1].suffixes:
+    if path.name.lower().endswith(slide_suffixes()) or _reader_for(path)[1].suffixes:
         return True
     pixels = image_pixels(path)
     return pixels is not None and pixels > megapixels * 1e6
@@ -193,6 +202,8 @@ def image_pixels(path: Path) -> int | None:
 
 def _reader_for(path: Path) -> tuple[str, SlideReader]:
     for name, reader in _readers():
+        if path.is_dir() and not getattr(reader, "folders", False):
+            continue
         try:
             if reader.can_open(path):
                 return name, reader

@@ -118,7 +118,7 @@ def read_source(image: ImageSource) -> Pixels:
 
 class _Open(NamedTuple):
     slide: Slide
-    state: str
+    state: tuple[int, int, int]
 
 
 _slides: OrderedDict[tuple[Path, RecordedSlide | None], _Open] = OrderedDict()
@@ -139,13 +139,14 @@ def _opened(path: Path, recorded: RecordedSlide | None) -> Slide:
     """The slide, opened now or before; a file that was replaced since is opened again."""
     key = path.absolute(), recorded
     try:
-        state = source_state(path)
+        status = path.stat()
     except OSError as error:
         raise ImageReadError(f"{path}: expected a slide, found none ({error.strerror}). {_where(recorded)}") from error
+    state = status.st_ino, status.st_size, status.st_mtime_ns
     with _lock:
         found = _slides.pop(key, None)
         if found is None or found.state != state:
-            if recorded is not None and recorded.state != state and source_sha256(path) != recorded.sha256:
+            if recorded is not None and source_state(path) != recorded.state and source_sha256(path) != recorded.sha256:
                 raise ImageReadError(
                     f"{path}: expected the slide that was ingested, got another content. Restore it, or ingest it "
                     "under a new name."

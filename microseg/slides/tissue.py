@@ -9,9 +9,10 @@ from scipy import ndimage
 from microseg.slides.modality import Modality, image_modality
 from microseg.slides.slide import Slide
 
-__all__ = ["TissueMap", "find_tissue"]
+__all__ = ["THUMBNAIL_SIDE", "TissueMap", "find_tissue", "tissue_map"]
 
-_LONGEST = 1536  # longer side of the thumbnail, in pixels
+THUMBNAIL_SIDE = 1536
+"""Longer side of the thumbnail that tissue is detected on, in pixels."""
 _DENSITY = 0.05  # optical density, in the most absorbed channel, above which a pixel is tissue
 _GLASS_PERCENTILE = 99
 _DARKEST_GLASS = 180  # a slide without brighter pixels has no glass to compare with
@@ -55,7 +56,15 @@ def find_tissue(slide: Slide) -> TissueMap:
     Args:
         slide: The slide; its coarsest sufficient level is read.
     """
-    thumbnail = slide.thumbnail(_LONGEST)  # (h, w, 3)
+    return tissue_map(slide.thumbnail(THUMBNAIL_SIDE))
+
+
+def tissue_map(thumbnail: npt.NDArray[np.uint8]) -> TissueMap:
+    """Detect tissue on a thumbnail; see `find_tissue`.
+
+    Shape:
+        (h, w, 3)
+    """
     glass = np.percentile(thumbnail.reshape(-1, 3), _GLASS_PERCENTILE, axis=0)  # (3,)
     if glass.min() < _DARKEST_GLASS or image_modality(thumbnail) in (Modality.FLUORESCENCE, Modality.GRAY):
         return TissueMap(np.ones(thumbnail.shape[:2], np.bool_))

@@ -3,33 +3,41 @@
 ``repo`` is DVC's ``Repo``, from `opened`, which raises a `VersioningError` for every error of the calls inside it.
 """
 
+import json
 import logging
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from microseg.datasets.slides import SLIDES
 from microseg.errors import RemoteUnavailableError, SupersededError, VersioningError
-from microseg.files import atomic_write
+from microseg.files import atomic_write, link_or_copy, write_text_file
 
 __all__ = [
     "add",
     "check_write_access",
     "complete_remote",
     "file_md5",
+    "known_hashes",
     "opened",
     "push",
     "read_notes",
     "restore",
+    "same_modes",
+    "slide_paths",
     "write_note",
 ]
 
 _REMOTE = "store"
 _NOTES = "microseg"  # folder in the remote of what is not DVC's
+_LARGE = 2**22  # bytes of files whose hashes are kept
+_SETTLED = 2 * 10**9  # nanoseconds after which a further change of a file changes its modification time
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 _PROGRESS_LOGGERS = ("dvc.progress", "dvc_data.callbacks")  # above the level ERROR there are no progress bars
@@ -79,10 +87,18 @@ def opened(root: Path, remote: str, aim: str) -> Iterator[Any]:
 
 
 def add(repo: Any, folder: Path) -> tuple[str, int, int]:
-    """Add a folder to the cache, as ``dvc add`` does; returns its digest, number of files, and size in bytes."""
+    """Add a folder to the cache, as ``dvc add`` does; returns its digest, number of files, and size in bytes.
+
+    Slides, which take gigabytes, are hard-linked into the cache where the file system can.
+    """
+    from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
 
-    out, cache = repo.add(str(folder))[0].outs[0], repo.cache.local
+    cache = repo.cache.local
+    for path in slide_paths(folder):
+        _link_object(path, Path(cache.oid_to_path(oid := file_md5(path))))
+        cache.state.save(str(path), cache.fs, HashInfo("md5", oid))  # DVC need not hash it again
+    out = repo.add(str(folder), relink=False)[0].outs[0]
     for _, _, entry in Tree.load(cache, out.hash_info):
         _remember(Path(cache.oid_to_path(entry.value)), entry.value)  # DVC has just hashed it
     return out.hash_info.value, out.meta.nfiles, out.meta.size
@@ -97,6 +113,9 @@ def push(repo: Any, digest: str) -> None:
     from dvc_data.hashfile.status import status
 
     wanted, cache, remote = {HashInfo("md5", digest)}, repo.cache.local, repo.cloud.get_remote_odb(command="push")
+    if remote.fs.protocol == "local":
+        for oid in _slide_objects(cache, digest):
+            _link_object(Path(cache.oid_to_path(oid)), Path(remote.oid_to_path(oid)))
     repo.cloud.transfer(cache, remote, wanted, cache_odb=cache, shallow=False)
     found = status(remote, wanted, cache_odb=cache, shallow=False)
     if found.missing:
@@ -192,8 +211,8 @@ def check_write_access(repo: Any) -> None:
 def restore(repo: Any, digest: str, folder: Path) -> None:
     """Copy a version's files out of the cache, after fetching from the remote what the cache lacks.
 
-    Each file is verified before it is copied, unless this process has hashed it already. ``folder`` is empty, and
-    receives read-only files.
+    Each file is verified before it is copied, unless it has been hashed already. ``folder`` is empty, and receives
+    read-only files, and links to slides.
     """
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
@@ -217,8 +236,11 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
         if not _is_intact(cached, files[path]):
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(cached, path)
-        path.chmod(0o444)
+        if path.relative_to(folder).parts[0] == SLIDES:
+            link_or_copy(cached, path)
+        else:
+            shutil.copyfile(cached, path)
+            path.chmod(0o444)
         _remember(path, files[path])
         return True
 
@@ -230,8 +252,74 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
         raise VersioningError(f"one that lacks {len(missing)} of {len(tree)} files, in the remote and in the cache")
 
 
+def slide_paths(folder: Path) -> list[Path]:
+    """The files of slides in a dataset."""
+    return [path for path in sorted((folder / SLIDES).rglob("*")) if path.is_file()]
+
+
+@contextmanager
+def same_modes(paths: Collection[Path]) -> Iterator[None]:
+    """Keep the permissions of files, from which DVC takes those to write: they may be links to a lab's own slides."""
+    modes = {path: path.stat().st_mode for path in paths if path.exists()}
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
+
+
+def _slide_objects(cache: Any, digest: str) -> list[str]:
+    """Hashes of the files of slides in a version."""
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    return [entry.value for key, _, entry in Tree.load(cache, HashInfo("md5", digest)) if key[0] == SLIDES]
+
+
+def _link_object(path: Path, target: Path) -> None:
+    """Hard-link a file to where DVC keeps it, unless it is there, or the file system cannot; then DVC copies it."""
+    if target.exists() or path.stat().st_dev != _existing(target).stat().st_dev:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as part:
+        link_or_copy(path, part)
+    _remember(target, file_md5(path))
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in path.parents if folder.exists())
+
+
+@contextmanager
+def known_hashes(file: Path) -> Iterator[None]:
+    """Use the hashes of large files that are known from earlier processes, and keep those that are computed.
+
+    Args:
+        file: Where they are kept; a missing or damaged one counts as empty.
+    """
+    before = _read_hashes(file)
+    for identity, digest in before.items():
+        _hashed.setdefault(identity, digest)
+    try:
+        yield
+    finally:
+        settled = time.time_ns() - _SETTLED
+        large = {it: digest for it, digest in _hashed.items() if it[2] >= _LARGE and it[3] < settled}
+        if not large.items() <= before.items():
+            text = json.dumps([[*identity, digest] for identity, digest in sorted(large.items())])
+            with suppress(OSError):  # they are computed again
+                write_text_file(file, text)
+
+
+def _read_hashes(file: Path) -> dict[tuple[int, int, int, int], str]:
+    with suppress(OSError, ValueError, TypeError):
+        return {(int(a), int(b), int(c), int(d)): str(e) for a, b, c, d, e in json.loads(file.read_text("utf-8"))}
+    return {}
+
+
 def file_md5(path: Path) -> str:
-    """Hash a file as DVC does, once per process: a file that has not changed since is not read again.
+    """Hash a file as DVC does, once: a file that has not changed since is not read again, see `known_hashes`.
 
     Args:
         path: The file.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,24 @@ from filelock import FileLock
 
 from microseg.datasets.ingest import lab_lock
 from microseg.datasets.lab import check_lab_name
+from microseg.datasets.slides import SLIDES
 from microseg.datasets.versions.dvc import (
     add,
     check_write_access,
     complete_remote,
     file_md5,
+    known_hashes,
     opened,
     push,
     read_notes,
     restore,
+    same_modes,
+    slide_paths,
     write_note,
 )
 from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
 from microseg.errors import SupersededError, VersioningError
+from microseg.files import link_or_copy
 
 __all__ = ["DatasetStore", "code_commit"]
 
@@ -82,7 +88,8 @@ class DatasetStore:
         with self._locked(), lab_lock(self.labs, lab):
             if not folder.is_dir() or not any(folder.iterdir()):
                 raise VersioningError(f"{folder}: expected the dataset of lab {lab}, found none. Ingest the lab first.")
-            with opened(self.root, self.remote, f"lab {lab}: expected to push {folder} to {self.remote}") as repo:
+            aim = f"lab {lab}: expected to push {folder} to {self.remote}"
+            with same_modes(slide_paths(folder)), opened(self.root, self.remote, aim) as repo:
                 base = self._base(lab)
                 history = self._synchronize(repo, lab)
                 digest, files, size = add(repo, folder)
@@ -301,7 +308,7 @@ class DatasetStore:
         with self._locked(), lab_lock(self.labs, lab) as new:
             if folder.is_dir() and self._base(lab) == history[-1].digest:
                 return False
-            shutil.copytree(version, new, copy_function=shutil.copyfile)  # files that can be written
+            shutil.copytree(version, new, copy_function=partial(_copy_or_link, version))
             if folder.is_dir() and _folder_digest(folder) not in {it.digest for it in history}:
                 aside = self.root / "uncommitted" / f"{lab}-{uuid.uuid4().hex[:8]}"
                 aside.parent.mkdir(parents=True, exist_ok=True)
@@ -330,7 +337,7 @@ class DatasetStore:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VersioningError(f"{self.root}: expected a writable folder for datasets, got: {error}.") from error
-        with FileLock(self.root / ".lock"):
+        with FileLock(self.root / ".lock"), known_hashes(self.root / "hashes.json"):
             yield
 
     def _record(self, repo: Any, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
@@ -345,6 +352,12 @@ class DatasetStore:
         return version
 
 
+def _copy_or_link(version: Path, path: str, target: str) -> None:
+    """Copy a file of a version so that it can be written; a slide, which never changes, is linked."""
+    slide = Path(path).relative_to(version).parts[0] == SLIDES
+    (link_or_copy if slide else shutil.copyfile)(Path(path), Path(target))
+
+
 def _to_json(version: DatasetVersion) -> bytes:
     return json.dumps(asdict(version)).encode()
 
@@ -356,7 +369,7 @@ def _folder_digest(folder: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file()
     ]
-    files.sort(key=lambda file: tuple(file["relpath"].split("/")))
+    files.sort(key=lambda file: file["relpath"])
     return f"{md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from microseg.annotations.classes import LabelClasses
-from microseg.datasets.checks import CheckedImage, check_images, check_pair, count_slides, list_files
+from microseg.datasets import listing
+from microseg.datasets.checks import CheckedImage, check_images, check_pair
+from microseg.datasets.listing import list_files
 from microseg.errors import LabError
-from microseg.slides import images
 from microseg.slides.images import image_digest
 
 CLASSES = ("background", "gland")
@@ -167,53 +168,46 @@ def test_rejects_mask_without_image(source):
     assert "expected an image of the same name" in reasons(source)["masks/alone.png"]
 
 
-@pytest.mark.parametrize("name", ["slide.svs", "notes.txt", "noending"])
+@pytest.mark.parametrize("name", ["notes.txt", "noending"])
 @pytest.mark.parametrize("folder", ["images", "masks"])
 def test_rejects_other_file_types(source, folder, name):
     (source / folder / name).write_text("x")
     assert "expected .png, .jpg" in reasons(source)[f"{folder}/{name}"]
 
 
-def test_rejects_whole_slides_with_all_their_files(source):
+def test_lists_slides_apart_with_all_their_files(source):
     for name in ("a.svs", "b.mrxs", "b/Slidedat.ini", "b/Data0000.dat", "c.vms", "sub/D.NDPI"):
         (source / "images" / name).parent.mkdir(exist_ok=True)
         (source / "images" / name).write_bytes(b"slide")
     (source / "images" / "c.vms").write_text("ImageFile=c.jpg\n")
     save(source / "images" / "c.jpg", noise(1))  # a part of the slide, though it can be read as an image
     save(source / "images" / "d.jpg", noise(2))
+    (source / "annotations").mkdir()
+    (source / "annotations" / "A.geojson").write_text("{}")
     accepted, files = check(source)
     assert [image.name for image in accepted] == ["d", "good"]
-    assert {file.file: file.slide for file in files.rejected.values()} == {
-        "images/a.svs": "images/a.svs",
-        "images/b.mrxs": "images/b.mrxs",
-        "images/b/Data0000.dat": "images/b.mrxs",
-        "images/b/Slidedat.ini": "images/b.mrxs",
-        "images/c.jpg": "images/c.vms",
-        "images/c.vms": "images/c.vms",
-        "images/sub/D.NDPI": "images/sub/D.NDPI",
+    listed = [(files.path_of(slide), annotation and files.path_of(annotation)) for slide, annotation in files.slides]
+    assert listed == [("images/a.svs", "annotations/A.geojson"), ("images/b.mrxs", None), ("images/c.vms", None)]
+    assert {file.file: file.reason[:40] for file in files.rejected.values()} == {
+        "images/sub/D.NDPI": "expected files directly in images/, got "
     }
-    assert count_slides(files.rejected.values()) == 4
-    rejected = reasons(source)
-    assert "got a whole slide (.svs). Export regions of it as PNG or TIFF into images/" in rejected["images/a.svs"]
-    assert "a part of the whole slide b.mrxs, which is rejected too" in rejected["images/b/Data0000.dat"]
 
 
-def test_rejects_slides_without_images(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.svs").write_bytes(b"slide")
-    accepted, files = check(tmp_path)
-    assert (accepted, count_slides(files.rejected.values())) == ((), 1)
+def test_rejects_slides_that_have_the_name_of_an_image(source):
+    (source / "images" / "good.svs").write_bytes(b"slide")
+    _, files = check(source)
+    assert "expected a unique name" in files.rejected["images/good.svs"].reason
+    assert "expected a unique name" in files.rejected["images/good.png"].reason
 
 
 @pytest.mark.usefixtures("same_process")
-def test_counts_too_large_tiff_as_slide(source, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32)
-    for name in ("large.tif", "wide.png"):
-        save(source / "images" / name, noise(1, 24, 33))
-    (source / "images" / "broken.tif").write_bytes(b"II*\0")
-    slides = {file.file: file.slide for file in check(source)[1].rejected.values()}
-    assert slides == {"images/broken.tif": None, "images/large.tif": "images/large.tif", "images/wide.png": None}
-    assert "Cut it into smaller regions" in reasons(source)["images/large.tif"]
+def test_lists_large_tiff_as_slide(source, monkeypatch):
+    monkeypatch.setattr(listing, "SLIDE_MEGAPIXELS", 0.1)
+    for name, side in (("large.tif", 320), ("wide.png", 320), ("small.tif", 300)):
+        save(source / "images" / name, noise(1, side, side))
+    files = list_files(source, LABELS)
+    assert [path.name for path, _ in files.slides] == ["large.tif"]
+    assert sorted(path.name for path, _ in files.pairs) == ["good.png", "small.tif", "wide.png"]
 
 
 def test_rejects_files_in_subfolders(source):

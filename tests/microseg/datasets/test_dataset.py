@@ -119,9 +119,16 @@ def test_manifest_is_plain_csv(tmp_path):
     write_manifest(tmp_path, [ROW, ManifestRow("images/b.png", None, "b", "val", 1, 2, None, "0" * 64)])
     with (tmp_path / "manifest.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == HEADER.split(",") == [field.name for field in fields(ManifestRow)]
-    assert list(lines[0].values()) == [str(value) for value in astuple(ROW)]
+    assert list(lines[0]) == HEADER.split(",") == [field.name for field in fields(ManifestRow)][:-3]
+    assert list(lines[0].values()) == [str(value) for value in astuple(ROW)][:-3]
     assert (lines[1]["mask"], lines[1]["mpp"]) == ("", "")
+
+
+def test_manifest_of_slides_has_the_places_of_fields(tmp_path):
+    row = ManifestRow("slides/a.svs", None, "a", "val", 512, 256, 0.5, "0" * 64, x=1024, y=0, cluster=3)
+    write_manifest(tmp_path, [ROW, row])
+    assert read_manifest(tmp_path) == (ROW, row)
+    assert (row.name, row.box, row.slide) == ("a_1024_0_512x256", (1024, 0, 1536, 256), "a.svs")
 
 
 def test_missing_manifest(tmp_path):

@@ -208,12 +208,12 @@ def test_rejecting_all_files_keeps_the_dataset(tmp_path, ingest):
 def test_rejects_and_counts_slides_beside_images(tmp_path, ingest):
     source = write_incoming(tmp_path / "in", {"a": 1})
     (source / "images" / "b.svs").write_bytes(b"slide")
-    (source / "images.csv").write_text("file,group\na.png,b\nb.svs,b\n")  # it is an image's line all the same
+    (source / "images.csv").write_text("file,group\na.png,b\nb.svs,b\n")
     result = ingest(source)
     assert (result.images, len(result.rejected)) == (1, 1)
     kept = tmp_path / "quarantine" / "north" / "reasons.csv"
     assert result.rejections == f"Files rejected: 1 (whole slides: 1); reasons: {kept}."
-    assert "got a whole slide (.svs)" in reasons(tmp_path)["images/b.svs"]
+    assert "expected a slide (.svs), got a file that no slide reader" in reasons(tmp_path)["images/b.svs"]
     assert (tmp_path / "quarantine" / "north" / "images" / "b.svs").read_bytes() == b"slide"
 
 
@@ -222,7 +222,7 @@ def test_raises_where_there_are_only_slides(tmp_path, ingest):
     (source / "images").mkdir()
     for name in ("a.svs", "b.ndpi", "c.txt"):
         (source / "images" / name).write_bytes(b"slide")
-    with pytest.raises(LabError, match=r"Files rejected: 3 \(whole slides: 2\).*Export regions of it"):
+    with pytest.raises(LabError, match=r"Files rejected: 3 \(whole slides: 2\).*no slide reader recognizes"):
         ingest(source)
     assert reasons(tmp_path).keys() == {"images/a.svs", "images/b.ndpi", "images/c.txt"}
 

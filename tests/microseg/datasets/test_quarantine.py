@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from microseg.datasets.checks import IncomingFiles, RejectedFile
+from microseg.datasets.listing import IncomingFiles, RejectedFile
 from microseg.datasets.quarantine import quarantine_files
 from microseg.errors import NoSpaceError
 

@@ -15,7 +15,8 @@ from microseg import plugins
 from microseg.errors import ImageReadError
 from microseg.slides import readers
 from microseg.slides.images import read_image
-from microseg.slides.openslide_reader import OpenSlideReader, VendorSlide, slide_parts
+from microseg.slides.openslide_reader import OpenSlideReader, VendorSlide
+from microseg.slides.parts import slide_parts
 from microseg.slides.readers import is_slide, open_slide, slide_suffixes
 from microseg.slides.slide import ArraySlide
 from microseg.slides.tiff_reader import TiffSlide
