@@ -64,25 +64,48 @@ def window_features(windows: Sequence[Pixels]) -> npt.NDArray[np.float64] | None
     Returns:
         The features named in ``APPEARANCE_FEATURES``; None where there is almost no tissue.
     """
-    densities = [_DENSITY[window] for window in windows]  # each (h, w, 3)
-    gray = [(density[..., 0] + density[..., 1] + density[..., 2]) / 3 for density in densities]  # each (h, w)
-    strided = (slice(None, None, _STRIDE), slice(None, None, _STRIDE))
-    parts = [
-        density[strided][one[strided] > _GLASS_DENSITY] for density, one in zip(densities, gray, strict=True)
-    ]  # each (n, 3)
-    stained = np.concatenate([np.empty((0, 3), np.float32), *parts])  # (N, 3)
-    if len(stained) <= _MIN_TISSUE * sum(one[strided].size for one in gray):
+    if len({window.shape for window in windows}) == 1:
+        windows = [np.concatenate(windows, axis=0).reshape(len(windows), *windows[0].shape)]  # as one
+    else:
+        windows = [window[None] for window in windows]
+    planes = [np.ascontiguousarray(window.transpose(3, 0, 1, 2)) for window in windows]  # each (3, n, h, w)
+    gray = [_gray_density(plane) for plane in planes]  # each (n, h, w)
+    strided = (..., slice(None, None, _STRIDE), slice(None, None, _STRIDE))
+    tissue = [np.flatnonzero(one[strided] > _GLASS_DENSITY) for one in gray]
+    count = sum(map(len, tissue))
+    if count <= _MIN_TISSUE * sum(one[strided].size for one in gray):
         return None
-    center = stained.mean(0, dtype=np.float64)  # (3,)
-    centered = stained - center.astype(np.float32)
-    covariance = (centered.T @ centered / len(stained)).astype(np.float64)  # (3, 3)
+    parts = [plane[strided].reshape(3, -1).take(where, axis=1) for plane, where in zip(planes, tissue, strict=True)]
+    stained = np.concatenate(parts, axis=1)  # (3, N) uint8
+    histograms = np.stack([np.bincount(channel, minlength=256) for channel in stained])  # (3, 256)
+    center = histograms @ _DENSITY.astype(np.float64) / count  # (3,)
+    centered = np.take(_DENSITY, stained, mode="clip")
+    centered -= center.astype(np.float32)[:, None]
+    covariance = (centered @ centered.T / count).astype(np.float64)  # (3, 3)
     deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))  # (3,)
-    rank = int(_HIGH_QUANTILE * (len(stained) - 1))
-    high = np.partition(stained, rank, axis=0)[rank]  # (3,)
+    rank = int(_HIGH_QUANTILE * (count - 1))  # density falls as the value rises
+    high = _DENSITY[255 - (histograms[:, ::-1].cumsum(1) <= rank).sum(1)]  # (3,)
     scale = deviation + 1e-3
     correlations = [np.arctanh(0.99 * covariance[i, j] / (scale[i] * scale[j])) for i, j in _PAIRS]
     levels = [_density_and_hue(level) for level in (center, deviation, high)]
     return np.concatenate([*levels, correlations, _texture(gray)]).astype(np.float64)
+
+
+def _gray_density(planes: Pixels) -> npt.NDArray[np.float32]:
+    """Optical density averaged over the channels: (3, n, h, w) → (n, h, w)."""
+    product = _intensity(planes[0])
+    product *= _intensity(planes[1])
+    product *= _intensity(planes[2])
+    np.log(product, out=product)
+    product *= np.float32(-1 / 3)
+    return product
+
+
+def _intensity(values: Pixels) -> npt.NDArray[np.float32]:
+    intensity = values.astype(np.float32)
+    intensity *= np.float32((1 - _MIN_INTENSITY) / 255)
+    intensity += np.float32(_MIN_INTENSITY)
+    return intensity
 
 
 def _density_and_hue(level: npt.NDArray[np.floating]) -> list[float]:
@@ -112,12 +135,14 @@ _DENSITY = -np.log(_INTENSITY).astype(np.float32)  # of each 8-bit value
 
 
 def _texture(gray: Sequence[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
-    deviation = float(np.mean([one.std() for one in gray]))
-    changes = [np.mean([_change(one, lag) for one in gray]) for lag in _LAGS]
+    """Texture features of gray windows, each (n, h, w)."""
+    weights = [len(one) for one in gray]
+    deviation = float(np.average([one.std(axis=(1, 2)).mean() for one in gray], weights=weights))
+    changes = [np.average([_change(one, lag) for one in gray], weights=weights) for lag in _LAGS]
     return np.log((np.array(changes, np.float64) + 1e-3) / (deviation + 1e-3))
 
 
 def _change(gray: npt.NDArray[np.floating], lag: int) -> float:
     """Mean absolute change over ``lag`` pixels, along rows and columns."""
-    steps = [np.abs(gray[:, lag:] - gray[:, :-lag]), np.abs(gray[lag:] - gray[:-lag])]
-    return float(np.mean([step.mean() if step.size else 0.0 for step in steps]))
+    steps = [gray[:, :, lag:] - gray[:, :, :-lag], gray[:, lag:] - gray[:, :-lag]]
+    return float(np.mean([np.abs(step, out=step).mean() if step.size else 0.0 for step in steps]))
