@@ -24,17 +24,23 @@ def feret_diameters(hulls: npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.floa
     points, owners = shapely.get_coordinates(hulls, return_index=True)
     counts = np.bincount(owners, minlength=len(hulls))
     starts = counts.cumsum() - counts
-    for count in np.unique(counts[counts > 0]).tolist():
-        chosen = np.flatnonzero(counts == count)
-        step = max(1, 2**20 // count**2)  # objects at once, so that memory is bounded
+    corners_of = counts - 1  # the last point of a ring repeats the first
+    # hulls of similar size are measured together, filled up by their last corner
+    sizes = 2 ** np.ceil(np.log2(np.maximum(corners_of, 4))).astype(np.int64)
+    for size in np.unique(sizes[counts > 0]).tolist():
+        chosen = np.flatnonzero((sizes == size) & (counts > 0))
+        step = max(1, 2**20 // size**2)  # objects at once, so that memory is bounded
         for part in range(0, len(chosen), step):
             some = chosen[part : part + step]
-            corners = points[starts[some][:, None] + np.arange(count - 1)]  # (n, V, 2); the last repeats the first
+            places = np.minimum(np.arange(size), corners_of[some, None] - 1)
+            corners = points[starts[some][:, None] + places] - points[starts[some]][:, None]  # (n, V, 2)
             sides = np.roll(corners, -1, axis=1) - corners  # (n, V, 2)
-            normals = np.stack([-sides[..., 1], sides[..., 0]], axis=-1)
-            normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+            lengths = np.hypot(sides[..., 0], sides[..., 1])  # (n, V)
+            normals = np.stack([-sides[..., 1], sides[..., 0]], axis=-1) / np.where(lengths > 0, lengths, 1)[..., None]
             along = normals @ corners.transpose(0, 2, 1)  # (n, V sides, V corners)
-            smallest[some] = np.ptp(along, axis=2).min(axis=1)
-            distances = np.linalg.norm(corners[:, :, None] - corners[:, None], axis=-1)  # (n, V, V)
-            largest[some] = distances.max(axis=(1, 2))
+            widths = along.max(axis=2) - along.min(axis=2)
+            smallest[some] = np.where(lengths > 0, widths, np.inf).min(axis=1)
+            squares = np.einsum("nvi,nvi->nv", corners, corners)
+            distances = squares[:, :, None] + squares[:, None] - 2 * (corners @ corners.transpose(0, 2, 1))
+            largest[some] = np.sqrt(np.maximum(distances.max(axis=(1, 2)), 0))
     return largest, smallest

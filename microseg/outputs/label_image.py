@@ -1,12 +1,12 @@
 """Label images of classes and of objects (OME-TIFF with pyramid levels), and class probabilities (TIFF)."""
 
 import uuid
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -18,7 +18,7 @@ from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 __all__ = ["InstanceImageWriter", "LabelImageWriter", "ProbabilitiesWriter"]
 
 _TILE = 512  # side of the largest tile in pixels
-_COMPRESSION = 5  # zlib level, of 9
+_COMPRESSION = 5  # level of libdeflate, of 12
 _IN_MEMORY = 2**23  # bytes of a level's compressed tiles before they are moved to a temporary file
 _BIG_TIFF = 2**31  # bytes of pixels from which a file may exceed the 4 GB of classic TIFF
 
@@ -34,7 +34,7 @@ class _Level:
         self._lengths: list[int] = []
         self._rows = np.zeros((tile, -(-width // tile) * tile), dtype)
         self.filled = 0  # rows that are not in a tile yet
-        self._empty = zlib.compress(np.zeros((tile, tile), dtype).tobytes(), _COMPRESSION)
+        self._empty: bytes | None = None  # a compressed tile of zeros
 
     def add(self, rows: Labels) -> Iterator[Labels]:
         """Add rows, (n, W), and yield every second pixel of each completed row of tiles."""
@@ -50,7 +50,10 @@ class _Level:
         half = self._rows[: self.filled : 2, : self.width : 2].copy()
         for left in range(0, self._rows.shape[1], self._tile):
             tile = self._rows[:, left : left + self._tile]
-            data = zlib.compress(tile.tobytes(), _COMPRESSION) if tile.any() else self._empty
+            if tile.any():
+                data = _compress(tile)
+            else:
+                data = self._empty = self._empty or _compress(tile)
             self._file.write(data)
             self._lengths.append(len(data))
         self._rows[:] = 0
@@ -199,6 +202,11 @@ class ProbabilitiesWriter(OutputWriter):
         metadata = {"classes": list(self.image.classes), "model": self.image.provenance.model}
         options |= {"photometric": "minisblack", "compression": "zlib", "software": "microseg", "metadata": metadata}
         tifffile.imwrite(self.path, values, **options)
+
+
+def _compress(tile: npt.NDArray[np.unsignedinteger]) -> bytes:
+    """A tile in zlib's format, by libdeflate: smaller than by zlib, in half the time."""
+    return bytes(imagecodecs.deflate_encode(tile.tobytes(), _COMPRESSION))
 
 
 def _resolution(mpp: float) -> dict[str, Any]:

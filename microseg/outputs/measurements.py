@@ -1,12 +1,12 @@
 """Measurements: a table of the objects of a segmentation, and a summary of its image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import shapely
 
 from microseg.escaping import csv_cell
@@ -157,13 +157,36 @@ class ObjectTableWriter(OutputWriter):
 
     def add_objects(self, objects: ObjectBatch) -> None:
         """Append rows."""
-        if self._header or len(objects.table):
-            table = objects.table.assign(**{name: objects.table[name].map(csv_cell) for name in ("image", "class")})
-            table.to_csv(self.path, mode="a", header=self._header, index=False, float_format="%.4f")
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            if self._header:
+                file.write(",".join(objects.columns) + "\n")
+            file.writelines(_csv_lines(objects.columns))
         self._header = False
 
     def finish(self) -> None:
         """The file is complete."""
+
+
+def _csv_lines(columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[str]:
+    """Lines of a CSV file; numbers have four decimals, and nothing stands for those that are unknown."""
+    formats: list[str] = []
+    values: list[list[Any]] = []
+    for name, column in columns.items():
+        cells: list[Any] = column.tolist()
+        kind = "%.4f" if column.dtype.kind == "f" else "%d"
+        if column.dtype.kind == "O":
+            shown = {text: _csv_text(csv_cell(text) if name in ("image", "class") else text) for text in set(cells)}
+            kind, cells = "%s", [shown[text] for text in cells]
+        elif column.dtype.kind == "f" and np.isnan(column).any():
+            kind, cells = "%s", ["" if np.isnan(value) else f"{value:.4f}" for value in cells]
+        formats.append(kind)
+        values.append(cells)
+    line = ",".join(formats) + "\n"
+    return (line % row for row in zip(*values, strict=True))
+
+
+def _csv_text(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n\r') else text
 
 
 def sum_objects(
@@ -224,7 +247,7 @@ def tabulate(
     indices: npt.NDArray[np.integer],
     image: ImageInfo,
     stains: Sequence[str] = (),
-) -> pd.DataFrame:
+) -> dict[str, npt.NDArray[Any]]:
     """Measure objects.
 
     Args:
@@ -238,9 +261,9 @@ def tabulate(
         sums (N, len(SUMS) + columns of the stains), hulls (N,), indices (N,)
 
     Returns:
-        One row per object, columns ``OBJECT_COLUMNS`` and `stain_columns`, in pixels of the image and in microns (NaN
-        if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of the image,
-        as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second moments
+        Columns with one value per object, ``OBJECT_COLUMNS`` and `stain_columns`, in pixels of the image and in microns
+        (NaN if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of the
+        image, as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second moments
         (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class, circularity
         (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object touches the
         border of the image, which may cut it; model and version. The optical density of a ring without pixels is NaN.
@@ -262,10 +285,10 @@ def tabulate(
     diameter = np.sqrt(4 * area_px / np.pi)
     largest, smallest = (length * step for length in feret_diameters(hulls))
     roundness = np.divide(4 * np.pi * area_px, perimeter**2, out=np.ones_like(area_px), where=perimeter > 0)
-    columns = (
-        image.display_name,
+    columns: tuple[npt.NDArray[Any], ...] = (
+        np.full(len(sums), image.display_name, np.object_),
         np.arange(1, len(sums) + 1),
-        [image.classes[index] for index in indices],
+        np.array(image.classes, np.object_)[indices],
         area.astype(np.int64) if step == 1 else area_px,
         area_px * scale**2,
         perimeter,
@@ -285,12 +308,10 @@ def tabulate(
         (center_x + 0.5) * step * scale,
         (center_y + 0.5) * step * scale,
         _at_border(hulls, image.mask_shape),
-        image.provenance.model,
+        np.full(len(sums), image.provenance.model, np.object_),
     )
-    table = pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), columns=list(OBJECT_COLUMNS))
-    for name, values in zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True):
-        table[name] = values
-    return table
+    stained = zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True)
+    return dict(zip(OBJECT_COLUMNS, columns, strict=True)) | dict(stained)
 
 
 def _stain_values(sums: ObjectSums, stains: int) -> Iterator[npt.NDArray[np.float64]]:

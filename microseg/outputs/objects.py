@@ -187,9 +187,9 @@ class ObjectFinder:
             sums = some.sums
             sums[:, SUMS.index("confidence")] /= self._unit
             rows = slice(some.first, some.first + len(sums))
-            table = tabulate(sums, some.hulls, self.indices[rows], image, names)
-            table["label"] += some.first
-            yield ObjectBatch(table, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
+            columns = tabulate(sums, some.hulls, self.indices[rows], image, names)
+            columns["label"] += some.first
+            yield ObjectBatch(columns, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
 
     def labels(self) -> Iterator[npt.NDArray[np.int32]]:
         """Number of the object at each pixel after `finish`, some rows at a time; 0 where there is none."""

@@ -1,11 +1,13 @@
 """Outlines of objects as GeoJSON, which QuPath opens as annotations or detections."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha1
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import shapely
 
@@ -72,27 +74,53 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
     """
     provenance = image.provenance
     origin = f"{image.source_sha256 or image.source} {provenance.model} {provenance.weights_sha256}"
-    polygons, namespace = objects.polygons, uuid.uuid5(uuid.NAMESPACE_URL, origin)
-    if image.step != (1.0, 1.0):
-        polygons = shapely.transform(polygons, lambda coordinates: (coordinates * image.step).round(2))
-    numbers = objects.table.drop(columns="label").select_dtypes("number")
-    names, values = [qupath_name(column) for column in numbers.columns], numbers.to_numpy(np.float64)
-    measured = dict(zip(objects.table["label"].tolist(), values.tolist(), strict=True))
-    rows = zip(objects.labels, objects.parts, objects.indices, shapely.to_geojson(polygons), strict=True)
-    for number, part, index, geometry in rows:
-        row = [] if part else measured[number]
-        properties = {
-            "objectType": object_type,
-            "name": f"{image.classes[index]} {number}" + (f", part {part + 1}" if part else ""),
-            "classification": {"name": image.classes[index], "color": class_color(index)},
-            "metadata": {"model": provenance.model},
-            "measurements": {name: value for name, value in zip(names, row) if np.isfinite(value)},  # noqa: B905
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, origin)
+    measured = dict(zip(objects.columns["label"].tolist(), _measurements(objects.columns), strict=True))
+    rings, of_polygons = shapely.get_rings(objects.polygons, return_index=True)
+    points, of_rings = shapely.get_coordinates(rings, return_index=True)
+    whole = image.step == (1.0, 1.0)  # corners of pixels
+    points = points.astype(np.int64) if whole else (points * image.step).round(2)
+    ends = np.bincount(of_rings, minlength=len(rings)).cumsum().tolist()
+    lines = [points[start:end] for start, end in zip([0, *ends], ends)]  # noqa: B905
+    lasts = np.bincount(of_polygons, minlength=len(objects.polygons)).cumsum().tolist()
+    shapes = [lines[start:end] for start, end in zip([0, *lasts], lasts)]  # noqa: B905
+    rows = zip(*(it.tolist() for it in (objects.labels, objects.parts, objects.indices)), shapes, strict=True)
+    classified = {index: {"name": image.classes[index], "color": class_color(index)} for index in set(objects.indices)}
+    for number, part, index, shape in rows:
+        feature = {
+            "type": "Feature",
+            "id": _uuid5(namespace, f"{number}" + (f"/{part}" if part else "")),
+            "geometry": {"type": "Polygon", "coordinates": shape},
+            "properties": {
+                "objectType": object_type,
+                "name": f"{image.classes[index]} {number}" + (f", part {part + 1}" if part else ""),
+                "classification": classified[index],
+                "metadata": {"model": provenance.model},
+                "measurements": {} if part else measured[number],
+            },
         }
-        identity = uuid.uuid5(namespace, f"{number}" + (f"/{part}" if part else ""))
-        yield (
-            f'{{"type": "Feature", "id": "{identity}", "geometry": {geometry}, '
-            f'"properties": {orjson.dumps(properties).decode()}}}'
-        )
+        yield orjson.dumps(feature, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def _measurements(columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, float]]:
+    """Measurements of each object by the names of QuPath, without those that are unknown."""
+    known = {name: it for name, it in columns.items() if it.dtype.kind in "if" and name != "label"}
+    values = np.column_stack([it.astype(np.float64) for it in known.values()])  # (N, columns)
+    finite = np.isfinite(values)
+    names = [qupath_name(name) for name in known]
+    if (finite.all(axis=0) == finite.any(axis=0)).all():  # a column is known of all objects, or of none
+        kept = np.flatnonzero(finite.all(axis=0))
+        names = [names[column] for column in kept]
+        return (dict(zip(names, row, strict=True)) for row in values[:, kept].tolist())
+    rows = zip(values.tolist(), finite.tolist(), strict=True)
+    return ({name: value for name, value, known in zip(names, *row, strict=True) if known} for row in rows)
+
+
+def _uuid5(namespace: uuid.UUID, name: str) -> str:
+    """`uuid.uuid5` as text, in a fifth of its time."""
+    digits = sha1(namespace.bytes + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
 def qupath_name(column: str) -> str:

@@ -32,7 +32,6 @@ _COLORS: tuple[Color, ...] = (
 _IGNORED: Color = (128, 128, 128)
 _FILL = 0.08  # opacity of the inside of objects: the stain must stay readable
 _RIM = 0.6  # opacity of the dark rim beside each line, which makes it stand out on any stain
-_BLUR = ImageFilter.Kernel((3, 3), (1, 4, 1, 4, 16, 4, 1, 4, 1))  # a Gaussian of 0.6 pixels
 _GAP, _WHITE, _INK = 12, (255, 255, 255), (30, 30, 30)
 _LEAST = 500  # pixels of the longer side of an overlay file; drawing a larger one takes longer than segmenting
 _MOST, _SAMPLED = 4096, 2048  # longer side of a mask that is drawn as it is, and that larger ones are sampled to
@@ -90,8 +89,10 @@ class OverlayWriter(OutputWriter):
     def finish(self) -> None:
         """Read the picture of the image, draw and save."""
         height, width = self._mask.shape
-        picture = Image.fromarray(self.thumbnail(max(height, width))).resize((width, height))
-        drawn = draw_overlay(np.asarray(picture, np.uint8), self._mask, least=_LEAST)
+        picture = self.thumbnail(max(height, width))
+        if picture.shape[:2] != self._mask.shape:
+            picture = np.asarray(Image.fromarray(picture).resize((width, height)), np.uint8)
+        drawn = draw_overlay(picture, self._mask, least=_LEAST)
         Image.fromarray(drawn).save(self.path, quality=90, subsampling=0)
 
 
@@ -123,13 +124,14 @@ def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 90
     objects = _resize_mask(np.where(mask == IGNORE, 0, mask).astype(np.uint8), size, factor)
     width = 1 + max(size) // 1600  # of a line, to each side of the border
     highest, lowest = _spread(objects, width, np.maximum), _spread(objects, width, np.minimum)
-    line = (highest != lowest).astype(np.uint8) * 255  # (h, w)
+    line = (highest != lowest).view(np.uint8)  # (h, w)
     rim = _spread(line, 1, np.maximum)
-    drawn = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    drawn.paste(_colored(objects), mask=Image.fromarray((objects > 0) * np.uint8(255 * _FILL)))
-    drawn.paste((0, 0, 0), mask=_soft(rim).point([round(_RIM * value) for value in range(256)]))
-    drawn.paste(_colored(highest), mask=_soft(line))
-    return np.array(drawn, np.uint8)
+    drawn = Image.fromarray(image)
+    drawn = drawn.copy() if drawn.size == size else drawn.resize(size, Image.Resampling.BICUBIC)
+    drawn.paste(_color_of(objects), (0, 0), Image.fromarray((objects > 0) * np.uint8(255 * _FILL)))
+    drawn.paste((0, 0, 0), (0, 0), _soft(rim, _RIM))
+    drawn.paste(_color_of(highest), (0, 0), _soft(line))
+    return np.asarray(drawn, np.uint8)
 
 
 def draw_panel(
@@ -222,9 +224,23 @@ def _colored(mask: npt.NDArray[np.uint8]) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _soft(band: npt.NDArray[np.uint8]) -> Image.Image:
-    """A band with soft edges."""
-    return Image.fromarray(band).filter(_BLUR)
+def _color_of(mask: npt.NDArray[np.uint8]) -> Image.Image | Color:
+    """A mask in the colors of its classes; the color itself where there is one class beside the background."""
+    classes = np.flatnonzero(np.bincount(mask.ravel(), minlength=2)[1:]) + 1
+    return class_color(int(classes[0])) if len(classes) == 1 else _colored(mask)
+
+
+def _soft(band: npt.NDArray[np.uint8], opacity: float = 1.0) -> Image.Image:
+    """Opacity of a band of ones, with soft edges: a Gaussian of 0.6 pixels, 1-4-1 along both axes."""
+    for axis in (0, 1):
+        values = band.swapaxes(0, axis)
+        spread: npt.NDArray[np.uint8] = values * np.uint8(4)
+        spread[1:] += values[:-1]
+        spread[:-1] += values[1:]
+        band = spread.swapaxes(0, axis)  # up to 6, then 36
+    return Image.fromarray(np.ascontiguousarray(band)).point(
+        [round(opacity * 255 * min(it, 36) / 36) for it in range(256)]
+    )
 
 
 def _to_height(picture: Picture, height: int) -> Image.Image:

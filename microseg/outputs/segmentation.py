@@ -240,12 +240,7 @@ class Segmentation:
         with ObjectFinder(self.mask.shape[1], piece=None, stains=image_stains(info)) as finder:
             finder.add(self._strip())
             finder.finish()
-            batches = list(finder.batches(info))
-        table = pd.concat([batch.table for batch in batches], ignore_index=True)
-        polygons = np.concatenate([batch.polygons for batch in batches])
-        return ObjectBatch(
-            table, polygons, finder.indices, np.arange(1, len(polygons) + 1), np.zeros(len(polygons), int)
-        )
+            return ObjectBatch.join(list(finder.batches(info)))
 
     def _confidence_sums(self) -> ConfidenceSums | None:
         if self.probabilities is None:

@@ -9,12 +9,12 @@ After that, ``cell_counts`` is a valid name in ``inference.outputs``. The built-
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class ObjectBatch:
     parts of it that share edges; the outlines after the first may be in later batches.
 
     Attributes:
-        table: Measurements, one row per object; its columns begin with ``OBJECT_COLUMNS``.
+        columns: Measurements by name, one value per object; the names begin with ``OBJECT_COLUMNS``.
         polygons: Outlines in pixels of the mask, as shapely polygons.
         indices: Class index of the object of each outline.
         labels: Label of the object of each outline.
@@ -77,11 +77,23 @@ class ObjectBatch:
         polygons, indices, labels and parts (M,), M ≥ N
     """
 
-    table: pd.DataFrame
+    columns: Mapping[str, npt.NDArray[Any]]
     polygons: npt.NDArray[np.object_]
     indices: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     parts: npt.NDArray[np.int64]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The measurements as a table, one row per object."""
+        return pd.DataFrame(dict(self.columns))
+
+    @classmethod
+    def join(cls, batches: "Sequence[ObjectBatch]") -> Self:
+        """All objects of several batches."""
+        columns = {name: np.concatenate([batch.columns[name] for batch in batches]) for name in batches[0].columns}
+        arrays = zip(*((it.polygons, it.indices, it.labels, it.parts) for it in batches), strict=True)
+        return cls(columns, *(np.concatenate(parts) for parts in arrays))
 
 
 class OutputWriter(ABC):

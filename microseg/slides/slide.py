@@ -140,6 +140,8 @@ class Slide(ABC):
         """
         factor = min(1.0, longest / max(self.width, self.height))
         size = (max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+        if size == (self.width, self.height) and size[0] * size[1] <= 2**22:
+            return self.read_region(0, 0, 0, *size)
         level = self.levels[number := self.level_for(1 / factor)]
         thumbnail = Image.new("RGB", size)
         rows = max(1, min(size[1], (2**22 * size[1]) // (level.width * level.height)))  # 4 megapixels at once

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from microseg.outputs.objects import ObjectFinder
 from microseg.outputs.record import ImageInfo, Provenance
@@ -47,7 +46,4 @@ def find(
                 strip = None if confidence is None else confidence[start:stop]
                 finder.add(MaskStrip(start, mask[start:stop], strip))
         finder.finish()
-        batches = list(finder.batches(image_info(mask, **changes)))
-    table = pd.concat([batch.table for batch in batches], ignore_index=True)
-    arrays = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("polygons", "indices", "labels"))
-    return ObjectBatch(table, *arrays, np.concatenate([batch.parts for batch in batches]))
+        return ObjectBatch.join(list(finder.batches(image_info(mask, **changes))))

@@ -16,6 +16,7 @@ from microseg.errors import DataError, SettingsError
 from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.image_pipeline import segment_file
+from microseg.outputs.measurements import ObjectTableWriter
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
@@ -134,7 +135,7 @@ def test_failure_while_writing_keeps_the_earlier_files(
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
+    monkeypatch.setattr(ObjectTableWriter, "add_objects", fail)
     with pytest.raises(RuntimeError, match="killed"):
         segmentation.save(out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
