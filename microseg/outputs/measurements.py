@@ -263,10 +263,11 @@ def tabulate(
     Returns:
         Columns with one value per object, ``OBJECT_COLUMNS`` and `stain_columns`, in pixels of the image and in microns
         (NaN if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of the
-        image, as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second moments
-        (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class, circularity
-        (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object touches the
-        border of the image, which may cut it; model and version. The optical density of a ring without pixels is NaN.
+        image, as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second
+        moments (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class,
+        circularity (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object
+        touches the border of the image, which may cut it; model and version. The optical density of a ring without
+        pixels is NaN.
 
     Reference:
         Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.

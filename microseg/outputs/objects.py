@@ -252,13 +252,17 @@ class ObjectFinder:
         self, labels: npt.NDArray[np.int32], reached: npt.NDArray[np.int32], around: _Rows, count: int, rows: slice
     ) -> list[_Object]:
         """The part of each object that lies in the piece itself."""
-        sums = sum_objects(labels, count, around.confidence, rows=rows, top=self._top - rows.start)
         inner = labels[rows]
+        runs = find_runs(inner)
+        if self._outlines:
+            sums = sum_objects(labels, count, around.confidence, rows=rows, top=self._top - rows.start)
+        else:  # only the area is needed
+            sums = np.zeros((count, len(SUMS)))
+            sums[:, 0] = np.bincount(runs.labels, runs.lengths, minlength=count + 1)[1:]
         if self._stains is not None:
             assert around.image is not None, "needed to measure stains"
             measured = self._stains.sum_objects(inner, reached[rows], count, around.image[rows])
             sums = np.concatenate([sums, measured], axis=1)
-        runs = find_runs(inner)
         firsts = np.full(count + 1, np.iinfo(np.int64).max)
         firsts[runs.labels[::-1]] = runs.starts[::-1] + self._top * self._width  # the last assignment wins: the first
         indices = np.zeros(count + 1, np.uint8)

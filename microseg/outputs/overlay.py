@@ -226,8 +226,8 @@ def _colored(mask: npt.NDArray[np.uint8]) -> Image.Image:
 
 def _color_of(mask: npt.NDArray[np.uint8]) -> Image.Image | Color:
     """A mask in the colors of its classes; the color itself where there is one class beside the background."""
-    classes = np.flatnonzero(np.bincount(mask.ravel(), minlength=2)[1:]) + 1
-    return class_color(int(classes[0])) if len(classes) == 1 else _colored(mask)
+    highest = mask.max()
+    return _colored(mask) if ((mask > 0) & (mask < highest)).any() else class_color(int(highest))
 
 
 def _soft(band: npt.NDArray[np.uint8], opacity: float = 1.0) -> Image.Image:

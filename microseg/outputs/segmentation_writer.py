@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from microseg.errors import SettingsError
 from microseg.models.separation import Separation
@@ -92,7 +93,7 @@ class SegmentationWriter:
 
     def add(self, strip: MaskStrip) -> None:
         """Add the next strip of the mask."""
-        self._pixels += np.bincount(strip.mask.ravel(), minlength=256)
+        self._pixels += _count_values(strip.mask, len(self._image.classes))
         self._objects.add(strip)
         for writer in self._writers:
             if writer.needs_probabilities and strip.probabilities is None:
@@ -141,3 +142,11 @@ class SegmentationWriter:
         )
         publish(self._staging, self._folder, record)
         return record
+
+
+def _count_values(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int64]:
+    """Number of pixels of each value, (256,); fast where there are few classes."""
+    counts = np.zeros(256, np.int64)
+    for value in (*range(min(classes, 8)), 255):
+        counts[value] = np.count_nonzero(mask == value)
+    return counts if counts.sum() == mask.size else np.bincount(mask.ravel(), minlength=256)
