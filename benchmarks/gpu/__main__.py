@@ -11,7 +11,8 @@ It needs PyTorch, timm and the small packages of the core; what needs another on
   compilation  torch.compile on and off
 
 Each section runs in a process of its own with a time limit, so that none takes the others down; the JSON file is
-written after each. Memory is measured in each section. `--device cpu --quick` shows that the benchmark itself works.
+written after each. Memory is measured in each section. A folder given by --folder keeps its data for the next time.
+`--device cpu --quick` shows that the benchmark itself works.
 """
 
 import argparse
@@ -19,9 +20,9 @@ import contextlib
 import faulthandler
 import importlib
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -56,11 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, help="folder for generated data, which is kept; default: a temporary one"
     )
-    parser.add_argument("--section", help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if chosen.section:
-        return _section(chosen)
     unknown = [name for name in chosen.only.split(",") if name not in SECTIONS]
     if unknown:
         parser.error(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
@@ -75,6 +72,9 @@ def _all(chosen: argparse.Namespace, folder: Path) -> int:
     report["machine"] = {"cores": os.cpu_count(), "python": platform.python_version()}
     report["sections"] = {}
     left = {name: share for name, share in SECTIONS.items() if name in chosen.only.split(",")}
+    for name in ("data", *left):  # once for all their processes, as it takes seconds
+        with contextlib.suppress(ImportError):  # the section reports it
+            importlib.import_module(f"benchmarks.gpu.{name}")
     for name in ("data", *left):
         remaining = 60 * chosen.minutes - (time.monotonic() - began)
         seconds = _DATA_SECONDS if name == "data" else max(15.0, remaining * left[name] / sum(left.values()))
@@ -100,14 +100,16 @@ def _run(chosen: argparse.Namespace, folder: Path, name: str, seconds: float) ->
     """Run one section in a process, and read what it stored, also when it was ended."""
     store = folder / "results" / name
     began = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, "--seconds", f"{seconds:.1f}"]
-    command += ["--device", chosen.device, "--folder", str(folder), *(["--quick"] if chosen.quick else [])]
+    section = argparse.Namespace(**vars(chosen) | {"folder": folder})
+    process = multiprocessing.get_context("fork").Process(target=_section, args=(section, name, seconds))
+    process.start()
     limit = 600.0 if chosen.quick else _GRACE * seconds + 15
-    try:
-        status = subprocess.run(command, stdout=sys.stderr, timeout=limit, check=False).returncode
-        error = "" if status == 0 else f"the process ended with status {status}"
-    except subprocess.TimeoutExpired:
+    process.join(limit)
+    error = "" if process.exitcode == 0 else f"the process ended with status {process.exitcode}"
+    if process.exitcode is None:
         error = f"ended after {limit:.0f} s"
+        process.kill()
+        process.join()
     failure = store / "error.txt"
     return {
         "seconds": round(time.monotonic() - began, 1),
@@ -117,26 +119,26 @@ def _run(chosen: argparse.Namespace, folder: Path, name: str, seconds: float) ->
     }
 
 
-def _section(chosen: argparse.Namespace) -> int:
+def _section(chosen: argparse.Namespace, name: str, seconds: float) -> None:
     """Run one section in this process."""
-    store = chosen.folder / "results" / chosen.section
+    sys.stdout = sys.stderr
+    store = chosen.folder / "results" / name
     store.mkdir(parents=True, exist_ok=True)
     for left in store.iterdir():
         left.unlink()
-    faulthandler.dump_traceback_later(_GRACE * chosen.seconds + 10)  # where it is, before it is ended
+    faulthandler.dump_traceback_later(_GRACE * seconds + 10)  # where it is, before it is ended
     try:
         import torch
 
         from benchmarks.gpu.measure import Results, Setup
 
-        setup = Setup(torch.device(chosen.device), chosen.quick, chosen.folder, chosen.seconds)
+        setup = Setup(torch.device(chosen.device), chosen.quick, chosen.folder, seconds)
         (store / "machine.json").write_text(json.dumps(_machine(setup)))
-        importlib.import_module(f"benchmarks.gpu.{chosen.section}").run(setup, Results(ResultRows(store)))
+        importlib.import_module(f"benchmarks.gpu.{name}").run(setup, Results(ResultRows(store)))
     except BaseException:
         (store / "error.txt").write_text(traceback.format_exc())
         traceback.print_exc()
-        return 1
-    return 0
+        sys.exit(1)
 
 
 def _machine(setup: Any) -> dict[str, Any]:

@@ -32,8 +32,25 @@ _BLOCK = 512
 
 def run(setup: Setup, results: Results) -> None:
     """Generate everything; nothing of it is measured."""
-    incoming = setup.folder / "incoming"
     quick = setup.quick
+    if not (setup.folder / "tiny").is_dir():
+        _generate_labs(setup)
+    if not (setup.folder / "images").is_dir():
+        nuclei = lab(setup, "nuclei")
+        blocks = [read_image(nuclei.image_path(row)) for row in nuclei.rows]
+        kinds, across = (2, 2) if quick else (16, 2)
+        for number in range(kinds):
+            rows = [[blocks[(number + 5 * y + 3 * x) % len(blocks)] for x in range(across)] for y in range(across)]
+            pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+            write_image(setup.folder / "images" / f"{number}.tif", np.ascontiguousarray(pixels), mpp=MPP)
+        make_slide(setup.folder / "slide.tif", side=1024 if quick else 12288, blocks=blocks[:8], mpp=MPP)
+    if not (setup.folder / "network").is_dir():
+        _train_network(setup)
+    results.add("data", sum(file.stat().st_size for file in setup.folder.rglob("*") if file.is_file()) / 1e6, "MB")
+
+
+def _generate_labs(setup: Setup) -> None:
+    incoming, quick = setup.folder / "incoming", setup.quick
     images, side = (8, 128) if quick else (32, _BLOCK)
     plan = {
         "nuclei": (CELLS_HE, {"images": images, "size": side, "mpp": MPP, "labelled": True}),
@@ -42,7 +59,7 @@ def run(setup: Setup, results: Results) -> None:
         "tiny": (LAB_A, {"images": 8, "size": 64, "labelled": True}),
     }
     tests = {"source": 12, "target": 12}
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), mp_context=get_context("fork")) as pool:
         generating = [
             pool.submit(generate_lab, incoming / name, profile, test_images=tests.get(name, 0), seed=1, **options)  # type: ignore[arg-type]
             for name, (profile, options) in plan.items()
@@ -51,15 +68,6 @@ def run(setup: Setup, results: Results) -> None:
             one.result()
     for name in plan:
         ingest_lab(incoming / name, setup.folder / name, setup.folder / "quarantine", test_fraction=0.0)
-    blocks = [read_image(path) for path in sorted((incoming / "nuclei" / "images").iterdir())]
-    kinds, across = (2, 2) if quick else (16, 2)
-    for number in range(kinds):
-        rows = [[blocks[(number + 5 * y + 3 * x) % len(blocks)] for x in range(across)] for y in range(across)]
-        pixels = np.concatenate([np.concatenate(row, axis=1) for row in rows])
-        write_image(setup.folder / "images" / f"{number}.tif", np.ascontiguousarray(pixels), mpp=MPP)
-    make_slide(setup.folder / "slide.tif", side=1024 if quick else 12288, blocks=blocks[:8], mpp=MPP)
-    _train_network(setup)
-    results.add("data", sum(file.stat().st_size for file in setup.folder.rglob("*") if file.is_file()) / 1e6, "MB")
 
 
 def network(setup: Setup) -> PyramidSegmenter:

@@ -33,7 +33,7 @@ from microseg.slides.images import read_image
 __all__ = ["run"]
 
 _MM2 = MPP**2  # square millimeters of a megapixel
-_BARE = ((640, 4), (640, 16), (1024, 8), (2048, 2), (2048, 4))  # tile and batch
+_BARE = ((640, 16), (1024, 8), (2048, 4))  # tile and batch
 _AHEAD = 64  # images in flight in memory
 _WANTED_LABELS, _WANTED_ALL = 600, 200  # megapixels a second on one H100 with 16 cores
 

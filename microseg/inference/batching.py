@@ -77,7 +77,9 @@ class _Waiting:
         with self.changed:
             key = next(iter(self.tiles))
             tiles = self.tiles.pop(key)
-            taken = [tiles.popleft() for _ in range(min(len(tiles), most(tiles[0][0].shape)))]
+            count = min(len(tiles), most(tiles[0][0].shape))
+            count = 1 << (count.bit_length() - 1)  # a power of two: cuDNN needs seconds for each size that is new to it
+            taken = [tiles.popleft() for _ in range(count)]
             if tiles:
                 self.tiles[key] = tiles  # behind the others
             return key[1], taken

@@ -120,6 +120,7 @@ def remove_checkpoints(folder: Path, *, keep: Path | None = None) -> list[Path]:
 
 
 _NAME_DIGITS = 16
+_MANY_STEPS = 1000  # from which cuDNN's search for its fastest algorithms is worth its time
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -213,13 +214,16 @@ class _Fit:
         batch = self._next_batch(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _schedule(self.step, self.seconds, self.settings)
-        with _fastest_convolutions(self.on_cuda):  # crops have one size; in evaluations each image has another
+        with _fastest_convolutions(self.on_cuda and self.settings.steps >= _MANY_STEPS):
             losses = self.module(batch, progress)
             self.optimizer.zero_grad(set_to_none=True)
             fabric.backward(losses["total"])
         fabric.clip_gradients(
             self.method.network, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
         )
+        # separately for segmenter and classifiers: large gradients of these must not shrink those of the segmenter
+        for group in self.optimizer.param_groups[1:]:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.grad_clip_norm)
         self.unread.append((self.step + 1, {name: value.detach() for name, value in losses.items()}))
         read = self._read_losses() if (self.step + 1) % self.read_every == 0 else []
         self.optimizer.step()
@@ -371,7 +375,10 @@ class _Fit:
 
 @contextmanager
 def _fastest_convolutions(enabled: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms for each new shape and keep the fastest."""
+    """Let cuDNN try its algorithms for each new shape and keep the fastest, which takes many seconds at the start.
+
+    Not in evaluations, where each image may have another shape.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = enabled or before
     try:

@@ -96,7 +96,7 @@ def test_waits_for_the_gpu_once_in_ten_steps(
                 original(self)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waits[self.step] = [str(it.message) for it in caught if "synchroniz" in str(it.message)]
+        waits[self.step] = [str(it.message) for it in caught if "called a synchronizing" in str(it.message)]
 
     monkeypatch.setattr(loop._Fit, "_take_step", watched)
     _, losses = run(make(kind), fabric)

@@ -31,8 +31,8 @@ class NormStatistics(NamedTuple):
     """Mean and variance of each channel of each batch normalization of a network, in order.
 
     Attributes:
-        means: (C,) for each layer.
-        variances: (C,) for each layer.
+        means: (C,) for each layer, on the CPU.
+        variances: (C,) for each layer, on the CPU.
     """
 
     means: tuple[Tensor, ...]
@@ -40,11 +40,11 @@ class NormStatistics(NamedTuple):
 
 
 def read_statistics(network: nn.Module) -> NormStatistics:
-    """Copy a network's running statistics."""
+    """Copy a network's running statistics, to the CPU: they are compared and mixed with those of networks elsewhere."""
     layers = _layers(network)
     return NormStatistics(
-        tuple(_known(layer.running_mean).clone() for layer in layers),
-        tuple(_known(layer.running_var).clone() for layer in layers),
+        tuple(_known(layer.running_mean).to("cpu", copy=True) for layer in layers),
+        tuple(_known(layer.running_var).to("cpu", copy=True) for layer in layers),
     )
 
 
