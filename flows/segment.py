@@ -37,6 +37,7 @@ from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
 from microseg.slides.folder import ImageFolder, list_images
 from microseg.slides.images import measured_depth
+from microseg.slides.parts import ZARR_SUFFIXES
 from microseg.slides.pixel_size import StatedMpp, same_mpp
 from microseg.slides.readers import file_mpp, readable_suffixes
 
@@ -226,7 +227,7 @@ def _segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
 
 
 def _images(source: Path) -> ImageFolder:
-    if source.is_file():
+    if source.is_file() or source.name.lower().endswith(ZARR_SUFFIXES):
         return ImageFolder((source,), {})
     if not source.is_dir():
         raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.")
@@ -243,7 +244,7 @@ def _images(source: Path) -> ImageFolder:
 
 def _metadata_folder(source: Path) -> Path:
     """Folder of images.csv and lab.yaml: for a single image of a lab's images/, that of the lab."""
-    if source.is_dir():
+    if source.is_dir() and not source.name.lower().endswith(ZARR_SUFFIXES):
         return source
     folder = source.absolute().parent
     return folder.parent if folder.name == "images" and (folder.parent / "lab.yaml").is_file() else folder

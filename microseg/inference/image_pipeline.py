@@ -341,7 +341,7 @@ def segment_file(
         ImageReadError: The file is not a readable image.
         DataError: Its pixel size is far from that of the model.
     """
-    sha256 = source_sha256(path) if path.is_file() else ""  # read_image reports a missing file
+    sha256 = source_sha256(path) if path.exists() else ""  # read_image reports a missing file
     return segment_pixels(
         engine,
         read_image(path),

@@ -18,22 +18,23 @@ class VendorSlide(Slide):
     """A slide that OpenSlide reads: SVS, NDPI, MRXS, SCN, VMS, BIF, SVSLIDE, tiled TIFF …
 
     Args:
-        path: The file; of several the one that OpenSlide expects.
+        path: The slide.
+        file: The file that OpenSlide expects, where the slide has several.
 
     Raises:
         ImageReadError: OpenSlide cannot open it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: Path | None = None) -> None:
         try:
-            self._slide = OpenSlide(str(path))
+            self._slide = OpenSlide(str(file or path))
         except (OpenSlideError, OSError, ValueError) as error:
             raise ImageReadError(
                 f"{path}: expected a slide, but OpenSlide cannot open it: {error}. Copy it again with all of its files."
             ) from error
         sizes, downsamples = self._slide.level_dimensions, self._slide.level_downsamples
         levels = tuple(Level(*size, downsample) for size, downsample in zip(sizes, downsamples, strict=True))
-        super().__init__(path, levels, self._stated_mpp() or image_mpp(path))
+        super().__init__(path, levels, self._stated_mpp() or image_mpp(file or path))
 
     def close(self) -> None:
         """Close the file."""
