@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from prefect import flow, task
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
@@ -17,13 +17,15 @@ from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.evaluation.comparison import Comparison, compare
+from microseg.evaluation.label_free import lab_targets
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
 from microseg.registry.evidence import EvidenceKey
 from microseg.registry.evidence_store import EVIDENCE_FOLDER
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
-from microseg.report.decision_page import write_decision_page
+from microseg.report.decision_page import Purpose, verdict_sentence, write_decision_page
 from microseg.report.panels import comparison_panels, data_uri
+from microseg.report.pictures import Picture, draw_pictures, pictures_from_json, pictures_to_json, select_targets
 
 __all__ = [
     "EvaluateResult",
@@ -35,7 +37,8 @@ __all__ = [
     "run_evaluation",
 ]
 
-_PANELS = 4
+_PANELS, _PICTURES = 4, 32  # on the version's page in MLflow, on the page of the decision
+_PICTURES_FILE, _PAGE_FILE = "pictures.json", "decision.html"
 _COLUMNS = ("measurement", "candidate", "production")
 
 
@@ -85,18 +88,25 @@ def compare_versions(
 
 
 @task
-def draw_panels(
-    candidate: ModelVersion, production: ModelVersion | None, lab: str, folder: Path, settings: Settings
+def draw_comparison(
+    candidate: ModelVersion, production: ModelVersion | None, comparison: Comparison, folder: Path, settings: Settings
 ) -> list[Path]:
-    """Draw images of the target lab with the segmentations of both versions side by side."""
-    workspace = open_workspace(settings)
-    engines = {
-        f"{name} (version {version.version})": workspace.engine(workspace.network(version))
-        for name, version in (("production", production), ("candidate", candidate))
-        if version is not None
-    }
+    """Draw images of the target lab with the segmentations of both versions, the most uncertain first.
+
+    Returns:
+        The panels for MLflow and Prefect; ``pictures.json``, for the page of the decision, is beside them.
+    """
+    workspace, lab = open_workspace(settings), comparison.target or ""
+    new = workspace.engine(workspace.network(candidate))
+    old = workspace.engine(workspace.network(production)) if production else None
     target = workspace.lab(lab, candidate.datasets.get(lab))[0]
-    return comparison_panels(engines, target, folder, limit=_PANELS)
+    evaluated = [it for it in lab_targets(target) if it.name in comparison.uncertainty]
+    targets = select_targets(evaluated or lab_targets(target, _PICTURES), comparison.uncertainty, _PICTURES)
+    write_text_file(folder / _PICTURES_FILE, pictures_to_json(draw_pictures(new, old, targets)))
+    engines = {f"candidate (version {candidate.version})": new}
+    if production is not None and old is not None:
+        engines = {f"production (version {production.version})": old, **engines}
+    return comparison_panels(engines, targets[:_PANELS], target.metadata.classes, folder)
 
 
 @task
@@ -107,6 +117,9 @@ def log_comparison(
     registry = open_workspace(settings).registry
     registry.evidence.write(candidate, key, comparison.to_json())
     registry.versions.attach(candidate, panels, EVIDENCE_FOLDER)
+    pictures = evaluation_folder(key, settings) / _PICTURES_FILE
+    if panels:
+        registry.versions.attach(candidate, [pictures], f"{EVIDENCE_FOLDER}/{key.digest}")
     for lab, metrics in comparison.metrics().items():
         digest = key.datasets.get(lab)
         registry.versions.log_metrics(candidate, metrics, dataset=(lab, digest) if digest else None)
@@ -162,7 +175,7 @@ def run_evaluation(
         comparison = earlier  # of a machine that has more source labs
     file = evaluation_folder(key, settings) / "comparison.json"
     write_text_file(file, comparison.to_json())
-    panels = draw_panels(version, other, lab, file.parent, settings) if lab else []
+    panels = draw_comparison(version, other, comparison, file.parent, settings) if lab else []
     log_comparison(version, key, comparison, panels, settings)
     return comparison, key, panels
 
@@ -189,11 +202,39 @@ def apply_gate(
     workspace = open_workspace(settings)
     decision = workspace.decide(version, other, comparison, lab)
     key = workspace.evidence_key(version, other, comparison.target)
-    page = evaluation_folder(key, settings) / "decision.html"
+    page = evaluation_folder(key, settings) / _PAGE_FILE
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_decision_page(decision, comparison, sorted(page.parent.glob("*.panel.jpg")), page)
+    purpose = Purpose(
+        classes=workspace.network(version).config.classes,
+        base=version.tags.get("base_version"),
+        labs=tuple(sorted(version.datasets)),
+        lost=tuple(sorted(other.datasets.keys() - version.datasets.keys())) if other else (),
+        scope=lab,
+    )
+    write_decision_page(decision, comparison, purpose, _pictures(version, key, settings), page)
     workspace.registry.versions.attach(version, [page], EVIDENCE_FOLDER)
+    link = workspace.registry.versions.file_page(version, f"{EVIDENCE_FOLDER}/{_PAGE_FILE}") or page.as_uri()
+    attempt(
+        create_link_artifact,
+        link,
+        link_text=f"Decision page of version {version.version}",
+        key="decision-page",
+        description=verdict_sentence(decision),
+    )
     return decision, page
+
+
+def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> list[Picture]:
+    """The pictures of an evaluation, of this machine or of another one; none where it drew none."""
+    file = evaluation_folder(key, settings) / _PICTURES_FILE
+    if not file.is_file():
+        stored = f"{EVIDENCE_FOLDER}/{key.digest}/{_PICTURES_FILE}"
+        if not open_workspace(settings).registry.versions.download_attachment(version, stored, file):
+            return []
+    try:
+        return pictures_from_json(file.read_bytes())
+    except ValueError:  # of another microseg; they are drawn again by the next evaluation
+        return []
 
 
 def read_comparison(

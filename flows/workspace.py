@@ -325,6 +325,7 @@ class Workspace:
             scores=comparison.scores,
             decision=decision,
             panels=self.registry.versions.attachments(version, "evaluation", ".jpg"),
+            page=self.registry.versions.file_link(version, "evaluation/decision.html"),
             run_id=version.run_id,
             commit=version.tags.get("commit"),
         )

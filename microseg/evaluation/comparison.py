@@ -50,12 +50,14 @@ class Comparison:
         production: Evidence on the model in production; None if there is none yet.
         target: Name of the target lab; None if only source labs were evaluated.
         scores: By lab, then by metric, the mean over the labelled images of the candidate and of production.
+        uncertainty: Mean entropy (0..1) of the candidate's predictions, by the name of each image of the target lab.
     """
 
     candidate: Evidence
     production: Evidence | None
     target: str | None = None
     scores: Scores = field(default_factory=dict)
+    uncertainty: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the candidate's metrics for MLflow: by lab, then by name, such as ``dice/lab_a``."""
@@ -97,6 +99,7 @@ class Comparison:
 class _Evaluation:
     evidence: Evidence
     scores: dict[str, Mapping[str, float]]
+    uncertainty: dict[str, float]
     target_dice: pd.Series | None = None  # Dice of each image of the target lab with a mask, indexed by slide
 
 
@@ -143,7 +146,9 @@ def compare(
     evidence = new.evidence
     if old is not None:
         evidence = replace(evidence, target_gain=_dice_gain(new.target_dice, old.target_dice, min_target_slides))
-    return Comparison(evidence, old.evidence if old else None, target.metadata.lab if target else None, scores)
+    return Comparison(
+        evidence, old.evidence if old else None, target.metadata.lab if target else None, scores, new.uncertainty
+    )
 
 
 def _dice_gain(new: pd.Series | None, old: pd.Series | None, min_slides: int) -> ConfidenceInterval | None:
@@ -182,10 +187,11 @@ def _evaluate(
         for lab in source
     }
     label_free: dict[str, int | float] = {}
+    uncertainty: dict[str, float] = {}
     interval, target_dice = None, None
     if target is not None:
         images = lab_targets(target, _LABEL_FREE_IMAGES)
-        label_free |= label_free_scores(ready.probabilities, images, len(classes), on_image)
+        label_free |= label_free_scores(ready.probabilities, images, len(classes), on_image, uncertainty.__setitem__)
         label_free |= {"expected_foreground_share": expected, "images": len(images)}
         if pixels is not None:
             label_free |= pixels.measure(ready.probabilities)
@@ -208,7 +214,8 @@ def _evaluate(
             target_dice = pd.Series(table["dice"].to_numpy(float), slides)
             interval = bootstrap_interval(target_dice.to_numpy(), slides)
     dice = {lab.metadata.lab: scores[lab.metadata.lab]["dice"] for lab in source}
-    return _Evaluation(Evidence(source_dice=dice, target_dice=interval, label_free=label_free), scores, target_dice)
+    evidence = Evidence(source_dice=dice, target_dice=interval, label_free=label_free)
+    return _Evaluation(evidence, scores, uncertainty, target_dice)
 
 
 @torch.inference_mode()

@@ -63,6 +63,7 @@ def label_free_scores(
     images: Sequence[TargetImage],
     classes: int,
     on_image: Callable[[str], None] = lambda _name: None,
+    on_entropy: Callable[[str, float], object] = lambda _name, _entropy: None,
     *,
     views: int = 2,
 ) -> dict[str, float]:
@@ -73,6 +74,7 @@ def label_free_scores(
         images: Images of the target lab.
         classes: Number of classes.
         on_image: Called with the name of each evaluated image.
+        on_entropy: Called with the name of each image, and the entropy of the predictions on it.
         views: Number of augmented views of each image for ``augmentation_consistency``; 0 leaves it out.
 
     Returns:
@@ -98,6 +100,7 @@ def label_free_scores(
             predictions = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
             row["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in predictions])
         rows.append(row)
+        on_entropy(target.name, row["entropy"])
         on_image(target.name)
     consistency = ("augmentation_consistency",) if views else ()
     names = ("stain_explained_variance", *consistency, "entropy", "foreground_share")

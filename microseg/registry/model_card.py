@@ -64,6 +64,7 @@ def model_card(
     scores: Scores | None = None,
     decision: Decision | None = None,
     panels: Sequence[str] = (),
+    page: str | None = None,
     run_id: str | None = None,
     commit: str | None = None,
 ) -> str:
@@ -84,6 +85,7 @@ def model_card(
         scores: Mean scores on labelled images by lab and metric, of this version and of production.
         decision: The gate's decision, once evaluated.
         panels: Paths of images among the run's artifacts, which MLflow's page shows.
+        page: Address of the page of the decision, relative to any page of MLflow.
         run_id: ID of the run that trained it.
         commit: Commit of the code.
     """
@@ -106,6 +108,7 @@ def model_card(
         measurements=_measurements(candidate, production or Evidence(), scores or {}) if candidate else [],
         decision=decision,
         panels=panels,
+        page=page,
         params={name: value for name, value in sorted(run_params.items()) if name.startswith(_TRAINING_PARAMS)},
         run_id=run_id,
         commit=commit,

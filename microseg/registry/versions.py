@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import uuid4
 
 import numpy as np
@@ -24,7 +26,7 @@ from mlflow.exceptions import MlflowException
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES
 from microseg.errors import DataError, ParseError, VersionNotFoundError, WeightsError
-from microseg.files import disk_full_error, file_sha256
+from microseg.files import atomic_write, disk_full_error, file_sha256
 from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.parsing import parse_json, read_text
@@ -335,6 +337,42 @@ class Versions:
         with self._connection.action("list files") as client:
             files = client.list_artifacts(version.run_id, artifact_path)
         return sorted(file.path for file in files if file.path.endswith(suffix))
+
+    def download_attachment(self, ref: VersionRef, artifact_path: str, target: Path) -> bool:
+        """Copy a file attached to a version to this machine.
+
+        Args:
+            ref: The version.
+            artifact_path: Path of the file among the run's artifacts.
+            target: File to write.
+
+        Returns:
+            Whether there is such a file.
+        """
+        version = self.find(ref)
+        with self._connection.action(f"read {artifact_path}") as client, tempfile.TemporaryDirectory() as folder:
+            listed = client.list_artifacts(version.run_id, artifact_path.rpartition("/")[0])
+            if artifact_path not in {file.path for file in listed}:
+                return False
+            file = client.download_artifacts(version.run_id, artifact_path, folder)
+            with atomic_write(target) as part:
+                shutil.copyfile(file, part)
+        return True
+
+    def file_page(self, ref: VersionRef, artifact_path: str) -> str | None:
+        """URL of the page of MLflow that shows a file attached to a version; None without a server."""
+        version = self.find(ref)
+        uri = self._connection.tracking_uri
+        if not is_server(uri):
+            return None
+        return re.sub(r"(?<=://)[^/?#]*@", "", uri).rstrip("/") + "/" + self.file_link(version, artifact_path)
+
+    def file_link(self, ref: VersionRef, artifact_path: str) -> str:
+        """The same, relative to any page of MLflow."""
+        version = self.find(ref)
+        with self._connection.action("find the experiment") as client:
+            experiment = client.get_run(version.run_id).info.experiment_id
+        return f"#/experiments/{experiment}/runs/{version.run_id}/artifacts/{quote(artifact_path)}"
 
     def log_metrics(
         self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None

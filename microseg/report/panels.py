@@ -9,8 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import LabDataset
-from microseg.evaluation.label_free import lab_targets
+from microseg.evaluation.label_free import TargetImage
 from microseg.evaluation.references import Reference
 from microseg.inference.engine import Engine
 from microseg.outputs.overlay import draw_overlay, draw_panel
@@ -21,21 +20,23 @@ __all__ = ["comparison_panels", "data_uri", "reference_panels"]
 _HEIGHT = 290  # pixels of an image; three of them fit on a version's page in MLflow
 
 
-def comparison_panels(engines: Mapping[str, Engine], lab: LabDataset, folder: Path, *, limit: int = 4) -> list[Path]:
+def comparison_panels(
+    engines: Mapping[str, Engine], targets: Sequence[TargetImage], classes: Sequence[str], folder: Path
+) -> list[Path]:
     """Draw images of a lab beside the segmentation of each engine.
 
     Args:
         engines: The engines, by the title of their image.
-        lab: The lab; its images are selected evenly.
+        targets: The images.
+        classes: Names of the classes, background first.
         folder: Folder of the panels.
-        limit: Number of images.
 
     Returns:
-        The files, ``<image>.panel.jpg``.
+        The files, ``<number>.panel.jpg``.
     """
     return [
-        _draw(target.name, read_source(target.image), target.mpp, {}, engines, lab.metadata.classes, folder)
-        for target in lab_targets(lab, limit)
+        _draw(target.name, read_source(target.image), target.mpp, {}, engines, classes, folder / f"{number}.panel.jpg")
+        for number, target in enumerate(targets, 1)
     ]
 
 
@@ -64,7 +65,8 @@ def reference_panels(
     for reference in (references[int(pick)] for pick in picks):
         image = read_source(reference.image)
         reference_overlay = {"reference": _overlay(image, read_mask(reference.mask))}
-        files.append(_draw(reference.name, image, reference.mpp, reference_overlay, engines, classes, folder))
+        file = folder / f"{reference.name}.panel.jpg"
+        files.append(_draw(reference.name, image, reference.mpp, reference_overlay, engines, classes, file))
     return files
 
 
@@ -75,13 +77,12 @@ def _draw(
     further: Mapping[str, npt.NDArray[np.uint8]],
     engines: Mapping[str, Engine],
     classes: Sequence[str],
-    folder: Path,
+    file: Path,
 ) -> Path:
     images = {name: image, **further}
     for title, engine in engines.items():
         images[title] = _overlay(image, engine.probabilities(image, mpp).argmax(0).astype(np.uint8))
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.panel.jpg"
+    file.parent.mkdir(parents=True, exist_ok=True)
     panel = draw_panel(list(images.values()), list(images), classes=classes, height=_HEIGHT)
     Image.fromarray(panel).save(file, quality=88)
     return file

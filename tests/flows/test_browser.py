@@ -102,12 +102,31 @@ def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: C
     assert all(it.size["width"] < 950 for it in pictures)  # whole, beside the page's own panels
     picture("1-candidate")
 
+    # its link opens the decision page among the artifacts of the run, in a frame without access to MLflow
+    element(browser, "a", "Decision page").click()
+    until(lambda: "/artifacts/evaluation/decision.html" in browser.current_url, "the page of the artifact")
+    frame = element(browser, "iframe")
+    assert frame.get_attribute("sandbox") == "allow-scripts"
+    picture("2-decision-page")
+    browser.switch_to.frame(frame)
+    assert "candidate for lab_b" in element(browser, "h1").text
+    painted = "return [...document.querySelectorAll('figure.picture')].every((it) => it.dataset.ready === 'yes')"
+    until(lambda: browser.execute_script(painted), "the pictures of the decision page")
+    [zoom, *_] = browser.find_elements("css selector", "figure output")
+    before = zoom.text
+    element(browser, "[data-do=in]").click()
+    assert zoom.text != before
+    element(browser, "button", "Whole picture").click()
+    assert zoom.text == before
+    browser.switch_to.default_content()
+
     # set the alias, as a person does
+    browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
     element(browser, "[title='Edit aliases']").click()
     field = browser.find_element("css selector", "[role=dialog] input")
     field.send_keys("production")
     field.send_keys("\ue007")  # Enter
-    picture("2-alias")
+    picture("3-alias")
     element(browser, "[role=dialog] button", "Save aliases").click()
 
     with connected(servers) as client:
@@ -121,12 +140,12 @@ def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: C
 
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
     element(browser, "[role=status], span", "production")
-    picture("3-promoted")
+    picture("4-promoted")
 
     # the run in Prefect states the result
     browser.get(f"{servers.prefect}/runs/flow-run/{run.id}")
     element(browser, "body", "validate production")
-    picture("4-validate-promotion")
+    picture("5-validate-promotion")
 
 
 def test_the_onboarding_run_shows_the_candidate(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:
@@ -136,4 +155,4 @@ def test_the_onboarding_run_shows_the_candidate(servers: Servers, browser: Any, 
         [artifact] = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted))
     browser.get(f"{servers.prefect}/artifacts/artifact/{artifact.id}")
     element(browser, "body", "Version 2 is the candidate for lab_b.")
-    picture("5-decision")
+    picture("6-decision")

@@ -69,7 +69,10 @@ def test_evaluate_stores_its_comparison(done: Any) -> None:
     assert record.panels
     assert all(Path(panel).is_file() for panel in record.panels)
     assert "Version 2 " in (page := Path(record.page).read_text(encoding="utf-8"))
-    assert page.count("<img ") == len(record.panels)
+    assert page.count("<figure ") == 6  # all images of the lab
+    assert len(comparison["uncertainty"]) == 6
+    link = done.registry.versions.file_link(2, "evaluation/decision.html")
+    assert f"**[Decision page]({link})**" in done.registry.versions.find(2).description
     assert done.registry.versions.attachments(2, "evaluation", ".html") == ["evaluation/decision.html"]
 
 
@@ -158,6 +161,7 @@ def test_second_batch_skips_segmented_images(done: Any) -> None:
     [
         ("comparison", "measurement"),
         ("panel-1", "data:image/"),
+        ("decision-page", "decision.html"),
         ("gate", "accepted"),
         ("batch", "skipped"),
         ("overlay-1", "data:image/"),

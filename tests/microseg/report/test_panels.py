@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from microseg.datasets.dataset import LabDataset
+from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.references import lab_references
 from microseg.outputs import overlay
 from microseg.report import panels
@@ -51,14 +52,16 @@ def far(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
 
 def test_panels_of_a_target_lab(target_lab: LabDataset, tmp_path: Path, drawn: list[Any]) -> None:
     nothing, everything = Painter(0), Painter(1)
-    files = comparison_panels({"before": nothing, "after": everything}, target_lab, tmp_path / "panels", limit=2)  # type: ignore[dict-item]
+    targets, classes = lab_targets(target_lab, 2), target_lab.metadata.classes
+    engines: Any = {"before": nothing, "after": everything}
+    files = comparison_panels(engines, targets, classes, tmp_path / "panels")
     names = [Path(row.image).stem for row in target_lab.rows]
-    assert [file.name for file in files] == [f"{names[0]}.panel.jpg", f"{names[5]}.panel.jpg"]
+    assert [file.name for file in files] == ["1.panel.jpg", "2.panel.jpg"]
     assert nothing.seen == everything.seen == [1.0, 1.0]
     assert Image.open(files[0]).width > 3 * 290
-    (image, before, after), titles, classes = drawn[0]
+    (image, before, after), titles, legend = drawn[0]
     assert titles == [names[0], "before", "after"]
-    assert classes == target_lab.metadata.classes
+    assert legend == classes
     assert np.array_equal(image, read_image(target_lab.image_path(target_lab.rows[0])))
     assert far(before, image) < 4
     assert far(after, image) > 4  # painted over
