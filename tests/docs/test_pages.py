@@ -91,15 +91,16 @@ def test_every_parameter_has_a_meaning() -> None:
 
 
 def test_every_column_of_written_tables_is_described() -> None:
+    from microseg.outputs.columns import column
     from microseg.outputs.measurements import OBJECT_COLUMNS
 
     page = text("docs/reference/outputs.md")
     for name in (*OBJECT_COLUMNS, *generator().summary_names()):
         assert f"| `{name}` |" in page, name
-    assert generator().column("area_um2")[0] == "µm²"
-    assert generator().column("mpp")[0] == "µm/px"
+    assert column("area_um2")[0] == "µm²"
+    assert column("mpp")[0] == "µm/px"
     with pytest.raises(KeyError):
-        generator().column("unknown_px")
+        column("unknown_px")
 
 
 def test_every_event_is_described() -> None:

@@ -36,7 +36,8 @@ def servers(
 ) -> Iterator[Servers]:
     """With version 1 in production and version 2, adapted to lab_b, as candidate."""
     schedule = {"segment_cron": "30 4 * * *", "reconcile_minutes": 1000}
-    with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule) as it:
+    roots = {"allowed_roots": [str(lab.parent) for lab in incoming_labs]}
+    with started(tmp_path_factory.mktemp("browser"), params, schedule=schedule, data=roots) as it:
         until(lambda: "Ctrl-C" in it.output.read_text() or it.process.poll() is not None, "the servers' addresses")
         assert it.process.poll() is None, it.output.read_text()
         with connected(it) as client:
