@@ -139,7 +139,7 @@ def command(
             "No source image was read. The gate accepts the candidate only where its Dice on held-out images of a "
             "source lab is known: run microseg evaluate where they are."
         )
-    console.print("Next: microseg evaluate, then microseg promote")
+    console.print(f"Next: microseg evaluate {result.version}")
     finish(result, record)
 
 

@@ -277,8 +277,8 @@ def command(
     result = evaluate(candidate, against, lab, tuple(changes or ()))
     comparison = Comparison.from_json(Path(result.comparison).read_bytes())
     show_table(f"Version {result.decision.version}", _COLUMNS, comparison.rows())
-    console.print(f"Page with the images side by side: {result.page}", soft_wrap=True)
-    console.print(f"{result.decision} Next: microseg promote {result.decision.version}")
+    console.print(f"Decision page, with the pictures: {result.page}", soft_wrap=True, markup=False)
+    console.print(f"{result.decision} {result.decision.next_step()}", markup=False)
     finish(result, record)
 
 

@@ -181,8 +181,9 @@ def _run_steps(
             suitability = check_suitability(used, lab, ingested.digest, settings)
         if suitability is not None and suitability.suited:
             message = (
-                f"Version {used.version}, in production, already suits {lab}: {suitability}. It was not adapted; to "
-                f"adapt anyway: microseg onboard {incoming.folder} --set onboarding.adapt_when_suited=true"
+                f"Version {used.version}, in production, already suits {lab}, so nothing needs to be done: "
+                f"{suitability}. To adapt it anyway: "
+                f"microseg onboard {incoming.folder} --set onboarding.adapt_when_suited=true"
             )
             attempt(create_markdown_artifact, f"# {lab}: already suited\n\n{message}", key="decision")
             payload = {"lab": lab, "version": used.version, "message": message}

@@ -23,7 +23,7 @@ from flows.validate_promotion import apply_pending_changes, check_version, judge
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import RegistryError
-from microseg.registry.decision import ACCEPTED, MET, NEEDS_REVIEW, NOT_EVALUATED, Decision, RuleResult
+from microseg.registry.decision import ACCEPTED, MET, NOT_EVALUATED, Decision, RuleResult
 from microseg.registry.production import AuditInfo, Outcome
 from microseg.registry.version import CANDIDATE, ModelVersion, production_of
 
@@ -144,14 +144,7 @@ def command(
         console.print(f"  {line.removeprefix('- ')}", markup=False)
     finish(decision, record)
     if not decision.promoted:
-        current = decision.production_version
-        now = f"version {current} stays in production" if current else "no version is in production"
-        if decision.verdict == NEEDS_REVIEW:
-            raise RegistryError(
-                f"{decision} {now.capitalize()}. Compare both on the page of version {decision.version} in MLflow; if "
-                f"it is better: microseg promote {decision.version} --override REASON"
-            )
-        raise RegistryError(f"The gate refused version {decision.version}; {now}.")
+        raise RegistryError(f"{decision} {decision.next_step(lab)}")
     console.print(
         f"Version {decision.version} is in production{f' for {lab}' if lab else ''}. Next: microseg segment FOLDER"
     )

@@ -339,7 +339,6 @@ def command(
         ("images", "done", "skipped", "failed", "seconds"),
         [(result.images, result.done, result.skipped, result.failed, round(result.seconds, 1))],
     )
-    console.print(f"Outputs: {result.out}  (overview: index.html)")
     if result.left_out:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(result.left_out.items())[:10])
         more = f" … all are listed in {result.record}" if len(result.left_out) > 10 else ""
@@ -365,6 +364,7 @@ def command(
             f"[{color}]{result.ood.out_of_distribution} of {result.ood.images} images are out of distribution "
             f"(median score {result.ood.median_score:.2f}; limit of an image: 1).{advice}[/]"
         )
+    console.print(f"Next: open {result.out / 'index.html'} in a browser", soft_wrap=True, markup=False)
     finish(result, record)
     if result.failed:
         raise DataError(f"{result.failed} of {result.images} images could not be segmented: see {result.failures}.")

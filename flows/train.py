@@ -141,11 +141,14 @@ def command(
     result = train(tuple(labs), tuple(changes or ()))
     show_table(f"Version {result.version}", ("lab", "Dice, held-out"), list(result.dice.items()))
     if result.decision is None:
-        console.print(f"Another version is in production; promote this one with: microseg promote {result.version}")
+        console.print(f"Another version is in production. Next: microseg promote {result.version}")
     else:
-        console.print("In production." if result.decision.promoted else "Not in production.")
         for line in result.decision.markdown():
             console.print(f"  {line.removeprefix('- ')}", markup=False)
+        if result.decision.promoted:
+            console.print(f"Version {result.version} is in production. Next: microseg segment FOLDER")
+        else:
+            console.print(f"{result.decision} {result.decision.next_step()}", markup=False)
     finish(result, record)
 
 

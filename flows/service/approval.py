@@ -18,7 +18,7 @@ from flows.service.notifications import notify_people
 from flows.telemetry import attempt
 from microseg.config.settings import Settings
 from microseg.datasets.onboarding import Onboarding
-from microseg.registry.decision import NEEDS_REVIEW, Decision
+from microseg.registry.decision import NEEDS_REVIEW, REFUSED, Decision
 from microseg.registry.version import ModelVersion, production_of
 
 __all__ = ["Approval", "awaits_approval", "request_approval"]
@@ -70,7 +70,9 @@ def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Set
         if decided.verdict != NEEDS_REVIEW:
             result = "is in production" if decided.promoted else "stays a candidate"
             rules = " ".join(rule.message for rule in decided.rules)
-            return f"Version {candidate.version} {result}, by the decision of the gate. {rules}"
+            step = "" if decided.promoted else f" {decided.next_step(scope)}"
+            return f"Version {candidate.version} {result}, by the decision of the gate. {rules}{step}"
+    refused = decision is not None and decision.verdict == REFUSED
     gate = str(decision) if decision else "The gate was not evaluated on it."
     if decision and decision.verdict == NEEDS_REVIEW:
         gate = " ".join((gate, *decision.reasons))
@@ -85,9 +87,10 @@ def _request(candidate: ModelVersion, scope: str | None, lab: str, settings: Set
         notify_people(settings, title, what, identity=f"{candidate.uri}#{candidate.run_id}")
     if approval != "mlflow" and deployment.id is not None:
         return _ask_in_prefect(candidate, scope, gate, changes)
+    nothing = "Nothing needs to be done; to promote it all the same" if refused else "To promote it"
     return (
-        f"Version {candidate.version} is the candidate for {lab}. {gate} Compare it with production in MLflow, and set "
-        f"the alias {production_of(scope)} on it to promote it."
+        f"Version {candidate.version} is the candidate for {lab}. {gate} {nothing}, compare it with production on its "
+        f"decision page, and set the alias {production_of(scope)} on it in MLflow."
     )
 
 

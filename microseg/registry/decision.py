@@ -100,6 +100,23 @@ class Decision:
             return f"The gate cannot tell whether it {better}: a person must look."
         return f"The gate {self.verdict} it {'as a first version' if number is None else f'against version {number}'}."
 
+    def next_step(self, lab: str | None = None) -> str:
+        """What a person at the command line does next, in one sentence.
+
+        Args:
+            lab: Lab for whose images alone the version would be promoted; None for all labs.
+        """
+        command, old = f"microseg promote {self.version}{f' --lab {lab}' if lab else ''}", self.production_version
+        if self.promoted:
+            return f"Next: {command}"
+        stays = f"version {old} stays in production" if old else "no version is in production"
+        if self.verdict == REFUSED:
+            return f"Nothing needs to be done: {stays}; to promote it all the same: {command} --override REASON"
+        return (
+            f"Next: look at both versions on the decision page; if version {self.version} is better: {command} "
+            f"--override REASON; otherwise nothing needs to be done: {stays}."
+        )
+
     def markdown(self) -> Iterator[str]:
         """A list item for each rule."""
         yield from (f"- {_MARKS[result.outcome]} {markdown(result.message)}" for result in self.rules)

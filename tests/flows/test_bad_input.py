@@ -168,7 +168,8 @@ def test_a_refused_promotion_ends_with_an_error(copied: Any, run: Run, tmp_path:
     result = run(promote.command, "2", "--set", "gate.min_criterion_gain=1.0", "--record", record)
     assert_rejected(
         result,
-        "The gate refused version 2; version 1 stays in production.",
+        "The gate refused it against version 1. Nothing needs to be done: version 1 stays in production; to promote it "
+        "all the same: microseg promote 2 --override REASON",
         "On the target lab augmentation consistency is",
     )
     assert '"verdict": "refused"' in record.read_text()

@@ -133,9 +133,9 @@ def test_lab_that_production_suits_is_not_adapted_to_by_itself(
     """Version 2, in production, was adapted to lab_b, which lab_c is like."""
     state = onboarded(lab_c, *SUITED)
     assert state.is_completed(), state.message
-    assert state.message.startswith("Version 2, in production, already suits lab_c: 0 of 6 images are out of"), (
-        state.message
-    )
+    assert state.message.startswith(
+        "Version 2, in production, already suits lab_c, so nothing needs to be done: 0 of 6 images"
+    ), state.message
     assert f"microseg onboard {lab_c} --set onboarding.adapt_when_suited=true" in state.message
     assert len(copied.registry.versions.all()) == 2
     stored = open_workspace(load_settings()).onboarding.read("lab_c")
@@ -196,7 +196,7 @@ def test_person_is_asked_where_the_gate_cannot_tell(copied: Any, lab_c: Path, ev
     text = "The gate cannot tell whether it is better than version 2: a person must look. The candidate marks "
     assert state.is_completed()
     assert state.message.startswith(f"Version 3 is the candidate for lab_c. {text}"), state.message
-    assert state.message.endswith("set the alias production on it to promote it.")
+    assert state.message.endswith("and set the alias production on it in MLflow.")
     assert copied.aliases == {"production": 2, "previous": 1, "candidate-lab_c": 3}
     assert [event[0] for event in events] == ["microseg.review.requested"]
     [lab] = [lab for lab in read_status(load_settings()).labs if lab.lab == "lab_c"]

@@ -79,7 +79,8 @@ def test_who_decides(monkeypatch: pytest.MonkeyPatch, approval: str, verdict: st
         assert (CANNOT_TELL in desk.asked[0]) == cannot_tell
     else:
         assert message.startswith("Version 3 is the candidate for lab_c. The gate ")
-        assert message.endswith("set the alias production on it to promote it.")
+        assert message.endswith("and set the alias production on it in MLflow.")
+        assert ("Nothing needs to be done" in message) == (verdict == REFUSED)
         assert (CANNOT_TELL in message) == cannot_tell
         assert desk.promoted == []
 

@@ -57,6 +57,29 @@ def test_text(decision: Decision, text: str) -> None:
     assert str(decision) == text
 
 
+@pytest.mark.parametrize(
+    ("decision", "lab", "text"),
+    [
+        (Decision(ACCEPTED, (KEPT,), 2, 1), None, "Next: microseg promote 2"),
+        (Decision(ACCEPTED, (KEPT,), 2, 1), "lab_b", "Next: microseg promote 2 --lab lab_b"),
+        (
+            Decision(REFUSED, (LOST,), 2, 1),
+            "lab_b",
+            "Nothing needs to be done: version 1 stays in production; to promote it all the same: microseg promote 2 "
+            "--lab lab_b --override REASON",
+        ),
+        (
+            Decision(NEEDS_REVIEW, (FAR,), 2),
+            None,
+            "Next: look at both versions on the decision page; if version 2 is better: microseg promote 2 --override "
+            "REASON; otherwise nothing needs to be done: no version is in production.",
+        ),
+    ],
+)
+def test_next_step(decision: Decision, lab: str | None, text: str) -> None:
+    assert decision.next_step(lab) == text
+
+
 def test_version_without_decision(registry: Registry) -> None:
     assert Decision.from_tags(registry.versions.find(1)) is None
     registry.versions.set_tags(1, {"gate": "something else"})
