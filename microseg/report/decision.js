@@ -196,9 +196,17 @@
   }
   const reveal = (hash) => {
     const target = hash.length > 1 && document.getElementById(hash.slice(1));
-    if (target && target.closest("figure[hidden]")) { showAll(); target.scrollIntoView(); }
+    if (!target) return;
+    if (target.closest("figure[hidden]")) showAll();
+    if (target.tagName === "DETAILS") target.open = true;
+    target.tabIndex = -1;
+    target.focus();
+    target.scrollIntoView();
   };
-  document.addEventListener("click", (event) => { const link = event.target.closest('a[href^="#"]'); if (link) reveal(link.getAttribute("href")); });
+  document.addEventListener("click", (event) => { // a frame in MLflow does not follow such links by itself
+    const link = event.target.closest('a[href^="#"]');
+    if (link) { event.preventDefault(); reveal(link.getAttribute("href")); }
+  });
   reveal(location.hash);
 
   let running = false;

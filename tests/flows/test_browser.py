@@ -105,6 +105,8 @@ def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: C
 
     # its link opens the decision page among the artifacts of the run, in a frame without access to MLflow
     element(browser, "a", "Decision page").click()
+    until(lambda: len(browser.window_handles) == 2, "the tab of the decision page")
+    browser.switch_to.window(browser.window_handles[1])
     until(lambda: "/artifacts/evaluation/decision.html" in browser.current_url, "the page of the artifact")
     frame = element(browser, "iframe")
     assert frame.get_attribute("sandbox") == "allow-scripts"
@@ -119,6 +121,8 @@ def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: C
     assert zoom.text != before
     element(browser, "button", "Whole picture").click()
     assert zoom.text == before
+    element(browser, "nav a", "All numbers").click()
+    until(lambda: browser.execute_script("return scrollY > 500"), "the numbers of the decision page")
     browser.switch_to.default_content()
 
     # set the alias, as a person does

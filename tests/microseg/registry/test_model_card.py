@@ -104,7 +104,7 @@ def test_sections_and_their_content() -> None:
     assert "| lab_b | target | DAB-H \\| blue | 40 | 0 | `bbbb.dir` |" in card  # a bar must not end the cell
     assert "- adapt.steps: 240\n- seed: 0" in card
     assert "mlflow.user" not in card
-    assert "| | this version | version 3 (production) |" in card
+    assert "| | &emsp;this version | &emsp;version 3 (production) |" in card
     assert "| lab_a, held-out: Dice | 0.840 | 0.830 |" in card
     assert "| Target lab: augmentation consistency | 0.910 | 0.720 |" in card
     assert "| Target lab: prediction entropy | 0.120 | 0.120 |" in card
