@@ -38,7 +38,7 @@ from microseg.files import atomic_write
 
 __all__ = ["SECTIONS", "main"]
 
-SECTIONS = {"correctness": 0.12, "inference": 0.25, "training": 0.12, "adaptation": 0.4, "compilation": 0.11}
+SECTIONS = {"correctness": 0.12, "inference": 0.3, "training": 0.2, "adaptation": 0.27, "compilation": 0.11}
 """Share of the time of each section; a section that needs less leaves it to the later ones."""
 _DATA_SECONDS = 120  # at most
 _GRACE = 1.5  # factor of a section's time after which it is ended

@@ -33,7 +33,7 @@ from microseg.slides.images import read_image
 __all__ = ["run"]
 
 _MM2 = MPP**2  # square millimeters of a megapixel
-_BARE = ((640, 16), (1024, 8), (2048, 4))  # tile and batch
+_BARE = ((1024, 8), (2048, 4))  # tile and batch
 _AHEAD = 64  # images in flight in memory
 _WANTED_LABELS, _WANTED_ALL = 600, 200  # megapixels a second on one H100 with 16 cores
 
@@ -49,10 +49,10 @@ def run(setup: Setup, results: Results) -> None:
     engine = Engine(model, device=setup.device)
     steps: dict[str, Callable[[], None]] = {
         "bare": lambda: _bare(setup, results, model, 2 * share),
-        "memory": lambda: _in_memory(setup, results, engine, 1.5 * share),
         "labels": lambda: _from_files(setup, results, engine, "labels", ("labels",), 2 * share),
         "all outputs": lambda: _from_files(setup, results, engine, "all outputs", OUTPUTS, 2 * share),
         "slide": lambda: _from_slide(setup, results, engine, 2 * share),
+        "memory": lambda: _in_memory(setup, results, engine, 1.5 * share),
         "reading": lambda: _reading(setup, results, 0.5 * share),
         "monai": lambda: _monai(setup, results, model, 2 * share),
     }
@@ -262,6 +262,6 @@ def _count(seconds_of: Callable[[int], float], seconds: float, setup: Setup) -> 
     """Number of images that take about that many seconds."""
     if setup.quick:
         return 2
-    seconds_of(32)  # warms up
+    seconds_of(192)  # starts all processes, and warms up
     rate = 64 / seconds_of(64)
     return int(min(4096, max(64, rate * seconds)))
