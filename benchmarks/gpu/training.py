@@ -4,7 +4,6 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -135,11 +134,7 @@ def _bare(setup: Setup, batch: int, crop: int, seconds: float, *, complete: bool
             step()
 
     many = 1 if setup.quick else 20
-    before: Any = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = setup.on_gpu
-    try:
-        rates = [many / one for one in repeat(steps, setup, seconds=seconds)]
-    finally:
-        torch.backends.cudnn.benchmark = before
+    # cuDNN's search for its fastest algorithms, which takes more than half a minute, is left to long trainings
+    rates = [many / one for one in repeat(steps, setup, seconds=seconds)]
     assert all(math.isfinite(rate) for rate in rates)
     return rates

@@ -375,7 +375,9 @@ class _Fit:
 
 @contextmanager
 def _fastest_convolutions(enabled: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms for each new shape and keep the fastest, which takes many seconds at the start.
+    """Let cuDNN try its algorithms for each new shape and keep the fastest.
+
+    It took more than half a minute on an H100.
 
     Not in evaluations, where each image may have another shape.
     """
