@@ -34,7 +34,7 @@ _WAIT = 6.0  # wall time over processor time
 # threads reserve addresses, which count as memory
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS"), "1")
 _ONE_THREAD["MALLOC_ARENA_MAX"] = "2"
-_MOST_IDLE = 8  # child processes that wait for the next call
+_MOST_IDLE = max(8, 2 * (os.cpu_count() or 1))  # child processes that wait for the next call
 _LOG_LINES, _LOG_SECONDS = 20, 60.0
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ __all__ = ["PIECE", "ObjectFinder", "label_objects"]
 _CONTEXT = 2  # rows above and below a piece, which its perimeters depend on
 _LARGEST_OUTLINE = 2**16  # points of the outline of an object of a slide, above which it is cut into parts
 
-PIECE = 2**18
+PIECE = 2**20
 """Pixels of a piece of a strip of a slide."""
 
 Rows = npt.NDArray[np.uint8]
