@@ -22,6 +22,8 @@ __all__ = [
 _FOLDS = 4
 _RIDGE = 1e-2
 _SMOOTHING = 3.0  # pixels
+_SAMPLE = 2**18  # pixels of an image that the explained variance is computed of
+_ROWS = 256  # of an image that are processed at once
 _STAIN_RIDGE = 1e-3
 
 
@@ -37,8 +39,11 @@ def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
     Returns:
         0 if every pixel is certain, 1 if all classes are equally probable everywhere.
     """
-    p = probabilities.astype(np.float64)
-    return float(-(p * np.log(p + 1e-12)).sum(0).mean() / np.log(len(p)))
+    total = 0.0
+    for top in range(0, probabilities.shape[1], _ROWS):
+        p = probabilities[:, top : top + _ROWS].astype(np.float64)
+        total -= float((p * np.log(p + 1e-12)).sum())
+    return total / probabilities[0].size / float(np.log(len(probabilities)))
 
 
 def cohen_kappa(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], classes: int) -> float:
@@ -92,10 +97,10 @@ def stain_explained_variance(
     """Return the fraction of the mask's variance that is explained by a linear function of the stain.
 
     Tissue compartments take up stain differently, so a mask that follows them is explained better than one that does
-    not. The features are the optical density of each channel, unchanged and smoothed. Gray and fluorescent images have
-    no stain: there, the features are the intensity, unchanged and smoothed, and its local standard deviation. The
-    result is the mean of two regressions: on these values, and on their ranks, which are robust to a few very dark
-    pixels.
+    not. It is computed of at most 262,144 pixels, spread evenly. The features are the optical density of each channel,
+    unchanged and smoothed. Gray and fluorescent images have no stain: there, the features are the intensity, unchanged
+    and smoothed, and its local standard deviation. The result is the mean of two regressions: on these values, and on
+    their ranks, which are robust to a few very dark pixels.
 
     Args:
         image: RGB image.
@@ -115,9 +120,14 @@ def stain_explained_variance(
     counted = mask < classes
     if not counted.any():
         return 0.0
-    features = _appearance(image, modality)[counted].astype(np.float64)  # (N, D)
+    where = np.flatnonzero(counted)
+    if len(where) > _SAMPLE:
+        where = where[np.linspace(0, len(where) - 1, _SAMPLE).astype(np.int64)]
+    appearance = _appearance(image, modality)
+    features = appearance.reshape(-1, appearance.shape[2])[where].astype(np.float64)  # (N, D)
+    del appearance
     ranks = rankdata(features, axis=0)  # (N, D)
-    indicators = (mask[counted][:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
+    indicators = (mask.ravel()[where][:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
     return 0.5 * (_explained(features, indicators) + _explained(ranks, indicators))
 
 

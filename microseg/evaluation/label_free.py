@@ -32,6 +32,7 @@ __all__ = [
 
 _REFERENCE_IMAGES = 200  # largest number of images of a lab in a reference distribution
 _JITTER = 0.6  # strength of the color changes
+_LARGEST, _WINDOW, _POSITIONS = 4_000_000, 1024, (0.25, 0.75)  # pixels; side; places within the free range
 _MODALITY_IMAGES = 8  # that state what the images of a lab are
 
 
@@ -67,7 +68,7 @@ def label_free_scores(
     *,
     views: int = 2,
 ) -> dict[str, float]:
-    """Measure label-free criteria, mean over images.
+    """Measure label-free criteria, mean over images; an image above 4 megapixels counts with four windows of 1024².
 
     Args:
         segment: Computes the class probabilities of an image.
@@ -87,18 +88,21 @@ def label_free_scores(
     rows = []
     modality = lab_modality(read_source(it.image) for it in images[:: -(-len(images) // _MODALITY_IMAGES) or 1])
     for number, target in enumerate(images):
-        image = read_source(target.image)
-        probabilities = segment(image, target.mpp)
-        mask = probabilities.argmax(0).astype(np.uint8)
-        row = {
-            "stain_explained_variance": stain_explained_variance(image, mask, classes, modality),
-            "entropy": prediction_entropy(probabilities),
-            "foreground_share": 1 - float(class_shares(mask, classes)[0]),
-        }
-        if views:
-            augmented = augmented_views(image, number, views, modality)
-            predictions = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
-            row["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in predictions])
+        parts = []
+        for image in _windows(read_source(target.image)):
+            probabilities = segment(image, target.mpp)
+            mask = probabilities.argmax(0).astype(np.uint8)
+            part = {
+                "stain_explained_variance": stain_explained_variance(image, mask, classes, modality),
+                "entropy": prediction_entropy(probabilities),
+                "foreground_share": 1 - float(class_shares(mask, classes)[0]),
+            }
+            if views:
+                augmented = augmented_views(image, number, views, modality)
+                masks = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
+                part["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in masks])
+            parts.append(part)
+        row = {name: _mean([part[name] for part in parts]) for name in parts[0]}
         rows.append(row)
         on_entropy(target.name, row["entropy"])
         on_image(target.name)
@@ -107,6 +111,19 @@ def label_free_scores(
     scores = {name: _mean([row[name] for row in rows]) for name in names}
     collapsed = views and rows and np.isnan(scores["augmentation_consistency"])
     return scores | ({"augmentation_consistency": 0.0} if collapsed else {})
+
+
+def _windows(image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    """The image, or windows of a large one, in the middle of its quarters."""
+    height, width = image.shape[:2]
+    if height * width <= _LARGEST:
+        return [image]
+    rows, columns = min(height, _WINDOW), min(width, _WINDOW)
+    return [
+        np.ascontiguousarray(image[top : top + rows, left : left + columns])
+        for top in sorted({int(share * (height - rows)) for share in _POSITIONS})
+        for left in sorted({int(share * (width - columns)) for share in _POSITIONS})
+    ]
 
 
 def expected_foreground_share(labs: Sequence[LabDataset]) -> float:

@@ -195,3 +195,14 @@ def test_intensity_and_texture_explain_a_mask_of_an_image_without_stain(modality
     assert stain_explained_variance(image, true, 2) < 0.4
     assert stain_explained_variance(halves(), true, 2, modality) > 0.85
     assert stain_explained_variance(image, np.ascontiguousarray(true.T), 2, modality) < 0.05
+
+
+def test_explained_variance_of_a_large_image_is_that_of_a_sample_of_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.repeat(np.repeat(rng.random((30, 40)) < 0.4, 10, 0), 10, 1).astype(np.uint8)
+    image = np.clip(220 - 90 * mask[..., None] + rng.normal(0, 45, (*mask.shape, 3)), 0, 255).astype(np.uint8)
+    whole = stain_explained_variance(image, mask, 2)
+    monkeypatch.setattr(criteria, "_SAMPLE", 20_000)  # of 120,000
+    assert 0.3 < whole < 0.95
+    assert stain_explained_variance(image, mask, 2) == pytest.approx(whole, abs=0.01)
+    assert stain_explained_variance(image, mask, 2) == stain_explained_variance(image, mask, 2)

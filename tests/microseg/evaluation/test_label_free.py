@@ -8,6 +8,7 @@ import pytest
 
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset
+from microseg.evaluation import label_free
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
 from microseg.slides.images import write_png
 
@@ -131,3 +132,23 @@ def test_views_of_a_gray_image_are_gray(target: Callable[..., TargetImage], blob
     assert len(seen) == 3
     assert all(np.ptp(view, axis=2).max() == 0 for view in seen)
     assert np.abs(np.rot90(seen[1], -1).astype(int) - blob).mean() > 1
+
+
+def test_large_image_counts_with_windows_of_it(
+    target: Callable[..., TargetImage], blob: Image8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def segment(image: Image8, mpp: float | None) -> npt.NDArray[np.float32]:
+        seen.append(image.shape)
+        return dark(image, mpp)
+
+    large = np.tile(blob, (5, 6, 1))  # 200 x 360
+    whole = label_free_scores(segment, [target(large)], 2)
+    monkeypatch.setattr(label_free, "_LARGEST", 200 * 200)
+    monkeypatch.setattr(label_free, "_WINDOW", 120)
+    seen.clear()
+    windows = label_free_scores(segment, [target(large)], 2)
+    assert seen == 12 * [(120, 120, 3)]  # four windows, and two views of each
+    for name, value in whole.items():
+        assert windows[name] == pytest.approx(value, abs=0.05), name
