@@ -43,7 +43,7 @@ def prediction_entropy(probabilities: npt.NDArray[np.float32]) -> float:
     for top in range(0, probabilities.shape[1], _ROWS):
         p = probabilities[:, top : top + _ROWS].astype(np.float64)
         total -= float((p * np.log(p + 1e-12)).sum())
-    return total / probabilities[0].size / float(np.log(len(probabilities)))
+    return float(total / probabilities[0].size / np.log(len(probabilities)))
 
 
 def cohen_kappa(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], classes: int) -> float:
