@@ -134,7 +134,8 @@ class FitSettings(Section):
     checkpoint_every: PositiveInt = 50
     """Steps between two checkpoints."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that read and crop images ahead of the training; ``auto`` for one on each core, 0 for none."""
+    """Processes that read and crop images ahead of the training, 0 for none; ``auto``: one on each core, at most 8,
+    for a GPU, and at most one where the CPU computes."""
     log_every: PositiveInt = 10
     """Steps between two readings of the losses from a GPU, which waits meanwhile; on a CPU they are read each step."""
     compile: bool = False

@@ -214,8 +214,12 @@ def _apply(matrix: torch.Tensor, offset: torch.Tensor, density: torch.Tensor) ->
     if density.device.type == "cpu":
         mapped = torch.einsum("bij,bjhw->bihw", matrix, density)
     else:  # a matrix product would be computed in TF32, with three digits
-        mapped = (matrix[:, :, :, None, None] * density[:, None]).sum(2)
+        mapped = _map_elementwise(matrix, density)
     return mapped + offset[:, :, None, None]
+
+
+def _map_elementwise(matrix: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
+    return (matrix[:, :, :, None, None] * density[:, None]).sum(2)
 
 
 def _matrix_power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:

@@ -93,7 +93,8 @@ def worker_count(workers: int | Literal["auto"], *, device: torch.device, proces
     """Number of processes that draw batches.
 
     Args:
-        workers: The setting; ``auto`` for one on each core that is available, at most 8.
+        workers: The setting; ``auto`` for one on each core that is available, at most 8, where a GPU computes. Where
+            the CPU computes, it needs the cores itself: one from four cores on, none below.
         device: Device of the training.
         processes: Processes of the training on this machine, which share its cores.
     """
@@ -101,8 +102,8 @@ def worker_count(workers: int | Literal["auto"], *, device: torch.device, proces
         return workers
     if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 0  # forks are not safe elsewhere, and not allowed to such a process
-    del device
-    return min(_MOST, available_cores() // processes)
+    cores = available_cores() // processes
+    return int(cores >= 4) if device.type == "cpu" else min(_MOST, cores)
 
 
 def available_cores() -> int:

@@ -5,8 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from microseg.training.color_augmentation import ColorStatistics, color_statistics, jitter_color, transfer_color
+from microseg.training import color_augmentation
+from microseg.training.color_augmentation import (
+    ColorStatistics,
+    apply_jitter,
+    color_statistics,
+    draw_jitter,
+    jitter_color,
+    transfer_color,
+)
 
 
 def pictures(seed: int, count: int = 2, side: int = 24, low: float = 0.35, high: float = 0.75) -> torch.Tensor:
@@ -92,6 +101,44 @@ def test_images_of_one_color_can_be_transferred(flat: float) -> None:
 def test_jitter_of_strength_0_keeps_the_images() -> None:
     images = pictures(0, low=0.0, high=1.0)
     assert torch.equal(jitter_color(images, 0.0, torch.Generator().manual_seed(0)), images)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), strength=st.floats(0.01, 3.0))
+def test_jitter_equals_its_formula_in_numpy(seed: int, strength: float) -> None:
+    """On the numbers that were drawn, image by image, in float64."""
+    images, generator = pictures(seed, low=0.0, high=1.0), torch.Generator().manual_seed(seed)
+    jitter = draw_jitter(len(images), strength, generator)
+    assert jitter is not None
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed + 1))
+    got = apply_jitter(images, jitter, torch.Generator().manual_seed(seed + 1))
+    for index, image in enumerate(images.double().numpy()):
+        matrix, offset, gamma, sigma, level = (number[index].double().numpy() for number in jitter)
+        density = -np.log(image * 255 / 256 + 1 / 256)
+        density = np.einsum("ij,jhw->ihw", matrix, density) + offset[:, None, None]
+        changed = np.clip((np.exp(-density) - 1 / 256) * 256 / 255, 0, 1) ** gamma
+        if sigma > 0:
+            kernel = np.exp(-0.5 * (np.arange(-4, 5) / max(sigma, 1e-3)) ** 2)
+            for axis in (1, 2):
+                changed = ndimage.correlate1d(changed, kernel / kernel.sum(), axis, mode="nearest")
+        expected = np.clip(changed + level * noise[index].numpy(), 0, 1)
+        np.testing.assert_allclose(got[index], expected, atol=1e-4)
+
+
+def test_images_that_are_not_blurred_are_blurred_alike_where_all_are() -> None:
+    """A GPU blurs every image, with sigma 0 where it has none."""
+    images, sigma = pictures(0, count=4), torch.tensor([0.0, 0.6, 1.4, 1e-3])
+    torch.testing.assert_close(color_augmentation._blur_all(images, sigma), color_augmentation._blur(images, sigma))
+    assert torch.equal(color_augmentation._blur_all(images, sigma)[0], images[0])
+
+
+def test_densities_are_mapped_alike_on_a_gpu() -> None:
+    """Without a matrix product there, which would be in TF32."""
+    jitter = draw_jitter(2, 0.7, torch.Generator().manual_seed(0))
+    assert jitter is not None
+    density = pictures(1)
+    elementwise = color_augmentation._map_elementwise(jitter.matrix, density)
+    torch.testing.assert_close(elementwise, torch.einsum("bij,bjhw->bihw", jitter.matrix, density))
 
 
 @settings(max_examples=25, deadline=None)

@@ -117,6 +117,9 @@ def test_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count("auto", device=cuda) == 6
     assert worker_count("auto", device=cuda, processes=2) == 3
     assert worker_count(0, device=cuda) == 0
+    assert worker_count("auto", device=torch.device("cpu")) == 1
+    assert worker_count("auto", device=torch.device("cpu"), processes=2) == 0
+    assert worker_count(2, device=torch.device("cpu")) == 2
     assert worker_count(40, device=cuda) == 40
     monkeypatch.setattr(loading, "available_cores", lambda: 128)
     assert worker_count("auto", device=cuda) == 8

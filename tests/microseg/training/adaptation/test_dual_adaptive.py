@@ -180,6 +180,19 @@ def test_source_crops_keep_masks_and_take_target_colors(dual_adaptive: Make, sou
         assert float((original - image).abs().max()) > 0.02
 
 
+def test_maps_of_the_colors_transfer_these_colors(dual_adaptive: Make) -> None:
+    """Those of a batch, computed where the crops are drawn, equal the transfer of the whole crops."""
+    method, images = dual_adaptive(), torch.randint(30, 220, (8, 3, 16, 16), dtype=torch.uint8)
+    colors = method.draw_colors(images, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    picks = torch.randint(len(method.colors.mean), (8,), generator=generator)
+    amount = torch.rand(8, generator=generator)
+    amount = amount * (torch.rand(8, generator=generator) < 0.5)
+    assert 0 < int((amount > 0).sum()) < 8
+    expected = transfer_color(images.float() / 255, method.colors[picks], amount)
+    torch.testing.assert_close(method.recolor(images.float() / 255, colors, generator), expected, atol=1e-5, rtol=0)
+
+
 def test_source_crops_are_also_at_the_target_scale(dual_adaptive: Make, target_lab: TargetLab) -> None:
     def zooms(zoom: float) -> list[float]:
         shift = DomainShift(zoom, target_lab.shift.statistics, target_lab.shift.zoomed_statistics)
