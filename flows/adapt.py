@@ -62,7 +62,6 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                     fabric=make_fabric(
                         params.device,
                         devices=params.devices,
-                        nodes=params.nodes,
                         precision=params.precision,
                         timeout_minutes=params.timeout_minutes,
                     ),

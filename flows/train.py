@@ -65,7 +65,6 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 fabric=make_fabric(
                     params.device,
                     devices=params.devices,
-                    nodes=params.nodes,
                     precision=params.precision,
                     timeout_minutes=params.timeout_minutes,
                 ),

@@ -27,7 +27,7 @@ from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, 
 from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
 from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.sampling import CropSampler, cut_windows
-from microseg.errors import LabError
+from microseg.errors import LabError, SettingsError
 from microseg.files import file_sha256
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network, save_network, weights_digest
@@ -172,9 +172,15 @@ def adapt(
         LabError: The source labs have no labels, the target labs no images, or classes differ; or source labs are given
             although ``settings.source`` is ``none``, or the method needs some.
         PluginError: No adaptation method has that name.
+        SettingsError: The processes are on several machines.
     """
     start = time.monotonic()
     folder, settings, fabric = Path(folder), settings or AdaptSettings(), fabric or make_fabric()
+    if (nodes := getattr(fabric.strategy, "num_nodes", 1)) > 1:
+        raise SettingsError(
+            f"Expected one machine for an adaptation, got {nodes}: its pseudo-labels are files that one process writes "
+            "for all. Use devices for several GPUs of one machine."
+        )
     chosen = settings.method_in_use if method is None else method
     kind: type[AdaptationMethod] = (
         load_plugin("microseg.adaptation_methods", chosen) if isinstance(chosen, str) else chosen

@@ -48,8 +48,6 @@ class Params(Section):
     """Device of training and inference; ``auto`` takes a GPU where there is one."""
     devices: PositiveInt = 1
     """Processes or GPUs of one machine that share a training."""
-    nodes: PositiveInt = 1
-    """Machines that share a training; see `make_fabric`."""
     timeout_minutes: PositiveFloat = 120
     """Minutes that a process of a training waits for another one, for example for its evaluation."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"

@@ -82,8 +82,8 @@ def make_fabric(
     Args:
         device: See `resolve_device`.
         devices: Processes or GPUs on each machine.
-        nodes: Machines. Each runs the same program, started by ``torchrun``, or with ``MASTER_ADDR``, ``MASTER_PORT``
-            and its own ``NODE_RANK`` in the environment.
+        nodes: Machines. Each runs the same program, a call of `train`, started by ``torchrun``, or with
+            ``MASTER_ADDR``, ``MASTER_PORT`` and its own ``NODE_RANK`` in the environment.
         precision: See `resolve_precision`.
         timeout_minutes: Minutes that a process waits for another one, for example for an evaluation, which one
             process does for all.

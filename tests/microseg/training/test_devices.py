@@ -1,4 +1,9 @@
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,7 @@ from microseg.config.params import AdaptSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
-from microseg.training.devices import Progress, launch, make_fabric, resolve_device
+from microseg.training.devices import Progress, launch, make_fabric, resolve_device, resolve_precision
 
 Reports = list[tuple[str, int, Mapping[str, float]]]
 
@@ -126,3 +131,75 @@ def test_two_processes_adapt_one_network(
     for (_, _, values), (_, _, others) in zip(reports, again, strict=True):
         assert others == pytest.approx(values, rel=1e-6)
     torch.testing.assert_close(same, weights)
+
+
+def test_machines_must_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "NODE_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match=r"nodes=2 to be started by torchrun.* or set nodes to 1"):
+        make_fabric("cpu", nodes=2)
+
+
+def test_precision_auto_is_bfloat16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((9, 0), "bf16-mixed"), ((8, 0), "bf16-mixed"), ((7, 5), "32-true")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, it=capability: it)
+        assert resolve_precision("auto", "cuda") == expected
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("auto", "mps") == "32-true"
+    assert resolve_precision("16-mixed", "cuda") == "16-mixed"
+
+
+def test_waits_for_other_processes_as_long_as_set() -> None:
+    assert make_fabric("cpu", devices=2).strategy._timeout == timedelta(hours=2)
+    assert make_fabric("cpu", devices=2, timeout_minutes=7).strategy._timeout == timedelta(minutes=7)
+
+
+NODE = """
+import sys
+from pathlib import Path
+from microseg.api.training import train
+from microseg.config.params import NetworkSettings, TrainSettings
+from microseg.datasets.dataset import open_lab_dataset
+from microseg.training.devices import make_fabric
+
+if __name__ == "__main__":
+    tiny = NetworkSettings(encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4, weights=None)
+    settings = TrainSettings(steps=3, batch_size=2, crop_size=32, evaluate_every=2, workers=1)
+    result = train(
+        [open_lab_dataset(Path(sys.argv[1]))], tiny, settings, folder=sys.argv[2], fabric=make_fabric("cpu", nodes=2)
+    )
+    print(result.steps, result.best_step)
+"""
+
+
+@pytest.mark.long
+def test_two_machines_train_one_network(labs: tuple[LabDataset, LabDataset], tmp_path: Path) -> None:
+    """Two programs on this machine, which see each other as two machines."""
+    script, folder = tmp_path / "node.py", tmp_path / "network"
+    script.write_text(NODE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = []
+    for rank in ("0", "1"):
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": rank}
+        command = [sys.executable, str(script), str(labs[0].folder), str(folder)]
+        nodes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    printed = [node.communicate(timeout=300)[0].split()[-2:] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert printed[0] == printed[1]
+    assert printed[0][0] == "3"
+    assert load_network(folder).config.classes == labs[0].metadata.classes
+
+
+def test_an_adaptation_is_of_one_machine(
+    labs: tuple[LabDataset, LabDataset],
+    tiny_network: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("NODE_RANK", "0")
+    fabric = make_fabric("cpu", nodes=2)
+    with pytest.raises(SettingsError, match="Expected one machine for an adaptation, got 2"):
+        adapt(tiny_network(), labs[:1], labs[1:], folder=tmp_path / "n", fabric=fabric)
