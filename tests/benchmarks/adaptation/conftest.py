@@ -51,7 +51,7 @@ def descend() -> Callable[..., tuple[float, float]]:
             torch.manual_seed(0)  # of dropout
             losses = method(batch, 0.5)
             assert all(torch.isfinite(value) for value in losses.values())
-            totals.append(float(losses["total"]))
+            totals.append(losses["total"].item())
             optimizer.zero_grad()
             losses["total"].backward()
             optimizer.step()

@@ -270,6 +270,23 @@ def test_files_tags_and_model_card_are_stored(registry: Registry, tmp_path: Path
     assert Path(fetch(f"{root}/model_card.md")).read_text() == "Now evaluated.\nAnd well."
 
 
+def test_attached_file_is_read_on_another_machine_and_linked(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "pictures.json").write_text("[]")
+    versions, copy = registry.versions, tmp_path / "pictures of another machine.json"
+    versions.attach(1, [tmp_path / "pictures.json"], "evaluation/0a1b")
+    assert versions.download_attachment(1, "evaluation/0a1b/pictures.json", copy)
+    assert copy.read_text() == "[]"
+    copy.unlink()
+    assert not versions.download_attachment(1, "evaluation/0a1b/other.json", copy)
+    assert not versions.download_attachment(1, "evaluation/ffff/pictures.json", copy)
+    assert not copy.exists()
+    run = versions.find(1).run_id
+    experiment = client_of(registry).get_run(run).info.experiment_id
+    link = f"#/experiments/{experiment}/runs/{run}/artifacts/evaluation/a%20b.html"
+    assert versions.file_link(1, "evaluation/a b.html") == link
+    assert versions.file_page(1, "evaluation/a b.html") is None  # there is no server
+
+
 def test_long_model_card_is_shortened_at_a_line(registry: Registry) -> None:
     card = "\n".join(f"line {number:04d}" for number in range(1000))
     registry.versions.describe(1, card)
