@@ -8,6 +8,7 @@ Child processes are reused while they are well, so a call costs a fraction of a 
 import itertools
 import logging
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -20,6 +21,9 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import ResourceLimitError
 
 __all__ = ["MEMORY", "SECONDS", "bound_log", "run_limited"]
@@ -34,6 +38,7 @@ _WAIT = 6.0  # wall time over processor time
 # threads reserve addresses, which count as memory
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS"), "1")
 _ONE_THREAD["MALLOC_ARENA_MAX"] = "2"
+_KEPT = 2**28  # bytes that a child process may keep until the next call
 _MOST_IDLE = max(8, 2 * (os.cpu_count() or 1))  # child processes that wait for the next call
 _LOG_LINES, _LOG_SECONDS = 20, 60.0
 
@@ -99,7 +104,7 @@ class _Child:
             self._pipe.send((function, args, _current_folder(), seconds, memory))
             if not self._answers(_WAIT * seconds):
                 return "stopped", f"it was not after {_WAIT * seconds:g} s"
-            kind, value = self._pipe.recv()
+            kind, value = _receive(self._pipe)
         except (EOFError, OSError):  # the process ended
             self._process.wait()
             number = -self._process.returncode
@@ -173,6 +178,32 @@ def _give_back(child: _Child) -> None:
     child.stop()
 
 
+# ---- replies, whose arrays are sent as they are: pickled with the rest, each would be copied five times
+
+
+def _send(pipe: "Connection[Any, Any]", reply: Any) -> None:
+    buffers: list[memoryview] = []
+    data = pickle.dumps(reply, 5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
+    pipe.send((data, [len(buffer) for buffer in buffers]))
+    for buffer in buffers:
+        while len(buffer):
+            buffer = buffer[os.write(pipe.fileno(), buffer) :]
+
+
+def _receive(pipe: "Connection[Any, Any]") -> Any:
+    data, lengths = pipe.recv()
+    buffers = []
+    for length in lengths:
+        buffers.append(np.empty(length, np.uint8))
+        left = memoryview(buffers[-1])
+        while len(left):
+            count = os.readv(pipe.fileno(), [left])
+            if not count:
+                raise EOFError
+            left = left[count:]
+    return pickle.loads(data, buffers=buffers)  # noqa: S301  # nosec B301 (of our own process)
+
+
 # ---- in the child process
 
 
@@ -184,6 +215,7 @@ def serve(descriptor: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
     logging.disable(logging.CRITICAL)
+    tune_allocator()
     pipe: Connection[Any, Any] = Connection(descriptor)
     while True:
         try:
@@ -191,7 +223,7 @@ def serve(descriptor: int) -> None:
         except EOFError:
             return
         except Exception as error:  # the module of the function cannot be imported
-            pipe.send(("error", [_sendable(error)]))
+            _send(pipe, ("error", [_sendable(error)]))
             continue
         _limit(seconds, memory)
         try:
@@ -204,12 +236,20 @@ def serve(descriptor: int) -> None:
             reply = "error", [_sendable(each) for each in _causes(error)]
         _limit(None, None)
         try:
-            pipe.send(reply)
+            _send(pipe, reply)
         except BrokenPipeError:
             return
         except Exception as error:  # the result cannot be sent
-            pipe.send(("error", [RuntimeError(f"{type(error).__name__}: {error}")]))
+            _send(pipe, ("error", [RuntimeError(f"{type(error).__name__}: {error}")]))
         del reply
+        if _resident() > _KEPT:
+            return_memory()
+
+
+def _resident() -> int:
+    """Memory of this process in bytes; 0 where the system does not state it."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 def _limit(seconds: float | None, memory: int | None) -> None:
@@ -238,8 +278,6 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _sendable(error: BaseException) -> BaseException:
     """The exception, or one that can be sent to the parent."""
-    import pickle
-
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  # nosec B301 (what was pickled here)
     except Exception:

@@ -18,7 +18,8 @@ from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 __all__ = ["InstanceImageWriter", "LabelImageWriter", "ProbabilitiesWriter"]
 
 _TILE = 512  # side of the largest tile in pixels
-_COMPRESSION = 5  # level of libdeflate, of 12, and of zlib, of 9
+_COMPRESSION = 5  # level of libdeflate, of 12
+_ZLIB = 3  # level of zlib, of 9
 _IN_MEMORY = 2**23  # bytes of a level's compressed tiles before they are moved to a temporary file
 _BIG_TIFF = 2**31  # bytes of pixels from which a file may exceed the 4 GB of classic TIFF
 
@@ -209,7 +210,7 @@ def _compress(tile: npt.NDArray[np.unsignedinteger]) -> bytes:
     try:
         from imagecodecs import deflate_encode
     except ImportError:
-        return zlib.compress(tile.tobytes(), _COMPRESSION)
+        return zlib.compress(tile.tobytes(), _ZLIB)
     return bytes(deflate_encode(tile.tobytes(), _COMPRESSION))
 
 
