@@ -195,7 +195,7 @@ def _receive(pipe: "Connection[Any, Any]") -> Any:
     buffers = []
     for length in lengths:
         buffers.append(np.empty(length, np.uint8))
-        left = memoryview(buffers[-1])
+        left = buffers[-1].data
         while len(left):
             count = os.readv(pipe.fileno(), [left])
             if not count:
