@@ -36,7 +36,7 @@ from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
-from microseg.training.devices import Progress, launch, make_fabric
+from microseg.training.devices import Progress, launch, make_fabric, several_programs
 from microseg.training.loop import TrainingResult, checkpoint_file, fit, remove_checkpoints
 from microseg.training.method import Supervised, TrainingMethod
 
@@ -116,13 +116,16 @@ def train(
     )
     method = Supervised(segmenter, labelled, settings)
     fingerprint = _fingerprint(Supervised, segmenter, settings, datasets, [], seed)
+    checkpoint = _own_checkpoint(folder, fingerprint)
+    if not checkpoint.exists() and not several_programs(fabric):
+        shutil.rmtree(_work_folder(folder), ignore_errors=True)  # of a training that cannot be resumed
     run = partial(
         _fit,
         method=method,
         source=datasets,
         target=[],
         folder=folder,
-        checkpoint=_own_checkpoint(folder, fingerprint),
+        checkpoint=checkpoint,
         fingerprint=fingerprint,
         keep_checkpoint=keep_checkpoint,
         elapsed=0.0,
@@ -172,14 +175,15 @@ def adapt(
         LabError: The source labs have no labels, the target labs no images, or classes differ; or source labs are given
             although ``settings.source`` is ``none``, or the method needs some.
         PluginError: No adaptation method has that name.
-        SettingsError: The processes are on several machines.
+        SettingsError: The processes are several programs, of several machines or started by torchrun.
     """
     start = time.monotonic()
     folder, settings, fabric = Path(folder), settings or AdaptSettings(), fabric or make_fabric()
-    if (nodes := getattr(fabric.strategy, "num_nodes", 1)) > 1:
+    if several_programs(fabric):
         raise SettingsError(
-            f"Expected one machine for an adaptation, got {nodes}: its pseudo-labels are files that one process writes "
-            "for all. Use devices for several GPUs of one machine."
+            "Expected an adaptation to be one program on one machine, got several machines, or processes that torchrun "
+            "started: its pseudo-labels are files that one process writes for all. Use devices for several GPUs of one "
+            "machine, without torchrun."
         )
     chosen = settings.method_in_use if method is None else method
     kind: type[AdaptationMethod] = (

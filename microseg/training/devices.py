@@ -18,7 +18,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from microseg.errors import SettingsError
 
-__all__ = ["Progress", "launch", "make_fabric", "resolve_device", "resolve_precision"]
+__all__ = ["Progress", "launch", "make_fabric", "resolve_device", "resolve_precision", "several_programs"]
 
 Result = TypeVar("Result")
 Callback = Callable[[int, Mapping[str, float]], None]
@@ -92,14 +92,17 @@ def make_fabric(
         SettingsError: The device is not available, the precision unknown, or the other machines are not known.
     """
     accelerator = resolve_device(device)
-    if nodes > 1 and not TorchElasticEnvironment.detect() and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+    external = TorchElasticEnvironment.detect()
+    if nodes > 1 and not external and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
         raise SettingsError(
             f"Expected nodes={nodes} to be started by torchrun, or with MASTER_ADDR, MASTER_PORT and NODE_RANK in the "
             "environment of each, found none of these: start them so, or set nodes to 1."
         )
     strategy: Any = "auto"
     if devices > 1 or nodes > 1:  # this process starts the others of its machine, unless torchrun did
-        strategy = DDPStrategy(start_method="spawn", timeout=timedelta(minutes=timeout_minutes))
+        strategy = DDPStrategy(
+            start_method="popen" if external else "spawn", timeout=timedelta(minutes=timeout_minutes)
+        )
     try:
         return Fabric(
             accelerator=accelerator,
@@ -117,6 +120,12 @@ def make_fabric(
 _AMPERE = 8  # compute capability, from which GPUs have bfloat16 and TF32
 
 
+def several_programs(fabric: Fabric) -> bool:
+    """Whether programs that this one did not start take part: on other machines, or started by ``torchrun``."""
+    strategy = fabric.strategy
+    return isinstance(strategy, DDPStrategy) and (strategy.num_nodes > 1 or TorchElasticEnvironment.detect())
+
+
 def launch(fabric: Fabric, function: Callable[[Fabric, Progress], Result], progress: Progress) -> Result:
     """Run a function in this process, or in as many processes as Fabric was made for.
 
@@ -128,7 +137,7 @@ def launch(fabric: Fabric, function: Callable[[Fabric, Progress], Result], progr
     Returns:
         Result of the function in the first process.
     """
-    if fabric.strategy.launcher is None:
+    if fabric.strategy.launcher is None or TorchElasticEnvironment.detect():
         fabric.launch()
         return function(fabric, progress)
     with multiprocessing.get_context("spawn").Manager() as manager:

@@ -159,9 +159,10 @@ class _Fit:
     seconds: float
 
     def __post_init__(self) -> None:
-        tune_allocator()
         self.settings = self.method.settings
         device = self.fabric.device
+        if device.type == "cpu":
+            tune_allocator()
         self.on_cuda = device.type == "cuda"
         # a GPU computes while the next steps are prepared, so long as nothing waits for its results
         self.read_every = 1 if device.type == "cpu" else self.settings.log_every

@@ -17,7 +17,7 @@ from microseg.config.params import AdaptSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
-from microseg.training.devices import Progress, launch, make_fabric, resolve_device, resolve_precision
+from microseg.training.devices import Progress, launch, make_fabric, resolve_device, resolve_precision, several_programs
 
 Reports = list[tuple[str, int, Mapping[str, float]]]
 
@@ -165,9 +165,8 @@ from microseg.training.devices import make_fabric
 if __name__ == "__main__":
     tiny = NetworkSettings(encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4, weights=None)
     settings = TrainSettings(steps=3, batch_size=2, crop_size=32, evaluate_every=2, workers=1)
-    result = train(
-        [open_lab_dataset(Path(sys.argv[1]))], tiny, settings, folder=sys.argv[2], fabric=make_fabric("cpu", nodes=2)
-    )
+    fabric = make_fabric("cpu", **eval(sys.argv[3]))
+    result = train([open_lab_dataset(Path(sys.argv[1]))], tiny, settings, folder=sys.argv[2], fabric=fabric)
     print(result.steps, result.best_step)
 """
 
@@ -183,13 +182,35 @@ def test_two_machines_train_one_network(labs: tuple[LabDataset, LabDataset], tmp
     nodes = []
     for rank in ("0", "1"):
         environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": rank}
-        command = [sys.executable, str(script), str(labs[0].folder), str(folder)]
+        command = [sys.executable, str(script), str(labs[0].folder), str(folder), "{'nodes': 2}"]
         nodes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     printed = [node.communicate(timeout=300)[0].split()[-2:] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
     assert printed[0] == printed[1]
     assert printed[0][0] == "3"
     assert load_network(folder).config.classes == labs[0].metadata.classes
+
+
+@pytest.mark.long
+def test_torchrun_trains_one_network(labs: tuple[LabDataset, LabDataset], tmp_path: Path) -> None:
+    script, folder = tmp_path / "node.py", tmp_path / "network"
+    script.write_text(NODE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    ran = subprocess.run(
+        [*command, str(labs[0].folder), str(folder), "{'devices': 2}"], capture_output=True, text=True, timeout=500
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert len(set(ran.stdout.splitlines()[-2:])) == 1
+    assert load_network(folder).config.classes == labs[0].metadata.classes
+
+
+def test_other_programs_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not several_programs(make_fabric("cpu"))
+    assert not several_programs(make_fabric("cpu", devices=2))
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)  # as torchrun does
+    assert several_programs(make_fabric("cpu", devices=2))
+    assert not several_programs(make_fabric("cpu"))
 
 
 def test_an_adaptation_is_of_one_machine(
@@ -201,5 +222,5 @@ def test_an_adaptation_is_of_one_machine(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("NODE_RANK", "0")
     fabric = make_fabric("cpu", nodes=2)
-    with pytest.raises(SettingsError, match="Expected one machine for an adaptation, got 2"):
+    with pytest.raises(SettingsError, match=r"one program on one machine.*Use devices"):
         adapt(tiny_network(), labs[:1], labs[1:], folder=tmp_path / "n", fabric=fabric)
