@@ -60,7 +60,7 @@ function microsegShow() {
   }
 
   function picture(row, file, title, link) {
-    const image = file ? element("img", { src: address(folder, "thumbnails", file), alt: `${row.title}, ${title}`, loading: "lazy" }) : null;
+    const image = file ? element("img", { src: address(folder, "thumbnails", file), alt: `${row.title}, ${title}` }) : null;
     if (image) image.style.aspectRatio = `${row.width} / ${row.height}`; // its place is kept before it is loaded
     else return element("span", { class: "none" }, title === "image" ? "The image cannot be shown." : "No overlay was written.");
     const parts = [image, element("small", {}, title), scaleBar(row)];
@@ -71,7 +71,6 @@ function microsegShow() {
     const files = Object.fromEntries(row.outputs), list = element("dl");
     const line = (title, value, sorted) => list.append(element("dt", sorted ? { class: "sorted" } : {}, title), element("dd", sorted ? { class: "sorted" } : {}, value));
     columns.forEach((_, column) => { if (known[column]) line(labels[column], number(row.values[column]), sort.value === String(column)); });
-    if (models.length > 1) line("model", models[row.model]);
     const links = [...row.outputs, ["record", `${row.name}.json`]].flatMap(([kind, file]) => [element("a", { href: address(file) }, kind), " "]);
     const unlike = ood >= 0 && row.values[ood] > 1;
     const size = `${row.width} × ${row.height} pixels${row.mpp === null ? "" : ` of ${number(row.mpp)} µm`}`;
@@ -79,7 +78,7 @@ function microsegShow() {
     return element("li", unlike ? { class: "unlike" } : {},
       element("strong", {}, row.title), element("div", { class: "soft" }, size), notes ? element("div", { class: "open" }, notes) : null,
       element("div", { class: "pair" }, picture(row, row.image, "image"), picture(row, row.outlines, "outlines", files.overlay)),
-      list, element("div", {}, ...links));
+      list, models.length > 1 ? element("div", { class: "soft" }, models[row.model]) : null, element("div", {}, ...links));
   }
 
   function show() {
