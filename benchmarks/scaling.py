@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from benchmarks.gpu.measure import cpu_seconds
 from benchmarks.results import ResultRows, Row, console_table, markdown_table
 from microseg.api.training import adapt
 from microseg.config.params import AdaptSettings, ArchitectureSettings
@@ -118,15 +119,10 @@ def _table(rows: list[Row]) -> pd.DataFrame:
 
 
 def _cost(task: Callable[[], Any]) -> Cost:
-    """Seconds, and CPU time of this process and of the processes that it waited for."""
-    began, before = time.perf_counter(), _cpu()
+    """Seconds, and CPU time of this process and of all that it started."""
+    began, before = time.perf_counter(), cpu_seconds()
     task()
-    return time.perf_counter() - began, _cpu() - before
-
-
-def _cpu() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(it.ru_utime + it.ru_stime for it in used)
+    return time.perf_counter() - began, cpu_seconds() - before
 
 
 def _images(folder: Path, numbers: range, *, labelled: bool) -> None:
