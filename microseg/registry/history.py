@@ -30,7 +30,7 @@ _DESCRIPTION = (
     "not delete or edit versions."
 )
 _SOURCE = "microseg:///promotions"  # MLflow requires one; an entry has no files
-_ENTRY_TAG, _APPLIED_TAG = "entry", "applied"
+_ENTRY_TAG, _APPLIED_TAG, _MOVER_TAG = "entry", "applied", "mover."
 _RETRIES = 10
 _GATE_SAID = {OVERRIDDEN: " The gate had refused it.", NEEDS_REVIEW: " The gate could not tell: a person promoted it."}
 
@@ -183,6 +183,16 @@ class History:
         with self._connection.action("record a change of production") as client:
             client.set_model_version_tag(HISTORY_MODEL, str(entry.number), _APPLIED_TAG, "yes")
 
+    def begin_move(self, entry: Entry, mover: str) -> None:
+        """Record that a process is about to move the alias as an entry states."""
+        with self._connection.action("record a change of production") as client:
+            client.set_model_version_tag(HISTORY_MODEL, str(entry.number), f"{_MOVER_TAG}{mover}", "yes")
+
+    def end_move(self, entry: Entry, mover: str) -> None:
+        """Record that a process will not move the alias any more."""
+        with self._connection.action("record a change of production") as client:
+            client.delete_model_version_tag(HISTORY_MODEL, str(entry.number), f"{_MOVER_TAG}{mover}")
+
     def _create_model(self) -> None:
         try:
             self._connection.client.create_registered_model(HISTORY_MODEL, description=_DESCRIPTION)
@@ -192,7 +202,7 @@ class History:
 
 
 _WRITTEN = TypeAdapter(Entry)
-_GIVEN = {"number", "time", "applied"}  # by the registry, or later
+_GIVEN = {"number", "time", "applied", "movers"}  # by the registry, or later
 
 
 def _to_json(entry: Entry) -> str:
@@ -219,4 +229,5 @@ def _read_entry(version: MlflowVersion) -> Entry:
             f"got {error.errors()[0]['msg']}; restore its tag {_ENTRY_TAG!r}"
         ) from error
     time = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
-    return replace(entry, number=int(version.version), time=time, applied=_APPLIED_TAG in tags)
+    movers = frozenset(tag.removeprefix(_MOVER_TAG) for tag in tags if tag.startswith(_MOVER_TAG))
+    return replace(entry, number=int(version.version), time=time, applied=_APPLIED_TAG in tags, movers=movers)

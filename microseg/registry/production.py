@@ -9,29 +9,18 @@ whoever comes next moves the alias if the writer was killed before. So one write
 machine, and no lock has to be released after a crash.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from uuid import uuid4
 
 from microseg.errors import RegistryError, VersionNotFoundError
 from microseg.registry.history import Promotion, promotions
+from microseg.registry.observation import Outcome, Seen, look
 from microseg.registry.production_store import BY_TAG, REASON_TAG, ProductionStore
-from microseg.registry.transitions import (
-    Action,
-    AuditInfo,
-    Entry,
-    PendingAliasChange,
-    ProductionState,
-    alias_changes,
-    replay,
-    unknown_aliases,
-)
+from microseg.registry.transitions import Action, AuditInfo, Entry, PendingAliasChange, ProductionState, replay
 from microseg.registry.version import PRODUCTION, ModelVersion, VersionRef, lab_of, previous_of, production_of
 
 __all__ = ["BY_TAG", "REASON_TAG", "AuditInfo", "Judgement", "Outcome", "PendingAliasChange", "Production", "Promotion"]
-
-Outcome = Literal["active", "reverted", "superseded"]
-"""Of a request; ``superseded`` by a later one."""
 
 _UNKNOWN = AuditInfo()
 _ATTEMPTS = 50  # other writers were first
@@ -97,7 +86,7 @@ class Production:
 
     def pending_changes(self) -> tuple[PendingAliasChange, ...]:
         """Return the undecided requests, also those that the history does not know; nothing is changed."""
-        seen = self._look()
+        seen = look(self._store, self._labs)
         changes = {change.alias: change for change in seen.changes}
         for alias, now in seen.state.aliases.items():
             if now.request is not None and alias not in changes:
@@ -114,19 +103,21 @@ class Production:
             The undecided requests, the oldest first.
         """
         for _ in range(_ATTEMPTS):
-            seen = self._look()
+            seen = look(self._store, self._labs)
             for now in seen.state.aliases.values():
                 if now.result is not None and not now.result.applied:
                     self._apply(now.result)
+            for change in seen.late:
+                self._undo(seen, change)
             for change in seen.changes:
-                self._store.append(self._observed(seen, change))
+                self._store.append(seen.observed(change, self._store.author))
             new = {alias: why for alias, why in seen.unknown.items() if not seen.was_ignored(alias)}
             for alias, reason in new.items():
                 audit = AuditInfo(via="mlflow", reason=reason)
                 entry = seen.entry(alias, "ignored", seen.aliases[alias], audit=audit)
                 self._store.show(entry, audit, None)
                 self._store.append(entry)
-            if not seen.changes and not new:
+            if not seen.changes and not seen.late and not new:
                 requests = [now.request for now in seen.state.aliases.values() if now.request is not None]
                 return tuple(sorted(requests, key=lambda request: request.number))
         raise _contended()
@@ -146,7 +137,7 @@ class Production:
             The request, to be decided by `decide`; if the process is killed before, `observe` returns it.
         """
         for _ in range(_ATTEMPTS):
-            seen = self._look()
+            seen = look(self._store, self._labs)
             if seen.changed(alias):
                 self.observe()
             elif written := self._append(seen.entry(alias, "requested", version, against=against, audit=audit)):
@@ -165,7 +156,7 @@ class Production:
             How the request ended, perhaps by another process.
         """
         for _ in range(_ATTEMPTS):
-            seen = self._look()
+            seen = look(self._store, self._labs)
             if (outcome := seen.outcome(request)) is not None:
                 return outcome
             against = seen.state.in_use(request.alias)
@@ -179,7 +170,7 @@ class Production:
     def _end(self, request: Entry, action: Action, against: int | None, audit: AuditInfo) -> Outcome | None:
         """End a request; None if another version is in use than it was judged against."""
         for _ in range(_ATTEMPTS):
-            seen = self._look()
+            seen = look(self._store, self._labs)
             if (outcome := seen.outcome(request)) is not None:
                 return outcome
             if seen.changed(request.alias):
@@ -237,7 +228,7 @@ class Production:
             RegistryError: Another version was promoted at the same time.
         """
         self.observe()
-        seen = self._look()
+        seen = look(self._store, self._labs)
         now = seen.state.of(alias)
         if now.previous is None and (alias == PRODUCTION or now.active is None):
             self._find(previous_of(alias))  # raises unless somebody has set this alias
@@ -253,7 +244,7 @@ class Production:
     def record_kept(self, version: ModelVersion, lab: str, *, audit: AuditInfo = _UNKNOWN) -> None:
         """Record that a version in production was not adapted to a lab, because it suits the lab."""
         for _ in range(_ATTEMPTS):
-            seen = self._look()
+            seen = look(self._store, self._labs)
             own = seen.state.of(production_of(lab)).active == version.version
             alias = production_of(lab) if own else PRODUCTION
             if seen.state.of(alias).active != version.version:
@@ -263,25 +254,6 @@ class Production:
         raise _contended()
 
     # ---- helpers
-
-    def _look(self) -> "_Seen":
-        """Read the history, then the aliases: what is written between is void."""
-        state, aliases, staged = self.state(), self._store.aliases(), self._store.staged()
-        unknown = unknown_aliases(state, aliases, self._labs())
-        if unknown:
-            unknown = unknown_aliases(state, aliases, {*self._labs(), *self._store.labs()})
-        known = {alias: version for alias, version in aliases.items() if alias not in unknown}
-        return _Seen(state, aliases, alias_changes(state, known, staged), unknown)
-
-    def _observed(self, seen: "_Seen", change: PendingAliasChange) -> Entry:
-        """The entry that records a change of an alias."""
-        request = seen.state.of(change.alias).request
-        if request is not None and change.withdrawn:
-            audit = AuditInfo(via="mlflow", reason="The alias was set back before the request was decided.")
-            return seen.decision(request, "reverted", seen.state.in_use(change.alias), audit)
-        by = None if change.requested_version is None else self._store.author(change.requested_version)
-        audit = AuditInfo(by, change.via)
-        return seen.entry(change.alias, "requested", change.requested_version, audit=audit)
 
     def _decide(self, entry: Entry) -> bool:
         """Write a decision and apply it; False if it is void."""
@@ -296,58 +268,31 @@ class Production:
         return next((one for one in reversed(self.state().entries) if one.id == entry.id), None)
 
     def _apply(self, result: Entry) -> None:
-        """Move the alias as a decision states, and show it at the versions; repeated if it was interrupted."""
+        """Move the alias as a decision states, and show it at the versions; repeated if it was interrupted.
+
+        MLflow cannot move an alias only if the history has not changed, so a slow process may move it after a later
+        decision. It is known by its mark as a mover, and the alias is moved back: by itself, or else by `_undo`.
+        """
+        mover = uuid4().hex[:8]
+        self._store.begin_move(result, mover)
         state = self.state()
         now = state.of(result.alias)
-        if now.result is None or now.result.id != result.id or now.result.applied:
-            return  # a later decision, or another process, has done so
-        self._store.move_alias(result.alias, result.shown, now.active)
-        self._store.show(result, _audit(state, result), now.previous)
-        self._store.mark_applied(result)
+        if now.result is not None and now.result.id == result.id and not now.result.applied:
+            self._store.move_alias(result.alias, result.shown, now.active)
+            self._store.show(result, _audit(state, result), now.previous)
+            self._store.mark_applied(result)
+            last = self.state().of(result.alias)
+            if last.result is not None and last.result.id != result.id:
+                self._store.move_alias(result.alias, now.active, last.active)
+        self._store.end_move(result, mover)
 
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a writer has read: its entries are void if another writer was first."""
-
-    state: ProductionState
-    aliases: Mapping[str, int]
-    changes: tuple[PendingAliasChange, ...]
-    unknown: Mapping[str, str]
-
-    def changed(self, alias: str) -> bool:
-        """Whether somebody has moved an alias, which the history does not know."""
-        return any(change.alias == alias for change in self.changes)
-
-    def was_ignored(self, alias: str) -> bool:
-        """Whether the history knows that an unknown alias is on its version."""
-        return self.aliases[alias] in self.state.of(alias).requested
-
-    def outcome(self, request: Entry) -> Outcome | None:
-        """How a request ended; None if it was not decided yet."""
-        now = self.state.of(request.alias)
-        if now.request is not None and now.request.number == request.number:
-            return None
-        actions = {one.action for one in self.state.entries if one.request == request.number}
-        return "superseded" if not actions else "reverted" if "reverted" in actions else "active"
-
-    def entry(
-        self,
-        alias: str,
-        action: Action,
-        version: int | None,
-        *,
-        against: int | None = None,
-        audit: AuditInfo = _UNKNOWN,
-    ) -> Entry:
-        """A new entry."""
-        after, shown = self.state.of(alias).last, self.aliases.get(alias)
-        return Entry(alias, action, version, after=after, against=against, shown=shown, audit=audit)
-
-    def decision(self, request: Entry, action: Action, against: int | None, audit: AuditInfo) -> Entry:
-        """A new entry that ends a request."""
-        entry = self.entry(request.alias, action, request.version, against=against, audit=audit)
-        return replace(entry, request=request.number)
+    def _undo(self, seen: Seen, change: PendingAliasChange) -> None:
+        """Move an alias back that a slow process may have moved, and record it: a person may have moved it, too."""
+        if self._append(seen.observed(change, self._store.author)) is None:
+            return
+        self._store.move_alias(change.alias, change.requested_version, change.active_version)
+        decision = next(entry for entry in seen.state.entries if entry.number == change.late)
+        self._store.end_move(decision, min(decision.movers))  # each process moves the alias once
 
 
 def _audit(state: ProductionState, result: Entry) -> AuditInfo:

@@ -34,6 +34,12 @@ class ProductionStore(Protocol):
     def mark_applied(self, entry: Entry) -> None:
         """Record that the alias follows an entry."""
 
+    def begin_move(self, entry: Entry, mover: str) -> None:
+        """Record that a process is about to move the alias as an entry states."""
+
+    def end_move(self, entry: Entry, mover: str) -> None:
+        """Record that a process will not move the alias any more."""
+
     def aliases(self) -> dict[str, int]:
         """Return the version of each alias."""
 
@@ -71,6 +77,7 @@ class MlflowStore:
     def __init__(self, connection: Connection, versions: Versions, history: History) -> None:
         self._connection, self._versions = connection, versions
         self.read, self.append, self.mark_applied = history.read, history.append, history.mark_applied
+        self.begin_move, self.end_move = history.begin_move, history.end_move
         self.aliases, self.staged = versions.aliases, versions.in_production_stage
 
     def move_alias(self, alias: str, expected: int | None, version: int | None) -> None:

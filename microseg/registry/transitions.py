@@ -71,6 +71,7 @@ class Entry:
         number: Place in the history, from 1, given by the registry; 0 before.
         time: Time of the registry's clock; shown only.
         applied: Whether the alias in MLflow follows the entry.
+        movers: Processes that began to move the alias as the entry states, and have not reported the end.
     """
 
     alias: str
@@ -85,6 +86,7 @@ class Entry:
     number: int = 0
     time: datetime = _EPOCH
     applied: bool = False
+    movers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class AliasState:
         request: The request that was not decided yet.
         requested: Versions that were requested since the last decision.
         result: The last entry that decided which version has the alias.
+        late: Former results that a process may still be applying: their numbers, and the version that it sets.
     """
 
     last: int = 0
@@ -106,6 +109,16 @@ class AliasState:
     request: Entry | None = None
     requested: frozenset[int | None] = frozenset()
     result: Entry | None = None
+    late: Mapping[int, int | None] = field(default_factory=dict)
+
+    def shown(self, version: int | None) -> int | None:
+        """The version that an alias shows when what microseg does is finished.
+
+        Args:
+            version: The version that it shows now.
+        """
+        unfinished = self.result is not None and not self.result.applied and version == self.result.shown
+        return self.active if unfinished else version
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,8 @@ def advance(state: ProductionState, entry: Entry) -> ProductionState | None:
             if entry.version != state.in_use(entry.alias):
                 return None
     if entry.action in (*_ENDS, "rolled back"):
-        later = replace(later, request=None, requested=frozenset(), result=entry)
+        late = {**now.late, now.result.number: now.active} if now.result and now.result.movers else now.late
+        later = replace(later, request=None, requested=frozenset(), result=entry, late=late)
     return ProductionState({**state.aliases, entry.alias: later}, (*state.entries, entry))
 
 
@@ -189,12 +203,15 @@ class PendingAliasChange:
         requested_version: The requested version; None if the alias was removed.
         active_version: The version that batches use for this alias alone; None if there is none.
         via: ``"mlflow"`` for an alias, ``"stage"`` for a legacy stage, or the interface of a recorded request.
+        late: Number of a former decision that a slow process may have applied after a later one: then it cannot be told
+            whether a person has moved the alias; None otherwise.
     """
 
     alias: str
     requested_version: int | None
     active_version: int | None
     via: str
+    late: int | None = None
 
     @property
     def withdrawn(self) -> bool:
@@ -215,15 +232,15 @@ def alias_changes(
     """
     found = []
     for alias in sorted({PRODUCTION, *filter(is_production, {*aliases, *state.aliases})}):
-        now, shown = state.of(alias), aliases.get(alias)
-        if now.result is not None and not now.result.applied and shown == now.result.shown:
-            shown = now.active  # the alias does not follow the last decision yet
+        now = state.of(alias)
+        shown = now.shown(aliases.get(alias))
         expected = {now.active}
         if now.request is not None:
             expected = {now.request.shown, now.request.version}
         new = {number for number in staged if number not in (now.active, shown, *now.requested)}
         if shown not in expected:
-            found.append(PendingAliasChange(alias, shown, now.active, "mlflow"))
+            late = next((number for number, version in now.late.items() if version == shown != now.active), None)
+            found.append(PendingAliasChange(alias, shown, now.active, "mlflow", late))
         elif alias == PRODUCTION and new:
             found.append(PendingAliasChange(alias, max(new), now.active, "stage"))
     return tuple(found)

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from microseg.errors import VersionNotFoundError
+from microseg.errors import RegistryError, VersionNotFoundError
 from microseg.registry.production import AuditInfo, Judgement, Production
-from microseg.registry.transitions import Entry
+from microseg.registry.transitions import Entry, ProductionState, replay
 from microseg.registry.version import PRODUCTION, is_production, previous_of
 
 
@@ -44,6 +45,18 @@ class MemoryStore:
     def mark_applied(self, entry: Entry) -> None:
         self._step()
         self.log[entry.number - 1] = replace(self.log[entry.number - 1], applied=True)
+
+    def begin_move(self, entry: Entry, mover: str) -> None:
+        self._step()
+        self._set_movers(entry, lambda movers: movers | {mover})
+
+    def end_move(self, entry: Entry, mover: str) -> None:
+        self._step()
+        self._set_movers(entry, lambda movers: movers - {mover})
+
+    def _set_movers(self, entry: Entry, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        stored = self.log[entry.number - 1]
+        self.log[entry.number - 1] = replace(stored, movers=change(stored.movers))
 
     def aliases(self) -> dict[str, int]:
         self._step()
@@ -88,6 +101,23 @@ def _find(ref: Any) -> Any:
     return SimpleNamespace(version=number)
 
 
+@dataclass(frozen=True)
+class Click:
+    """A person moved an alias.
+
+    Args:
+        alias: The alias.
+        version: The version that it is on afterwards; None if it was removed.
+        entries: Number of entries of the history before.
+        excused: MLflow cannot tell this click from an alias that microseg is moving.
+    """
+
+    alias: str
+    version: int | None
+    entries: int
+    excused: bool
+
+
 @dataclass
 class World:
     """Versions, their verdicts against the version in use, and processes that use the same registry.
@@ -99,6 +129,7 @@ class World:
     bad: frozenset[tuple[int, int | None]] = frozenset()
     store: MemoryStore = field(default_factory=MemoryStore)
     judged: set[tuple[int | None, int | None]] = field(default_factory=set)
+    clicks: list[Click] = field(default_factory=list)
     processes: list[greenlet] = field(default_factory=list)
 
     def production(self) -> Production:
@@ -117,9 +148,37 @@ class World:
         """What the receiver, the reconciler and batches do."""
         production = self.production()
         for request in production.observe():
-            production.decide(
-                request, lambda against, request=request: self.judge(request.version, against, request.audit)
-            )
+            production.decide(request, partial(self._judge, request))
+
+    def _judge(self, request: Entry, against: int | None) -> Judgement:
+        return self.judge(request.version, against, request.audit)
+
+    def roll_back(self, alias: str) -> None:
+        """What `microseg rollback` does."""
+        with suppress(VersionNotFoundError, RegistryError):  # none before; or promoted at the same time, which it says
+            self.production().roll_back(alias=alias, audit=AuditInfo("eve", "command", reason="worse"))
+
+    def click(self, version: int | None, alias: str) -> None:
+        """What a person does in MLflow's page, unless the alias is there already."""
+        if self.store.alias.get(alias) != version:
+            state = replay(self.store.log)
+            self.clicks.append(Click(alias, version, len(self.store.log), self._is_excused(state, alias, version)))
+            self.store.move(alias, version)
+
+    def _is_excused(self, state: ProductionState, alias: str, version: int | None) -> bool:
+        """Whether MLflow, which has no compare-and-set, cannot tell the click from an alias that microseg moves."""
+        now = state.of(alias)
+        if version == now.active or version != now.shown(version):  # no change; or not moved yet
+            return True
+        if now.request is not None and version == now.request.shown:  # moved away and back, unseen
+            return True
+        active = None
+        for entry in state.entries:  # one that a process is moving just now, or was killed while it did
+            if entry.alias == alias and entry.action in ("promoted", "removed", "rolled back", "reverted"):
+                active = active if entry.action == "reverted" else entry.version
+                if entry.movers and version in (entry.shown, active):
+                    return True
+        return False
 
     def promote(self, version: int, alias: str, by: str) -> None:
         """What `microseg promote` does."""
@@ -143,6 +202,18 @@ class World:
         """Let a process make one call."""
         self.processes[index % len(self.processes)].switch()
         self._reap()
+
+    def run(self, process: greenlet, calls: int | None) -> bool:
+        """Let a process make some calls; all by default.
+
+        Returns:
+            Whether it is not finished.
+        """
+        while not process.dead and (calls is None or calls > 0):
+            process.switch()
+            calls = None if calls is None else calls - 1
+        self._reap()
+        return not process.dead
 
     def kill(self, index: int) -> None:
         """Kill a process before its next call."""

@@ -1,41 +1,34 @@
-"""Production under all interleavings: two clients, the receiver, the reconciler, clicks, and kills at every step.
+"""Production under interleavings: two clients, the receiver, the reconciler, clicks, and kills at every step.
 
-The state machine runs unchanged on an in-memory registry; hypothesis chooses which process makes its next call, and
-which one is killed before it. At the end one reconciler runs, as it does every few minutes.
+The state machine runs unchanged on an in-memory registry. Hypothesis chooses which process makes its next call, and
+which one is killed before it; and all interleavings of two processes are tried in which one of them is interrupted
+once. At the end one reconciler runs, as it does every few minutes.
 """
 
-from contextlib import suppress
-from dataclasses import dataclass
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from textwrap import dedent
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from microseg.errors import RegistryError, VersionNotFoundError
-from microseg.registry.history import promotions
-from microseg.registry.production import AuditInfo
-from microseg.registry.transitions import ProductionState, advance, replay
+from microseg.errors import RegistryError
+from microseg.registry import observation, transitions
+from microseg.registry.observation import Seen
+from microseg.registry.production import Production
+from microseg.registry.transitions import ProductionState
 from microseg.registry.version import PRODUCTION
-from tests.microseg.registry.production_model import World
+from tests.microseg.registry.production_invariants import finish
+from tests.microseg.registry.production_model import MemoryStore, World
 
 LAB_B = "production-lab_b"
 VERSIONS = st.integers(1, 4)
 ALIASES = st.sampled_from([PRODUCTION, LAB_B])
-
-
-@dataclass(frozen=True)
-class Click:
-    """A person moved an alias.
-
-    Args:
-        excused: MLflow cannot tell this click from an alias that was not moved yet.
-    """
-
-    alias: str
-    version: int | None
-    entries: int
-    excused: bool
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -43,7 +36,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize(bad=st.frozensets(st.tuples(VERSIONS, st.none() | VERSIONS), max_size=6))
     def begin(self, bad: frozenset[tuple[int, int | None]]) -> None:
-        self.world, self.clicks = World(bad), list[Click]()
+        self.world = World(bad)
         self.world.promote(1, PRODUCTION, "train") if (1, None) not in bad else None
 
     @precondition(lambda self: len(self.world.processes) < 4)
@@ -59,25 +52,11 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.processes) < 4)
     @rule(alias=ALIASES)
     def roll_back(self, alias: str) -> None:
-        def process() -> None:
-            with suppress(
-                VersionNotFoundError, RegistryError
-            ):  # none before; or promoted at the same time, which it says
-                self.world.production().roll_back(alias=alias, audit=AuditInfo("eve", "command", reason="worse"))
-
-        self.world.start(process)
+        self.world.start(self.world.roll_back, alias)
 
     @rule(version=st.none() | VERSIONS, alias=ALIASES)
     def click(self, version: int | None, alias: str) -> None:
-        store = self.world.store
-        now = replay(store.log).of(alias)
-        pending = [entry for entry in store.log if not entry.applied and entry.alias == alias]
-        excused = any(version == entry.shown for entry in pending if entry.action not in ("requested", "kept"))
-        # moved away and back, unseen, while a later request is open
-        excused |= now.request is not None and version == now.request.shown
-        if store.alias.get(alias) != version:
-            self.clicks.append(Click(alias, version, len(store.log), excused or version == now.active))
-            store.move(alias, version)
+        self.world.click(version, alias)
 
     @precondition(lambda self: self.world.processes)
     @rule(index=st.integers(0, 3), calls=st.integers(1, 12))
@@ -92,86 +71,8 @@ class Interleavings(RuleBasedStateMachine):
         self.world.kill(index)
 
     def teardown(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        self.finish()
-        check_history(self.world)
-        self.check_end()
-        self.check_clicks()
-
-    def finish(self) -> None:
-        """The living processes end, then the reconciler runs."""
-        while self.world.processes:
-            self.world.step(0)
-        self.world.reconcile()
-        self.world.reconcile()
-
-    def check_end(self) -> None:
-        """Nothing is left to do, and the aliases show what is active."""
-        world, state = self.world, replay(self.world.store.log)
-        active = {alias: now.active for alias, now in state.aliases.items() if now.active is not None}
-        assert world.production_aliases() == active
-        assert all(now.request is None for now in state.aliases.values())
-        assert all(now.result is None or now.result.applied for now in state.aliases.values())
-        entries = len(world.store.log)
-        world.reconcile()
-        assert len(world.store.log) == entries
-
-    def check_clicks(self) -> None:
-        """Each click became a request, unless somebody moved the alias again before anyone saw it; and no other did."""
-        log = self.world.store.log
-        for entry in replay(log).entries:
-            if entry.action == "requested" and entry.audit.via == "mlflow":
-                assert any(
-                    (click.alias, click.version) == (entry.alias, entry.version) and click.entries < entry.number
-                    for click in self.clicks
-                ), entry
-        for number, click in enumerate(self.clicks):
-            seen = any(
-                (entry.alias, entry.version) == (click.alias, click.version)
-                and entry.action in ("requested", "rolled back")  # the latter: to the same version at the same time
-                for entry in replay(log).entries
-                if entry.number > click.entries
-            )
-            waiting = replay(log[: click.entries]).of(click.alias).request
-            open_before = waiting is not None and waiting.version == click.version
-            again = any(later.alias == click.alias for later in self.clicks[number + 1 :])
-            assert seen or again or click.excused or open_before, (click, log)
-
-
-def check_history(world: World) -> None:
-    """What is active was validated and judged against its predecessor; every request has a result and an author."""
-    state, once_active = ProductionState(), dict[str, set[int | None]]()
-    numbers = [entry.number for entry in world.store.log]
-    assert numbers == list(range(1, len(numbers) + 1))
-    for entry in world.store.log:
-        later = advance(state, entry)
-        if later is None:
-            continue
-        before, after = state.of(entry.alias), later.of(entry.alias)
-        assert entry.after == before.last  # linear
-        if entry.action == "promoted":
-            assert entry.against == state.in_use(entry.alias)
-            assert (entry.version, entry.against) in world.judged
-            assert (entry.version, entry.against) not in world.bad
-        elif entry.action == "rolled back":
-            assert entry.version is None or entry.version in once_active[entry.alias]
-            assert entry.audit.by == "eve"
-        elif entry.action == "reverted":
-            assert entry.audit.reason
-        assert entry.action in ("promoted", "removed", "rolled back") or before.active == after.active
-        if entry.audit.via == "command":
-            assert entry.audit.by in ("train", "ann", "ben", "eve")
-        once_active.setdefault(entry.alias, set()).add(after.active)
-        state = later
-    last = dict[str, str]()  # the outcome of the last request of each alias
-    for promotion in reversed(promotions(state)):
-        if promotion.audit.via == "command" and promotion.action == "promoted":
-            assert promotion.audit.by
-            assert promotion.audit.reason == f"{promotion.audit.by} promotes {promotion.version}"
-        last[promotion.alias] = promotion.action
-    assert "superseded" not in last.values()  # the last request is applied, or reverted with the reason
-    assert "requested" not in last.values()
+        if hasattr(self, "world"):
+            finish(self.world)
 
 
 def check(examples: int, steps: int) -> None:
@@ -195,3 +96,134 @@ def test_no_interleaving_breaks_production() -> None:
 @pytest.mark.timeout(7200)
 def test_no_interleaving_of_ten_thousand_breaks_production() -> None:
     check(10_000, 40)
+
+
+# ---- all interleavings of two processes
+
+Start = Callable[[World], None]
+STARTS: dict[str, Start] = {
+    "promotion": lambda world: world.start(world.promote, 2, PRODUCTION, "ann"),
+    "promotion for a lab": lambda world: world.start(world.promote, 2, LAB_B, "ben"),
+    "rollback": lambda world: world.start(world.roll_back, PRODUCTION),
+    "rollback of a lab": lambda world: world.start(world.roll_back, LAB_B),
+    "validation of a click": lambda world: world.start(world.reconcile),
+    "click": lambda world: world.click(3, PRODUCTION),
+    "click for a lab": lambda world: world.click(3, LAB_B),
+}
+FIRST = [name for name in STARTS if not name.startswith("click")]
+
+
+Way = Literal["once", "both", "killed"]
+"""``once``: the first process is interrupted, the second one is not; ``both``: the second one, too, and the first ends
+before it; ``killed``: the first one is killed some calls after it was interrupted."""
+
+
+def begun(first: str) -> World:
+    """Version 4 is in production, 1 was before; a lab has version 1, if it is to be rolled back."""
+    world = World(frozenset({(2, 3), (3, 2)}))
+    for version, alias in ((1, PRODUCTION), (4, PRODUCTION), *[(1, LAB_B)] * (first == "rollback of a lab")):
+        world.promote(version, alias, "train")
+    if first == "validation of a click":
+        world.click(2, PRODUCTION)
+        world.click(2, LAB_B)
+    return world
+
+
+def interrupted(first: str, second: str, way: Way) -> Iterator[tuple[int, int]]:
+    """Interrupt a process before each of its calls, run another one, then the rest; check what must hold then.
+
+    Yields:
+        The calls of the first before it was interrupted; the calls after which the other was interrupted, or the first
+        one killed.
+    """
+    for before in count():
+        for later in count(1):
+            world = begun(first)
+            STARTS[first](world)
+            one = world.processes[0]
+            if not all(world.run(one, 1) for _ in range(before)):
+                return
+            STARTS[second](world)
+            other = world.processes[-1]
+            ended = not world.run(other, later if way == "both" else None)
+            if way == "killed":
+                ended = not world.run(one, later)
+                if not ended:
+                    world.kill(0)
+            finish(world)
+            yield before, later
+            if ended or way == "once":
+                break
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_no_interruption_breaks_production(first: str) -> None:
+    assert sum(1 for second in STARTS for _ in interrupted(first, second, "once")) > 50
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["both", "killed"])
+@pytest.mark.parametrize("first", FIRST)
+def test_no_two_interruptions_break_production(first: str, way: Way) -> None:
+    assert sum(1 for second in STARTS for _ in interrupted(first, second, way)) > 300
+
+
+# ---- planted faults: each is found
+
+Fault = tuple[object, str, str, str, tuple[str, str, Way]]
+FAULTS: dict[str, Fault] = {
+    "a verdict for a lab does not expire when production for all labs changes": (
+        transitions, "advance", "entry.against != state.in_use(entry.alias)", "False",
+        ("promotion for a lab", "rollback", "once"),
+    ),
+    "a process does not judge again when production for all labs changes": (
+        Production, "_end", "seen.state.in_use(request.alias) != against", "False",
+        ("promotion for a lab", "rollback", "once"),
+    ),
+    "a lab without a version of its own has none in use": (
+        ProductionState, "in_use", "if own is None else own", "if own is None and alias == PRODUCTION else own",
+        ("promotion for a lab", "promotion", "once"),
+    ),
+    "a rollback wins over a click": (
+        Production, "roll_back", "seen.changed(alias) or not self._decide(entry)", "not self._decide(entry)",
+        ("rollback", "click", "once"),
+    ),
+    "an entry of a writer who knew less counts": (
+        transitions, "advance", "entry.after != now.last", "False",
+        ("promotion", "rollback", "once"),
+    ),
+    "a decision is applied over a later click": (
+        MemoryStore, "move_alias", "self.alias.get(alias) == expected", "True",
+        ("promotion", "click", "once"),
+    ),
+    "what a slow process applies after a later decision is a request": (
+        observation, "alias_changes", "if version == shown != now.active", "if False",
+        ("promotion", "rollback", "killed"),
+    ),
+    "a request ends since an earlier one is applied": (
+        Seen, "entry", "now.shown(shown)", "shown",
+        ("promotion", "rollback", "both"),
+    ),
+    "a request ends only in the process that made it": (
+        Production, "observe", "if now.request is not None]", "if now.request is not None and False]",
+        ("promotion", "rollback", "killed"),
+    ),
+    "an alias of a killed process is never moved": (
+        Production, "observe", "not now.result.applied", "False",
+        ("promotion", "rollback", "killed"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, right, wrong, schedule = FAULTS[fault]
+    source = dedent(inspect.getsource(getattr(owner, name)))
+    assert right in source
+    planted = dict[str, object]()
+    module = sys.modules[getattr(owner, "__module__", transitions.__name__)]
+    exec(source.replace(right, wrong), module.__dict__, planted)
+    monkeypatch.setattr(owner, name, planted[name])
+    with pytest.raises((AssertionError, RegistryError)):
+        for _ in interrupted(*schedule):
+            pass
