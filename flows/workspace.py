@@ -77,6 +77,7 @@ class Workspace:
             self.settings.environment.tracking_uri,
             labs=self._lab_names,
             locks=self.settings.home.records / "runs",
+            snapshots=self.settings.home.records / "registry",
         )
 
     def _lab_names(self) -> set[str]:

@@ -107,13 +107,13 @@ def read_status(settings: Settings) -> Status:
         return Status(**where, home_exists=False)
     workspace = open_workspace(settings)
     registry, store = workspace.registry, workspace.datasets
-    versions, state = registry.versions.all(), registry.production.state()
+    state = registry.production.state()
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
     for lab in sorted(set(store.known_labs) | onboardings.keys()):
         history, used, onboarding = store.history(lab), workspace.production(lab), onboardings.get(lab)
-        adapted = (it for it in versions if it.tags.get("target") == lab and it.version not in promoted)
+        adapted = (it for it in registry.versions.adapted_to(lab) if it.version not in promoted)
         candidate, status = next(adapted, None), NOT_EVALUATED
         if candidate is not None and (decision := Decision.from_tags(candidate)):
             status = decision.status

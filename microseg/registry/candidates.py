@@ -38,9 +38,13 @@ def outdated_candidates(registry: Registry) -> tuple[OutdatedCandidate, ...]:
         production = registry.production.active()
     except VersionNotFoundError:
         return ()
+    candidates = {
+        alias: registry.versions.get(number)
+        for alias, number in sorted(registry.versions.aliases().items())
+        if is_candidate(alias) and alias != CANDIDATE
+    }
     return tuple(
         OutdatedCandidate(alias.removeprefix(f"{CANDIDATE}-"), version, production)
-        for version in registry.versions.all()
-        for alias in version.aliases
-        if is_candidate(alias) and alias != CANDIDATE and production.datasets.keys() - version.datasets.keys()
+        for alias, version in candidates.items()
+        if version is not None and production.datasets.keys() - version.datasets.keys()
     )

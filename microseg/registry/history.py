@@ -8,6 +8,7 @@ that its server gives in order and never twice, so each entry is a version of a 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
@@ -17,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from microseg.errors import RegistryError
 from microseg.registry.connection import Connection, all_pages
 from microseg.registry.decision import NEEDS_REVIEW, OVERRIDDEN
-from microseg.registry.transitions import AuditInfo, Entry, ProductionState, replay
+from microseg.registry.history_snapshot import read_snapshot, write_snapshot
+from microseg.registry.transitions import AuditInfo, Entry, ProductionState, replay, unsettled
 from microseg.registry.version import PRODUCTION, TAG_LENGTH
 
 __all__ = ["HISTORY_MODEL", "History", "Promotion", "promotions"]
@@ -32,6 +34,7 @@ _DESCRIPTION = (
 _SOURCE = "microseg:///promotions"  # MLflow requires one; an entry has no files
 _ENTRY_TAG, _APPLIED_TAG, _MOVER_TAG = "entry", "applied", "mover."
 _RETRIES = 10
+_SNAPSHOT_STEP = 20  # new entries after which the snapshot is written again
 _GATE_SAID = {OVERRIDDEN: " The gate had refused it.", NEEDS_REVIEW: " The gate could not tell: a person promoted it."}
 
 
@@ -123,30 +126,63 @@ class History:
 
     Args:
         connection: The connection to MLflow.
+        snapshot: File of the entries that were read, for later processes; None for none.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, snapshot: Path | None = None) -> None:
+        self._connection, self._snapshot = connection, snapshot
+        self._known: tuple[Entry, ...] = ()
+        self._saved = 0  # entries in the snapshot
 
     def read(self) -> tuple[Entry, ...]:
         """Return all entries, void ones too, in order.
 
+        Entries do not change, except that decisions are applied: only new entries, and decisions that were not applied
+        completely when they were read last, are requested.
+
         Raises:
             RegistryError: An entry was deleted or changed, so that what is in production is not known.
         """
+        known = self._known
+        if not known:
+            known = read_snapshot(self._snapshot)
+            self._saved = len(known)
+        entries = (self._newer(known) if known else None) or self._request(1)
+        self._known = entries
+        if len(entries) >= self._saved + _SNAPSHOT_STEP or len(entries) < self._saved:
+            write_snapshot(self._snapshot, entries)
+            self._saved = len(entries)
+        return entries
+
+    def _newer(self, known: tuple[Entry, ...]) -> tuple[Entry, ...] | None:
+        """Return the known entries as they are now, with the new ones; None if the history was begun again."""
+        found = self._request(len(known))
+        if not found or found[0].id != known[-1].id:
+            return None
+        entries = [*known[:-1], *found]
+        with self._connection.action("read the history") as client:
+            for number in sorted(unsettled(known) - {len(known)}):
+                entries[number - 1] = _read_entry(client.get_model_version(HISTORY_MODEL, str(number)))
+        return tuple(entries)
+
+    def _request(self, first: int) -> tuple[Entry, ...]:
+        """Request all entries from a number on."""
+        newer = f" AND version_number >= {first}" if first > 1 else ""
         with self._connection.action("read the history") as client:
             found = all_pages(
                 lambda token: client.search_model_versions(
-                    f"name='{HISTORY_MODEL}'", max_results=1000, order_by=["version_number ASC"], page_token=token
+                    f"name='{HISTORY_MODEL}'{newer}",
+                    max_results=1000,
+                    order_by=["version_number ASC"],
+                    page_token=token,
                 )
             )
         entries = sorted((_read_entry(version) for version in found), key=lambda entry: entry.number)
-        numbers = [entry.number for entry in entries]
-        if numbers != list(range(1, len(numbers) + 1)):
-            missing = min(set(range(1, len(numbers) + 1)) - set(numbers))
+        numbers = {entry.number for entry in entries}
+        if missing := set(range(first, max(numbers, default=0) + 1)) - numbers:
             raise RegistryError(
-                f"expected all entries of the history, the registered model {HISTORY_MODEL}: version {missing} of it "
-                f"was deleted, so what is in production is not known. Delete {HISTORY_MODEL} to begin the history "
+                f"expected all entries of the history, the registered model {HISTORY_MODEL}: version {min(missing)} of "
+                f"it was deleted, so what is in production is not known. Delete {HISTORY_MODEL} to begin the history "
                 f"again with the version that has the alias {PRODUCTION} now"
             )
         return tuple(entries)

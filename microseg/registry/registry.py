@@ -1,6 +1,7 @@
 """The model registry: one MLflow server or database."""
 
 from collections.abc import Callable, Collection
+from hashlib import sha256
 from pathlib import Path
 
 from microseg.registry.connection import Connection
@@ -25,6 +26,7 @@ class Registry:
         artifact_root: Where new experiments store their artifacts; see `Connection`.
         labs: Returns the labs that exist besides those in the registry; others have no alias ``production-<lab>``.
         locks: Folder of the files that tell whether the process of a run lives.
+        snapshots: Folder of copies of the history, so that each process requests what is new only.
 
     Attributes:
         versions: The versions of the registered model: find, register, download, tag, describe.
@@ -41,10 +43,12 @@ class Registry:
         artifact_root: str | None = None,
         labs: Callable[[], Collection[str]] = tuple,
         locks: Path | None = None,
+        snapshots: Path | None = None,
     ) -> None:
         self.tracking_uri = tracking_uri
         connection = Connection(tracking_uri, artifact_root)
-        history = History(connection)
+        name = f"history-{sha256(tracking_uri.encode()).hexdigest()[:16]}.json"
+        history = History(connection, None if snapshots is None else snapshots / name)
         self.versions = Versions(connection, lambda alias: history.state().of(alias).active)
         self.production = Production(MlflowStore(connection, self.versions, history), self.versions.find, labs)
         self.evidence = EvidenceStore(connection)

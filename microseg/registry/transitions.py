@@ -26,6 +26,7 @@ __all__ = [
     "alias_changes",
     "replay",
     "unknown_aliases",
+    "unsettled",
 ]
 
 Action = Literal["requested", "promoted", "removed", "reverted", "rolled back", "kept", "ignored"]
@@ -154,6 +155,12 @@ def advance(state: ProductionState, entry: Entry) -> ProductionState | None:
         The state afterwards; None if the entry is void: another writer was first, or the version that it was judged
         against is not in use any more.
     """
+    later = _advance(state, entry)
+    return None if later is None else ProductionState({**state.aliases, entry.alias: later}, (*state.entries, entry))
+
+
+def _advance(state: ProductionState, entry: Entry) -> AliasState | None:
+    """The state of the entry's alias afterwards; None if the entry is void."""
     now = state.of(entry.alias)
     if entry.after != now.last:  # also of an entry that the registry stored twice
         return None
@@ -183,15 +190,25 @@ def advance(state: ProductionState, entry: Entry) -> ProductionState | None:
     if entry.action in (*_ENDS, "rolled back"):
         late = {**now.late, now.result.number: now.active} if now.result and now.result.movers else now.late
         later = replace(later, request=None, requested=frozenset(), result=entry, late=late)
-    return ProductionState({**state.aliases, entry.alias: later}, (*state.entries, entry))
+    return later
 
 
 def replay(entries: Iterable[Entry]) -> ProductionState:
     """Apply all entries of the history, in the order of their numbers; void ones are left out."""
-    state = ProductionState()
+    aliases, valid = dict[str, AliasState](), list[Entry]()
+    state = ProductionState(aliases)
     for entry in sorted(entries, key=lambda entry: entry.number):
-        state = advance(state, entry) or state
-    return state
+        if (later := _advance(state, entry)) is not None:
+            aliases[entry.alias] = later
+            valid.append(entry)
+    return ProductionState(aliases, tuple(valid))
+
+
+def unsettled(entries: Iterable[Entry]) -> frozenset[int]:
+    """Return the numbers of the decisions of which it may still change whether they are applied."""
+    state = replay(entries)
+    last = {now.result.number for now in state.aliases.values() if now.result is not None and not now.result.applied}
+    return frozenset(last | {entry.number for entry in state.entries if entry.movers})
 
 
 @dataclass(frozen=True)

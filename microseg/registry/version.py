@@ -20,6 +20,7 @@ __all__ = [
     "REFERENCE_FILE",
     "SOURCE_TAG",
     "TAG_LENGTH",
+    "TARGET_TAG",
     "ModelVersion",
     "VersionRef",
     "candidate_of",
@@ -42,6 +43,7 @@ PREVIOUS = "previous"
 DATASET_TAG = "dataset."
 MODEL_ID_TAG = "model_id"
 SOURCE_TAG = "adapt.source"
+TARGET_TAG = "target"  # the lab that a version was adapted to
 NOTE_TAG = "mlflow.note.content"  # shown as the description of a run or of a logged model
 
 CARD_FILE = "model_card.md"

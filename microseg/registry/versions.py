@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -44,6 +44,7 @@ from microseg.registry.version import (
     PREVIOUS,
     PRODUCTION,
     REFERENCE_FILE,
+    TARGET_TAG,
     ModelVersion,
     VersionRef,
     file_tag,
@@ -73,6 +74,7 @@ _ADVICE = {
 
 
 _REFERENCE_BYTES = 2**26
+_PAGE = 20  # versions in a request for the newest ones
 
 
 class Versions:
@@ -94,6 +96,22 @@ class Versions:
             model = _registered_model(client)
             found = [read_version(entry, model.aliases) for entry in _entries(client)] if model else []
         return tuple(sorted(found, key=lambda version: version.version, reverse=True))
+
+    def adapted_to(self, lab: str) -> Iterator[ModelVersion]:
+        """Yield the versions that were adapted to a lab, the newest first; they are requested when they are needed."""
+        token: str | None = ""
+        while token is not None:
+            with self._connection.action("list versions") as client:
+                model = _registered_model(client)
+                page = client.search_model_versions(
+                    f"name='{MODEL_NAME}' AND tags.{TARGET_TAG} = '{lab}'",
+                    max_results=_PAGE,
+                    order_by=["version_number DESC"],
+                    page_token=token or None,
+                )
+                found = [read_version(entry, model.aliases) for entry in page] if model else []
+            yield from found
+            token = page.token or None
 
     def find(self, ref: VersionRef) -> ModelVersion:
         """Find a version by its alias or number.
@@ -140,8 +158,10 @@ class Versions:
     def in_production_stage(self) -> tuple[int, ...]:
         """Return the versions in MLflow's legacy stage Production; none if MLflow has no stages any more."""
         with self._connection.action("list versions") as client:
-            entries = _entries(client)
-        return tuple(int(it.version) for it in entries if getattr(it, "current_stage", None) == "Production")
+            model = _registered_model(client)
+            if model is None or not any(map(_in_production, model.latest_versions)):  # the latest of each stage
+                return ()
+            return tuple(int(entry.version) for entry in _entries(client) if _in_production(entry))
 
     # ---- register and download
 
@@ -456,6 +476,10 @@ def _create_registered_model(client: MlflowClient) -> None:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
                 raise
+
+
+def _in_production(entry: MlflowVersion) -> bool:
+    return getattr(entry, "current_stage", None) == "Production"
 
 
 def _entries(client: MlflowClient) -> list[MlflowVersion]:

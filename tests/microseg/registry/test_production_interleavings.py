@@ -173,7 +173,7 @@ def test_no_two_interruptions_break_production(first: str, way: Way) -> None:
 Fault = tuple[object, str, str, str, tuple[str, str, Way]]
 FAULTS: dict[str, Fault] = {
     "a verdict for a lab does not expire when production for all labs changes": (
-        transitions, "advance", "entry.against != state.in_use(entry.alias)", "False",
+        transitions, "_advance", "entry.against != state.in_use(entry.alias)", "False",
         ("promotion for a lab", "rollback", "once"),
     ),
     "a process does not judge again when production for all labs changes": (
@@ -189,7 +189,7 @@ FAULTS: dict[str, Fault] = {
         ("rollback", "click", "once"),
     ),
     "an entry of a writer who knew less counts": (
-        transitions, "advance", "entry.after != now.last", "False",
+        transitions, "_advance", "entry.after != now.last", "False",
         ("promotion", "rollback", "once"),
     ),
     "a decision is applied over a later click": (
