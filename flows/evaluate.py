@@ -5,7 +5,7 @@ python -m flows.evaluate --lab lab_b
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from prefect import flow, task
@@ -16,16 +16,15 @@ from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.evaluation.comparison import Comparison, compare
-from microseg.evaluation.label_free import lab_targets
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
 from microseg.registry.evidence import EvidenceKey
 from microseg.registry.evidence_store import EVIDENCE_FOLDER
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
-from microseg.report.decision_page import Purpose, verdict_sentence, write_decision_page
-from microseg.report.panels import comparison_panels, data_uri
-from microseg.report.pictures import Picture, draw_pictures, pictures_from_json, pictures_to_json, select_targets
+
+if TYPE_CHECKING:  # PyTorch takes seconds
+    from microseg.evaluation.comparison import Comparison
+    from microseg.report.pictures import Picture
 
 __all__ = [
     "EvaluateResult",
@@ -64,8 +63,10 @@ class EvaluateResult:
 @task
 def compare_versions(
     candidate: ModelVersion, production: ModelVersion | None, key: EvidenceKey, settings: Settings
-) -> Comparison:
+) -> "Comparison":
     """Evaluate both versions on the same images."""
+    from microseg.evaluation.comparison import compare
+
     workspace, lab = open_workspace(settings), key.lab
     source, _ = workspace.labs(candidate.datasets, missing_ok=candidate.source_free)
     source = [one for one in source if one.metadata.lab != lab] or source  # the target lab may have some masks
@@ -89,13 +90,17 @@ def compare_versions(
 
 @task
 def draw_comparison(
-    candidate: ModelVersion, production: ModelVersion | None, comparison: Comparison, folder: Path, settings: Settings
+    candidate: ModelVersion, production: ModelVersion | None, comparison: "Comparison", folder: Path, settings: Settings
 ) -> list[Path]:
     """Draw images of the target lab with the segmentations of both versions, the most uncertain first.
 
     Returns:
         The panels for MLflow and Prefect; ``pictures.json``, for the page of the decision, is beside them.
     """
+    from microseg.evaluation.label_free import lab_targets
+    from microseg.report.panels import comparison_panels
+    from microseg.report.pictures import draw_pictures, pictures_to_json, select_targets
+
     workspace, lab = open_workspace(settings), comparison.target or ""
     new = workspace.engine(workspace.network(candidate))
     old = workspace.engine(workspace.network(production)) if production else None
@@ -111,9 +116,11 @@ def draw_comparison(
 
 @task
 def log_comparison(
-    candidate: ModelVersion, key: EvidenceKey, comparison: Comparison, panels: list[Path], settings: Settings
+    candidate: ModelVersion, key: EvidenceKey, comparison: "Comparison", panels: list[Path], settings: Settings
 ) -> None:
     """Store the comparison with the version in MLflow, and show it with the flow run in Prefect."""
+    from microseg.report.panels import data_uri
+
     registry = open_workspace(settings).registry
     registry.evidence.write(candidate, key, comparison.to_json())
     registry.versions.attach(candidate, panels, EVIDENCE_FOLDER)
@@ -156,7 +163,7 @@ def evaluate(
 
 def run_evaluation(
     version: ModelVersion, other: ModelVersion | None, lab: str | None, settings: Settings
-) -> tuple[Comparison, EvidenceKey, list[Path]]:
+) -> "tuple[Comparison, EvidenceKey, list[Path]]":
     """Compare two versions, and store the comparison with the candidate in MLflow.
 
     Args:
@@ -183,7 +190,7 @@ def run_evaluation(
 def apply_gate(
     version: ModelVersion,
     other: ModelVersion | None,
-    comparison: Comparison,
+    comparison: "Comparison",
     settings: Settings,
     lab: str | None = None,
 ) -> tuple[Decision, Path]:
@@ -199,6 +206,8 @@ def apply_gate(
     Returns:
         The decision, and its page.
     """
+    from microseg.report.decision_page import Purpose, verdict_sentence, write_decision_page
+
     workspace = open_workspace(settings)
     decision = workspace.decide(version, other, comparison, lab)
     key = workspace.evidence_key(version, other, comparison.target)
@@ -224,8 +233,10 @@ def apply_gate(
     return decision, page
 
 
-def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> list[Picture]:
+def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> "list[Picture]":
     """The pictures of an evaluation, of this machine or of another one; none where it drew none."""
+    from microseg.report.pictures import pictures_from_json
+
     file = evaluation_folder(key, settings) / _PICTURES_FILE
     if not file.is_file():
         stored = f"{EVIDENCE_FOLDER}/{key.digest}/{_PICTURES_FILE}"
@@ -239,7 +250,7 @@ def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> li
 
 def read_comparison(
     candidate: ModelVersion, against: ModelVersion | None, settings: Settings, lab: str | None = None
-) -> Comparison | None:
+) -> "Comparison | None":
     """Return the result of an earlier evaluation of these two versions, on any machine; None if there is none.
 
     Args:
@@ -248,6 +259,8 @@ def read_comparison(
         settings: Settings of this run.
         lab: Target lab; the one that the candidate was adapted to by default.
     """
+    from microseg.evaluation.comparison import Comparison
+
     workspace = open_workspace(settings)
     candidate = workspace.registry.versions.find(candidate.version)  # with its tags of now
     key = workspace.evidence_key(candidate, against, lab or candidate.tags.get("target"))
@@ -274,6 +287,8 @@ def command(
 
     Example: microseg evaluate candidate --lab lab_b
     """
+    from microseg.evaluation.comparison import Comparison
+
     result = evaluate(candidate, against, lab, tuple(changes or ()))
     comparison = Comparison.from_json(Path(result.comparison).read_bytes())
     show_table(f"Version {result.decision.version}", _COLUMNS, comparison.rows())

@@ -43,7 +43,7 @@ def check_and_ingest(folder: Path, metadata: LabMetadata, settings: Settings) ->
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             seed=settings.params.seed,
-            allowed_roots=data.allowed_roots,
+            allowed_roots=settings.allowed_roots,
             slides=SlideOptions(
                 FieldRecipe(data.slide_fields, data.field_microns, settings.params.seed), data.slides == "reference"
             ),
@@ -83,7 +83,7 @@ def ingest(
     settings = load_settings(changes)
     settings.home.create()
     if metadata is None:
-        metadata = read_lab_metadata(folder, lab=lab, roots=settings.params.data.allowed_roots)
+        metadata = read_lab_metadata(folder, lab=lab, roots=settings.allowed_roots)
     result = check_and_ingest(folder, metadata, settings)
     result = replace(result, digest=commit_version(result.lab, settings))
     if result.rejected:

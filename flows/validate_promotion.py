@@ -29,7 +29,6 @@ from flows.service.events import PROMOTION_REVERTED, notify
 from flows.service.readaptation import report_outdated_candidates
 from flows.telemetry import attempt
 from flows.workspace import open_workspace
-from microseg.api.validation import validate_version
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, RegistryError, TransientError, VersionNotFoundError
 from microseg.registry.decision import ACCEPTED, MET, NOT_EVALUATED, Decision, RuleResult
@@ -43,6 +42,8 @@ __all__ = ["apply_pending_changes", "as_state", "check_version", "command", "jud
 @task
 def check_version(version: ModelVersion, settings: Settings) -> tuple[RuleResult, ...]:
     """Check the files, the weights and a test segmentation of a version."""
+    from microseg.api.validation import validate_version  # PyTorch takes seconds
+
     workspace = open_workspace(settings)
     results = validate_version(version, workspace.network, engine=workspace.engine)
     lines = [f"- {'✓' if result.outcome == MET else '✗'} **{result.rule}**: {result.message}" for result in results]
@@ -79,6 +80,7 @@ def judge(request: Entry, against: int | None, settings: Settings) -> Judgement:
     if version.version == against:  # the alias of a lab
         return Judgement(True, replace(audit, reason=reason or "It is in production for all labs."))
     earlier = [entry.action for entry in state.entries if entry.number < request.number]
+    # needed to upgrade from 0.1.0, and for a registry that was promoted by hand: they have an alias, and no history
     if not {"promoted", "rolled back"}.intersection(earlier) and Decision.from_tags(version) is None:
         return Judgement(True, replace(audit, reason="It was in production before the history began."))
     return _judge_by_gate(version, request, against, reason, settings)

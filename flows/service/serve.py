@@ -25,6 +25,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.cli.console import console
 from flows.cli.options import cli_command
+from flows.service.lost_runs import HEARTBEAT_SECONDS
 from flows.service.notifications import notify_people
 from flows.service.processes import Children, check_port_free, exclusive, notify_systemd, report_ready
 from flows.service.supervisor import Part, supervise
@@ -124,6 +125,7 @@ def command() -> None:
         os.environ["MICROSEG_HOME"] = str(settings.home.root)
         if settings.params_file is not None:
             os.environ["MICROSEG_PARAMS"] = str(settings.params_file.absolute())
+        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))  # by default 180
 
         def on_ready() -> None:
             console.print(_describe(settings, server), markup=False, soft_wrap=True)

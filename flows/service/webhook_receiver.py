@@ -34,7 +34,7 @@ from microseg.config.environment import is_server
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, RegistryError, SettingsError
 from microseg.escaping import mask_secrets
-from microseg.registry.version import is_production
+from microseg.registry.version import resembles_production
 from microseg.registry.webhooks import AliasEvent, SignatureError, parse_webhook
 
 __all__ = ["command", "webhook_receiver"]
@@ -180,7 +180,7 @@ def _process(headers: dict[str, str], body: bytes, secret: str, settings: Settin
     except SignatureError as error:
         _log.warning("Rejected a webhook: %s", error)
         return 401, "invalid signature"
-    if event is None or not event.is_segmenter or not is_production(event.alias):
+    if event is None or not event.is_segmenter or not resembles_production(event.alias):
         return 200, "ignored: not about an alias of production"
     if not _is_pending(event, settings):
         return 200, "ignored: no pending alias change"
@@ -195,13 +195,14 @@ def _process(headers: dict[str, str], body: bytes, secret: str, settings: Settin
 
 
 def _is_pending(event: AliasEvent, settings: Settings) -> bool:
-    """Whether the change has to be validated: not if microseg changed the alias itself."""
+    """Whether the change has to be validated or reported: not if microseg changed the alias itself."""
     try:
-        pending = open_workspace(settings).registry.production.pending_changes()
+        production = open_workspace(settings).registry.production
+        pending = {change.alias for change in production.pending_changes()} | production.unreported_aliases()
     except RegistryError as error:
         _log.warning("Cannot compare %s with the history, so its change is validated: %s", event.alias, error)
         return True
-    return event.alias in {change.alias for change in pending}
+    return event.alias in pending
 
 
 def _subscribe(settings: Settings, url: str) -> None:

@@ -46,9 +46,14 @@ class Seen:
         """Whether somebody has moved an alias, which the history does not know."""
         return any(change.alias == alias for change in self.changes)
 
-    def was_ignored(self, alias: str) -> bool:
-        """Whether the history knows that an unknown alias is on its version."""
-        return self.aliases[alias] in self.state.of(alias).requested
+    @property
+    def unreported(self) -> dict[str, str]:
+        """What is wrong with the unknown aliases of which the history does not know that they are on their version."""
+        return {
+            alias: reason
+            for alias, reason in self.unknown.items()
+            if self.aliases[alias] not in self.state.of(alias).requested
+        }
 
     def outcome(self, request: Entry) -> Outcome | None:
         """How a request ended; None if it was not decided yet."""

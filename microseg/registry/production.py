@@ -94,6 +94,10 @@ class Production:
                 changes[alias] = PendingAliasChange(alias, now.request.version, now.active, via)
         return tuple(changes[alias] for alias in sorted(changes) if not changes[alias].withdrawn)
 
+    def unreported_aliases(self) -> frozenset[str]:
+        """Return the aliases that only resemble one of production, and that `observe` has not recorded yet."""
+        return frozenset(look(self._store, self._labs).unreported)
+
     # ---- requests
 
     def observe(self) -> tuple[Entry, ...]:
@@ -111,13 +115,12 @@ class Production:
                 self._undo(seen, change)
             for change in seen.changes:
                 self._store.append(seen.observed(change, self._store.author))
-            new = {alias: why for alias, why in seen.unknown.items() if not seen.was_ignored(alias)}
-            for alias, reason in new.items():
+            for alias, reason in seen.unreported.items():
                 audit = AuditInfo(via="mlflow", reason=reason)
                 entry = seen.entry(alias, "ignored", seen.aliases[alias], audit=audit)
                 self._store.show(entry, audit, None)
                 self._store.append(entry)
-            if not seen.changes and not seen.late and not new:
+            if not seen.changes and not seen.late and not seen.unreported:
                 requests = [now.request for now in seen.state.aliases.values() if now.request is not None]
                 return tuple(sorted(requests, key=lambda request: request.number))
         raise _contended()

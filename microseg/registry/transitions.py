@@ -13,7 +13,7 @@ from typing import Literal
 from uuid import uuid4
 
 from microseg.registry.decision import NOT_EVALUATED
-from microseg.registry.version import PRODUCTION, is_production, lab_of, production_of
+from microseg.registry.version import PRODUCTION, is_production, lab_of, production_of, resembles_production
 
 __all__ = [
     "Action",
@@ -277,7 +277,7 @@ def unknown_aliases(state: ProductionState, aliases: Mapping[str, int], labs: Co
     found = {}
     known = ", ".join(production_of(lab) for lab in sorted(labs)) or "none"
     for alias in aliases:
-        if not alias.casefold().startswith(PRODUCTION) or state.of(alias).active is not None:
+        if not resembles_production(alias) or state.of(alias).active is not None:
             continue
         if not is_production(alias):
             fault = f"the alias of production is spelled {PRODUCTION!r}, those of labs are {known}"

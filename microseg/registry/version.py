@@ -31,6 +31,7 @@ __all__ = [
     "previous_of",
     "production_of",
     "read_version",
+    "resembles_production",
 ]
 
 EXPERIMENT = "microseg"
@@ -109,6 +110,11 @@ def previous_of(alias: str) -> str:
 def is_production(alias: str) -> bool:
     """Whether an alias is one of production: for all labs, or for one."""
     return alias == PRODUCTION or alias.startswith(f"{PRODUCTION}-")
+
+
+def resembles_production(alias: str) -> bool:
+    """Whether an alias is one of production, or may be meant to be one: ``Production``, ``production-typo``."""
+    return alias.strip().casefold().startswith(PRODUCTION)
 
 
 def lab_of(alias: str) -> str | None:

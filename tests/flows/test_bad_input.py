@@ -12,6 +12,8 @@ from click.testing import Result
 from prefect.client.orchestration import get_client
 
 from flows import adapt, demo, evaluate, ingest, promote, rollback, segment, train
+from microseg.config.settings import load_settings
+from microseg.datasets.incoming import read_incoming_folder
 from microseg.slides.images import read_image, write_png
 
 Run = Callable[..., Result]
@@ -186,3 +188,18 @@ def test_a_broken_image_does_not_stop_a_batch(copied: Any, run: Run, tmp_path: P
     assert [Path(image).name for image in failures["image"]] == ["broken.png"]
     assert len(list(out.glob("*.geojson"))) == 6
     assert not list(out.glob("broken*"))
+
+
+def test_links_lead_to_the_same_folders_for_arrival_and_ingest(fresh: Path, incoming_labs: tuple[Path, Path]) -> None:
+    """A dataset of links to files in the drop folder is complete, and its files are ingested."""
+    settings = load_settings()
+    stored = settings.drop_folder / "stored"
+    shutil.copytree(incoming_labs[1], stored)
+    folder = settings.drop_folder / "lab_b"
+    (folder / "images").mkdir(parents=True)
+    for name in ("lab.yaml", *[f"images/{image.name}" for image in (stored / "images").iterdir()]):
+        (folder / name).symlink_to(stored / name)
+    incoming = read_incoming_folder(folder, roots=settings.allowed_roots, labs=settings.home.labs)
+    assert incoming.missing == ""
+    result = ingest.ingest(folder)
+    assert (result.images, result.rejected) == (len(list((stored / "images").iterdir())), ())

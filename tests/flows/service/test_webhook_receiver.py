@@ -17,6 +17,7 @@ from click.testing import Result
 
 from flows.service import webhook_receiver as module
 from flows.service.webhook_receiver import command, webhook_receiver
+from flows.validate_promotion import apply_pending_changes
 from microseg.config.environment import Home
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
@@ -77,6 +78,20 @@ def test_changed_alias_emits_an_event(copied: Any, url: str, emitted: Emitted) -
     assert post(url, load_settings().environment.webhook_secret) == 202
     expected = {"resource": "microseg.alias.production", "id": "an-id", "alias": "production", "version": 1}
     assert emitted == [("microseg.promotion.requested", expected)]
+
+
+@pytest.mark.parametrize("alias", ["Production", "production-lab_q", "PRODUCTION-lab_b"])
+def test_alias_that_resembles_production_is_reported_at_once(
+    copied: Any, url: str, emitted: Emitted, alias: str
+) -> None:
+    copied.registry.versions.set_alias(alias, 1)
+    secret = load_settings().environment.webhook_secret
+    assert post(url, secret, alias=alias) == 202
+    assert [(event, payload["alias"]) for event, payload in emitted] == [("microseg.promotion.requested", alias)]
+    [entry] = apply_pending_changes(load_settings(), alias)  # what the event starts
+    assert (entry.alias, entry.action, entry.version) == (alias, "ignored", 1)
+    assert copied.registry.production.active().version == 2
+    assert post(url, secret, alias=alias) == 200  # once
 
 
 def test_promotion_by_microseg_emits_no_event(copied: Any, url: str, emitted: Emitted) -> None:
