@@ -67,9 +67,9 @@ def test_page_links_to_existing_files_and_lists_failures(tiny_network: Callable[
     for row in rows:
         assert (row["width"], row["height"], row["mpp"], row["unsized"]) == (50, 40, None, True)
         assert all((page.parent / file).is_file() for _, file in row["outputs"])
-        thumbnails = [Image.open(page.parent / "page" / "thumbnails" / row[kind]) for kind in ("image", "outlines")]
-        assert thumbnails[0].size == (50, 40)
-        assert max(thumbnails[1].size) == 320  # overlays of small images are enlarged
+        for kind, size in (("image", 50), ("outlines", 320)):  # overlays of small images are enlarged
+            with Image.open(page.parent / "page" / "thumbnails" / row[kind]) as thumbnail:
+                assert max(thumbnail.size) == size
 
 
 def test_page_of_a_batch_without_objects_and_images(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
