@@ -28,6 +28,7 @@ from microseg.errors import LabError, MicrosegError
 from microseg.files import is_below
 from microseg.slides.folder import is_system_file
 from microseg.slides.images import IMAGE_SUFFIXES
+from microseg.slides.parts import missing_parts
 from microseg.slides.readers import slide_suffixes
 
 __all__ = ["DropFolder", "IncomingDataset", "read_incoming_folder"]
@@ -52,7 +53,7 @@ class IncomingDataset:
         metadata: Contents of ``lab.yaml``; None where it is missing or invalid.
         fingerprint: Hash of the names, sizes and times of its files.
         images: Number of image files in ``images/``.
-        slides: Number of whole slides there, which will be rejected: networks are trained on images.
+        slides: Number of whole slides there.
         missing: What is missing before it can be ingested; empty when it is complete.
         unfinished: Whether a file in it is being written.
         state: Modification times of its folders and of the files that state something about it.
@@ -113,6 +114,7 @@ def read_incoming_folder(
     listing = _list(folder, (folder, *roots))
     hashed, slide_files = sha256(), slide_suffixes()
     unfinished, images, slides, slides_elsewhere = [path.name for path in listing.moved], 0, 0, 0
+    parts_missing = ""
     present = set[str]()
     for path, status in sorted(listing.files):
         name, suffix = path.relative_to(folder), path.suffix.lower()
@@ -123,6 +125,8 @@ def read_incoming_folder(
         images += in_images and suffix in IMAGE_SUFFIXES
         if suffix in slide_files:
             slides += in_images
+            if in_images and (names := missing_parts(path)):
+                parts_missing = f"{path.name} lacks {', '.join(names[:_NAMED])}: copy the slide with all of its files"
             slides_elsewhere += name.parts[0] not in ("images", "test")
         if path.name.lower().endswith(_TEMPORARY_SUFFIXES):
             unfinished.append(path.name)
@@ -142,10 +146,11 @@ def read_incoming_folder(
         missing = str(error).partition("\n")[0] if (folder / LAB_FILE).is_file() else f"{LAB_FILE} is missing"
     except Exception as error:  # no content of these files may end the watching of the others
         missing = f"{LAB_FILE} and {IMAGE_TABLE_FILE} cannot be read ({type(error).__name__}: {error})"
+    missing = missing or parts_missing
     if not images and not slides:
         missing = "images/ has no image yet"
         if slides_elsewhere:
-            missing += f"; export regions of the whole slides elsewhere ({slides_elsewhere}) as PNG or TIFF into it"
+            missing += f"; move the whole slides elsewhere ({slides_elsewhere}) into it"
     if listing.refused:
         missing = _refusal(folder, listing.refused)
     if unfinished:

@@ -66,7 +66,7 @@ def test_states_what_is_missing(lab: Path, spoil, missing: str) -> None:
 
 def test_counts_slides(lab: Path) -> None:
     (lab / "images" / "b.svs").write_bytes(b"slide")
-    (lab / "images" / "c.MRXS").write_bytes(b"slide")
+    (lab / "images" / "c.NDPI").write_bytes(b"slide")
     (lab / "images" / "c").mkdir()
     (lab / "images" / "c" / "Data0000.dat").write_bytes(b"part")
     incoming = read_incoming_folder(lab)
@@ -77,6 +77,18 @@ def test_counts_slides(lab: Path) -> None:
     assert (incoming.images, incoming.slides, incoming.missing) == (0, 2, "")
 
 
+def test_a_slide_without_its_companions_is_not_complete(lab: Path) -> None:
+    (lab / "images" / "a.mrxs").write_bytes(b"slide")
+    assert "a.mrxs lacks Slidedat.ini" in read_incoming_folder(lab).missing
+    (lab / "images" / "a").mkdir()
+    index = "[HIERARCHICAL]\nINDEXFILE = Index.dat\n[DATAFILE]\nFILE_0 = Data0000.dat\n"
+    (lab / "images" / "a" / "Slidedat.ini").write_text(index)
+    (lab / "images" / "a" / "Index.dat").write_bytes(b"index")
+    assert "a.mrxs lacks Data0000.dat" in read_incoming_folder(lab).missing
+    (lab / "images" / "a" / "Data0000.dat").write_bytes(b"data")
+    assert read_incoming_folder(lab).missing == ""
+
+
 def test_states_that_slides_are_outside_images(lab: Path) -> None:
     (lab / "slides").mkdir()
     for name in ("slides/a.svs", "b.ndpi"):
@@ -84,7 +96,7 @@ def test_states_that_slides_are_outside_images(lab: Path) -> None:
     assert (read_incoming_folder(lab).slides, read_incoming_folder(lab).missing) == (0, "")
     assert read_incoming_folder(lab).content == "images: 1"
     (lab / "images" / "a.png").unlink()
-    assert "no image yet; export regions of the whole slides elsewhere (2)" in read_incoming_folder(lab).missing
+    assert "no image yet; move the whole slides elsewhere (2)" in read_incoming_folder(lab).missing
 
 
 def test_rejects_missing_folder(tmp_path: Path) -> None:
