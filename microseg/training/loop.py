@@ -222,9 +222,6 @@ class _Fit:
         fabric.clip_gradients(
             self.method.network, self.optimizer, max_norm=self.settings.grad_clip_norm, error_if_nonfinite=False
         )
-        # separately for segmenter and classifiers: large gradients of these must not shrink those of the segmenter
-        for group in self.optimizer.param_groups[1:]:
-            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.grad_clip_norm)
         self.unread.append((self.step + 1, {name: value.detach() for name, value in losses.items()}))
         read = self._read_losses() if (self.step + 1) % self.read_every == 0 else []
         self.optimizer.step()
