@@ -21,8 +21,6 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import ResourceLimitError
 
@@ -191,6 +189,8 @@ def _send(pipe: "Connection[Any, Any]", reply: Any) -> None:
 
 
 def _receive(pipe: "Connection[Any, Any]") -> Any:
+    import numpy as np  # here, as the service, which reads no images, starts without it
+
     data, lengths = pipe.recv()
     buffers = []
     for length in lengths:

@@ -9,10 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-_LONG = [pytest.param(name, 3, marks=pytest.mark.long) for name in ("export", "evaluate", "promote", "rollback")]
+_LONG = [
+    pytest.param(name, 3, marks=pytest.mark.long) for name in ("segment", "export", "evaluate", "promote", "rollback")
+]
 
 
-@pytest.mark.parametrize(("scenario", "most"), [("ingest", 2), ("segment", 1), *_LONG])
+@pytest.mark.parametrize(("scenario", "most"), [("ingest", 1), *_LONG])
 def test_the_state_after_a_fault_is_that_without_it(scenario, most):
     command = [sys.executable, "-m", "tests.faults", "--scenarios", scenario, "--most", str(most)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -19,7 +19,7 @@ from flows.health import history, status
         (history.command, [], ["production", "accepted"]),
         (ingest.command, ["{lab_b}"], ["Lab lab_b", "6"]),
         (evaluate.command, ["2", "--against", "1"], ["candidate", "lab_b"]),
-        (segment.command, ["{lab_b}"], ["skipped", "Outputs: "]),
+        (segment.command, ["{lab_b}"], ["skipped", "Next: open "]),
     ],
     ids=["status", "history", "ingest", "evaluate", "segment"],
 )

@@ -268,7 +268,8 @@ def test_command_promotes_what_the_gate_cannot_tell_only_with_a_reason(copied: A
     result = run(promote_module.command, "2", *options)
     text = " ".join(result.stderr.split())
     assert result.exit_code == 1
-    assert "The gate cannot tell whether it is better than version 1: a person must look. Version 1 stays" in text
+    assert "The gate cannot tell whether it is better than version 1: a person must look. Next: look at both" in text
+    assert "otherwise nothing needs to be done: version 1 stays in production" in text
     assert "microseg promote 2 --override REASON" in text
     assert "? The candidate marks" in result.stdout
     assert copied.aliases == {"production": 1}
@@ -320,7 +321,7 @@ def test_invalid_version_is_not_promoted(copied: Any, monkeypatch: pytest.Monkey
     copied.registry.production.roll_back()
     promote("2", changes=("gate.min_criterion_gain=1.0",))  # evaluated, and refused
     invalid = (RuleResult(NOT_MET, "test image", "It cannot segment an image."),)
-    monkeypatch.setattr(validate_promotion, "validate_version", lambda *_, **__: invalid)
+    monkeypatch.setattr("microseg.api.validation.validate_version", lambda *_, **__: invalid)
     with pytest.raises(RegistryError, match="not valid for production: It cannot segment"):
         promote("2", override="needed", changes=("gate.min_criterion_gain=1.0",))
     assert copied.aliases == {"production": 1}

@@ -21,7 +21,11 @@ LAB_C = replace(BASE, version=3, run_id="run-3", datasets={"lab_a": "1", "lab_c"
 
 def registry_of(active: ModelVersion) -> Any:
     return SimpleNamespace(
-        production=SimpleNamespace(active=lambda: active), versions=SimpleNamespace(all=lambda: (LAB_C, LAB_B, BASE))
+        production=SimpleNamespace(active=lambda: active),
+        versions=SimpleNamespace(
+            get={version.version: version for version in (LAB_C, LAB_B, BASE)}.__getitem__,
+            aliases=lambda: {alias: version.version for version in (LAB_C, LAB_B) for alias in version.aliases},
+        ),
     )
 
 
