@@ -127,6 +127,10 @@ class WorkerProcess:
                 env={**os.environ, "PYTHONPATH": paths, **_ONE_THREAD},
             )
 
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def begin(self, files: ImageFiles) -> None:
         """Start a batch."""
         self._layouts.clear()
@@ -194,10 +198,15 @@ os.register_at_fork(after_in_child=_idle.clear)  # the processes are those of th
 
 
 def borrow() -> WorkerProcess:
-    """A process that is idle, or a new one."""
-    with _lock:
-        worker = _idle.pop() if _idle else None
-    return worker or WorkerProcess()
+    """A process that is idle, or a new one; those that were killed while they were idle are forgotten."""
+    while True:
+        with _lock:
+            worker = _idle.pop() if _idle else None
+        if worker is None:
+            return WorkerProcess()
+        if worker.alive():
+            return worker
+        worker.close()
 
 
 def give_back(worker: WorkerProcess) -> None:

@@ -155,3 +155,14 @@ def test_process_is_used_again_for_the_next_batch(
         segment_batch(engine, images[:2], tmp_path / name, provenance=provenance, options=options)
         assert len(worker._idle) == 1
     worker._idle.pop().close()
+
+
+def test_process_that_was_killed_while_it_was_idle_is_replaced() -> None:
+    killed = worker.borrow()
+    worker.give_back(killed)
+    os.kill(killed._process.pid, signal.SIGKILL)
+    killed._process.wait()
+    other = worker.borrow()
+    assert other is not killed
+    assert other.alive()
+    other.close()
