@@ -7,7 +7,7 @@ LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: help demo test test-all test-browser check docs serve format lock clean
+.PHONY: help demo test test-all test-browser check docs benchmarks-report serve format lock clean
 
 help:
 	@echo "make demo          Run everything on two synthetic labs; SOURCE=<folder> TARGET=<folder> for two labs of your own"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-browser  Run the tests of the web pages in Chromium (installs it on Debian and Ubuntu)"
 	@echo "make check         Run ruff, mypy and import-linter"
 	@echo "make docs          Build the documentation into var/site"
+	@echo "make benchmarks-report  Write the tables of docs/ again from docs/benchmarks/results/*.json"
 	@echo "make format        Format the code"
 	@echo "make lock          Write constraints.txt again from pyproject.toml; UPGRADE=1 takes the newest releases"
 	@echo "make clean         Delete the virtual environment and var/, where demo and serve store all they write"
@@ -49,6 +50,9 @@ docs: $(STAMP)
 	@$(PIP) install --quiet --constraint constraints.txt --group docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
 	@echo "Built var/site/index.html"
+
+benchmarks-report: $(STAMP)
+	@$(BIN)/python -m benchmarks.report $(ARGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -1,9 +1,14 @@
 """Result rows of a long benchmark, stored as they are finished, and their tables for the console and for Markdown."""
 
 import json
+import os
+import shlex
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from rich.table import Table
 
 from microseg.files import atomic_write
 
-__all__ = ["ResultRows", "Row", "console_table", "markdown_table", "spread"]
+__all__ = ["ResultRows", "Row", "console_table", "markdown_table", "provenance", "spread"]
 
 Row = dict[str, Any]
 
@@ -71,3 +76,30 @@ def spread(values: Sequence[float], digits: int) -> str:
     """Median, minimum and maximum of repeated measurements: ``1.03 (0.98 to 1.10)``."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
+
+
+def provenance(module: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a result was measured with: command, date, commit of the checkout, machine.
+
+    Args:
+        module: Module that was run, such as ``benchmarks.adaptation``.
+        arguments: Its arguments; default: those of this process.
+    """
+    words = ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
+    cores = os.cpu_count() or 1
+    load = f", {os.getloadavg()[0]:.1f} processes waiting or running at the end" if hasattr(os, "getloadavg") else ""
+    return {
+        "command": shlex.join(words),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "machine": f"{cores} cores{load}",
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout, with a note where files differ from it; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -9,9 +9,13 @@ Finished results are kept: the same command resumes an interrupted benchmark. Th
 alone, also from those of several machines:
 
     python -m benchmarks.adaptation --out var/adaptation --report other/adaptation
+
+With ``--json docs/benchmarks/results/adaptation/<name>.json`` the results become part of the documentation: see
+``python -m benchmarks.report``.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +26,8 @@ from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATI
 from benchmarks.adaptation.summary import draw, rank, summarize
 from benchmarks.adaptation.synthetic import FAMILIES
 from benchmarks.adaptation.tasks import SYNTHETIC, expand_names, find_task
-from benchmarks.results import ResultRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, console_table, markdown_table, provenance
+from microseg.files import atomic_write
 
 _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
 
@@ -47,10 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     parser.add_argument("--report", nargs="*", type=Path, metavar="FOLDER",
                         help="only write the tables of --out, and of the results in further folders")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="also write all results to this file, with command, date, commit and machine")  # fmt: skip
     chosen = parser.parse_args(arguments)
     out = chosen.out.absolute()
     if chosen.report is not None:
-        _report([row for folder in (out, *chosen.report) for row in ResultRows(folder).rows], out, "Finished results")
+        rows = [row for folder in (out, *chosen.report) for row in ResultRows(folder).rows]
+        _report(rows, out, "Finished results")
+        _write(rows, chosen.json, arguments)
         return
     tasks = [find_task(name, chosen.data, out / "generated") for name in expand_names(chosen.task or [SYNTHETIC])]
     console = Console()
@@ -63,6 +72,15 @@ def main(arguments: list[str] | None = None) -> None:
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
     _report(grid.rows, out, f"{limit} of adaptation")
+    _write(grid.rows, chosen.json, arguments)
+
+
+def _write(rows: Sequence[Row], file: Path | None, arguments: list[str] | None) -> None:
+    """Write the rows with what they were measured with."""
+    if file is not None:
+        content = {"provenance": provenance("benchmarks.adaptation", arguments), "rows": list(rows)}
+        with atomic_write(file) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _report(rows: Sequence[Row], out: Path, title: str) -> None:

@@ -1,0 +1,109 @@
+"""Tables of the documentation are those of the results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.report.__main__ import main
+from benchmarks.report.adaptation import adapted, before_after, methods, worst_case
+from benchmarks.report.data_sets import DATA_SETS, data_set_pages, navigation
+from benchmarks.report.pages import ResultsError, rewritten
+from benchmarks.results import provenance
+
+
+def row(task: str, method: str, seed: int, target: float, source: float = 0.9) -> dict[str, Any]:
+    return {"task": task, "method": method, "seed": seed, "source_dice": source, "target_dice": target, "minutes": 1.0}
+
+
+def result(*rows: dict[str, Any]) -> dict[str, Any]:
+    measured = {"command": "python -m benchmarks.adaptation", "date": "2026-01-02", "commit": "abc", "machine": "m"}
+    return {"provenance": measured, "rows": list(rows), "file": Path("one.json")}
+
+
+def test_pages_are_as_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--check"])
+    assert capsys.readouterr().out == ""
+
+
+def test_files_join_into_one_table() -> None:
+    first = result(row("a", "source_only", 0, 0.5), row("a", "default", 0, 0.7, 0.88))
+    second = result(row("a", "source_only", 1, 0.6), row("a", "default", 1, 0.9))
+    bounds = result(row("a", "upper_bound", 0, 0.9))
+    lines = before_after([first, second, bounds]).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    # means 0.55 and 0.8; gains 0.2 and 0.3; 0.2 of 0.4 recovered with seed 0, unknown with seed 1
+    assert cells == ["a", "0, 1", "0.550 → 0.800", "+0.200", "0.900 → 0.890", "0.900", "50 %"]
+    assert "mean gain +0.250; smallest gain +0.200 (a, seed 0); 0 lost" in worst_case([first, second])
+    assert "-0.020 (a, seed 0)" in worst_case([first, second])
+
+
+def test_an_adaptation_is_compared_with_the_first_model_of_its_own_file() -> None:
+    first = result(row("a", "source_only", 0, 0.5), row("a", "mic", 0, 0.6))
+    second = result(row("a", "source_only", 0, 0.4), row("a", "default", 0, 0.7))
+    assert [it.before for it in adapted([first, second])] == [0.5, 0.4]
+    with pytest.raises(ValueError, match="same first model"):
+        methods([first, second])
+
+
+def test_contradicting_results_are_refused() -> None:
+    first = result(row("a", "source_only", 0, 0.5), row("a", "default", 0, 0.6))
+    second = result(row("a", "source_only", 0, 0.5), row("a", "default", 0, 0.7))
+    assert len(adapted([first, first])) == 1
+    with pytest.raises(ValueError, match="delete the older one"):
+        adapted([first, second])
+    with pytest.raises(ValueError, match="no file has it"):
+        adapted([result(row("a", "default", 0, 0.6))])
+
+
+def test_blocks_are_written_with_their_source(tmp_path: Path) -> None:
+    (tmp_path / "speed.json").write_text(
+        json.dumps(
+            {
+                "provenance": {"command": "python -m x", "date": "2026-01-02", "commit": "abc", "machine": "two cores"},
+                "tables": {"one": {"columns": ["a"], "rows": [["1"]]}},
+            }
+        )
+    )
+    text = "# Page\n\n<!-- results: speed one -->\nold\n<!-- end of results -->\n\nmore\n"
+    written = rewritten(text, tmp_path / "page.md", tmp_path)
+    assert "| a |\n| --- |\n| 1 |\n" in written
+    assert "`python -m x`: 2026-01-02; commit abc; two cores ([JSON](speed.json))" in written
+    assert "old" not in written
+    assert written.endswith("<!-- end of results -->\n\nmore\n")
+    assert rewritten(written, tmp_path / "page.md", tmp_path) == written
+    with pytest.raises(ResultsError, match="expected a table two"):
+        rewritten(text.replace("speed one", "speed two"), tmp_path / "page.md", tmp_path)
+    with pytest.raises(ResultsError, match="no such file"):
+        rewritten(text.replace("speed one", "none one"), tmp_path / "page.md", tmp_path)
+    with pytest.raises(ResultsError, match="end of results"):
+        rewritten("<!-- results: speed one -->\n", tmp_path / "page.md", tmp_path)
+
+
+def test_only_data_sets_with_results_have_a_page(tmp_path: Path) -> None:
+    (tmp_path / "adaptation").mkdir()
+    content = result(
+        row("wbc", "source_only", 0, 0.5), row("wbc", "default", 0, 0.6), row("glands", "source_only", 0, 0.5)
+    )
+    (tmp_path / "adaptation" / "x.json").write_text(json.dumps(content | {"file": ""}))
+    pages = data_set_pages(tmp_path / "pages", tmp_path)
+    assert [page.name for page in pages] == ["wbc.md"]
+    [text] = pages.values()
+    assert "0.500 → 0.600" in text
+    assert DATA_SETS["wbc"].target in text
+
+
+def test_navigation_lists_the_pages() -> None:
+    from benchmarks.report.pages import DOCS
+
+    text = "nav:\n    # data sets, written\n    - Old: old.md\n    # end of data sets\n"
+    page = DOCS / "benchmarks" / "adaptation" / "wbc.md"
+    assert "    - White blood cells: benchmarks/adaptation/wbc.md\n    # end" in navigation(text, [page])
+    assert "old.md" not in navigation(text, [page])
+
+
+def test_provenance_states_command_and_commit() -> None:
+    stated = provenance("benchmarks.adaptation", ["--task", "a b"])
+    assert stated["command"] == "python -m benchmarks.adaptation --task 'a b'"
+    assert set(stated) == {"command", "date", "commit", "machine"}
