@@ -1,5 +1,7 @@
 """Train a segmenter on labelled labs, and adapt one to new labs: from datasets to a network on disk."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import json
@@ -9,10 +11,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from lightning_fabric import Fabric
 
 from microseg.api.checkpoints import evaluate_checkpoint, source_dice
 from microseg.api.samples import (
@@ -39,6 +41,9 @@ from microseg.training.adaptation.method import AdaptationMethod
 from microseg.training.devices import Progress, launch, make_fabric, several_programs
 from microseg.training.loop import TrainingResult, checkpoint_file, fit, remove_checkpoints
 from microseg.training.method import Supervised, TrainingMethod
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["adapt", "train"]
 

@@ -10,7 +10,6 @@ model. To add an encoder, write a subclass of `Encoder` and declare it in ``pypr
 from abc import ABC, abstractmethod
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -223,6 +222,8 @@ def create_timm_model(name: str, *, pretrained: bool = False) -> Any:
     Raises:
         ModelError: timm does not know the name, or the model takes images of one size only.
     """
+    import timm  # with torchvision it takes seconds
+
     name = "vgg19_bn" if name == "vgg19" else name
     try:
         try:

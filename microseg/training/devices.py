@@ -1,4 +1,9 @@
-"""Device, precision and processes of a training, through Lightning Fabric."""
+"""Device, precision and processes of a training, through Lightning Fabric.
+
+Fabric is imported when a training starts: it takes seconds.
+"""
+
+from __future__ import annotations
 
 import copy
 import multiprocessing
@@ -9,14 +14,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from microseg.errors import SettingsError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Progress", "launch", "make_fabric", "resolve_device", "resolve_precision", "several_programs"]
 
@@ -91,8 +96,11 @@ def make_fabric(
     Raises:
         SettingsError: The device is not available, the precision unknown, or the other machines are not known.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
     accelerator = resolve_device(device)
-    external = TorchElasticEnvironment.detect()
+    external = _started_by_torchrun()
     if nodes > 1 and not external and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
         raise SettingsError(
             f"Expected nodes={nodes} to be started by torchrun, or with MASTER_ADDR, MASTER_PORT and NODE_RANK in the "
@@ -120,10 +128,16 @@ def make_fabric(
 _AMPERE = 8  # compute capability, from which GPUs have bfloat16 and TF32
 
 
+def _started_by_torchrun() -> bool:
+    return torch.distributed.is_available() and bool(torch.distributed.is_torchelastic_launched())
+
+
 def several_programs(fabric: Fabric) -> bool:
     """Whether programs that this one did not start take part: on other machines, or started by ``torchrun``."""
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
     strategy = fabric.strategy
-    return isinstance(strategy, DDPStrategy) and (strategy.num_nodes > 1 or TorchElasticEnvironment.detect())
+    return isinstance(strategy, DDPStrategy) and (strategy.num_nodes > 1 or _started_by_torchrun())
 
 
 def launch(fabric: Fabric, function: Callable[[Fabric, Progress], Result], progress: Progress) -> Result:
@@ -137,7 +151,7 @@ def launch(fabric: Fabric, function: Callable[[Fabric, Progress], Result], progr
     Returns:
         Result of the function in the first process.
     """
-    if fabric.strategy.launcher is None or TorchElasticEnvironment.detect():
+    if fabric.strategy.launcher is None or _started_by_torchrun():
         fabric.launch()
         return function(fabric, progress)
     with multiprocessing.get_context("spawn").Manager() as manager:

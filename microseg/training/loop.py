@@ -1,5 +1,7 @@
 """The training loop: optimize, average, evaluate, keep the best network, write checkpoints, resume from them."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import math
@@ -10,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from microseg.config.params import FitSettings
 from microseg.cpu import tune_allocator
@@ -23,6 +24,9 @@ from microseg.models.network import PyramidSegmenter
 from microseg.training.devices import Progress
 from microseg.training.loading import BatchLoader, worker_count
 from microseg.training.method import TrainingMethod
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "Evaluate",

@@ -1,12 +1,13 @@
 """Training methods: what the training loop requires of one, and supervised training."""
 
+from __future__ import annotations
+
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from microseg.config.params import FitSettings
@@ -14,6 +15,9 @@ from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generato
 from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter
 from microseg.training.color_augmentation import Jitter, apply_jitter, draw_jitter
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "DrawnCrops",
@@ -133,7 +137,7 @@ class _Pairs(NamedTuple):
     counted: list[Tensor]
 
     @classmethod
-    def of(cls, averaged: nn.Module, network: nn.Module) -> "_Pairs":
+    def of(cls, averaged: nn.Module, network: nn.Module) -> _Pairs:
         """All parameters and buffers."""
         own, others = ([*module.parameters(), *module.buffers()] for module in (averaged, network))
         pairs = list(zip(own, others, strict=True))

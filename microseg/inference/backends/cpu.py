@@ -13,6 +13,7 @@ nothing is fused or traced, and results are the same.
 
 import copy
 import functools
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -22,7 +23,6 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -216,7 +216,7 @@ class _FusedConv2d(nn.Module):
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None) -> None:
         super().__init__()
         self.plain = nn.Sequential(convolution, *([] if activation is None else [activation]))
-        self.halves = isinstance(convolution, Conv2dSame)
+        self.halves = _is_conv2d_same(convolution)
         weight, padding = convolution.weight, [int(one) for one in convolution.padding]
         if self.halves:
             weight = functional.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
@@ -236,11 +236,17 @@ class _FusedConv2d(nn.Module):
 
 
 def _can_fuse(convolution: nn.Conv2d) -> bool:
-    if isinstance(convolution, Conv2dSame):
+    if _is_conv2d_same(convolution):
         odd = all(side % 2 and side > 1 for side in convolution.kernel_size)
         return odd and convolution.stride == (2, 2) and convolution.dilation == (1, 1)
     usual = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
     return usual and not isinstance(convolution.padding, str)
+
+
+def _is_conv2d_same(convolution: nn.Conv2d) -> bool:
+    """Whether it pads as TensorFlow does. Whoever built such a layer has imported timm, which takes seconds."""
+    module = sys.modules.get("timm.layers.conv2d_same")
+    return module is not None and isinstance(convolution, module.Conv2dSame)
 
 
 def _activation(activation: nn.Module | None) -> tuple[str, float, float]:

@@ -1,10 +1,10 @@
 """Self-training: shared batch-norm statistics, and target crops with pseudo-labels that are computed in rounds."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
-from typing import Self
-
-from lightning_fabric import Fabric
+from typing import TYPE_CHECKING, Self
 
 from microseg.datasets.sampling import CropSampler
 from microseg.models.network import PyramidSegmenter
@@ -19,6 +19,9 @@ from microseg.training.adaptation.normalization import (
 )
 from microseg.training.adaptation.pseudo_labels import pseudo_labelled_samples, write_pseudo_labels
 from microseg.training.adaptation.source_priors import SourcePriors
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["SelfTraining", "shared_statistics"]
 
