@@ -2,24 +2,29 @@
 
 The lab is generated: pyramidal slides with 30 % tissue, some of them with annotated regions as GeoJSON. It is ingested
 and committed twice, kept and by reference. A larger lab is made of copies of its slides, for the time to the first
-training step; then one more slide is delivered to it. With --adapt, a model is adapted to the slides, and to the same
-tissue cut into tiles by hand, and both are scored on other tissue of the slides.
+training step; then one more slide is delivered to it. With --adapt, a model is adapted to the slides, and to their
+tissue cut into tiles by hand, each in a process of its own, and both are scored on tissue of other slides.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import resource
 import shutil
+import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from microseg.annotations.index_masks import read_mask
+import psutil
+
 from microseg.api.samples import image_samples, labelled_samples
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
+from microseg.config.params import AdaptSettings, ArchitectureSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import LabMetadata, write_lab_metadata
@@ -37,8 +42,9 @@ from microseg.training.devices import make_fabric
 
 __all__ = ["main"]
 
-_TILE = 512  # pixels of a tile that is cut by hand
+_PARTS = ("ingest", "adaptation")
 _MPP = 1.0
+_REFERENCES = 16  # images, of as many slides, that models are scored on
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--annotated", type=int, default=5, help="of them with annotated regions (default: 5)")
     parser.add_argument("--side", type=int, default=8000, help="side of a slide, in pixels (default: 8000)")
     parser.add_argument("--links", type=int, default=200, help="slides of the large lab (default: 200)")
-    parser.add_argument("--adapt", action="store_true", help="compare adaptation from slides with tiles cut by hand")
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="what to measure (default: all)")
     parser.add_argument("--steps", type=int, default=200, help="steps of each training (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
@@ -66,13 +72,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    values: dict[str, float] = {}
     incoming = folder / "incoming"
-    masks = generate_slide_lab(
+    generate_slide_lab(
         incoming, LAB_B, slides=args.slides, side=args.side, mpp=_MPP, annotated=args.annotated, seed=args.seed
     )
+    values: dict[str, float] = {}
+    if "ingest" in args.parts:
+        values |= _measure_ingest(folder, incoming, args)
+    if "adaptation" in args.parts:
+        values |= _compare_adaptation(folder, incoming, args)
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    return {"values": values, "settings": settings}
+
+
+def _measure_ingest(folder: Path, incoming: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Time and disk of ingest, time to the first training step, and one more slide for a large lab."""
     size = _bytes(incoming / "images")
-    values["slides, MB"] = size / 1e6
+    values = {"slides, MB": size / 1e6}
     for kind, reference in (("kept", False), ("reference", True)):
         store = DatasetStore(folder / f"home-{kind}", None)
         values[f"ingest, {kind}, s"] = _ingest(incoming, store, reference=reference)
@@ -80,9 +96,8 @@ def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         values[f"home, {kind}, of the slides"] = _bytes(store.root) / size
         values[f"home beyond links to the lab's slides, {kind}"] = _own_bytes(store.root, incoming) / size
     lab = open_lab_dataset(DatasetStore(folder / "home-kept", None).labs / LAB_B.name)
-    few = _first_step(lab)
+    values[f"first training step, {args.slides} slides, s"] = _first_step(lab)
     large = folder / "large"
-    values |= {f"first training step, {args.slides} slides, s": few}
     _deliver_many(incoming, large, args.links)
     store = DatasetStore(folder / "home-large", None)
     values[f"ingest of {args.links} slides, s"] = _ingest(large, store, reference=True)
@@ -99,11 +114,7 @@ def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     first = DatasetStore(folder / "home-one", None)
     values["the same slide to an empty lab, ingest, s"] = _ingest(one, first, reference=True)
     values["the same slide to an empty lab, commit, s"] = _timed(lambda: first.commit(LAB_B.name))
-    if args.adapt:
-        values |= _compare_adaptation(folder, lab, masks, args)
-    values["peak memory, MB"] = _peak_memory()
-    settings = {name: value for name, value in vars(args).items() if name != "json"}
-    return {"values": values, "settings": settings}
+    return values
 
 
 def _ingest(source: Path, store: DatasetStore, *, reference: bool) -> float:
@@ -117,10 +128,6 @@ def _timed(function: Any) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def _peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _bytes(folder: Path) -> int:
@@ -162,42 +169,85 @@ def _deliver_many(incoming: Path, large: Path, count: int) -> None:
             shutil.copy(outlines, large / "annotations" / f"{target.stem}.geojson")
 
 
-def _compare_adaptation(folder: Path, lab: LabDataset, masks: Any, args: argparse.Namespace) -> dict[str, float]:
-    """Dice on the tissue of all slides, after adaptation from slides and from tiles that were cut by hand."""
-    fabric, fit = make_fabric("cpu"), {"steps": args.steps}
+def _compare_adaptation(folder: Path, incoming: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Dice on other slides after adaptation from slides and from tiles that were cut out of their tissue by hand."""
     source = generate_lab(folder / "lab_a", LAB_A, images=24, size=256, mpp=_MPP, labelled=True, seed=args.seed)
     labs = folder / "labs"
-    lab_a = open_lab_dataset(ingest_lab(source, labs, folder / "quarantine").folder)
-    train([lab_a], NetworkSettings(), TrainSettings(**fit), folder=folder / "first", fabric=fabric, seed=args.seed)
-    tiles = folder / "tiles"
-    (tiles / "images").mkdir(parents=True)
-    write_lab_metadata(tiles, LabMetadata(lab="tiles", stain=LAB_B.stain, classes=LAB_B.classes, mpp=_MPP))
-    references = []
-    for number in range(args.slides):
-        made = generate_slide(LAB_B, args.side, _MPP, 1000 * args.seed + number)
-        for left, top, right, bottom in made.tissue[::4]:
-            name = f"{number:03d}_{left}_{top}"
-            write_png(tiles / "images" / f"{name}.png", made.image[top:bottom, left:right])
-        left, top, right, bottom = made.tissue[1]  # not among the tiles
-        truth = folder / "truth" / f"{number:03d}"
-        truth.mkdir(parents=True)
-        write_png(truth / "image.png", made.image[top:bottom, left:right])
-        write_png(truth / "mask.png", masks[number][top:bottom, left:right])
-        references.append(Reference(truth.name, truth / "image.png", truth / "mask.png", _MPP))
-    assert read_mask(references[0].mask).shape == (_TILE, _TILE)
-    cut = open_lab_dataset(ingest_lab(tiles, labs, folder / "quarantine").folder)
+    lab_a, lab = (open_lab_dataset(ingest_lab(it, labs, folder / "quarantine").folder) for it in (source, incoming))
+    cut = _cut_tiles(folder / "tiles", labs, args)
+    references = _references(folder / "truth", args)
     unlabelled = LabDataset(lab.folder, lab.metadata, tuple(row for row in lab.rows if row.mask is None), lab.slides)
     values = {}
-    for name, target in (("slides", unlabelled), ("tiles", cut)):
-        values[f"peak memory before adaptation from {name}, MB"] = _peak_memory()
-        settings = AdaptSettings(**fit)
-        adapt(folder / "first", [lab_a], [target], settings, folder=folder / name, fabric=fabric, seed=args.seed)
-        values[f"peak memory after adaptation from {name}, MB"] = _peak_memory()
-        network = load_network(folder / name)
-        table = score(Engine(network).probabilities, references, network.config.classes)
-        values[f"Dice, adapted from {name}"] = float(mean_scores(table)["dice"])
-    table = score(Engine(load_network(folder / "first")).probabilities, references, LAB_B.classes)
-    return {"Dice, not adapted": float(mean_scores(table)["dice"]), **values}
+    train_settings, adapt_settings = TrainSettings(steps=args.steps), AdaptSettings(steps=args.steps)
+    first = folder / "first"
+    train([lab_a], None, train_settings, folder=first, fabric=make_fabric("cpu"), seed=args.seed)
+    values["Dice, not adapted"] = _dice(first, references)
+    print(f"Not adapted: Dice {values['Dice, not adapted']:.3f}", file=sys.stderr)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        for name, target in (("slides", unlabelled), ("tiles", cut)):
+            start = time.perf_counter()
+            peak = processes.submit(_adapt, first, lab_a, target, adapt_settings, folder / name, args.seed).result()
+            values[f"adaptation from {name}, s"] = time.perf_counter() - start
+            values[f"peak memory of adaptation from {name}, MB"] = peak
+            values[f"Dice, adapted from {name}"] = _dice(folder / name, references)
+            print(f"Adapted from {name}: Dice {values[f'Dice, adapted from {name}']:.3f}", file=sys.stderr)
+    return values
+
+
+def _cut_tiles(folder: Path, labs: Path, args: argparse.Namespace) -> LabDataset:
+    """A lab of tiles of the slides' tissue."""
+    (folder / "images").mkdir(parents=True)
+    write_lab_metadata(folder, LabMetadata(lab="tiles", stain=LAB_B.stain, classes=LAB_B.classes, mpp=_MPP))
+    for number in range(args.slides):
+        made = generate_slide(LAB_B, args.side, _MPP, 1000 * args.seed + number)
+        for left, top, right, bottom in made.tissue[::8]:
+            name = f"{number:03d}_{left}_{top}"
+            write_png(folder / "images" / f"{name}.png", made.image[top:bottom, left:right])
+    return open_lab_dataset(ingest_lab(folder, labs, folder / "quarantine").folder)
+
+
+def _references(folder: Path, args: argparse.Namespace) -> list[Reference]:
+    """Tissue of slides that are not in the lab."""
+    references = []
+    for number in range(_REFERENCES):
+        made = generate_slide(LAB_B, 1024, _MPP, 1000 * args.seed + 500 + number)
+        left, top, right, bottom = made.tissue[0]
+        truth = folder / f"{number:03d}"
+        truth.mkdir(parents=True)
+        write_png(truth / "image.png", made.image[top:bottom, left:right])
+        write_png(truth / "mask.png", made.mask[top:bottom, left:right])
+        references.append(Reference(truth.name, truth / "image.png", truth / "mask.png", _MPP))
+    return references
+
+
+def _adapt(
+    first: Path, source: LabDataset, target: LabDataset, settings: AdaptSettings, folder: Path, seed: int
+) -> float:
+    """Adapt in a process of its own; returns the largest memory of it and its readers, in MB."""
+    ended, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        own = psutil.Process()
+        while not ended.wait(0.1):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                with suppress(psutil.Error):
+                    total += process.memory_full_info().pss  # shared pages count once
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        adapt(first, [source], [target], settings, folder=folder, fabric=make_fabric("cpu"), seed=seed)
+    finally:
+        ended.set()
+        watcher.join()
+    return peak[0] / 1e6
+
+
+def _dice(model: Path, references: list[Reference]) -> float:
+    network = load_network(model)
+    return float(mean_scores(score(Engine(network).probabilities, references, network.config.classes))["dice"])
 
 
 if __name__ == "__main__":

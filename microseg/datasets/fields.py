@@ -95,7 +95,7 @@ def choose_fields(slide: Slide, mpp: float, recipe: FieldRecipe) -> FoundFields:
     """
     thumbnail = slide.thumbnail(THUMBNAIL_SIDE)  # (h, w, 3)
     tissue = tissue_map(thumbnail).tissue
-    pen = pen_map(thumbnail, tissue)
+    pen = pen_map(thumbnail, tissue, mpp * slide.width / thumbnail.shape[1])
     side = min(recipe.side(mpp), slide.width, slide.height)
     rng = np.random.default_rng((recipe.seed, slide.width, slide.height))
     boxes = _grid(slide.width, slide.height, side, rng)

@@ -58,25 +58,36 @@ def test_leaves_out_what_is_out_of_focus(made):
 
 def test_leaves_out_marker_pen(made):
     marked = made.image.copy()
-    marked[900:960, 500:1500] = (25, 60, 190)
+    marked[800:1000, 500:1500] = (25, 60, 190)  # a pixel is a micron
     found = choose(marked, FieldRecipe(fields=32, microns=256))
     assert found.pen > 0.02
-    assert all(field.box[3] <= 900 or field.box[1] >= 960 for field in found.fields)
+    assert all(field.box[3] <= 800 or field.box[1] >= 1000 for field in found.fields)
 
 
-@pytest.mark.parametrize("ink", [(25, 60, 190), (10, 120, 60), (15, 15, 20)])
+@pytest.mark.parametrize("ink", [(25, 60, 190), (10, 120, 60), (15, 15, 20), (200, 25, 40)])
 def test_finds_pen_of_each_color(made, ink):
     thumbnail = made.image[::2, ::2].copy()
     thumbnail[300:330, 300:700] = ink
-    found = pen_map(thumbnail, tissue_map(thumbnail).tissue)
+    found = pen_map(thumbnail, tissue_map(thumbnail).tissue, 16.0)
     assert found[305:325, 310:690].mean() > 0.95
     assert found[:280].sum() + found[350:].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("color", "mpp"),
+    [((62, 25, 64), 8.0), ((15, 15, 20), 2.0), ((25, 60, 190), 2.0)],
+    ids=["dark keratin", "narrow and black", "narrow and blue"],
+)
+def test_dark_and_narrow_structures_are_no_pen(made, color, mpp):
+    thumbnail = made.image[::2, ::2].copy()
+    thumbnail[300:330, 300:700] = color  # 30 pixels: 60 µm where a pixel has 2
+    assert not pen_map(thumbnail, tissue_map(thumbnail).tissue, mpp).any()
 
 
 def test_a_stain_is_no_pen():
     blue = np.full((400, 400, 3), 245, np.uint8)
     blue[100:300, 100:300] = (40, 70, 200)  # all of the tissue
-    assert not pen_map(blue, tissue_map(blue).tissue).any()
+    assert not pen_map(blue, tissue_map(blue).tissue, 16.0).any()
 
 
 def test_sharpness_falls_with_blur(made):
