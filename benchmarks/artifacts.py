@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from benchmarks.results import markdown_table
+from benchmarks.results import markdown_table, provenance
 from microseg.datasets.lab import read_lab_metadata
 from microseg.slides.artifacts import FOCUS_MPP, is_out_of_focus, pen_map
 from microseg.slides.images import read_image
@@ -61,10 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         for lab in [*args.labs, *made]:
             rows.append(_measure(lab, args))
             print(rows[-1], flush=True)
-    print(markdown_table(pd.DataFrame(rows).fillna("")))
+    table = pd.DataFrame(rows).astype(object).fillna("–")
+    print(markdown_table(table))
     if args.json:
-        settings = {"mpp": args.mpp, "images": args.images}
-        args.json.write_text(json.dumps({"rows": rows, "settings": settings}, indent=1) + "\n")
+        tables = {"artifacts": {"columns": list(table.columns), "rows": table.to_numpy().tolist()}}
+        content = {"provenance": provenance("benchmarks.artifacts", arguments), "tables": tables}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _measure(lab: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.results import provenance
 from microseg.api.samples import image_samples, labelled_samples
 from microseg.api.training import adapt, train
 from microseg.config.params import AdaptSettings, ArchitectureSettings, TrainSettings
@@ -68,7 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in result["values"].items():
         print(f"{name:58} {value:.4g}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        rows = [[name, f"{value:.4g}"] for name, value in result["values"].items()]
+        result["tables"] = {"slides": {"columns": ["measurement", "value"], "rows": rows}}
+        content = {"provenance": provenance("benchmarks.slides", arguments), **result}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _inks(image: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], ...]:
     saturated = (brightest - darkest) > _SATURATION * np.maximum(brightest, 1)
     return (
         saturated & (green > 1.15 * red) & (green > 1.02 * blue),
-        saturated & (blue > 1.3 * green) & (blue > 1.6 * red),
+        saturated & (blue > 1.3 * green) & (blue > 2.5 * red),  # Masson's blue: 1 to 2, to 2.9 in places
         (red > 3 * green) & (red > 3 * blue),
         (brightest < _DARK) & (brightest - darkest < _NEUTRAL),
     )
