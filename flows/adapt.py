@@ -80,7 +80,8 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                     base=base if source_free else None,
                     tags=tags,
                 )
-    return workspace.registry.versions.set_alias(candidate_of(lab), version)
+                # before the run ends: of a finished run, nobody would look for a version that is to be the candidate
+                return workspace.registry.versions.set_alias(candidate_of(lab), version)
 
 
 def _registered_before(

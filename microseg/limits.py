@@ -12,8 +12,6 @@ import pickle
 import resource
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +21,7 @@ from typing import Any, TypeVar
 
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import ResourceLimitError
+from microseg.processes import IdleProcesses, ending, sendable, start_python
 
 __all__ = ["MEMORY", "SECONDS", "bound_log", "run_limited"]
 
@@ -60,24 +59,24 @@ def run_limited(what: str, function: Callable[..., T], *args: Any, seconds: floa
         ResourceLimitError: The function takes more time or memory, or crashes the process. Its own exceptions are
             raised again.
     """
-    child = _take()
+    child = _idle.take()
     try:
         kind, value = child.call(function, args, seconds, memory)
     except BaseException:
-        child.stop()
+        child.close()
         raise
     if kind == "stopped":
-        child.stop()
+        child.close()
         raise ResourceLimitError(
             f"{what}: expected to be read in {seconds:g} s and {memory / 2**30:.2g} GiB, {value}. The file is damaged "
             "or made to harm; export it again, or in another format."
         )
     if kind == "error":
-        _give_back(child)
+        _idle.give_back(child)
         for error, cause in itertools.pairwise([*value, None]):
             error.__cause__ = cause
         raise value[0]
-    _give_back(child)
+    _idle.give_back(child)
     return value  # type: ignore[no-any-return]
 
 
@@ -86,16 +85,9 @@ class _Child:
 
     def __init__(self) -> None:
         self._pipe, end = Pipe()
-        paths = os.pathsep.join(path for path in sys.path if path)
+        code = f"from microseg.limits import serve; serve({end.fileno()})"
         with end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from microseg.limits import serve; serve({end.fileno()})"],
-                pass_fds=[end.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths, **_ONE_THREAD},
-            )
+            self._process = start_python(code, [end.fileno()], _ONE_THREAD, output=subprocess.DEVNULL)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float, memory: int) -> tuple[str, Any]:
         try:
@@ -105,10 +97,9 @@ class _Child:
             kind, value = _receive(self._pipe)
         except (EOFError, OSError):  # the process ended
             self._process.wait()
-            number = -self._process.returncode
-            if number == signal.SIGXCPU:
+            if self._process.returncode == -signal.SIGXCPU:
                 return "stopped", "it took longer"
-            return "stopped", f"the reading process crashed ({_signal_name(number)})"
+            return "stopped", f"the reading process crashed ({ending(self._process.returncode)})"
         return kind, value
 
     def _answers(self, most: float) -> bool:
@@ -121,7 +112,7 @@ class _Child:
                 waited += step
         return False
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the process at once."""
         self._pipe.close()
         self._process.kill()
@@ -146,34 +137,7 @@ def _current_folder() -> str | None:
     return None
 
 
-def _signal_name(number: int) -> str:
-    with suppress(ValueError):
-        return signal.Signals(number).name
-    return f"exit status {-number}"
-
-
-_idle: list[_Child] = []
-_lock = threading.Lock()
-os.register_at_fork(after_in_child=_idle.clear)  # the processes are those of the parent
-
-
-def _take() -> _Child:
-    while True:
-        with _lock:
-            child = _idle.pop() if _idle else None
-        if child is None:
-            return _Child()
-        if child.alive():
-            return child
-        child.stop()
-
-
-def _give_back(child: _Child) -> None:
-    with _lock:
-        if len(_idle) < _MOST_IDLE:
-            _idle.append(child)
-            return
-    child.stop()
+_idle = IdleProcesses(_Child, _MOST_IDLE)
 
 
 # ---- replies, whose arrays are sent as they are: pickled with the rest, each would be copied five times
@@ -223,7 +187,7 @@ def serve(descriptor: int) -> None:
         except EOFError:
             return
         except Exception as error:  # the module of the function cannot be imported
-            _send(pipe, ("error", [_sendable(error)]))
+            _send(pipe, ("error", [sendable(error)]))
             continue
         _limit(seconds, memory)
         try:
@@ -233,7 +197,7 @@ def serve(descriptor: int) -> None:
         except MemoryError:
             reply = "stopped", "it took more memory"
         except Exception as error:
-            reply = "error", [_sendable(each) for each in _causes(error)]
+            reply = "error", [sendable(each) for each in _causes(error)]
         _limit(None, None)
         try:
             _send(pipe, reply)
@@ -274,15 +238,6 @@ def _causes(error: BaseException) -> list[BaseException]:
         chain.append(cause)
         cause = cause.__cause__
     return chain
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """The exception, or one that can be sent to the parent."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301  # nosec B301 (what was pickled here)
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 # ---- log lines

@@ -304,7 +304,8 @@ def check_port_free(host: str, port: int, setting: str) -> None:
     """
     with socket.socket() as probe, socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken = probe.connect_ex(("127.0.0.1" if host == "0.0.0.0" else host, port)) == 0
+        reached = "127.0.0.1" if host == "0.0.0.0" else host  # nosec B104 (compared, not bound)
+        taken = probe.connect_ex((reached, port)) == 0
         with suppress(OverflowError):
             try:
                 trial.bind((host, port))

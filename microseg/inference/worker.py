@@ -6,14 +6,10 @@ it, which gets pixels and returns predictions through shared memory.
 
 import mmap
 import os
-import pickle
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
@@ -26,6 +22,7 @@ from microseg.inference.image_files import ImageFiles, ReadImage, SlideFile
 from microseg.inference.prediction import Prediction
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.measurements import ConfidenceSums
+from microseg.processes import IdleProcesses, ending, sendable, start_python
 
 __all__ = ["SLOTS", "RemoteImage", "WorkerLostError", "WorkerProcess", "borrow", "give_back", "serve"]
 
@@ -118,14 +115,9 @@ class WorkerProcess:
         self._layouts: dict[int, _Layout] = {}
         self._pipe, end = Pipe()
         descriptors = [end.fileno(), *(memory.descriptor for memory in self._memories)]
-        paths = os.pathsep.join(path for path in sys.path if path)
+        code = f"from microseg.inference.worker import serve; serve({descriptors})"
         with end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from microseg.inference.worker import serve; serve({descriptors})"],
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths, **_ONE_THREAD},
-            )
+            self._process = start_python(code, descriptors, _ONE_THREAD)
 
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -187,32 +179,20 @@ class WorkerProcess:
             code = self._process.wait(1)
         except subprocess.TimeoutExpired:
             return "its pipe is closed"
-        with suppress(ValueError):
-            return signal.Signals(-code).name
-        return f"exit status {code}"
+        return ending(code)
 
 
-_idle: list[WorkerProcess] = []
-_lock = threading.Lock()
-os.register_at_fork(after_in_child=_idle.clear)  # the processes are those of the parent
+_idle = IdleProcesses(WorkerProcess)
 
 
 def borrow() -> WorkerProcess:
     """A process that is idle, or a new one; those that were killed while they were idle are forgotten."""
-    while True:
-        with _lock:
-            worker = _idle.pop() if _idle else None
-        if worker is None:
-            return WorkerProcess()
-        if worker.alive():
-            return worker
-        worker.close()
+    return _idle.take()
 
 
 def give_back(worker: WorkerProcess) -> None:
     """Keep a process for the next batch."""
-    with _lock:
-        _idle.append(worker)
+    _idle.give_back(worker)
 
 
 # ---- in the process
@@ -239,7 +219,7 @@ def serve(descriptors: list[int]) -> None:
         try:
             reply = "done", calls[method](*arguments)
         except Exception as error:
-            reply = "error", _sendable(error)
+            reply = "error", sendable(error)
         try:
             pipe.send(reply)
         except BrokenPipeError:
@@ -284,13 +264,3 @@ class _Images:
             self._files.save_hashes()
         self._files = None
         self._held.clear()
-
-
-def _sendable(error: Exception) -> Exception:
-    """The exception, or one that can be sent to the parent."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301  # nosec B301 (what was pickled here)
-    except Exception:
-        kind = OSError if isinstance(error, OSError) else RuntimeError
-        return kind(f"{type(error).__name__}: {error}")
-    return error

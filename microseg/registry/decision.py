@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
+from pydantic import TypeAdapter
+
 from microseg.escaping import markdown
 from microseg.registry.version import TAG_LENGTH, ModelVersion
 
@@ -56,6 +58,9 @@ class RuleResult:
 
 
 _MARKS: Mapping[Outcome, str] = {NOT_MET: "✗", UNCLEAR: "?", MET: "✓"}  # the most important first
+
+
+_RULES = TypeAdapter(tuple[RuleResult, ...])
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Decision:
         if verdict is None:
             return None
         try:
-            rules = tuple(RuleResult(**result) for result in json.loads(version.tags.get(_RULES_TAG) or "[]"))
-        except (ValueError, TypeError):
+            rules = _RULES.validate_json(version.tags.get(_RULES_TAG) or "[]")
+        except ValueError:  # any client can write tags
             rules = ()
         return cls(verdict, rules, version.version, int(production) if production.isdecimal() else None)

@@ -130,13 +130,13 @@ class _Packed:
     def pin_memory(self) -> "_Packed":
         """Unpack into page-locked memory; called in a thread of the loader."""
         assert self.content is not None
-        values = pickle.loads(self.content)  # noqa: S301 (written by a process that this one started)
+        values = pickle.loads(self.content)  # noqa: S301  # nosec B301 (of a process of this one)
         self.content, self.value = None, apply_to_collection(values, _Array, lambda it: it.tensor().pin_memory())
         return self
 
     def unpacked(self) -> Any:
         if self.content is not None:
-            values = pickle.loads(self.content)  # noqa: S301 (written by a process that this one started)
+            values = pickle.loads(self.content)  # noqa: S301  # nosec B301 (of a process of this one)
             self.value = apply_to_collection(values, _Array, _Array.tensor)
         if isinstance(self.value, BaseException):
             raise self.value
@@ -166,7 +166,7 @@ class _Steps(Dataset[_Packed]):
         except Exception as error:
             try:  # as it is, not with the traceback in its message
                 packed = _Packed.of(error)
-                pickle.loads(packed.content or b"")  # noqa: S301 (made one line above)
+                pickle.loads(packed.content or b"")  # noqa: S301  # nosec B301 (made one line above)
             except Exception:
                 raise error from None
             return packed

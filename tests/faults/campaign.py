@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from microseg.errors import MicrosegError
 from tests.faults.injection import Fault, run_with_fault
 from tests.faults.scenarios import SCENARIOS
 
-__all__ = ["Trial", "table", "try_scenario"]
+__all__ = ["Trial", "rows", "table", "try_scenario"]
 
 
 @dataclass
@@ -41,6 +42,8 @@ def try_scenario(name: str, fault: Fault, folder: Path, most: int | None = None,
         seed: See ``most``.
     """
     scenario, base = SCENARIOS[name], folder / "base"
+    for module in scenario.modules:  # here, once: each fork has them, and the writes of MLflow are watched
+        import_module(module)
     base.mkdir(parents=True)
     _do(partial(scenario.prepare, base), base)
     expected, trial = None, Trial()
@@ -87,3 +90,18 @@ def table(trials: dict[tuple[str, Fault], Trial]) -> str:
     for (name, fault), it in trials.items():
         lines.append(f"{name:<12}{fault:<12}{it.points:>8}{it.tries:>8}{it.tries - len(it.failures):>10}")
     return "\n".join(lines)
+
+
+def rows(trials: dict[tuple[str, Fault], Trial]) -> list[dict[str, object]]:
+    """The trials as rows, for a file."""
+    return [
+        {
+            "scenario": name,
+            "fault": fault,
+            "writes": it.points,
+            "tries": it.tries,
+            "survived": it.tries - len(it.failures),
+            "failures": it.failures,
+        }
+        for (name, fault), it in trials.items()
+    ]

@@ -1,6 +1,7 @@
 """What is killed or finds the disk full: each scenario prepares a folder, acts, and describes the state."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ class Scenario:
         prepare: Creates what it needs in an empty folder.
         act: Does it; doing it again after it was interrupted must lead to the same state.
         state: Describes what counts in the folder, and what must not be left.
+        modules: What it imports.
     """
 
     prepare: Callable[[Path], None]
     act: Callable[[Path], None]
     state: Callable[[Path], Any]
+    modules: tuple[str, ...] = ()
 
 
 def _same_process(_what: str, function: Callable[..., Any], *args: Any, **_limits: Any) -> Any:
@@ -233,11 +236,91 @@ def _evaluated(folder: Path) -> Any:
     }
 
 
+# ---- adapt: the task of the flow, without Prefect's server
+
+_TINY = (
+    "device=cpu", "network.encoder=blocks", "network.weights=null", "network.channels=[4,8]",
+    "network.pyramid_bins=[1]", "network.pyramid_channels=4", "inference.tile_size=64", "inference.halo=8",
+    "train.steps=2", "train.crop_size=32", "train.batch_size=2", "train.warmup_steps=0", "gate.min_initial_dice=0",
+    "adapt.steps=2", "adapt.crop_size=32", "adapt.batch_size=2", "adapt.warmup_steps=0",
+)  # fmt: skip
+
+
+def _settings(folder: Path) -> Any:
+    """Settings of a home in the folder; training shows no progress."""
+    from contextlib import nullcontext
+
+    import flows.adapt
+    import flows.train
+    from microseg.config.settings import load_settings
+    from microseg.training.devices import Progress
+
+    os.environ["MICROSEG_HOME"] = str(folder / "home")
+    for module in (flows.adapt, flows.train):
+        module.training_progress = lambda *_: nullcontext(Progress())  # type: ignore[attr-defined]
+    return load_settings(_TINY)
+
+
+def _trained(folder: Path) -> None:
+    from flows.ingest import check_and_ingest, commit_version
+    from flows.train import fit_and_register
+    from microseg.config.environment import Home
+    from microseg.datasets.lab import read_lab_metadata
+    from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
+
+    home = folder / "home"
+    Home(home).create()
+    settings = _settings(folder)
+    digests = {}
+    for lab, style, labelled in (("lab_a", LAB_A, True), ("lab_b", LAB_B, False)):
+        source = generate_lab(folder / "in" / lab, style, images=4, size=64, labelled=labelled, test_images=1, seed=0)
+        check_and_ingest.fn(source, read_lab_metadata(source), settings)
+        digests[lab] = commit_version.fn(lab, settings)
+    fit_and_register.fn({"lab_a": digests["lab_a"]}, settings)
+    (folder / "digest").write_text(digests["lab_b"])
+
+
+def _adapt(folder: Path) -> None:
+    from flows.adapt import fit_and_register
+    from flows.workspace import open_workspace
+
+    settings = _settings(folder)
+    registry = open_workspace(settings).registry
+    if "candidate-lab_b" not in {alias for version in registry.versions.all() for alias in version.aliases}:
+        fit_and_register.fn(registry.versions.find(1), "lab_b", (folder / "digest").read_text(), settings)
+
+
+def _adapted(folder: Path) -> Any:
+    from flows.workspace import open_workspace
+
+    registry = open_workspace(_settings(folder)).registry
+    registry.runs.end_abandoned()
+    version = registry.versions.find("candidate-lab_b")
+    registry.versions.download(version, folder / "check")
+    return {
+        "versions": [it.version for it in registry.versions.all()],
+        "candidate": version.version,
+        "datasets": dict(version.datasets),
+        "tags": sorted(version.tags),
+        "described": "lab_b" in version.description,
+        "running": _running(registry),
+        "left": sorted(path.name for path in (folder / "home" / "runs").rglob("*") if path.is_file()),
+    }
+
+
+_IMAGES = ("microseg.datasets.ingest",)
+_NETWORK = ("microseg.inference.batch", "microseg.models.network", "pandas")
+_EXPORT = (*_NETWORK, "microseg.models.export.formats")
+_REGISTRY = (*_NETWORK, "mlflow", "sqlalchemy", "microseg.models.files", "microseg.registry.registry")
+
 SCENARIOS: Mapping[str, Scenario] = {
-    "ingest": Scenario(_incoming, _ingest, _dataset),
-    "segment": Scenario(_images, _segment, _outputs),
-    "export": Scenario(lambda folder: (folder / "out").mkdir(), _export, _exported),
-    "evaluate": Scenario(_versions, _evaluate, _evaluated),
-    "promote": Scenario(_versions, _promote, _production),
-    "rollback": Scenario(_second_in_production, _roll_back, _production),
+    "ingest": Scenario(_incoming, _ingest, _dataset, _IMAGES),
+    "segment": Scenario(_images, _segment, _outputs, _NETWORK),
+    "export": Scenario(lambda folder: (folder / "out").mkdir(), _export, _exported, _EXPORT),
+    "adapt": Scenario(
+        _trained, _adapt, _adapted, (*_REGISTRY, "flows.adapt", "flows.train", "flows.ingest", "dvc.repo")
+    ),
+    "evaluate": Scenario(_versions, _evaluate, _evaluated, _REGISTRY),
+    "promote": Scenario(_versions, _promote, _production, _REGISTRY),
+    "rollback": Scenario(_second_in_production, _roll_back, _production, _REGISTRY),
 }

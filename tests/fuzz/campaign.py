@@ -9,7 +9,7 @@ from microseg.errors import ResourceLimitError
 from microseg.limits import run_limited
 from tests.fuzz.readers import READERS, damaged_files, prepare, try_inputs
 
-__all__ = ["Outcome", "fuzz", "table"]
+__all__ = ["Outcome", "fuzz", "rows", "save_faults", "table"]
 
 _BATCH = 250
 
@@ -21,10 +21,14 @@ class Outcome:
     Attributes:
         counts: Number of inputs by what happened: accepted, refused, foreign exception, crash, hang, memory.
         faults: Seeds of the inputs that were neither accepted nor refused, with what happened.
+        slowest: Processor time of the slowest input, in seconds.
+        memory: Largest memory of a process that read inputs, in MiB.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    slowest: float = 0.0
+    memory: int = 0
 
 
 def fuzz(
@@ -52,8 +56,8 @@ def _try(reader: str, seeds: range, outcome: Outcome) -> None:
     """Try a batch; where it fails as a whole, its halves, down to the input that is the cause."""
     try:
         run_limited(reader, prepare, reader, seconds=120, memory=2**40)  # imports are not part of an input
-        limit = 10.0 if len(seeds) == 1 else 60.0
-        accepted, refused, foreign = run_limited(reader, try_inputs, reader, seeds, seconds=limit)
+        # the limit of one input, so that none can take longer; a batch needs about a second
+        accepted, refused, foreign, slowest, memory = run_limited(reader, try_inputs, reader, seeds, seconds=10)
     except (ResourceLimitError, MemoryError) as error:
         if len(seeds) > 1:
             middle = seeds.start + len(seeds) // 2
@@ -67,20 +71,41 @@ def _try(reader: str, seeds: range, outcome: Outcome) -> None:
         return
     outcome.counts.update({"accepted": accepted, "refused": refused, "foreign": len(foreign)})
     outcome.faults += foreign
+    outcome.slowest, outcome.memory = max(outcome.slowest, slowest), max(outcome.memory, memory)
 
 
 def table(found: dict[str, Outcome]) -> str:
     """The outcomes as a table: reader → tries → survived."""
     columns = ("accepted", "refused", "foreign", "crash", "hang", "memory")
     lines = [f"{'reader':<14}{'tries':>8}{'survived':>10}" + "".join(f"{name:>10}" for name in columns)]
+    lines[0] += f"{'slowest, s':>12}{'MiB':>6}"
     total: Counter[str] = Counter()
-    for name, counts in [(name, it.counts) for name, it in found.items()] + [("all", total)]:
+    every = Outcome(total, [], max(it.slowest for it in found.values()), max(it.memory for it in found.values()))
+    for name, outcome in (found | {"all": every}).items():
+        counts = outcome.counts
         survived = counts["accepted"] + counts["refused"]
         lines.append(
-            f"{name:<14}{counts.total():>8,}{survived:>10,}" + "".join(f"{counts[column]:>10,}" for column in columns)
+            f"{name:<14}{counts.total():>8,}{survived:>10,}"
+            + "".join(f"{counts[column]:>10,}" for column in columns)
+            + f"{outcome.slowest:>12.2f}{outcome.memory:>6,}"
         )
-        total.update(counts)
+        if outcome is not every:
+            total.update(counts)
     return "\n".join(lines)
+
+
+def rows(found: dict[str, Outcome]) -> list[dict[str, object]]:
+    """The outcomes as rows, for a file."""
+    return [
+        {
+            "reader": name,
+            "tries": it.counts.total(),
+            **it.counts,
+            "slowest_s": round(it.slowest, 3),
+            "memory_mib": it.memory,
+        }
+        for name, it in found.items()
+    ]
 
 
 def save_faults(found: dict[str, Outcome], folder: Path) -> None:

@@ -188,6 +188,27 @@ _RECORD = {
     "software": {"python": "3.11"},
 }
 
+_SLIDES = {
+    "recipe": {"fields": 4, "microns": 512.0, "seed": 0},
+    "slides": [
+        {
+            "file": "a.svs", "sha256": "0" * 64, "bytes": 10, "width": 100, "height": 50, "mpp": 0.5,
+            "levels": [[100, 50], [50, 25]], "tissue_mm2": 0.1, "pen": 0.0, "out_of_focus": 0.0,
+        }
+    ],
+}  # fmt: skip
+
+_HISTORY = b"".join(
+    b'{"lab": "north", "digest": "%032d.dir", "files": 3, "bytes": 9, "committed_at": "2026-01-01T00:00:00+00:00", '
+    b'"number": %d}\n' % (number, number)
+    for number in (1, 2)
+)
+
+_DECISION = (
+    b"gate=accepted\ngate.production_version=1\n"
+    b'gate.rules=[{"outcome": "met", "rule": "source_dice/lab_a", "message": "0.9, required 0.8"}]\n'
+)
+
 _ONBOARDING = {"lab": "north", "folder": "/x", "fingerprint": "0", "state": "pending", "attempts": 1}
 
 _REFERENCE = {
@@ -226,6 +247,39 @@ def _network(name: str) -> Callable[[], list[tuple[str, bytes]]]:
     return create
 
 
+def _written(write: Callable[[Path], object]) -> list[tuple[str, bytes]]:
+    """All files below a folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
+
+
+def _dicom() -> list[tuple[str, bytes]]:
+    from tests.microseg.slides.test_dicom_and_zarr import write_dicom
+
+    def write(folder: Path) -> None:
+        (folder / "slides" / "case").mkdir(parents=True)
+        pixels = _pixels(64, 128, 3)
+        for level, name in enumerate(("a.dcm", "b.dcm")):
+            part = pixels[:: 2**level, :: 2**level]
+            write_dicom(folder / "slides" / "case" / name, part, "1.2.826.0.1.3680043.8.498.1", level=level)
+
+    return _written(write)
+
+
+def _zarr() -> list[tuple[str, bytes]]:
+    from tests.microseg.slides.test_dicom_and_zarr import write_zarr
+
+    def write(folder: Path) -> None:
+        for version in (2, 3):
+            write_zarr(folder / "slides" / f"{version}.zarr", _pixels(64, 64, 3), version=version)
+
+    return _written(write)
+
+
 SEEDS: Mapping[str, Callable[[], list[tuple[str, bytes]]]] = {
     "images": _images,
     "masks": _masks,
@@ -236,6 +290,11 @@ SEEDS: Mapping[str, Callable[[], list[tuple[str, bytes]]]] = {
     "images.csv": lambda: [("images.csv", _TABLE)],
     "manifest.csv": lambda: [("manifest.csv", _MANIFEST)],
     "records": lambda: [("a.json", _json(_RECORD))],
+    "slides.json": lambda: [("slides.json", _json(_SLIDES))],
+    "history": lambda: [("north.jsonl", _HISTORY)],
+    "decision tags": lambda: [("tags", _DECISION)],
+    "dicom": _dicom,
+    "zarr": _zarr,
     "onboarding": lambda: [("north.json", _json(_ONBOARDING))],
     "reference": lambda: [("reference.json", _json(_REFERENCE))],
     "safetensors": _network("weights.safetensors"),

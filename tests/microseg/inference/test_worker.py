@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def test_unwritable_folder_ends_the_batch(
 def test_process_that_does_not_start_is_an_error(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
-    monkeypatch.setattr(worker, "_idle", [])
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(worker, "_idle", IdleProcesses(worker.WorkerProcess))
     with pytest.raises(worker.WorkerLostError, match="it ended"):
         segment_batch(
             Engine(brightness(), tile=128, halo=16),
@@ -154,7 +155,7 @@ def test_process_is_used_again_for_the_next_batch(
         engine = Engine(brightness(), tile=128, halo=16)
         segment_batch(engine, images[:2], tmp_path / name, provenance=provenance, options=options)
         assert len(worker._idle) == 1
-    worker._idle.pop().close()
+    worker._idle.take().close()
 
 
 def test_process_that_was_killed_while_it_was_idle_is_replaced() -> None:
