@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from microseg.errors import LockedError
 from microseg.files import write_text_file
+from microseg.parsing import parse_json
 
 __all__ = ["exclusive", "try_lock"]
 
@@ -84,7 +85,7 @@ def _this_process() -> dict[str, object]:
 
 def _holder(owner: Path) -> str:
     try:
-        stated = json.loads(owner.read_text(encoding="utf-8"))
+        stated = parse_json(owner.read_bytes())
         return f"process {stated['pid']} of {stated['user']} on {stated['host']}, since {stated['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has just begun
         return "another process"

@@ -41,10 +41,10 @@ def test_endings_have_names():
 
 
 def test_exceptions_that_cannot_be_sent_keep_their_text():
-    class Local(OSError):
+    class LocalError(OSError):
         pass
 
     error = ValueError("a")
     assert sendable(error) is error
-    assert type(sendable(Local("no space"))) is OSError
-    assert "no space" in str(sendable(Local("no space")))
+    assert type(sendable(LocalError("no space"))) is OSError
+    assert "no space" in str(sendable(LocalError("no space")))

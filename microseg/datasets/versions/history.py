@@ -14,6 +14,7 @@ from pathlib import Path
 from microseg.datasets.lab import check_lab_name
 from microseg.errors import VersioningError
 from microseg.files import write_text_file
+from microseg.parsing import parse_json
 
 __all__ = ["DIGEST", "DatasetVersion", "LocalHistory", "merge", "note_name", "read_note"]
 
@@ -68,7 +69,7 @@ def read_note(lab: str, name: str, content: bytes) -> DatasetVersion | None:
     if not _NOTE.fullmatch(name):
         return None
     try:
-        version = DatasetVersion(**json.loads(content))
+        version = _parse(content)
         if version.lab != lab or note_name(version) != name:
             raise ValueError(f"that of {version.lab}, {note_name(version)}")
     except (ValueError, TypeError) as error:
@@ -76,6 +77,15 @@ def read_note(lab: str, name: str, content: bytes) -> DatasetVersion | None:
             f"microseg/history/{lab}/{name} in the remote: expected the note of a version, got {error}. Restore it "
             "from a backup, or remove it where the version is in the history of another machine."
         ) from error
+    return version
+
+
+def _parse(text: str | bytes) -> DatasetVersion:
+    """A version from JSON; what is wrong with it is a ValueError or a TypeError."""
+    version = DatasetVersion(**parse_json(text))
+    texts, numbers = (version.lab, version.digest, version.committed_at), (version.files, version.bytes, version.number)
+    if not (all(type(it) is str for it in texts) and all(type(it) is int for it in numbers)):
+        raise ValueError(f"values of other types: {version}")
     return version
 
 
@@ -105,7 +115,7 @@ class LocalHistory:
             return ()
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            versions = [DatasetVersion(**json.loads(line)) for line in lines]
+            versions = [_parse(line) for line in lines]
         except (ValueError, TypeError) as error:
             raise VersioningError(f"{path}: expected one JSON object a line, got {error}. Correct the line.") from error
         # microseg 0.1 wrote no numbers

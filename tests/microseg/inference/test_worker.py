@@ -21,6 +21,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
 from microseg.outputs.record import Provenance, read_record
+from microseg.processes import IdleProcesses
 from microseg.slides.images import read_image, write_png
 
 ALL = ("labels", "outlines", "overlay", "objects", "probabilities")

@@ -111,3 +111,13 @@ def test_decision_is_shortened_to_the_length_of_a_tag() -> None:
 def test_unreadable_rules_leave_the_verdict(registry: Registry) -> None:
     registry.versions.set_tags(2, {"gate": "refused", "gate.rules": '[{"passed": false}]'})
     assert Decision.from_tags(registry.versions.find(2)) == Decision(REFUSED, (), 2, None)
+
+
+@pytest.mark.parametrize(
+    "rules", ['[{"outcome": "passed", "rule": "a", "message": "b"}]', "[{}]", "1", '[{"outcome": []}]', "{"]
+)
+def test_rules_that_another_client_wrote_wrongly_are_left_out(registry: Registry, rules: str) -> None:
+    registry.versions.set_tags(2, {"gate": "refused", "gate.rules": rules})
+    found = Decision.from_tags(registry.versions.find(2))
+    assert found is not None
+    assert (found.verdict, found.rules, list(found.markdown())) == (REFUSED, (), [])
