@@ -1,44 +1,37 @@
 """The versions of the registered model."""
 
-import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModel, Metric
+from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES
-from microseg.errors import DataError, ParseError, VersionNotFoundError, WeightsError
-from microseg.files import atomic_write, disk_full_error, file_sha256
-from microseg.models.config import CONFIG_FILE, WEIGHTS_FILE, NetworkConfig
+from microseg.errors import DataError, VersionNotFoundError
+from microseg.files import atomic_write
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.parsing import parse_json, read_text
 from microseg.registry.connection import Connection, all_pages, is_server
 from microseg.registry.model_card import fit_description, headline
-from microseg.registry.runs import RunLog, logged_datasets
+from microseg.registry.network_download import download_network
+from microseg.registry.registration import register_version
+from microseg.registry.runs import RunLog
 from microseg.registry.version import (
     CANDIDATE,
     CARD_FILE,
-    DATASET_TAG,
-    EXTRA_FILES,
-    MODEL_ID_TAG,
     MODEL_NAME,
     NOTE_TAG,
     PREVIOUS,
@@ -47,7 +40,6 @@ from microseg.registry.version import (
     TARGET_TAG,
     ModelVersion,
     VersionRef,
-    file_tag,
     is_candidate,
     is_production,
     read_version,
@@ -59,12 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["Versions"]
 
 _log = logging.getLogger(__name__)
-
-_MODEL_DESCRIPTION = (
-    f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}-<lab>` is "
-    f"proposed, `{PREVIOUS}` is the one to roll back to. To promote a version by hand, add `{PRODUCTION}` to its "
-    "aliases; the button *Promote model* does something else: it copies a version to another model."
-)
 
 _ADVICE = {
     PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
@@ -200,33 +186,21 @@ class Versions:
             RegistryError: The example is not a tile, or MLflow refuses.
         """
         from microseg.models.files import load_network
-        from microseg.registry.serving import log_mlflow_model
 
         with self._connection.action("register a version") as client:
-            network = network or load_network(folder)
-            entry = client.get_run(run.id)
-            logged = log_mlflow_model(client, entry, network, folder, example, method, description)
-            datasets = logged_datasets(entry)
-            _create_registered_model(client)
-            server = is_server(client.tracking_uri)
-            created = client.create_model_version(
-                MODEL_NAME,
-                # a server links the version to the logged model's metrics; with a database, MLflow would search the
-                # logged model in the process-wide one
-                source=f"models:/{logged.model_id}" if server else logged.artifact_location,
-                run_id=run.id,
-                tags={
-                    **_tags(network.config, logged, datasets, method, commit),
-                    **{file_tag(name): file_sha256(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE)},
-                    **(tags or {}),
-                },
-                description=fit_description(description),
-                model_id=logged.model_id,
+            loaded = network or load_network(folder)
+            number = register_version(
+                client,
+                run.id,
+                folder,
+                loaded,
+                example,
+                method=method,
+                description=description,
+                commit=commit,
+                tags=tags,
             )
-            if not server:  # a server sets this tag itself: it links the logged model to its version
-                link = json.dumps([{"name": MODEL_NAME, "version": str(created.version)}])
-                client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
-        return self.find(int(created.version))
+        return self.find(number)
 
     def download(self, ref: VersionRef, cache: Path) -> Path:
         """Download the network of a version, unless it is in the cache; a damaged copy there is downloaded again.
@@ -244,37 +218,7 @@ class Versions:
             WeightsError: The files in the artifact store are not those that were registered.
             NoSpaceError: The disk is full.
         """
-        version = self.find(ref)
-        # version numbers are not unique across registries
-        folder = cache / f"{MODEL_NAME}-{version.version}-{version.model_id or version.run_id}"
-        if folder.is_dir():
-            if not (fault := _file_fault(folder, version)):
-                return folder
-            _log.warning("%s is damaged and is downloaded again: %s", folder, fault)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".download-{uuid4().hex}"
-        temporary.mkdir()
-        uri = self._connection.tracking_uri
-        try:
-            with (
-                disk_full_error(folder),
-                self._connection.action(
-                    f"download the files of version {version.version} (was it registered by microseg?)"
-                ) as client,
-            ):
-                root = client.get_model_version_download_uri(MODEL_NAME, str(version.version)).rstrip("/")
-                for name in (WEIGHTS_FILE, CONFIG_FILE):
-                    file = f"{root}/{EXTRA_FILES}/{name}"
-                    download_artifacts(artifact_uri=file, dst_path=str(temporary), tracking_uri=uri, registry_uri=uri)
-            if fault := _file_fault(temporary, version):
-                raise WeightsError(
-                    f"expected the files that were registered as version {version.version}, the artifact store has "
-                    f"others: {fault}; restore them from a backup, or use another version"
-                )
-            _replace_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        return download_network(self._connection, self.find(ref), cache)
 
     def reference_distribution(self, ref: VersionRef) -> ReferenceDistribution | None:
         """Return the reference distribution of the images that a version was trained on or adapted to.
@@ -417,49 +361,6 @@ class Versions:
             client.log_batch(version.run_id, metrics=batch, synchronous=True)
 
 
-def _file_fault(folder: Path, version: ModelVersion) -> str:
-    """How the files of a network differ from those that were registered; empty where they do not."""
-    try:
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            expected, found = version.tags.get(file_tag(name)), file_sha256(folder / name)
-            if expected is None and name == WEIGHTS_FILE:  # registered by an older microseg
-                expected = parse_json(read_text(folder / CONFIG_FILE))["weights_sha256"]
-            if expected not in (None, found):
-                return f"{name} has the SHA-256 {found}, expected {expected}"
-    except (OSError, ParseError, KeyError, TypeError) as error:
-        return str(error)
-    return ""
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Move a downloaded folder to its place, where a damaged one may be."""
-    if folder.is_dir():
-        damaged = folder.with_name(f".damaged-{uuid4().hex}")
-        with suppress(FileNotFoundError):  # another process was quicker
-            folder.rename(damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
-    try:
-        os.replace(new, folder)  # noqa: PTH105
-    except OSError:
-        if not folder.is_dir():  # otherwise another process downloaded it meanwhile
-            raise
-
-
-def _tags(
-    config: NetworkConfig, logged: LoggedModel, datasets: Mapping[str, str], method: str, commit: str | None
-) -> dict[str, str]:
-    return {
-        "method": method,
-        "labs": ", ".join(sorted(datasets)),
-        "classes": ", ".join(config.classes),
-        "mpp": "unknown" if config.mpp is None else f"{config.mpp:g}",
-        "encoder": config.encoder,
-        **{f"{DATASET_TAG}{lab}": digest for lab, digest in datasets.items()},
-        "commit": commit or "unknown",
-        MODEL_ID_TAG: logged.model_id,
-    }
-
-
 def _registered_model(client: MlflowClient) -> RegisteredModel | None:
     try:
         return client.get_registered_model(MODEL_NAME)
@@ -467,15 +368,6 @@ def _registered_model(client: MlflowClient) -> RegisteredModel | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-
-
-def _create_registered_model(client: MlflowClient) -> None:
-    if _registered_model(client) is None:
-        try:
-            client.create_registered_model(MODEL_NAME, description=_MODEL_DESCRIPTION)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
-                raise
 
 
 def _in_production(entry: MlflowVersion) -> bool:

@@ -183,7 +183,7 @@ def test_version_is_downloaded_once(registry: Registry, tmp_path: Path, monkeypa
     def unreachable(**_: object) -> None:
         raise OSError("the storage cannot be reached")
 
-    monkeypatch.setattr("microseg.registry.versions.download_artifacts", unreachable)
+    monkeypatch.setattr("microseg.registry.network_download.download_artifacts", unreachable)
     assert registry.versions.download("1", tmp_path / "cache") == first
     with pytest.raises(RegistryError, match="the storage cannot be reached"):
         registry.versions.download(1, tmp_path / "another cache")
