@@ -4,16 +4,14 @@ microseg status
 """
 
 import json
+import os
+import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
 
 from flows.cli.console import console, show_table
 from flows.cli.options import cli_command
@@ -149,6 +147,14 @@ def read_status(settings: Settings) -> Status:
 
 def _batches() -> tuple[list[str] | None, str | None]:
     """The last scheduled batches and the time of the next one, from the Prefect server."""
+    if not _may_have_server():
+        return None, None
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL
+
     if not PREFECT_API_URL.value():
         return None, None
     with get_client(sync_client=True) as client:
@@ -170,6 +176,20 @@ def _batches() -> tuple[list[str] | None, str | None]:
         for run in last
     ]
     return lines, f"{scheduled[0].expected_start_time:%Y-%m-%d %H:%M} UTC" if scheduled else None
+
+
+def _may_have_server() -> bool:
+    """Whether an address of Prefect may be set: only then Prefect, whose import takes seconds, is asked for it."""
+    if "prefect" in sys.modules:
+        return True
+    if any(name.upper() in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH") for name in os.environ):
+        return True
+    profiles = Path(os.environ["PREFECT_HOME"]).expanduser() / "profiles.toml"
+    if profiles.is_file() or Path("prefect.toml").is_file():
+        return True
+    return any(
+        file.is_file() and b"prefect" in file.read_bytes().lower() for file in map(Path, (".env", "pyproject.toml"))
+    )
 
 
 @cli_command(home="read")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.vq import ClusterError, kmeans2
 
 from microseg.datasets.stain import optical_density
 from microseg.slides.artifacts import FOCUS_MPP, is_out_of_focus, pen_map
@@ -199,6 +198,8 @@ def _appearance(
 
 def _clusters(features: Sequence[npt.NDArray[np.float32]], seed: int) -> npt.NDArray[np.intp]:
     """Cluster of each field, (N,)."""
+    from scipy.cluster.vq import ClusterError, kmeans2  # half a second, and many commands need no clusters
+
     count = min(_CLUSTERS, len(features) // 2)
     if count < 2:
         return np.zeros(len(features), np.intp)

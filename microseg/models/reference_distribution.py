@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from microseg.config.params import OutOfDistributionSettings
 from microseg.errors import DataError
@@ -195,6 +194,8 @@ def fit_lab_distribution(features: Features, groups: Sequence[str]) -> LabDistri
 
 
 def _limit(distances: Features, units: int) -> float:
+    from scipy.special import stdtrit  # many commands compute no limit
+
     if len(distances) >= _EMPIRICAL_QUANTILE_IMAGES:
         return float(np.quantile(distances, _QUANTILE, method="higher"))
     logarithms = _clip_outliers(np.log(np.maximum(distances, 1e-6)))

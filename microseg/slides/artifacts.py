@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from microseg.slides.modality import Modality, image_modality
 
@@ -40,6 +39,8 @@ def pen_map(thumbnail: Pixels, tissue: npt.NDArray[np.bool_], mpp: float) -> npt
     Shape:
         thumbnail (h, w, 3), tissue (h, w) → (h, w)
     """
+    from scipy import ndimage  # many commands look at no slide
+
     nothing = np.zeros(tissue.shape, np.bool_)
     if image_modality(thumbnail) is not Modality.STAINED:
         return nothing

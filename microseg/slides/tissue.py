@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from microseg.slides.modality import Modality, image_modality
 from microseg.slides.slide import Slide
@@ -65,6 +64,8 @@ def tissue_map(thumbnail: npt.NDArray[np.uint8]) -> TissueMap:
     Shape:
         (h, w, 3)
     """
+    from scipy import ndimage  # many commands look at no slide
+
     glass = np.percentile(thumbnail.reshape(-1, 3), _GLASS_PERCENTILE, axis=0)  # (3,)
     if glass.min() < _DARKEST_GLASS or image_modality(thumbnail) in (Modality.FLUORESCENCE, Modality.GRAY):
         return TissueMap(np.ones(thumbnail.shape[:2], np.bool_))

@@ -29,6 +29,15 @@ def test_drop_folder_imports_only_prefect() -> None:
     assert loaded("import flows.service.drop_folder") <= {"numpy", "prefect"}
 
 
+def test_status_and_history_do_not_import_prefect() -> None:
+    assert loaded("import flows.health.status, flows.health.history") <= {"mlflow", "numpy"}
+
+
+def test_onboarding_records_do_not_import_scipy() -> None:
+    code = "import sys, flows.workspace; print(sum(name.startswith('scipy') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "0\n"
+
+
 def test_commands_of_the_registry_do_not_import_pytorch() -> None:
     # one process for all: MLflow and Prefect take seconds
     found = loaded(

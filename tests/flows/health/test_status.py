@@ -1,13 +1,17 @@
 """`microseg status`: production, labs and batches."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 from flows.health import status
+from flows.health.status import _may_have_server
 
 Run = Callable[..., Result]
 
@@ -46,3 +50,30 @@ def test_shows_a_version_for_one_lab_and_a_pending_alias_change(copied: Any, run
 def test_shows_an_empty_home(fresh: Path, run: Run) -> None:
     values = read(run)
     assert (values["production"], values["labs"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("files", "variables", "expected"),
+    [
+        ({}, {}, False),
+        ({}, {"PREFECT_API_URL": "http://127.0.0.1:1/api"}, True),
+        ({}, {"prefect_profile": "lab"}, True),
+        ({"prefect.toml": ""}, {}, True),
+        ({".env": "PREFECT_API_URL=http://127.0.0.1:1/api"}, {}, True),
+        ({"pyproject.toml": "[project]"}, {}, False),
+        ({"home/profiles.toml": ""}, {}, True),
+    ],
+)
+def test_prefect_is_asked_wherever_its_address_may_be_set(
+    tmp_path: Path, files: dict[str, str], variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for name in [name for name in os.environ if name.upper().startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"PREFECT_HOME": str(tmp_path / "home"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "prefect", raising=False)
+    assert _may_have_server() is expected
