@@ -16,9 +16,11 @@ from flows.promote import promote
 from flows.service.events import REVIEW_REQUESTED, notify
 from flows.service.notifications import notify_people
 from flows.telemetry import attempt
+from flows.workspace import open_workspace
 from microseg.config.settings import Settings
 from microseg.datasets.onboarding import Onboarding
 from microseg.registry.decision import NEEDS_REVIEW, REFUSED, Decision
+from microseg.registry.evidence_store import DECISION_PAGE
 from microseg.registry.version import ModelVersion, production_of
 
 __all__ = ["Approval", "awaits_approval", "request_approval"]
@@ -47,8 +49,15 @@ def request_approval(candidate: ModelVersion, lab: str, settings: Settings, chan
         The decision, or who has to decide, in a sentence.
     """
     message = _request(candidate, lab if settings.params.promotion.per_lab else None, lab, settings, changes)
-    attempt(create_markdown_artifact, f"# {lab}\n\n{message}", key="decision")
+    attempt(show_decision, message, candidate, lab, settings)
     return message
+
+
+def show_decision(message: str, candidate: ModelVersion, lab: str, settings: Settings) -> None:
+    """Show the message in Prefect, with a link to the decision page."""
+    page = open_workspace(settings).registry.versions.file_page(candidate, DECISION_PAGE)
+    link = f"\n\n[Decision page of version {candidate.version}]({page})" if page else ""
+    create_markdown_artifact(f"# {lab}\n\n{message}{link}", key="decision")
 
 
 def awaits_approval(onboarding: Onboarding) -> bool:

@@ -10,10 +10,13 @@ from microseg.registry.connection import Connection
 from microseg.registry.evidence import EvidenceKey
 from microseg.registry.version import MODEL_NAME, ModelVersion
 
-__all__ = ["EVIDENCE_FOLDER", "EvidenceStore"]
+__all__ = ["DECISION_PAGE", "EVIDENCE_FOLDER", "EvidenceStore"]
 
 EVIDENCE_FOLDER = "evaluation"
 """Folder of evaluations among the artifacts of a version's run."""
+
+DECISION_PAGE = f"{EVIDENCE_FOLDER}/decision.html"
+"""The page that shows the decision on a version, among the artifacts of its run."""
 
 _FILE = "comparison.json"
 _TAG = "evidence."

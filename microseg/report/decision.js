@@ -28,7 +28,7 @@
     this.draw = () => {
       if (!image || figure.hidden) return;
       for (const canvas of canvases) paint(canvas);
-      const percent = Math.round(100 * scale() * 10) / 10;
+      const percent = scale() < 0.1 ? Math.round(1000 * scale()) / 10 : Math.round(100 * scale());
       text.textContent = `${percent} %`;
       group.classList.toggle("zoomed", zoom > fit());
     };
