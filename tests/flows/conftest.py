@@ -107,14 +107,6 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of MLflow: creating its tables takes seconds, copying it does not."""
-    database = tmp_path_factory.mktemp("empty registry") / "mlflow.db"
-    assert Registry(f"sqlite:///{database}").versions.all() == ()
-    return database
-
-
-@pytest.fixture(scope="session")
 def job(
     prefect_server: None,
     params: Path,

@@ -19,7 +19,8 @@ from microseg.registry.version import MODEL_NAME
 
 
 @pytest.fixture
-def registry(tmp_path: Path, tiny_network: Callable[..., PyramidSegmenter]) -> Registry:
+def registry(tmp_path: Path, empty_registry: Path, tiny_network: Callable[..., PyramidSegmenter]) -> Registry:
+    shutil.copy(empty_registry, tmp_path / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
     save_network(tmp_path / "network", tiny_network())
     with registry.runs.start("train") as run:

@@ -2,9 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +53,10 @@ def make_network(folder: Path, *, seed: int, mpp: float | None = 0.5) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+def fresh(empty_registry: Path) -> Fresh:
     """Creating the tables takes seconds, so tests copy the file."""
-    database = tmp_path_factory.mktemp("mlflow-empty") / "store" / "mlflow.db"
-    working_folder = tmp_path_factory.mktemp("cwd")
-    output = StringIO()
-    with redirect_stdout(output), redirect_stderr(output), chdir(working_folder):
-        assert Registry(f"sqlite:///{database}").versions.all() == ()
-    return Fresh(database, output.getvalue(), working_folder)
+    folder = empty_registry.parent.parent
+    return Fresh(empty_registry, (folder / "output.txt").read_text(), folder / "cwd")
 
 
 @pytest.fixture(scope="session")
