@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before they are read
     os.environ[_name] = "1"
@@ -93,31 +92,18 @@ def _train(home: Path, steps: int, pairs: int) -> list[list[float]]:
 def _segment(home: Path, images: int, pairs: int) -> list[list[float]]:
     """Images a second of the flow with one worker and with two, for each pair."""
     # these read the environment when they are imported
-    import numpy as np
     from prefect.testing.utilities import prefect_test_harness
 
-    from benchmarks.workload import MPP, make_network
+    from benchmarks.workload import make_different_images, promote_network
     from flows.segment import segment
     from flows.workspace import open_workspace
     from microseg.config.settings import load_settings
-    from microseg.slides.images import write_png
-    from microseg.synthetic.labs import LAB_A, generate_image
 
     settings = load_settings()
-    section, _ = generate_image(LAB_A, 256, MPP, seed=0)
     folders = {count: home / f"images-{count}" for count in (images, 3 * images)}
     for count, folder in folders.items():
-        folder.mkdir()
-        for number in range(count):
-            image = section.copy()
-            image[0, 0] = (number // 256, number % 256, 0)  # so that all images differ
-            write_png(folder / f"{number:04d}.png", image)
-    make_network(home / "network", encoder=settings.params.network.encoder)
-    registry = open_workspace(settings).registry
-    with registry.runs.start("benchmark") as run:
-        example: Any = np.zeros((64, 64, 3), np.uint8)
-        version = registry.versions.register(run, home / "network", example=example, method="none", description="None.")
-    registry.production.promote(version)
+        make_different_images(folder, count=count, side=256)
+    promote_network(open_workspace(settings).registry, home / "network", encoder=settings.params.network.encoder)
 
     def seconds(workers: int, count: int, out: Path) -> float:
         began = time.perf_counter()

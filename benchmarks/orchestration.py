@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -42,29 +40,18 @@ def measure(home: Path, images: int, size: int, pairs: int) -> list[tuple[float,
     # these read the environment when they are imported
     from prefect.testing.utilities import prefect_test_harness
 
-    from benchmarks.workload import MPP, make_network
+    from benchmarks.workload import make_different_images, promote_network
     from flows.segment import segment
     from flows.workspace import open_workspace
     from microseg.config.settings import load_settings
     from microseg.inference.batch import segment_batch
     from microseg.inference.image_pipeline import BatchOptions
-    from microseg.slides.images import write_png
-    from microseg.synthetic.labs import LAB_A, generate_image
 
     settings = load_settings()
     folder = home / "images"
-    folder.mkdir()
-    section, _ = generate_image(LAB_A, size, MPP, seed=0)
-    for number in range(images):
-        image = section.copy()
-        image[0, 0] = (number // 256, number % 256, 0)  # so that all images differ
-        write_png(folder / f"{number:04d}.png", image)
-    make_network(home / "network", encoder=settings.params.network.encoder)
+    make_different_images(folder, count=images, side=size)
     registry = open_workspace(settings).registry
-    with registry.runs.start("benchmark") as run:
-        example = np.zeros((64, 64, 3), np.uint8)
-        version = registry.versions.register(run, home / "network", example=example, method="none", description="None.")
-    registry.production.promote(version)
+    version = promote_network(registry, home / "network", encoder=settings.params.network.encoder)
     paths, taken = sorted(folder.iterdir()), []
     print("| pair | engine, s | flow, s | flow / engine |\n| --- | --- | --- | --- |")
     with prefect_test_harness(server_startup_timeout=180):

@@ -1,8 +1,11 @@
 """Data of the speed benchmarks: a network, images of synthetic sections, and slides of any size."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,23 @@ from microseg.annotations.index_masks import read_mask
 from microseg.config.params import ArchitectureSettings
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter, configure_network
-from microseg.slides.images import read_image
-from microseg.synthetic.labs import LAB_A, generate_lab
+from microseg.slides.images import read_image, write_png
+from microseg.synthetic.labs import LAB_A, generate_image, generate_lab
 
-__all__ = ["MPP", "load_or_make_network", "make_images", "make_network", "make_slide", "write_image"]
+if TYPE_CHECKING:  # MLflow takes seconds
+    from microseg.registry.registry import Registry
+    from microseg.registry.version import ModelVersion
+
+__all__ = [
+    "MPP",
+    "load_or_make_network",
+    "make_different_images",
+    "make_images",
+    "make_network",
+    "make_slide",
+    "promote_network",
+    "write_image",
+]
 
 MPP = 1.0
 """Microns per pixel of all generated images."""
@@ -64,6 +80,32 @@ def load_or_make_network(trained: Path | None, folder: Path, *, encoder: str) ->
     if trained is None:
         make_network(folder, encoder=encoder)
     return load_network(trained or folder).eval()
+
+
+def promote_network(registry: Registry, folder: Path, *, encoder: str) -> ModelVersion:
+    """Generate a network with `make_network`, register it and put it into production.
+
+    Args:
+        registry: The registry.
+        folder: Folder of the generated network.
+        encoder: Encoder of the generated network.
+    """
+    make_network(folder, encoder=encoder)
+    with registry.runs.start("benchmark") as run:
+        example = np.zeros((64, 64, 3), np.uint8)
+        version = registry.versions.register(run, folder, example=example, method="none", description="None.")
+    registry.production.promote(version)
+    return version
+
+
+def make_different_images(folder: Path, *, count: int, side: int) -> None:
+    """Write one section as PNG files that differ in a pixel."""
+    folder.mkdir(parents=True)
+    section, _ = generate_image(LAB_A, side, MPP, seed=0)
+    for number in range(count):
+        image = section.copy()
+        image[0, 0] = (number // 256, number % 256, 0)
+        write_png(folder / f"{number:04d}.png", image)
 
 
 def make_images(folder: Path, *, count: int, side: int) -> list[Path]:
