@@ -7,13 +7,14 @@ LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: help demo test test-all test-browser check docs benchmarks-report serve format lock clean
+.PHONY: help demo test test-all coverage test-browser check docs benchmarks-report serve format lock clean
 
 help:
 	@echo "make demo          Run everything on two synthetic labs; SOURCE=<folder> TARGET=<folder> for two labs of your own"
 	@echo "make serve         Run a Prefect server and an MLflow server on this machine, and all flows"
 	@echo "make test          Run the tests, without those that take minutes"
 	@echo "make test-all      Run all tests"
+	@echo "make coverage      Run all tests, and print what no test executes"
 	@echo "make test-browser  Run the tests of the web pages in Chromium (installs it on Debian and Ubuntu)"
 	@echo "make check         Run ruff, mypy and import-linter"
 	@echo "make docs          Build the documentation into var/site"
@@ -34,6 +35,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+coverage: $(STAMP)
+	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
 
 test-browser: $(STAMP)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

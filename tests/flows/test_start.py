@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("mlflow", "numpy", "prefect", "skimage", "timm", "torch")
+HEAVY = ("lightning_fabric", "mlflow", "numpy", "prefect", "skimage", "timm", "torch", "torch._dynamo")
 
 
 def loaded(code: str) -> set[str]:
@@ -46,3 +46,8 @@ def test_commands_of_the_registry_do_not_import_pytorch() -> None:
     )
     assert found <= {"mlflow", "numpy", "prefect"}
     assert "mlflow" in found
+
+
+def test_segmentation_and_training_load_the_compiler_of_pytorch_only_when_they_need_it() -> None:
+    """timm and Lightning Fabric import it, which takes as long as PyTorch itself."""
+    assert loaded("import microseg.api.segmenter, microseg.api.training") <= {"numpy", "skimage", "torch"}
