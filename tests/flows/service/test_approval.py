@@ -115,11 +115,12 @@ def test_notification_that_fails_stops_nothing(
 
 
 def test_the_run_links_the_decision_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk, shown = Desk(monkeypatch, ACCEPTED, None), {}
+    shown: dict[str, str] = {}
     page = "http://mlflow/#/experiments/1/runs/run/artifacts/evaluation/decision.html"
     versions = SimpleNamespace(file_page=lambda version, path: page if path == "evaluation/decision.html" else None)
     registry = SimpleNamespace(versions=versions)
     monkeypatch.setattr(module, "open_workspace", lambda settings: SimpleNamespace(registry=registry))
     monkeypatch.setattr(module, "create_markdown_artifact", lambda text, key: shown.update({key: text}))
-    message = request(desk, "mlflow")
-    assert shown["decision"] == f"# lab_c\n\n{message}\n\n[Decision page of version 3]({page})"
+    candidate = ModelVersion(3, "run", None, ("candidate",), {}, {}, datetime.now(UTC), "A card.")
+    module.show_decision("A message.", candidate, "lab_c", load_settings(()))
+    assert shown == {"decision": f"# lab_c\n\nA message.\n\n[Decision page of version 3]({page})"}
