@@ -76,8 +76,8 @@ class ImageInfo(BaseModel):
 
     @field_validator("source", mode="before")
     @classmethod
-    def _printable(cls, source: str) -> str:
-        return printable(source)
+    def _printable(cls, source: object) -> object:
+        return printable(source) if isinstance(source, str) else source
 
     @property
     def mean_step(self) -> float:
