@@ -199,7 +199,11 @@ class ImagePipeline:
     def _in_process(self, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
         """Work with a process, and with another one if it is lost."""
         while True:
-            process = borrow()
+            try:
+                process = borrow()
+            except BaseException as error:  # too many processes or open files
+                batch.stop(error)
+                return
             try:
                 process.begin(files)
             except BaseException as error:
@@ -228,20 +232,34 @@ class ImagePipeline:
         ahead: deque[_Ahead] = deque()
         free = list(range(hand.slots))
         item: tuple[int, ImageTask] | None = None
+        slide: tuple[tuple[int, ImageTask], SlideFile] | None = None
         try:
             while True:
-                while free and (item := batch.next()) is not None:
-                    self._start(hand, files, batch, budget, item, ahead, free)
-                if not ahead:
+                # who holds images does not wait for more memory: a slide of another thread may wait for these images
+                while slide is None and free and budget.image.acquire(blocking=not ahead):
+                    item = batch.next()
+                    if item is None:
+                        budget.image.release()
+                        break
+                    source = self._start(hand, files, batch, budget, item, ahead, free)
+                    slide = None if source is None else (item, source)
+                if ahead:
+                    one = ahead.popleft()
+                    item = one.number, one.task
+                    self._finish(hand, batch, budget, one)
+                    free.append(one.slot)
+                elif slide is not None:  # it needs the memory of all images
+                    (number, task), source = slide
+                    with budget.slide():
+                        batch.done(number, self._segment_slide(task, source))
+                    slide = None
+                else:
                     return
-                one = ahead.popleft()
-                item = one.number, one.task
-                self._finish(hand, batch, budget, one)
-                free.append(one.slot)
         except WorkerLostError as error:
             assert item is not None
             batch.done(item[0], failed(item[1], error))
-            batch.put_back([(one.number, one.task) for one in ahead if one.number != item[0]])
+            left = [(one.number, one.task) for one in ahead if one.number != item[0]]
+            batch.put_back([*left, *([slide[0]] if slide is not None else [])])
             for _ in ahead:
                 budget.image.release()
             raise
@@ -261,30 +279,25 @@ class ImagePipeline:
         item: tuple[int, ImageTask],
         ahead: deque[_Ahead],
         free: list[int],
-    ) -> None:
-        """Read an image and start to predict it; a slide is segmented at once."""
+    ) -> SlideFile | None:
+        """Read an image and start to predict it, in memory that is reserved; a slide is returned."""
         number, task = item
         with ExitStack() as held:
-            held.enter_context(budget.image)
+            held.callback(budget.image.release)
             read = hand.read(task, free[-1])
+            if isinstance(read, SlideFile):
+                return read
             if isinstance(read, ImageResult):
                 batch.done(number, read)
-                return
-            if not isinstance(read, SlideFile):
-                try:
-                    prediction = self.engine.submit(read.scaled, read.size, probabilities=files.needs_probabilities)
-                except Exception as error:
-                    batch.done(number, failed(task, error))
-                    return
-                ahead.append(_Ahead(number, task, free.pop(), prediction))
-                held.pop_all()  # until it is written
-                return
-        while ahead:  # a slide needs the memory of all images
-            one = ahead.popleft()
-            self._finish(hand, batch, budget, one)
-            free.append(one.slot)
-        with budget.slide():
-            batch.done(number, self._segment_slide(task, read))
+                return None
+            try:
+                prediction = self.engine.submit(read.scaled, read.size, probabilities=files.needs_probabilities)
+            except Exception as error:
+                batch.done(number, failed(task, error))
+                return None
+            ahead.append(_Ahead(number, task, free.pop(), prediction))
+            held.pop_all()  # until it is written
+        return None
 
     def _finish(self, hand: _Hand, batch: _Batch, budget: _MemoryBudget, one: _Ahead) -> None:
         """Wait for the prediction of an image and write its outputs."""

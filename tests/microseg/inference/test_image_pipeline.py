@@ -17,7 +17,7 @@ from microseg.inference import image_files
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
 from microseg.inference.image_files import ImageFiles
-from microseg.inference.image_pipeline import BatchOptions, segment_file
+from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, _Batch, _MemoryBudget, segment_file
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
@@ -231,3 +231,21 @@ def test_outputs_finished_before_the_process_was_killed_are_kept(
     assert done.stdout.split() == [str(COUNT - len(finished)), str(len(finished)), "0"]
     assert all((out / f"{name}.json").stat().st_mtime_ns == when for name, when in finished.items())
     assert {path.name for path in out.glob(".*")} == {".batch.lock", ".image-identities"}
+
+
+def test_thread_that_holds_an_image_does_not_wait_for_memory_that_a_slide_reserves(
+    engine: Engine, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    """Both would wait for ever: the slide for the image, and the thread for what the slide has reserved."""
+    pipeline = ImagePipeline(engine, tmp_path, provenance, BatchOptions(outputs=("labels",)))
+    files = ImageFiles(
+        tmp_path, provenance, pipeline.options, None, engine.classes, engine.instances, engine.smallest_instance, None
+    )
+    batch, budget = _Batch([ImageTask(path, path.stem) for path in images[:3]]), _MemoryBudget(2)
+    budget.image.acquire()  # a slide has reserved one of two, and waits for the other
+    thread = threading.Thread(target=pipeline._in_thread, args=(files, batch, budget), daemon=True)
+    thread.start()
+    assert budget.image.acquire(timeout=30)
+    budget.image.release()
+    thread.join(30)
+    assert [batch.result(number).record is not None for number in range(3)] == [True] * 3

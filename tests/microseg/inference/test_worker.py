@@ -132,6 +132,20 @@ def test_process_that_does_not_start_is_an_error(
         )
 
 
+def test_error_at_the_start_of_a_process_ends_the_batch(
+    brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> worker.WorkerProcess:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(worker, "_idle", IdleProcesses(full))
+    options = BatchOptions(outputs=("labels",), processes=1)
+    with pytest.raises(BlockingIOError, match="temporarily unavailable"):
+        segment_batch(
+            Engine(brightness(), tile=128, halo=16), images, tmp_path / "out", provenance=provenance, options=options
+        )
+
+
 def test_images_of_many_sizes_use_the_same_memory(brightness: type, provenance: Provenance, tmp_path: Path) -> None:
     paths: list[Path] = []
     for number, side in enumerate((30, 200, 10, 300, 31, 301, 8)):
@@ -150,7 +164,7 @@ def test_images_of_many_sizes_use_the_same_memory(brightness: type, provenance: 
 def test_process_is_used_again_for_the_next_batch(
     brightness: type, images: list[Path], provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_idle", [])
+    monkeypatch.setattr(worker, "_idle", IdleProcesses(worker.WorkerProcess))
     options = BatchOptions(outputs=("labels",), processes=1)
     for name in ("a", "b"):
         engine = Engine(brightness(), tile=128, halo=16)
