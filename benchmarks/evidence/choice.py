@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks.adaptation.methods import DEFAULT, SOURCE_ONLY
 from benchmarks.adaptation.tasks import SYNTHETIC, find_task
 from benchmarks.evidence.pairs import signed_score
+from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
 from benchmarks.results import ResultRows, Row, console_table, markdown_table
 from microseg.config.settings import load_settings
@@ -81,7 +82,9 @@ def choice_table(rows: Rows, max_source_loss: float) -> pd.DataFrame:
         "always default": lambda group: _named(group, DEFAULT),
     }
     rules |= {
-        f"highest {measurement_name(score)}": lambda group, score=score: choose(group, score, max_source_loss)  # type: ignore[misc]
+        f"{'highest' if SCORES[score] > 0 else 'lowest'} {measurement_name(score)}": lambda group, score=score: choose(
+            group, score, max_source_loss
+        )  # type: ignore[misc]
         for score in _SCORES
     }
     return pd.DataFrame([{"choice": name, **_line(rule, list(groups.values()))} for name, rule in rules.items()])
