@@ -12,6 +12,7 @@ Finished rows are stored: the same command continues where it stopped. ``--repor
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,9 @@ def choice_table(rows: Rows, max_source_loss: float) -> pd.DataFrame:
         "always source_only": lambda group: _named(group, SOURCE_ONLY),
         "always default": lambda group: _named(group, DEFAULT),
     }
-    rules |= {
-        f"{'highest' if SCORES[score] > 0 else 'lowest'} {measurement_name(score)}": lambda group, score=score: choose(
-            group, score, max_source_loss
-        )  # type: ignore[misc]
-        for score in _SCORES
-    }
+    for score in _SCORES:
+        best = "highest" if SCORES[score] > 0 else "lowest"
+        rules[f"{best} {measurement_name(score)}"] = partial(choose, score=score, max_source_loss=max_source_loss)
     return pd.DataFrame([{"choice": name, **_line(rule, list(groups.values()))} for name, rule in rules.items()])
 
 
