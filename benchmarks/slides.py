@@ -2,7 +2,7 @@
 
 The lab is generated: pyramidal slides with 30 % tissue, some of them with annotated regions as GeoJSON. It is ingested
 and committed twice, kept and by reference. A larger lab is made of copies of its slides, for the time to the first
-training step; then one more slide is delivered to it. With --adapt, a model is adapted to the slides, and to their
+training step; then one more slide is added to it. The part "adaptation": a model is adapted to the slides, and to their
 tissue cut into tiles by hand, each in a process of its own, and both are scored on tissue of other slides.
 """
 

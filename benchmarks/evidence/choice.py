@@ -4,7 +4,7 @@
 
 The networks to choose from are ``source_only``, its normalization statistics mixed with the lab's without training,
 ``default``, and networks on the line of weights through ``source_only`` and ``default``. Each rule takes the network of
-the highest score; it does not take one that lost more Dice on the source lab than the gate allows. A rule has no
+the best score; it does not take one that lost more Dice on the source lab than the gate allows. A rule has no
 threshold, so that nothing is fitted to the tasks. The masks of the target's test images are read for the report only.
 
 Finished rows are stored: the same command continues where it stopped. ``--report`` writes the table of all of them.
@@ -53,7 +53,7 @@ Rule = Callable[[Rows], Mapping[str, Any]]
 
 
 def choose(rows: Rows, score: str, max_source_loss: float) -> Mapping[str, Any]:
-    """Choose the network of the highest score; of equal ones the first.
+    """Choose the network of the best score, the lowest entropy for example; of equal ones the first.
 
     Args:
         rows: The networks of a task and seed, ``source_only`` among them.

@@ -100,7 +100,7 @@ def render(pattern: str, name: str, page: Path, folder: Path = RESULTS, task: st
         table = result["tables"][name]
         text = markdown_table(pd.DataFrame(table["rows"], columns=table["columns"]))
         sources = [(result["provenance"] | table.get("provenance", {}), result["file"])]
-    if name == "worst-case":  # its table follows
+    if name in ("worst-case", "short"):  # the page that is next to it, or linked beside it, states the commands
         return text
     return f"{text}\n{''.join(_source(*it, page) for it in sources)}"
 

@@ -235,7 +235,7 @@ class ImagePipeline:
         slide: tuple[tuple[int, ImageTask], SlideFile] | None = None
         try:
             while True:
-                # who holds images does not wait for more memory: a slide of another thread may wait for these images
+                # a thread that holds images must not wait for memory: a slide of another one may wait for them
                 while slide is None and free and budget.image.acquire(blocking=not ahead):
                     item = batch.next()
                     if item is None:
