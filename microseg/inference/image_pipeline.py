@@ -1,11 +1,10 @@
 """The image pipeline: images are read, segmented and written at the same time, a few of them at any moment."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +23,7 @@ from microseg.inference.image_files import (
     failed,
     stated_mpp,
 )
+from microseg.inference.image_queue import ImageQueue, MemoryBudget
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.prediction import Prediction
 from microseg.inference.slide import segment_slide
@@ -79,64 +79,6 @@ class _Local:
         return self._files.write(task, self._held.pop(slot), prediction, seconds)
 
 
-class _MemoryBudget:
-    """Memory for some images at once, or for one slide alone.
-
-    Attributes:
-        image: Semaphore to hold from before an image is read until it is written.
-    """
-
-    def __init__(self, images: int) -> None:
-        self.image = threading.Semaphore(images)
-        self._images, self._slide = images, threading.Lock()
-
-    @contextmanager
-    def slide(self) -> Iterator[None]:
-        """Wait until no image is held, and reserve the whole budget for a slide."""
-        with self._slide, ExitStack() as reserved:
-            for _ in range(self._images):
-                reserved.enter_context(self.image)
-            yield
-
-
-class _Batch:
-    """Tasks that are left, and results in the order of the tasks."""
-
-    def __init__(self, tasks: Sequence[ImageTask]) -> None:
-        self._left = deque(enumerate(tasks))
-        self._results: dict[int, ImageResult] = {}
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._error: BaseException | None = None
-
-    def next(self) -> tuple[int, ImageTask] | None:
-        with self._changed:
-            return self._left.popleft() if self._left and not self._stopped else None
-
-    def put_back(self, items: Sequence[tuple[int, ImageTask]]) -> None:
-        with self._changed:
-            self._left.extendleft(reversed(items))
-
-    def stop(self, error: BaseException | None = None) -> None:
-        """Hand out no more tasks; because of an error."""
-        with self._changed:
-            self._stopped, self._error = True, self._error or error
-            self._changed.notify_all()
-
-    def done(self, number: int, result: ImageResult) -> None:
-        with self._changed:
-            self._results[number] = result
-            self._changed.notify_all()
-
-    def result(self, number: int) -> ImageResult:
-        """Wait for a result. The error that the batch was stopped for is raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: number in self._results or self._error is not None)
-            if number not in self._results and self._error is not None:
-                raise self._error
-            return self._results.pop(number)
-
-
 @dataclass
 class _Ahead:
     """An image that was read and is being predicted."""
@@ -170,9 +112,9 @@ class ImagePipeline:
             self.engine.smallest_instance,
             self.engine.mpp,
         )
-        batch, processes = _Batch(tasks), self._processes(len(tasks))
+        batch, processes = ImageQueue(tasks), self._processes(len(tasks))
         hands = processes or max(_THREADS, self.engine.parallel_tiles)
-        budget = _MemoryBudget(hands * (WorkerProcess.slots if processes else _Local.slots))
+        budget = MemoryBudget(hands * (WorkerProcess.slots if processes else _Local.slots))
         with ThreadPoolExecutor(hands, thread_name_prefix="files") as pool:
             work = self._in_process if processes else self._in_thread
             for _ in range(hands):
@@ -192,11 +134,11 @@ class ImagePipeline:
             return 0
         return max(0, min(available_cores() - 2, images // _IMAGES_OF_A_PROCESS))
 
-    def _in_thread(self, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
-        with suppress(BaseException):  # `_Batch.stop` has it
+    def _in_thread(self, files: ImageFiles, batch: ImageQueue, budget: MemoryBudget) -> None:
+        with suppress(BaseException):  # `ImageQueue.stop` has it
             self._work(_Local(files), files, batch, budget)
 
-    def _in_process(self, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
+    def _in_process(self, files: ImageFiles, batch: ImageQueue, budget: MemoryBudget) -> None:
         """Work with a process, and with another one if it is lost."""
         while True:
             try:
@@ -216,13 +158,13 @@ class ImagePipeline:
             except WorkerLostError:
                 process.close()
                 continue
-            except BaseException:  # `_Batch.stop` has it
+            except BaseException:  # `ImageQueue.stop` has it
                 process.close()
                 return
             give_back(process)
             return
 
-    def _work(self, hand: _Hand, files: ImageFiles, batch: _Batch, budget: _MemoryBudget) -> None:
+    def _work(self, hand: _Hand, files: ImageFiles, batch: ImageQueue, budget: MemoryBudget) -> None:
         """Read images, predict them together with those of others, and write them, until none is left.
 
         Raises:
@@ -274,8 +216,8 @@ class ImagePipeline:
         self,
         hand: _Hand,
         files: ImageFiles,
-        batch: _Batch,
-        budget: _MemoryBudget,
+        batch: ImageQueue,
+        budget: MemoryBudget,
         item: tuple[int, ImageTask],
         ahead: deque[_Ahead],
         free: list[int],
@@ -299,7 +241,7 @@ class ImagePipeline:
             held.pop_all()  # until it is written
         return None
 
-    def _finish(self, hand: _Hand, batch: _Batch, budget: _MemoryBudget, one: _Ahead) -> None:
+    def _finish(self, hand: _Hand, batch: ImageQueue, budget: MemoryBudget, one: _Ahead) -> None:
         """Wait for the prediction of an image and write its outputs."""
         try:
             try:

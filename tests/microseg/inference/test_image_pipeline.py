@@ -17,7 +17,8 @@ from microseg.inference import image_files
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
 from microseg.inference.image_files import ImageFiles
-from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, _Batch, _MemoryBudget, segment_file
+from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, segment_file
+from microseg.inference.image_queue import ImageQueue, MemoryBudget
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
@@ -140,7 +141,7 @@ def test_few_images_are_in_memory(
 ) -> None:
     """Readers wait for slow writers."""
 
-    read, wait, write = list[Path](), threading.Event(), ImageFiles.write
+    read, first, wait, write = list[Path](), list[int](), threading.Event(), ImageFiles.write
 
     def reading(path: Path, **_options: object) -> ImageFile:
         read.append(path)
@@ -148,6 +149,7 @@ def test_few_images_are_in_memory(
 
     def slow(self: ImageFiles, *args: Any) -> ImageResult:
         if not wait.wait(0.5):
+            first.append(len(read))
             wait.set()
         return write(self, *args)
 
@@ -157,14 +159,12 @@ def test_few_images_are_in_memory(
         path.write_bytes(images[0].read_bytes())
     monkeypatch.setattr(image_files, "read_file", reading)
     monkeypatch.setattr(ImageFiles, "write", slow)
-    first: list[int] = []
     segment_batch(
         Engine(brightness(), tile=128, halo=16),
         [*paths, *more],
         tmp_path / "out",
         provenance=provenance,
         options=BatchOptions(outputs=["labels"]),
-        progress=lambda *_: first.append(len(read)),
     )
     assert first[0] <= 2 + 1 + 2 + 1  # ahead, in the network, being written, the next
 
@@ -241,7 +241,7 @@ def test_thread_that_holds_an_image_does_not_wait_for_memory_that_a_slide_reserv
     files = ImageFiles(
         tmp_path, provenance, pipeline.options, None, engine.classes, engine.instances, engine.smallest_instance, None
     )
-    batch, budget = _Batch([ImageTask(path, path.stem) for path in images[:3]]), _MemoryBudget(2)
+    batch, budget = ImageQueue([ImageTask(path, path.stem) for path in images[:3]]), MemoryBudget(2)
     budget.image.acquire()  # a slide has reserved one of two, and waits for the other
     thread = threading.Thread(target=pipeline._in_thread, args=(files, batch, budget), daemon=True)
     thread.start()
