@@ -128,7 +128,7 @@ class Production:
     def request(
         self, version: int, *, alias: str = PRODUCTION, against: int | None = None, audit: AuditInfo = _UNKNOWN
     ) -> Entry:
-        """Request a version for production; it supersedes an undecided request.
+        """Request a version for production; it supersedes an undecided request, unless that is the same.
 
         Args:
             version: Number of the version.
@@ -141,8 +141,11 @@ class Production:
         """
         for _ in range(_ATTEMPTS):
             seen = look(self._store, self._labs)
+            waiting = seen.state.of(alias).request
             if seen.changed(alias):
                 self.observe()
+            elif waiting is not None and (waiting.version, waiting.against, waiting.audit) == (version, against, audit):
+                return waiting  # of a process that was killed, or of another one that does the same
             elif written := self._append(seen.entry(alias, "requested", version, against=against, audit=audit)):
                 return written
         raise _contended()

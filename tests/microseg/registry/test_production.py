@@ -388,6 +388,25 @@ def test_request_of_a_killed_process_is_found(registry: Registry) -> None:
     assert registry.production.history()[0].audit == AuditInfo("ann", "command", "overridden", "for the study")
 
 
+def test_repeating_the_promotion_of_a_killed_process_goes_on_with_its_request(registry: Registry) -> None:
+    registry.production.promote(1)
+    audit = AuditInfo("ann", "command", "accepted", "for the study")
+    first = registry.production.request(2, against=1, audit=audit)
+    assert registry.production.request(2, against=1, audit=audit) == first
+    registry.production.promote(2, audit=audit)
+    assert [(it.action, it.version) for it in registry.production.history()] == [("promoted", 2), ("promoted", 1)]
+    assert registry.production.history()[0].audit == audit
+
+
+def test_request_of_another_person_or_for_another_reason_supersedes(registry: Registry) -> None:
+    registry.production.promote(1)
+    for audit in (AuditInfo("ann"), AuditInfo("ben"), AuditInfo("ben", reason="for the study")):
+        registry.production.request(2, against=1, audit=audit)
+    history = registry.production.history()
+    assert [it.action for it in history] == ["requested", "superseded", "superseded", "promoted"]
+    assert [it.audit.by for it in history] == ["ben", "ben", "ann", None]
+
+
 def test_tags_of_user_and_reason_are_removed(registry: Registry) -> None:
     registry.versions.set_tags(1, {REASON_TAG: "for the study", BY_TAG: "ann"})
     registry.production.promote(1)
