@@ -4,7 +4,6 @@ python -m flows.pipeline labs var/pipeline/labs
 python -m flows.pipeline alias first var/pipeline/train.json
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import MicrosegError
+from microseg.parsing import parse_json
 from microseg.registry.production import AuditInfo
 from microseg.registry.version import is_production
 
@@ -42,8 +42,8 @@ def alias(
     """Set an alias on the version that a flow registered, for the stages after it. The gate is not applied."""
     registry = open_workspace(load_settings()).registry
     try:
-        version = int(json.loads(record.read_text())["version"])
-    except (OSError, ValueError, KeyError) as error:
+        version = int(parse_json(record.read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MicrosegError(
             f"{record}: expected a file written with --record, got {error!r}. Run the stage before."
         ) from error

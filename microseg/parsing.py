@@ -1,5 +1,6 @@
 """YAML, JSON and XML from outside: bounded in size and depth, and every fault is a `ParseError`."""
 
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > _YAML_BYTES:
         raise ParseError(f"expected at most {_YAML_BYTES:,} characters of YAML, got {len(text):,}")
     try:
-        return yaml.load(text, Loader=_Loader)  # nosec B506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # noqa: TID251  # nosec B506 (a SafeLoader)
     except ParseError:
         raise
     except Exception as error:  # values such as `!!float x` make it raise anything
@@ -88,12 +89,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def parse_json(text: str | bytes, limit: int = _TEXT_BYTES) -> Any:
+def parse_json(text: str | bytes, limit: int = _TEXT_BYTES, *, any_names: bool = False) -> Any:
     """Parse JSON; numbers are finite.
 
     Args:
         text: The JSON.
         limit: Largest size, in characters or bytes.
+        any_names: Accept halves of a surrogate pair, by which `json.dumps` writes the bytes of a file name that is not
+            UTF-8; for files of microseg itself.
 
     Raises:
         ParseError: It is not JSON, is larger, or has over 1000 levels.
@@ -101,9 +104,15 @@ def parse_json(text: str | bytes, limit: int = _TEXT_BYTES) -> Any:
     if len(text) > limit:
         raise ParseError(f"expected at most {limit:,} bytes of JSON, got {len(text):,}")
     try:
+        if any_names:
+            return json.loads(text, parse_constant=_refuse_constant)  # noqa: TID251
         return orjson.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ParseError(f"expected JSON, got: {_describe(error)}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def parse_xml(data: bytes, limit: int = _TEXT_BYTES) -> ElementTree.Element:

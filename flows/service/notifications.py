@@ -22,6 +22,7 @@ from microseg.errors import SettingsError
 from microseg.escaping import printable
 from microseg.files import write_text_file
 from microseg.locks import try_lock
+from microseg.parsing import parse_json
 
 __all__ = ["deliver", "notify_people", "open_addresses", "undelivered"]
 
@@ -85,8 +86,14 @@ def deliver(settings: Settings) -> None:
 
 
 def _deliver_one(file: Path, addresses: dict[str, Any]) -> None:
-    values = json.loads(file.read_text("utf-8"))
-    notification = _Notification(**values | {"delivered": tuple(values["delivered"])})
+    try:
+        values = parse_json(file.read_bytes())
+        notification = _Notification(**values | {"delivered": tuple(values["delivered"])})
+        created = datetime.fromisoformat(notification.created)
+    except (ValueError, TypeError, KeyError) as error:  # it must not hold up the others
+        _log.error("%s: expected a notification, got %s. It was set aside as %s.damaged.", file, error, file.name)
+        file.rename(file.with_name(f"{file.name}.damaged"))
+        return
     for key in addresses.keys() - set(notification.delivered):
         if addresses[key].notify(title=notification.title, body=notification.message):
             delivered = (*notification.delivered, key)
@@ -96,7 +103,7 @@ def _deliver_one(file: Path, addresses: dict[str, Any]) -> None:
             _log.warning(
                 "%s could not be delivered to %s: it is tried again", notification.title, _shown(addresses[key])
             )
-    late = datetime.now(UTC) - datetime.fromisoformat(notification.created) > _KEPT
+    late = datetime.now(UTC) - created > _KEPT
     if set(notification.delivered) >= addresses.keys() or late:
         if not set(notification.delivered) >= addresses.keys():
             _log.error("%s was not delivered within %d days, and is dropped", notification.title, _KEPT.days)

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -26,6 +25,7 @@ from microseg.config.environment import Home
 from microseg.errors import MicrosegError, SettingsError
 from microseg.files import write_text_file
 from microseg.locks import try_lock
+from microseg.parsing import parse_json
 
 __all__ = [
     "READY_VARIABLE",
@@ -234,17 +234,17 @@ def exclusive(home: Home, service: str) -> Iterator[Path]:
         yield record
 
 
-def _read_record(record: Path) -> list[dict[str, Any]]:
-    try:
-        entries: list[dict[str, Any]] = json.loads(record.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return entries
+def _read_record(record: Path) -> list[dict[str, float]]:
+    """The processes of a record; none where it is damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        entries = parse_json(record.read_bytes())
+        return [{"pid": int(entry["pid"]), "created": float(entry["created"])} for entry in entries]
+    return []
 
 
-def _end_remaining(entries: Sequence[Mapping[str, Any]]) -> None:
+def _end_remaining(entries: Sequence[Mapping[str, float]]) -> None:
     """End the process groups of a service that was killed together with its guard."""
-    created = {int(entry["pid"]): float(entry["created"]) for entry in entries}
+    created = {entry["pid"]: entry["created"] for entry in entries}
     groups = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):

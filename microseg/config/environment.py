@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from microseg.errors import HomeError, HomeNotFoundError
 from microseg.escaping import mask_secrets
 from microseg.files import write_text_file
+from microseg.parsing import parse_json
 
 __all__ = ["HOME_FILE", "HOME_FORMAT", "Environment", "Home", "find_home", "is_server", "sqlite_file", "sqlite_uri"]
 
@@ -198,7 +199,7 @@ class Home:
                 "`microseg ingest` and `microseg demo` create one."
             )
         try:
-            record: Any = json.loads((self.root / HOME_FILE).read_text("utf-8"))
+            record: Any = parse_json((self.root / HOME_FILE).read_bytes(), any_names=True)
             found, root = int(record["format"]), Path(record["root"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HomeError(

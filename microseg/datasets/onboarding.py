@@ -18,6 +18,7 @@ from microseg.datasets.lab import check_lab_name
 from microseg.errors import MicrosegError, is_transient
 from microseg.files import write_text_file
 from microseg.locks import try_lock
+from microseg.parsing import parse_json
 
 __all__ = [
     "MAX_CRASHES",
@@ -210,13 +211,13 @@ class OnboardingStore:
         """
         path = self._folder / f"{check_lab_name(lab)}.json"
         try:
-            stated = json.loads(path.read_text(encoding="utf-8"))  # names of folders need not be UTF-8
+            stated = parse_json(path.read_bytes(), any_names=True)
             known = {each.name for each in fields(Onboarding)}
             onboarding = Onboarding(**{name: value for name, value in stated.items() if name in known})
             datetime.fromisoformat(onboarding.updated_at)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             _log.warning("%s: expected the state of an onboarding, got %s. It was set aside as %s.", path, error, aside)

@@ -1,6 +1,5 @@
 """The segmentation of one image in memory."""
 
-import json
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from microseg.outputs.record import ImageInfo, Provenance, find_record, read_rec
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import image_stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
+from microseg.parsing import parse_json
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.slide import ArraySlide
@@ -91,7 +91,7 @@ class Segmentation:
 
     def outlines(self) -> dict[str, Any]:
         """Outlines and measurements of all objects as GeoJSON; see `features`."""
-        found = [json.loads(feature) for feature in features(self._objects, self._info())]
+        found = [parse_json(feature) for feature in features(self._objects, self._info())]
         return {"type": "FeatureCollection", "features": found}
 
     def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from microseg.config.environment import Home
 from microseg.files import write_text_file
+from microseg.parsing import parse_json
 
 __all__ = ["outside_locations", "update_moved_home"]
 
@@ -49,10 +50,11 @@ def update_moved_home(database: Path) -> Path | None:
         if database.is_file():
             _update_database(database, old, new)
         for path in sorted((home.records / "onboarding").glob("*.json")):
-            record = json.loads(path.read_text("utf-8"))
-            if (folder := Path(record.get("folder", ""))).is_relative_to(old):
-                record["folder"] = str(new / folder.relative_to(old))
-                write_text_file(path, json.dumps(record, indent=2) + "\n")
+            with suppress(ValueError, TypeError, AttributeError):  # a damaged one is set aside when it is read
+                record = parse_json(path.read_bytes(), any_names=True)
+                if (folder := Path(record.get("folder", ""))).is_relative_to(old):
+                    record["folder"] = str(new / folder.relative_to(old))
+                    write_text_file(path, json.dumps(record, indent=2) + "\n")
         home.record_root()
     return old
 

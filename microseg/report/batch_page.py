@@ -4,7 +4,6 @@
 page of ten thousand images opens at once, from a disk as from a server.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.columns import column
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Record, read_record
+from microseg.parsing import parse_json
 from microseg.report.thumbnails import Thumbnails, write_thumbnails
 
 __all__ = ["write_batch_page"]
@@ -49,7 +49,7 @@ def write_batch_page(summary: BatchSummary) -> Path:
         Path of the page.
     """
     folder = summary.out
-    facts = json.loads(summary.record.read_text(encoding="utf-8"))
+    facts = parse_json(summary.record.read_bytes(), any_names=True)
     records = [read_record(folder / name) for name in facts["records"]]
     thumbnails = write_thumbnails(records, folder, folder / _FOLDER / "thumbnails")
     columns = list(dict.fromkeys(name for record in records for name in record.summary))

@@ -1,6 +1,5 @@
 """Where a candidate lies among the models of the study of label-free criteria; see docs/benchmarks."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from microseg.config.params import GateSettings
+from microseg.parsing import parse_json
 from microseg.registry.decision import Verdict
 from microseg.registry.evidence import Evidence
 from microseg.registry.gate import decide
@@ -45,7 +45,7 @@ class StudyModel:
 @cache
 def read_study() -> tuple[StudyModel, ...]:
     """Read the study, and let the gate decide on each of its models again."""
-    networks: list[dict[str, Any]] = json.loads(STUDY_FILE.read_text("utf-8"))
+    networks: list[dict[str, Any]] = parse_json(STUDY_FILE.read_bytes())
     before = {(it["task"], it["seed"]): it for it in networks if it["first"]}
     policy, models = GateSettings(), []
     for new in networks:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from microseg.files import file_sha256, write_text_file
+from microseg.parsing import parse_json
 from microseg.slides.parts import slide_parts
 
 __all__ = ["KnownHashes", "source_sha256", "source_state"]
@@ -86,7 +87,7 @@ def _state(path: Path) -> State:
 
 
 def _read(file: Path) -> dict[str, tuple[State, str]]:
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        stated = json.loads(file.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        stated = parse_json(file.read_bytes(), any_names=True)
         return {str(key): (state, str(digest)) for key, (state, digest) in stated.items()}
     return {}

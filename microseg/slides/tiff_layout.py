@@ -4,7 +4,6 @@ What is not understood is refused with what was found: a file of several images 
 (planes, channels, times, positions, a page per class), samples whose meaning is not stated, an unusual color space.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import tifffile
 
 from microseg.errors import ImageReadError
+from microseg.parsing import parse_json
 from microseg.slides.color import BIT_DEPTHS, Alpha
 from microseg.slides.ome import OmeChannel, OmeFile, OmeImage, is_ome, parse_ome
 
@@ -373,12 +373,15 @@ def _check_shaped(path: Path, description: str, page: tifffile.TiffPage) -> None
     """Refuse a stack of tifffile in one page, which only its description tells."""
     if not description.startswith('{"shape":'):
         return
-    with suppress(ValueError, TypeError, KeyError):
-        stated = json.loads(description)
-        if stated.get("truncated") and int(np.prod(stated["shape"])) > int(np.prod(page.shaped)):
-            raise ImageReadError(
-                f"{path}: expected one image, got a stack of shape {stated['shape']} behind one page. {_STACK}"
-            )
+    try:
+        stated = parse_json(description)
+        stack = bool(stated.get("truncated")) and int(np.prod(stated["shape"])) > int(np.prod(page.shaped))
+    except (ValueError, TypeError, KeyError, OverflowError):  # the description of another program
+        return
+    if stack:
+        raise ImageReadError(
+            f"{path}: expected one image, got a stack of shape {stated['shape']} behind one page. {_STACK}"
+        )
 
 
 # ---- samples

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microseg.errors import ResourceLimitError
-from microseg.limits import run_limited
+from microseg.limits import SECONDS, run_limited
 from tests.fuzz.readers import READERS, damaged_files, prepare, try_inputs
 
 __all__ = ["Outcome", "fuzz", "rows", "save_faults", "table"]
 
 _BATCH = 250
+_EACH = 0.25  # seconds that an input of a batch may take on average; the slowest readers need 0.1 s
 
 
 @dataclass
@@ -56,8 +57,10 @@ def _try(reader: str, seeds: range, outcome: Outcome) -> None:
     """Try a batch; where it fails as a whole, its halves, down to the input that is the cause."""
     try:
         run_limited(reader, prepare, reader, seconds=120, memory=2**40)  # imports are not part of an input
-        # the limit of one input, so that none can take longer; a batch needs about a second
-        accepted, refused, foreign, slowest, memory = run_limited(reader, try_inputs, reader, seeds, seconds=10)
+        seconds = SECONDS if len(seeds) == 1 else SECONDS + _EACH * len(seeds)
+        accepted, refused, foreign, slowest, memory = run_limited(reader, try_inputs, reader, seeds, seconds=seconds)
+        if slowest > SECONDS and len(seeds) > 1:
+            raise ResourceLimitError(f"one of these inputs took {slowest:.1f} s")
     except (ResourceLimitError, MemoryError) as error:
         if len(seeds) > 1:
             middle = seeds.start + len(seeds) // 2

@@ -1,3 +1,4 @@
+import json
 import os
 from xml.etree import ElementTree
 
@@ -48,6 +49,14 @@ def test_other_yaml_is_refused(text):
 def test_other_json_is_refused(text):
     with pytest.raises(ParseError):
         parse_json(text)
+
+
+def test_names_that_are_not_utf8_are_read_again():
+    name = "caf\udce9"
+    assert parse_json(json.dumps([name]), any_names=True) == [name]
+    for text in ("[" * 100_000, "NaN", "[1,", b"\xff"):
+        with pytest.raises(ParseError):
+            parse_json(text, any_names=True)
 
 
 def test_xml_is_read_as_elementtree_reads_it():

@@ -18,6 +18,7 @@ from typing import Any
 from microseg.datasets.slides import SLIDES
 from microseg.errors import RemoteUnavailableError, SupersededError, VersioningError
 from microseg.files import atomic_write, link_or_copy, write_text_file
+from microseg.parsing import parse_json
 
 __all__ = [
     "add",
@@ -314,7 +315,7 @@ def known_hashes(file: Path) -> Iterator[None]:
 
 def _read_hashes(file: Path) -> dict[tuple[int, int, int, int], str]:
     with suppress(OSError, ValueError, TypeError):
-        return {(int(a), int(b), int(c), int(d)): str(e) for a, b, c, d, e in json.loads(file.read_text("utf-8"))}
+        return {(int(a), int(b), int(c), int(d)): str(e) for a, b, c, d, e in parse_json(file.read_bytes())}
     return {}
 
 

@@ -37,6 +37,7 @@ from microseg.datasets.versions.dvc import (
 from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
 from microseg.errors import SupersededError, VersioningError
 from microseg.files import link_or_copy
+from microseg.parsing import parse_json
 
 __all__ = ["DatasetStore", "code_commit"]
 
@@ -179,7 +180,7 @@ class DatasetStore:
             write_note(repo, f"machines/{name}.json", json.dumps(dict(facts)).encode())
             for path, content in read_notes(repo, "machines").items():
                 with suppress(ValueError, TypeError, AttributeError):  # of another version of microseg
-                    found[path.removesuffix(".json")] = {str(key): str(it) for key, it in json.loads(content).items()}
+                    found[path.removesuffix(".json")] = {str(key): str(it) for key, it in parse_json(content).items()}
         return found
 
     def _complete(self, repo: Any) -> tuple[int, dict[tuple[str, str], int]]:

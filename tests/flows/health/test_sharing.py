@@ -38,6 +38,14 @@ def test_machines_that_agree_are_counted(machine: Path, monkeypatch: pytest.Monk
     assert "secret" not in notes
 
 
+def test_a_damaged_note_of_a_machine_is_left_out(machine: Path) -> None:
+    sharing()
+    notes = machine / "share" / "remote" / "microseg" / "machines"
+    for name, text in {"a": "[" * 20_000, "b": "[1]", "c": ""}.items():
+        (notes / f"{name}.json").write_text(text)
+    assert [(it.level, it.message) for it in sharing()] == [("ok", "machines and homes with this remote: 1")]
+
+
 def test_machines_that_disagree_are_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharing()
     Home(machine / "two").create()

@@ -102,6 +102,16 @@ def test_none_is_lost_while_the_receiver_is_away(home: Home, port: int, caplog: 
     receiver.server.shutdown()
 
 
+@pytest.mark.parametrize("text", ["", "[" * 20_000, "[]", '{"delivered": []}'])
+def test_a_damaged_notification_does_not_hold_up_others(home: Home, receiver: Receiver, text: str) -> None:
+    folder = home.records / "notifications"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(text)
+    notify_people(load_settings(), "title", "message", identity="one")
+    assert [it["title"] for it in receiver.received] == ["title"]
+    assert (undelivered(home), (folder / "a.json.damaged").read_text()) == (0, text)
+
+
 def test_a_receiver_that_has_it_does_not_get_it_again(
     home: Home, receiver: Receiver, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,15 @@ def test_a_process_that_got_the_number_of_an_ended_one_is_left_alone(home: Home)
         other.wait()
 
 
+@pytest.mark.parametrize("text", ["", "[" * 20_000, "{}", "[1]", '[{"pid": "x"}]', '[{"pid": 1}]'])
+def test_a_damaged_record_does_not_prevent_the_next_start(home: Home, text: str) -> None:
+    record = home.records / "service" / f"serve-{socket.gethostname()}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    with exclusive(home, "serve"):
+        pass
+
+
 def test_a_running_service_is_named(home: Home) -> None:
     service, _ = start_service(home)
     try:

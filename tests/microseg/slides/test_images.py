@@ -15,6 +15,7 @@ from microseg.errors import DataError, ImageReadError
 from microseg.slides import images
 from microseg.slides.images import image_digest, read_image, read_tiff_values, write_png
 from microseg.slides.pixel_size import image_mpp
+from microseg.slides.readers import open_slide
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [0, 0, 0], [255, 255, 255]]], np.uint8)
 CLASSES = np.array([[0, 1, 2], [2, 1, IGNORE]], np.uint8)
@@ -389,6 +390,20 @@ def test_every_page_of_a_stack(tmp_path, options):
     values, paged = read_tiff_values(tmp_path / "x.tif", every_page=True)
     assert paged
     assert np.array_equal(values, stack.transpose(1, 2, 0))
+
+
+def test_refuses_a_stack_behind_one_page(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 2, (5, 16, 20)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack", truncate=True)
+    for read in (read_image, open_slide, read_tiff_values):
+        with pytest.raises(ImageReadError, match="got a stack of shape"):
+            read(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("shape", ["[" * 20_000, '[1e300, 1e300], "truncated": true}', '["x"], "truncated": true}'])
+def test_a_damaged_description_of_a_stack_is_no_stack(tmp_path, shape):
+    tifffile.imwrite(tmp_path / "x.tif", noise(), description=f'{{"shape": {shape}', metadata=None)
+    assert np.array_equal(read_image(tmp_path / "x.tif"), noise())
 
 
 def test_refuses_a_stack_of_channels(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 
+from microseg.datasets.versions.dvc import known_hashes
 from microseg.datasets.versions.history import LocalHistory, read_note
 from microseg.errors import VersioningError
 
@@ -9,6 +10,13 @@ DAMAGED = (
     '{"lab": "north"}',
     '{"lab": 1, "digest": 2, "files": "", "bytes": 0, "committed_at": 0}',
 )
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "{}", "[[1]]", '[[1, 2, 3, "x", ""]]', ""])
+def test_damaged_hashes_are_computed_again(tmp_path, text):
+    (tmp_path / "hashes.json").write_text(text)
+    with known_hashes(tmp_path / "hashes.json"):
+        pass
 
 
 @pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
