@@ -36,10 +36,10 @@ from microseg.registry.version import PRODUCTION, ModelVersion, is_production, p
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
 from microseg.slides.folder import ImageFolder, list_images
-from microseg.slides.images import measured_depth
+from microseg.slides.limited import file_mpp, measured_depth
 from microseg.slides.parts import ZARR_SUFFIXES
 from microseg.slides.pixel_size import StatedMpp, same_mpp
-from microseg.slides.readers import file_mpp, readable_suffixes
+from microseg.slides.readers import readable_suffixes
 
 __all__ = ["command", "segment"]
 

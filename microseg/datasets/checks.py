@@ -19,6 +19,7 @@ from microseg.annotations.raster_masks import RasterMasks
 from microseg.datasets.lab import image_name
 from microseg.datasets.listing import IncomingFiles, reject_single_annotations
 from microseg.errors import ImageReadError, ResourceLimitError
+from microseg.slides import limited
 from microseg.slides.images import image_digest, image_orientation, measured_depth, read_image
 from microseg.slides.pixel_size import image_mpp
 
@@ -221,7 +222,7 @@ def measure_bit_depth(files: IncomingFiles) -> int | None:
     found = []
     for image, _ in files.pairs:
         with suppress(ImageReadError):  # reported when it is checked
-            found.append(limits.run_limited(str(image), measured_depth, image))
+            found.append(limited.measured_depth(image))
     return max((depth for depth in found if depth is not None), default=None)
 
 

@@ -18,10 +18,9 @@ from microseg.datasets.slides import DatasetSlide, slide_files
 from microseg.errors import ImageReadError
 from microseg.files import file_sha256
 from microseg.slides.images import read_errors
-from microseg.slides.limited import open_slide
+from microseg.slides.limited import can_be_slide, open_slide
 from microseg.slides.parts import missing_parts
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
-from microseg.slides.readers import can_be_slide
 from microseg.slides.slide import Slide
 from microseg.slides.tiff_layout import is_tiff
 
@@ -72,7 +71,7 @@ def check_slide(path: Path, digest: str, recipe: FieldRecipe, stated: StatedMpp 
         raise ImageReadError(
             f"expected all files of the slide, missing {', '.join(missing[:3])}{more}. Copy it again with all of them."
         )
-    if not limits.run_limited(str(path), can_be_slide, path):
+    if not can_be_slide(path):
         raise ImageReadError(
             f"expected a slide ({path.suffix}), got a file that no slide reader recognizes: it is empty, cut off, or "
             "of another kind. Copy it again with all of its files; an image needs its own ending."

@@ -12,7 +12,7 @@ from PIL import Image
 from microseg.errors import MicrosegError
 from microseg.files import atomic_write
 from microseg.outputs.record import Record
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 
 __all__ = ["Thumbnails", "write_thumbnails"]
 

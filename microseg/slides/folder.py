@@ -4,8 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from microseg.errors import ResourceLimitError
+from microseg.slides.limited import can_be_slide
 from microseg.slides.parts import slide_owners
-from microseg.slides.readers import can_be_slide, readable_suffixes, slide_suffixes
+from microseg.slides.readers import readable_suffixes, slide_suffixes
 
 __all__ = ["ImageFolder", "is_system_file", "list_images"]
 
@@ -54,11 +56,20 @@ def list_images(folder: Path) -> ImageFolder:
         elif path.is_dir() and path not in owners:
             files = _count_files(path)
             left_out[path.name] = f"a folder with {files} files" if files else "an empty folder"
-        elif path in owners or path.suffix.lower() in suffixes or (path.is_file() and can_be_slide(path)):
+        elif path in owners or path.suffix.lower() in suffixes or (unknown := _why_no_slide(path)) is None:
             images.append(path)
         elif path.suffix.lower() not in _TABLES:
-            left_out[path.name] = f"no known kind of image ({path.suffix or 'no ending'})"
+            left_out[path.name] = unknown
     return ImageFolder(tuple(images), left_out)
+
+
+def _why_no_slide(path: Path) -> str | None:
+    """Why a file of another ending is no image; None if a slide reader recognizes its content."""
+    unknown = f"no known kind of image ({path.suffix or 'no ending'})"
+    try:
+        return None if path.is_file() and can_be_slide(path) else unknown
+    except ResourceLimitError as error:
+        return f"{unknown}: {error}"
 
 
 def _count_files(folder: Path) -> int:

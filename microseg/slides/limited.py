@@ -5,6 +5,7 @@ Such a file ends the child process only, and is refused like any other damaged f
 """
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg import limits
+from microseg.errors import ResourceLimitError
 from microseg.slides import images, pixel_size, readers
 from microseg.slides.slide import Level, Slide
 
-__all__ = ["ImageFile", "LimitedSlide", "image_mpp", "is_slide", "open_slide", "read_file", "read_image"]
+__all__ = [
+    "ImageFile",
+    "LimitedSlide",
+    "can_be_slide",
+    "file_mpp",
+    "image_mpp",
+    "is_slide",
+    "measured_depth",
+    "open_slide",
+    "read_file",
+    "read_image",
+]
 
 
 def read_image(path: Path | str, bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
@@ -38,6 +51,31 @@ def image_mpp(path: Path | str) -> float | None:
 def is_slide(path: Path | str, *, megapixels: float) -> bool:
     """Whether a file is better read by regions than as a whole; see `microseg.slides.readers.is_slide`."""
     return limits.run_limited(str(path), _is_slide, path, megapixels)
+
+
+def can_be_slide(path: Path) -> bool:
+    """Whether a reader of slides or of TIFF recognizes a file; see `microseg.slides.readers.can_be_slide`.
+
+    Raises:
+        ResourceLimitError: Not within the limits of `run_limited`.
+    """
+    return limits.run_limited(str(path), readers.can_be_slide, path)
+
+
+def file_mpp(path: Path) -> float | None:
+    """Microns per pixel that a file of any kind states; see `microseg.slides.readers.file_mpp`."""
+    with suppress(ResourceLimitError):  # reported when it is read
+        return limits.run_limited(str(path), readers.file_mpp, path)
+    return None
+
+
+def measured_depth(path: Path) -> int | None:
+    """Bit depth of a file of 16 bits, measured; see `microseg.slides.images.measured_depth`.
+
+    Raises:
+        ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
+    """
+    return limits.run_limited(str(path), images.measured_depth, path)
 
 
 def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:

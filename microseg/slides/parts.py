@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from microseg import limits
+
 __all__ = [
     "DICOM_SUFFIXES",
     "ZARR_SUFFIXES",
@@ -59,10 +61,17 @@ def missing_parts(slide: Path) -> list[str]:
     kind = slide.suffix.lower()
     if kind == ".mrxs":
         folder = slide.with_suffix("")
-        return [name for name in _mrxs_names(folder) if not (folder / name).is_file()]
+        return [name for name in _mrxs_names(folder) if not _is_file(folder / name)]
     if kind in _INDEXED:
-        return [name for name in _listed_names(slide, *_REQUIRED) if not (slide.parent / name).is_file()]
+        return [name for name in _listed_names(slide, *_REQUIRED) if not _is_file(slide.parent / name)]
     return []
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; its name, which an index states, may be longer than any."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def is_slide_folder(folder: Path) -> bool:
@@ -99,15 +108,18 @@ def slide_owners(paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[Path,
 
 
 def dicom_series(path: Path) -> str | None:
-    """Identifier of the series that a DICOM file belongs to; None for other files."""
+    """Identifier of the series that a DICOM file belongs to, of a damaged one its path; None for other files."""
     if not _is_dicom(path):
         return None
+    with suppress(Exception):  # reported when it is opened
+        return limits.run_limited(str(path), _read_series, path)
+    return str(path)
+
+
+def _read_series(path: Path) -> str:
     from pydicom import dcmread
 
-    with suppress(Exception):  # reported when it is opened
-        found = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-        return str(found.SeriesInstanceUID)
-    return str(path)
+    return str(dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).SeriesInstanceUID)
 
 
 def _is_dicom(path: Path) -> bool:
