@@ -8,7 +8,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +45,14 @@ from microseg.training.method import Supervised, TrainingMethod
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import Tensor
 
 __all__ = ["adapt", "train"]
 
 _log = logging.getLogger(__name__)
 
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
+_FEW_STEPS = 60  # an adaptation first makes a segmenter worse; see docs/benchmarks/adaptation.md
 
 Dataset = LabDataset | Path | str
 
@@ -159,6 +162,9 @@ def adapt(
     An interrupted adaptation resumes from its checkpoint, beside the folder, when it is started again with the same
     arguments; with others it starts from its beginning.
 
+    An adaptation first makes a segmenter worse. Where the time limit ends it before 60 steps, the network stays as it
+    was, with a warning; ``settings.steps`` below that only cause the warning.
+
     Args:
         network: Segmenter in use, or its folder; it is not changed.
         source: Datasets of the labelled labs that it was trained on, or their folders; empty where ``settings.source``
@@ -195,7 +201,7 @@ def adapt(
         load_plugin("microseg.adaptation_methods", chosen) if isinstance(chosen, str) else chosen
     )
     fabric.seed_everything(seed, verbose=False)
-    base = copy.deepcopy(network) if isinstance(network, PyramidSegmenter) else load_network(Path(network))
+    base = copy.deepcopy(network).eval() if isinstance(network, PyramidSegmenter) else load_network(Path(network))
     labelled_labs, target_labs, mpp = _open(source), _open(target), base.config.mpp
     _require_classes([*labelled_labs, *target_labs], base.config.classes)
     crop, batch = crop_size([*labelled_labs, *target_labs], settings, mpp)
@@ -217,7 +223,14 @@ def adapt(
     in_use = source_dice(base, labelled_labs)
     if not source_free:
         labelled = with_corrections(labelled, target_labs, base.config, settings.target_label_share)
+    unchanged = copy.deepcopy(base.state_dict())
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
+    if settings.steps < _FEW_STEPS:
+        _log.warning(
+            "Expected at least %d steps of adaptation, got %d: the first steps make a segmenter worse. Raise adapt.steps.",
+            _FEW_STEPS,
+            settings.steps,
+        )
     elapsed = time.monotonic() - start
     run = partial(
         _fit,
@@ -230,6 +243,7 @@ def adapt(
         keep_checkpoint=keep_checkpoint,
         elapsed=elapsed,
         in_use=in_use,
+        unchanged=unchanged,
     )
     return launch(fabric, run, progress or Progress())
 
@@ -283,8 +297,9 @@ def _fit(
     keep_checkpoint: bool,
     elapsed: float,
     in_use: float | None = None,
+    unchanged: Mapping[str, Tensor] | None = None,
 ) -> TrainingResult:
-    """Train in one process and, in the first one, save the network."""
+    """Train in one process and, in the first one, save the network: the unchanged one where time allowed few steps."""
     result = fit(
         method,
         fabric=fabric,
@@ -294,6 +309,16 @@ def _fit(
         fingerprint=fingerprint,
         elapsed=elapsed,
     )
+    if unchanged is not None and result.stopped == "minutes" and result.steps < _FEW_STEPS:
+        _log.warning(
+            "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a segmenter "
+            "worse, so it was left as it is. Raise adapt.max_minutes.",
+            _FEW_STEPS,
+            method.settings.max_minutes,
+            result.steps,
+        )
+        method.result().load_state_dict(unchanged)
+        result = replace(result, best_step=0)
     if fabric.is_global_zero:
         save_network(folder, method.result().cpu())
         if not keep_checkpoint:

@@ -50,7 +50,7 @@ class TrainingResult:
 
     Attributes:
         steps: Number of steps.
-        best_step: Step of the network that was kept.
+        best_step: Step of the network that was kept; 0 where it was not changed.
         seconds: Duration, over all resumptions.
         stopped: Reason of its end: ``steps``, ``minutes`` or ``patience``.
         evaluations: Metrics by step.

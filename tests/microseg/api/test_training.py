@@ -244,6 +244,26 @@ def test_checkpoint_of_other_settings_or_masks_is_not_resumed(
         assert first_step(fit_to_target, tiny_network(0), **changed) == 1
 
 
+def test_network_stays_as_it_is_where_the_time_limit_allows_few_steps(
+    fit_to_target: Callable[..., TrainingResult],
+    tiny_network: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = tiny_network()
+    result = fit_to_target(base, steps=1000, max_minutes=1e-5)
+    assert (result.stopped, result.best_step, result.steps) == ("minutes", 0, 1)
+    assert weights_digest(load_network(tmp_path / "adapted")) == weights_digest(base)
+    assert "Expected time for at least 60 steps" in caplog.text and "adapt.max_minutes" in caplog.text
+
+
+def test_warns_of_few_steps(
+    fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    fit_to_target(tiny_network(), steps=1)
+    assert "Expected at least 60 steps of adaptation, got 1" in caplog.text
+
+
 def test_initial_network_is_not_changed(
     fit_to_target: Callable[..., TrainingResult], tiny_network: Callable[..., Any]
 ) -> None:
