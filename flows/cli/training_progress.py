@@ -12,8 +12,8 @@ from flows.telemetry import attempt, report
 from microseg.config.params import FitSettings
 from microseg.locks import exclusive
 from microseg.registry.runs import RunLog
+from microseg.training.checkpoints import remove_checkpoints
 from microseg.training.devices import Progress
-from microseg.training.loop import remove_checkpoints
 
 __all__ = ["training_folder", "training_progress"]
 

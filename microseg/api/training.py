@@ -39,8 +39,9 @@ from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
+from microseg.training.checkpoints import checkpoint_file, remove_checkpoints
 from microseg.training.devices import Progress, launch, make_fabric, several_programs
-from microseg.training.loop import TrainingResult, checkpoint_file, fit, remove_checkpoints
+from microseg.training.loop import TrainingResult, fit
 from microseg.training.method import Supervised, TrainingMethod
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ def adapt(
     adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
     if settings.steps < _FEW_STEPS:
         _log.warning(
-            "Expected at least %d steps of adaptation, got %d: the first steps make a segmenter worse. Raise adapt.steps.",
+            "Expected at least %d steps of adaptation, got %d: the first steps make a segmenter worse. "
+            "Raise adapt.steps.",
             _FEW_STEPS,
             settings.steps,
         )
@@ -311,8 +313,8 @@ def _fit(
     )
     if unchanged is not None and result.stopped == "minutes" and result.steps < _FEW_STEPS:
         _log.warning(
-            "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a segmenter "
-            "worse, so it was left as it is. Raise adapt.max_minutes.",
+            "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a "
+            "segmenter worse, so it was left as it is. Raise adapt.max_minutes.",
             _FEW_STEPS,
             method.settings.max_minutes,
             result.steps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ import torch
 from microseg.config.params import FitSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import TrainingError
-from microseg.files import atomic_write
 from microseg.models.network import PyramidSegmenter
+from microseg.training.checkpoints import read_checkpoint, write_checkpoint
 from microseg.training.devices import Progress
 from microseg.training.loading import BatchLoader, worker_count
 from microseg.training.method import TrainingMethod
@@ -28,15 +27,7 @@ from microseg.training.method import TrainingMethod
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = [
-    "Evaluate",
-    "TrainingResult",
-    "checkpoint_file",
-    "fit",
-    "read_checkpoint",
-    "remove_checkpoints",
-    "write_checkpoint",
-]
+__all__ = ["Evaluate", "TrainingResult", "fit"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,59 +86,7 @@ def fit(
     return _Fit(method, fabric, evaluate, progress or Progress(), checkpoint, fingerprint, elapsed).run()
 
 
-def checkpoint_file(folder: Path, fingerprint: str) -> Path:
-    """File of the checkpoint of a training, beside the folder of its result.
-
-    Args:
-        folder: Folder that the network will be written to.
-        fingerprint: Digest of data and settings, hexadecimal.
-    """
-    return folder.with_name(f"{folder.name}.{fingerprint[:_NAME_DIGITS]}.checkpoint")
-
-
-def remove_checkpoints(folder: Path, *, keep: Path | None = None) -> list[Path]:
-    """Remove the checkpoints of a folder, of all fingerprints.
-
-    Args:
-        folder: Folder that the network is written to.
-        keep: The one to keep.
-
-    Returns:
-        Those removed.
-    """
-    name = re.compile(rf"{re.escape(folder.name)}(\.[0-9a-f]{{{_NAME_DIGITS}}})?\.checkpoint", re.ASCII)
-    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    found = [path for path in beside if name.fullmatch(path.name) and path != keep]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
-
-
-_NAME_DIGITS = 16
 _MANY_STEPS = 1000  # from which cuDNN's search for its fastest algorithms is worth its time
-
-
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings, lists and dicts atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        torch.save(state, file)
-
-
-def read_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
-    """Read a state written by `write_checkpoint`; nothing in the file is executed.
-
-    Raises:
-        TrainingError: The file is damaged, or of a run with another fingerprint.
-    """
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        written = state["fingerprint"]
-    except Exception as error:  # PyTorch's message recommends an unsafe way to load the file
-        raise TrainingError(f"Expected a checkpoint in {path}, it is damaged or another file.") from error
-    if written != fingerprint:
-        raise TrainingError(f"Checkpoint {path} was written by a run with other settings or data.")
-    return dict(state)
 
 
 @dataclass

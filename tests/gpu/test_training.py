@@ -24,9 +24,10 @@ from microseg.training.adaptation.domain_shift import DomainShift, TargetLab
 from microseg.training.adaptation.dual_adaptive import DualAdaptivePyramid
 from microseg.training.adaptation.normalization import read_statistics
 from microseg.training.adaptation.source_free import SourceFree
+from microseg.training.checkpoints import read_checkpoint
 from microseg.training.devices import Progress, make_fabric
 from microseg.training.loading import BatchLoader
-from microseg.training.loop import TrainingResult, fit, read_checkpoint
+from microseg.training.loop import TrainingResult, fit
 from microseg.training.method import Supervised, TrainingMethod
 
 SIDE = 64
