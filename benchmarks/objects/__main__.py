@@ -6,8 +6,9 @@ A task is a folder with one labelled lab and one unlabelled lab, each with numbe
 labelled one in ``instances``, too. For each task and seed a network with an instance head is trained on the source lab
 and adapted to the target lab. Each of its segmentations is scored twice: ``instances``, the objects that the head
 separates, and ``components``, the connected regions of the same mask. ``split`` are these, divided by the distance
-transform of the mask. ``semantic`` is the network without the head, which the Dice is compared with. Finished networks
-and results are kept in ``--out``.
+transform of the mask. ``semantic`` is the network without the head, which the Dice and the time are compared with.
+Finished networks are kept in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of
+the documentation: see benchmarks.report.
 """
 
 import argparse
@@ -26,12 +27,14 @@ from rich.console import Console
 
 from benchmarks.adaptation.tasks import Task, find_task, fold_labs, open_labs
 from benchmarks.objects.distance_split import split_by_distance
-from benchmarks.results import console_table
+from benchmarks.objects.speed import measure_speed
+from benchmarks.results import Row, console_table, provenance
 from microseg.api.training import adapt, train
 from microseg.config.params import NetworkSettings
 from microseg.config.settings import load_settings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import LabelObjects, Reference, mean_scores, score
+from microseg.files import atomic_write
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
 from microseg.models.separation import label_objects
@@ -51,8 +54,6 @@ _METRICS = {
     "dice": "dice",
 }
 
-Row = dict[str, str | int | float | bool]
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, print the table and write it."""
@@ -64,25 +65,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--stages", nargs="+", default=[SOURCE_ONLY, ADAPTED, UPPER_BOUND],
                         choices=[SOURCE_ONLY, ADAPTED, UPPER_BOUND])  # fmt: skip
-    parser.add_argument("--without-semantic", action="store_true", help="do not train the networks without the head")
+    parser.add_argument("--semantic-stages", nargs="*", choices=[SOURCE_ONLY, ADAPTED, UPPER_BOUND],
+                        help="stages of the network without the head; default: all of --stages")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/objects"))
-    parser.add_argument("--json", type=Path, help="file of the rows")
+    parser.add_argument("--json", type=Path, help="file of the rows, with command, date, commit and machine")
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
-    console, rows = Console(), list[Row]()
+    console, rows, speed = Console(), list[Row](), list[Row]()
+
+    def write() -> None:
+        if chosen.json is not None:
+            content = {"provenance": provenance("benchmarks.objects", arguments), "rows": rows, "speed": speed}
+            with atomic_write(chosen.json) as part:
+                part.write_text(json.dumps(content, indent=1) + "\n")
+
+    stages = {True: chosen.stages, False: chosen.stages if chosen.semantic_stages is None else chosen.semantic_stages}
     for name in chosen.task:
         task = find_task(name, chosen.data, chosen.out / "generated")
         for seed in chosen.seeds:
-            for with_head in (True,) if chosen.without_semantic else (True, False):
-                run = _Run(task, seed, with_head, chosen.out.absolute(), tuple(chosen.set))
-                for row in run.rows(chosen.stages):
+            runs = {head: _Run(task, seed, head, chosen.out.absolute(), tuple(chosen.set)) for head in (True, False)}
+            for with_head, run in runs.items():
+                for row in run.rows(stages[with_head]):
                     rows.append(row)
                     console.print(row)
-                    if chosen.json is not None:
-                        chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
+                    write()
+        if all(SOURCE_ONLY in each for each in stages.values()):
+            speed.append(measure_speed(task, *(run.folder(SOURCE_ONLY) for run in runs.values())))
+            console.print(speed[-1])
+    write()
     if rows:
-        table = pd.DataFrame(rows).round(3)
-        console.print(console_table(table, "Objects"))
+        console.print(console_table(pd.DataFrame(rows).round(3), "Objects"))
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class _Run:
         if UPPER_BOUND in stages:
             yield from self._upper_bound()
 
+    def folder(self, stage: str) -> Path:
+        """Folder of a network."""
+        kind = "instances" if self.with_head else "semantic"
+        return self.out / "networks" / self.task.name / f"{kind}-{stage}-{self.seed}"
+
     def _upper_bound(self) -> Iterator[Row]:
         """Training on the target's test images, in folds."""
         parts = []
@@ -134,8 +151,7 @@ class _Run:
 
     def _network(self, stage: str, make: Callable[[Path], object]) -> Path:
         """Folder of a network, which is trained where it is missing."""
-        kind = "instances" if self.with_head else "semantic"
-        folder = self.out / "networks" / self.task.name / f"{kind}-{stage}-{self.seed}"
+        folder = self.folder(stage)
         if not folder.is_dir():
             part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
