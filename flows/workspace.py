@@ -134,6 +134,7 @@ class Workspace:
             "halo": options.halo,
             "batch": options.batch_size,
             "compiled": options.compile,
+            "split": options.split_touching,
         }
 
     def lab(self, lab: str, digest: str | None = None) -> tuple[LabDataset, str]:
@@ -277,7 +278,8 @@ class Workspace:
                 "min_target_slides": self.settings.params.gate.min_target_slides,
                 "tile_size": inference.tile_size,
                 "halo": inference.halo,
-            },
+            }
+            | ({"split_touching": inference.split_touching} if inference.split_touching else {}),
         )
 
     def _model_id(self, version: ModelVersion) -> str:
@@ -307,7 +309,7 @@ class Workspace:
             decide(
                 comparison.candidate,
                 comparison.production,
-                gate if lab is None else gate.model_copy(update={"max_source_loss": 1.0}),
+                gate if lab is None else gate.model_copy(update={"max_source_loss": 1.0, "max_source_f1_loss": 1.0}),
                 lost_labs=lost,
             ),
             version=version.version,

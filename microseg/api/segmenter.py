@@ -42,7 +42,7 @@ class Segmenter:
         provenance: Origin of the network, recorded with every result; None for an unregistered network.
         reference: Reference distribution of the network; None: no out-of-distribution scores.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
-        options: ``tile``, ``halo``, ``batch``, ``half`` and ``compiled``; see `Engine`.
+        options: ``tile``, ``halo``, ``batch``, ``half``, ``compiled`` and ``split``; see `Engine`.
 
     Attributes:
         engine: The network, prepared for inference.
@@ -164,7 +164,7 @@ class Segmenter:
             mpp = agreed_mpp(path, slide.mpp, None if mpp is None else StatedMpp(mpp, "mpp"))
             view, tissue, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
-            interior = np.empty_like(mask) if self.engine.instances else None
+            interior = None if self.engine.interior is None else np.empty_like(mask)
             for strip in strips:
                 rows = slice(strip.top, strip.top + len(strip.mask))
                 mask[rows] = strip.mask
@@ -181,7 +181,8 @@ class Segmenter:
             seconds=time.perf_counter() - started,
             step=(view.step_x, view.step_y),
             ood_score=ood_score,
-            instances=None if interior is None else separate_objects(mask, interior, self.engine.separation()),
+            tissue_fraction=tissue.fraction,
+            instances=separate_objects(mask, interior, self.engine.separation()) if self.engine.instances else None,
             instance_classes=tuple(self.classes[index] for index in self.engine.instances),
         )
 

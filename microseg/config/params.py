@@ -208,6 +208,8 @@ class GateSettings(Section):
 
     max_source_loss: Fraction = 0.02
     """Largest loss of Dice on any labelled source lab."""
+    max_source_f1_loss: Fraction = 0.03
+    """Largest loss of object F1 (IoU 0.5) on any source lab whose objects are numbered; not calibrated."""
     min_criterion_gain: Difference = 0.0
     """Gain of a label-free criterion on the target lab that is required."""
     min_target_gain: Difference = 0.0
@@ -255,6 +257,9 @@ class InferenceSettings(Section):
     """Compile the network with ``torch.compile``, on CUDA only."""
     outputs: tuple[str, ...] = ("labels", "outlines", "overlay", "objects")
     """Output writers, of the entry-point group ``microseg.output_writers``."""
+    split_touching: tuple[str, ...] = ()
+    """Classes whose touching objects are divided by the distance to the border of the mask, where the network has no
+    instance head. See docs/concepts/objects.md."""
     stains: tuple[Literal["hematoxylin", "eosin", "dab"], ...] = Field((), max_length=3)
     """Stains whose optical density is measured in each object and in a ring around it."""
     slide_megapixels: PositiveFloat = 16.0

@@ -173,19 +173,14 @@ def _evaluate(
     on_image: Callable[[str], None],
 ) -> _Evaluation:
     ready, classes = engine(network), network.config.classes
-    scores = {
-        lab.metadata.lab: mean_scores(
-            score(
-                ready.outputs,
-                lab_references(lab, "test"),
-                classes,
-                on_image,
-                objects=True,
-                label=ready.label_objects,
-            )
-        )
-        for lab in source
-    }
+    scores: dict[str, Mapping[str, float]] = {}
+    source_f1: dict[str, float] = {}
+    for lab in source:
+        held_out = lab_references(lab, "test")
+        table = score(ready.outputs, held_out, classes, on_image, objects=True, label=ready.label_objects)
+        measured = scores[lab.metadata.lab] = mean_scores(table)
+        if any(reference.instances is not None for reference in held_out):
+            source_f1[lab.metadata.lab] = measured["f1_at_50"]
     label_free: dict[str, int | float] = {}
     uncertainty: dict[str, float] = {}
     interval, target_dice = None, None
@@ -214,7 +209,7 @@ def _evaluate(
             target_dice = pd.Series(table["dice"].to_numpy(float), slides)
             interval = bootstrap_interval(target_dice.to_numpy(), slides)
     dice = {lab.metadata.lab: scores[lab.metadata.lab]["dice"] for lab in source}
-    evidence = Evidence(source_dice=dice, target_dice=interval, label_free=label_free)
+    evidence = Evidence(source_dice=dice, target_dice=interval, label_free=label_free, source_f1=source_f1)
     return _Evaluation(evidence, scores, uncertainty, target_dice)
 
 

@@ -22,7 +22,7 @@ from microseg.inference.scale import rescale, zoom_to
 from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
-from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
+from microseg.models.separation import MASK_DEPTH, Separation, interior_bytes, label_objects, separate_objects
 from microseg.outputs.measurements import ConfidenceSums
 
 __all__ = ["Engine", "EngineOptions"]
@@ -43,6 +43,7 @@ class EngineOptions(TypedDict, total=False):
     half: bool | None
     compiled: bool
     block: int | None
+    split: tuple[str, ...]
 
 
 class Engine:
@@ -64,12 +65,15 @@ class Engine:
         block: Longest side of what is computed at once, in pixels. Above ``tile``, the pyramid pooling still sees
             windows of ``tile`` pixels, see `WindowedPooling`, and their overlaps are computed once. None: ``tile``; on
             CUDA four windows, or as many as fit the memory.
+        split: Classes whose touching objects are divided by the distance to the border of the mask; not used where the
+            network has an instance head.
         shared_batches: Whether tiles of different images are computed in one batch; None: on CUDA only.
 
     Attributes:
         classes: Names of the classes.
         channels: Names of the channels of `outputs`: the classes, then the maps of the network's head.
         instances: Indices of the classes whose touching objects are separated.
+        interior: Channel of the interior of objects in `outputs`; None where the network does not predict it.
         smallest_instance: Area of the smallest of these, in pixels at the model's pixel size.
         mpp: Microns per pixel at which the network works; None if unknown.
         stride: Stride of the network.
@@ -95,6 +99,7 @@ class Engine:
         compiled: bool = False,
         optimize: bool = True,
         block: int | None = None,
+        split: tuple[str, ...] = (),
         shared_batches: bool | None = None,
     ) -> None:
         chosen = torch.device(device)
@@ -107,6 +112,14 @@ class Engine:
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
         self.channels, self.instances = network.channels, network.config.instance_indices
+        if unknown := sorted(set(split) - set(self.classes[1:])):
+            raise SettingsError(
+                f"Expected classes of the model ({', '.join(self.classes[1:])}) in inference.split_touching, got "
+                f"{', '.join(unknown)}: correct it."
+            )
+        self._depth = 0.0 if self.instances or not split else MASK_DEPTH
+        if self._depth:
+            self.instances = tuple(sorted({self.classes.index(name) for name in split}))
         self.smallest_instance = network.config.smallest_instance
         self.batch = batch
         self._tile, self._halo, self._half = tile, halo, chosen.type == "cuda" if half is None else half
@@ -127,7 +140,7 @@ class Engine:
             optimize=optimize,
             context=(tile, halo) if self.block > tile else None,
         )
-        self._interior = self.channels.index("interior") if self.instances else None
+        self.interior = self.channels.index("interior") if network.config.instances else None
         self._weights: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         together = chosen.type == "cuda" if shared_batches is None else shared_batches
         self._queue = BatchQueue(self._backend, batch * self.block**2, self._half) if together else None
@@ -137,7 +150,8 @@ class Engine:
     @property
     def parameters(self) -> dict[str, Any]:
         """Settings that change the result, to be recorded with it."""
-        return {"tile": self._tile, "halo": self._halo, "half": self._half, "model_mpp": self.mpp}
+        settings = {"tile": self._tile, "halo": self._halo, "half": self._half, "model_mpp": self.mpp}
+        return settings | ({"split": [self.classes[index] for index in self.instances]} if self._depth else {})
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         """Class probabilities of every pixel of an image.
@@ -191,7 +205,7 @@ class Engine:
         shape = (int(image.shape[0]), int(image.shape[1]))
         plan = self.plan(*shape)
         if self._queue is not None and len(plan) == 1:
-            request = ImageRequest(shape, size or shape, len(self.classes), self._interior, probabilities)
+            request = ImageRequest(shape, size or shape, len(self.classes), self.interior, probabilities)
             return self._queue.image(cut_tile(image, next(iter(plan))), request)
         return self._images.submit(self._predict, image, size or shape, probabilities)
 
@@ -202,7 +216,7 @@ class Engine:
 
     def separation(self, mpp: float | None = None) -> Separation:
         """How the objects of an image with that pixel size are separated; see `zoom`."""
-        return Separation(self.instances, 1 / self.zoom(mpp), self.smallest_instance)
+        return Separation(self.instances, 1 / self.zoom(mpp), self.smallest_instance, self._depth)
 
     def label_objects(self, outputs: npt.NDArray[np.float32], mpp: float | None = None) -> npt.NDArray[np.int32]:
         """Number the objects of an image; touching ones are separated where the network predicts instances.
@@ -220,7 +234,7 @@ class Engine:
         mask = outputs[: len(self.classes)].argmax(axis=0).astype(np.uint8)
         if not self.instances:
             return label_objects(mask)
-        interior = interior_bytes(outputs[self.channels.index("interior")])
+        interior = None if self.interior is None else interior_bytes(outputs[self.interior])
         return separate_objects(mask, interior, self.separation(mpp))
 
     @property
@@ -297,7 +311,7 @@ class Engine:
     @torch.inference_mode()
     def _predict(self, image: npt.NDArray[np.uint8], size: tuple[int, int], probabilities: bool) -> Prediction:
         outputs = self._outputs(image, size)
-        reduced = classify(outputs[None], len(self.classes), self._interior)
+        reduced = classify(outputs[None], len(self.classes), self.interior)
         kept = outputs[: len(self.classes)] if probabilities else None
         del outputs
         copies = HostCopy([kept, reduced.mask, reduced.confidence, reduced.interior, reduced.sums])

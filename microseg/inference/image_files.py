@@ -6,7 +6,7 @@ Nothing here needs PyTorch, so that processes which only read and write start fa
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -125,8 +125,8 @@ class ImageFiles:
         options: Options of the batch.
         reference: Reference distribution of the model; None: no out-of-distribution scores.
         classes: Names of the classes.
-        instances: Indices of those whose touching objects are separated.
-        smallest_instance: Area of the smallest of these, in pixels at the model's scale.
+        separation: How touching objects are separated in images at the model's scale.
+        interior: Whether predictions have the interior of objects.
         model_mpp: Microns per pixel at which the network works; None if unknown.
     """
 
@@ -135,8 +135,8 @@ class ImageFiles:
     options: BatchOptions
     reference: ReferenceDistribution | None
     classes: tuple[str, ...]
-    instances: tuple[int, ...]
-    smallest_instance: float
+    separation: Separation
+    interior: bool
     model_mpp: float | None
 
     @cached_property
@@ -183,15 +183,14 @@ class ImageFiles:
             mpp=image.mpp,
             classes=self.classes,
             provenance=self.provenance,
-            instances=tuple(self.classes[index] for index in self.instances),
+            instances=tuple(self.classes[index] for index in self.separation.classes),
             stains=self.options.stains,
         )
         slide = ArraySlide(image.pixels, task.path, image.mpp)
         try:
             instances = None
-            if prediction.interior is not None:
-                scale = 1 / zoom_to(self.model_mpp, image.mpp)
-                separation = Separation(self.instances, scale, self.smallest_instance)
+            if self.separation.classes:
+                separation = replace(self.separation, scale=1 / zoom_to(self.model_mpp, image.mpp))
                 instances = separate_objects(prediction.mask, prediction.interior, separation)
             strip = MaskStrip(
                 0,

@@ -108,8 +108,8 @@ class ImagePipeline:
             self.options,
             self.reference,
             self.engine.classes,
-            self.engine.instances,
-            self.engine.smallest_instance,
+            self.engine.separation(self.engine.mpp),
+            self.engine.interior is not None,
             self.engine.mpp,
         )
         batch, processes = ImageQueue(tasks), self._processes(len(tasks))

@@ -29,20 +29,20 @@ def image_ood_score(
     return None if reference is None else _score(reference, image_features(image, zoom))
 
 
-def slide_ood_score(reference: ReferenceDistribution | None, view: SlideView, tissue: TissueMap | None) -> float | None:
+def slide_ood_score(reference: ReferenceDistribution | None, view: SlideView, tissue: TissueMap) -> float | None:
     """Score a slide by windows distributed over its tissue.
 
     Args:
         reference: See `image_ood_score`.
         view: The slide at the model's pixel size.
-        tissue: Where the slide shows tissue; None for everywhere.
+        tissue: Where the slide shows tissue.
 
     Returns:
         See `image_ood_score`.
     """
     if reference is None:
         return None
-    shows = np.ones((_WINDOWS, _WINDOWS), np.bool_) if tissue is None else tissue.tissue  # (h, w)
+    shows = tissue.tissue  # (h, w)
     places = np.argwhere(shows)  # (N, 2), row by row
     if not len(places):
         return None

@@ -95,7 +95,7 @@ def segment_slide(
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:
             _write_strips(strips, writer, trim=engine.device.type == "cpu")
             summary = {
-                "tissue_fraction": None if tissue is None else tissue.fraction,
+                "tissue_fraction": tissue.fraction,
                 "computed_fraction": confidence.pixels / (view.width * view.height),
             }
             if (score := slide_ood_score(reference, view, tissue)) is not None:
@@ -112,7 +112,7 @@ def slide_strips(
     skip_glass: bool = True,
     confidence: ConfidenceSums | None = None,
     with_image: bool = False,
-) -> tuple[SlideView, TissueMap | None, Iterator[MaskStrip]]:
+) -> tuple[SlideView, TissueMap, Iterator[MaskStrip]]:
     """Segment a slide strip by strip, without writing files.
 
     Args:
@@ -124,8 +124,7 @@ def slide_strips(
         with_image: Whether strips have the pixels of the slide.
 
     Returns:
-        The slide on the pixel grid of the mask; its tissue, None without ``skip_glass``; and the strips of the mask
-        from top to bottom.
+        The slide on the pixel grid of the mask; its tissue; and the strips of the mask from top to bottom.
 
     Raises:
         DataError: See `segment_slide`.
@@ -135,10 +134,10 @@ def slide_strips(
             f"{slide.path}: expected microns per pixel, as the model works at {engine.mpp}, but the file states none. "
             "Give --mpp, a line in images.csv (file,mpp), or mpp in the lab's lab.yaml."
         )
-    view, tissue = SlideView(slide, engine.zoom(mpp)), find_tissue(slide) if skip_glass else None
+    view, tissue = SlideView(slide, engine.zoom(mpp)), find_tissue(slide)
 
     def shows_tissue(tile: Tile) -> bool:
-        return tissue is None or tissue.touches(
+        return not skip_glass or tissue.touches(
             tile.columns.inner_start / view.width,
             tile.rows.inner_start / view.height,
             tile.columns.inner_stop / view.width,

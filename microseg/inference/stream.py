@@ -91,7 +91,7 @@ class _Row:
 
     def __init__(self, engine: Engine, span: Span, final: int, width: int, image: npt.NDArray[np.uint8] | None) -> None:
         self._engine, self._span, self._final, self._image = engine, span, final, image
-        self._interior = engine.channels.index("interior") if engine.instances else None
+        self._interior = engine.interior
         self._left: torch.Tensor | None = None  # contribution of the previous tile to the shared columns
         self._mask = torch.zeros((final, width), dtype=torch.uint8, device=engine.device)
         self._confidence = torch.zeros_like(self._mask)

@@ -245,7 +245,7 @@ class _Images:
         if not isinstance(found, ReadImage):
             return found
         height, width = found.scaled.shape[:2]
-        needs = bool(self._files.instances), self._files.needs_probabilities
+        needs = self._files.interior, self._files.needs_probabilities
         layout = _Layout((height, width), found.size, len(self._files.classes), *needs)
         np.copyto(layout.pixels(self._memories[slot]), found.scaled)
         self._held[slot] = found, layout

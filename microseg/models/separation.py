@@ -1,5 +1,7 @@
 """Separation of touching objects: from a mask and the interior that an instance head predicts to numbered objects.
 
+Without such a head the interior can be made of the mask: the distance to its border, up to some pixels.
+
 Seeds are the tops of the interior: what rises above the highest saddle towards a higher top nearby. Each grows over the
 pixels of its class for a limited number of steps; a pixel that several reach in the same step belongs to the one from
 above, then left, right, below. What a pixel belongs to therefore depends only on some rows around it (`context`), and
@@ -11,9 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt
 from skimage.measure import label
 
-__all__ = ["Separation", "grow_labels", "interior_bytes", "label_objects", "separate_objects", "separate_regions"]
+__all__ = [
+    "MASK_DEPTH",
+    "Separation",
+    "grow_labels",
+    "interior_bytes",
+    "label_objects",
+    "mask_interior",
+    "separate_objects",
+    "separate_regions",
+]
 
 Mask = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
@@ -24,6 +36,10 @@ _NEARBY = 16  # pixels at the model's scale within which a higher top is looked 
 _SMOOTHED = 2  # passes of a filter of 3 pixels
 _REACH = 32  # pixels at the model's scale that a seed grows at most
 _SMALLEST_SEED = 8  # pixels at the model's scale
+_BORDER = 90  # interior of a pixel at the border of a mask, in 255ths: no object of a mask is without a top
+
+MASK_DEPTH = 8.0
+"""Pixels at the model's scale to the border of the mask from which on a pixel is wholly inside, without a head."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +50,14 @@ class Separation:
         classes: Indices of the classes whose touching objects are separated.
         scale: Pixels of the mask per pixel of the model.
         smallest: Area below which there is no object of these classes, in pixels at the model's scale.
+        depth: Distance to the border of the mask from which on a pixel is wholly inside, in pixels at the model's
+            scale, where the interior is made of the mask; 0 where the network predicts it.
     """
 
     classes: tuple[int, ...] = ()
     scale: float = 1.0
     smallest: float = 0.0
+    depth: float = 0.0
 
     @property
     def smallest_area(self) -> float:
@@ -58,12 +77,13 @@ class Separation:
     @property
     def smallest_seed(self) -> int:
         """Pixels below which a region of the interior is no seed."""
-        return max(1, round(_SMALLEST_SEED * self.scale**2))
+        return 1 if self.depth else max(1, round(_SMALLEST_SEED * self.scale**2))
 
     @property
     def context(self) -> int:
         """Rows above and below a row that decide what its pixels belong to."""
-        return self.reach + self.smallest_seed + self.nearby + _SMOOTHED + 1
+        around = int(np.ceil(self.depth * self.scale))
+        return self.reach + self.smallest_seed + self.nearby + _SMOOTHED + 1 + around
 
 
 def label_objects(mask: Mask) -> Labels:
@@ -87,12 +107,36 @@ def interior_bytes(interior: npt.NDArray[np.float32]) -> Mask:
     return np.asarray((interior * 255 + 0.5).clip(0, 255), np.uint8)
 
 
-def separate_objects(mask: Mask, interior: Mask, separation: Separation) -> Labels:
+def mask_interior(mask: Mask, separation: Separation) -> Mask:
+    """An interior made of the mask: it rises with the distance to other classes, up to the separation's ``depth``.
+
+    Args:
+        mask: Class indices.
+        separation: The classes whose objects are separated, and ``depth``.
+
+    Shape:
+        (H, W) → (H, W)
+
+    Returns:
+        The interior in 255ths; 0 outside of these classes.
+    """
+    interior = np.zeros(mask.shape, np.uint8)
+    most = max(1.0, separation.depth * separation.scale)
+    for index in separation.classes:
+        region = mask == index
+        whole = region.all()  # without a border, which SciPy would look for
+        distance = np.full(mask.shape, most) if whole else np.minimum(distance_transform_edt(region), most)
+        rise = (255 - _BORDER) * (distance - 1) / max(1.0, most - 1)
+        interior[region] = np.round(_BORDER + rise[region]).astype(np.uint8)
+    return interior
+
+
+def separate_objects(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """Number the objects of a mask from 1, in the order of their first pixels; touching ones are separated.
 
     Args:
         mask: Class indices; 0 (background) and 255 (ignored) are not objects.
-        interior: How far each pixel lies inside an object, in 255ths.
+        interior: How far each pixel lies inside an object, in 255ths; None where it is made of the mask.
         separation: The classes whose objects are separated; those of others are connected regions.
 
     Shape:
@@ -109,8 +153,9 @@ def separate_objects(mask: Mask, interior: Mask, separation: Separation) -> Labe
     return _in_order(np.where(small[labels], 0, labels))
 
 
-def separate_regions(mask: Mask, interior: Mask, separation: Separation) -> Labels:
+def separate_regions(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """As `separate_objects`, but without a smallest area: for rows of an image, which cut objects."""
+    interior = mask_interior(mask, separation) if interior is None else interior
     chosen = np.isin(mask, separation.classes)
     seeds = np.zeros(mask.shape, np.uint8)
     smooth = _smooth(interior)

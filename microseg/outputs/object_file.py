@@ -1,5 +1,6 @@
 """Finished objects in a temporary file: their sums and outlines, read back in the order of their first pixels."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ _BATCH = 4096  # objects read back at once
 _BATCH_BYTES = 2**25  # of outlines read back at once; a single outline may have more
 _IN_MEMORY = 2**24  # bytes before they are moved to a temporary file
 
-Places = list[tuple[int, int]]
-"""Position and length of outlines in the file."""
+Places = npt.NDArray[np.int64]
+"""Position and length of outlines in the file, (n, 2)."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,21 @@ class ObjectFile:
         self._firsts: list[npt.NDArray[np.int64]] = []
         self._indices: list[npt.NDArray[np.uint8]] = []
         self._places: list[npt.NDArray[np.int64]] = []  # of the sums, and length of the outline after them
-        self._further: dict[int, tuple[Places, shapely.Geometry]] = {}  # by index: more outlines, and the hull
+        self._further: dict[int, tuple[Sequence[Places], shapely.Geometry]] = {}  # by index: more outlines, hull
         self._count = 0
 
     def write_outlines(self, polygons: Sequence[shapely.Polygon]) -> Places:
         """Write outlines of an object that is not finished."""
-        places = []
-        for outline in shapely.to_wkb(np.array(polygons, np.object_)).tolist():
-            places.append((self._write(outline), len(outline)))
-        return places
+        outlines = shapely.to_wkb(np.array(polygons, np.object_)).tolist()
+        places = [(self._write(outline), len(outline)) for outline in outlines]
+        return np.array(places, np.int64).reshape(-1, 2)
+
+    def read_outline(self, place: Places) -> shapely.Polygon:
+        """An outline from `write_outlines`, whose place is (2,)."""
+        position, length = place.tolist()
+        self._file.seek(position)
+        outline: shapely.Polygon = shapely.from_wkb(self._file.read(length))
+        return outline
 
     def write_objects(
         self,
@@ -106,7 +113,7 @@ class ObjectFile:
         self._count += len(sums)
         return np.arange(self._count - len(sums), self._count)
 
-    def add_outlines(self, number: int, places: Places, hull: shapely.Geometry) -> None:
+    def add_outlines(self, number: int, places: Sequence[Places], hull: shapely.Geometry) -> None:
         """State further outlines of an object that was written, and the convex hull of all of them."""
         self._further[number] = (places, hull)
 
@@ -158,10 +165,9 @@ class ObjectFile:
 
     def _read_further(self, number: int) -> Iterator[FinishedObjects]:
         """Further outlines of an object, some at a time."""
-        places = self._further.get(int(self.order[number]), ([], None))[0]
-        for part, (place, length) in enumerate(places, 1):
-            self._file.seek(place)
-            polygons = shapely.from_wkb(np.array([self._file.read(length)], np.object_))
+        places = self._further.get(int(self.order[number]), ((), None))[0]
+        for part, place in enumerate(itertools.chain.from_iterable(places), 1):
+            polygons = np.array([self.read_outline(place)], np.object_)
             nothing = np.zeros((0, self.columns)), np.zeros(0, np.object_)
             yield FinishedObjects(number + 1, *nothing, np.array([number]), np.array([part]), polygons)
 

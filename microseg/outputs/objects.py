@@ -30,6 +30,7 @@ from microseg.outputs.writers import MaskStrip, ObjectBatch
 __all__ = ["PIECE", "ObjectFinder", "label_objects"]
 
 _CONTEXT = 2  # rows above and below a piece, which its perimeters depend on
+_PARTS = 16  # outlines of parts of an object that are joined at once
 _LARGEST_OUTLINE = 2**16  # points of the outline of an object of a slide, above which it is cut into parts
 
 PIECE = 2**20
@@ -76,9 +77,11 @@ class _Object:
         sums: Sums over its pixels.
         parts: Polygons of its parts.
         points: Number of points of these.
-        numbers: Numbers that it has in the pieces.
+        joined: Number of its parts when they were joined last.
+        number: One of the preliminary numbers of its pixels, which stands for all of them; 0 if they are not needed.
         written: Outlines of it in the file.
         hull: Convex hull of these.
+        into: The object that it turned out to be a part of.
     """
 
     index: int
@@ -86,20 +89,42 @@ class _Object:
     sums: ObjectSums
     parts: list[shapely.Polygon] = field(default_factory=list)
     points: int = 0
-    numbers: list[int] = field(default_factory=list)
-    written: Places = field(default_factory=list)
+    joined: int = 0
+    number: int = 0
+    written: list[Places] = field(default_factory=list)
     hull: shapely.Geometry | None = None
+    into: "_Object | None" = None
+
+    @property
+    def whole(self) -> "_Object":
+        """The object that it is a part of."""
+        one = self
+        while one.into is not None:
+            one = one.into
+        return one
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of its outlines in the file and in memory."""
+        return len(self.written), len(self.parts)
 
     def merge(self, other: "_Object") -> None:
-        """Add another part of the same object."""
+        """Add another part of the same object, which has no more outlines than it."""
         self.index = self.index or other.index
         self.first = min(self.first, other.first)
         self.sums += other.sums
         self.parts += other.parts
         self.points += other.points
-        self.numbers += other.numbers
+        self.joined += other.joined
         self.written += other.written
         self.hull = _hull([self.hull, other.hull])
+        other.into = self
+
+    def join_parts(self) -> None:
+        """Join its parts in memory; of a part for each piece that it reaches over, a few remain."""
+        self.parts = union_polygons(self.parts)
+        self.points = int(shapely.get_num_coordinates(self.parts).sum())
+        self.joined = len(self.parts)
 
 
 class ObjectFinder:
@@ -163,7 +188,7 @@ class ObjectFinder:
             confidence = np.full(mask.shape, np.nan, np.float32)
         self._unit = 255.0 if confidence.dtype == np.uint8 else 1.0
         image = strip.image if self._stains is not None else None
-        interior = strip.interior if self._separation.classes else None
+        interior = strip.interior if self._separation.classes and not self._separation.depth else None
         whole = _Rows(mask, confidence, interior, strip.instances, image)
         least = self._context if self._context == _CONTEXT else 2 * self._context
         rows = len(mask) if self._piece is None else max(least, self._piece // self._width)
@@ -233,7 +258,7 @@ class ObjectFinder:
         if self._numbers is not None:
             self._numbers.add(labels[rows], int(numbers[0]) if count else 1)
             for number, one in zip(numbers.tolist(), found, strict=True):
-                one.numbers.append(number)
+                one.number = number
         ends = reached[rows.stop] if below is not None else np.zeros(self._width, np.int32)
         self._join(found, numbers, reached[rows.start], ends)
         self._last = np.where(ends > 0, numbers[ends - 1] if count else 0, 0)
@@ -243,7 +268,7 @@ class ObjectFinder:
     def _label(self, rows: _Rows) -> npt.NDArray[np.int32]:
         if rows.instances is not None:
             return rows.instances
-        if rows.interior is not None:
+        if rows.interior is not None or self._separation.depth:
             return separate_regions(rows.mask, rows.interior, self._separation)
         runs = find_runs(rows.mask)
         return runs.paint(label_runs(runs))
@@ -275,7 +300,8 @@ class ObjectFinder:
             for index, first, row in zip(indices[1:], firsts[1:], sums, strict=True)
         ]
         if self._outlines:
-            whole = around.instances is None and around.interior is None and len(inner) == len(labels)
+            connected = around.instances is None and around.interior is None and not self._separation.depth
+            whole = connected and len(inner) == len(labels)
             owners, polygons = outline_regions(inner, self._top, connected=whole)
             points = shapely.get_num_coordinates(polygons)
             for number, polygon, size in zip(owners.tolist(), polygons.tolist(), points.tolist(), strict=True):
@@ -291,37 +317,34 @@ class ObjectFinder:
         ends: npt.NDArray[np.int32],
     ) -> None:
         """Join the open objects with those found, and write those that do not continue below."""
-        owner: list[_Object] = list(found)
-        members: dict[int, list[int]] = {id(one): [number] for number, one in enumerate(found)}
-        pairs = np.stack([self._last, begins.astype(np.int64)])
         before = {id(one): one for one in self._open.values()}
+        pairs = np.stack([self._last, begins.astype(np.int64)])
         for old, new in np.unique(pairs[:, (pairs > 0).all(axis=0)], axis=1).T.tolist():
-            older, newer = self._open[old], owner[new - 1]
-            if older is newer:
+            one, other = self._open[old].whole, found[new - 1].whole
+            if one is other:
                 continue
-            older.merge(newer)
-            moved = members.pop(id(newer))
-            for number in moved:
-                owner[number] = older
-            members.setdefault(id(older), []).extend(moved)
-            if id(newer) in before:
-                del before[id(newer)]
-                self._open = {key: older if one is newer else one for key, one in self._open.items()}
-        alive = {id(owner[number - 1]) for number in np.unique(ends[ends > 0]).tolist()}
-        everything = before | {id(one): one for one in owner}
+            larger, smaller = (one, other) if one.size >= other.size else (other, one)
+            larger.merge(smaller)
+            if self._numbers is not None:
+                self._numbers.join(smaller.number, larger.number)
+        owner = {int(number): found[number - 1].whole for number in np.unique(ends[ends > 0])}
+        alive = {id(one): one for one in owner.values()}
+        everything = {id(one): one for one in (*before.values(), *found) if one.into is None}
         self._write([one for key, one in everything.items() if key not in alive and one.sums[0] > 0])
-        self._open = {int(numbers[n - 1]): owner[n - 1] for n in np.unique(ends[ends > 0]).tolist()}
+        self._open = {int(numbers[number - 1]): one for number, one in owner.items()}
         if self._piece is not None:
-            for one in {id(one): one for one in self._open.values()}.values():
+            for one in alive.values():
                 if one.points > _LARGEST_OUTLINE:
                     self._write_parts(one)
+                elif len(one.parts) > 2 * one.joined + _PARTS:
+                    one.join_parts()
 
     def _write_parts(self, one: _Object) -> None:
         """Move the outlines of the parts of an object to the file."""
         parts = union_polygons(one.parts)
         one.hull = _hull([one.hull, *parts])
-        one.written += self._file.write_outlines(parts)
-        one.parts, one.points = [], 0
+        one.written.append(self._file.write_outlines(parts))
+        one.parts, one.points, one.joined = [], 0, 0
 
     def _write(self, finished: Sequence[_Object]) -> None:
         smallest, classes = self._separation.smallest_area, self._separation.classes
@@ -329,14 +352,15 @@ class ObjectFinder:
         if not finished:
             return
         outlines = None
-        further: dict[int, tuple[Places, shapely.Geometry]] = {}
+        further: dict[int, tuple[list[Places], shapely.Geometry]] = {}
         if self._outlines:
             outlines = np.empty(len(finished), np.object_)
             for number, one in enumerate(finished):
-                outlines[number], *others = union_polygons(one.parts) or [shapely.Polygon()]
+                # only the ring around an object may have reached the last pieces, after all its outlines were written
+                outlines[number], *others = union_polygons(one.parts) if one.parts else self._take_outline(one)
                 if others or one.written:
                     hull = _hull([one.hull, outlines[number], *others])
-                    further[number] = (one.written + self._file.write_outlines(others), hull)
+                    further[number] = ([*one.written, self._file.write_outlines(others)], hull)
         written = self._file.write_objects(
             np.array([one.index for one in finished], np.uint8),
             np.array([one.first for one in finished], np.int64),
@@ -347,7 +371,13 @@ class ObjectFinder:
             self._file.add_outlines(int(written[number]), places, hull)
         if self._numbers is not None:
             for number, one in zip(written.tolist(), finished, strict=True):
-                self._numbers.finish(one.numbers, number)
+                self._numbers.finish(one.number, number)
+
+    def _take_outline(self, one: _Object) -> list[shapely.Polygon]:
+        """One of the outlines of an object that are in the file, which is left out there."""
+        last = one.written[-1]
+        one.written[-1] = last[:-1]
+        return [self._file.read_outline(last[-1])]
 
 
 def _hull(geometries: Sequence[shapely.Geometry | None]) -> shapely.Geometry | None:

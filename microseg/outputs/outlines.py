@@ -62,7 +62,8 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
 
     Args:
         objects: Some objects of the image.
-        image: The image. Objects of the same image file by the same model have the same ids each time.
+        image: The image. Objects of the same image file, by the same model with the same settings of inference, have
+            the same ids each time; after any other segmentation they have others.
         object_type: ``annotation`` or ``detection``.
 
     Yields:
@@ -73,8 +74,9 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
         RFC 7946, and QuPath's ``QuPathTypeAdapters``: ids are UUIDs, measurements are one object of numbers.
     """
     provenance = image.provenance
+    settings = [provenance.inference.get(name) for name in ("tile", "halo", "half", "model_mpp", "split")]
     origin = f"{image.source_sha256 or image.source} {provenance.model} {provenance.weights_sha256}"
-    namespace = uuid.uuid5(uuid.NAMESPACE_URL, origin)
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"{origin} {settings} {image.mpp} {image.instances}")
     measured = dict(zip(objects.columns["label"].tolist(), _measurements(objects.columns), strict=True))
     rings, of_polygons = shapely.get_rings(objects.polygons, return_index=True)
     points, of_rings = shapely.get_coordinates(rings, return_index=True)

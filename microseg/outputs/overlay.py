@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import DataError
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.scale_bar import draw_scale_bar
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 
 __all__ = ["Color", "OverlayWriter", "class_color", "color_table", "draw_overlay", "draw_panel"]
@@ -69,7 +70,10 @@ def color_table() -> npt.NDArray[np.uint8]:
 
 
 class OverlayWriter(OutputWriter):
-    """Writes the outlines of the mask drawn over the image, as JPEG; masks above 4096 pixels are reduced to 2048."""
+    """Writes the outlines of the objects drawn over the image, as JPEG; masks above 4096 pixels are reduced to 2048.
+
+    The lines of a reduced mask are thin, and a scale bar is drawn where the pixel size is known.
+    """
 
     suffix = ".overlay.jpg"
 
@@ -79,6 +83,9 @@ class OverlayWriter(OutputWriter):
         longest = max(height, width)
         self._every = 1 if longest <= _MOST else -(-longest // _SAMPLED)
         self._mask = np.zeros((-(-height // self._every), -(-width // self._every)), np.uint8)
+        self.needs_labels = bool(image.instances)  # which objects touch cannot be told from the mask
+        self._numbers = np.zeros(self._mask.shape, np.int32) if image.instances else None
+        self._top = 0  # first row of the next numbers
 
     def add_strip(self, strip: MaskStrip) -> None:
         """Sample the rows of the mask."""
@@ -86,17 +93,35 @@ class OverlayWriter(OutputWriter):
         rows = strip.mask[first * self._every - strip.top :: self._every, :: self._every]
         self._mask[first : first + len(rows)] = rows
 
+    def add_labels(self, labels: npt.NDArray[np.int32], _count: int) -> None:
+        """Sample the rows of the numbers of the objects."""
+        assert self._numbers is not None, "asked for where objects are separated"
+        first = -(-self._top // self._every)
+        rows = labels[first * self._every - self._top :: self._every, :: self._every]
+        self._numbers[first : first + len(rows)] = rows
+        self._top += len(labels)
+
     def finish(self) -> None:
         """Read the picture of the image, draw and save."""
         height, width = self._mask.shape
         picture = self.thumbnail(max(height, width))
         if picture.shape[:2] != self._mask.shape:
             picture = np.asarray(Image.fromarray(picture).resize((width, height)), np.uint8)
-        drawn = draw_overlay(picture, self._mask, least=_LEAST)
+        drawn = draw_overlay(picture, self._mask, self._numbers, least=_LEAST, thin=self._every > 1)
+        if self.image.mpp is not None:
+            drawn = draw_scale_bar(drawn, self.image.mpp * self.image.width / drawn.shape[1])
         Image.fromarray(drawn).save(self.path, quality=90, subsampling=0)
 
 
-def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 900, most: int = 4096) -> Picture:
+def draw_overlay(
+    image: Picture,
+    mask: npt.NDArray[np.uint8],
+    numbers: npt.NDArray[np.int32] | None = None,
+    *,
+    least: int = 900,
+    most: int = 4096,
+    thin: bool = False,
+) -> Picture:
     """Draw the outlines of a mask, and a light fill, over its image.
 
     A line between two classes has the color of the class with the higher index.
@@ -104,11 +129,13 @@ def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 90
     Args:
         image: RGB, 0..255.
         mask: Class indices; background and ignored pixels are not drawn.
+        numbers: Number of the object at each pixel, 0 where there is none; objects that touch are divided by a line.
         least: Smallest longer side of the picture in pixels; a smaller image is enlarged by a whole factor.
         most: Largest longer side of the picture in pixels; a larger image is reduced, so that lines stay visible.
+        thin: Whether lines are one pixel wide, inside of the objects: many small ones do not hide the tissue then.
 
     Shape:
-        image (H, W, 3), mask (H, W)
+        image (H, W, 3), mask and numbers (H, W)
 
     Returns:
         RGB picture, (h, w, 3).
@@ -123,14 +150,20 @@ def draw_overlay(image: Picture, mask: npt.NDArray[np.uint8], *, least: int = 90
     size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))
     objects = _resize_mask(np.where(mask == IGNORE, 0, mask).astype(np.uint8), size, factor)
     width = 1 + max(size) // 1600  # of a line, to each side of the border
-    highest, lowest = _spread(objects, width, np.maximum), _spread(objects, width, np.minimum)
-    line = (highest != lowest).view(np.uint8)  # (h, w)
-    rim = _spread(line, 1, np.maximum)
+    touching = None if numbers is None else _touching(numbers, size, both=not thin)
+    if thin:
+        highest, line = objects, (_spread(objects, 1, np.minimum) != objects).view(np.uint8)
+        line = line if touching is None else line | touching
+    else:
+        highest, lowest = _spread(objects, width, np.maximum), _spread(objects, width, np.minimum)
+        line = (highest != lowest).view(np.uint8)  # (h, w)
+        line = line if touching is None else line | _spread(touching, width - 1, np.maximum)
     drawn = Image.fromarray(image)
     drawn = drawn.copy() if drawn.size == size else drawn.resize(size, Image.Resampling.BICUBIC)
     drawn.paste(_color_of(objects), (0, 0), Image.fromarray((objects > 0) * np.uint8(255 * _FILL)))
-    drawn.paste((0, 0, 0), (0, 0), _soft(rim, _RIM))
-    drawn.paste(_color_of(highest), (0, 0), _soft(line))
+    if not thin:
+        drawn.paste((0, 0, 0), (0, 0), _soft(_spread(line, 1, np.maximum), _RIM))
+    drawn.paste(_color_of(highest), (0, 0), Image.fromarray(line * np.uint8(255)) if thin else _soft(line))
     return np.asarray(drawn, np.uint8)
 
 
@@ -203,6 +236,21 @@ def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: flo
         stronger = share > strongest
         best[stronger], strongest[stronger] = index, share[stronger]
     return best
+
+
+def _touching(numbers: npt.NDArray[np.int32], size: tuple[int, int], *, both: bool) -> npt.NDArray[np.uint8]:
+    """Pixels at which two objects touch, at that width and height: of both, or only of the upper and left one."""
+    if size != numbers.shape[::-1]:
+        resized = Image.fromarray(numbers).resize(size, Image.Resampling.NEAREST)
+        numbers = np.asarray(resized, np.int32)
+    found = np.zeros(numbers.shape, np.uint8)
+    for axis in (0, 1):
+        values, marked = numbers.swapaxes(0, axis), found.swapaxes(0, axis)
+        different = (values[1:] != values[:-1]) & (values[1:] > 0) & (values[:-1] > 0)
+        marked[:-1] |= different
+        if both:
+            marked[1:] |= different
+    return found
 
 
 def _spread(values: npt.NDArray[np.uint8], radius: int, extreme: np.ufunc) -> npt.NDArray[np.uint8]:

@@ -47,6 +47,7 @@ class Segmentation:
         step: Pixels of the image per pixel of the mask, in x and y; other than 1 for slides, which are segmented at
             the model's pixel size.
         ood_score: Out-of-distribution score; above 1 the image is out of distribution. None if unknown.
+        tissue_fraction: Fraction of the image that is tissue, for slides; None if unknown.
         instances: Number of the object at each pixel, from 1, where touching objects are separated; None where objects
             are the connected regions of the mask.
         instance_classes: Classes whose touching objects are separated.
@@ -67,6 +68,7 @@ class Segmentation:
     seconds: float | None = None
     step: tuple[float, float] = (1.0, 1.0)
     ood_score: float | None = None
+    tissue_fraction: float | None = None
     instances: npt.NDArray[np.int32] | None = None
     instance_classes: tuple[str, ...] = ()
     stains: tuple[str, ...] = ()
@@ -87,7 +89,8 @@ class Segmentation:
         """Measurements of the whole image; see `summarize`. Where it is known, ``ood_score`` is one of them."""
         pixels = np.bincount(self.mask.ravel(), minlength=256)
         counts = np.bincount(self._objects.indices, minlength=256)
-        return summarize(self._info(), pixels, counts, self._confidence_sums()) | self._extra()
+        measured = summarize(self._info(), pixels, counts, self._confidence_sums(), self.tissue_fraction)
+        return measured | self._extra()
 
     def outlines(self) -> dict[str, Any]:
         """Outlines and measurements of all objects as GeoJSON; see `features`."""
@@ -105,7 +108,7 @@ class Segmentation:
         """
         height, width = self.mask.shape
         picture = Image.fromarray(self._thumbnail(image, max(height, width))).resize((width, height))
-        return draw_overlay(np.asarray(picture, np.uint8), self.mask)
+        return draw_overlay(np.asarray(picture, np.uint8), self.mask, self.instances)
 
     def save(
         self,
@@ -139,7 +142,9 @@ class Segmentation:
 
         with SegmentationWriter(folder, info, outputs, thumbnail, slide=False) as writer:
             writer.add(self._strip(image))
-            record = writer.finish(self._confidence_sums(), seconds=self.seconds, summary=self._extra())
+            record = writer.finish(
+                self._confidence_sums(), seconds=self.seconds, summary=self._extra(), tissue=self.tissue_fraction
+            )
         return {output: folder / file for output, file in record.outputs.items()} | {"record": folder / f"{name}.json"}
 
     @classmethod
@@ -193,6 +198,7 @@ class Segmentation:
             seconds=record.seconds,
             step=record.step,
             ood_score=record.summary.get("ood_score"),
+            tissue_fraction=record.summary.get("tissue_fraction"),
             instances=instances,
             instance_classes=record.instances,
             stains=record.stains,
@@ -250,7 +256,8 @@ class Segmentation:
         return sums
 
     def _extra(self) -> dict[str, float | None]:
-        return {} if self.ood_score is None else {"ood_score": self.ood_score}
+        known = {"tissue_fraction": self.tissue_fraction, "ood_score": self.ood_score}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _thumbnail(self, image: npt.NDArray[np.uint8] | None, longest: int) -> npt.NDArray[np.uint8]:
         slide = open_slide(self.source) if image is None else ArraySlide(image, Path(self.source), self.mpp)

@@ -119,7 +119,7 @@ class OutputWriter(ABC):
 
     suffix: ClassVar[str]
     needs_objects: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
+    needs_labels: bool = False
     needs_probabilities: ClassVar[bool] = False
 
     def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:

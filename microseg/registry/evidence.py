@@ -40,12 +40,15 @@ class Evidence:
             under the ROC curve, 0..1); others are only reported. Counts are integers.
         target_gain: Of the candidate: Dice gained over production on the target lab's masks, image by image (-1..1);
             None if there are masks of too few slides.
+        source_f1: Mean object F1 (0..1, at an intersection over union of 0.5) on the held-out images of each source lab
+            whose objects are numbered.
     """
 
     source_dice: Mapping[str, float] = field(default_factory=dict)
     target_dice: ConfidenceInterval | None = None
     label_free: Mapping[str, int | float] = field(default_factory=dict)
     target_gain: ConfidenceInterval | None = None
+    source_f1: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 Each rule is met, not met or unclear. A candidate with a rule that is not met is refused; otherwise, with one that is
 unclear, the gate cannot tell, and a person must look; otherwise the candidate is accepted.
 
-The loss of Dice on the source labs is measured. On a target lab without masks there is only label-free evidence:
-augmentation consistency must not fall; where it falls and stain-explained variance does not, it is unclear. Both can be
-wrong together where the lab has far fewer or far more objects than the source labs: a foreground share far from
-production's, or from the expected one, is unclear, whatever they say, and so is a loss of forward validation, which
-depends neither on the class balance nor on features that were adapted. If the target lab has masks of enough slides,
-the Dice gained on these decides instead, by its confidence interval: a gain that cannot be distinguished from a loss is
-refused. A segmentation with almost no foreground, or almost nothing else, is always refused.
+The loss of Dice on the source labs is measured, and that of object F1 where objects are numbered. On a target lab
+without masks there is only label-free evidence: augmentation consistency must not fall; where it falls and
+stain-explained variance does not, it is unclear. Both can be wrong together where the lab has far fewer or far more
+objects than the source labs: a foreground share far from production's, or from the expected one, is unclear, whatever
+they say, and so is a loss of forward validation, which depends neither on the class balance nor on features that were
+adapted. If the target lab has masks of enough slides, the Dice gained on these decides instead, by its confidence
+interval: a gain that cannot be distinguished from a loss is refused. A segmentation with almost no foreground, or
+almost nothing else, is always refused.
 """
 
 import math
@@ -111,6 +112,24 @@ def _source_dice(candidate: Evidence, production: Evidence, policy: GateSettings
             f"a loss of up to {policy.max_source_loss:.3f} is allowed."
         )
         yield RuleResult(_met(loss <= policy.max_source_loss + _TOLERANCE), rule, message)
+
+
+def _source_f1(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
+    """Object F1 on the held-out images of each source lab with numbered objects is kept: Dice does not see that objects
+    which touch are no longer told apart.
+    """
+    for lab in sorted(candidate.source_f1.keys() | production.source_f1.keys()):
+        new, old = candidate.source_f1.get(lab), production.source_f1.get(lab)
+        values = f"object F1 at IoU 0.5 is {_format(new)} for the candidate and {_format(old)} for production"
+        if not (_is_fraction(new) and _is_fraction(old)):
+            message = f"On the held-out images of {lab} {values}; both are required. Evaluate both on this lab."
+            yield RuleResult(NOT_MET, f"source_f1/{lab}", message)
+            continue
+        message = (
+            f"On the held-out images of {lab}, whose objects are numbered, {values}; a loss of up to "
+            f"{policy.max_source_f1_loss:.3f} is allowed."
+        )
+        yield RuleResult(_met(old - new <= policy.max_source_f1_loss + _TOLERANCE), f"source_f1/{lab}", message)
 
 
 def _target_gain(candidate: Evidence, _production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
@@ -260,7 +279,7 @@ def _foreground_share(candidate: Evidence, production: Evidence, policy: GateSet
 _Rule = Callable[[Evidence, Evidence, GateSettings], Iterator[RuleResult]]
 
 _RULES: tuple[_Rule, ...] = (
-    _source_dice, _target_gain, _label_free, _forward_validation, _foreground_change, _foreground_share,
+    _source_dice, _source_f1, _target_gain, _label_free, _forward_validation, _foreground_change, _foreground_share,
 )  # fmt: skip
 """The rules for a candidate: of the evidence on it and on production, each gives its results, or none if it does not
 apply."""

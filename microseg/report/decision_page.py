@@ -25,6 +25,7 @@ and Ito's blue, vermilion and yellow."""
 
 _RULES = {
     "source_dice": "The other labs keep their quality",
+    "source_f1": "In the other labs single objects are still found",
     "initial_dice": "The first model is good enough",
     "target_gain": "It is better on outlines that people drew in this lab",
     "label_free": "It gives the same answer twice, and its outlines follow the stain",

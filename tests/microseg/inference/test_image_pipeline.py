@@ -19,6 +19,7 @@ from microseg.inference.engine import Engine
 from microseg.inference.image_files import ImageFiles
 from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, segment_file
 from microseg.inference.image_queue import ImageQueue, MemoryBudget
+from microseg.models.separation import Separation
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
@@ -238,9 +239,7 @@ def test_thread_that_holds_an_image_does_not_wait_for_memory_that_a_slide_reserv
 ) -> None:
     """Both would wait for ever: the slide for the image, and the thread for what the slide has reserved."""
     pipeline = ImagePipeline(engine, tmp_path, provenance, BatchOptions(outputs=("labels",)))
-    files = ImageFiles(
-        tmp_path, provenance, pipeline.options, None, engine.classes, engine.instances, engine.smallest_instance, None
-    )
+    files = ImageFiles(tmp_path, provenance, pipeline.options, None, engine.classes, Separation(), False, None)
     batch, budget = ImageQueue([ImageTask(path, path.stem) for path in images[:3]]), MemoryBudget(2)
     budget.image.acquire()  # a slide has reserved one of two, and waits for the other
     thread = threading.Thread(target=pipeline._in_thread, args=(files, batch, budget), daemon=True)

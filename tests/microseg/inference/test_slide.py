@@ -118,7 +118,10 @@ def test_does_not_compute_glass(
     skipping = segment_slide(engine, slide, tmp_path / "a", **options)  # type: ignore[arg-type]
     everything = segment_slide(engine, slide, tmp_path / "b", skip_glass=False, **options)  # type: ignore[arg-type]
     assert everything.summary["computed_fraction"] == 1
-    assert everything.summary["tissue_fraction"] is None
+    measured = ("tissue_fraction", "area_fraction_bright", "objects_per_mm2_bright")  # whatever was computed
+    assert [everything.summary[name] for name in measured] == [skipping.summary[name] for name in measured]
+    loaded = Segmentation.load(tmp_path / "b")
+    assert [loaded.summary[name] for name in measured] == [skipping.summary[name] for name in measured]
     assert 0.3 < skipping.summary["computed_fraction"] < 0.8  # type: ignore[operator]
     assert 0.15 < skipping.summary["tissue_fraction"] < skipping.summary["computed_fraction"]  # type: ignore[operator]
     np.testing.assert_array_equal(Segmentation.load(tmp_path / "a").mask, Segmentation.load(tmp_path / "b").mask)
@@ -322,7 +325,7 @@ def test_ood_score_of_a_slide_is_that_of_its_tissue(
     assert ood_score is not None
     with open_slide(slide) as opened:
         assert slide_ood_score(reference, SlideView(opened), find_tissue(opened)) == ood_score
-        assert slide_ood_score(None, SlideView(opened), None) is None
+        assert slide_ood_score(None, SlideView(opened), find_tissue(opened)) is None
         nothing = TissueMap(np.zeros((4, 4), np.bool_))
         assert slide_ood_score(reference, SlideView(opened), nothing) is None
         other = image_ood_score(reference, 255 - tissue)

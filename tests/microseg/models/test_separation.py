@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,6 +13,7 @@ from microseg.models.separation import (
     grow_labels,
     interior_bytes,
     label_objects,
+    mask_interior,
     separate_objects,
     separate_regions,
 )
@@ -78,6 +81,34 @@ def test_labels_grow_only_over_their_class_and_for_some_steps() -> None:
     assert labels.tolist() == [[1, 1, 1, 1, 0, 0]]
 
 
+def test_mask_alone_divides_touching_discs_where_they_are_narrow() -> None:
+    mask, _ = two_discs(16)
+    apart = separate_objects(mask, None, Separation((1,), depth=8))
+    assert np.bincount(apart.ravel())[1:].tolist() == pytest.approx([mask.sum() / 2] * 2, rel=0.05)
+    fused, _ = two_discs(6)
+    assert separate_objects(fused, None, Separation((1,), depth=8)).max() == 1
+    np.testing.assert_array_equal(apart > 0, mask > 0)
+
+
+def test_mask_interior_rises_from_the_border_by_hand() -> None:
+    mask = np.zeros((9, 9), np.uint8)
+    mask[1:8, 1:8] = 1
+    mask[4, 8] = 2  # the border of another class counts
+    interior = mask_interior(mask, Separation((1,), depth=3))
+    assert interior[4].tolist() == [0, 90, 172, 255, 255, 255, 172, 90, 0]
+    assert mask_interior(np.ones((3, 3), np.uint8), Separation((1,), depth=3)).tolist() == [[255] * 3] * 3
+
+
+def test_thin_and_small_regions_of_a_mask_keep_their_pixels() -> None:
+    """Where shapes alone divide objects, nothing but specks of few pixels may be lost."""
+    mask = np.zeros((60, 60), np.uint8)
+    mask[5:8, 5:55] = 1  # a fiber
+    mask[20:24, 20:24] = 1
+    labels = separate_objects(mask, None, Separation((1,), depth=8))
+    np.testing.assert_array_equal(labels > 0, mask > 0)
+    assert labels.max() == 2
+
+
 def test_interior_bytes_round() -> None:
     assert interior_bytes(np.array([0, 0.4979, 0.5, 1], np.float32)).tolist() == [0, 127, 128, 255]
 
@@ -99,17 +130,20 @@ def test_objects_are_connected_and_of_one_class(images: tuple[npt.NDArray[np.uin
 
 
 @settings(deadline=None, max_examples=80)
-@given(IMAGES, st.integers(0, 23), st.integers(1, 24))
+@given(IMAGES, st.integers(0, 23), st.integers(1, 24), st.booleans())
 def test_rows_are_the_same_with_their_context_alone(
-    images: tuple[npt.NDArray[np.uint8], ...], first: int, count: int
+    images: tuple[npt.NDArray[np.uint8], ...], first: int, count: int, of_mask: bool
 ) -> None:
     """The partition of some rows does not depend on anything beyond their context."""
     mask, interior = images
+    separation = replace(SMALL, depth=10.0 if of_mask else 0.0)
     first = min(first, len(mask) - 1)
     last = min(first + count, len(mask))
-    around = slice(max(0, first - SMALL.context), last + SMALL.context)
-    whole = separate_regions(mask, interior, SMALL)[first:last]
-    part = separate_regions(mask[around], interior[around], SMALL)[first - around.start :][: last - first]
+    around = slice(max(0, first - separation.context), last + separation.context)
+    whole = separate_regions(mask, None if of_mask else interior, separation)[first:last]
+    part = separate_regions(mask[around], None if of_mask else interior[around], separation)[first - around.start :][
+        : last - first
+    ]
     # objects may be connected outside of the part, so each one of the part lies in one of the whole
     pairs = np.unique(np.stack([part.ravel(), whole.ravel()]), axis=1)
     assert len(np.unique(pairs[0])) == pairs.shape[1]

@@ -19,6 +19,7 @@ from microseg.outputs.writers import MaskStrip, ObjectBatch
 from tests.microseg.outputs.finding import image_info
 
 SMALL = Separation((1,), 0.1, 200)  # a reach of 4 pixels, seeds of one, and objects of two
+SHAPES = Separation((1,), 0.3, depth=8)  # by the distance to the border, of up to 3 pixels
 STAINS = Stains.named(["hematoxylin", "dab"], ring=2)
 
 Bytes = npt.NDArray[np.uint8]
@@ -32,11 +33,16 @@ CUTS = st.lists(st.integers(0, 40), max_size=8).map(sorted)
 
 
 def find_separated(
-    mask: Bytes, interior: Bytes, cuts: list[int], folder: Path | None = None, piece: int | None = None
+    mask: Bytes,
+    interior: Bytes,
+    cuts: list[int],
+    folder: Path | None = None,
+    piece: int | None = None,
+    separation: Separation = SMALL,
 ) -> tuple[list[ObjectBatch], npt.NDArray[np.int32]]:
     """Objects with stains, and their numbers at each pixel, from strips."""
     image = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
-    options = {"separation": SMALL, "stains": STAINS, "numbers": True, "piece": piece}
+    options = {"separation": separation, "stains": STAINS, "numbers": True, "piece": piece}
     with ObjectFinder(mask.shape[1], folder, **options) as finder:  # type: ignore[arg-type]
         for start, stop in zip((0, *cuts), (*cuts, len(mask)), strict=True):
             if stop > start:
@@ -47,15 +53,16 @@ def find_separated(
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(images=IMAGES, cuts=CUTS, piece=st.sampled_from([None, 1, 40]))
+@given(images=IMAGES, cuts=CUTS, piece=st.sampled_from([None, 1, 40]), separation=st.sampled_from([SMALL, SHAPES]))
 def test_strips_do_not_change_separated_objects(
-    images: tuple[Bytes, Bytes], cuts: list[int], piece: int | None, tmp_path: Path
+    images: tuple[Bytes, Bytes], cuts: list[int], piece: int | None, separation: Separation, tmp_path: Path
 ) -> None:
     mask, interior = images
     cuts = [min(cut, len(mask)) for cut in cuts]
-    (whole,), expected = find_separated(mask, interior, [])
-    np.testing.assert_array_equal(expected, separate_objects(mask, interior, SMALL))
-    found, numbers = find_separated(mask, interior, cuts, tmp_path, piece)
+    (whole,), expected = find_separated(mask, interior, [], separation=separation)
+    given = None if separation.depth else interior
+    np.testing.assert_array_equal(expected, separate_objects(mask, given, separation))
+    found, numbers = find_separated(mask, interior, cuts, tmp_path, piece, separation)
     np.testing.assert_array_equal(numbers, expected)
     assert shapely.equals(found[0].polygons, whole.polygons).all()
     columns = [c for c in whole.table.columns if not c.startswith(("perimeter", "circularity"))]
@@ -110,3 +117,21 @@ def test_outline_that_grows_too_large_is_cut_into_parts(monkeypatch: pytest.Monk
         mine = polygons[labels == label]
         assert shapely.area(mine).sum() == shapely.area(outline)
         assert shapely.equals(shapely.union_all(mine), outline)
+
+
+def test_object_whose_ring_alone_reaches_the_next_piece_keeps_its_outline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its outlines are in the file before its last piece, which has none: GeoJSON must not have an empty polygon."""
+    monkeypatch.setattr(objects, "_LARGEST_OUTLINE", 4)
+    mask = np.zeros((12, 12), np.uint8)
+    mask[1:6, 1:6] = 1  # ends where the second piece does
+    image = np.full((12, 12, 3), 128, np.uint8)
+    with ObjectFinder(12, tmp_path, stains=STAINS, piece=12) as finder:  # pieces of 2 · (2 + 2) rows at least
+        for start, stop in ((0, 6), (6, 12)):
+            finder.add(MaskStrip(start, mask[start:stop], None, image=image[start:stop]))
+        finder.finish()
+        (batch,) = finder.batches(image_info(mask))
+    (outline,) = batch.polygons
+    assert outline.bounds == (1, 1, 6, 6)
+    assert batch.table.loc[0, ["area_px", "at_border", "solidity"]].tolist() == [25, 0, 1]

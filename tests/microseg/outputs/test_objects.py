@@ -1,6 +1,7 @@
 """Objects of a mask in strips equal those of the whole mask."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from microseg.outputs import object_file, objects
-from microseg.outputs.objects import label_objects
+from microseg.outputs.objects import ObjectFinder, label_objects
 from tests.microseg.outputs.finding import find
 
 Mask = npt.NDArray[np.uint8]
@@ -111,3 +112,23 @@ def test_reads_many_objects_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find(mask)
     assert found.table["label"].tolist() == list(range(1, 51))
     assert shapely.area(found.polygons).tolist() == [1] * 50
+
+
+def test_long_objects_that_join_at_last_are_few_outlines_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teeth of a comb in two hundred pieces: parts of each are joined on the way, and the teeth at its end."""
+    mask = np.zeros((400, 200), np.uint8)
+    mask[:, ::2] = 1
+    mask[-1] = 1
+    most = [0]
+    join = ObjectFinder._join
+
+    def watched(finder: ObjectFinder, *arguments: Any) -> None:
+        join(finder, *arguments)
+        if len(finder._open) == 100:  # not joined yet
+            most.extend(len(one.parts) for one in finder._open.values())
+
+    monkeypatch.setattr(ObjectFinder, "_join", watched)
+    batch = find(mask, piece=400)
+    assert batch.columns["area_px"].tolist() == [int(mask.sum())]
+    assert shapely.area(batch.polygons).tolist() == [mask.sum()]
+    assert 1 < max(most) < 30

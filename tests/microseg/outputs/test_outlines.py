@@ -84,17 +84,29 @@ def test_detections_are_the_same_objects_of_another_type(tmp_path: Path) -> None
     assert found == annotations
 
 
-def test_ids_are_uuids_that_depend_on_source_and_model_only() -> None:
+def test_ids_are_uuids_that_depend_on_source_model_and_settings_only() -> None:
     mask = np.eye(4, dtype=np.uint8)
     ids = [
         [
             json.loads(text)["id"]
-            for text in features(find(mask), image_info(mask, source_sha256=source, provenance=Provenance(model=model)))
+            for text in features(
+                find(mask),
+                image_info(
+                    mask, source_sha256=source, mpp=mpp, provenance=Provenance(model=model, inference={"tile": tile})
+                ),
+            )
         ]
-        for source, model in (("a", "m/1"), ("a", "m/1"), ("b", "m/1"), ("a", "m/2"))
+        for source, model, tile, mpp in (
+            ("a", "m/1", 64, None),
+            ("a", "m/1", 64, None),
+            ("b", "m/1", 64, None),
+            ("a", "m/2", 64, None),
+            ("a", "m/1", 96, None),
+            ("a", "m/1", 64, 0.5),
+        )
     ]
     assert ids[0] == ids[1]
-    assert len({*ids[0], *ids[2], *ids[3]}) == 12
+    assert len({*ids[0], *ids[2], *ids[3], *ids[4], *ids[5]}) == 20
     assert all(str(uuid.UUID(i)) == i for i in ids[0])
 
 

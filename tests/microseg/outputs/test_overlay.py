@@ -1,12 +1,17 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from skimage.color import rgb2lab
 
 from microseg.errors import DataError
-from microseg.outputs.overlay import class_color, color_table, draw_overlay, draw_panel
+from microseg.outputs.overlay import OverlayWriter, class_color, color_table, draw_overlay, draw_panel
+from microseg.outputs.scale_bar import bar_length, draw_scale_bar
+from microseg.outputs.writers import MaskStrip
+from tests.microseg.outputs.finding import image_info
 
 
 def test_draws_line_along_the_border_only() -> None:
@@ -29,6 +34,61 @@ def test_line_between_classes_has_the_color_of_the_higher_index() -> None:
     drawn = draw_overlay(image, mask).astype(int)
     assert np.abs(drawn[500, 499:501] - class_color(3)).max() < 60
     assert drawn[500, 400, 1] > 128 + 5  # class 1's fill is green
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_touching_objects_are_divided_by_a_line(thin: bool) -> None:
+    image = np.full((1000, 1000, 3), 200, np.uint8)
+    mask = np.zeros((1000, 1000), np.uint8)
+    mask[300:700, 300:700] = 1
+    numbers = mask.astype(np.int32)
+    numbers[mask > 0] += np.mgrid[:1000, :1000][1][mask > 0] >= 500
+    together, apart = (draw_overlay(image, mask, it, thin=thin).astype(int) for it in (None, numbers))
+    assert np.abs(apart[500, 499] - class_color(1)).max() < 40
+    assert np.abs(together[500, 499] - 200).max() < 30
+    np.testing.assert_array_equal(together[500, 350:450], apart[500, 350:450])
+
+
+def test_thin_lines_are_one_pixel_inside_of_the_object() -> None:
+    image = np.full((1000, 1000, 3), 200, np.uint8)
+    mask = np.zeros((1000, 1000), np.uint8)
+    mask[400:600, 300:700] = 1
+    drawn = draw_overlay(image, mask, thin=True).astype(int)
+    assert (drawn[399] == 200).all()
+    np.testing.assert_array_equal(drawn[400, 300:700], np.tile(class_color(1), (400, 1)))
+    np.testing.assert_array_equal(drawn[401, 350], drawn[500, 500])
+
+
+def test_overlay_of_a_slide_divides_touching_objects_and_has_a_scale_bar(tmp_path: Path) -> None:
+    """A mask of 4,200 pixels is sampled at every third one, from strips of any height."""
+    shape = (4200, 1200)
+    mask = np.zeros(shape, np.uint8)
+    mask[600:1800, 300:900] = 1
+    numbers = mask.astype(np.int32)
+    numbers[1200:1800] *= 2
+    info = image_info(mask, mpp=0.5, instances=("gland",))
+    writer = OverlayWriter(tmp_path / "a.jpg", info, lambda _: np.full((1400, 400, 3), 200, np.uint8))
+    assert writer.needs_labels
+    for start, stop in ((0, 700), (700, 1201), (1201, 4200)):
+        writer.add_strip(MaskStrip(start, mask[start:stop], None))
+    for start, stop in ((0, 1000), (1000, 1601), (1601, 4200)):
+        writer.add_labels(numbers[start:stop], 2)
+    writer.finish()
+    drawn = np.asarray(Image.open(tmp_path / "a.jpg")).astype(int)
+    assert drawn.shape == (1400, 400, 3)
+    assert np.abs(drawn[399, 150:250] - drawn[300, 200]).max(axis=1).min() > 60  # the line between the two
+    black = (drawn[1380:] < 60).all(axis=2).sum(axis=1)  # of 1.5 µm: 0.1 mm in 67 pixels
+    assert 64 <= black.max() <= 70
+
+
+@pytest.mark.parametrize(("microns", "length"), [(250, 200), (99.9, 50), (100, 100), (4321, 2000), (0.3, 0.2)])
+def test_scale_bars_have_round_lengths(microns: float, length: float) -> None:
+    assert bar_length(microns) == pytest.approx(length)
+
+
+def test_small_pictures_have_no_scale_bar() -> None:
+    picture = np.zeros((100, 100, 3), np.uint8)
+    assert draw_scale_bar(picture, 0.5) is picture
 
 
 def test_does_not_draw_ignored_and_background_pixels() -> None:

@@ -447,3 +447,21 @@ def test_loss_of_a_lab_needs_review() -> None:
     decision = decide(candidate, production, POLICY, lost_labs=["lab_b"])
     assert decision.verdict == NEEDS_REVIEW
     assert "promoting it would lose lab_b. Adapt from production instead" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "refused"),
+    [
+        ({"a": 0.77}, {"a": 0.80}, False),
+        ({"a": 0.769}, {"a": 0.80}, True),
+        ({"a": NAN}, {"a": 0.80}, True),
+        ({}, {"a": 0.80}, True),
+        ({"a": 0.9}, {}, True),
+        ({}, {}, False),
+    ],
+)
+def test_object_f1_of_source_labs_is_kept(new: dict[str, float], old: dict[str, float], refused: bool) -> None:
+    """A head that fuses touching nuclei keeps its Dice."""
+    candidate = dataclasses.replace(PRODUCTION, source_f1=new)
+    decision = decide(candidate, dataclasses.replace(PRODUCTION, source_f1=old), POLICY)
+    assert failed(decision) == ({"source_f1/a"} if refused else set())
