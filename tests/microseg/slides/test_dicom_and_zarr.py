@@ -194,3 +194,23 @@ def test_refuses_ome_zarr_that_was_copied_in_part(tmp_path, pixels):
     next(file for file in (path / "1").rglob("*") if file.is_file() and not file.name.startswith(".")).unlink()
     with pytest.raises(ImageReadError, match="missing 1 of"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_refuses_at_once_what_states_more_chunks_than_there_are_files(tmp_path, version):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
+    group.create_array("0", shape=(3, 2**40, 2**40), chunks=(3, 4, 4), dtype="u1")
+    scales = [{"axes": ["c", "y", "x"], "version": "0.4", "datasets": [{"path": "0"}]}]
+    group.attrs.update({"multiscales": scales} if version == 2 else {"ome": {"multiscales": scales}})
+    with pytest.raises(ImageReadError, match="expected all chunks of level 0, missing"):
+        open_slide(tmp_path / "a.zarr")
+
+
+def test_shards_of_ome_zarr_are_counted_as_files(tmp_path, pixels):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    array = group.create_array("0", shape=(3, 256, 320), chunks=(1, 16, 16), shards=(3, 128, 160), dtype="u1")
+    array[:] = pixels.transpose(2, 0, 1)
+    scales = [{"axes": ["c", "y", "x"], "version": "0.5", "datasets": [{"path": "0"}]}]
+    group.attrs.update({"ome": {"multiscales": scales}})
+    with open_slide(tmp_path / "a.zarr") as slide:
+        assert np.array_equal(slide.read_region(0, 0, 0, 320, 256), pixels)
