@@ -5,11 +5,13 @@ Each is run as a process in a new home. The versions have no files: none of thes
 
 import argparse
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from benchmarks.results import spread
@@ -46,16 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(home: Home, versions: int, promotions: int) -> None:
-    """Register versions without files, and promote the first ones."""
-    registry = Registry(f"sqlite:///{home.mlflow / 'mlflow.db'}")
+    """Register versions without files, and promote the first ones; the others are copied in the database.
+
+    MLflow needs longer for each version and promotion the more versions there are: minutes for a thousand.
+    """
+    file = home.mlflow / "mlflow.db"
+    registry = Registry(f"sqlite:///{file}")
     assert registry.versions.all() == ()  # creates the tables
     client = registry._connection.client
     client.create_registered_model(MODEL_NAME)
-    for number in range(versions):
+    for number in range(1, promotions + 1):
         tags = {TARGET_TAG: f"lab_{number % 10}", f"dataset.lab_{number % 10}": f"{number:032x}.dir"}
         client.create_model_version(MODEL_NAME, source="file:///none", tags=tags, await_creation_for=0)
-    for number in range(1, promotions + 1):
         registry.production.promote(number, audit=AuditInfo("benchmark", reason="to fill the history"))
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for table in ("model_versions", "model_version_tags"):
+            query = f"SELECT * FROM {table} WHERE name = ? AND version = ?"
+            found = connection.execute(query, (MODEL_NAME, promotions))
+            version = [column for column, *_ in found.description].index("version")
+            rows = found.fetchall()
+            marks = ", ".join("?" * len(found.description))
+            for number in range(promotions + 1, versions + 1):
+                connection.executemany(
+                    f"INSERT INTO {table} VALUES ({marks})",
+                    [(*row[:version], number, *row[version + 1 :]) for row in rows],
+                )
 
 
 def measure(home: Home, command: Sequence[str]) -> tuple[float, float]:
@@ -66,6 +83,7 @@ def measure(home: Home, command: Sequence[str]) -> tuple[float, float]:
     subprocess.run(
         [sys.executable, "-m", "flows.cli.main", *command],
         env=environment | {"MICROSEG_HOME": str(home.root)},
+        cwd=home.root,
         check=True,
         stdout=subprocess.DEVNULL,
     )

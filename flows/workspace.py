@@ -6,13 +6,16 @@ PyTorch and MLflow are imported when they are first needed: other commands start
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from microseg.config.environment import sqlite_file
 from microseg.config.settings import Settings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from microseg.registry.evidence import EvidenceKey
     from microseg.registry.registry import Registry
     from microseg.registry.runs import RunLog
+    from microseg.registry.sqlite_reader import RegistryReader
     from microseg.registry.version import ModelVersion
     from microseg.training.loop import TrainingResult
 
@@ -79,6 +83,16 @@ class Workspace:
             locks=self.settings.home.records / "runs",
             snapshots=self.settings.home.records / "registry",
         )
+
+    def read_registry(self) -> RegistryReader:
+        """Return the model registry, to show it; one in an SQLite file is read once, without MLflow."""
+        from microseg.registry.sqlite_reader import SqliteReader
+
+        file = sqlite_file(self.settings.environment.tracking_uri)
+        if file is not None and "registry" not in self.__dict__:
+            with suppress(sqlite3.Error):  # locked, or of another version of MLflow, which says what to do
+                return SqliteReader(file, self._lab_names)
+        return self.registry
 
     def _lab_names(self) -> set[str]:
         names = {path.stem for path in (self.datasets.root / "history").glob("*.jsonl")}

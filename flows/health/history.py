@@ -30,7 +30,7 @@ def command(
 
     Example: microseg history --json
     """
-    entries = open_workspace(load_settings()).registry.production.history(production_of(lab) if lab else None)
+    entries = open_workspace(load_settings()).read_registry().production.history(production_of(lab) if lab else None)
     if as_json:
         typer.echo(json.dumps([asdict(entry) | {"time": entry.time.isoformat()} for entry in entries], indent=2))
     elif not entries:

@@ -5,6 +5,7 @@ microseg status
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ from flows.cli.console import console, show_table
 from flows.cli.options import cli_command
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import HomeNotFoundError
+from microseg.errors import HomeNotFoundError, VersionNotFoundError
 from microseg.registry.decision import NOT_EVALUATED, Decision
-from microseg.registry.version import production_of
+from microseg.registry.sqlite_reader import RegistryReader
+from microseg.registry.version import ModelVersion, production_of
 
 __all__ = ["SCHEDULED_DEPLOYMENT", "LabStatus", "Status", "command", "read_status"]
 
@@ -104,13 +106,13 @@ def read_status(settings: Settings) -> Status:
     except HomeNotFoundError:
         return Status(**where, home_exists=False)
     workspace = open_workspace(settings)
-    registry, store = workspace.registry, workspace.datasets
+    registry, store = workspace.read_registry(), workspace.datasets
     state = registry.production.state()
     promoted = {entry.version for entry in registry.production.history() if entry.state == "done"}
     onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
     for lab in sorted(set(store.known_labs) | onboardings.keys()):
-        history, used, onboarding = store.history(lab), workspace.production(lab), onboardings.get(lab)
+        history, used, onboarding = store.history(lab), _active(registry, lab), onboardings.get(lab)
         adapted = (it for it in registry.versions.adapted_to(lab) if it.version not in promoted)
         candidate, status = next(adapted, None), NOT_EVALUATED
         if candidate is not None and (decision := Decision.from_tags(candidate)):
@@ -127,7 +129,7 @@ def read_status(settings: Settings) -> Status:
                 onboarding=f"{onboarding.state}: {onboarding.message}".rstrip(": ") if onboarding else "",
             )
         )
-    production = workspace.production()
+    production = _active(registry, None)
     last_batches, next_batch = _batches()
     return Status(
         **where,
@@ -143,6 +145,13 @@ def read_status(settings: Settings) -> Status:
         last_batches=last_batches,
         next_batch=next_batch,
     )
+
+
+def _active(registry: RegistryReader, lab: str | None) -> ModelVersion | None:
+    try:
+        return registry.production.active(lab)
+    except VersionNotFoundError:
+        return None
 
 
 def _batches() -> tuple[list[str] | None, str | None]:
@@ -187,9 +196,9 @@ def _may_have_server() -> bool:
     profiles = Path(os.environ["PREFECT_HOME"]).expanduser() / "profiles.toml"
     if profiles.is_file() or Path("prefect.toml").is_file():
         return True
-    return any(
-        file.is_file() and b"prefect" in file.read_bytes().lower() for file in map(Path, (".env", "pyproject.toml"))
-    )
+    marks = {".env": rb"prefect_", "pyproject.toml": rb"tool\s*\.\s*prefect|^\s*prefect\s*[.=]"}
+    flags = re.IGNORECASE | re.MULTILINE
+    return any(Path(name).is_file() and re.search(mark, Path(name).read_bytes(), flags) for name, mark in marks.items())
 
 
 @cli_command(home="read")

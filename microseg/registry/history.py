@@ -5,24 +5,26 @@ that its server gives in order and never twice, so each entry is a version of a 
 ``microseg-promotions``, whose page in MLflow shows the history.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
 from microseg.errors import RegistryError
-from microseg.registry.connection import Connection, all_pages
 from microseg.registry.decision import NEEDS_REVIEW, OVERRIDDEN
 from microseg.registry.history_snapshot import read_snapshot, write_snapshot
 from microseg.registry.transitions import AuditInfo, Entry, ProductionState, replay, unsettled
 from microseg.registry.version import PRODUCTION, TAG_LENGTH
 
-__all__ = ["HISTORY_MODEL", "History", "Promotion", "promotions"]
+if TYPE_CHECKING:  # MLflow takes seconds
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+    from microseg.registry.connection import Connection
+
+__all__ = ["HISTORY_MODEL", "History", "Promotion", "make_entry", "promotions", "sort_entries"]
 
 HISTORY_MODEL = "microseg-promotions"
 """Registered model whose versions are the entries of the history."""
@@ -129,7 +131,7 @@ class History:
         snapshot: File of the entries that were read, for later processes; None for none.
     """
 
-    def __init__(self, connection: Connection, snapshot: Path | None = None) -> None:
+    def __init__(self, connection: "Connection", snapshot: Path | None = None) -> None:
         self._connection, self._snapshot = connection, snapshot
         self._known: tuple[Entry, ...] = ()
         self._saved = 0  # entries in the snapshot
@@ -167,6 +169,8 @@ class History:
 
     def _request(self, first: int) -> tuple[Entry, ...]:
         """Request all entries from a number on."""
+        from microseg.registry.connection import all_pages
+
         newer = f" AND version_number >= {first}" if first > 1 else ""
         with self._connection.action("read the history") as client:
             found = all_pages(
@@ -177,15 +181,7 @@ class History:
                     page_token=token,
                 )
             )
-        entries = sorted((_read_entry(version) for version in found), key=lambda entry: entry.number)
-        numbers = {entry.number for entry in entries}
-        if missing := set(range(first, max(numbers, default=0) + 1)) - numbers:
-            raise RegistryError(
-                f"expected all entries of the history, the registered model {HISTORY_MODEL}: version {min(missing)} of "
-                f"it was deleted, so what is in production is not known. Delete {HISTORY_MODEL} to begin the history "
-                f"again with the version that has the alias {PRODUCTION} now"
-            )
-        return tuple(entries)
+        return sort_entries(map(_read_entry, found), first)
 
     def state(self) -> ProductionState:
         """Return the state after all entries."""
@@ -193,6 +189,8 @@ class History:
 
     def append(self, entry: Entry) -> None:
         """Write an entry after all others; read the state afterwards to see whether it is valid."""
+        from mlflow.exceptions import MlflowException
+
         audit = entry.audit
         tags = {"alias": entry.alias, "change": entry.action, "version": str(entry.version or "none")}
         tags |= {"by": audit.by or "unknown", "via": audit.via, "gate": audit.gate, _ENTRY_TAG: _to_json(entry)}
@@ -230,6 +228,8 @@ class History:
             client.delete_model_version_tag(HISTORY_MODEL, str(entry.number), f"{_MOVER_TAG}{mover}")
 
     def _create_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
         try:
             self._connection.client.create_registered_model(HISTORY_MODEL, description=_DESCRIPTION)
         except MlflowException as error:
@@ -255,15 +255,49 @@ def _describe(entry: Entry) -> str:
     return f"{entry.alias}: {entry.action} {version}. {entry.audit.reason}"[:TAG_LENGTH]
 
 
-def _read_entry(version: MlflowVersion) -> Entry:
-    tags: Mapping[str, Any] = version.tags
+def sort_entries(entries: Iterable[Entry], first: int = 1) -> tuple[Entry, ...]:
+    """Sort entries by their numbers.
+
+    Args:
+        entries: The entries from a number on.
+        first: The number.
+
+    Raises:
+        RegistryError: One is missing.
+    """
+    found = sorted(entries, key=lambda entry: entry.number)
+    numbers = {entry.number for entry in found}
+    if missing := set(range(first, max(numbers, default=0) + 1)) - numbers:
+        raise RegistryError(
+            f"expected all entries of the history, the registered model {HISTORY_MODEL}: version {min(missing)} of "
+            f"it was deleted, so what is in production is not known. Delete {HISTORY_MODEL} to begin the history "
+            f"again with the version that has the alias {PRODUCTION} now"
+        )
+    return tuple(found)
+
+
+def _read_entry(version: "MlflowVersion") -> Entry:
+    return make_entry(int(version.version), version.creation_timestamp, version.tags)
+
+
+def make_entry(number: int, created: int, tags: Mapping[str, Any]) -> Entry:
+    """An entry from what MLflow stores.
+
+    Args:
+        number: Number of the version.
+        created: Its time, in milliseconds.
+        tags: Its tags.
+
+    Raises:
+        RegistryError: It is no entry.
+    """
     try:
         entry = _WRITTEN.validate_json(tags.get(_ENTRY_TAG, ""))
     except ValidationError as error:
         raise RegistryError(
-            f"expected an entry of the history in version {version.version} of the registered model {HISTORY_MODEL}, "
+            f"expected an entry of the history in version {number} of the registered model {HISTORY_MODEL}, "
             f"got {error.errors()[0]['msg']}; restore its tag {_ENTRY_TAG!r}"
         ) from error
-    time = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    time = datetime.fromtimestamp(created / 1000, UTC)
     movers = frozenset(tag.removeprefix(_MOVER_TAG) for tag in tags if tag.startswith(_MOVER_TAG))
-    return replace(entry, number=int(version.version), time=time, applied=_APPLIED_TAG in tags, movers=movers)
+    return replace(entry, number=number, time=time, applied=_APPLIED_TAG in tags, movers=movers)

@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Collection
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from microseg.registry import notes
-from microseg.registry.connection import Connection
 from microseg.registry.decision import NEEDS_REVIEW, OVERRIDDEN
-from microseg.registry.history import History
 from microseg.registry.transitions import AuditInfo, Entry
 from microseg.registry.version import MODEL_NAME, PRODUCTION, is_candidate, previous_of
-from microseg.registry.versions import Versions
+
+if TYPE_CHECKING:  # MLflow takes seconds
+    from microseg.registry.connection import Connection
+    from microseg.registry.history import History
+    from microseg.registry.versions import Versions
 
 __all__ = ["BY_TAG", "REASON_TAG", "MlflowStore", "ProductionStore"]
 
@@ -74,7 +76,7 @@ class MlflowStore:
         history: The history.
     """
 
-    def __init__(self, connection: Connection, versions: Versions, history: History) -> None:
+    def __init__(self, connection: "Connection", versions: "Versions", history: "History") -> None:
         self._connection, self._versions = connection, versions
         self.read, self.append, self.mark_applied = history.read, history.append, history.mark_applied
         self.begin_move, self.end_move = history.begin_move, history.end_move

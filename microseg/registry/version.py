@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+if TYPE_CHECKING:  # MLflow takes seconds
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 __all__ = [
     "CANDIDATE",
@@ -28,6 +30,7 @@ __all__ = [
     "is_candidate",
     "is_production",
     "lab_of",
+    "make_version",
     "previous_of",
     "production_of",
     "read_version",
@@ -132,22 +135,42 @@ def is_candidate(alias: str) -> bool:
     return alias == CANDIDATE or alias.startswith(f"{CANDIDATE}-")  # the former: of microseg 0.1
 
 
-def read_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion:
+def read_version(entry: "MlflowVersion", aliases: Mapping[str, str]) -> ModelVersion:
     """Convert MLflow's entity of a version.
 
     Args:
         entry: The entity; its list of aliases is not always filled.
         aliases: All aliases of the registered model, with the number of their version.
     """
-    number = int(entry.version)
-    tags = dict(entry.tags)
+    number, numbers = int(entry.version), {alias: int(version) for alias, version in aliases.items()}
+    return make_version(number, entry.run_id, entry.creation_timestamp, entry.description, dict(entry.tags), numbers)
+
+
+def make_version(
+    number: int,
+    run_id: str | None,
+    created: int,
+    description: str | None,
+    tags: Mapping[str, str],
+    aliases: Mapping[str, int],
+) -> ModelVersion:
+    """A version from what MLflow stores.
+
+    Args:
+        number: Its number.
+        run_id: The run that trained it.
+        created: Time of the registration, in milliseconds.
+        description: The model card.
+        tags: Its tags.
+        aliases: All aliases of the registered model, with the number of their version.
+    """
     return ModelVersion(
         version=number,
-        run_id=entry.run_id or "",
+        run_id=run_id or "",
         model_id=tags.get(MODEL_ID_TAG),
-        aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == number)),
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
         tags=tags,
         datasets={key.removeprefix(DATASET_TAG): tags[key] for key in sorted(tags) if key.startswith(DATASET_TAG)},
-        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
-        description=entry.description or "",
+        created=datetime.fromtimestamp(created / 1000, UTC),
+        description=description or "",
     )

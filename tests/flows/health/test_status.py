@@ -60,7 +60,9 @@ def test_shows_an_empty_home(fresh: Path, run: Run) -> None:
         ({}, {"prefect_profile": "lab"}, True),
         ({"prefect.toml": ""}, {}, True),
         ({".env": "PREFECT_API_URL=http://127.0.0.1:1/api"}, {}, True),
-        ({"pyproject.toml": "[project]"}, {}, False),
+        ({"pyproject.toml": '[project]\ndependencies = [\n    "prefect>=3",\n]'}, {}, False),
+        ({"pyproject.toml": '[tool.prefect]\napi.url = "http://127.0.0.1:1/api"'}, {}, True),
+        ({"pyproject.toml": '[tool]\nprefect.api.url = "http://127.0.0.1:1/api"'}, {}, True),
         ({"home/profiles.toml": ""}, {}, True),
     ],
 )

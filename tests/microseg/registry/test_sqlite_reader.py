@@ -1,0 +1,69 @@
+"""A local registry is read without MLflow as it is with it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from microseg.config.environment import sqlite_file
+from microseg.errors import RegistryError, VersionNotFoundError
+from microseg.registry.production import AuditInfo
+from microseg.registry.registry import Registry
+from microseg.registry.sqlite_reader import SqliteReader
+from microseg.registry.version import MODEL_NAME, TARGET_TAG
+
+
+def read(registry: Registry) -> SqliteReader:
+    file = sqlite_file(registry.tracking_uri)
+    assert file is not None
+    return SqliteReader(file, lambda: {"lab_b"})
+
+
+def test_versions_history_and_requests_are_those_of_mlflow(registry: Registry) -> None:
+    labs = Registry(registry.tracking_uri, labs=lambda: {"lab_b"})
+    client = mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+    registry.versions.set_tags(2, {TARGET_TAG: "lab_b"})
+    registry.production.promote(1, audit=AuditInfo("ann", reason="first"))
+    registry.production.promote(2, alias="production-lab_b", audit=AuditInfo("ben"))
+    registry.production.promote(2)
+    registry.production.roll_back()
+    client.set_registered_model_alias(MODEL_NAME, "production", "2")  # a request
+    found = read(registry)
+    assert found.production.history() == labs.production.history()
+    assert found.production.pending_changes() == labs.production.pending_changes() != ()
+    for lab in (None, "lab_b", "lab_c"):
+        assert found.production.active(lab) == labs.production.active(lab)
+        assert list(found.versions.adapted_to(str(lab))) == list(labs.versions.adapted_to(str(lab)))
+    client.delete_model_version(MODEL_NAME, "2")
+    assert list(read(registry).versions.adapted_to("lab_b")) == []
+
+
+def test_a_missing_file_is_an_empty_registry_and_is_not_created(tmp_path: Path) -> None:
+    found = SqliteReader(tmp_path / "mlflow.db")
+    assert (found.production.history(), list(tmp_path.iterdir())) == ((), [])
+    with pytest.raises(VersionNotFoundError):
+        found.production.active()
+
+
+def test_it_changes_nothing(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="to read the registry only"):
+        read(registry).production.request(1)
+
+
+def test_a_deleted_entry_is_reported(registry: Registry) -> None:
+    registry.production.promote(1)
+    client = mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+    client.delete_model_version("microseg-promotions", "1")
+    with pytest.raises(RegistryError, match="version 1 of it was deleted"):
+        read(registry)
+
+
+def test_status_and_history_import_neither_mlflow_nor_prefect() -> None:
+    code = (
+        "import sys, flows.health.status, flows.health.history, microseg.registry.sqlite_reader; "
+        "print({'mlflow', 'prefect', 'torch', 'pandas', 'scipy', 'sqlalchemy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
