@@ -32,6 +32,7 @@ from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import batch_lock, plan_batch, segment_images
 from microseg.inference.image_pipeline import BatchOptions
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
+from microseg.outputs.stains import StainOptions
 from microseg.registry.version import PRODUCTION, ModelVersion, is_production, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
@@ -123,7 +124,7 @@ def segment(
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
         bit_depth=depth,
-        stains=inference.stains,
+        stains=StainOptions.of(inference),
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)

@@ -28,6 +28,7 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Density = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
 ZoomRange = tuple[PositiveFloat, PositiveFloat]
 
@@ -262,6 +263,11 @@ class InferenceSettings(Section):
     instance head. See docs/concepts/objects.md."""
     stains: tuple[Literal["hematoxylin", "eosin", "dab"], ...] = Field((), max_length=3)
     """Stains whose optical density is measured in each object and in a ring around it."""
+    stain_vectors: Literal["estimated"] | dict[str, tuple[Density, Density, Density]] = Field(default_factory=dict)
+    """Optical density of these stains in the red, green and blue channel, such as ``{dab: [0.27, 0.57, 0.78]}``, in
+    place of the published ones; or ``estimated``: from each image, of two stains."""
+    dab_threshold: PositiveFloat = 0.2
+    """Mean optical density of DAB in an object from which on it counts as positive; the default is QuPath's."""
     slide_megapixels: PositiveFloat = 16.0
     """Images above this size, and all slides, are read and written a few rows at a time."""
     skip_glass: bool = True

@@ -6,7 +6,7 @@ Nothing here needs PyTorch, so that processes which only read and write start fa
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import ImageInfo, Provenance, Record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
-from microseg.outputs.stains import Stains
+from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip, load_writers
 from microseg.slides.identity import KnownHashes
 from microseg.slides.limited import ImageFile, read_file
@@ -51,7 +51,7 @@ class BatchOptions:
         skip_glass: Do not compute tiles of a slide that show bare glass.
         keep_existing: Skip images whose outputs exist, though another model or other settings made them.
         bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
-        stains: Stains that are measured in objects; see `KNOWN_STAINS`.
+        stains: Stains that are measured in objects.
         processes: Processes that read and write images beside the network; 0: threads of this process. None: threads,
             which share the cores with the network; where it computes on CUDA, a process for each core but two.
 
@@ -66,13 +66,11 @@ class BatchOptions:
     skip_glass: bool = True
     keep_existing: bool = False
     bit_depth: int | None = None
-    stains: tuple[str, ...] = ()
+    stains: StainOptions = field(default_factory=StainOptions)
     processes: int | None = None
 
     def __post_init__(self) -> None:
         load_writers(self.outputs)
-        if self.stains:
-            Stains.named(self.stains, ring=1)  # raises an error if one is unknown
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,10 @@ class ImageFiles:
         Raises:
             OSError: The folder cannot be written to, so the outputs of later images could not be kept either.
         """
+        try:
+            stains = self.options.stains.facts(lambda: image.pixels)
+        except MicrosegError as error:
+            return failed(task, error)
         info = ImageInfo(
             name=task.name,
             source=str(task.path.absolute()),
@@ -184,7 +186,7 @@ class ImageFiles:
             classes=self.classes,
             provenance=self.provenance,
             instances=tuple(self.classes[index] for index in self.separation.classes),
-            stains=self.options.stains,
+            **stains,
         )
         slide = ArraySlide(image.pixels, task.path, image.mpp)
         try:
@@ -198,7 +200,7 @@ class ImageFiles:
                 prediction.confidence,
                 prediction.probabilities,
                 instances=instances,
-                image=image.pixels if self.options.stains else None,
+                image=image.pixels if info.stains else None,
             )
             with SegmentationWriter(self.out, info, self.options.outputs, slide.thumbnail, slide=False) as writer:
                 writer.add(strip)
@@ -224,7 +226,7 @@ class ImageFiles:
             same = (record.source_sha256, record.mpp) == (sha256, mpp)
             kept = self.options.keep_existing
             same = same and (kept or _key(record.provenance) == _key(self.provenance))
-            same = same and (kept or record.stains == tuple(self.options.stains))
+            same = same and (kept or self.options.stains.same(record))
             complete = all((self.out / file).is_file() for file in record.outputs.values())
             if same and complete and set(self.options.outputs) <= record.outputs.keys():
                 return record

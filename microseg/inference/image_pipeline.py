@@ -32,6 +32,7 @@ from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
+from microseg.outputs.stains import StainOptions
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import image_mpp, read_image
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
@@ -317,7 +318,7 @@ def segment_pixels(
     reference: ReferenceDistribution | None = None,
     source: str = "array",
     source_sha256: str | None = None,
-    stains: tuple[str, ...] = (),
+    stains: StainOptions | None = None,
 ) -> Segmentation:
     """Segment RGB pixels, (H, W, 3); the other arguments are recorded in the segmentation."""
     started = time.perf_counter()
@@ -335,8 +336,8 @@ def segment_pixels(
         ood_score=image_ood_score(reference, image, engine.zoom(mpp)),
         instances=engine.label_objects(outputs, mpp) if engine.instances else None,
         instance_classes=tuple(engine.classes[index] for index in engine.instances),
-        stains=stains,
-        pixels=image if stains else None,
+        pixels=image if stains and stains.names else None,
+        **(stains or StainOptions()).facts(lambda: image),
     )
 
 

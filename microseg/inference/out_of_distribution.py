@@ -8,7 +8,7 @@ from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.slides.slide import SlideView
 from microseg.slides.tissue import TissueMap
 
-__all__ = ["image_ood_score", "slide_ood_score"]
+__all__ = ["image_ood_score", "slide_ood_score", "tissue_windows"]
 
 _WINDOWS, _SIDE = 8, 256  # windows of a slide, and their side in pixels at the model's pixel size
 
@@ -42,13 +42,18 @@ def slide_ood_score(reference: ReferenceDistribution | None, view: SlideView, ti
     """
     if reference is None:
         return None
+    windows = tissue_windows(view, tissue)
+    return _score(reference, window_features(windows)) if windows else None
+
+
+def tissue_windows(view: SlideView, tissue: TissueMap) -> list[npt.NDArray[np.uint8]]:
+    """Windows of one size, distributed over the tissue of a slide; none where it has no tissue."""
     shows = tissue.tissue  # (h, w)
     places = np.argwhere(shows)  # (N, 2), row by row
     if not len(places):
-        return None
+        return []
     some = places[np.unique(np.linspace(0, len(places) - 1, _WINDOWS + 2).astype(int)[1:-1])]
-    windows = [view.read(_window(y, view.height), _window(x, view.width)) for y, x in (some + 0.5) / shows.shape]
-    return _score(reference, window_features(windows))
+    return [view.read(_window(y, view.height), _window(x, view.width)) for y, x in (some + 0.5) / shows.shape]
 
 
 def _window(center: float, length: int) -> slice:

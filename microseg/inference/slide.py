@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from microseg.cpu import return_memory
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
-from microseg.inference.out_of_distribution import slide_ood_score
+from microseg.inference.out_of_distribution import slide_ood_score, tissue_windows
 from microseg.inference.stream import stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.reference_distribution import ReferenceDistribution
@@ -17,6 +19,7 @@ from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
+from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
@@ -42,7 +45,7 @@ def segment_slide(
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
     bit_depth: int | None = None,
-    stains: tuple[str, ...] = (),
+    stains: StainOptions | None = None,
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -61,7 +64,7 @@ def segment_slide(
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
         bit_depth: See `read_image`.
-        stains: Stains that are measured in objects; see `KNOWN_STAINS`.
+        stains: Stains that are measured in objects; None for none.
 
     Returns:
         The record.
@@ -76,7 +79,7 @@ def segment_slide(
     with open_slide(path, bit_depth) as slide:
         size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
         confidence = ConfidenceSums()
-        options = {"skip_glass": skip_glass, "with_image": bool(stains)}
+        options = {"skip_glass": skip_glass, "with_image": bool(stains and stains.names)}
         view, tissue, strips = slide_strips(engine, slide, size, confidence=confidence, **options)
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
@@ -89,7 +92,7 @@ def segment_slide(
             classes=engine.classes,
             provenance=provenance,
             instances=tuple(engine.classes[index] for index in engine.instances),
-            stains=stains,
+            **(stains or StainOptions()).facts(lambda: np.array(tissue_windows(view, tissue), np.uint8)),
         )
         separation = engine.separation()  # of a mask with the model's pixel size
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:

@@ -19,7 +19,7 @@ from microseg.escaping import csv_cell, printable
 from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
-from microseg.outputs.measurements import OBJECT_COLUMNS
+from microseg.outputs.measurements import OBJECT_COLUMNS, POSITIVE
 from microseg.outputs.record import Record
 
 __all__ = ["BatchSummary", "ImageResult", "ImageTask", "finish_batch"]
@@ -234,7 +234,7 @@ def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> tuple[str, .
 def _header(table: Path) -> tuple[str, ...]:
     with table.open(encoding="utf-8", newline="") as lines:
         header = tuple(next(csv_reader(lines), ()))
-    if unknown := [name for name in header if name not in OBJECT_COLUMNS and "_od_" not in name]:
+    if unknown := [name for name in header if name not in OBJECT_COLUMNS and "_od_" not in name and name != POSITIVE]:
         raise DataError(
             f"{table}: expected the columns {','.join(OBJECT_COLUMNS)}, got also {','.join(unknown)}. Segment its "
             "image again."

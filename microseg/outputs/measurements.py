@@ -54,6 +54,8 @@ OBJECT_COLUMNS = (
     "model",
 )
 """Measurements of each object; those of stains follow them, see `stain_columns`."""
+POSITIVE = "dab_positive"
+"""Column after those of stains, where DAB is measured."""
 SUMS = ("area", "x", "y", "xx", "yy", "xy", "perimeter", "confidence")
 """Columns of `ObjectSums`: pixels, their coordinates and products, length of the border, confidence."""
 _AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CONFIDENCE = range(len(SUMS))
@@ -109,6 +111,7 @@ def summarize(
     objects: npt.NDArray[np.int64],
     confidence: ConfidenceSums | None,
     tissue: float | None = None,
+    positive: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, int | float | None]:
     """Measurements of a whole image.
 
@@ -118,14 +121,16 @@ def summarize(
         objects: Number of objects of each class.
         confidence: Sums over the computed pixels; None if unknown.
         tissue: Fraction of the image that is tissue; None if unknown.
+        positive: Number of DAB-positive objects of each class, see `count_positive`; None where DAB is not measured.
 
     Shape:
-        pixels (K,), objects (K,)
+        pixels (K,), objects (K,), positive (K,)
 
     Returns:
         ``area_mm2`` of the image, ``tissue_mm2`` and ``glass_mm2`` of its parts; for each class but the background
         ``objects_<class>``, ``objects_per_mm2_<class>`` and ``area_fraction_<class>``, of the tissue, or of the image
-        where that is unknown; ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, from 0
+        where that is unknown, and where DAB is measured ``positive_<class>`` and ``labelling_index_<class>``, the
+        share of positive objects; ``mean_confidence``, the mean of the highest probability; ``mean_entropy``, from 0
         (certain) to 1 (all classes equally probable). None where unknown.
     """
     total, count = int(pixels.sum()), len(image.classes)
@@ -142,7 +147,16 @@ def summarize(
         summary[f"objects_{name}"] = int(objects[index])
         summary[f"objects_per_mm2_{name}"] = float(objects[index] / (area * share)) if area and share else None
         summary[f"area_fraction_{name}"] = float(pixels[index] / (total * share)) if share else None
+        if positive is not None:
+            summary[f"positive_{name}"] = int(positive[index])
+            summary[f"labelling_index_{name}"] = float(positive[index] / objects[index]) if objects[index] else None
     return summary | {"mean_confidence": mean_confidence, "mean_entropy": mean_entropy}
+
+
+def count_positive(columns: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Number of DAB-positive objects of each class, (K,), of some objects with their measurements."""
+    found = columns["class"][columns[POSITIVE] == 1]
+    return np.array([np.count_nonzero(found == name) for name in classes], np.int64)
 
 
 class ObjectTableWriter(OutputWriter):
@@ -267,7 +281,7 @@ def tabulate(
         moments (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class,
         circularity (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object
         touches the border of the image, which may cut it; model and version. The optical density of a ring without
-        pixels is NaN.
+        pixels is NaN. Where DAB is measured ``dab_positive``: whether its mean in the object reaches the threshold.
 
     Reference:
         Perimeter: Benkrid and Crookes 2000, as in scikit-image's ``perimeter``; eccentricity as in ``regionprops``.
@@ -311,8 +325,10 @@ def tabulate(
         _at_border(hulls, image.mask_shape),
         np.full(len(sums), image.provenance.model, np.object_),
     )
-    stained = zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True)
-    return dict(zip(OBJECT_COLUMNS, columns, strict=True)) | dict(stained)
+    stained = dict(zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True))
+    if image.dab_threshold is not None:
+        stained[POSITIVE] = (stained["dab_od_mean"] >= image.dab_threshold).astype(np.int64)
+    return dict(zip(OBJECT_COLUMNS, columns, strict=True)) | stained
 
 
 def _stain_values(sums: ObjectSums, stains: int) -> Iterator[npt.NDArray[np.float64]]:

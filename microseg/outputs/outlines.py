@@ -19,6 +19,11 @@ __all__ = ["DetectionsWriter", "OutlinesWriter", "features", "qupath_name"]
 
 
 _MICRON = "\N{MICRO SIGN}m"
+_NAMES = {
+    "mean_probability": "Class probability",
+    "at_border": "At border of image",
+    "dab_positive": "DAB positive",
+}
 
 
 class OutlinesWriter(OutputWriter):
@@ -142,4 +147,4 @@ def qupath_name(column: str) -> str:
             unit = "px^2" if (base, unit) == ("area", "px") else unit
             words = {"perimeter": "Length", "centroid_x": "Centroid X", "centroid_y": "Centroid Y"}.get(base)
             return f"{words or base.replace('_', ' ').capitalize()} {unit}"
-    return {"mean_probability": "Class probability", "at_border": "At border of image"}.get(name, name.capitalize())
+    return _NAMES.get(name, name.capitalize())

@@ -58,6 +58,9 @@ class ImageInfo(BaseModel):
         provenance: Model, data and settings.
         instances: Classes whose touching objects are separated.
         stains: Stains that are measured.
+        stain_vectors: Optical density of each in the red, green and blue channel; empty for the published ones.
+        stains_estimated: Whether these were estimated from the image.
+        dab_threshold: Mean optical density of DAB from which on an object is positive; None where it is not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -73,6 +76,9 @@ class ImageInfo(BaseModel):
     provenance: Provenance
     instances: tuple[str, ...] = ()
     stains: tuple[str, ...] = ()
+    stain_vectors: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    stains_estimated: bool = False
+    dab_threshold: float | None = None
 
     @field_validator("source", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """The segmentation of one image in memory."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 
 from microseg.errors import DataError
 from microseg.outputs.files import OUTPUTS, output_names
-from microseg.outputs.measurements import ConfidenceSums, summarize
+from microseg.outputs.measurements import ConfidenceSums, count_positive, summarize
 from microseg.outputs.objects import ObjectFinder
 from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay
@@ -52,6 +52,9 @@ class Segmentation:
             are the connected regions of the mask.
         instance_classes: Classes whose touching objects are separated.
         stains: Stains to measure; see `KNOWN_STAINS`.
+        stain_vectors: See `ImageInfo`.
+        stains_estimated: See `ImageInfo`.
+        dab_threshold: See `ImageInfo`.
         pixels: RGB pixels of the image, which stains are measured in; None: read from the source.
 
     Shape:
@@ -72,6 +75,9 @@ class Segmentation:
     instances: npt.NDArray[np.int32] | None = None
     instance_classes: tuple[str, ...] = ()
     stains: tuple[str, ...] = ()
+    stain_vectors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    stains_estimated: bool = False
+    dab_threshold: float | None = None
     pixels: npt.NDArray[np.uint8] | None = None
 
     @property
@@ -89,7 +95,9 @@ class Segmentation:
         """Measurements of the whole image; see `summarize`. Where it is known, ``ood_score`` is one of them."""
         pixels = np.bincount(self.mask.ravel(), minlength=256)
         counts = np.bincount(self._objects.indices, minlength=256)
-        measured = summarize(self._info(), pixels, counts, self._confidence_sums(), self.tissue_fraction)
+        info, columns = self._info(), self._objects.columns
+        positive = count_positive(columns, self.classes) if info.dab_threshold is not None else None
+        measured = summarize(info, pixels, counts, self._confidence_sums(), self.tissue_fraction, positive)
         return measured | self._extra()
 
     def outlines(self) -> dict[str, Any]:
@@ -202,6 +210,9 @@ class Segmentation:
             instances=instances,
             instance_classes=record.instances,
             stains=record.stains,
+            stain_vectors=record.stain_vectors,
+            stains_estimated=record.stains_estimated,
+            dab_threshold=record.dab_threshold,
         )
 
     def _info(self, name: str | None = None) -> ImageInfo:
@@ -221,6 +232,9 @@ class Segmentation:
             provenance=self.provenance,
             instances=self.instance_classes,
             stains=self.stains,
+            stain_vectors=dict(self.stain_vectors),
+            stains_estimated=self.stains_estimated,
+            dab_threshold=self.dab_threshold,
         )
 
     def _strip(self, image: npt.NDArray[np.uint8] | None = None) -> MaskStrip:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from microseg.errors import SettingsError
 from microseg.models.separation import Separation
 from microseg.outputs.files import publish, staged
-from microseg.outputs.measurements import ConfidenceSums, summarize
+from microseg.outputs.measurements import ConfidenceSums, count_positive, summarize
 from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
 from microseg.outputs.stains import image_stains
@@ -79,7 +79,7 @@ class SegmentationWriter:
         finder = ObjectFinder(
             self._image.mask_shape[1],
             self._staging,
-            outlines=any(writer.needs_objects for writer in self._writers),
+            outlines=any(writer.needs_objects for writer in self._writers) or self._image.dab_threshold is not None,
             piece=PIECE if self._slide else None,
             separation=self._separation,
             stains=image_stains(self._image),
@@ -121,8 +121,11 @@ class SegmentationWriter:
         """
         self._objects.finish()
         object_writers = [writer for writer in self._writers if writer.needs_objects]
-        if object_writers:
+        positive = None if self._image.dab_threshold is None else np.zeros(len(self._image.classes), np.int64)
+        if object_writers or positive is not None:
             for batch in self._objects.batches(self._image):
+                if positive is not None:
+                    positive += count_positive(batch.columns, self._image.classes)
                 for writer in object_writers:
                     writer.add_objects(batch)
         if label_writers := [writer for writer in self._writers if writer.needs_labels]:
@@ -135,7 +138,7 @@ class SegmentationWriter:
         record = Record(
             **dict(self._image),
             outputs=self._files,
-            summary=summarize(self._image, self._pixels, counts, confidence, tissue) | dict(summary or {}),
+            summary=summarize(self._image, self._pixels, counts, confidence, tissue, positive) | dict(summary or {}),
             created=datetime.now(UTC),
             seconds=seconds,
             software=software_versions(),

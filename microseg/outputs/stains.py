@@ -1,17 +1,22 @@
 """Stains of objects: how much of each stain an object has, and a ring around it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from microseg.config.params import InferenceSettings
 from microseg.datasets.stain import STAIN_VECTORS, optical_density
 from microseg.errors import SettingsError
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.stain_estimation import estimate_stains
 
-__all__ = ["KNOWN_STAINS", "Stains", "image_stains"]
+__all__ = ["DAB", "KNOWN_STAINS", "StainOptions", "Stains", "image_stains"]
+
+Vector = tuple[float, float, float]
 
 _RING_UM, _RING_PX = 5.0, 10  # width of the ring around an object; in pixels where the pixel size is unknown
 
@@ -19,6 +24,73 @@ KNOWN_STAINS = {
     name: tuple(vector) for name, vector in zip(("hematoxylin", "eosin", "dab"), STAIN_VECTORS.tolist(), strict=True)
 }
 """Optical density of each stain in the red, green and blue channel."""
+
+DAB = "dab"
+"""Stain that makes an object positive."""
+
+
+@dataclass(frozen=True)
+class StainOptions:
+    """Which stains are measured in the objects of images, and how.
+
+    Attributes:
+        names: Names of the stains, out of `KNOWN_STAINS`; empty for none.
+        vectors: Vectors of some of them in place of the published ones.
+        estimate: Whether the vectors are estimated from each image, of two stains; see `estimate_stains`.
+        dab_threshold: Mean optical density of DAB in an object from which on it is positive.
+
+    Raises:
+        SettingsError: A name is unknown, vectors are not independent, or stains cannot be estimated.
+    """
+
+    names: tuple[str, ...] = ()
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    estimate: bool = False
+    dab_threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        if unused := sorted(set(self.vectors) - set(self.names)):
+            raise SettingsError(
+                f"Expected vectors of measured stains ({', '.join(self.names) or 'none'}), got {', '.join(unused)}: "
+                "name them in inference.stains."
+            )
+        if self.estimate and len(self.names) != 2:
+            raise SettingsError(
+                f"Expected two stains to estimate vectors of, got {', '.join(self.names) or 'none'}: correct "
+                "inference.stains, or state the vectors."
+            )
+        if self.names:
+            Stains.named(self.names, ring=1, vectors=self.vectors)  # raises an error
+
+    @classmethod
+    def of(cls, settings: InferenceSettings) -> "StainOptions":
+        """The options in the parameters."""
+        given = settings.stain_vectors
+        vectors = {} if isinstance(given, str) else given
+        return cls(settings.stains, vectors, given == "estimated", settings.dab_threshold)
+
+    def facts(self, pixels: Callable[[], npt.NDArray[np.uint8]]) -> dict[str, Any]:
+        """What `ImageInfo` has of an image whose stained pixels are read by a function.
+
+        Raises:
+            DataError: See `estimate_stains`.
+        """
+        if not self.names:
+            return {}
+        vectors = {name: self.vectors.get(name, KNOWN_STAINS[name]) for name in self.names}
+        if self.estimate:
+            vectors = estimate_stains(pixels(), vectors)
+        facts = {"stains": self.names, "stain_vectors": vectors, "stains_estimated": self.estimate}
+        return facts | ({"dab_threshold": self.dab_threshold} if DAB in self.names else {})
+
+    def same(self, image: ImageInfo) -> bool:
+        """Whether an image was measured with these options."""
+        if image.stains != self.names or image.stains_estimated != self.estimate:
+            return False
+        if image.dab_threshold != (self.dab_threshold if DAB in self.names else None):
+            return False
+        stated = {name: self.vectors.get(name, KNOWN_STAINS[name]) for name in self.names}
+        return self.estimate or image.stain_vectors == stated
 
 
 @dataclass(frozen=True)
@@ -49,15 +121,15 @@ class Stains:
             )
 
     @classmethod
-    def named(cls, names: Sequence[str], ring: int) -> "Stains":
-        """Stains by their names.
+    def named(cls, names: Sequence[str], ring: int, vectors: Mapping[str, Vector] | None = None) -> "Stains":
+        """Stains by their names, with the given or the published vectors.
 
         Raises:
             SettingsError: A name is not one of `KNOWN_STAINS`.
         """
         if unknown := sorted(set(names) - set(KNOWN_STAINS)):
             raise SettingsError(f"Expected stains out of {', '.join(KNOWN_STAINS)}, got {', '.join(unknown)}.")
-        return cls(tuple(names), tuple(KNOWN_STAINS[name] for name in names), ring)
+        return cls(tuple(names), tuple((vectors or {}).get(name, KNOWN_STAINS[name]) for name in names), ring)
 
     @property
     def columns(self) -> int:
@@ -128,4 +200,4 @@ def image_stains(image: ImageInfo) -> Stains | None:
     if not image.stains:
         return None
     ring = _RING_PX if image.label_mpp is None else max(1, round(_RING_UM / image.label_mpp))
-    return Stains.named(image.stains, ring)
+    return Stains.named(image.stains, ring, image.stain_vectors)

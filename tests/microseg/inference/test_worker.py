@@ -21,6 +21,7 @@ from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
 from microseg.outputs.record import Provenance, read_record
+from microseg.outputs.stains import StainOptions
 from microseg.processes import IdleProcesses
 from microseg.slides.images import read_image, write_png
 
@@ -60,7 +61,7 @@ def test_processes_write_the_same_files_as_threads(
     found = []
     for processes in (0, 2):
         out = tmp_path / f"out{processes}"
-        options = BatchOptions(outputs=ALL, mpp=mpp, processes=processes, stains=("hematoxylin",))
+        options = BatchOptions(outputs=ALL, mpp=mpp, processes=processes, stains=StainOptions(("hematoxylin",)))
         summary = segment_batch(engine, images, out, provenance=provenance, options=options, reference=reference)
         assert (summary.done, summary.failed) == (4, 1)
         found.append(contents(out))
