@@ -17,7 +17,7 @@ _FEWEST = 1000  # stained pixels
 _MOST = 2**20  # pixels that are looked at
 _EXTREME = 1.0  # percentile of the angles at each end
 _CLOSEST = 0.985  # cosine between two vectors above which there is one stain only
-_LEAST_LIKE = 0.85  # cosine to the published vector below which a vector is not that stain
+_LEAST_LIKE = 0.75  # cosine to the published vector below which a vector is not that stain
 
 
 def estimate_stains(image: npt.NDArray[np.uint8], known: Mapping[str, Vector]) -> dict[str, Vector]:
