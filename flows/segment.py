@@ -125,6 +125,7 @@ def segment(
         keep_existing=keep_existing,
         bit_depth=depth,
         stains=StainOptions.of(inference),
+        regions=inference.regions,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
     batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)

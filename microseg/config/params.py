@@ -268,6 +268,9 @@ class InferenceSettings(Section):
     place of the published ones; or ``estimated``: from each image, of two stains."""
     dab_threshold: PositiveFloat = 0.2
     """Mean optical density of DAB in an object from which on it counts as positive; the default is QuPath's."""
+    regions: Path | None = None
+    """Folder of outlines of regions, ``<image>.geojson`` as QuPath exports annotations, that are measured one by one;
+    null for none."""
     slide_megapixels: PositiveFloat = 16.0
     """Images above this size, and all slides, are read and written a few rows at a time."""
     skip_glass: bool = True

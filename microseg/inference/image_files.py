@@ -23,6 +23,7 @@ from microseg.models.separation import Separation, separate_objects
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import ImageInfo, Provenance, Record, read_record
+from microseg.outputs.regions import check_region_folder, region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip, load_writers
@@ -52,6 +53,7 @@ class BatchOptions:
         keep_existing: Skip images whose outputs exist, though another model or other settings made them.
         bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
         stains: Stains that are measured in objects.
+        regions: Folder of outlines of regions that are measured one by one; None for none.
         processes: Processes that read and write images beside the network; 0: threads of this process. None: threads,
             which share the cores with the network; where it computes on CUDA, a process for each core but two.
 
@@ -67,10 +69,13 @@ class BatchOptions:
     keep_existing: bool = False
     bit_depth: int | None = None
     stains: StainOptions = field(default_factory=StainOptions)
+    regions: Path | None = None
     processes: int | None = None
 
     def __post_init__(self) -> None:
         load_writers(self.outputs)
+        if self.regions is not None:
+            check_region_folder(self.regions)
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,7 @@ class ImageFiles:
             provenance=self.provenance,
             instances=tuple(self.classes[index] for index in self.separation.classes),
             **stains,
+            **region_facts(self.options.regions, task.path),
         )
         slide = ArraySlide(image.pixels, task.path, image.mpp)
         try:
@@ -227,6 +233,8 @@ class ImageFiles:
             kept = self.options.keep_existing
             same = same and (kept or _key(record.provenance) == _key(self.provenance))
             same = same and (kept or self.options.stains.same(record))
+            regions = region_facts(self.options.regions, task.path)
+            same = same and record.regions_sha256 == regions.get("regions_sha256")
             complete = all((self.out / file).is_file() for file in record.outputs.values())
             if same and complete and set(self.options.outputs) <= record.outputs.keys():
                 return record

@@ -275,6 +275,7 @@ class ImagePipeline:
                 reference=self.reference,
                 bit_depth=self.options.bit_depth,
                 stains=self.options.stains,
+                regions=self.options.regions,
             )
         except OSError:
             raise

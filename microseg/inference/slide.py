@@ -18,6 +18,7 @@ from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.files import OUTPUTS, output_names
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
+from microseg.outputs.regions import region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip
@@ -46,6 +47,7 @@ def segment_slide(
     reference: ReferenceDistribution | None = None,
     bit_depth: int | None = None,
     stains: StainOptions | None = None,
+    regions: Path | None = None,
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -65,6 +67,7 @@ def segment_slide(
         reference: Reference distribution of the model; None: no out-of-distribution score.
         bit_depth: See `read_image`.
         stains: Stains that are measured in objects; None for none.
+        regions: Folder of outlines of regions that are measured one by one; None for none.
 
     Returns:
         The record.
@@ -93,6 +96,7 @@ def segment_slide(
             provenance=provenance,
             instances=tuple(engine.classes[index] for index in engine.instances),
             **(stains or StainOptions()).facts(lambda: np.array(tissue_windows(view, tissue), np.uint8)),
+            **region_facts(regions, path),
         )
         separation = engine.separation()  # of a mask with the model's pixel size
         with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:

@@ -7,6 +7,7 @@ from csv import reader as csv_reader
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -198,6 +199,16 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
             columns = _join_tables([(summary.out / it.outputs["objects"], it.provenance.model) for it in records], part)
         with atomic_write(summary.measurements.with_suffix(".parquet")) as part:
             _write_parquet(summary.measurements, part, columns)
+    if tables := [summary.out / it.outputs["regions"] for it in records if "regions" in it.outputs]:
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a region may be named NA
+        regions = pd.concat([pd.read_csv(table, **options) for table in tables], ignore_index=True)
+        with atomic_write(summary.out / "regions.csv") as part:
+            regions.to_csv(part, index=False)
+        with atomic_write(summary.out / "regions.parquet") as part:
+            regions.to_parquet(part, index=False)
+    else:  # those of an earlier run
+        for suffix in (".csv", ".parquet"):
+            (summary.out / f"regions{suffix}").unlink(missing_ok=True)
     provenance = {record.provenance.model: record.provenance for record in records}
     facts = {"kind": "microseg batch 1", **asdict(summary), "created": datetime.now(UTC), "provenance": provenance}
     facts["records"] = [f"{record.name}.json" for record in records]

@@ -60,6 +60,8 @@ class ImageInfo(BaseModel):
         stains: Stains that are measured.
         stain_vectors: Optical density of each in the red, green and blue channel; empty for the published ones.
         stains_estimated: Whether these were estimated from the image.
+        regions: File of the outlines of regions that are measured one by one; None for none.
+        regions_sha256: SHA-256 of that file.
         dab_threshold: Mean optical density of DAB from which on an object is positive; None where it is not measured.
     """
 
@@ -79,6 +81,8 @@ class ImageInfo(BaseModel):
     stain_vectors: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     stains_estimated: bool = False
     dab_threshold: float | None = None
+    regions: str | None = None
+    regions_sha256: str | None = None
 
     @field_validator("source", mode="before")
     @classmethod

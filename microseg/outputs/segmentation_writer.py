@@ -58,6 +58,8 @@ class SegmentationWriter:
         self._separation = separation
         if image.instances and "labels" in outputs and not isinstance(outputs, str):
             outputs = [*outputs, "instances"]  # which pixels belong to which object cannot be told from the mask
+        if image.regions is not None and not isinstance(outputs, str):
+            outputs = [*outputs, "regions"]
         self._types = load_writers(outputs)
         refused = [name for name, writer in self._types.items() if writer.needs_probabilities]
         if slide and refused:
@@ -69,23 +71,24 @@ class SegmentationWriter:
         self._pixels = np.zeros(256, np.int64)  # of each mask value
 
     def __enter__(self) -> Self:
-        self._stack = ExitStack()
-        self._staging = self._stack.enter_context(staged(self._folder, self._image.name))
-        self._writers: list[OutputWriter] = []
-        for name, writer_type in self._types.items():
-            writer = writer_type(self._staging / self._files[name], self._image, self._thumbnail)
-            self._stack.callback(writer.close)
-            self._writers.append(writer)
-        finder = ObjectFinder(
-            self._image.mask_shape[1],
-            self._staging,
-            outlines=any(writer.needs_objects for writer in self._writers) or self._image.dab_threshold is not None,
-            piece=PIECE if self._slide else None,
-            separation=self._separation,
-            stains=image_stains(self._image),
-            numbers=any(writer.needs_labels for writer in self._writers),
-        )
-        self._objects = self._stack.enter_context(finder)
+        with ExitStack() as stack:  # closed if a writer cannot be made
+            self._staging = stack.enter_context(staged(self._folder, self._image.name))
+            self._writers: list[OutputWriter] = []
+            for name, writer_type in self._types.items():
+                writer = writer_type(self._staging / self._files[name], self._image, self._thumbnail)
+                stack.callback(writer.close)
+                self._writers.append(writer)
+            finder = ObjectFinder(
+                self._image.mask_shape[1],
+                self._staging,
+                outlines=any(writer.needs_objects for writer in self._writers) or self._image.dab_threshold is not None,
+                piece=PIECE if self._slide else None,
+                separation=self._separation,
+                stains=image_stains(self._image),
+                numbers=any(writer.needs_labels for writer in self._writers),
+            )
+            self._objects = stack.enter_context(finder)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_error: object) -> None:
