@@ -35,6 +35,7 @@ from PIL import Image, ImageFile, ImageOps
 from microseg.errors import DataError, ImageReadError
 from microseg.files import atomic_write
 from microseg.slides.color import measured_bit_depth, over_white, scale_to_8_bits
+from microseg.slides.plain_png import read_plain_png
 from microseg.slides.tiff_image import TiffImage, upright
 from microseg.slides.tiff_layout import is_tiff
 
@@ -97,6 +98,9 @@ def read_image(path: Path | str, png: bytes | None = None, bit_depth: int | None
                 alpha = scale_to_8_bits(path, values[..., -1], 16)  # transparency always has the range of the file
                 color = over_white(color, alpha)
             return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
+        if (plain := read_plain_png(path, png)) is not None:
+            _check_pixels(path, plain.size // 3)
+            return plain
         image = decode(path, png)
         if image.has_transparency_data:
             rgba = np.asarray(image.convert("RGBA"))
