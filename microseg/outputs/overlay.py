@@ -35,6 +35,7 @@ _FILL = 0.08  # opacity of the inside of objects: the stain must stay readable
 _RIM = 0.6  # opacity of the dark rim beside each line, which makes it stand out on any stain
 _GAP, _WHITE, _INK = 12, (255, 255, 255), (30, 30, 30)
 _LEAST = 500  # pixels of the longer side of an overlay file; drawing a larger one takes longer than segmenting
+_PAINTED = 2**15  # pixels that are painted at once
 _MOST, _SAMPLED = 4096, 2048  # longer side of a mask that is drawn as it is, and that larger ones are sampled to
 
 
@@ -158,13 +159,14 @@ def draw_overlay(
         highest, lowest = _spread(objects, width, np.maximum), _spread(objects, width, np.minimum)
         line = (highest != lowest).view(np.uint8)  # (h, w)
         line = line if touching is None else line | _spread(touching, width - 1, np.maximum)
-    drawn = Image.fromarray(image)
-    drawn = drawn.copy() if drawn.size == size else drawn.resize(size, Image.Resampling.BICUBIC)
-    drawn.paste(_color_of(objects), (0, 0), Image.fromarray((objects > 0) * np.uint8(255 * _FILL)))
+    if image.shape[1::-1] != size:
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), np.uint8)
+    planes = image.transpose(2, 0, 1).copy()  # (3, h, w)
+    _paint(planes, _colors_of(objects), (objects > 0) * np.uint8(255 * _FILL))
     if not thin:
-        drawn.paste((0, 0, 0), (0, 0), _soft(_spread(line, 1, np.maximum), _RIM))
-    drawn.paste(_color_of(highest), (0, 0), Image.fromarray(line * np.uint8(255)) if thin else _soft(line))
-    return np.asarray(drawn, np.uint8)
+        _paint(planes, (0, 0, 0), _soft(_spread(line, 1, np.maximum), _RIM))
+    _paint(planes, _colors_of(highest), line * np.uint8(255) if thin else _soft(line))
+    return np.asarray(Image.merge("RGB", [Image.fromarray(plane) for plane in planes]), np.uint8)
 
 
 def draw_panel(
@@ -265,30 +267,56 @@ def _spread(values: npt.NDArray[np.uint8], radius: int, extreme: np.ufunc) -> np
     return values
 
 
-def _colored(mask: npt.NDArray[np.uint8]) -> Image.Image:
-    """A mask in the colors of its classes."""
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(color_table().tobytes())
-    return picture.convert("RGB")
+def _paint(planes: Picture, colors: Color | Picture, opacity: Picture) -> None:
+    """Paint colors over a picture, in place; the same values as Pillow's ``paste``, in less than half its time.
+
+    Args:
+        planes: Red, green and blue of the picture.
+        colors: One color, or the color of each pixel.
+        opacity: 0..255.
+
+    Shape:
+        planes and colors (3, h, w), opacity (h, w)
+    """
+    rows = max(1, _PAINTED // planes.shape[2])
+    for top in range(0, planes.shape[1], rows):
+        part = slice(top, top + rows)
+        share = opacity[part].astype(np.uint16)
+        rest = 255 - share
+        for plane, color in zip(planes[:, part], colors, strict=True):
+            values = plane * rest
+            if not isinstance(color, int):
+                values += share * color[part]
+            elif color:
+                values += share * np.uint16(color)
+            values += 128
+            values += values >> 8  # a division by 255, rounded
+            values >>= 8
+            plane[:] = values
 
 
-def _color_of(mask: npt.NDArray[np.uint8]) -> Image.Image | Color:
-    """A mask in the colors of its classes; the color itself where there is one class beside the background."""
+def _colors_of(mask: Picture) -> Color | Picture:
+    """The color of each pixel of a mask, (3, h, w); the color itself where there is one class beside the background."""
     highest = mask.max()
-    return _colored(mask) if ((mask > 0) & (mask < highest)).any() else class_color(int(highest))
+    several = bool(((mask > 0) & (mask < highest)).any())
+    return np.ascontiguousarray(color_table().T)[:, mask] if several else class_color(int(highest))
 
 
-def _soft(band: npt.NDArray[np.uint8], opacity: float = 1.0) -> Image.Image:
+@functools.cache
+def _opacities(most: float) -> list[int]:
+    """Opacity at each value of a band that was spread, 0 to 36; for Pillow's ``point``."""
+    return [round(most * 255 * min(it, 36) / 36) for it in range(256)]
+
+
+def _soft(band: Picture, opacity: float = 1.0) -> Picture:
     """Opacity of a band of ones, with soft edges: a Gaussian of 0.6 pixels, 1-4-1 along both axes."""
     for axis in (0, 1):
         values = band.swapaxes(0, axis)
-        spread: npt.NDArray[np.uint8] = values * np.uint8(4)
+        spread: Picture = values * np.uint8(4)
         spread[1:] += values[:-1]
         spread[:-1] += values[1:]
         band = spread.swapaxes(0, axis)  # up to 6, then 36
-    return Image.fromarray(np.ascontiguousarray(band)).point(
-        [round(opacity * 255 * min(it, 36) / 36) for it in range(256)]
-    )
+    return np.asarray(Image.fromarray(np.ascontiguousarray(band)).point(_opacities(opacity)), np.uint8)
 
 
 def _to_height(picture: Picture, height: int) -> Image.Image:

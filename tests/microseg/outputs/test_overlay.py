@@ -8,7 +8,15 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from microseg.errors import DataError
-from microseg.outputs.overlay import OverlayWriter, class_color, color_table, draw_overlay, draw_panel
+from microseg.outputs.overlay import (
+    OverlayWriter,
+    _colors_of,
+    _paint,
+    class_color,
+    color_table,
+    draw_overlay,
+    draw_panel,
+)
 from microseg.outputs.scale_bar import bar_length, draw_scale_bar
 from microseg.outputs.writers import MaskStrip
 from tests.microseg.outputs.finding import image_info
@@ -89,6 +97,20 @@ def test_scale_bars_have_round_lengths(microns: float, length: float) -> None:
 def test_small_pictures_have_no_scale_bar() -> None:
     picture = np.zeros((100, 100, 3), np.uint8)
     assert draw_scale_bar(picture, 0.5) is picture
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_paints_like_pillow(classes: int) -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (300, 401, 3), np.uint8)
+    mask = random.integers(0, classes, (30, 41), np.uint8).repeat(10, 0).repeat(10, 1)[:, :401]
+    opacity = random.integers(0, 256, (300, 401), np.uint8)
+    colors = color_table()[mask] if classes > 2 else np.full_like(image, class_color(1))
+    picture = Image.fromarray(image)
+    picture.paste(Image.fromarray(colors), (0, 0), Image.fromarray(opacity))
+    planes = image.transpose(2, 0, 1).copy()
+    _paint(planes, _colors_of(mask), opacity)
+    np.testing.assert_array_equal(planes.transpose(1, 2, 0), np.asarray(picture))
 
 
 def test_does_not_draw_ignored_and_background_pixels() -> None:
