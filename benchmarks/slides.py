@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.results import provenance
@@ -37,7 +38,9 @@ from microseg.inference.engine import Engine
 from microseg.models.files import load_network
 from microseg.models.network import configure_network
 from microseg.slides.images import write_png
-from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
+from microseg.slides.readers import open_slide
+from microseg.slides.tissue import find_tissue
+from microseg.synthetic.labs import LAB_A, LAB_B, generate_image, generate_lab
 from microseg.synthetic.slides import generate_slide, generate_slide_lab, write_pyramid
 from microseg.training.devices import make_fabric
 
@@ -45,6 +48,7 @@ __all__ = ["main"]
 
 _PARTS = ("ingest", "adaptation")
 _MPP = 1.0
+_TILE, _EVERY = 512, 8  # side of the tiles that are cut out, and how many tiles of tissue one is taken of
 _REFERENCES = 16  # images, of as many slides, that models are scored on
 
 
@@ -178,8 +182,8 @@ def _compare_adaptation(folder: Path, incoming: Path, args: argparse.Namespace) 
     source = generate_lab(folder / "lab_a", LAB_A, images=24, size=256, mpp=_MPP, labelled=True, seed=args.seed)
     labs = folder / "labs"
     lab_a, lab = (open_lab_dataset(ingest_lab(it, labs, folder / "quarantine").folder) for it in (source, incoming))
-    cut = _cut_tiles(folder / "tiles", labs, args)
-    references = _references(folder / "truth", args)
+    cut = _cut_tiles(folder / "tiles", incoming / "images", labs)
+    references = _references(folder / "truth", args.seed)
     unlabelled = LabDataset(lab.folder, lab.metadata, tuple(row for row in lab.rows if row.mask is None), lab.slides)
     values = {}
     train_settings, adapt_settings = TrainSettings(steps=args.steps), AdaptSettings(steps=args.steps)
@@ -198,28 +202,35 @@ def _compare_adaptation(folder: Path, incoming: Path, args: argparse.Namespace) 
     return values
 
 
-def _cut_tiles(folder: Path, labs: Path, args: argparse.Namespace) -> LabDataset:
-    """A lab of tiles of the slides' tissue."""
+def _cut_tiles(folder: Path, slides: Path, labs: Path) -> LabDataset:
+    """A lab of tiles that were cut out of the slides' tissue."""
     (folder / "images").mkdir(parents=True)
     write_lab_metadata(folder, LabMetadata(lab="tiles", stain=LAB_B.stain, classes=LAB_B.classes, mpp=_MPP))
-    for number in range(args.slides):
-        made = generate_slide(LAB_B, args.side, _MPP, 1000 * args.seed + number)
-        for left, top, right, bottom in made.tissue[::8]:
-            name = f"{number:03d}_{left}_{top}"
-            write_png(folder / "images" / f"{name}.png", made.image[top:bottom, left:right])
+    for path in sorted(slides.iterdir()):
+        with open_slide(path) as slide:
+            shows = find_tissue(slide)
+            across, down = slide.width // _TILE, slide.height // _TILE
+            places = [
+                (x * _TILE, y * _TILE)
+                for y in range(down)
+                for x in range(across)
+                if shows.touches((x + 0.4) / across, (y + 0.4) / down, (x + 0.6) / across, (y + 0.6) / down)
+            ]
+            for x, y in places[::_EVERY]:
+                write_png(folder / "images" / f"{path.stem}_{x}_{y}.png", slide.read_region(0, x, y, _TILE, _TILE))
     return open_lab_dataset(ingest_lab(folder, labs, folder / "quarantine").folder)
 
 
-def _references(folder: Path, args: argparse.Namespace) -> list[Reference]:
+def _references(folder: Path, seed: int) -> list[Reference]:
     """Tissue of slides that are not in the lab."""
     references = []
     for number in range(_REFERENCES):
-        made = generate_slide(LAB_B, 1024, _MPP, 1000 * args.seed + 500 + number)
-        left, top, right, bottom = made.tissue[0]
+        own = LAB_B.vary(np.random.default_rng((1000 * seed + 500 + number, 11)))
+        image, mask = generate_image(own, _TILE, _MPP, (seed, 500, number))
         truth = folder / f"{number:03d}"
         truth.mkdir(parents=True)
-        write_png(truth / "image.png", made.image[top:bottom, left:right])
-        write_png(truth / "mask.png", made.mask[top:bottom, left:right])
+        write_png(truth / "image.png", image)
+        write_png(truth / "mask.png", mask)
         references.append(Reference(truth.name, truth / "image.png", truth / "mask.png", _MPP))
     return references
 
