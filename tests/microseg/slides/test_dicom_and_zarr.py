@@ -1,14 +1,26 @@
 """DICOM whole slides and OME-Zarr, compared with the pixels that they were written from."""
 
+import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    VLWholeSlideMicroscopyImageStorage,
+    generate_uid,
+)
 
 from microseg.errors import ImageReadError
 from microseg.slides import limited
@@ -26,8 +38,17 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (256, 320, 3), np.uint8)
 
 
-def write_dicom(path: Path, pixels: np.ndarray, series: str, *, level: int = 0) -> Path:
-    """Write one level as tiles in full order, without compression."""
+def write_dicom(
+    path: Path,
+    pixels: np.ndarray,
+    series: str,
+    *,
+    level: int = 0,
+    encode: Callable[[np.ndarray], bytes] | None = None,
+    syntax: str = ExplicitVRLittleEndian,
+    photometric: str = "RGB",
+) -> Path:
+    """Write one level as tiles in full order; without compression, or each encoded."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % TILE), (0, -width % TILE), (0, 0)))
     frames = [
@@ -36,7 +57,7 @@ def write_dicom(path: Path, pixels: np.ndarray, series: str, *, level: int = 0) 
         for x in range(0, width, TILE)
     ]
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = VLWholeSlideMicroscopyImageStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = VLWholeSlideMicroscopyImageStorage, syntax
     meta.MediaStorageSOPInstanceUID = generate_uid()
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
@@ -49,7 +70,7 @@ def write_dicom(path: Path, pixels: np.ndarray, series: str, *, level: int = 0) 
     data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = width, height
     data.Columns = data.Rows = TILE
     data.NumberOfFrames, data.NumberOfOpticalPaths, data.TotalPixelMatrixFocalPlanes = len(frames), 1, 1
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, photometric, 0
     data.BitsAllocated = data.BitsStored = 8
     data.HighBit, data.PixelRepresentation = 7, 0
     spacing, measures, groups = MPP / 1000 * 2**level, Dataset(), Dataset()
@@ -59,7 +80,11 @@ def write_dicom(path: Path, pixels: np.ndarray, series: str, *, level: int = 0) 
     optical = Dataset()
     optical.OpticalPathIdentifier = "0"
     data.OpticalPathSequence = Sequence([optical])
-    data.PixelData = b"".join(frame.tobytes() for frame in frames)
+    if encode is None:
+        data.PixelData = b"".join(frame.tobytes() for frame in frames)
+    else:
+        data.PixelData = encapsulate([encode(frame) for frame in frames])
+        data["PixelData"].is_undefined_length = True
     data.save_as(path, enforce_file_format=True)
     return path
 
@@ -108,6 +133,57 @@ def test_dicom_has_the_pixels_it_was_written_from(dicom, pixels, single):
         assert slide.path == path
         check(slide, pixels)
     assert is_slide(path, megapixels=1000)
+
+
+def encode_jpeg(tile):
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def smooth(pixels):
+    """Pixels that lossy compression keeps nearly."""
+    return np.asarray(Image.fromarray(pixels[::16, ::16]).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
+
+
+def test_dicom_compressed_as_jpeg(tmp_path, pixels):
+    written = smooth(pixels)
+    options = {"encode": encode_jpeg, "syntax": JPEGBaseline8Bit, "photometric": "YBR_FULL_422"}
+    path = write_dicom(tmp_path / "a.dcm", written, generate_uid(), **options)
+    expected = np.zeros_like(written)
+    for y in range(0, len(written), TILE):
+        for x in range(0, written.shape[1], TILE):
+            tile = Image.open(io.BytesIO(encode_jpeg(np.ascontiguousarray(written[y : y + TILE, x : x + TILE]))))
+            expected[y : y + TILE, x : x + TILE] = tile
+    with open_slide(path) as slide:
+        found = slide.read_region(0, 0, 0, slide.width, slide.height)
+    assert np.abs(found.astype(int) - expected).max() <= 2
+    assert np.abs(found.astype(int) - written).mean() < 3  # colors are not swapped
+
+
+def test_dicom_compressed_as_lossless_jpeg_2000(tmp_path, pixels):
+    options = {"syntax": JPEG2000Lossless, "photometric": "YBR_RCT"}
+
+    def encode(tile):
+        return imagecodecs.jpeg2k_encode(tile, codecformat="j2k", level=0, mct=True, reversible=True)
+
+    path = write_dicom(tmp_path / "a.dcm", pixels, generate_uid(), encode=encode, **options)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, slide.width, slide.height), pixels)
+
+
+def test_dicom_in_a_compression_that_openslide_does_not_read_is_refused(tmp_path, pixels):
+    path = write_dicom(tmp_path / "a.dcm", pixels, generate_uid(), encode=bytes, syntax=RLELossless)
+    with pytest.raises(ImageReadError):
+        open_slide(path)
+
+
+def test_dicom_of_two_slides_with_one_series_is_refused(tmp_path, pixels):
+    series = generate_uid()
+    write_dicom(tmp_path / "a.dcm", pixels, series)
+    write_dicom(tmp_path / "b.dcm", pixels[:, ::-1], series)
+    with pytest.raises(ImageReadError), open_slide(tmp_path / "a.dcm") as slide:
+        slide.read_region(0, 0, 0, slide.width, slide.height)
 
 
 def test_dicom_is_found_in_folders(dicom, tmp_path):
