@@ -16,7 +16,7 @@ import numpy.typing as npt
 from microseg.datasets.stain import optical_density
 from microseg.slides.artifacts import FOCUS_MPP, is_out_of_focus, pen_map
 from microseg.slides.slide import Slide
-from microseg.slides.tissue import THUMBNAIL_SIDE, tissue_map
+from microseg.slides.tissue import THUMBNAIL_SIDE, TissueMap, tissue_map
 
 __all__ = ["Box", "Field", "FieldRecipe", "FoundFields", "choose_fields", "labelled_fields", "spread"]
 
@@ -73,12 +73,14 @@ class FoundFields:
         tissue: Fraction of the slide that is tissue.
         pen: Fraction of the tissue that is marker pen.
         out_of_focus: Fraction of the places looked at that are out of focus.
+        map: Where the slide shows tissue.
     """
 
     fields: tuple[Field, ...]
     tissue: float
     pen: float
     out_of_focus: float
+    map: TissueMap
 
 
 def choose_fields(slide: Slide, mpp: float, recipe: FieldRecipe) -> FoundFields:
@@ -93,7 +95,8 @@ def choose_fields(slide: Slide, mpp: float, recipe: FieldRecipe) -> FoundFields:
         ImageReadError: The slide cannot be read where it was looked at.
     """
     thumbnail = slide.thumbnail(THUMBNAIL_SIDE)  # (h, w, 3)
-    tissue = tissue_map(thumbnail).tissue
+    shows = tissue_map(thumbnail)
+    tissue = shows.tissue  # (h, w)
     pen = pen_map(thumbnail, tissue, mpp * slide.width / thumbnail.shape[1])
     side = min(recipe.side(mpp), slide.width, slide.height)
     rng = np.random.default_rng((recipe.seed, slide.width, slide.height))
@@ -120,7 +123,7 @@ def choose_fields(slide: Slide, mpp: float, recipe: FieldRecipe) -> FoundFields:
     kept.sort(key=lambda field: (field.box[1], field.box[0]))
     tissue_pixels = max(1, int(tissue.sum()))
     share = float((pen & tissue).sum() / tissue_pixels)
-    return FoundFields(tuple(kept), float(tissue.mean()), share, blurred / max(1, looked_at))
+    return FoundFields(tuple(kept), shows.fraction, share, blurred / max(1, looked_at), shows)
 
 
 def labelled_fields(regions: Iterable[Box], width: int, height: int, side: int) -> Iterator[tuple[Field, Box]]:

@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 
 from microseg import limits
-from microseg.annotations.classes import LabelClasses
+from microseg.annotations.classes import IGNORE, LabelClasses
 from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation
 from microseg.annotations.labels import Labels
@@ -23,12 +23,14 @@ from microseg.slides.parts import missing_parts
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.slides.slide import Slide
 from microseg.slides.tiff_layout import is_tiff
+from microseg.slides.tissue import TissueMap
 
-__all__ = ["CheckedSlide", "check_slide", "labels_digest", "read_labels"]
+__all__ = ["CheckedSlide", "check_slide", "labels_digest", "read_labels", "regions_on_glass"]
 
 _PLACES = 4  # read of each level at random, beside its corners and its center
 _PLACE_SIDE = 64  # pixels
 _MOST_PAGES = 4096  # of a TIFF
+_SEEN = 1024  # longer side at which an annotated region is looked at, in pixels
 _LABEL_SECONDS = 300.0  # a million outlines take about a minute
 
 
@@ -122,6 +124,22 @@ def read_labels(annotation: Path, slide: DatasetSlide, classes: LabelClasses) ->
     return limits.run_limited(
         str(annotation), read_annotation, annotation, image, classes, seconds=_LABEL_SECONDS, memory=4 * limits.MEMORY
     )
+
+
+def regions_on_glass(labels: Labels, tissue: TissueMap) -> tuple[int, int]:
+    """Number of annotated regions with outlines in them, and of those of them that show bare glass only.
+
+    Outlines of another slide are often there; a region without outlines may be drawn on glass on purpose.
+    """
+    drawn = glass = 0
+    for left, top, right, bottom in labels.known_boxes():
+        scale = min(1.0, _SEEN / max(right - left, bottom - top))
+        classes = labels.read(left, top, right - left, bottom - top, scale).classes
+        if ((classes > 0) & (classes < IGNORE)).any():
+            drawn += 1
+            width, height = labels.width, labels.height
+            glass += not tissue.touches(left / width, top / height, right / width, bottom / height)
+    return drawn, glass
 
 
 def check_extent(path: Path) -> None:

@@ -15,12 +15,14 @@ from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.fields import Box, Field, FieldRecipe, labelled_fields
 from microseg.datasets.lab import ImageMetadata, LabMetadata, image_key, image_name
 from microseg.datasets.listing import IncomingFiles
-from microseg.datasets.slide_checks import CheckedSlide, check_slide, labels_digest, read_labels
+from microseg.datasets.slide_checks import CheckedSlide, check_slide, labels_digest, read_labels, regions_on_glass
 from microseg.datasets.slides import SLIDES, DatasetSlide, SlideTable, store_slide
 from microseg.errors import MicrosegError
 from microseg.slides.identity import KnownHashes, source_state
 from microseg.slides.images import write_png
+from microseg.slides.limited import open_slide
 from microseg.slides.pixel_size import StatedMpp
+from microseg.slides.tissue import find_tissue
 
 __all__ = ["SlideOptions", "SlideUpdate"]
 
@@ -131,6 +133,7 @@ class SlideUpdate:
             except MicrosegError as error:
                 raise MicrosegError(f"{annotation}: {str(error).removeprefix(f'{annotation}: ')}") from error
             self.notes += [f"{annotation.name}: {note}" for note in labels.notes]
+            self._check_places(path, annotation, labels, checked)
         changed = 0 if labels is None else self._label(record, labels, group)
         if labels is not None and not changed and known is None:
             raise MicrosegError(f"{annotation}: expected labels, got none: nothing on the slide is annotated.")
@@ -147,6 +150,25 @@ class SlideUpdate:
             self.relabelled += 1
         self.slides[key] = record
         self.accepted += 1
+
+    def _check_places(self, path: Path, annotation: Path, labels: Labels, checked: CheckedSlide | None) -> None:
+        """Refuse outlines of which all are on glass, and note where some are."""
+        if checked is not None:
+            tissue = checked.found.map
+        else:
+            with open_slide(path) as slide:
+                tissue = find_tissue(slide)
+        drawn, glass = regions_on_glass(labels, tissue)
+        if glass and glass == drawn:
+            raise MicrosegError(
+                f"{annotation}: expected outlines on tissue, got {drawn} annotated regions that show bare glass: they "
+                "are of another slide, or at another magnification. Export those of this slide at full resolution."
+            )
+        if glass:
+            self.notes.append(
+                f"{annotation.name}: {glass} of {drawn} annotated regions with outlines show bare glass only; check "
+                "that they are in their place"
+            )
 
     def _stated_mpp(self, stated: ImageMetadata | None) -> StatedMpp | None:
         if stated is not None and stated.mpp is not None:

@@ -253,6 +253,40 @@ def test_rejects_the_annotation_of_another_slide(source, ingest, tmp_path):
     assert "another image or level" in reasons(tmp_path)["annotations/s1.geojson"]
 
 
+def draw(folder, name, squares):
+    """Annotated regions with a gland in each."""
+    builder = OutlineBuilder()
+    for left, top in squares:
+        for kind, inset in (("Region*", 0), ("gland", 20)):
+            low, high = inset, 100 - inset
+            corners = [(low, low), (high, low), (high, high), (low, high)]
+            builder.add(kind, [[[(left + x, top + y) for x, y in corners]]])
+    image = AnnotatedImage(f"{name}.svs", SIDE, SIDE, 1.0)
+    write_annotation(folder / "annotations" / f"{name}.geojson", builder.build(), image)
+
+
+@pytest.mark.parametrize("before", [False, True])  # whether the slide is in the dataset already
+def test_outlines_on_bare_glass_are_refused(source, ingest, made, tmp_path, before):
+    if before:
+        (source / "annotations" / "s0.geojson").unlink()
+        ingest(source)
+    draw(source, "s0", [(10, 10), (SIDE - 120, 10)])
+    _, lab = ingest(source)
+    assert "show bare glass: they are of another slide" in reasons(tmp_path)["annotations/s0.geojson"]
+    assert not lab.select(labelled=True)
+    draw(source, "s0", [(10, 10), made[0].tissue[0][:2]])
+    result, lab = ingest(source)
+    assert any("s0.geojson: 1 of 2 annotated regions with outlines show bare glass" in it for it in result.notes)
+    assert lab.select(labelled=True)
+
+
+def test_an_empty_region_may_be_on_glass(source, ingest):
+    outline(source, "s0", generate_slide(LAB_A, SIDE, 1.0, 0, tissue=0.01, block=128), [(10, 10, 110, 90)])
+    result, lab = ingest(source)
+    assert not result.rejected
+    assert set(np.unique(labels(lab)[0])) == {0, IGNORE}
+
+
 def test_new_content_under_the_name_of_a_slide_is_refused(source, ingest, made, tmp_path):
     ingest(source)
     write_pyramid(source / "images" / "s1.svs", made[2].image, 1.0)
