@@ -8,9 +8,10 @@ has a line for each field of a slide.
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,7 +82,7 @@ class ManifestRow:
     @property
     def slide(self) -> str | None:
         """Name of the file of a field's slide; None for an image."""
-        return None if self.x is None else Path(self.image).name
+        return None if self.x is None else self.image.rpartition("/")[2]
 
     @property
     def box(self) -> Box:
@@ -269,7 +270,7 @@ def write_manifest(folder: Path | str, rows: Iterable[ManifestRow]) -> None:
     with atomic_write(Path(folder) / MANIFEST_FILE) as part, part.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(columns)
-        values = (astuple(row)[: len(columns)] for row in rows)
+        values = map(attrgetter(*columns), rows)
         lines.writerows(["" if value is None else value for value in line] for line in values)
 
 

@@ -284,6 +284,8 @@ def _check_image_table(
     source: Path, table: dict[str, ImageMetadata], rows: dict[str, ManifestRow], rejected: tuple[RejectedFile, ...]
 ) -> None:
     """Check that each line of ``images.csv`` refers to an image, and changes the group of none."""
+    if not table:
+        return
     groups = {image_key(image_name(row.image)): row.group for row in rows.values()}
     known = groups.keys() | {image_key(image_name(file.file)) for file in rejected}
     if unknown := [stated.file for key, stated in table.items() if key not in known]:
@@ -374,6 +376,8 @@ def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[
         else:
             link_or_copy(folder / path, building / path)
     for row in dataset.rows:
+        if row.mask is None:
+            continue
         file = f"{INSTANCES}/{row.name}.png"
         found = staged / (new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else file)
         if row.mask not in new and not found.is_file():

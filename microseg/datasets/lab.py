@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -330,8 +331,12 @@ def image_name(path: Path | str, suffixes: tuple[str, ...] | None = None) -> str
         suffixes: Suffixes to remove; None for those of images and slides.
     """
     suffixes = readable_suffixes() if suffixes is None else suffixes
-    suffix = rf"(\.ome)*({'|'.join(map(re.escape, suffixes))})$"
-    return re.sub(suffix, "", Path(path).name, flags=re.IGNORECASE)
+    return _ending(suffixes).sub("", Path(path).name)
+
+
+@cache
+def _ending(suffixes: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(\.ome)*({'|'.join(map(re.escape, suffixes))})$", re.IGNORECASE)
 
 
 def image_key(name: str) -> str:
