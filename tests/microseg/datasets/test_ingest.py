@@ -490,12 +490,18 @@ def test_decodes_each_image_and_reads_lab_yaml_once(tmp_path, ingest, monkeypatc
     source = write_incoming(tmp_path / "in", {"a": 1, "b": 2}, masks="a")
     save(source / "images" / "c.bmp", noise(3))
     decoded, opened = [], []
-    original, read = images.decode, module.read_lab_metadata
+    original, plain, read = images.decode, images.read_plain_png, module.read_lab_metadata
 
     def decode(path, content=None):
         decoded.append("/".join(path.parts[-2:]))
         return original(path, content)
 
+    def read_plain_png(path, content=None):
+        if (found := plain(path, content)) is not None:
+            decoded.append("/".join(path.parts[-2:]))
+        return found
+
+    monkeypatch.setattr(images, "read_plain_png", read_plain_png)
     monkeypatch.setattr(images, "decode", decode)
     monkeypatch.setattr(index_masks, "decode", decode)
     monkeypatch.setattr(
