@@ -93,9 +93,9 @@ def _chunk(kind: bytes, data: bytes | memoryview) -> bytes:
     return b"".join([len(data).to_bytes(4), kind, data, zlib.crc32(data, zlib.crc32(kind)).to_bytes(4)])
 
 
-def _store(data: bytes) -> bytes:
+def _store(data: bytes | bytearray) -> bytes:
     """Data in the format of zlib, not compressed."""
-    parts = [b"\x78\x01"]
+    parts: list[bytes | bytearray] = [b"\x78\x01"]
     for start in range(0, len(data), _STORED):
         block = data[start : start + _STORED]
         parts += [struct.pack("<BHH", start + _STORED >= len(data), len(block), len(block) ^ 0xFFFF), block]
