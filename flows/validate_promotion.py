@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
 
 import typer
-from filelock import FileLock
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -31,6 +30,7 @@ from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, RegistryError, TransientError, VersionNotFoundError
+from microseg.locks import lock_file
 from microseg.registry.decision import ACCEPTED, MET, NOT_EVALUATED, Decision, RuleResult
 from microseg.registry.production import REASON_TAG, Judgement, Promotion
 from microseg.registry.transitions import Entry
@@ -148,9 +148,7 @@ def one_writer(settings: Settings) -> Iterator[None]:
 
     The history decides who was first, also between machines: this lock only saves work.
     """
-    lock = settings.home.records / "promotion.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with lock_file(settings.home.records / "promotion.lock"):
         yield
 
 

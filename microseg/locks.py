@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from microseg.errors import LockedError
-from microseg.files import write_text_file
+from microseg.files import disk_full_error, write_text_file
 from microseg.parsing import parse_json
 
-__all__ = ["exclusive", "try_lock"]
+__all__ = ["exclusive", "lock_file", "try_lock"]
 
 
 @contextmanager
@@ -30,16 +30,15 @@ def exclusive(path: Path, what: str, *, waiting: Callable[[str], None] | None = 
     Raises:
         LockedError: Another process holds it, and ``waiting`` is None.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     owner, lock = path.with_name(f"{path.name}.owner"), FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, path, wait=False)
     except Timeout:
         message = f"{what[:1].upper()}{what[1:]} is in use by {_holder(owner)}"
         if waiting is None:
             raise LockedError(f"{message}. Wait until it has ended, or end it.") from None
         waiting(f"{message}: waiting for it to end.")
-        lock.acquire()
+        _acquire(lock, path, wait=True)
     try:
         with suppress(OSError):  # the lock holds without it
             write_text_file(owner, json.dumps(_this_process()) + "\n")
@@ -61,10 +60,9 @@ def try_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     Yields:
         Whether it is held; False only where another process holds it and ``wait`` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        _acquire(lock, path, wait=wait)
     except Timeout:
         yield False
         return
@@ -72,6 +70,23 @@ def try_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Wait for a lock, and hold it for the duration of a ``with`` block. A process that dies releases it.
+
+    Args:
+        path: The lock file, which remains; its folder is created.
+    """
+    with try_lock(path, wait=True):
+        yield
+
+
+def _acquire(lock: BaseFileLock, path: Path, *, wait: bool) -> None:
+    with disk_full_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0)
 
 
 def _this_process() -> dict[str, object]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from microseg.annotations.formats import annotation_suffixes
 from microseg.annotations.instance_masks import INSTANCES, write_instances
@@ -37,6 +36,7 @@ from microseg.datasets.slide_update import SlideOptions, SlideUpdate
 from microseg.datasets.slides import SLIDES, store_slide, write_slides
 from microseg.errors import LabError
 from microseg.files import atomic_write, disk_full_error, link_or_copy
+from microseg.locks import lock_file
 from microseg.slides.folder import is_system_file
 from microseg.slides.identity import KnownHashes
 from microseg.slides.images import write_png
@@ -230,8 +230,7 @@ def lab_lock(labs: Path, lab: str) -> Iterator[Path]:
     Yields:
         Path at which the writer can build the new dataset, to rename it in the end; what is left there is removed.
     """
-    labs.mkdir(parents=True, exist_ok=True)
-    with FileLock(labs / f".{check_lab_name(lab)}.lock"):
+    with lock_file(labs / f".{check_lab_name(lab)}.lock"):
         folder, new, old = labs / lab, labs / f".{lab}.new", labs / f".{lab}.old"
         if old.exists() and not folder.exists():
             old.rename(folder)

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 
 from microseg.errors import MicrosegError
+from microseg.locks import lock_file
 from microseg.registry.connection import Connection
 from microseg.registry.version import EXPERIMENT
 
@@ -45,10 +46,9 @@ class RunLocks:
         if self._folder is None:
             yield {}
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         token = uuid4().hex
         file = self._folder / f"{token}.lock"
-        with FileLock(file):
+        with lock_file(file):
             yield {PROCESS_TAG: token}
             file.unlink(missing_ok=True)  # not after an error: the run may still be RUNNING
 

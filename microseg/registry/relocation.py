@@ -6,10 +6,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
-
 from microseg.config.environment import Home
 from microseg.files import write_text_file
+from microseg.locks import lock_file
 from microseg.parsing import parse_json
 
 __all__ = ["outside_locations", "update_moved_home"]
@@ -43,7 +42,7 @@ def update_moved_home(database: Path) -> Path | None:
     new = home.root.resolve()
     if home.last_root() == new:
         return None
-    with FileLock(home.root / ".relocation.lock"):
+    with lock_file(home.root / ".relocation.lock"):
         old = home.last_root()
         if old == new:  # another process was quicker
             return None

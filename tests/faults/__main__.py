@@ -7,17 +7,21 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.campaign import rows, table, try_scenario
+from tests.faults.injection import Fault
 from tests.faults.scenarios import SCENARIOS
+
+FAULTS: tuple[Fault, ...] = ("kill", "disk full")
 
 parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
 parser.add_argument("--most", type=int, help="writes to try in each scenario; all by default")
 parser.add_argument("--seed", type=int, default=0, help="seed of the choice")
 parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
 parser.add_argument("--json", type=Path, help="file for the table")
 options = parser.parse_args()
 trials = {}
 for name in options.scenarios:
-    for fault in ("kill", "disk full"):
+    for fault in options.faults:
         with tempfile.TemporaryDirectory(prefix="microseg-faults-") as folder:
             trials[name, fault] = try_scenario(name, fault, Path(folder) / name, options.most, options.seed)
         print(table({(name, fault): trials[name, fault]}).splitlines()[-1], file=sys.stderr, flush=True)

@@ -1,16 +1,19 @@
 """Locks between processes."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from microseg.errors import LockedError, is_transient
-from microseg.locks import exclusive
+from microseg.errors import LockedError, NoSpaceError, is_transient
+from microseg.locks import exclusive, lock_file, try_lock
 
 HOLD = (
     "import sys, time; from pathlib import Path; from microseg.locks import exclusive\n"
@@ -77,3 +80,15 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+@pytest.mark.parametrize("take", [lock_file, try_lock, lambda path: exclusive(path, "the outputs")])
+def test_a_full_disk_is_reported_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], AbstractContextManager[object]]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileLock, "acquire", full)
+    with pytest.raises(NoSpaceError, match="disk is full"), take(tmp_path / "folder" / "a.lock"):
+        pass

@@ -15,8 +15,6 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from microseg.datasets.ingest import lab_lock
 from microseg.datasets.lab import check_lab_name
 from microseg.datasets.slides import SLIDES
@@ -37,6 +35,7 @@ from microseg.datasets.versions.dvc import (
 from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
 from microseg.errors import SupersededError, VersioningError
 from microseg.files import link_or_copy
+from microseg.locks import lock_file
 from microseg.parsing import parse_json
 
 __all__ = ["DatasetStore", "code_commit"]
@@ -338,7 +337,7 @@ class DatasetStore:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VersioningError(f"{self.root}: expected a writable folder for datasets, got: {error}.") from error
-        with FileLock(self.root / ".lock"), known_hashes(self.root / "hashes.json"):
+        with lock_file(self.root / ".lock"), known_hashes(self.root / "hashes.json"):
             yield
 
     def _record(self, repo: Any, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
