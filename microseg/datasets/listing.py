@@ -15,7 +15,7 @@ from microseg.annotations.raster_masks import class_of_file
 from microseg.datasets.lab import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.escaping import printable
-from microseg.files import unsafe_reason
+from microseg.files import is_below, unsafe_reason
 from microseg.slides.folder import is_system_file
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.limited import is_slide
@@ -196,11 +196,16 @@ def _list_folder(
     usable: dict[str, list[Path]] = defaultdict(list)
     root = files.source / folder
     found = sorted(root.rglob("*")) if root.is_dir() else []
-    safe = (path for path in found if path.is_dir() or not unsafe_reason(path, files.roots))
+    outside = {path for path in found if path.is_dir() and not is_below(path, files.roots)}  # links, not followed
+    safe = (
+        path
+        for path in found
+        if not outside & {path, path.with_suffix("")} and (path.is_dir() or not unsafe_reason(path, files.roots))
+    )
     owners = slide_owners(safe, slide_suffixes()) if folder == "images" else {}
     for path in found:
         owner = owners.get(path)
-        if (path.is_dir() and owner is None) or owner not in (None, path):
+        if (path.is_dir() and owner is None and path not in outside) or owner not in (None, path):
             continue  # a part of a slide is checked with it
         if any(is_system_file(part) for part in path.relative_to(root).parts):
             files.skipped.append(files.path_of(path))
@@ -277,6 +282,9 @@ def reject_single_annotations(files: IncomingFiles) -> None:
 
 def _unsafe_reason(path: Path, roots: tuple[Path, ...]) -> str:
     """Why a file, or one of a slide, is not opened; see `unsafe_reason`."""
+    for folder in (path, path.with_suffix("")):  # the latter of an MRXS
+        if folder.is_dir() and not is_below(folder, roots):
+            return unsafe_reason(folder, roots)
     if not path.is_dir():
         reason = unsafe_reason(path, roots)
         if reason or not path.name.lower().endswith(slide_suffixes()):

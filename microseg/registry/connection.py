@@ -33,6 +33,7 @@ _HINTS = {  # an error code or a part of the message: the first match is shown
     "out-of-date database schema": "back the database up, then run `mlflow db upgrade` with its address",
     "database is locked": "other processes write to the same SQLite file: run an MLflow server on it instead",
     "PERMISSION_DENIED": "your account lacks the permission: ask the server's administrator for it",
+    "No module named": "install the package that is named there; the extra microseg[server] has that of PostgreSQL",
     "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
 _LASTING_HINTS = tuple(advice for pattern, advice in _HINTS.items() if pattern != "database is locked")
@@ -173,7 +174,7 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         text = getattr(error, "message", None) or str(error)
         code = getattr(error, "error_code", "")
         hint = next((advice for pattern, advice in _HINTS.items() if pattern == code or pattern in text), None)

@@ -19,7 +19,7 @@ from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import IngestResult, ingest_lab, lab_lock
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError, NoSpaceError
-from microseg.slides import images
+from microseg.slides import images, parts
 from microseg.slides.images import image_digest, read_image
 
 METADATA = "lab: north\nstain: H&E\nclasses: [background, gland]\n"
@@ -551,6 +551,24 @@ def test_links_out_of_the_delivery_are_rejected_and_never_copied(tmp_path, inges
     content = outside.read_bytes()
     assert not any(path.read_bytes() == content for path in (tmp_path / "quarantine").rglob("*") if path.is_file())
     assert ingest(source, allowed_roots=[tmp_path / "outside"]).images == 2
+
+
+def test_folders_of_slides_that_lead_out_of_the_delivery_are_not_listed(tmp_path, ingest, monkeypatch):
+    source, outside = write_incoming(tmp_path / "source", {"a": 1}), tmp_path / "outside"
+    outside.mkdir()
+    for name in (".zgroup", "secret.dat"):
+        (outside / name).write_bytes(b"x")
+    (source / "images" / "b.zarr").symlink_to(outside)
+    (source / "images" / "c").symlink_to(outside)
+    (source / "images" / "c.mrxs").write_bytes(b"x")
+    (source / "images" / "d").symlink_to(outside)
+    listed = []
+    monkeypatch.setattr(parts, "_files_below", lambda folder: listed.append(folder) or [])
+    assert ingest(source).images == 1
+    found = reasons(tmp_path)
+    assert set(found) == {f"images/{name}" for name in ("b.zarr", "c", "c.mrxs", "d")}
+    assert all("link to somewhere else" in reason and "secret" not in reason for reason in found.values())
+    assert listed == []
 
 
 @pytest.mark.parametrize("name", ["lab.yaml", "images.csv"])

@@ -47,6 +47,7 @@ def test_messages_contain_no_passwords() -> None:
         (MlflowException("who are you", UNAUTHENTICATED), "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         (MlflowException("no", PERMISSION_DENIED), "ask the server's administrator"),
         (MlflowException("Invalid Host header - possible …", PERMISSION_DENIED), "--allowed-hosts naming the host"),
+        (ModuleNotFoundError("No module named 'psycopg2'"), "install the package that is named there"),
         (MlflowException("Detected out-of-date database schema (found …)"), "`mlflow db upgrade`"),
     ],
 )
