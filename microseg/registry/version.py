@@ -135,7 +135,7 @@ def is_candidate(alias: str) -> bool:
     return alias == CANDIDATE or alias.startswith(f"{CANDIDATE}-")  # the former: of microseg 0.1
 
 
-def read_version(entry: "MlflowVersion", aliases: Mapping[str, str]) -> ModelVersion:
+def read_version(entry: "MlflowVersion", aliases: Mapping[str, str | int]) -> ModelVersion:
     """Convert MLflow's entity of a version.
 
     Args:

@@ -123,19 +123,19 @@ class Versions:
             number = next(iter(candidates.values()), None)
         else:
             number = aliases.get(key, int(key) if key.isdecimal() else None)
-        if number is not None and (version := self.get(number)) is not None:
+        if number is not None and (version := self._get(number, aliases)) is not None:
             return version
         requested = aliases.get(key) if is_production(key) else None
         raise VersionNotFoundError(_not_found(key, self.all(), requested))
 
     def get(self, number: int) -> ModelVersion | None:
         """Return a version by its number; None if there is none."""
+        return self._get(number, self.aliases())
+
+    def _get(self, number: int, aliases: Mapping[str, str | int]) -> ModelVersion | None:
         with self._connection.action("find a version") as client:
-            model = _registered_model(client)
-            if model is None:
-                return None
             try:
-                return read_version(client.get_model_version(MODEL_NAME, str(number)), model.aliases)
+                return read_version(client.get_model_version(MODEL_NAME, str(number)), aliases)
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
