@@ -115,18 +115,15 @@ def test_reading_commands_write_nothing(installation: Installation, tmp_path: Pa
     assert "segment" in installation.run(tmp_path, "microseg", "--help")
     assert "--json" in installation.run(tmp_path, "microseg", "status", "--help")
     assert "does not exist yet" in " ".join(installation.run(tmp_path, "microseg", "status").split())
-    assert "No microseg home" in installation.run(tmp_path, "microseg", "doctor")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_api_is_importable(installation: Installation, tmp_path: Path) -> None:
-    code = "from microseg import Segmenter, adapt, train; print(Segmenter.__module__)"
-    assert installation.run(tmp_path, "python", "-c", code) == "microseg.api.segmenter\n"
-
-
-def test_built_in_extensions_are_registered(installation: Installation, tmp_path: Path) -> None:
-    code = "from microseg.plugins import GROUPS, plugin_names; print(*(it for it in GROUPS if not plugin_names(it)))"
-    assert installation.run(tmp_path, "python", "-c", code).split() == []
+def test_api_is_importable_and_built_in_extensions_are_registered(installation: Installation, tmp_path: Path) -> None:
+    code = (
+        "from microseg import Segmenter, adapt, train; print(Segmenter.__module__)\n"
+        "from microseg.plugins import GROUPS, plugin_names; print([it for it in GROUPS if not plugin_names(it)])"
+    )
+    assert installation.run(tmp_path, "python", "-c", code) == "microseg.api.segmenter\n[]\n"
 
 
 @pytest.mark.long
@@ -140,3 +137,6 @@ def test_demo_runs_without_a_file_of_parameters(installation: Installation, tmp_
     status = json.loads(installation.run(tmp_path, "microseg", "status", "--json"))
     assert [lab["lab"] for lab in status["labs"]] == ["lab_a", "lab_b"]
     assert "var can be written" in installation.run(tmp_path, "microseg", "doctor")
+    (tmp_path / "empty").mkdir()
+    assert "No microseg home" in installation.run(tmp_path / "empty", "microseg", "doctor")
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -39,13 +39,13 @@ def test_side_of_a_field_is_in_microns_and_bounded():
 
 def test_spreads_fields_over_stain():
     """Two stains on one slide, the second one rare: it is chosen as well."""
-    one, other = (generate_slide(lab, 2048, 1.0, 3, tissue=0.5, block=256) for lab in (LAB_A, LAB_B))
+    one, other = (generate_slide(lab, 1024, 1.0, 3, tissue=0.5, block=128) for lab in (LAB_A, LAB_B))
     image = one.image.copy()
-    image[:, 1280:] = other.image[:, 1280:]
-    fields = choose(image, FieldRecipe(fields=6, microns=256)).fields
+    image[:, 640:] = other.image[:, 640:]
+    fields = choose(image, FieldRecipe(fields=6, microns=128)).fields
     assert len({field.cluster for field in fields}) > 1
-    assert any(field.box[0] > 1280 for field in fields)
-    assert any(field.box[2] < 1280 for field in fields)
+    assert any(field.box[0] > 640 for field in fields)
+    assert any(field.box[2] < 640 for field in fields)
 
 
 def test_leaves_out_what_is_out_of_focus(made):

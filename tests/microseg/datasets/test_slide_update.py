@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,10 +33,9 @@ def made():
     return [generate_slide(LAB_A, SIDE, 1.0, seed, tissue=0.4, block=128) for seed in range(3)]
 
 
-@pytest.fixture
-def source(tmp_path, made):
-    """Two slides with two annotated regions on the first, and an image."""
-    folder = tmp_path / "in"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, made):
+    folder = tmp_path_factory.mktemp("written") / "in"
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
     (folder / "lab.yaml").write_text("lab: north\nstain: H&E\nclasses: [background, gland]\n")
@@ -44,6 +44,12 @@ def source(tmp_path, made):
     write_png(folder / "images" / "plain.png", made[2].image[400:600, 400:600])
     outline(folder, "s0", made[0], [(400, 400, 500, 480), (600, 500, 700, 600)])
     return folder
+
+
+@pytest.fixture
+def source(tmp_path, written):
+    """Two slides with two annotated regions on the first, and an image."""
+    return shutil.copytree(written, tmp_path / "in")
 
 
 def outline(folder, name, slide, regions):

@@ -182,7 +182,7 @@ def test_slide_that_cannot_be_written_ends_the_batch(
         segment_batch(counting, images, tmp_path / "out", provenance=provenance, options=options)
 
 
-COUNT = 60  # images
+COUNT = 24  # images
 KILLED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes away from what runs behind it
