@@ -9,6 +9,7 @@ import pytest
 import typer
 import yaml
 from click.testing import Result
+from mlflow.models import Model
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.decision import Decision
 from microseg.registry.registry import Registry
-from microseg.registry.version import ModelVersion
+from microseg.registry.version import CARD_FILE, ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_lab
 
 TINY = {
@@ -147,6 +148,20 @@ def job(
         segmented,
         segmented_again,
     )
+
+
+def write_without_graph(folder: Path, model: Model, network: object, source: Path, example: object, card: str) -> None:
+    """Write an MLflow model without the exported graph."""
+    files = folder / "extra_files"
+    shutil.copytree(source, files)
+    (files / CARD_FILE).write_text(card, encoding="utf-8")
+    model.save(str(folder / "MLmodel"))
+
+
+@pytest.fixture(autouse=True)
+def _no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes half of the time of a short training; the models of `job` and of processes have the graph."""
+    monkeypatch.setattr("microseg.registry.serving.write_mlflow_model", write_without_graph)
 
 
 @pytest.fixture

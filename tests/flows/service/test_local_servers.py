@@ -4,6 +4,7 @@ A fault of the stack that nothing else shows: with some versions of Prefect's de
 answers, and schedules create no runs.
 """
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from prefect.states import Scheduled
 
 from flows.service.local_servers import command
 from microseg.config.environment import Home
+from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.versions.store import DatasetStore
 from microseg.models.files import load_network
 from microseg.registry.registry import Registry
@@ -79,12 +81,12 @@ def test_scheduled_batches_get_runs_and_run(servers: Servers, client: SyncPrefec
 def test_flows_started_on_the_server_use_the_same_home(
     servers: Servers, client: SyncPrefectClient, incoming_labs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    for flow, parameters in (("ingest", {"folder": str(incoming_labs[0])}), ("train", {"labs": ["lab_a"]})):
-        deployment = client.read_deployment_by_name(f"{flow}/{flow}")
-        run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters=parameters))
-        assert run.state.is_completed(), run.state.message
     store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
-    assert store.current("lab_a").files == 18  # 8 images, their masks, the card and the manifest
+    ingest_lab(incoming_labs[0], servers.home / "data" / "labs", servers.home / "data" / "quarantine")
+    store.commit("lab_a")
+    deployment = client.read_deployment_by_name("train/train")
+    run = ended(client, client.create_flow_run_from_deployment(deployment.id, parameters={"labs": ["lab_a"]}))
+    assert run.state.is_completed(), run.state.message
     with_server, without = Registry(servers.mlflow), Registry(f"sqlite:///{servers.home / 'mlflow' / 'mlflow.db'}")
     for number, registry in enumerate((with_server, without)):
         assert registry.versions.find("production").datasets == {"lab_a": store.current("lab_a").digest}
@@ -104,11 +106,19 @@ def test_ctrl_c_stops_all(servers: Servers, client: SyncPrefectClient) -> None:
 
 
 @pytest.mark.server
-def test_reports_the_last_output_of_a_server_that_cannot_start(params: Path, tmp_path: Path) -> None:
+def test_reports_the_last_output_of_a_server_that_cannot_start(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Home(tmp_path / "a home")
     home.create()
     home.mlflow.mkdir()
     (home.mlflow / "mlflow.db").write_text("no database")
+    # the Prefect server takes longer to start than the test: in its place, a process that does not answer
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "prefect.py").write_text("import time\ntime.sleep(1000)\n")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "first"), os.environ.get("PYTHONPATH")]))
+    )
     with started(tmp_path, params, "--no-deployments") as it:
         assert it.process.wait(PATIENCE) == 1
         output = it.output.read_text()
