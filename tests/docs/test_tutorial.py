@@ -44,6 +44,7 @@ TINY = {
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_first_adaptation(tmp_path: Path) -> None:
     """In a copy of the checkout, at a path with a space, with a tiny network."""
     checkout = tmp_path / "a check out"
@@ -56,6 +57,7 @@ def test_first_adaptation(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_own_labels_are_corrected_and_sent_back(tmp_path: Path) -> None:
     """The commands of "Your own labels" and "Correct in QuPath", with the files that the first one shows."""
     work = tmp_path / "work"
@@ -71,7 +73,7 @@ def test_own_labels_are_corrected_and_sent_back(tmp_path: Path) -> None:
     rows = [f"{file.name},{file.name[:7]},0.5" for file in sorted((lab / "images").iterdir())]
     assert set(lines) <= set(rows)
     (lab / "images.csv").write_text("\n".join([head, *rows, ""]))
-    segment, ingest = commands("correct")
+    segment, *send_back = commands("correct")
     run([*commands("own-labels"), segment], work, tmp_path)
 
     outlines = json.loads((work / "path" / "to" / "results" / "case-01-region-1.geojson").read_text())
@@ -86,7 +88,7 @@ def test_own_labels_are_corrected_and_sent_back(tmp_path: Path) -> None:
     ]
     (lab / "annotations").mkdir()
     (lab / "annotations" / "case-01-region-1.geojson").write_text(json.dumps(outlines))
-    run([ingest], work, tmp_path)
+    run(send_back, work, tmp_path)
     mask, original = (read_mask(next(it.rglob("masks/case-01-region-1.png"))) for it in (work / "var" / "data", lab))
     assert (mask[8:24, 8:24] == 1).all()
     assert (mask[30:60, 30:60] == 0).all()
