@@ -27,7 +27,8 @@ from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter, find_version
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.lab import LabMetadata, image_key, image_name, read_image_table, read_lab_metadata
+from microseg.datasets.image_table import image_key, image_name, read_image_table
+from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import batch_lock, plan_batch, segment_images
 from microseg.inference.image_pipeline import BatchOptions

@@ -16,7 +16,7 @@ from microseg.annotations.formats import read_annotation
 from microseg.annotations.index_masks import mask_advice
 from microseg.annotations.labels import LabelRegion
 from microseg.annotations.raster_masks import RasterMasks
-from microseg.datasets.lab import image_name
+from microseg.datasets.image_table import image_name
 from microseg.datasets.listing import IncomingFiles, reject_single_annotations
 from microseg.errors import ImageReadError, ResourceLimitError
 from microseg.slides import limited

@@ -20,7 +20,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, Type
 
 from microseg.annotations.instance_masks import INSTANCES
 from microseg.datasets.fields import Box, spread
-from microseg.datasets.lab import LabMetadata, image_name, read_lab_metadata
+from microseg.datasets.image_table import image_name
+from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.datasets.slides import SLIDES, SLIDES_FILE, DatasetSlide, SlideTable, read_slides
 from microseg.errors import DataError, LabError
 from microseg.files import atomic_write

@@ -15,17 +15,13 @@ from microseg.annotations.instance_masks import INSTANCES, write_instances
 from microseg.annotations.labels import LabelRegion
 from microseg.datasets.checks import CheckedImage, check_images, measure_bit_depth
 from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
+from microseg.datasets.image_table import IMAGE_TABLE_FILE, ImageMetadata, image_key, image_name, read_image_table
 from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
-    IMAGE_TABLE_FILE,
     LAB_FILE,
-    ImageMetadata,
     LabMetadata,
     check_lab_name,
-    image_key,
-    image_name,
     merge_metadata,
-    read_image_table,
     read_lab_metadata,
     write_lab_metadata,
 )

@@ -12,7 +12,7 @@ from microseg.annotations.coco import image_names
 from microseg.annotations.files import open_annotation
 from microseg.annotations.formats import OUTLINES, annotation_suffixes, is_annotation
 from microseg.annotations.raster_masks import class_of_file
-from microseg.datasets.lab import image_key, image_name
+from microseg.datasets.image_table import image_key, image_name
 from microseg.errors import ImageReadError, LabError
 from microseg.escaping import printable
 from microseg.files import is_below, unsafe_reason

@@ -5,7 +5,7 @@ from pathlib import Path
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.annotations.instance_masks import INSTANCES, read_instances, write_instances
 from microseg.datasets.checks import CheckedImage
-from microseg.datasets.lab import image_key, image_name
+from microseg.datasets.image_table import image_key, image_name
 from microseg.datasets.listing import IncomingFiles
 from microseg.errors import ImageReadError, MicrosegError
 from microseg.slides.folder import is_system_file

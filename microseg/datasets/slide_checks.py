@@ -13,7 +13,7 @@ from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation
 from microseg.annotations.labels import Labels
 from microseg.datasets.fields import FieldRecipe, FoundFields, choose_fields
-from microseg.datasets.lab import image_name
+from microseg.datasets.image_table import image_name
 from microseg.datasets.slides import DatasetSlide, slide_files
 from microseg.errors import ImageReadError
 from microseg.files import file_sha256

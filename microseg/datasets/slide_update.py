@@ -13,7 +13,8 @@ from microseg.annotations.labels import LabelRegion, Labels
 from microseg.datasets.corrections import merge_labels, renumber
 from microseg.datasets.dataset import LabDataset, ManifestRow
 from microseg.datasets.fields import Box, Field, FieldRecipe, labelled_fields
-from microseg.datasets.lab import ImageMetadata, LabMetadata, image_key, image_name
+from microseg.datasets.image_table import ImageMetadata, image_key, image_name
+from microseg.datasets.lab import LabMetadata
 from microseg.datasets.listing import IncomingFiles
 from microseg.datasets.slide_checks import CheckedSlide, check_slide, labels_digest, read_labels, regions_on_glass
 from microseg.datasets.slides import SLIDES, DatasetSlide, SlideTable, store_slide

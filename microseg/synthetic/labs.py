@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from microseg.datasets.lab import IMAGE_TABLE_FILE, LabMetadata, write_lab_metadata
+from microseg.datasets.image_table import IMAGE_TABLE_FILE
+from microseg.datasets.lab import LabMetadata, write_lab_metadata
 from microseg.errors import LabError
 from microseg.slides.images import write_png
 from microseg.synthetic.glands import CLASSES, LAB_A, LAB_B, LabProfile, StainAmounts

@@ -107,7 +107,7 @@ def _params(path: Path) -> None:
 
 
 def _table(path: Path) -> None:
-    from microseg.datasets.lab import read_image_table
+    from microseg.datasets.image_table import read_image_table
 
     read_image_table(path.parent)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.lab import read_image_table, read_lab_metadata
+from microseg.datasets.image_table import read_image_table
+from microseg.datasets.lab import read_lab_metadata
 from microseg.datasets.stain import STAIN_VECTORS, optical_density
 from microseg.errors import LabError
 from microseg.slides.images import read_image
