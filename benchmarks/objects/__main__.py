@@ -5,8 +5,8 @@
 A task is a folder with one labelled lab and one unlabelled lab, each with numbered objects in ``test/instances``, the
 labelled one in ``instances``, too. For each task and seed a network with an instance head is trained on the source lab
 and adapted to the target lab. Each of its segmentations is scored twice: ``instances``, the objects that the head
-separates, and ``components``, the connected regions of the same mask. ``split`` are these, divided by the distance
-transform of the mask. ``semantic`` is the network without the head, which the Dice and the time are compared with.
+separates, and ``components``, the connected regions of the same mask. ``split`` are these, divided by their shape, as
+``inference.split_touching`` does; ``watershed`` the same by a watershed of the distance transform of the whole image. ``semantic`` is the network without the head, which the Dice and the time are compared with.
 Finished networks are kept in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of
 the documentation: see benchmarks.report.
 """
@@ -37,7 +37,7 @@ from microseg.evaluation.references import LabelObjects, Reference, mean_scores,
 from microseg.files import atomic_write
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
-from microseg.models.separation import label_objects
+from microseg.models.separation import MASK_DEPTH, Separation, label_objects, separate_objects
 from microseg.slides.region import ImageSource
 from microseg.training.devices import make_fabric
 
@@ -72,10 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
     console, rows, speed = Console(), list[Row](), list[Row]()
+    measured = provenance("benchmarks.objects", arguments)  # before the file of the rows changes the checkout
 
     def write() -> None:
         if chosen.json is not None:
-            content = {"provenance": provenance("benchmarks.objects", arguments), "rows": rows, "speed": speed}
+            content = {"provenance": measured, "rows": rows, "speed": speed}
             with atomic_write(chosen.json) as part:
                 part.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -165,7 +166,9 @@ class _Run:
         network = load_network(folder)
         engine = Engine(network)
         ways: dict[str, LabelObjects] = {"components": lambda outputs, _mpp: label_objects(_mask(outputs, engine))}
-        ways["split"] = lambda outputs, _mpp: split_by_distance(_mask(outputs, engine))
+        shapes = Separation(tuple(range(1, len(engine.classes))), depth=MASK_DEPTH)
+        ways["split"] = lambda outputs, _mpp: separate_objects(_mask(outputs, engine), None, shapes)
+        ways["watershed"] = lambda outputs, _mpp: split_by_distance(_mask(outputs, engine))
         if self.with_head:
             ways["instances"] = engine.label_objects
         prefix = "" if self.with_head else "semantic "

@@ -19,6 +19,7 @@ import pandas as pd
 
 from benchmarks.report.adaptation import before_after, each_seed, methods, short, worst_case
 from benchmarks.report.gpu import gpu_table
+from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.results import markdown_table
 
 __all__ = ["DOCS", "RESULTS", "VIEWS", "ResultsError", "load", "render", "rewritten"]
@@ -33,6 +34,8 @@ VIEWS: Final[Mapping[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "short": short,
     "worst-case": worst_case,
     "gpu": gpu_table,
+    "objects": object_table,
+    "objects-speed": object_speed_table,
 }
 """Tables that are computed from results, by the name that a marker uses."""
 
