@@ -4,11 +4,12 @@
 
 A task is a folder with one labelled lab and one unlabelled lab, each with numbered objects in ``test/instances``, the
 labelled one in ``instances``, too. For each task and seed a network with an instance head is trained on the source lab
-and adapted to the target lab. Each of its segmentations is scored twice: ``instances``, the objects that the head
-separates, and ``components``, the connected regions of the same mask. ``split`` are these, divided by their shape, as
-``inference.split_touching`` does; ``watershed`` the same by a watershed of the distance transform of the whole image. ``semantic`` is the network without the head, which the Dice and the time are compared with.
-Finished networks are kept in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of
-the documentation: see benchmarks.report.
+and adapted to the target lab. Each of its segmentations is scored several times: ``instances``, the objects that the
+head separates, ``components``, the connected regions of the same mask, ``split``, these divided by their shape, as
+``inference.split_touching`` does, and ``watershed``, divided by a watershed of the distance transform of the whole
+image. ``semantic`` is the network without the head, which the Dice and the time are compared with. Finished networks
+are kept in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of the
+documentation: see benchmarks.report.
 """
 
 import argparse
