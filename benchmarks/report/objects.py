@@ -23,13 +23,14 @@ _COLUMNS = {
 def object_table(results: Sequence[dict[str, Any]]) -> str:
     """A line for each network and way of telling objects apart, on each lab: means over the seeds."""
     rows = [row for result in results for row in result["rows"]]
-    lines = []
+    lines: list[dict[str, str]] = []
     for task, target, method in dict.fromkeys((row["task"], row["target"], row["method"]) for row in rows):
         group = [row for row in rows if (row["task"], row["target"], row["method"]) == (task, target, method)]
-        line = {"task": task, "lab": "target" if target else "source", "network, objects": method.replace("_", " ")}
+        line: dict[str, str] = {"task": task, "lab": "target" if target else "source", "network, objects": method.replace("_", " ")}
         line["seeds"] = ", ".join(str(row["seed"]) for row in group)
         lines.append(line | {title: f"{mean(row[key] for row in group):.3f}" for key, title in _COLUMNS.items()})
-    return markdown_table(pd.DataFrame(sorted(lines, key=lambda it: (it["task"], it["lab"] != "target"))))
+    lines.sort(key=lambda it: (it["task"], it["lab"] != "target"))
+    return markdown_table(pd.DataFrame(lines))
 
 
 def object_speed_table(results: Sequence[dict[str, Any]]) -> str:
