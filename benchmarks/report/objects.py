@@ -26,8 +26,8 @@ def object_table(results: Sequence[dict[str, Any]]) -> str:
     lines: list[dict[str, str]] = []
     for task, target, method in dict.fromkeys((row["task"], row["target"], row["method"]) for row in rows):
         group = [row for row in rows if (row["task"], row["target"], row["method"]) == (task, target, method)]
-        line: dict[str, str] = {"task": task, "lab": "target" if target else "source", "network, objects": method.replace("_", " ")}
-        line["seeds"] = ", ".join(str(row["seed"]) for row in group)
+        line: dict[str, str] = {"task": task, "lab": "target" if target else "source"}
+        line |= {"network, objects": method.replace("_", " "), "seeds": ", ".join(str(row["seed"]) for row in group)}
         lines.append(line | {title: f"{mean(row[key] for row in group):.3f}" for key, title in _COLUMNS.items()})
     lines.sort(key=lambda it: (it["task"], it["lab"] != "target"))
     return markdown_table(pd.DataFrame(lines))
