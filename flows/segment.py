@@ -148,7 +148,7 @@ def segment(
             left_out=found.left_out,
             notes=[*notes, *depth_note],
         )
-        write_batch_page(summary)
+        write_batch_page(summary, slide_view=inference.slide_view)
     _show_in_prefect(summary)
     if summary.ood.exceeds_limits and deployment.id is not None:  # unattended
         what = f"{summary.ood.out_of_distribution} of {summary.ood.images} images of {source} are out of distribution"

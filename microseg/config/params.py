@@ -275,6 +275,8 @@ class InferenceSettings(Section):
     """Images above this size, and all slides, are read and written a few rows at a time."""
     skip_glass: bool = True
     """Do not compute tiles of a slide that show bare glass."""
+    slide_view: bool = False
+    """Write views of slides at full resolution with outlines, for the page of the batch; they take time and space."""
     chunk_size: PositiveInt = 100
     """Images of a batch that are segmented by one task."""
     workers: PositiveInt = 1

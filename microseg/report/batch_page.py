@@ -20,11 +20,13 @@ from microseg.outputs.columns import column
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Record, read_record
 from microseg.parsing import parse_json
+from microseg.report.slide_view import write_slide_view
 from microseg.report.thumbnails import Thumbnails, write_thumbnails
 
 __all__ = ["write_batch_page"]
 
 _FOLDER = "page"
+_SLIDES = "slides"  # views of slides, in that folder
 _ROWS = 2000  # images in a file of data
 _NAMED = 100  # images that are named in a list
 
@@ -39,11 +41,12 @@ _LABELS = {
 _CLASS_LABELS = {"objects": "objects", "objects_per_mm2": "objects per mm²", "area_fraction": "fraction of the area"}
 
 
-def write_batch_page(summary: BatchSummary) -> Path:
+def write_batch_page(summary: BatchSummary, *, slide_view: bool = False) -> Path:
     """Write ``index.html`` beside the tables of a batch; it links to the files of the folder only.
 
     Args:
         summary: Summary of a finished batch.
+        slide_view: Whether views of the slides at full resolution are written; see `write_slide_view`.
 
     Returns:
         Path of the page.
@@ -52,6 +55,9 @@ def write_batch_page(summary: BatchSummary) -> Path:
     facts = parse_json(summary.record.read_bytes(), any_names=True)
     records = [read_record(folder / name) for name in facts["records"]]
     thumbnails = write_thumbnails(records, folder, folder / _FOLDER / "thumbnails")
+    views: list[str | None] = [None] * len(records)
+    if slide_view:
+        views = [write_slide_view(record, folder, folder / _FOLDER / _SLIDES) for record in records]
     columns = list(dict.fromkeys(name for record in records for name in record.summary))
     models = list(dict.fromkeys(record.provenance.model for record in records))
     classes = list(dict.fromkeys(name for record in records for name in record.classes[1:]))
@@ -79,7 +85,7 @@ def write_batch_page(summary: BatchSummary) -> Path:
             "classes": classes,
             "folder": _FOLDER,
         },
-        files=_write_rows(records, thumbnails, columns, models, folder / _FOLDER),
+        files=_write_rows(records, thumbnails, views, columns, models, folder / _FOLDER),
     )
     path = folder / "index.html"
     write_text_file(path, page)
@@ -89,6 +95,7 @@ def write_batch_page(summary: BatchSummary) -> Path:
 def _write_rows(
     records: Sequence[Record],
     thumbnails: Sequence[Thumbnails],
+    views: Sequence[str | None],
     columns: Sequence[str],
     models: Sequence[str],
     folder: Path,
@@ -105,9 +112,9 @@ def _write_rows(
             record.missing_pixel_size,
             *pair,
             [record.summary.get(name) for name in columns],
-            list(record.outputs.items()),
+            [*record.outputs.items(), *([] if view is None else [("slide view", f"{_FOLDER}/{_SLIDES}/{view}")])],
         ]
-        for record, pair in zip(records, thumbnails, strict=True)
+        for record, pair, view in zip(records, thumbnails, views, strict=True)
     ]
     files = []
     for start in range(0, len(rows), _ROWS):
