@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses auto --dist loadfile
 
 .PHONY: help demo test test-all coverage test-browser check docs benchmarks-report regression serve format lock clean
 

@@ -16,13 +16,12 @@ import microseg  # noqa: F401 (before PyTorch: it sets how threads wait)
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
+from tests.distribution import GroupScheduling, rank
 from tests.shared import made_once
 
 if TYPE_CHECKING:
     from microseg.models.config import NetworkConfig
     from microseg.models.network import PyramidSegmenter
-
-_HERE = Path(__file__).parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are too small for several threads
 for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(_name, None)  # no test may use a developer's home or servers
@@ -30,26 +29,13 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share what is expensive between tests, for `--dist loadgroup --no-loadscope-reorder`.
+    items.sort(key=lambda item: rank(item.nodeid.partition("::")[0]))
 
-    The tests of one file run in one process; so do all that use the Prefect server, and all of the registry, whose
-    fixtures take longest. The longest run first, so that no process is left alone with them at the end.
-    """
-    flows = {item.path for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
-    first = dict.fromkeys((item.path for item in items if item.get_closest_marker("server")), 1)
 
-    def rank(item: pytest.Item) -> int:
-        if item.path in flows:
-            return 0
-        return first.get(item.path, 2 if item.path.parent == _HERE else 3)  # whole programs: the wheel, the plugins
-
-    for item in items:
-        registry = item.path.parent == _HERE / "microseg" / "registry"
-        group = "flows" if item.path in flows else "registry" if registry else item.path.relative_to(_HERE).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=rank)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> GroupScheduling | None:
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture
