@@ -12,8 +12,9 @@ from microseg.config.environment import Environment
 from microseg.errors import VersionNotFoundError, WeightsError
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine, EngineOptions
-from microseg.inference.image_pipeline import BatchOptions, complete_provenance, segment_file, segment_pixels
+from microseg.inference.image_pipeline import BatchOptions
 from microseg.inference.out_of_distribution import slide_ood_score
+from microseg.inference.single_image import complete_provenance, segment_file, segment_pixels
 from microseg.inference.slide import slide_strips
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
-from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, complete_provenance
+from microseg.inference.image_pipeline import BatchOptions, ImagePipeline
+from microseg.inference.single_image import complete_provenance
 from microseg.locks import exclusive
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch

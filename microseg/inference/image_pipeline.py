@@ -21,23 +21,17 @@ from microseg.inference.image_files import (
     ReadImage,
     SlideFile,
     failed,
-    stated_mpp,
 )
 from microseg.inference.image_queue import ImageQueue, MemoryBudget
-from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.prediction import Prediction
 from microseg.inference.slide import segment_slide
 from microseg.inference.worker import WorkerLostError, WorkerProcess, borrow, give_back
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance
-from microseg.outputs.segmentation import Segmentation
-from microseg.outputs.stains import StainOptions
-from microseg.slides.identity import source_sha256
-from microseg.slides.limited import image_mpp, read_image
-from microseg.slides.pixel_size import StatedMpp, agreed_mpp
+from microseg.slides.pixel_size import StatedMpp
 
-__all__ = ["BatchOptions", "ImagePipeline", "PixelSizes", "complete_provenance", "segment_file", "segment_pixels"]
+__all__ = ["BatchOptions", "ImagePipeline", "PixelSizes"]
 
 _THREADS = 2  # that read and write in this process, at least
 _IMAGES_OF_A_PROCESS = 8  # of a batch, below which it is not worth starting
@@ -282,67 +276,3 @@ class ImagePipeline:
         except Exception as error:
             return failed(task, error)
         return ImageResult(task, record)
-
-
-def segment_file(
-    engine: Engine,
-    path: Path,
-    *,
-    provenance: Provenance,
-    mpp: float | None = None,
-    reference: ReferenceDistribution | None = None,
-) -> Segmentation:
-    """Segment one image file, without writing files; the arguments are those of `segment_slide`.
-
-    Raises:
-        ImageReadError: The file is not a readable image.
-        DataError: Its pixel size is far from that of the model.
-    """
-    sha256 = source_sha256(path) if path.exists() else ""  # read_image reports a missing file
-    return segment_pixels(
-        engine,
-        read_image(path),
-        provenance=complete_provenance(provenance, engine),
-        mpp=agreed_mpp(path, image_mpp(path), stated_mpp(path, mpp)),
-        reference=reference,
-        source=str(path),
-        source_sha256=sha256,
-    )
-
-
-def segment_pixels(
-    engine: Engine,
-    image: npt.NDArray[np.uint8],
-    *,
-    provenance: Provenance,
-    mpp: float | None = None,
-    reference: ReferenceDistribution | None = None,
-    source: str = "array",
-    source_sha256: str | None = None,
-    stains: StainOptions | None = None,
-) -> Segmentation:
-    """Segment RGB pixels, (H, W, 3); the other arguments are recorded in the segmentation."""
-    started = time.perf_counter()
-    outputs = engine.outputs(image, mpp)  # (K + M, H, W)
-    probabilities = outputs[: len(engine.classes)]  # (K, H, W)
-    return Segmentation(
-        mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
-        probabilities=probabilities,
-        classes=engine.classes,
-        mpp=mpp,
-        provenance=provenance,
-        source=source,
-        source_sha256=source_sha256,
-        seconds=round(time.perf_counter() - started, 3),
-        ood_score=image_ood_score(reference, image, engine.zoom(mpp)),
-        instances=engine.label_objects(outputs, mpp) if engine.instances else None,
-        instance_classes=tuple(engine.classes[index] for index in engine.instances),
-        pixels=image if stains and stains.names else None,
-        **(stains or StainOptions()).facts(lambda: image),
-    )
-
-
-def complete_provenance(provenance: Provenance, engine: Engine) -> Provenance:
-    """Add the weights and settings of an engine."""
-    inference = {**provenance.inference, **engine.parameters}
-    return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})

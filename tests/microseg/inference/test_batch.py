@@ -13,7 +13,8 @@ import tifffile
 from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import plan_batch, segment_batch, segment_images
 from microseg.inference.engine import Engine
-from microseg.inference.image_pipeline import BatchOptions, segment_file
+from microseg.inference.image_pipeline import BatchOptions
+from microseg.inference.single_image import segment_file
 from microseg.outputs.batch_summary import finish_batch
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation

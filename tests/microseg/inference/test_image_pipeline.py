@@ -17,8 +17,9 @@ from microseg.inference import image_files
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
 from microseg.inference.image_files import ImageFiles
-from microseg.inference.image_pipeline import BatchOptions, ImagePipeline, segment_file
+from microseg.inference.image_pipeline import BatchOptions, ImagePipeline
 from microseg.inference.image_queue import ImageQueue, MemoryBudget
+from microseg.inference.single_image import segment_file
 from microseg.models.separation import Separation
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.record import Provenance, read_record

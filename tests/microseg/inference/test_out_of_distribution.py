@@ -10,8 +10,8 @@ import pytest
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
-from microseg.inference.image_pipeline import segment_file
 from microseg.inference.out_of_distribution import image_ood_score
+from microseg.inference.single_image import segment_file
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution, summarize_scores
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation

@@ -15,7 +15,7 @@ from microseg.annotations.index_masks import read_mask
 from microseg.errors import DataError, SettingsError
 from microseg.files import file_sha256
 from microseg.inference.engine import Engine
-from microseg.inference.image_pipeline import segment_file
+from microseg.inference.single_image import segment_file
 from microseg.outputs.measurements import ObjectTableWriter
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
