@@ -77,6 +77,10 @@ class Settings(Section):
     params_file: Path | None
     """File that the parameters were read from; None for the defaults."""
 
+    def __hash__(self) -> int:
+        """Equal settings have the same hash; parameters may be mappings, which have none."""
+        return hash(self.model_dump_json())
+
     @property
     def home(self) -> Home:
         """The folders below ``MICROSEG_HOME``."""

@@ -209,6 +209,12 @@ def test_settings_are_frozen(write: Callable[[str], Path]) -> None:
         load_settings().params.seed = 3  # type: ignore[misc]
 
 
+def test_equal_settings_have_one_hash(write: Callable[[str], Path]) -> None:
+    write("inference: {stain_vectors: {dab: [0.27, 0.57, 0.78]}}")  # a mapping has none
+    assert hash(load_settings()) == hash(load_settings())
+    assert len({load_settings(), load_settings(), load_settings(["inference.stain_vectors={}"])}) == 2
+
+
 def test_network_is_configured_by_settings() -> None:
     settings = NetworkSettings(encoder="blocks", channels=(4, 8), weights="imagenet")
     assert configure_network(settings, ["background", "gland"], 0.5) == NetworkConfig(
