@@ -9,6 +9,7 @@ import pytest
 from benchmarks.report.__main__ import main
 from benchmarks.report.adaptation import adapted, before_after, methods, worst_case
 from benchmarks.report.data_sets import DATA_SETS, data_set_pages, navigation
+from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.report.pages import ResultsError, rewritten
 from benchmarks.results import provenance
 
@@ -107,3 +108,19 @@ def test_provenance_states_command_and_commit() -> None:
     stated = provenance("benchmarks.adaptation", ["--task", "a b"])
     assert stated["command"] == "python -m benchmarks.adaptation --task 'a b'"
     assert set(stated) == {"command", "date", "commit", "machine"}
+
+
+def test_objects_are_means_over_the_seeds() -> None:
+    scores = {"mean_f1": 0.5, "pq": 0.5, "aji": 0.5, "count_error": 0.1, "dice": 0.9}
+    rows = [
+        {"task": "a", "method": "adapted split", "seed": seed, "f1": f1, "target": target, **scores}
+        for seed, f1, target in ((0, 0.6, False), (0, 0.7, True), (1, 0.9, True))
+    ]
+    lines = object_table([{"rows": rows[:2]}, {"rows": rows[2:]}]).splitlines()
+    assert "| a | target | adapted split | 0, 1 | 0.800 | 0.500 |" in lines[2]
+    assert "| a | source | adapted split | 0 | 0.600 |" in lines[3]
+    speed = {"task": "a", "ratio": 1.1, "least": 1.05, "most": 1.2, "seconds_per_megapixel_with_head": 0.9}
+    speed |= {"of_these_objects_with_head": 0.15, "seconds_per_megapixel_semantic": 0.8}
+    assert (
+        object_speed_table([{"speed": [speed]}]).splitlines()[2] == "| a | 0.90 | 0.15 | 0.80 | 1.10 (1.05 to 1.20) |"
+    )

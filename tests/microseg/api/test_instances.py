@@ -20,6 +20,7 @@ from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.errors import LabError
+from microseg.evaluation.comparison import compare
 from microseg.evaluation.references import lab_references, mean_scores, score
 from microseg.models.files import load_network
 from microseg.outputs.segmentation import Segmentation
@@ -191,3 +192,13 @@ def test_evaluation_uses_numbered_objects(labs: tuple[LabDataset, LabDataset], t
         0
     ]
     assert load_network(trained).config.classes == ("background", "nucleus")
+
+
+def test_gate_sees_the_object_f1_of_labs_with_numbered_objects(
+    labs: tuple[LabDataset, LabDataset], trained: Path
+) -> None:
+    comparison = compare(load_network(trained), None, source=labs[:1], target=None)
+    (lab,) = comparison.scores
+    known = lab_references(labs[0], "test")
+    assert comparison.candidate.source_f1 == ({lab: comparison.scores[lab]["f1_at_50"][0]} if known else {})
+    assert known

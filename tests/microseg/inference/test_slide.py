@@ -21,6 +21,7 @@ from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
 from microseg.inference.slide import segment_slide, slide_strips
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
+from microseg.models.separation import separate_objects
 from microseg.outputs import overlay
 from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
@@ -109,6 +110,22 @@ def test_files_equal_those_of_the_whole_image(
     assert shapely.is_valid(shapes).all()
     assert shapely.equals(shapes, whole.polygons).all()
     assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_color(1)}
+
+
+def test_objects_are_divided_by_their_shape_where_the_settings_say_so(
+    darkness: Callable[..., Engine], slide: Path, tissue: Picture, provenance: Provenance, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="split_touching"):
+        darkness(split=("nuclei",))
+    engine = darkness(split=("bright",))
+    assert engine.parameters["split"] == ["bright"]
+    record = segment_slide(engine, slide, tmp_path, provenance=provenance, outputs=["labels", "objects"])
+    assert record.instances == ("bright",)
+    loaded = Segmentation.load(tmp_path)
+    expected = engine.label_objects(engine.outputs(tissue))
+    np.testing.assert_array_equal(loaded.instances, expected)
+    np.testing.assert_array_equal(loaded.instances, separate_objects(loaded.mask, None, engine.separation()))
+    assert record.summary["objects_bright"] == expected.max() == len(pd.read_csv(tmp_path / "slide.objects.csv"))
 
 
 def test_does_not_compute_glass(
