@@ -44,7 +44,7 @@ __all__ = ["SOURCE_METHOD", "Workspace", "open_workspace"]
 SOURCE_METHOD = "supervised"
 
 _NETWORKS = 3  # kept in memory: a candidate, the production model and one more
-_EVALUATION_FORMAT = 1  # raise it when an evaluation measures something else: earlier evidence does not count then
+_EVALUATION_FORMAT = 2  # raise it when an evaluation measures something else: earlier evidence does not count then
 _SERVED_TILE = 256  # pixels; `mlflow models serve` takes tiles of this size
 
 
