@@ -384,7 +384,7 @@ def _configure(root: Path, remote: str) -> None:
     dvc.mkdir(exist_ok=True)
     ignored = root / ".dvcignore"
     if not ignored.exists():
-        ignored.write_text(_IGNORED_BY_DVC, encoding="utf-8")
+        write_text_file(ignored, _IGNORED_BY_DVC)
     wanted = {
         "no_scm": True,
         "analytics": False,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from microseg.annotations.instance_masks import write_instances
 from microseg.datasets.sampling import Sample
+from microseg.files import atomic_write, write_text_file
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, interior_bytes, separate_objects
 from microseg.slides.images import read_image, write_png
@@ -126,8 +127,9 @@ def _initial_predictions(
                 aligned = transfer_color(image, colors, torch.tensor([_ALIGNMENT]))
                 original = _predict(near_target, image, zooms, _ROTATIONS[:1])
                 predicted = torch.lerp(original, _predict(mixed, aligned, zooms, _ROTATIONS[1:]), 0.5)
-            np.save(folder / f"{window.stem}.npy", predicted.half().cpu().numpy())
-        done.touch()
+            with atomic_write(folder / f"{window.stem}.npy") as part, part.open("wb") as file:
+                np.save(file, predicted.half().cpu().numpy())
+        write_text_file(done, "")
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
 
 

@@ -1,5 +1,8 @@
 """Files are read in a child process as they are in this one, or refused."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -43,3 +46,19 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
         for read in (limited.read_image, limited.open_slide):
             with pytest.raises(ImageReadError, match=name):
                 read(tmp_path / name)
+
+
+def test_only_this_package_opens_slides_in_its_own_process():
+    """A hostile file would end the batch, or the service, that asks what it is."""
+    opening = {"open_slide", "is_slide", "file_mpp", "can_be_slide", "image_pixels"}
+    root = Path(limited.__file__).parents[2]
+    found = [
+        (str(path.relative_to(root)), names)
+        for folder in ("microseg", "flows")
+        for path in (root / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == "microseg.slides.readers"
+        and (names := opening & {alias.name for alias in node.names})
+    ]
+    assert [name for name, _ in found if not name.startswith("microseg/slides/")] == []
