@@ -160,7 +160,9 @@ def _application(settings: Settings) -> Starlette:
 
 
 async def _read(request: Request) -> bytes | None:
-    """The body of a request; None if it is too large."""
+    """The body of a request; None if it is too large, or stated to be: a stated length is a number here."""
+    if int(request.headers.get("content-length", 0)) > _MAX_BODY:
+        return None
     body = b""
     async for part in request.stream():
         body += part
