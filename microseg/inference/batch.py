@@ -88,7 +88,9 @@ def batch_lock(images: Sequence[Path], out: Path, waiting: Callable[[str], None]
 
 
 def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
-    """Assign names of outputs to the images of a batch.
+    """Assign names of outputs to the images of a batch, after removing what a killed one left of them.
+
+    No other process may work on these images at the same time, see `batch_lock`.
 
     Args:
         images: Paths; duplicates count once.
@@ -96,6 +98,7 @@ def plan_batch(images: Sequence[Path], out: Path) -> tuple[ImageTask, ...]:
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = list({path.absolute(): path for path in map(Path, images)}.values())  # two links are two images
+    remove_partial(out, paths)  # before the names: files already moved into place would be taken for another image's
     return tuple(ImageTask(path, name) for path, name in zip(paths, output_names(paths, out), strict=True))
 
 

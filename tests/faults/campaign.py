@@ -66,8 +66,10 @@ def try_scenario(name: str, fault: Fault, folder: Path, most: int | None = None,
         again = run_with_fault(partial(scenario.act, copy), copy)
         if again.error is not None:
             trial.failures.append(f"{where}: then {type(again.error).__name__}: {again.error}")
-        elif (found := _do(partial(scenario.state, copy), copy)) != expected:
-            trial.failures.append(f"{where}: expected {expected}, got {found}")
+        elif (found := run_with_fault(partial(scenario.state, copy), copy)).error is not None:
+            trial.failures.append(f"{where}: the state: {type(found.error).__name__}: {found.error}")
+        elif found.value != expected:
+            trial.failures.append(f"{where}: expected {expected}, got {found.value}")
     shutil.rmtree(folder)
     return trial
 

@@ -136,7 +136,7 @@ def _outputs(folder: Path) -> Any:
         "complete": all((out / file).is_file() for files in records.values() for file in files.values()),
         "images": pd.read_csv(out / "summary.csv")["image"].tolist(),
         "objects": len(pd.read_csv(out / "measurements.csv")),
-        "files": sorted(path.name for path in out.iterdir()),
+        "files": sorted(path.name for path in out.iterdir() if path.name != ".image-identities"),
     }
 
 
