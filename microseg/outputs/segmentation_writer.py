@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -91,8 +92,10 @@ class SegmentationWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)  # that of a full disk becomes a `NoSpaceError`
 
     def add(self, strip: MaskStrip) -> None:
         """Add the next strip of the mask."""
