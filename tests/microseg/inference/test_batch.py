@@ -68,6 +68,22 @@ def test_rerun_skips_all_images_and_writes_the_same_tables(
     assert {path: path.read_bytes() for path in tables} == tables
 
 
+def test_outputs_get_the_same_names_after_a_kill_while_they_were_moved_into_place(
+    counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_batch(counting, images, out, provenance=provenance)
+    names = [task.name for task in plan_batch(images, out)]
+    outputs = read_record(out / f"{names[0]}.json").outputs
+    staging = out / f".{names[0]}.abcd1234.partial"  # as `publish` leaves it: the record is moved last
+    staging.mkdir()
+    for file in (f"{names[0]}.json", *list(outputs.values())[1:]):
+        (out / file).rename(staging / file)
+    assert [task.name for task in plan_batch(images, out)] == names
+    assert not (out / next(iter(outputs.values()))).exists()
+    assert not staging.exists()
+
+
 def test_every_row_outline_and_label_image_names_its_model(
     counting: Counting, images: list[Path], provenance: Provenance, tmp_path: Path
 ) -> None:
