@@ -133,7 +133,8 @@ def measure(measurement: Measurement, folder: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="microseg-regression-") as empty:
         output = Path(empty) / "output.txt"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MICROSEG_")}
-        environment |= {"PYTHONPATH": str(folder), "MICROSEG_HOME": str(Path(empty) / "home"), "OMP_NUM_THREADS": "1"}
+        paths = os.pathsep.join([str(folder), str(_ROOT)])  # the latter for the entry points of a checkout
+        environment |= {"PYTHONPATH": paths, "MICROSEG_HOME": str(Path(empty) / "home"), "OMP_NUM_THREADS": "1"}
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, *measurement.arguments],
