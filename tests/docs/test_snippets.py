@@ -16,7 +16,7 @@ from microseg.errors import VersionNotFoundError
 from microseg.slides.images import write_png
 from tests.docs.pages import ROOT, Block, blocks, generator
 
-OTHER_COMMANDS = ("export", ".", "curl", "rsync", "docker", "git", "pip", "cd")
+OTHER_COMMANDS = ("export", ".", "curl", "rsync", "docker", "git", "pip", "cd", "rm")
 
 
 @pytest.fixture
