@@ -288,8 +288,8 @@ class InferenceSettings(Section):
     def _check_values(self) -> Self:
         if not self.outputs:
             raise ValueError("outputs: expected at least one output writer, got []")
-        if 2 * self.halo >= self.tile_size:
-            raise ValueError(f"halo: expected less than half of tile_size ({self.tile_size}), got {self.halo}")
+        if 4 * self.halo >= self.tile_size:  # the engine checks it again, with the stride of the network
+            raise ValueError(f"halo: expected less than a quarter of tile_size ({self.tile_size}), got {self.halo}")
         return self
 
 

@@ -145,7 +145,7 @@ def test_unknown_names_are_answered_with_the_valid_ones(write: Callable[[str], P
         ),
         ("device=tpu", "got 'tpu'"),
         ("train.zoom_range=[2, 1]", "train: zoom_range: expected the smaller factor first, got [2.0, 1.0]"),
-        ("inference.halo=350", "inference: halo: expected less than half of tile_size (640), got 350"),
+        ("inference.halo=160", "inference: halo: expected less than a quarter of tile_size (640), got 160"),
         ("network.pyramid_bins=[]", "network.pyramid_bins: Tuple should have at least 1 item"),
     ],
 )
