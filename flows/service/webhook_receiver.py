@@ -41,6 +41,7 @@ __all__ = ["command", "webhook_receiver"]
 
 _PATH = "/mlflow"
 _MAX_BODY = 1_000_000  # bytes; a webhook has some hundred
+_MAX_DISCARDED = 2**24  # bytes, of a larger body that is read to its end
 _MAX_CONNECTIONS = 32
 _READ_SECONDS = 10.0  # time for a client to send its whole request
 _CONNECTION_SECONDS = 30.0  # time after which any connection is closed
@@ -160,15 +161,19 @@ def _application(settings: Settings) -> Starlette:
 
 
 async def _read(request: Request) -> bytes | None:
-    """The body of a request; None if it is too large, or stated to be: a stated length is a number here."""
-    if int(request.headers.get("content-length", 0)) > _MAX_BODY:
+    """The body of a request; None if it is too large. One that is not much too large is read to its end, since many
+    clients see the answer only when they have sent it all.
+    """
+    if int(request.headers.get("content-length", 0)) > _MAX_DISCARDED:  # a number here
         return None
-    body = b""
+    body, received = b"", 0
     async for part in request.stream():
-        body += part
-        if len(body) > _MAX_BODY:
-            return None
-    return body
+        received += len(part)
+        if received <= _MAX_BODY:
+            body += part
+        elif received > _MAX_DISCARDED:
+            break
+    return body if received <= _MAX_BODY else None
 
 
 def _response(code: int, message: str) -> Response:

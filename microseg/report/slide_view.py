@@ -15,7 +15,7 @@ from microseg.errors import MicrosegError
 from microseg.files import write_text_file
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import Record
-from microseg.slides.readers import open_slide
+from microseg.slides.limited import open_slide
 from microseg.slides.slide import SlideView
 
 __all__ = ["write_slide_view"]

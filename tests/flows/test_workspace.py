@@ -42,10 +42,14 @@ def test_every_setting_reaches_the_engine(
         Workspace, "registry", SimpleNamespace(versions=SimpleNamespace(reference_distribution=lambda _: None))
     )
     for compiled in (False, True):
-        workspace = Workspace(load_settings((*CHANGES, f"inference.compile={str(compiled).lower()}")))
+        workspace = Workspace(
+            load_settings(
+                (*CHANGES, f"inference.compile={str(compiled).lower()}", "inference.split_touching=[nucleus]")
+            )
+        )
         workspace.engine(network)
         workspace.segmenter(version)  # type: ignore[arg-type]
-    expected = {"device": "cpu", "tile": 96, "halo": 16, "batch": 3}
+    expected = {"device": "cpu", "tile": 96, "halo": 16, "batch": 3, "split": ("nucleus",)}
     assert seen == [expected | {"compiled": compiled} for compiled in (False, False, True, True)]
 
 

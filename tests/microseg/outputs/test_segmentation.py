@@ -12,7 +12,7 @@ from PIL import Image
 from rasterio.features import rasterize
 
 from microseg.annotations.index_masks import read_mask
-from microseg.errors import DataError, SettingsError
+from microseg.errors import DataError, NoSpaceError, SettingsError
 from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.single_image import segment_file
@@ -155,7 +155,7 @@ def test_failure_between_two_files_leaves_no_mixture(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(NoSpaceError, match="the disk is full"):
             segmentation.save(out)
     assert list(out.iterdir()) == []
     assert segmentation.save(out)["record"].name == "slide 1.json"
