@@ -78,7 +78,8 @@ def _plain_progress(title: str, total: int | None) -> Advance:
         nonlocal done
         done += 1
         if done % every == 0 or done == total:
-            console.print(f"{title}: {done}{f'/{total}' if total else ''} {note}", markup=False)
+            count = f"{done}/{total} {note}" if total else note or str(done)
+            console.print(f"{title}: {count}".rstrip(), markup=False)
 
     return advance
 

@@ -1,4 +1,4 @@
-"""Tables of the commands at a width of 80 columns: no line is longer, and no value is cut."""
+"""What the commands print: tables at a width of 80 columns without a value that is cut, and progress."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,3 +50,15 @@ def test_long_values_are_broken_into_lines(monkeypatch: pytest.MonkeyPatch) -> N
     assert "".join(text.split()).count("0123456789") == 7  # the eighth is broken
     assert "[lab]" in text
     assert text.split()[-3:] == ["b", "–", "2"]
+
+
+def test_progress_is_printed_from_time_to_time_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress_bar("Evaluating", 10) as advance:
+        for number in range(10):
+            advance(f"image {number}")
+    with console.progress_bar("Checking", None) as advance:
+        for number in range(40):
+            advance(f"{number + 1} of 48" if number < 30 else "")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Evaluating: 2/10 image 1", "Evaluating: 4/10 image 3"]
+    assert lines[4:] == ["Evaluating: 10/10 image 9", "Checking: 20 of 48", "Checking: 40"]
