@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from microseg.outputs.overlay import color_table
+from microseg.outputs.colors import color_table
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import orjson
 import shapely
 
-from microseg.outputs.overlay import class_color
+from microseg.outputs.colors import class_color
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 

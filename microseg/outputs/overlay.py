@@ -1,4 +1,4 @@
-"""Colors of the classes, overlays of a segmentation on its image, and panels of several pictures."""
+"""Overlays of a segmentation on its image, and panels of several pictures."""
 
 import functools
 from collections.abc import Sequence
@@ -10,64 +10,21 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from microseg.annotations.index_masks import IGNORE
 from microseg.errors import DataError
+from microseg.outputs.colors import Color, class_color, color_table
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.scale_bar import draw_scale_bar
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 
-__all__ = ["Color", "OverlayWriter", "class_color", "color_table", "draw_overlay", "draw_panel"]
+__all__ = ["OverlayWriter", "draw_overlay", "draw_panel"]
 
-Color = tuple[int, int, int]
 Picture = npt.NDArray[np.uint8]
 
-# Far from hematoxylin, eosin and diaminobenzidine first. Any two stay at least 30 CIELAB units apart for normal,
-# protan, deutan and tritan vision (Machado et al. 2009); Okabe and Ito's well-known colors come as near as 16.
-_COLORS: tuple[Color, ...] = (
-    (10, 255, 145),  # spring green
-    (228, 122, 0),  # orange
-    (76, 163, 255),  # sky blue
-    (255, 255, 0),  # yellow
-    (220, 160, 188),  # pink
-    (8, 56, 202),  # blue
-    (124, 46, 23),  # brown
-)
-_IGNORED: Color = (128, 128, 128)
 _FILL = 0.08  # opacity of the inside of objects: the stain must stay readable
 _RIM = 0.6  # opacity of the dark rim beside each line, which makes it stand out on any stain
 _GAP, _WHITE, _INK = 12, (255, 255, 255), (30, 30, 30)
 _LEAST = 500  # pixels of the longer side of an overlay file; drawing a larger one takes longer than segmenting
 _PAINTED = 2**15  # pixels that are painted at once
 _MOST, _SAMPLED = 4096, 2048  # longer side of a mask that is drawn as it is, and that larger ones are sampled to
-
-
-def class_color(index: int) -> Color:
-    """Color of a class.
-
-    Args:
-        index: Class index in a mask. 0, the background, is black; 255, ignored, is gray.
-
-    Returns:
-        Red, green and blue, 0..255. After seven classes the colors are repeated, lighter, then darker.
-    """
-    if index == 0:
-        return (0, 0, 0)
-    if index == 255:
-        return _IGNORED
-    shade, number = divmod(index - 1, len(_COLORS))
-    towards = (None, 255, 0)[shade % 3]
-    red, green, blue = (c if towards is None else (c + towards) // 2 for c in _COLORS[number])
-    return red, green, blue
-
-
-@functools.cache
-def color_table() -> npt.NDArray[np.uint8]:
-    """Colors of all mask values; read-only.
-
-    Shape:
-        (256, 3)
-    """
-    table = np.array([class_color(index) for index in range(256)], np.uint8)
-    table.setflags(write=False)
-    return table
 
 
 class OverlayWriter(OutputWriter):

@@ -49,9 +49,7 @@ function microsegShow() {
   }
 
   function scaleBar(row) {
-    const unit = row.mpp ?? 1;
-    const most = row.width * unit * 0.5, power = 10 ** Math.floor(Math.log10(most));
-    const length = [5, 2, 1].map((it) => it * power).find((it) => it <= most);
+    const unit = row.mpp ?? 1, length = scaleBarLength(row.width * unit * 0.5);
     const micron = length >= 1000 && row.mpp ? `${length / 1000} mm` : `${Number(length.toPrecision(3))} ${row.mpp ? "µm" : "px"}`;
     const bar = element("i"), title = row.mpp ? `${row.mpp} microns per pixel` : "The pixel size is unknown";
     bar.style.width = `${100 * length / (row.width * unit)}%`; // of the picture

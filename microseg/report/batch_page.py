@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic_core import to_json
 
 from microseg.files import write_text_file
 from microseg.outputs.batch_summary import BatchSummary
+from microseg.outputs.colors import class_color
 from microseg.outputs.columns import column
-from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Record, read_record
 from microseg.parsing import parse_json
 from microseg.report.slide_view import write_slide_view
+from microseg.report.templates import load_template
 from microseg.report.thumbnails import Thumbnails, write_thumbnails
 
 __all__ = ["write_batch_page"]
@@ -64,11 +64,7 @@ def write_batch_page(summary: BatchSummary, *, slide_view: bool = False) -> Path
     unlike = sorted(
         ((record.display_name, score) for record in records if (score := _ood_score(record)) > 1), key=lambda it: -it[1]
     )
-    environment = Environment(
-        loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    environment.filters["number"] = _number
-    page = environment.get_template("batch.html.j2").render(
+    page = load_template("batch.html.j2", number=_number).render(
         summary=summary,
         failures=pd.read_csv(summary.failures, keep_default_na=False).to_dict("records"),
         provenance=facts["provenance"],

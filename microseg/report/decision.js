@@ -55,8 +55,7 @@
     }
 
     function scaleBar(pen, width, height, s, dpr) {
-      const unit = picture.mpp || 1, most = width / 3 / s * unit; // in microns or pixels
-      const power = 10 ** Math.floor(Math.log10(most)), length = [5, 2, 1].map((it) => it * power).find((it) => it <= most) || most;
+      const unit = picture.mpp || 1, length = scaleBarLength(width / 3 / s * unit); // in microns or pixels
       const bar = length / unit * s, label = `${Number(length.toPrecision(3))} ${picture.mpp ? "µm" : "pixels"}`;
       pen.font = `${Math.round(13 * dpr)}px system-ui, sans-serif`;
       const box = Math.max(bar, pen.measureText(label).width) + 14 * dpr;

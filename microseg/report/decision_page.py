@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from microseg.evaluation.comparison import Comparison
 from microseg.files import write_text_file
-from microseg.outputs.overlay import Color, class_color
+from microseg.outputs.colors import Color, class_color
 from microseg.registry.decision import ACCEPTED, MET, NOT_MET, REFUSED, UNCLEAR, Decision
 from microseg.registry.model_card import format_measurement
 from microseg.registry.version import production_of
@@ -16,6 +14,7 @@ from microseg.report.criteria import criteria
 from microseg.report.effects import lab_effects
 from microseg.report.pictures import Picture
 from microseg.report.study import read_study
+from microseg.report.templates import load_template
 
 __all__ = ["Purpose", "verdict_sentence", "write_decision_page"]
 
@@ -68,13 +67,12 @@ def write_decision_page(
         pictures: Pictures of the target lab with both masks, the most uncertain first.
         path: File of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    environment.filters |= {"number": format_measurement, "percent": lambda value: f"{100 * value:.1f} %"}
     old = comparison.production.label_free if comparison.production else {}
     masks_decide = comparison.candidate.target_gain is not None
-    page = environment.get_template("decision.html.j2").render(
+    template = load_template(
+        "decision.html.j2", number=format_measurement, percent=lambda value: f"{100 * value:.1f} %"
+    )
+    page = template.render(
         decision=decision,
         comparison=comparison,
         purpose=_purpose_sentence(decision, comparison, purpose),

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic_core import to_json
 
 from microseg.files import write_text_file
 from microseg.registry.decision import MET, Decision
 from microseg.registry.model_card import format_measurement, measurement_name
 from microseg.report.panels import data_uri
+from microseg.report.templates import load_template
 
 __all__ = ["Change", "DemoReport", "write_page", "write_report"]
 
@@ -93,11 +93,7 @@ def write_page(demo: DemoReport, panels: Sequence[Path], overlays: Sequence[Path
         overlays: Images of the batch.
         path: File of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    environment.filters |= {"number": format_measurement, "measurement": measurement_name}
-    page = environment.get_template("demo.html.j2").render(
+    page = load_template("demo.html.j2", number=format_measurement, measurement=measurement_name).render(
         demo=demo, panels=[data_uri(panel) for panel in panels], overlays=[data_uri(overlay) for overlay in overlays]
     )
     write_text_file(path, page)

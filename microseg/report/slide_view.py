@@ -1,24 +1,27 @@
 """Views of slides with the outlines of their objects at full resolution: DeepZoom tiles, and a page that shows them."""
 
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from microseg.errors import MicrosegError
+from microseg.escaping import printable
 from microseg.files import write_text_file
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import Record
+from microseg.report.templates import load_template
 from microseg.slides.limited import open_slide
 from microseg.slides.slide import SlideView
 
 __all__ = ["write_slide_view"]
+
+_log = logging.getLogger(__name__)
 
 _TILE = 512
 _QUALITY = 80  # of the JPEG files
@@ -37,7 +40,8 @@ def write_slide_view(record: Record, outputs: Path, folder: Path) -> str | None:
         folder: Folder of the views; created if missing.
 
     Returns:
-        File name of the page; None where the image is no slide, or cannot be read.
+        File name of the page; None where the image is no slide, and, with a warning, where it cannot be read or the
+        view cannot be written.
 
     Reference:
         The DeepZoom format: ``<name>.dzi`` and ``<name>_files/<level>/<column>_<row>.jpg``, which other viewers open.
@@ -52,18 +56,21 @@ def write_slide_view(record: Record, outputs: Path, folder: Path) -> str | None:
     last = max(height, width, 2) - 1
     levels = last.bit_length()  # the largest level
     depth = record.provenance.inference.get("bit_depth")
-    with suppress(OSError, MicrosegError, MemoryError), open_slide(record.source, depth) as slide:
-        view = SlideView(slide, width / slide.width)
-        if (view.height, view.width) != (height, width):
-            return None
-        _write_finest(record, outputs, view, tiles / str(levels))
+    try:
+        with open_slide(record.source, depth) as slide:
+            view = SlideView(slide, width / slide.width)
+            if (view.height, view.width) != (height, width):
+                return None
+            _write_finest(record, outputs, view, tiles / str(levels))
         for level in range(levels - 1, -1, -1):
             size = -(-height // 2 ** (levels - level)), -(-width // 2 ** (levels - level))
             _write_coarser(tiles / str(level + 1), tiles / str(level), *size)
         write_text_file(folder / f"{record.name}.dzi", _descriptor(width, height))
         write_text_file(page, _page(record, levels))
-        return page.name
-    return None
+    except (OSError, MicrosegError, MemoryError) as error:
+        _log.warning("The view of %s was not written: %s", printable(record.display_name), error)
+        return None
+    return page.name
 
 
 def _write_finest(record: Record, outputs: Path, view: SlideView, folder: Path) -> None:
@@ -138,11 +145,8 @@ def _descriptor(width: int, height: int) -> str:
 
 
 def _page(record: Record, levels: int) -> str:
-    environment = Environment(
-        loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
     height, width = record.mask_shape
     data = {"name": record.name, "width": width, "height": height, "levels": levels, "tile": _TILE}
-    return environment.get_template("slide_view.html.j2").render(
+    return load_template("slide_view.html.j2").render(
         title=record.display_name, model=record.provenance.model, data=data | {"mpp": record.label_mpp}
     )

@@ -23,7 +23,7 @@ from microseg.inference.slide import segment_slide, slide_strips
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
 from microseg.models.separation import separate_objects
 from microseg.outputs import overlay
-from microseg.outputs.overlay import class_color
+from microseg.outputs.colors import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.pixel_size import StatedMpp, image_mpp

@@ -8,15 +8,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from microseg.errors import DataError
-from microseg.outputs.overlay import (
-    OverlayWriter,
-    _colors_of,
-    _paint,
-    class_color,
-    color_table,
-    draw_overlay,
-    draw_panel,
-)
+from microseg.outputs.colors import class_color, color_table
+from microseg.outputs.overlay import OverlayWriter, _colors_of, _paint, draw_overlay, draw_panel
 from microseg.outputs.scale_bar import bar_length, draw_scale_bar
 from microseg.outputs.writers import MaskStrip
 from tests.microseg.outputs.finding import image_info

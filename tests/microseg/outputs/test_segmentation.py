@@ -16,8 +16,8 @@ from microseg.errors import DataError, NoSpaceError, SettingsError
 from microseg.files import file_sha256
 from microseg.inference.engine import Engine
 from microseg.inference.single_image import segment_file
+from microseg.outputs.colors import class_color
 from microseg.outputs.measurements import ObjectTableWriter
-from microseg.outputs.overlay import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png

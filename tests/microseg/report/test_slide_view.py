@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
-from microseg.outputs.overlay import class_color, draw_overlay
+from microseg.outputs.colors import class_color
+from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import Record
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.writers import MaskStrip
@@ -58,7 +59,9 @@ def test_tiles_are_the_slide_with_its_outlines(record: Record, mask: npt.NDArray
     assert shapes == [(512, 512), (275, 325), (2, 2), (1, 1)]
 
 
-def test_finished_views_are_kept_and_images_have_none(record: Record, tmp_path: Path) -> None:
+def test_finished_views_are_kept_and_images_have_none(
+    record: Record, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "views"
     page = folder / str(write_slide_view(record, tmp_path / "out", folder))
     changed = page.stat().st_mtime_ns
@@ -69,3 +72,4 @@ def test_finished_views_are_kept_and_images_have_none(record: Record, tmp_path: 
     missing = record.model_copy(update={"source": "gone.tif", "name": "gone"})
     (tmp_path / "out" / "gone.json").write_text("{}")
     assert write_slide_view(missing, tmp_path / "out", folder) is None
+    assert "The view of gone.tif was not written" in caplog.text

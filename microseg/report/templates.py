@@ -1,0 +1,22 @@
+"""Templates of the pages, in this folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
+
+__all__ = ["load_template"]
+
+
+def load_template(name: str, **filters: Callable[..., Any]) -> Template:
+    """Load a template; what it shows is escaped.
+
+    Args:
+        name: File name.
+        filters: Filters beside those of Jinja, by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("microseg.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
