@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["SOURCE_METHOD", "Workspace", "open_workspace"]
+__all__ = ["SOURCE_METHOD", "Workspace", "active_version", "open_workspace"]
 
 SOURCE_METHOD = "supervised"
 
@@ -100,10 +100,7 @@ class Workspace:
 
     def production(self, lab: str | None = None) -> ModelVersion | None:
         """The version in production for a lab's images, or for all; None when there is none."""
-        try:
-            return self.registry.production.active(lab)
-        except VersionNotFoundError:
-            return None
+        return active_version(self.registry, lab)
 
     def network(self, version: ModelVersion) -> PyramidSegmenter:
         """Network of a version, loaded once per process; it is shared, so copy it before changing it."""
@@ -349,3 +346,11 @@ class Workspace:
         self.registry.versions.describe(version, card)
         self.registry.versions.set_tags(version, decision.to_tags())
         return decision
+
+
+def active_version(registry: RegistryReader, lab: str | None = None) -> ModelVersion | None:
+    """The version in production for a lab's images, or for all; None when there is none."""
+    try:
+        return registry.production.active(lab)
+    except VersionNotFoundError:
+        return None

@@ -16,12 +16,11 @@ import typer
 
 from flows.cli.console import console, show_table
 from flows.cli.options import cli_command
-from flows.workspace import open_workspace
+from flows.workspace import active_version, open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.errors import HomeNotFoundError, VersionNotFoundError
+from microseg.errors import HomeNotFoundError
 from microseg.registry.decision import NOT_EVALUATED, Decision
-from microseg.registry.sqlite_reader import RegistryReader
-from microseg.registry.version import ModelVersion, production_of
+from microseg.registry.version import production_of
 
 __all__ = ["SCHEDULED_DEPLOYMENT", "LabStatus", "Status", "command", "read_status"]
 
@@ -112,7 +111,7 @@ def read_status(settings: Settings) -> Status:
     onboardings = {onboarding.lab: onboarding for onboarding in workspace.onboarding.read_all()}
     labs = []
     for lab in sorted(set(store.known_labs) | onboardings.keys()):
-        history, used, onboarding = store.history(lab), _active(registry, lab), onboardings.get(lab)
+        history, used, onboarding = store.history(lab), active_version(registry, lab), onboardings.get(lab)
         adapted = (it for it in registry.versions.adapted_to(lab) if it.version not in promoted)
         candidate, status = next(adapted, None), NOT_EVALUATED
         if candidate is not None and (decision := Decision.from_tags(candidate)):
@@ -129,7 +128,7 @@ def read_status(settings: Settings) -> Status:
                 onboarding=f"{onboarding.state}: {onboarding.message}".rstrip(": ") if onboarding else "",
             )
         )
-    production = _active(registry, None)
+    production = active_version(registry)
     last_batches, next_batch = _batches()
     return Status(
         **where,
@@ -145,13 +144,6 @@ def read_status(settings: Settings) -> Status:
         last_batches=last_batches,
         next_batch=next_batch,
     )
-
-
-def _active(registry: RegistryReader, lab: str | None) -> ModelVersion | None:
-    try:
-        return registry.production.active(lab)
-    except VersionNotFoundError:
-        return None
 
 
 def _batches() -> tuple[list[str] | None, str | None]:
