@@ -312,15 +312,16 @@ def _fit(
         elapsed=elapsed,
     )
     if unchanged is not None and result.stopped == "minutes" and result.steps < _FEW_STEPS:
-        _log.warning(
-            "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a "
-            "segmenter worse, so it was left as it is. Raise adapt.max_minutes.",
-            _FEW_STEPS,
-            method.settings.max_minutes,
-            result.steps,
-        )
-        method.result().load_state_dict(unchanged)
         result = replace(result, best_step=0)
+        if fabric.is_global_zero:
+            method.result().load_state_dict(unchanged)
+            _log.warning(
+                "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a "
+                "segmenter worse, so it was left as it is. Raise adapt.max_minutes.",
+                _FEW_STEPS,
+                method.settings.max_minutes,
+                result.steps,
+            )
     if fabric.is_global_zero:
         save_network(folder, method.result().cpu())
         if not keep_checkpoint:

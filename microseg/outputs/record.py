@@ -59,7 +59,8 @@ class ImageInfo(BaseModel):
         instances: Classes whose touching objects are separated.
         stains: Stains that are measured.
         stain_vectors: Optical density of each in the red, green and blue channel; empty for the published ones.
-        stains_estimated: Whether these were estimated from the image.
+        stains_estimated: Whether these were estimated from the image, or the published ones where it shows too little
+            stain.
         regions: File of the outlines of regions that are measured one by one; None for none.
         regions_sha256: SHA-256 of that file.
         dab_threshold: Mean optical density of DAB from which on an object is positive; None where it is not measured.
