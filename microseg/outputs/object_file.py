@@ -18,6 +18,8 @@ _BATCH = 4096  # objects read back at once
 _BATCH_BYTES = 2**25  # of outlines read back at once; a single outline may have more
 _IN_MEMORY = 2**24  # bytes before they are moved to a temporary file
 
+Polygons = npt.NDArray[np.object_]
+
 Places = npt.NDArray[np.int64]
 """Position and length of outlines in the file, (n, 2)."""
 
@@ -70,6 +72,7 @@ class ObjectFile:
         self._places: list[npt.NDArray[np.int64]] = []  # of the sums, and length of the outline after them
         self._further: dict[int, tuple[Sequence[Places], shapely.Geometry]] = {}  # by index: more outlines, hull
         self._count = 0
+        self._held: tuple[ObjectSums, Polygons] | None = None  # of all objects, where they were few
 
     def write_outlines(self, polygons: Sequence[shapely.Polygon]) -> Places:
         """Write outlines of an object that is not finished."""
@@ -89,7 +92,7 @@ class ObjectFile:
         indices: npt.NDArray[np.uint8],
         firsts: npt.NDArray[np.int64],
         sums: ObjectSums,
-        polygons: npt.NDArray[np.object_] | None,
+        polygons: Polygons | None,
     ) -> npt.NDArray[np.int64]:
         """Write finished objects with one outline each.
 
@@ -113,6 +116,21 @@ class ObjectFile:
         self._count += len(sums)
         return np.arange(self._count - len(sums), self._count)
 
+    def write_all(
+        self,
+        indices: npt.NDArray[np.uint8],
+        firsts: npt.NDArray[np.int64],
+        sums: ObjectSums,
+        polygons: Polygons | None,
+    ) -> None:
+        """Write all objects at once; the arguments are those of `write_objects`. A few are kept in memory."""
+        if len(sums) > _BATCH:
+            self.write_objects(indices, firsts, sums, polygons)
+            return
+        self._firsts.append(firsts)
+        self._indices.append(indices)
+        self._held = sums, np.full(len(sums), None) if polygons is None else polygons
+
     def add_outlines(self, number: int, places: Sequence[Places], hull: shapely.Geometry) -> None:
         """State further outlines of an object that was written, and the convex hull of all of them."""
         self._further[number] = (places, hull)
@@ -129,6 +147,11 @@ class ObjectFile:
 
     def read(self) -> Iterator[FinishedObjects]:
         """All objects in order, some at a time; at least once, which may be none."""
+        if self._held is not None:
+            sums, polygons = (values[self.order] for values in self._held)
+            numbers = np.arange(len(sums))
+            yield FinishedObjects(0, sums, shapely.convex_hull(polygons), numbers, np.zeros_like(numbers), polygons)
+            return
         start, total = 0, len(self.order)
         places = self._places[0]
         while True:

@@ -127,6 +127,32 @@ class _Object:
         self.joined = len(self.parts)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The parts of objects that lie in a piece, N of them, by the numbers of their pixels from 1; see `_Object`."""
+
+    indices: npt.NDArray[np.uint8]
+    firsts: npt.NDArray[np.int64]
+    sums: ObjectSums
+    owners: npt.NDArray[np.int64] | None = None
+    polygons: npt.NDArray[np.object_] | None = None
+
+    def one_outline_each(self) -> bool:
+        """Whether each has one outline, or none was asked for."""
+        return self.owners is None or np.array_equal(self.owners, np.arange(1, len(self.sums) + 1))
+
+    def objects(self) -> list[_Object]:
+        """Each part by itself."""
+        columns = self.indices.tolist(), self.firsts.tolist(), self.sums
+        objects = [_Object(*row) for row in zip(*columns, strict=True)]
+        if self.owners is not None and self.polygons is not None:
+            points = shapely.get_num_coordinates(self.polygons).tolist()
+            for number, polygon, size in zip(self.owners.tolist(), self.polygons.tolist(), points, strict=True):
+                objects[number - 1].parts.append(polygon)
+                objects[number - 1].points += size
+        return objects
+
+
 class ObjectFinder:
     """Finds, outlines and measures the objects of a mask that is given strip by strip, from top to bottom.
 
@@ -252,7 +278,11 @@ class ObjectFinder:
         if self._stains is not None:
             reached = labels.copy()
             grow_labels(reached, np.ones(labels.shape, np.uint8), self._stains.ring)
-        found = self._find(labels, reached, around, count, rows)
+        parts = self._find(labels, reached, around, count, rows)
+        if self._above is None and below is None and self._numbers is None and parts.one_outline_each():
+            self._write_whole(parts)  # the whole mask is one piece
+            return
+        found = parts.objects()
         numbers = np.arange(self._next, self._next + count)
         self._next += count
         if self._numbers is not None:
@@ -275,7 +305,7 @@ class ObjectFinder:
 
     def _find(
         self, labels: npt.NDArray[np.int32], reached: npt.NDArray[np.int32], around: _Rows, count: int, rows: slice
-    ) -> list[_Object]:
+    ) -> _Found:
         """The part of each object that lies in the piece itself."""
         inner = labels[rows]
         runs = find_runs(inner)
@@ -295,19 +325,11 @@ class ObjectFinder:
             outside = find_runs(labels)
             indices[outside.labels] = around.mask.ravel()[outside.starts]
         indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
-        objects = [
-            _Object(int(index), int(first), row)
-            for index, first, row in zip(indices[1:], firsts[1:], sums, strict=True)
-        ]
-        if self._outlines:
-            connected = around.instances is None and around.interior is None and not self._separation.depth
-            whole = connected and len(inner) == len(labels)
-            owners, polygons = outline_regions(inner, self._top, connected=whole)
-            points = shapely.get_num_coordinates(polygons)
-            for number, polygon, size in zip(owners.tolist(), polygons.tolist(), points.tolist(), strict=True):
-                objects[number - 1].parts.append(polygon)
-                objects[number - 1].points += size
-        return objects
+        if not self._outlines:
+            return _Found(indices[1:], firsts[1:], sums)
+        connected = around.instances is None and around.interior is None and not self._separation.depth
+        whole = connected and len(inner) == len(labels)
+        return _Found(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole))
 
     def _join(
         self,
@@ -345,6 +367,13 @@ class ObjectFinder:
         one.hull = _hull([one.hull, *parts])
         one.written.append(self._file.write_outlines(parts))
         one.parts, one.points, one.joined = [], 0, 0
+
+    def _write_whole(self, found: _Found) -> None:
+        """Write all objects of a mask that was one piece."""
+        smallest, classes = self._separation.smallest_area, self._separation.classes
+        kept = (found.sums[:, 0] > 0) & ((found.sums[:, 0] >= smallest) | ~np.isin(found.indices, classes))
+        polygons = None if found.polygons is None else found.polygons[kept]
+        self._file.write_all(found.indices[kept], found.firsts[kept], found.sums[kept], polygons)
 
     def _write(self, finished: Sequence[_Object]) -> None:
         smallest, classes = self._separation.smallest_area, self._separation.classes
