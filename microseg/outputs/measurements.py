@@ -12,7 +12,7 @@ import shapely
 from microseg.escaping import csv_cell
 from microseg.outputs.diameters import feret_diameters
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.runs import find_runs
+from microseg.outputs.runs import Runs, find_runs, narrow
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
 __all__ = [
@@ -204,7 +204,13 @@ def _csv_text(text: str) -> str:
 
 
 def sum_objects(
-    labels: npt.NDArray[np.int32], count: int, confidence: Weights, *, rows: slice = slice(None), top: int = 0
+    labels: npt.NDArray[np.int32],
+    count: int,
+    confidence: Weights,
+    *,
+    rows: slice = slice(None),
+    top: int = 0,
+    runs: Runs | None = None,
 ) -> ObjectSums:
     """Sum over the pixels of each object; measurements are computed from these. Sums of parts can be added.
 
@@ -214,24 +220,27 @@ def sum_objects(
         confidence: Probability of each pixel's class, in any unit.
         rows: Rows to sum; the others are context for the perimeters, which depend on two pixels around.
         top: Index of the first row of ``labels`` in the image.
+        runs: Runs of these rows, where they are known already.
 
     Shape:
         labels (h, W), confidence (h, W) → (count, len(SUMS))
     """
     sums = np.zeros((count, len(SUMS)), np.float64)
     first, last, _ = rows.indices(len(labels))
+    if runs is not None:
+        sums += _sum_runs(runs, count, confidence[rows], top + first)
     step = max(1, _PIXELS // labels.shape[1])
     for start in range(first, last, step):
         stop = min(last, start + step)
-        sums += _sum_rows(labels[start:stop], count, confidence[start:stop], top + start)
+        if runs is None:
+            sums += _sum_runs(find_runs(labels[start:stop]), count, confidence[start:stop], top + start)
         around = slice(max(0, start - 2), min(len(labels), stop + 2))
         of = slice(start - around.start, stop - around.start)
         sums[:, _PERIMETER] += _perimeters(labels[around], count, of)
     return sums
 
 
-def _sum_rows(labels: npt.NDArray[np.int32], count: int, confidence: Weights, top: int) -> ObjectSums:
-    runs = find_runs(labels)
+def _sum_runs(runs: Runs, count: int, confidence: Weights, top: int) -> ObjectSums:
     of = np.flatnonzero(runs.labels)
     number = runs.labels[of] - 1  # object of each run
     pixels, x, y = runs.lengths[of].astype(np.float64), runs.columns[of].astype(np.float64), runs.rows[of] + float(top)
@@ -353,7 +362,7 @@ def _at_border(hulls: npt.NDArray[np.object_], shape: tuple[int, int]) -> npt.ND
 def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:
     """Length of each object's border in some rows: border pixels, weighted by the number and position of neighbors."""
     width = labels.shape[1] + 2
-    flat = np.pad(labels, 1).ravel()
+    flat = np.pad(narrow(labels), 1).ravel()
     across, down = flat[1:] == flat[:-1], flat[width:] == flat[:-width]
     border = np.zeros(len(flat), np.bool_)  # pixels of an object that have a neighbor of another label
     np.logical_and(down[:-width], down[width:], out=border[width:-width])

@@ -9,7 +9,7 @@ too large is cut into parts, which go to the file, too.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +23,7 @@ from microseg.outputs.object_file import ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
 from microseg.outputs.polygons import outline_regions, union_polygons
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.runs import find_runs, label_runs
+from microseg.outputs.runs import Runs, find_runs, label_runs
 from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 
@@ -272,13 +272,14 @@ class ObjectFinder:
         around = _Rows.join([part for part in (self._above, piece, below) if part is not None])
         start = 0 if self._above is None else len(self._above)
         rows = slice(start, start + len(piece))
-        labels = self._label(around)  # numbers in this piece; parts of one object may have several
+        labels, runs = self._label(around)  # numbers in this piece; parts of one object may have several
         count = int(labels.max(initial=0))
         reached = labels
         if self._stains is not None:
             reached = labels.copy()
             grow_labels(reached, np.ones(labels.shape, np.uint8), self._stains.ring)
-        parts = self._find(labels, reached, around, count, rows)
+        known = runs if len(piece) == len(around) else None
+        parts = self._find(labels, reached, around, count, rows, known)
         if self._above is None and below is None and self._numbers is None and parts.one_outline_each():
             self._write_whole(parts)  # the whole mask is one piece
             return
@@ -295,22 +296,31 @@ class ObjectFinder:
         self._above = around[max(0, rows.stop - self._context) : rows.stop].copy()
         self._top += len(piece)
 
-    def _label(self, rows: _Rows) -> npt.NDArray[np.int32]:
+    def _label(self, rows: _Rows) -> tuple[npt.NDArray[np.int32], Runs | None]:
+        """The number of the object at each pixel, and its runs where they are known."""
         if rows.instances is not None:
-            return rows.instances
+            return rows.instances, None
         if rows.interior is not None or self._separation.depth:
-            return separate_regions(rows.mask, rows.interior, self._separation)
+            return separate_regions(rows.mask, rows.interior, self._separation), None
         runs = find_runs(rows.mask)
-        return runs.paint(label_runs(runs))
+        runs = replace(runs, labels=label_runs(runs))
+        return runs.paint(runs.labels), runs
 
     def _find(
-        self, labels: npt.NDArray[np.int32], reached: npt.NDArray[np.int32], around: _Rows, count: int, rows: slice
+        self,
+        labels: npt.NDArray[np.int32],
+        reached: npt.NDArray[np.int32],
+        around: _Rows,
+        count: int,
+        rows: slice,
+        known: Runs | None,
     ) -> _Found:
-        """The part of each object that lies in the piece itself."""
+        """The part of each object that lies in the piece itself, whose runs may be known."""
         inner = labels[rows]
-        runs = find_runs(inner)
+        runs = find_runs(inner) if known is None else known
         if self._outlines:
-            sums = sum_objects(labels, count, around.confidence, rows=rows, top=self._top - rows.start)
+            top = self._top - rows.start
+            sums = sum_objects(labels, count, around.confidence, rows=rows, top=top, runs=runs)
         else:  # only the area is needed
             sums = np.zeros((count, len(SUMS)))
             sums[:, 0] = np.bincount(runs.labels, runs.lengths, minlength=count + 1)[1:]
@@ -329,7 +339,7 @@ class ObjectFinder:
             return _Found(indices[1:], firsts[1:], sums)
         connected = around.instances is None and around.interior is None and not self._separation.depth
         whole = connected and len(inner) == len(labels)
-        return _Found(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole))
+        return _Found(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole, runs=runs))
 
     def _join(
         self,

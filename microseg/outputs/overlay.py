@@ -68,7 +68,9 @@ class OverlayWriter(OutputWriter):
         drawn = draw_overlay(picture, self._mask, self._numbers, least=_LEAST, thin=self._every > 1)
         if self.image.mpp is not None:
             drawn = draw_scale_bar(drawn, self.image.mpp * self.image.width / drawn.shape[1])
-        Image.fromarray(drawn).save(self.path, quality=90, subsampling=0)
+        from imagecodecs import jpeg8_encode  # the same bytes as Pillow's, which would copy the picture first
+
+        self.path.write_bytes(jpeg8_encode(drawn, level=90, subsampling="444"))
 
 
 def draw_overlay(
@@ -123,7 +125,7 @@ def draw_overlay(
     if not thin:
         _paint(planes, (0, 0, 0), _soft(_spread(line, 1, np.maximum), _RIM))
     _paint(planes, _colors_of(highest), line * np.uint8(255) if thin else _soft(line))
-    return np.asarray(Image.merge("RGB", [Image.fromarray(plane) for plane in planes]), np.uint8)
+    return np.stack(list(planes), axis=-1)
 
 
 def draw_panel(
@@ -182,6 +184,8 @@ def draw_panel(
 
 def _resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int], factor: float) -> npt.NDArray[np.uint8]:
     """Resize a mask; enlarged borders are smooth, not stairs of pixels."""
+    if size == mask.shape[::-1]:
+        return mask
     if factor <= 1:
         return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), np.uint8)
     best, strongest = np.zeros(size[::-1], np.uint8), np.full(size[::-1], 255, np.int16)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from microseg.outputs.runs import find_runs, label_runs
+from microseg.outputs.runs import Runs, find_runs, label_runs, narrow
 
 __all__ = ["outline_regions", "union_polygons"]
 
@@ -14,7 +14,7 @@ Polygons = npt.NDArray[np.object_]
 
 
 def outline_regions(
-    labels: npt.NDArray[np.int32], top: int, *, connected: bool = False
+    labels: npt.NDArray[np.int32], top: int, *, connected: bool = False, runs: Runs | None = None
 ) -> tuple[npt.NDArray[np.int64], Polygons]:
     """Outline each connected region of labels; regions of one label that only touch at a corner are two.
 
@@ -26,6 +26,7 @@ def outline_regions(
         labels: Label of each pixel; 0 is not outlined.
         top: Number of the first row.
         connected: Whether each label is known to be one region.
+        runs: Runs of the labels, where they are known already.
 
     Shape:
         (h, w) → (N,), (N,)
@@ -34,14 +35,11 @@ def outline_regions(
         Label and polygon of each region, in the order of their first pixels. Polygons follow the edges of pixels, with
         holes; outer rings are anticlockwise, as RFC 7946 requires.
     """
-    if not connected:
-        runs = find_runs(labels)
-        regions = runs.paint(label_runs(runs, ignored=None))
-    else:
-        regions = labels
+    runs = find_runs(labels) if runs is None else runs
+    regions = labels if connected else runs.paint(label_runs(runs, ignored=None))
     width = labels.shape[1] + 2
-    flat = np.pad(regions, 1).ravel()
-    sides = _sides(flat, width)
+    flat = np.pad(narrow(regions), 1).ravel()
+    sides = _sides(flat, width, runs)
     if not len(sides[0]):
         return np.zeros(0, np.int64), np.zeros(0, np.object_)
     pixels, directions = np.concatenate(sides), np.repeat(np.arange(4), [len(side) for side in sides])
@@ -77,19 +75,19 @@ def outline_regions(
     return names.astype(np.int64), shapely.polygons(lines[order], indices=owner[of][order])
 
 
-def _sides(flat: npt.NDArray[np.int32], width: int) -> list[npt.NDArray[np.int64]]:
+def _sides(flat: npt.NDArray[np.integer], width: int, runs: Runs) -> list[npt.NDArray[np.int64]]:
     """Pixels with an edge above, to the right, below, and to the left, in rows with a margin of one pixel."""
-    across, down = flat[1:] != flat[:-1], flat[width:] != flat[:-width]
-    inside = flat > 0
+    down, inside, region = flat[width:] != flat[:-width], flat > 0, np.flatnonzero(runs.labels)
+    begins = ((runs.rows + 1) * width + runs.columns + 1)[region]
     return [
         np.flatnonzero(down & inside[width:]) + width,
-        np.flatnonzero(across & inside[:-1]),
+        begins + runs.lengths[region] - 1,
         np.flatnonzero(down & inside[:-width]),
-        np.flatnonzero(across & inside[1:]) + 1,
+        begins,
     ]
 
 
-def _next_edges(flat: npt.NDArray[np.int32], sides: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
+def _next_edges(flat: npt.NDArray[np.integer], sides: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
     """Number of the edge after each edge; edges are numbered side by side."""
     firsts = np.cumsum([0, *(len(side) for side in sides)])
     numbers = [np.empty(len(flat), np.int32) for _ in sides]  # of the edge of each pixel that has one
