@@ -143,7 +143,7 @@ def _texture(gray: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]
     """Texture features of gray windows, each (h, w)."""
     deviation = np.mean([one.std() for one in gray])
     changes = np.mean([[_change(one, lag) for lag in _LAGS] for one in gray], axis=0)
-    return np.log((changes + 1e-3) / (deviation + 1e-3))
+    return np.asarray(np.log((changes + 1e-3) / (deviation + 1e-3)), np.float64)
 
 
 def _change(gray: npt.NDArray[np.float32], lag: int) -> float:

@@ -12,7 +12,7 @@ import shapely
 from microseg.escaping import csv_cell
 from microseg.outputs.diameters import feret_diameters
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.runs import Runs, find_runs, narrow
+from microseg.outputs.runs import Runs, find_runs, pad_labels
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
 __all__ = [
@@ -362,7 +362,7 @@ def _at_border(hulls: npt.NDArray[np.object_], shape: tuple[int, int]) -> npt.ND
 def _perimeters(labels: npt.NDArray[np.int32], count: int, rows: slice) -> npt.NDArray[np.float64]:
     """Length of each object's border in some rows: border pixels, weighted by the number and position of neighbors."""
     width = labels.shape[1] + 2
-    flat = np.pad(narrow(labels), 1).ravel()
+    flat = pad_labels(labels).ravel()
     across, down = flat[1:] == flat[:-1], flat[width:] == flat[:-width]
     border = np.zeros(len(flat), np.bool_)  # pixels of an object that have a neighbor of another label
     np.logical_and(down[:-width], down[width:], out=border[width:-width])

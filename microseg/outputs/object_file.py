@@ -148,7 +148,7 @@ class ObjectFile:
     def read(self) -> Iterator[FinishedObjects]:
         """All objects in order, some at a time; at least once, which may be none."""
         if self._held is not None:
-            sums, polygons = (values[self.order] for values in self._held)
+            sums, polygons = self._held[0][self.order], self._held[1][self.order]
             numbers = np.arange(len(sums))
             yield FinishedObjects(0, sums, shapely.convex_hull(polygons), numbers, np.zeros_like(numbers), polygons)
             return

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from microseg.outputs.runs import Runs, find_runs, label_runs, narrow
+from microseg.outputs.runs import Runs, find_runs, label_runs, pad_labels
 
 __all__ = ["outline_regions", "union_polygons"]
 
@@ -38,13 +38,14 @@ def outline_regions(
     runs = find_runs(labels) if runs is None else runs
     regions = labels if connected else runs.paint(label_runs(runs, ignored=None))
     width = labels.shape[1] + 2
-    flat = np.pad(narrow(regions), 1).ravel()
+    flat = pad_labels(regions).ravel()
     sides = _sides(flat, width, runs)
     if not len(sides[0]):
         return np.zeros(0, np.int64), np.zeros(0, np.object_)
     pixels, directions = np.concatenate(sides), np.repeat(np.arange(4), [len(side) for side in sides])
     rows, columns = np.divmod(pixels, width)
-    ordered, lengths = _follow(_next_edges(flat, sides, width), (rows + columns + directions) % 2 == 0, len(sides[0]))
+    following = _next_edges(flat, pixels, directions, width)
+    ordered, lengths = _follow(following, (rows + columns + directions) % 2 == 0, len(sides[0]))
     pixels, directions, rows, columns = (values[ordered] for values in (pixels, directions, rows, columns))
     starts = lengths.cumsum() - lengths
     before = np.empty_like(directions)  # direction of the edge before, in the same ring
@@ -63,9 +64,9 @@ def outline_regions(
         counts, counts
     )
     x, y = x[turned], y[turned]  # each ring begins with its first corner, row by row
-    following = np.arange(1, len(rings) + 1)
-    following[firsts + counts - 1] = firsts
-    outer = np.add.reduceat(x * y[following] - x[following] * y, firsts) > 0
+    after = np.arange(1, len(rings) + 1)
+    after[firsts + counts - 1] = firsts
+    outer = np.add.reduceat(x * y[after] - x[after] * y, firsts) > 0
     of = flat[pixels[starts]]  # region of each ring
     owner = np.zeros(int(of.max()) + 1, np.int64)
     owner[of[outer]] = np.arange(int(outer.sum()))
@@ -87,23 +88,19 @@ def _sides(flat: npt.NDArray[np.integer], width: int, runs: Runs) -> list[npt.ND
     ]
 
 
-def _next_edges(flat: npt.NDArray[np.integer], sides: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
-    """Number of the edge after each edge; edges are numbered side by side."""
-    firsts = np.cumsum([0, *(len(side) for side in sides)])
-    numbers = [np.empty(len(flat), np.int32) for _ in sides]  # of the edge of each pixel that has one
-    for number, pixels, first in zip(numbers, sides, firsts, strict=False):
-        number[pixels] = np.arange(first, first + len(pixels))
-    following = np.empty(firsts[-1], np.int64)
-    for side, (ahead, aside) in enumerate(((1, 1 - width), (width, width + 1), (-1, width - 1), (-width, -width - 1))):
-        pixels = sides[side]
-        label = flat[pixels]
-        straight, left = flat[pixels + ahead] == label, flat[pixels + aside] == label
-        straight &= ~left
-        chosen = numbers[(side + 1) % 4][pixels]  # to the right: of the same pixel
-        chosen[straight] = numbers[side][pixels[straight] + ahead]
-        chosen[left] = numbers[(side + 3) % 4][pixels[left] + aside]
-        following[firsts[side] : firsts[side + 1]] = chosen
-    return following
+def _next_edges(
+    flat: npt.NDArray[np.integer], pixels: npt.NDArray[np.int64], directions: npt.NDArray[np.int64], width: int
+) -> npt.NDArray[np.int64]:
+    """Number of the edge after each edge, which has a pixel and a side of it: above, right, below or left."""
+    ahead = np.array((1, width, -1, -width))[directions]
+    aside = np.array((1 - width, width + 1, width - 1, -width - 1))[directions]
+    label = flat[pixels]
+    straight, left = flat[pixels + ahead] == label, flat[pixels + aside] == label
+    step = np.where(left, aside, ahead * straight)  # to the right: an edge of the same pixel
+    side = (directions + np.where(left, 3, ~straight)) % 4
+    numbers = np.empty(4 * len(flat), np.int32)  # of the edge on each side of each pixel that has one
+    numbers[directions * len(flat) + pixels] = np.arange(len(pixels))
+    return np.asarray(numbers[side * len(flat) + pixels + step], np.int64)
 
 
 def _follow(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Runs", "find_runs", "label_runs", "narrow"]
+__all__ = ["Runs", "find_runs", "label_runs", "pad_labels"]
 
 _IGNORE = 255  # of masks
 
@@ -103,6 +103,9 @@ def label_runs(runs: Runs, *, ignored: int | None = _IGNORE) -> npt.NDArray[np.i
     return labels
 
 
-def narrow(labels: Labels) -> npt.NDArray[np.integer]:
-    """The same labels in 16 bits, where these hold them: half of the memory to go through."""
-    return labels.astype(np.uint16) if labels.max(initial=0) <= np.iinfo(np.uint16).max else labels
+def pad_labels(labels: Labels) -> npt.NDArray[np.integer]:
+    """Labels with a margin of one pixel of 0; in 16 bits where these hold them: half of the memory to go through."""
+    small = labels.max(initial=0) <= np.iinfo(np.uint16).max
+    padded = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), np.uint16 if small else labels.dtype)
+    padded[1:-1, 1:-1] = labels
+    return padded
