@@ -1,8 +1,10 @@
 """The versions and the history in MLflow's SQLite file, read without MLflow, whose import takes seconds.
 
-For commands that only show what is there. Nothing is written, also no missing file.
+For commands that only show what is there. Nothing is written, also no missing file. The tables are MLflow's own, so
+they are read only where their revision is one whose meaning is known.
 """
 
+import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -18,6 +20,8 @@ from microseg.registry.version import MODEL_NAME, TARGET_TAG, ModelVersion, Vers
 
 __all__ = ["RegistryReader", "SqliteReader", "VersionReader"]
 
+_REVISIONS = ("dc11669786a5",)  # MLflow 3.17; test_sqlite_reader.py compares what is read with MLflow's client
+_WORKSPACES = ("MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES")  # they select other rows than those of the default one
 _VERSIONS = """
     SELECT version, run_id, creation_time, description, current_stage FROM model_versions
     WHERE workspace = 'default' AND name = ? AND current_stage != 'Deleted_Internal'
@@ -57,7 +61,8 @@ class SqliteReader:
         versions: The versions.
 
     Raises:
-        sqlite3.Error: It cannot be read, or its tables are not those of this MLflow.
+        sqlite3.Error: It cannot be read, or only MLflow knows what its tables mean: they are of another revision, or
+            its workspaces are used.
     """
 
     def __init__(self, database: Path, labs: Callable[[], Collection[str]] = tuple) -> None:
@@ -76,6 +81,7 @@ class _Store:
             return
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("BEGIN")
+            _check_known(connection)
             aliases = connection.execute(_ALIASES, (MODEL_NAME,)).fetchall()
             versions, tags = _read(connection, MODEL_NAME)
             entries, entry_tags = _read(connection, HISTORY_MODEL)
@@ -117,6 +123,15 @@ class _Store:
         raise RegistryError("expected to read the registry only, got a change of it")
 
     append = mark_applied = begin_move = end_move = move_alias = show = _refuse
+
+
+def _check_known(connection: sqlite3.Connection) -> None:
+    revisions = [revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")]
+    if len(revisions) != 1 or revisions[0] not in _REVISIONS:
+        known = ", ".join(_REVISIONS)
+        raise sqlite3.DatabaseError(f"expected tables of the revision {known}, got {revisions}: MLflow reads them")
+    if used := [name for name in _WORKSPACES if os.environ.get(name)]:
+        raise sqlite3.NotSupportedError(f"expected no workspaces, but {used[0]} is set: MLflow reads the tables")
 
 
 def _read(connection: sqlite3.Connection, model: str) -> tuple[list[tuple[Any, ...]], dict[int, dict[str, str]]]:

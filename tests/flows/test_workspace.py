@@ -1,6 +1,9 @@
 """The parameters of inference reach the engine."""
 
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ from microseg.config.environment import Home
 from microseg.config.settings import load_settings
 from microseg.errors import SettingsError
 from microseg.models.network import PyramidSegmenter
+from microseg.registry.sqlite_reader import SqliteReader
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +60,14 @@ def test_every_setting_reaches_the_engine(
 def test_compiling_is_refused_where_there_is_no_cuda(tiny_network: Callable[..., PyramidSegmenter]) -> None:
     with pytest.raises(SettingsError, match=r"set inference.compile to false, or device to cuda"):
         Workspace(load_settings(("device=cpu", "inference.compile=true"))).engine(tiny_network())
+
+
+def test_a_registry_whose_tables_are_unknown_is_read_by_mlflow(tmp_path: Path, empty_registry: Path) -> None:
+    database = tmp_path / "mlflow" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(empty_registry, database)
+    assert isinstance(Workspace(load_settings()).read_registry(), SqliteReader)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of a later release'")
+    workspace = Workspace(load_settings())
+    assert workspace.read_registry() is workspace.registry

@@ -1,7 +1,9 @@
 """A local registry is read without MLflow as it is with it."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -11,7 +13,7 @@ from microseg.config.environment import sqlite_file
 from microseg.errors import RegistryError, VersionNotFoundError
 from microseg.registry.production import AuditInfo
 from microseg.registry.registry import Registry
-from microseg.registry.sqlite_reader import SqliteReader
+from microseg.registry.sqlite_reader import _REVISIONS, SqliteReader
 from microseg.registry.version import MODEL_NAME, TARGET_TAG
 
 
@@ -57,6 +59,37 @@ def test_a_deleted_entry_is_reported(registry: Registry) -> None:
     client = mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
     client.delete_model_version("microseg-promotions", "1")
     with pytest.raises(RegistryError, match="version 1 of it was deleted"):
+        read(registry)
+
+
+def set_revisions(registry: Registry, *revisions: str) -> None:
+    file = sqlite_file(registry.tracking_uri)
+    assert file is not None
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DELETE FROM alembic_version")
+        connection.executemany("INSERT INTO alembic_version VALUES (?)", [(it,) for it in revisions])
+
+
+@pytest.mark.parametrize("revisions", [("0123456789ab",), (), ("0123456789ab", "dc11669786a5")])
+def test_tables_of_an_unknown_revision_are_left_to_mlflow(registry: Registry, revisions: tuple[str, ...]) -> None:
+    set_revisions(registry, *revisions)
+    with pytest.raises(sqlite3.DatabaseError, match="expected tables of the revision"):
+        read(registry)
+
+
+def test_the_revision_of_this_mlflow_is_known(registry: Registry) -> None:
+    """If this fails after an upgrade of MLflow, and the comparison above does not, add its revision."""
+    file = sqlite_file(registry.tracking_uri)
+    assert file is not None
+    with closing(sqlite3.connect(file)) as connection:
+        ((revision,),) = connection.execute("SELECT version_num FROM alembic_version")
+    assert revision in _REVISIONS
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES"])
+def test_workspaces_are_left_to_mlflow(registry: Registry, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(sqlite3.NotSupportedError, match=name):
         read(registry)
 
 
