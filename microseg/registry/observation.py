@@ -46,6 +46,15 @@ class Seen:
         """Whether somebody has moved an alias, which the history does not know."""
         return any(change.alias == alias for change in self.changes)
 
+    def moving(self, alias: str) -> bool:
+        """Whether an alias does not follow the last decision yet.
+
+        No other decision may be written then: it would state where the alias was before it was moved, and would not
+        move it from where it is.
+        """
+        result = self.state.of(alias).result
+        return result is not None and not result.applied
+
     @property
     def unreported(self) -> dict[str, str]:
         """What is wrong with the unknown aliases of which the history does not know that they are on their version."""
@@ -100,7 +109,11 @@ class Seen:
                 change.alias, "ignored", change.requested_version, audit=AuditInfo(via="mlflow", reason=reason)
             )
         if request is not None and change.withdrawn:
-            audit = AuditInfo(via="mlflow", reason="The alias was set back before the request was decided.")
+            last = next(entry for entry in reversed(self.state.entries) if entry.alias == change.alias)
+            reason = "The alias was set back before the request was decided."
+            if last.action == "ignored":  # then microseg has set it back
+                reason = "The alias was moved away before the request was decided: if it still holds, set it again."
+            audit = AuditInfo(via="mlflow", reason=reason)
             return self.decision(request, "reverted", self.state.in_use(change.alias), audit)
         by = None if change.requested_version is None else author(change.requested_version)
         audit = AuditInfo(by, change.via)

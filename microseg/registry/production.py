@@ -108,9 +108,10 @@ class Production:
         """
         for _ in range(_ATTEMPTS):
             seen = look(self._store, self._labs)
-            for now in seen.state.aliases.values():
-                if now.result is not None and not now.result.applied:
-                    self._apply(now.result)
+            if moving := [alias for alias in seen.state.aliases if seen.moving(alias)]:
+                for alias in moving:
+                    self._apply(seen.state.of(alias).result)
+                continue
             for change in seen.late:
                 self._undo(seen, change)
             for change in seen.changes:
@@ -179,7 +180,7 @@ class Production:
             seen = look(self._store, self._labs)
             if (outcome := seen.outcome(request)) is not None:
                 return outcome
-            if seen.changed(request.alias):
+            if seen.changed(request.alias) or seen.moving(request.alias):
                 self.observe()
             elif seen.state.in_use(request.alias) != against:
                 return None
@@ -233,15 +234,18 @@ class Production:
             VersionNotFoundError: There is no previous version.
             RegistryError: Another version was promoted at the same time.
         """
-        self.observe()
-        seen = look(self._store, self._labs)
+        for _ in range(_ATTEMPTS):
+            self.observe()
+            seen = look(self._store, self._labs)
+            if not seen.moving(alias):
+                break
         now = seen.state.of(alias)
         if now.previous is None and (alias == PRODUCTION or now.active is None):
             self._find(previous_of(alias))  # raises unless somebody has set this alias
             raise VersionNotFoundError(f"the history has no previous version of {alias}; promote one by its number")
         version = None if now.previous is None else self._find(now.previous)
         entry = seen.entry(alias, "rolled back", now.previous, against=now.active, audit=audit)
-        if seen.changed(alias) or not self._decide(entry):
+        if seen.changed(alias) or seen.moving(alias) or not self._decide(entry):
             raise RegistryError(
                 f"{alias} was changed at the same time as it was to be rolled back; look at the history, and repeat it"
             )
@@ -277,7 +281,7 @@ class Production:
         """Move the alias as a decision states, and show it at the versions; repeated if it was interrupted.
 
         MLflow cannot move an alias only if the history has not changed, so a slow process may move it after a later
-        decision. It is known by its mark as a mover, and the alias is moved back: by itself, or else by `_undo`.
+        decision. It is known by its mark as a mover, and the alias is moved on: by itself, or else by `_undo`.
         """
         mover = uuid4().hex[:8]
         self._store.begin_move(result, mover)
@@ -287,10 +291,26 @@ class Production:
             self._store.move_alias(result.alias, result.shown, now.active)
             self._store.show(result, _audit(state, result), now.previous)
             self._store.mark_applied(result)
-            last = self.state().of(result.alias)
-            if last.result is not None and last.result.id != result.id:
-                self._store.move_alias(result.alias, now.active, last.active)
+            self._move_on(result, now.active, mover)
         self._store.end_move(result, mover)
+
+    def _move_on(self, result: Entry, shown: int | None, mover: str) -> None:
+        """Move an alias that was moved to a version as a decision states to where later decisions have it by now.
+
+        This may be late, too, so the process marks itself as a mover of each of them.
+        """
+        marked = [result]
+        while (last := self.state().of(result.alias).result) is not None and last.id != marked[-1].id:
+            self._store.begin_move(last, mover)
+            marked.append(last)
+            state = self.state()
+            now = state.of(result.alias)
+            if now.result is not None and now.result.id == last.id:
+                self._store.move_alias(result.alias, shown, now.active)
+                self._store.show(last, _audit(state, last), now.previous)
+                shown = now.active
+        for decision in marked[1:]:
+            self._store.end_move(decision, mover)
 
     def _undo(self, seen: Seen, change: PendingAliasChange) -> None:
         """Move an alias back that a slow process may have moved, and record it: a person may have moved it, too."""

@@ -112,7 +112,11 @@ def check_clicks(world: World, ledger: Ledger) -> None:
             for entry in ledger.valid
             if entry.number > click.entries
         )
-        before = [entry for entry in ledger.valid if entry.number <= click.entries and entry.alias == click.alias]
+        before = [
+            entry
+            for entry in ledger.valid
+            if entry.number <= click.entries and entry.alias == click.alias and entry.action not in ("ignored", "kept")
+        ]
         waiting = [entry for entry in before if entry.action == "requested" and entry.version == click.version]
         open_before = bool(waiting) and before[-1] is waiting[-1]
         again = any(later.alias == click.alias for later in world.clicks[number + 1 :])

@@ -113,9 +113,10 @@ STARTS: dict[str, Start] = {
 FIRST = [name for name in STARTS if not name.startswith("click")]
 
 
-Way = Literal["once", "both", "killed"]
+Way = Literal["once", "both", "killed", "turns"]
 """``once``: the first process is interrupted, the second one is not; ``both``: the second one, too, and the first ends
-before it; ``killed``: the first one is killed some calls after it was interrupted."""
+before it; ``killed``: the first one is killed some calls after it was interrupted; ``turns``: the second one, too,
+while the first one reads the history and the aliases, and ends before it."""
 
 
 def begun(first: str) -> World:
@@ -145,7 +146,10 @@ def interrupted(first: str, second: str, way: Way) -> Iterator[tuple[int, int]]:
                 return
             STARTS[second](world)
             other = world.processes[-1]
-            ended = not world.run(other, later if way == "both" else None)
+            ended = not world.run(other, later if way in ("both", "turns") else None)
+            if way == "turns":
+                world.run(one, 2)
+                world.run(other, None)
             if way == "killed":
                 ended = not world.run(one, later)
                 if not ended:
@@ -156,13 +160,18 @@ def interrupted(first: str, second: str, way: Way) -> Iterator[tuple[int, int]]:
                 break
 
 
+@pytest.mark.parametrize(("first", "second"), [("rollback", "promotion"), ("promotion", "rollback")])
+def test_no_rollback_is_lost_while_a_promotion_is_applied(first: str, second: str) -> None:
+    assert sum(1 for _ in interrupted(first, second, "turns")) > 100
+
+
 @pytest.mark.parametrize("first", FIRST)
 def test_no_interruption_breaks_production(first: str) -> None:
     assert sum(1 for second in STARTS for _ in interrupted(first, second, "once")) > 50
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("way", ["both", "killed"])
+@pytest.mark.parametrize("way", ["both", "killed", "turns"])
 @pytest.mark.parametrize("first", FIRST)
 def test_no_two_interruptions_break_production(first: str, way: Way) -> None:
     assert sum(1 for second in STARTS for _ in interrupted(first, second, way)) > 300
@@ -185,7 +194,7 @@ FAULTS: dict[str, Fault] = {
         ("promotion for a lab", "promotion", "once"),
     ),
     "a rollback wins over a click": (
-        Production, "roll_back", "seen.changed(alias) or not self._decide(entry)", "not self._decide(entry)",
+        Production, "roll_back", "seen.changed(alias) or seen.moving(alias)", "seen.moving(alias)",
         ("rollback", "click", "once"),
     ),
     "an entry of a writer who knew less counts": (
@@ -209,8 +218,12 @@ FAULTS: dict[str, Fault] = {
         ("promotion", "rollback", "killed"),
     ),
     "an alias of a killed process is never moved": (
-        Production, "observe", "not now.result.applied", "False",
+        Production, "observe", "if seen.moving(alias)", "if False",
         ("promotion", "rollback", "killed"),
+    ),
+    "a rollback is decided while the alias is being moved": (
+        Production, "roll_back", "seen.moving(alias)", "False",
+        ("rollback", "promotion", "turns"),
     ),
 }  # fmt: skip
 
