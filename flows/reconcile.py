@@ -5,13 +5,15 @@ python -m flows.reconcile
 
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import typer
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter, FlowRunFilterExpectedStartTime
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
@@ -31,6 +33,8 @@ from microseg.files import is_below
 __all__ = ["command", "reconcile"]
 
 _log = logging.getLogger(__name__)
+
+_UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 
 
 @flow(name="reconcile")
@@ -64,7 +68,7 @@ def _interrupted(settings: Settings) -> list[Onboarding]:
         try:
             if not _is_due(onboarding, settings):
                 continue
-        except (MicrosegError, OSError) as error:  # of one lab; the others are not concerned
+        except (MicrosegError, OSError, httpx.HTTPError) as error:  # of one lab; the others are not concerned
             _log.warning("The onboarding of %s is looked at again later: %s", onboarding.lab, error)
             continue
         with store.lock(onboarding.lab, wait=False) as free:
@@ -84,7 +88,25 @@ def _is_due(onboarding: Onboarding, settings: Settings) -> bool:
         return not awaits_approval(onboarding)
     waits = onboarding.state == "awaiting_production"
     production = waits and open_workspace(settings).production() is not None
-    return is_due(onboarding, datetime.now(UTC), production=production)
+    waiting = _has_run(onboarding) if onboarding.state == "pending" else None
+    return is_due(onboarding, datetime.now(UTC), production=production, waiting=waiting)
+
+
+def _has_run(onboarding: Onboarding) -> bool | None:
+    """Whether a run for the dataset is waiting or in progress; None where that is not known, or one has failed."""
+    if not PREFECT_API_URL.value():
+        return None
+    of_onboard = FlowFilter.model_validate({"name": {"any_": ["onboard"]}})
+    since = FlowRunFilterExpectedStartTime(after_=datetime.fromisoformat(onboarding.updated_at) - timedelta(minutes=5))
+    unfinished = FlowRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED}}})
+    with get_client(sync_client=True) as client:
+        waiting = client.read_flow_runs(flow_filter=of_onboard, flow_run_filter=unfinished, limit=200)
+        latest = client.read_flow_runs(
+            flow_filter=of_onboard, flow_run_filter=FlowRunFilter(expected_start_time=since), limit=200
+        )
+    if len(waiting) == 200 or any(run.parameters.get("folder") == onboarding.folder for run in waiting):
+        return True
+    return None if any(run.parameters.get("folder") == onboarding.folder for run in latest) else False
 
 
 def _is_complete(onboarding: Onboarding, settings: Settings) -> bool:

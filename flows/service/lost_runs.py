@@ -31,10 +31,13 @@ from microseg.config.environment import Home
 
 __all__ = [
     "HOST_LABEL",
+    "MAX_LOST",
+    "NOT_REPEATED",
     "LostRuns",
     "host_name",
     "live_flow_runs",
     "our_deployments",
+    "requeue",
     "requeue_interrupted",
     "runs_in_progress",
     "silent_for",
@@ -47,12 +50,16 @@ HOST_LABEL = "microseg.host"
 HEARTBEAT_SECONDS = 30
 """Seconds between two heartbeats of a run."""
 
+MAX_LOST = 3
+"""A run whose process dies more often is not started again."""
+
+NOT_REPEATED = ("promote", "rollback")
+"""Deployments whose runs are not repeated once they began: a second rollback would go back one version more."""
+
 LOST = "The process of this run is gone"
 """Begins the message of the state *Crashed* of lost runs."""
 
 _HOST_FILE = "service-id"
-_MAX_LOST = 3  # a run whose process dies more often is not started again
-_NOT_REPEATED = ("promote", "rollback")  # a second rollback would go back one version more
 _OVERDUE = ("Late", "AwaitingConcurrencySlot")  # by the server's clock
 _IN_PROGRESS = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 _ENDING = 30.0  # seconds: time in which a runner of this host has to report that a process has ended
@@ -239,13 +246,13 @@ def end_lost(client: SyncPrefectClient, run: FlowRun, deployment: str) -> str:
     if began:
         client.set_flow_run_state(run.id, Crashed(message=f"{LOST}; it was {state}."), force=True)
         _end_subflows(client, run)
-        if deployment in _NOT_REPEATED:
+        if deployment in NOT_REPEATED:
             return (
                 f"{run.name} was {state}, and its process is gone: crashed. It is not repeated: see microseg history."
             )
         states = client.read_flow_run_states(run.id)
         crashes = [it for it in states if it.is_crashed() and (it.message or "").startswith(LOST)]
-        if len(crashes) > _MAX_LOST:
+        if len(crashes) > MAX_LOST:
             return f"{run.name} was {state}, and its process is gone for the {len(crashes)}th time: crashed."
     requeue(client, run.id, f"{LOST}; it was {state}.")
     return f"{run.name} was {state}, and its process is gone: it is queued again."
@@ -288,7 +295,7 @@ def requeue_interrupted(client: SyncPrefectClient, runs: Collection[UUID], host:
         if run.state_type not in (StateType.PENDING, StateType.RUNNING, StateType.CRASHED):
             continue
         _end_subflows(client, run)
-        if run.state_type != StateType.PENDING and names.get(run.deployment_id or run.id) in _NOT_REPEATED:
+        if run.state_type != StateType.PENDING and names.get(run.deployment_id or run.id) in NOT_REPEATED:
             client.set_flow_run_state(run.id, Crashed(message=f"{LOST}: the service was stopped."), force=True)
             continue
         requeue(client, run.id, "The service was stopped.")

@@ -25,6 +25,7 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_LOGGING_LEVEL, temporary_settings
 
 from flows.cli.options import cli_command
+from flows.service.crashed_runs import CrashedRuns
 from flows.service.failed_runs import notify_failed_runs
 from flows.service.lost_runs import (
     HEARTBEAT_SECONDS,
@@ -164,11 +165,13 @@ def _end_own_runs() -> list[Any]:
 
 def _maintain(lost: LostRuns, runners: Sequence[_HostRunner], settings: Settings) -> None:
     """From time to time, end lost runs, name new ones, and report failed ones, in a thread."""
+    crashed = CrashedRuns(lost.host)
     while True:
         time.sleep(_SWEEP_SECONDS)
         try:
             with get_client(sync_client=True) as client:
                 _log_all(lost.sweep(client, working={run for runner in runners for run in runner.working}))
+                _log_all(crashed.sweep(client))
                 name_scheduled_runs(client)
                 notify_failed_runs(client, settings)
             deliver(settings)

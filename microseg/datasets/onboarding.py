@@ -55,6 +55,7 @@ MAX_CRASHES = 10
 """Runs in a row that may die, or end by an unexpected error, before the onboarding has failed."""
 
 _START_TIMEOUT = timedelta(minutes=15)  # an event that started no run within this time was lost
+_LOST_EVENT = timedelta(minutes=2)  # the same where it is known that no run is waiting
 _FIRST_DELAY, _LONGEST_DELAY = timedelta(minutes=1), timedelta(hours=1)
 
 
@@ -170,18 +171,19 @@ def _retried(onboarding: Onboarding, text: str) -> Onboarding:
     return replace(onboarding, state="retrying", message=f"{text.rstrip('.')}. It is tried again in {minutes} minutes.")
 
 
-def is_due(onboarding: Onboarding, now: datetime, *, production: bool) -> bool:
+def is_due(onboarding: Onboarding, now: datetime, *, production: bool, waiting: bool | None = None) -> bool:
     """Whether another run should start, provided that none is in progress.
 
     Args:
         onboarding: The state.
         now: The time.
         production: Whether there is a production model.
+        waiting: Whether a requested run is waiting for its start; None where this is not known.
     """
     passed = now - datetime.fromisoformat(onboarding.updated_at)
     waits = passed >= timedelta(0)  # not after a clock was set back
     if onboarding.state == "pending":  # its event has started no run
-        return passed > _START_TIMEOUT or not waits
+        return not waiting and (passed > (_START_TIMEOUT if waiting is None else _LOST_EVENT) or not waits)
     if onboarding.state in ("running", "retrying"):
         return passed >= retry_delay(onboarding.failures - (onboarding.state == "running")) or not waits
     return onboarding.state == "awaiting_production" and production

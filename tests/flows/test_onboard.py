@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 import pytest
 from click.testing import Result
+from prefect.client.orchestration import get_client
+from prefect.states import Scheduled
 
 from flows import onboard as module
 from flows.health.status import read_status
@@ -399,6 +401,20 @@ def test_reconcile_restarts_interrupted_onboardings(copied: Any, monkeypatch: py
     assert message.count("was interrupted") == len(expected)
     with store.lock("lab_10", wait=False):
         assert reconcile(return_state=True).message == "Nothing to do."  # they are pending now
+
+
+def test_an_onboarding_whose_run_waits_is_not_requested_again(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("flows.reconcile.emit", lambda _event, _resource, payload: reported.append(payload["lab"]))
+    store = open_workspace(load_settings()).onboarding
+    when = (datetime.now(UTC) - timedelta(minutes=60)).isoformat()
+    for lab in ("waits", "lost"):
+        store.write(Onboarding(lab, f"/in/{lab}", "abc", "pending"), updated_at=when)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(onboard, parameters={"folder": "/in/waits"}, state=Scheduled())
+        reconcile(return_state=True)
+        client.delete_flow_run(run.id)
+    assert reported == ["lost"]
 
 
 def test_reconcile_applies_promotions(copied: Any) -> None:

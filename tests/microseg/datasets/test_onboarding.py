@@ -105,6 +105,18 @@ def test_run_that_is_stopped_is_not_counted_as_failure() -> None:
 
 
 @pytest.mark.parametrize(
+    ("waiting", "minutes", "due"),
+    [(True, 60, False), (False, 1, False), (False, 3, True), (None, 3, False), (None, 16, True), (True, -300, False)],
+)
+def test_a_lost_request_is_repeated_soon_and_a_waiting_run_is_not(
+    waiting: bool | None, minutes: int, due: bool
+) -> None:
+    now = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    onboarding = replace(RUNNING, state="pending", updated_at=(now - timedelta(minutes=minutes)).isoformat())
+    assert is_due(onboarding, now, production=True, waiting=waiting) == due
+
+
+@pytest.mark.parametrize(
     ("state", "failures", "minutes", "production", "due"),
     [
         ("pending", 0, 1, True, False),
