@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.results import provenance
 from tests.faults.campaign import rows, table, try_scenario
 from tests.faults.injection import Fault
 from tests.faults.scenarios import SCENARIOS
@@ -26,7 +27,8 @@ for name in options.scenarios:
             trials[name, fault] = try_scenario(name, fault, Path(folder) / name, options.most, options.seed)
         print(table({(name, fault): trials[name, fault]}).splitlines()[-1], file=sys.stderr, flush=True)
 if options.json:
-    options.json.write_text(json.dumps({"rows": rows(trials)}, indent=1) + "\n")
+    content = {"provenance": provenance("tests.faults"), "tables": {"faults": rows(trials)}}
+    options.json.write_text(json.dumps(content, indent=1) + "\n")
 print(table(trials))
 failures = [failure for trial in trials.values() for failure in trial.failures]
 print("\n".join(failures[:20]))

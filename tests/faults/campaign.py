@@ -94,16 +94,12 @@ def table(trials: dict[tuple[str, Fault], Trial]) -> str:
     return "\n".join(lines)
 
 
-def rows(trials: dict[tuple[str, Fault], Trial]) -> list[dict[str, object]]:
-    """The trials as rows, for a file."""
-    return [
-        {
-            "scenario": name,
-            "fault": fault,
-            "writes": it.points,
-            "tries": it.tries,
-            "survived": it.tries - len(it.failures),
-            "failures": it.failures,
-        }
-        for (name, fault), it in trials.items()
-    ]
+def rows(trials: dict[tuple[str, Fault], Trial]) -> dict[str, object]:
+    """The trials as columns and rows, for a file."""
+    return {
+        "columns": ["scenario", "fault", "writes", "tries", "survived"],
+        "rows": [
+            [name, fault, str(it.points), str(it.tries), str(it.tries - len(it.failures))]
+            for (name, fault), it in trials.items()
+        ],
+    }

@@ -2,11 +2,14 @@
 
 The files are written by a writer of its own, which knows nothing of tifffile, and the right pixels are computed from
 what was written. The stored samples are also compared with those that GDAL decodes, the colors with those of Pillow
-where Pillow applies the tags in the same way. The table, of 40 files for each layout::
+where Pillow applies the tags in the same way. The table, of 40 files for each layout, also as JSON in the file that
+the variable DIFFERENTIAL_JSON names::
 
     python -m pytest -q -s -m long tests/microseg/slides/test_differential.py
 """
 
+import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
+from benchmarks.results import provenance
 from microseg.errors import ImageReadError
 from microseg.slides.images import read_image
 from microseg.slides.pixel_size import image_mpp
@@ -477,8 +481,16 @@ def test_image_and_slide_agree_with_what_was_written_or_both_refuse(tmp_path: Pa
 
 @pytest.mark.long
 def test_table_of_layouts(tmp_path: Path) -> None:
-    print(f"\n{'layout':16}{'files':>7}{'agree':>7}{'refused':>9}{'wrong':>7}{'GDAL':>11}{'Pillow':>11}")
-    total: Counter[str] = Counter()
+    columns = ["layout", "files", "agree", "refused by both paths", "wrong", "GDAL agrees", "Pillow agrees"]
+    print(f"\n{'layout':16}{'files':>7}{'agree':>7}{'refused':>9}{'wrong':>7}{'GDAL':>14}{'Pillow':>14}")
+    rows, total = list[list[str]](), Counter[str]()
+
+    def add(kind: str, counts: Counter[str]) -> None:
+        peers = [f"{counts[name]} of {counts[f'of {name}']}" for name in ("GDAL", "Pillow")]
+        numbers = [str(counts[name]) for name in ("files", "agree", "both refuse", "wrong")]
+        rows.append([kind, *numbers, *peers])
+        print(f"{kind:16}{numbers[0]:>7}{numbers[1]:>7}{numbers[2]:>9}{numbers[3]:>7}{peers[0]:>14}{peers[1]:>14}")
+
     for kind in KINDS:
         counts: Counter[str] = Counter()
         for _, seed, layout in files((kind,), 40):
@@ -493,14 +505,12 @@ def test_table_of_layouts(tmp_path: Path) -> None:
                 for name, peer in (("GDAL", gdal_agrees(path, layout)), ("Pillow", pillow_agrees(path, layout))):
                     counts[name] += peer is True
                     counts[f"of {name}"] += peer is not None
-        peers = [f"{counts[name]} of {counts[f'of {name}']}" for name in ("GDAL", "Pillow")]
-        print(
-            f"{kind:16}{counts['files']:7}{counts['agree']:7}{counts['both refuse']:9}{counts['wrong']:7}"
-            f"{peers[0]:>11}{peers[1]:>11}"
-        )
+        add(kind, counts)
         total += counts
-    print(
-        f"{'total':16}{total['files']:7}{total['agree']:7}{total['both refuse']:9}{total['wrong']:7}"
-        f"{total['GDAL']:>7} of {total['of GDAL']}{total['Pillow']:>7} of {total['of Pillow']}"
-    )
+    add("total", total)
+    if file := os.environ.get("DIFFERENTIAL_JSON"):
+        command = ["-q", "-s", "-m", "long", "tests/microseg/slides/test_differential.py"]
+        tables = {"layouts": {"columns": columns, "rows": rows}}
+        content = {"provenance": provenance("pytest", command), "tables": tables}
+        Path(file).write_text(json.dumps(content, indent=1) + "\n")
     assert not total["wrong"]
