@@ -108,9 +108,9 @@ class Production:
         """
         for _ in range(_ATTEMPTS):
             seen = look(self._store, self._labs)
-            if moving := [alias for alias in seen.state.aliases if seen.moving(alias)]:
-                for alias in moving:
-                    self._apply(seen.state.of(alias).result)
+            if moving := [now.result for alias, now in seen.state.aliases.items() if now.result and seen.moving(alias)]:
+                for result in moving:
+                    self._apply(result)
                 continue
             for change in seen.late:
                 self._undo(seen, change)
