@@ -114,17 +114,18 @@ def read_layout(path: Path, tiff: tifffile.TiffFile, *, every_page: bool = False
     ome = _ome_image(path, description, first) if is_ome(description) and not every_page else None
     rest: Iterator[tifffile.TiffPage]
     if every_page:
-        image, pages, rest = None, (first, *_other_pages(tiff, {0})), iter(())
+        image, pages, rest = None, (first, *_other_pages(path, tiff, {0})), iter(())
         if len(pages) == _MAX_PAGES:
             raise ImageReadError(f"{path}: expected fewer than {_MAX_PAGES} pages, got as many. {_STACK}")
         _check_same(path, pages)
     elif ome is not None:
         image, others = ome
-        pages, rest = _ome_pages(path, tiff, image), _other_pages(tiff, {plane.page for plane in image.planes} | others)
+        known = {plane.page for plane in image.planes} | others
+        pages, rest = _ome_pages(path, tiff, image), _other_pages(path, tiff, known)
     elif description.startswith("ImageJ="):
         image, (pages, rest) = None, _imagej_pages(path, tiff, description)
     else:
-        image, pages, rest = None, (first,), _other_pages(tiff, {0})
+        image, pages, rest = None, (first,), _other_pages(path, tiff, {0})
         _check_shaped(path, description, first)
         if description.startswith("Aperio "):  # the other pages are levels, label and macro image, in Aperio's order
             rest = iter(())
@@ -160,13 +161,15 @@ def _page(pages: Any, number: int) -> tifffile.TiffPage | None:
     return found if isinstance(found, tifffile.TiffPage) else found.aspage()
 
 
-def _other_pages(tiff: tifffile.TiffFile, used: set[int]) -> Iterator[tifffile.TiffPage]:
-    """The pages that are not used, up to a number that no file of one image has."""
+def _other_pages(path: Path, tiff: tifffile.TiffFile, used: set[int]) -> Iterator[tifffile.TiffPage]:
+    """The pages that are not used; more pages than a file of one image has are refused."""
     for number in range(_MAX_PAGES):
         if number not in used:
             if (page := _page(tiff.pages, number)) is None:
                 return
             yield page
+    if _MAX_PAGES not in used and _page(tiff.pages, _MAX_PAGES) is not None:
+        raise ImageReadError(f"{path}: expected at most {_MAX_PAGES} pages, got more. {_STACK}")
 
 
 def _reduced(
@@ -346,7 +349,7 @@ def _imagej_pages(
         channels = 1 if channels == samples else channels
     _check_channels(path, channels, samples, ())
     if channels == 1:
-        return (first,), _other_pages(tiff, {0})
+        return (first,), _other_pages(path, tiff, {0})
     lookup = (first.tags.valueof(50839) or {}) if isinstance(first.tags.valueof(50839), dict) else {}
     for number, table in enumerate(lookup.get("LUTs", ())[:3]):
         if (np.asarray(table)[:, -1] != _RGB[number]).any():
@@ -357,7 +360,7 @@ def _imagej_pages(
     if len(found) != channels:
         raise ImageReadError(f"{path}: expected {channels} pages as ImageJ states, got {len(found)}. Export it again.")
     _check_same(path, found)
-    return found, _other_pages(tiff, set(range(channels)))
+    return found, _other_pages(path, tiff, set(range(channels)))
 
 
 def _check_same(path: Path, pages: tuple[tifffile.TiffPage, ...]) -> None:

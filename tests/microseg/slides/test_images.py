@@ -429,3 +429,16 @@ def test_pixel_limit_holds_without_that_of_pillow(tmp_path, monkeypatch):
     for name in ("x.png", "deep.tif"):
         with pytest.raises(ImageReadError, match="at most 100 pixels"):
             read_image(tmp_path / name)
+
+
+def test_an_image_behind_many_thumbnails_is_not_overlooked(tmp_path):
+    path, side = tmp_path / "many.tif", 32
+    with tifffile.TiffWriter(path) as writer:
+        for number in range(66):
+            reduced = 0 < number < 65
+            values = np.zeros((side // 2, side // 2, 3) if reduced else (side, side, 3), np.uint8)
+            writer.write(values, photometric="rgb", subfiletype=int(reduced), metadata=None)
+    with pytest.raises(ImageReadError, match="expected at most 64 pages, got more"):
+        read_image(path)
+    with pytest.raises(ImageReadError, match="expected at most 64 pages, got more"):
+        open_slide(path)
