@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--home", type=Path, help="folder on a small file system, for the full disk")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder to keep; a temporary one by default")
+    parser.add_argument("--keep", type=Path, help="folder to keep or to go on with; by default a temporary one")
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -196,9 +196,10 @@ def main() -> int:
         home = options.home / "home" if options.home else None
         service = Service(folder, database=options.database, home=home, clock=clock, patience=options.patience)
         try:
-            prepare(service)
+            if not (home or folder / "home").exists() or service.onboardings.read("lab_b") is None:
+                prepare(service)
             print("The service works.", flush=True)
-            for number, (work, fault) in enumerate(plan(options, chance), 10):
+            for number, (work, fault) in enumerate(plan(options, chance), 100 * options.seed):
                 if time.monotonic() > end:
                     break
                 began, restarts = time.monotonic(), service.restarts
