@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,10 @@ __all__ = [
     "DomainShift",
     "TargetLab",
     "ViewPredictions",
+    "at_scale",
     "center_crop",
     "estimate_domain_shift",
+    "evenly_spaced",
     "mixed_network",
     "modest_scale",
     "outputs_at",
@@ -65,6 +67,7 @@ _IMAGES = 10  # used per lab
 _SIDE = 384  # pixels, of the network's input at each scale
 
 Image = npt.NDArray[np.uint8]
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -116,7 +119,7 @@ def estimate_domain_shift(
     Shape:
         images (H, W, 3), uint8
     """
-    source, target = _evenly_spaced(source), _evenly_spaced(target)
+    source, target = evenly_spaced(source), evenly_spaced(target)
     native = _measure(network, target, 1.0)
     zoom, zoomed = 1.0, native
     if search_scale:
@@ -129,7 +132,7 @@ def estimate_domain_shift(
         distances = {scale: statistics_distance(reference, each) for scale, each in measured.items()}
         zoom = modest_scale(distances)
         zoomed = measured[zoom]
-    share = _usable_share(network, list(_at_scale(network, target, zoom)), zoomed)
+    share = _usable_share(network, list(at_scale(network, target, zoom)), zoomed)
     _log.info("Scale %.2f, share of the lab's normalization statistics %.2f", zoom, share)
     return DomainShift(zoom, native, zoomed, share)
 
@@ -262,8 +265,8 @@ def outputs_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
     return resize(network.head.outputs(network(zoomed)), height, width)
 
 
-def _evenly_spaced(images: Sequence[Image]) -> list[Image]:
-    """At most `_IMAGES` of the images, evenly spaced."""
+def evenly_spaced(images: Sequence[T]) -> list[T]:
+    """At most 10 of the images, evenly spaced."""
     chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
     return [images[int(index)] for index in chosen]
 
@@ -279,8 +282,8 @@ def _min_side(network: PyramidSegmenter) -> int:
     return int(2 * network.stride)
 
 
-def _at_scale(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> Iterator[Tensor]:
-    """Center crops of images, enlarged, on the network's device: (1, 3, H, W) each."""
+def at_scale(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> Iterator[Tensor]:
+    """Center crops of images, enlarged, on the network's device: (H, W, 3), 0..255 → (1, 3, H, W), 0..1, each."""
     device = next(network.parameters()).device
     for image in images:
         batch = to_batch(center_crop(image, round(_SIDE / zoom)), device)
@@ -289,4 +292,4 @@ def _at_scale(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -
 
 
 def _measure(network: PyramidSegmenter, images: Sequence[Image], zoom: float) -> NormStatistics:
-    return measure_statistics(network, _at_scale(network, images, zoom))
+    return measure_statistics(network, at_scale(network, images, zoom))

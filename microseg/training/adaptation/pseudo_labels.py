@@ -5,9 +5,10 @@ far as these can be used (statistics mixing); later rounds average them with the
 in training, so that its errors do not reinforce themselves. Each teacher predicts at several scales and rotations.
 Where color predicts the classes, color clusters vote on the labels (`color_voting`); where it does not, and the lab's
 statistics can be used, half of the initial predictions are made on color-aligned images (color-aligned test-time
-augmentation). Regions that never occur in the source labs are removed from all labels (`region_rules`).
+augmentation), if the network is at least as confident and as consistent on them. Regions that never occur in the source labs are removed from all labels (`region_rules`).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from microseg.models.separation import Separation, interior_bytes, separate_obje
 from microseg.slides.images import read_image, write_png
 from microseg.slides.modality import lab_modality
 from microseg.training.adaptation.color_voting import color_clusters, voted_labels
-from microseg.training.adaptation.domain_shift import TargetLab, mixed_network, outputs_at, to_batch
+from microseg.training.adaptation.domain_shift import (
+    TargetLab,
+    at_scale,
+    evenly_spaced,
+    mixed_network,
+    outputs_at,
+    predict_views,
+    to_batch,
+)
 from microseg.training.adaptation.region_rules import plausible_labels
 from microseg.training.adaptation.source_priors import SourcePriors
 from microseg.training.color_augmentation import ColorStatistics, transfer_color
@@ -35,6 +44,8 @@ _ROTATIONS = (0, 1)  # quarter turns
 _ALIGNED_SHARE = 1.5  # times the share of the target's statistics, where half of the predictions are color-aligned
 _ALIGNMENT = 0.5  # fraction of the way from an image's colors to the source labs'
 _DONE = "done"
+
+_log = logging.getLogger(__name__)
 
 
 def write_pseudo_labels(
@@ -117,6 +128,9 @@ def _initial_predictions(
         if not share:
             colors = None  # the colors of a lab with another class balance differ for other reasons than its stain
         mixed = mixed_network(network, lab.shift.zoomed_statistics, share)
+        if colors is not None and not _alignment_suits(mixed, lab, colors):
+            _log.info("Color-aligned test-time augmentation does not suit the images of %s", lab.name)
+            colors = None
         if colors is not None:
             near_target = mixed_network(network, lab.shift.zoomed_statistics, _ALIGNED_SHARE * share)
         for window in lab.windows:
@@ -124,13 +138,28 @@ def _initial_predictions(
             if colors is None:
                 predicted = _predict(mixed, image, zooms, _ROTATIONS)
             else:
-                aligned = transfer_color(image, colors, torch.tensor([_ALIGNMENT]))
+                aligned = _align(image, colors)
                 original = _predict(near_target, image, zooms, _ROTATIONS[:1])
                 predicted = torch.lerp(original, _predict(mixed, aligned, zooms, _ROTATIONS[1:]), 0.5)
             with atomic_write(folder / f"{window.stem}.npy") as part, part.open("wb") as file:
                 np.save(file, predicted.half().cpu().numpy())
         write_text_file(done, "")
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
+
+
+def _alignment_suits(network: PyramidSegmenter, lab: TargetLab, colors: ColorStatistics) -> bool:
+    """Whether predictions on color-aligned images are at least as confident and consistent as on the images."""
+    images = [read_image(window) for window in evenly_spaced(lab.windows)]
+    batches = list(at_scale(network, images, lab.shift.zoom))
+    before = predict_views(network, batches)
+    after = predict_views(network, [_align(batch.cpu(), colors).to(batch.device) for batch in batches])
+    # False for NaN, where no foreground is predicted
+    return after.consistency >= before.consistency and after.confidence >= before.confidence
+
+
+def _align(image: Tensor, colors: ColorStatistics) -> Tensor:
+    """Move the colors of an image, (1, 3, H, W) on the CPU, half-way to others."""
+    return transfer_color(image, colors, torch.tensor([_ALIGNMENT]))
 
 
 def _predict(teacher: PyramidSegmenter, image: Tensor, zooms: Sequence[float], rotations: Sequence[int]) -> Tensor:

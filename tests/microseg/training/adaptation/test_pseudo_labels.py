@@ -114,21 +114,35 @@ def test_color_clusters_vote(tmp_path: Path) -> None:
 
 
 def test_color_aligned_test_time_augmentation(tmp_path: Path) -> None:
-    """A teacher that classifies by brightness predicts differently where the source colors are darker."""
-    write_png(tmp_path / "0.png", np.full((16, 16, 3), 140, np.uint8))
+    """A teacher that classifies by brightness predicts otherwise, and surely, where the source colors are darker."""
+    picture = np.full((16, 16, 3), 140, np.uint8)
+    picture[:, 8:] = 120  # dark for the teacher, barely
+    masks = _colors_masks(picture, 0.2, tmp_path)
+    assert not masks["as they are"][:, :6].any()
+    assert masks["aligned"].all()
+
+
+def test_colors_are_not_aligned_where_the_network_is_less_confident(tmp_path: Path) -> None:
+    picture = np.full((16, 16, 3), 250, np.uint8)
+    picture[:, 8:] = 40
+    masks = _colors_masks(picture, 0.9, tmp_path)  # of bright source images: dark pixels become doubtful ones
+    assert masks["as they are"][:, 10:].all()
+    assert np.array_equal(masks["aligned"], masks["as they are"])
+
+
+def _colors_masks(picture: Any, brightness: float, folder: Path) -> dict[str, Any]:
+    """Pseudo-labels without source colors, and with those of source images of a brightness."""
+    write_png(folder / "0.png", picture)
     statistics = NormStatistics((), ())
-    lab = TargetLab("lab_b", (tmp_path / "0.png",), DomainShift(1.0, statistics, statistics))
-    dark = color_statistics(torch.full((1, 3, 4, 4), 0.2))
-
-    def marked(name: str, priors: SourcePriors) -> Any:
-        teacher = FixedSegmenter("follows")
-        write_pseudo_labels([lab], 0, tmp_path / name, base=teacher, teacher=teacher, priors=priors)
-        (sample,) = pseudo_labelled_samples([lab], 0, tmp_path / name)
+    lab = TargetLab("lab_b", (folder / "0.png",), DomainShift(1.0, statistics, statistics))
+    colors = color_statistics(torch.full((1, 3, 4, 4), brightness))
+    teacher, masks = FixedSegmenter("follows"), {}
+    for name, priors in {"as they are": SourcePriors(), "aligned": SourcePriors(colors=colors)}.items():
+        write_pseudo_labels([lab], 0, folder / name, base=teacher, teacher=teacher, priors=priors)
+        (sample,) = pseudo_labelled_samples([lab], 0, folder / name)
         assert sample.mask is not None
-        return read_mask(sample.mask)
-
-    assert not marked("as it is", SourcePriors()).any()
-    assert marked("both", SourcePriors(colors=dark)).all()
+        masks[name] = read_mask(sample.mask)
+    return masks
 
 
 class FixedSegmenter(torch.nn.Module):
@@ -136,7 +150,8 @@ class FixedSegmenter(torch.nn.Module):
 
     def __init__(self, how: str, certainty: float = 20) -> None:
         super().__init__()
-        self.how, self.certainty, self.place = how, certainty, torch.nn.Parameter(torch.zeros(1))
+        self.how, self.certainty, self.stride = how, certainty, 1
+        self.place = torch.nn.Parameter(torch.zeros(1))
         self.head = SemanticHead((1,), classes=2)
         self.config = NetworkConfig(classes=("ground", "dark"))
 
