@@ -4,8 +4,9 @@ The initial predictions come from the network in use, with batch-norm statistics
 far as these can be used (statistics mixing); later rounds average them with the predictions of the EMA of the network
 in training, so that its errors do not reinforce themselves. Each teacher predicts at several scales and rotations.
 Where color predicts the classes, color clusters vote on the labels (`color_voting`); where it does not, and the lab's
-statistics can be used, half of the initial predictions are made on color-aligned images (color-aligned test-time
-augmentation), if the network is at least as confident and as consistent on them. Regions that never occur in the source labs are removed from all labels (`region_rules`).
+statistics can be used, the initial predictions are made on color-aligned images, if the network is at least as
+confident and as consistent on them (color-aligned test-time augmentation). Regions that never occur in the source labs
+are removed from all labels (`region_rules`).
 """
 
 import logging
@@ -41,7 +42,6 @@ __all__ = ["pseudo_labelled_samples", "write_pseudo_labels"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # relative to the scale of the source labs
 _ROTATIONS = (0, 1)  # quarter turns
-_ALIGNED_SHARE = 1.5  # times the share of the target's statistics, where half of the predictions are color-aligned
 _ALIGNMENT = 0.5  # fraction of the way from an image's colors to the source labs'
 _DONE = "done"
 
@@ -117,30 +117,21 @@ def _instances_folder(masks: Path) -> Path:
 def _initial_predictions(
     network: PyramidSegmenter, lab: TargetLab, folder: Path, colors: ColorStatistics | None
 ) -> list[Tensor]:
-    """Outputs of the network in use, computed in the first round; with colors, half of each prediction is of the
-    image with its colors moved half-way to them.
+    """Outputs of the network in use, computed in the first round; with colors, and where these suit, of images whose
+    colors are moved half-way to them.
     """
     done = folder / _DONE
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         zooms = [lab.shift.zoom * zoom for zoom in _ZOOMS]
-        share = lab.shift.share
-        if not share:
-            colors = None  # the colors of a lab with another class balance differ for other reasons than its stain
-        mixed = mixed_network(network, lab.shift.zoomed_statistics, share)
-        if colors is not None and not _alignment_suits(mixed, lab, colors):
+        mixed = mixed_network(network, lab.shift.zoomed_statistics, lab.shift.share)
+        # the colors of a lab with another class balance differ for other reasons than its stain
+        if colors is not None and not (lab.shift.share and _alignment_suits(mixed, lab, colors)):
             _log.info("Color-aligned test-time augmentation does not suit the images of %s", lab.name)
             colors = None
-        if colors is not None:
-            near_target = mixed_network(network, lab.shift.zoomed_statistics, _ALIGNED_SHARE * share)
         for window in lab.windows:
             image = _read(window)
-            if colors is None:
-                predicted = _predict(mixed, image, zooms, _ROTATIONS)
-            else:
-                aligned = _align(image, colors)
-                original = _predict(near_target, image, zooms, _ROTATIONS[:1])
-                predicted = torch.lerp(original, _predict(mixed, aligned, zooms, _ROTATIONS[1:]), 0.5)
+            predicted = _predict(mixed, image if colors is None else _align(image, colors), zooms, _ROTATIONS)
             with atomic_write(folder / f"{window.stem}.npy") as part, part.open("wb") as file:
                 np.save(file, predicted.half().cpu().numpy())
         write_text_file(done, "")
