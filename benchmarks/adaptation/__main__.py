@@ -24,8 +24,7 @@ from rich.console import Console
 from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
 from benchmarks.adaptation.summary import draw, rank, summarize
-from benchmarks.adaptation.synthetic import FAMILIES
-from benchmarks.adaptation.tasks import SYNTHETIC, expand_names, find_task
+from benchmarks.adaptation.tasks import add_task_arguments, find_tasks
 from benchmarks.results import ResultRows, Row, console_table, markdown_table, provenance
 from microseg.files import atomic_write
 
@@ -39,9 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic ones")
-    parser.add_argument("--task", nargs="+", action="extend",
-                        help=f"folders in --data, a synthetic task, or a family: {', '.join(FAMILIES)}")  # fmt: skip
+    add_task_arguments(parser)
     parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
                         help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -61,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         _report(rows, out, "Finished results")
         _write(rows, chosen.json, arguments)
         return
-    tasks = [find_task(name, chosen.data, out / "generated") for name in expand_names(chosen.task or [SYNTHETIC])]
+    tasks = find_tasks(chosen, out / "generated")
     console = Console()
     limit = f"{chosen.steps} steps" if chosen.steps else f"{chosen.minutes:g} minutes"
     grid = Grid(out, None if chosen.steps else chosen.minutes, chosen.steps, tuple(chosen.set))

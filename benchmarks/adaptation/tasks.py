@@ -1,5 +1,6 @@
 """Tasks: folders with one labelled and one unlabelled lab."""
 
+import argparse
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,17 @@ from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError
 from microseg.evaluation.references import Reference, held_out_references
 
-__all__ = ["SYNTHETIC", "Task", "as_dataset", "expand_names", "find_task", "fold_labs", "open_labs"]
+__all__ = [
+    "Task",
+    "add_task_arguments",
+    "as_dataset",
+    "chosen_names",
+    "expand_names",
+    "find_task",
+    "find_tasks",
+    "fold_labs",
+    "open_labs",
+]
 
 _VALIDATION = 0.1
 
@@ -38,6 +49,23 @@ class Task:
         if not found:
             raise LabError(f"{folder}: expected test/images and test/masks, found none; add a held-out test set.")
         return found
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and ``--task`` to a command; `find_tasks` takes what was chosen."""
+    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic ones")
+    parser.add_argument("--task", nargs="+", action="extend",
+                        help=f"folders in --data, a synthetic task, or a family: {', '.join(FAMILIES)}")  # fmt: skip
+
+
+def chosen_names(chosen: argparse.Namespace) -> list[str]:
+    """Names of the chosen tasks, each once; the synthetic one where none was chosen."""
+    return expand_names(chosen.task or [SYNTHETIC])
+
+
+def find_tasks(chosen: argparse.Namespace, work: Path) -> list[Task]:
+    """Find the chosen tasks; see `find_task`."""
+    return [find_task(name, chosen.data, work) for name in chosen_names(chosen)]
 
 
 def expand_names(names: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.adaptation.tasks import add_task_arguments, find_tasks
 from benchmarks.evidence.pairs import BETTER, WORSE, make_pairs, signed_score
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
@@ -37,8 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic")
-    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    add_task_arguments(parser)
     parser.add_argument(
         "--grid", nargs="+", type=Path, required=True, help="--out of benchmarks.adaptation, or several"
     )
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
     out = args.out.absolute()
     policy = load_settings(args.set).params.gate
-    tasks = [find_task(name, args.data, out / "degraded") for name in dict.fromkeys(args.task or [SYNTHETIC])]
+    tasks = find_tasks(args, out / "degraded")
     study = Study(out, tuple(grid.absolute() for grid in args.grid), args.images)
     planned = study.plan(tasks, args.seeds)
     console = Console()

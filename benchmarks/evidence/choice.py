@@ -21,7 +21,7 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.adaptation.methods import DEFAULT, SOURCE_ONLY
-from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.adaptation.tasks import add_task_arguments, find_tasks
 from benchmarks.evidence.pairs import signed_score
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
@@ -113,8 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic")
-    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    add_task_arguments(parser)
     parser.add_argument("--grid", nargs="+", type=Path, default=[], help="--out of benchmarks.adaptation, or several")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these of the grid's seeds")
     parser.add_argument("--images", type=int, default=_IMAGES, help=f"evaluated, of each lab (default {_IMAGES})")
@@ -131,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measure(args: argparse.Namespace, out: Path, console: Console) -> list[Row]:
-    tasks = [find_task(name, args.data, out / "generated") for name in dict.fromkeys(args.task or [SYNTHETIC])]
+    tasks = find_tasks(args, out / "generated")
     study = Study(out, tuple(grid.absolute() for grid in args.grid), args.images)
     planned = [it for it in study.plan(tasks, args.seeds) if it[1].name in _CANDIDATES]
     rows: list[Row] = []

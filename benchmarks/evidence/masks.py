@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 from scipy import ndimage
 
-from benchmarks.adaptation.tasks import SYNTHETIC, find_task
+from benchmarks.adaptation.tasks import add_task_arguments, chosen_names, find_task
 from benchmarks.evidence.measurement import EvaluationImages, labelled_pixels, report_images
 from benchmarks.evidence.object_size import typical_object_area
 from benchmarks.evidence.pairs import Rate
@@ -118,14 +118,13 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="folder of the tasks; not needed for synthetic ones")
-    parser.add_argument("--task", nargs="+", action="extend", help=f"folders in --data, or {SYNTHETIC}")
+    add_task_arguments(parser)
     parser.add_argument("--images", type=int, default=4, help="of each lab (default 4)")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/masks"))
     args = parser.parse_args(arguments)
     try:
         stored = ResultRows(args.out.absolute())
-        rows = [row for name in dict.fromkeys(args.task or [SYNTHETIC]) for row in _task_rows(name, args, stored)]
+        rows = [row for name in chosen_names(args) for row in _task_rows(name, args, stored)]
     except MicrosegError as error:
         parser.exit(2, f"{error}\n")
     table = summarize(rows)
