@@ -217,6 +217,8 @@
   }
   queue();
   new ResizeObserver(drawAll).observe(document.querySelector("main"));
+  const tools = document.getElementById("tools"); // it covers the top of the window: what is jumped to begins below it
+  new ResizeObserver(() => document.documentElement.style.setProperty("--tools", `${tools.offsetHeight}px`)).observe(tools);
   window.addEventListener("beforeprint", () => { printing = true; });
   window.addEventListener("afterprint", () => { printing = false; drawAll(); });
 })();

@@ -44,7 +44,8 @@ def text_of(
     purpose: Purpose = PURPOSE,
     uncertainty: dict[str, float] | None = None,
 ) -> str:
-    scores = {"lab_a": {"dice": (candidate.source_dice["lab_a"], 0.78)}}
+    dice = (candidate.source_dice["lab_a"], 0.78)
+    scores = {"lab_a": {"dice": dice} | {f"dice_{name}": dice for name in purpose.classes[1:]}}
     comparison = Comparison(candidate, production, "lab <b>", scores, uncertainty or {})
     decision = replace(
         decide(candidate, production, GateSettings()), version=2, production_version=1 if production else None
@@ -73,8 +74,8 @@ def test_page_of_a_candidate_that_needs_review(tmp_path: Path) -> None:
         "lab_a = unchanged Overlap with outlines that people drew there: 78.0 % → 78.0 %.",
         "The candidate marks 26.0 % of the area, production 2.0 %; in the other labs people marked 24.0 %.",
         "cannot tell It marks about as much of the area as production The candidate marks 26.0%",
-        "lab <b> foreground share 0.260 0.020",
-        "lab_a Dice 0.780 0.780",
+        "measurement candidate (version 2) production (version 1) lab_a Dice 0.780 0.780 lab <b> stain-explained",
+        "foreground share 0.260 0.020",
         "microseg evaluate 2 draws them",
     ):
         assert expected in found, expected
@@ -135,6 +136,14 @@ def test_effects_of_a_lost_lab_of_an_earlier_one_and_of_masks(tmp_path: Path) ->
     assert "lab_a = unchanged Nothing changes: the candidate would be used for images of lab <b> only." in only
     assert "lab_lost = unchanged" in only
     assert "set the alias production-lab <b> on version 2" in only
+
+
+def test_measurements_of_each_class_are_listed_where_there_are_several(tmp_path: Path) -> None:
+    candidate = evidence(0.78, 0.54, 0.92, 0.26)
+    for classes, listed in ((("background", "gland"), 0), (("background", "gland", "lumen"), 1)):
+        purpose = replace(PURPOSE, classes=classes)
+        found = words(text_of(candidate, tmp_path / "decision.html", purpose=purpose))
+        assert found.count("Dice, gland 0.780 0.780") == listed
 
 
 def test_page_shows_pictures_and_lists_all_images(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def write(folder: Path, count: int, production: Evidence | None = PRODUCTION) ->
 def opened(browser: Any, path: Path) -> Any:
     browser.get(path.as_uri())
     ready = "return [...document.querySelectorAll('figure.picture:not([hidden])')].every((it) => it.dataset.ready)"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not browser.execute_script(ready):
         assert time.monotonic() < end, "the pictures are not drawn"
         time.sleep(0.1)
@@ -87,6 +87,31 @@ def test_panels_show_both_masks_and_their_difference(browser: Callable[..., Any]
     labs = [it.rect for it in page.find_elements("css selector", ".effects .kind")]
     assert any(it["y"] < size[1] for it in labs)
     assert errors(page) == []
+
+
+def test_numbers_and_charts_can_be_read_on_a_phone(browser: Callable[..., Any], tmp_path: Path) -> None:
+    page = opened(browser(*PHONE), write(tmp_path, 1))
+    boxes = "return [...document.querySelectorAll('#numbers .scroll, article')]"
+    cut = f"{boxes}.filter((it) => it.scrollWidth > it.clientWidth)"
+    assert page.execute_script(cut) == []
+    heights = "return [...document.querySelectorAll('article svg text')].map((it) => it.getBoundingClientRect().height)"
+    found = page.execute_script(heights)
+    assert len(found) > 20
+    assert min(found) > 11  # CSS pixels, of letters of 10
+
+
+@pytest.mark.parametrize("size", [(1280, 800), PHONE])
+def test_what_is_jumped_to_is_not_behind_the_legend(browser: Callable[..., Any], tmp_path: Path, size: Any) -> None:
+    page = opened(browser(*size), write(tmp_path, 9))
+    page.find_element("css selector", "nav a[href='#look']").send_keys("\ue007")  # Enter
+    page.find_element("css selector", "#all summary").send_keys("\ue007")
+    page.find_element("css selector", "a[href='#picture-5']").send_keys("\ue007")
+    bottom, top = page.execute_script(
+        "const bottom = document.getElementById('tools').getBoundingClientRect().bottom;"
+        "return [bottom, document.querySelector('#picture-5 figcaption').getBoundingClientRect().top];"
+    )
+    assert 0 < bottom < size[1] / 4
+    assert bottom <= top < bottom + 30
 
 
 def test_panels_zoom_and_pan_together_by_keyboard(browser: Callable[..., Any], tmp_path: Path) -> None:
