@@ -1,7 +1,8 @@
 """Which tests run in the same process, and in which order, where pytest-xdist runs them in several.
 
-What is expensive is shared: the tests of one file run in one process; so do those that use one Prefect server, and
-those of the registry. The longest run first, so that no process is left alone with them at the end.
+What is expensive is shared: the tests of one file run in one process; so do those that use one Prefect server, those of
+the registry, and those that open pages in a browser. The longest run first, so that no process is left alone with them
+at the end.
 
 The groups of pytest-xdist (``--dist loadgroup``) have no effect with pytest 9.2: each test is a group of its own.
 """
@@ -34,6 +35,8 @@ def group_of(file: str) -> str:
     """
     if file.startswith(_FLOWS) and file not in _OWN_SERVERS:
         return _FLOWS
+    if file.endswith("_in_browser.py"):
+        return "browser"
     return _REGISTRY if file.startswith(_REGISTRY) else file
 
 
