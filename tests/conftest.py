@@ -1,6 +1,7 @@
 """Two synthetic labs, as incoming folders and as datasets, and a network that trains in seconds."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -27,6 +28,14 @@ for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW
     os.environ.pop(_name, None)  # no test may use a developer's home or servers
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read when Prefect is imported
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+gc.disable()  # while tests are collected: what is imported stays, and is not searched for garbage again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,8 @@ from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, st
 
 selenium = pytest.importorskip("selenium.webdriver")
 StaleElementReferenceException = pytest.importorskip("selenium.common").StaleElementReferenceException
+ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -86,6 +88,70 @@ def element(browser: Any, css: str, text: str = "") -> Any:
 
     until(look, f"{css} with {text!r}")
     return found[0]
+
+
+def tab_to(browser: Any, condition: str) -> None:
+    """Press the Tab key until a condition on the focused element holds."""
+    for _ in range(200):
+        if browser.execute_script(f"const it = document.activeElement; return Boolean(it && {condition})"):
+            return
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+    raise AssertionError(f"the Tab key does not lead to an element with {condition}")
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_decision_page_is_used_by_keyboard_inside_mlflow(
+    servers: Servers, browser: Any, picture: Callable[[str], None], size: tuple[int, int]
+) -> None:
+    """From MLflow's page into the frame of the page, without a mouse."""
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
+    browser.get(element(browser, "a", "Decision page").get_attribute("href"))
+    frame = element(browser, "iframe")
+    tab_to(browser, "it.tagName === 'IFRAME'")
+    browser.switch_to.frame(frame)
+    use_by_keyboard(browser)
+    picture(f"7-decision-page-{size[0]}")
+
+
+def use_by_keyboard(browser: Any) -> None:
+    """Jump to the images, hide the outlines, zoom and move, jump to an image of the list."""
+
+    def press(*keys: str) -> None:
+        ActionChains(browser).send_keys(*keys).perform()
+
+    def drawn() -> str:
+        panels = "[...document.querySelectorAll('#picture-1 canvas')]"
+        return str(browser.execute_script(f"return {panels}.map((it) => it.toDataURL()).join()"))
+
+    def seen() -> bool:
+        box = "document.activeElement.getBoundingClientRect()"
+        return bool(browser.execute_script(f"const it = {box}; return it.bottom > 0 && it.top < innerHeight"))
+
+    ready = "return document.querySelector('figure.picture').dataset.ready === 'yes'"
+    until(lambda: browser.execute_script(ready), "the first image of the decision page")
+    tab_to(browser, "it.matches('nav a[href=\"#look\"]')")
+    press(Keys.ENTER)
+    assert browser.execute_script("return document.activeElement.id") == "look"
+    before = drawn()
+    tab_to(browser, "it.dataset.option === 'outlines'")
+    press(Keys.SPACE)
+    assert drawn() != before
+    press(Keys.SPACE)
+    assert drawn() == before
+    tab_to(browser, "it.matches('.panels')")
+    assert seen()
+    press("+", "+", Keys.ARROW_LEFT)
+    assert drawn() != before
+    press("0")
+    assert drawn() == before
+    tab_to(browser, "it.tagName === 'SUMMARY'")
+    press(Keys.ENTER)
+    tab_to(browser, "it.matches('a[href=\"#picture-2\"]')")
+    press(Keys.ENTER)
+    assert browser.execute_script("return document.activeElement.id") == "picture-2"
+    assert seen()
 
 
 def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: Callable[[str], None]) -> None:

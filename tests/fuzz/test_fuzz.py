@@ -14,7 +14,7 @@ def test_sound_files_are_accepted(reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused(reader):
-    found = fuzz(60, readers=(reader,))
+    found = fuzz(20, readers=(reader,))
     assert not found[reader].faults
 
 

@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
 from flows.service.local_servers import command
@@ -57,20 +58,30 @@ def test_both_servers_respond_and_their_addresses_are_shown(servers: Servers) ->
     assert {path.name for path in servers.home.parent.iterdir()} == {"a home", "output.txt", "params.yaml"}
 
 
-@pytest.mark.server
-def test_scheduled_batches_get_runs_and_run(servers: Servers, client: SyncPrefectClient) -> None:
+def scheduled_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """The scheduled runs of the batches, the next one first."""
     batch = client.read_deployment_by_name("segment-scheduled/segment-scheduled")
     scheduled = FlowRunFilter.model_validate(
         {"deployment_id": {"any_": [batch.id]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
     )
     until(lambda: len(client.read_flow_runs(flow_run_filter=scheduled)) >= 3, "three scheduled runs")
-    runs = sorted(client.read_flow_runs(flow_run_filter=scheduled), key=lambda run: run.expected_start_time)
+    return sorted(client.read_flow_runs(flow_run_filter=scheduled), key=lambda run: run.expected_start_time)
+
+
+@pytest.mark.server
+def test_scheduled_batches_get_runs(client: SyncPrefectClient) -> None:
+    runs = scheduled_runs(client)
     times = [run.expected_start_time.astimezone(BERLIN) for run in runs]
     assert {(time.hour, time.minute) for time in times} == {(4, 30)}
     assert [time.date() - times[0].date() for time in times] == [timedelta(days=days) for days in range(len(times))]
     assert datetime.now(UTC) < times[0] <= datetime.now(UTC) + timedelta(days=1, hours=1)
     assert all(run.auto_scheduled for run in runs)
 
+
+@pytest.mark.server
+@pytest.mark.long
+def test_scheduled_batches_run(servers: Servers, client: SyncPrefectClient) -> None:
+    runs = scheduled_runs(client)
     client.set_flow_run_state(runs[0].id, Scheduled(scheduled_time=datetime.now(UTC)), force=True)  # its time has come
     run = ended(client, runs[0])
     assert run.state.is_completed()
@@ -78,6 +89,7 @@ def test_scheduled_batches_get_runs_and_run(servers: Servers, client: SyncPrefec
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_flows_started_on_the_server_use_the_same_home(
     servers: Servers, client: SyncPrefectClient, incoming_labs: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -106,6 +118,7 @@ def test_ctrl_c_stops_all(servers: Servers, client: SyncPrefectClient) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_reports_the_last_output_of_a_server_that_cannot_start(
     params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
