@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 from scipy import ndimage
 
-from benchmarks.results import console_table, spread
+from benchmarks.results import console_table, provenance, spread
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.inference.batch import segment_batch
@@ -44,10 +44,10 @@ from microseg.slides.images import read_image
 from microseg.synthetic.cells import CELLS_HE
 from microseg.synthetic.labs import generate_lab
 
-__all__ = ["main"]
+__all__ = ["KINDS", "main", "precomputed_engine", "reference_of"]
 
 _IMAGES, _SIDE = 24, 512
-_KINDS = {"all default outputs": OUTPUTS, "labels only": ("labels",)}
+KINDS = {"all default outputs": OUTPUTS, "labels only": ("labels",)}
 _EPILOG = """\
 Example: python -m benchmarks.outputs --runs 3 --json outputs.json
          python -m benchmarks.outputs --lab data/labs/he       (a lab's folder with images/ and masks/)
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured = _measure(lab, chosen.images, chosen.runs, Path(name))
     Console().print(console_table(_table(measured), f"{chosen.images} images, median (least to most) of {chosen.runs}"))
     if chosen.json:
-        chosen.json.write_text(json.dumps(measured, indent=1) + "\n")
+        content = {"provenance": provenance("benchmarks.outputs"), "rows": measured}
+        chosen.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _measure(lab: Path, count: int, runs: int, folder: Path) -> list[dict[str, Any]]:
@@ -110,19 +111,17 @@ def _measure(lab: Path, count: int, runs: int, folder: Path) -> list[dict[str, A
     paths = sorted((lab / "images").iterdir())[:count]
     images = [read_image(path) for path in paths]
     masks = [read_mask(lab / "masks" / f"{path.stem}.png") for path in paths]
-    network = PyramidSegmenter(NetworkConfig(classes=("background", "object"), encoder="blocks", channels=(4, 8)))
-    engine = Engine(network.eval())
-    engine._backend = _Precomputed(engine, images, masks)  # type: ignore[assignment]
-    reference = _reference(images)
+    engine = precomputed_engine(images, masks)
+    reference = reference_of(images)
     megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
     rows = [
         {"outputs": kind, "processes": processes, "megapixels": megapixels, "runs": []}
-        for kind in _KINDS
+        for kind in KINDS
         for processes in (0, 1, 2)
     ]
     for run in range(runs + 1):  # the first starts processes
         for row in rows:
-            options = BatchOptions(outputs=_KINDS[row["outputs"]], processes=row["processes"])
+            options = BatchOptions(outputs=KINDS[row["outputs"]], processes=row["processes"])
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 own, all_, began = _own_seconds(), _tree_seconds(), time.perf_counter()
                 provenance = Provenance(model="benchmark")
@@ -162,7 +161,16 @@ def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _reference(images: Sequence[npt.NDArray[np.uint8]]) -> ReferenceDistribution:
+def precomputed_engine(images: Sequence[npt.NDArray[np.uint8]], masks: Sequence[npt.NDArray[np.uint8]]) -> Engine:
+    """An engine that knows the outputs of these images, and computes no network."""
+    network = PyramidSegmenter(NetworkConfig(classes=("background", "object"), encoder="blocks", channels=(4, 8)))
+    engine = Engine(network.eval())
+    engine._backend = _Precomputed(engine, images, masks)  # type: ignore[assignment]
+    return engine
+
+
+def reference_of(images: Sequence[npt.NDArray[np.uint8]]) -> ReferenceDistribution:
+    """The reference distribution of these images."""
     features = [described for image in images if (described := image_features(image)) is not None]
     lab = fit_lab_distribution(np.array(features), [str(number) for number in range(len(features))])
     return ReferenceDistribution(APPEARANCE_FEATURES, {"lab": lab})

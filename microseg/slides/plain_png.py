@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +55,8 @@ def read_plain_png(path: Path, content: bytes | None = None) -> npt.NDArray[np.u
         samples = imagecodecs.deflate_decode(b"".join(data for kind, data in chunks if kind == b"IDAT"), out=length)
         if len(samples) != length:
             return None
-        stored = _SIGNATURE + _chunk(b"IHDR", chunks[0][1]) + _chunk(b"IDAT", _store(samples)) + _chunk(b"IEND", b"")
-        pixels = np.asarray(imagecodecs.png_decode(stored))
+        stored = [*_chunk(b"IHDR", [chunks[0][1]]), *_chunk(b"IDAT", _store(samples)), *_chunk(b"IEND", [])]
+        pixels = np.asarray(imagecodecs.png_decode(b"".join([_SIGNATURE, *stored])))
     except (ValueError, RuntimeError):  # errors of `imagecodecs` are RuntimeErrors
         return None
     return pixels if pixels.shape == (height, width, 3) and pixels.dtype == np.uint8 else None
@@ -89,14 +89,19 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         start = end + 4
 
 
-def _chunk(kind: bytes, data: bytes | memoryview) -> bytes:
-    return b"".join([len(data).to_bytes(4), kind, data, zlib.crc32(data, zlib.crc32(kind)).to_bytes(4)])
+def _chunk(kind: bytes, data: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A chunk, in parts: joined once with all others, large ones are not copied again and again."""
+    checksum, length = zlib.crc32(kind), 0
+    for part in data:
+        checksum, length = zlib.crc32(part, checksum), length + len(part)
+    return [length.to_bytes(4), kind, *data, checksum.to_bytes(4)]
 
 
-def _store(data: bytes | bytearray) -> bytes:
-    """Data in the format of zlib, not compressed."""
-    parts: list[bytes | bytearray] = [b"\x78\x01"]
+def _store(data: bytes | bytearray) -> list[bytes | memoryview]:
+    """Data in the format of zlib, not compressed, in parts."""
+    view, parts = memoryview(data), [memoryview(b"\x78\x01")]
     for start in range(0, len(data), _STORED):
-        block = data[start : start + _STORED]
-        parts += [struct.pack("<BHH", start + _STORED >= len(data), len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, zlib.adler32(data).to_bytes(4)])
+        block = view[start : start + _STORED]
+        header = struct.pack("<BHH", start + _STORED >= len(data), len(block), len(block) ^ 0xFFFF)
+        parts += [memoryview(header), block]
+    return [*parts, zlib.adler32(data).to_bytes(4)]
