@@ -105,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = _table(runs)
     Console().print(console_table(table, f"core-seconds a megapixel, {len(paths)} images, {chosen.runs} runs"))
     if chosen.json:
-        rows = [[str(cell) for cell in row] for row in table.to_numpy().tolist()]
-        content = {"columns": list(table.columns), "rows": rows}
+        content = {"columns": list(table.columns), "rows": table.to_numpy().tolist()}
         measured = provenance("benchmarks.output_stages", ["--lab", "LAB", "--runs", str(chosen.runs)])
         result = {"provenance": measured, "runs": runs, "tables": {"stages": content}}
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -100,9 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=0,
         )
         measured = _measure(lab, chosen.images, chosen.runs, Path(name))
-    Console().print(console_table(_table(measured), f"{chosen.images} images, median (least to most) of {chosen.runs}"))
+    table = _table(measured)
+    Console().print(console_table(table, f"{chosen.images} images, median (least to most) of {chosen.runs}"))
     if chosen.json:
-        content = {"provenance": provenance("benchmarks.outputs"), "rows": measured}
+        words = [*(["--lab", "LAB"] if chosen.lab else []), "--images", str(chosen.images), "--runs", str(chosen.runs)]
+        cells = {"columns": list(table.columns), "rows": table.astype(str).to_numpy().tolist()}
+        content = {
+            "provenance": provenance("benchmarks.outputs", words),
+            "tables": {"outputs": cells},
+            "rows": measured,
+        }
         chosen.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -43,6 +43,14 @@ def test_ignored_pixels_are_not_objects() -> None:
     assert label_objects(np.array([[255, 1, 255]], np.uint8)).tolist() == [[0, 1, 0]]
 
 
+def test_ignored_pixels_beside_the_background_change_no_object() -> None:
+    mask = np.array([[0, 255, 1], [255, 0, 1], [2, 255, 0]], np.uint8)
+    found = find(mask)
+    assert found.indices.tolist() == [1, 2]
+    assert shapely.area(found.polygons).tolist() == [2, 1]
+    assert found.table["area_px"].tolist() == [2, 1]
+
+
 @settings(deadline=None, max_examples=60)
 @given(MASKS)
 def test_outlines_are_valid_polygons_that_rasterize_to_the_mask(mask: Mask) -> None:
