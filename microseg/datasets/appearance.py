@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.linalg.blas import sasum
 
 __all__ = ["APPEARANCE_FEATURES", "image_features", "window_features"]
 
@@ -149,4 +148,4 @@ def _texture(gray: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]
 def _change(gray: npt.NDArray[np.float32], lag: int) -> float:
     """Mean absolute change over ``lag`` pixels, along rows and columns."""
     steps = [gray[:, lag:] - gray[:, :-lag], gray[lag:] - gray[:-lag]]
-    return float(np.mean([sasum(step.ravel()) / step.size if step.size else 0.0 for step in steps]))
+    return float(np.mean([np.abs(step, out=step).mean() if step.size else 0.0 for step in steps]))
