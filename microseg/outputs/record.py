@@ -59,8 +59,8 @@ class ImageInfo(BaseModel):
         instances: Classes whose touching objects are separated.
         stains: Stains that are measured.
         stain_vectors: Optical density of each in the red, green and blue channel; empty for the published ones.
-        stains_estimated: Whether these were estimated from the image, or the published ones where it shows too little
-            stain.
+        stains_estimated: Whether these were estimated from the image.
+        stains_too_pale: Whether they were to be estimated, but too few pixels of the image are stained.
         regions: File of the outlines of regions that are measured one by one; None for none.
         regions_sha256: SHA-256 of that file.
         dab_threshold: Mean optical density of DAB from which on an object is positive; None where it is not measured.
@@ -81,6 +81,7 @@ class ImageInfo(BaseModel):
     stains: tuple[str, ...] = ()
     stain_vectors: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     stains_estimated: bool = False
+    stains_too_pale: bool = False
     dab_threshold: float | None = None
     regions: str | None = None
     regions_sha256: str | None = None

@@ -101,30 +101,36 @@ class RegionTableWriter(OutputWriter):
     def finish(self) -> None:
         """Write the table."""
         with self.path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(self._row(None)), lineterminator="\n")
+            writer = csv.DictWriter(file, _column_names(self.image), lineterminator="\n")
             writer.writerow({name: csv_cell(name) for name in writer.fieldnames})
             writer.writerows(self._row(number) for number in range(len(self._names)))
 
-    def _row(self, number: int | None) -> dict[str, object]:
-        """Measurements of a region; of None empty ones, for the names of the columns."""
-        image, known = self.image, number is not None
-        at = number or 0
-        pixels = self._pixels[at] if known else np.zeros(256, np.int64)
+    def _row(self, number: int) -> dict[str, object]:
+        """Measurements of a region."""
+        image, pixels = self.image, self._pixels[number]
         area = float(pixels.sum() * image.step[0] * image.step[1])
         mm2 = None if image.mpp is None else area * image.mpp**2 / 1e6
-        row: dict[str, object] = {"image": csv_cell(image.display_name), "region": at + 1}
-        row |= {"region_name": csv_cell(self._names[at]) if known else "", "area_px": area, "area_mm2": mm2}
+        row: dict[str, object] = {"image": csv_cell(image.display_name), "region": number + 1}
+        row |= {"region_name": csv_cell(self._names[number]), "area_px": area, "area_mm2": mm2}
         for index, name in enumerate(image.classes[1:], start=1):
-            objects = int(self._objects[at, index]) if known else 0
+            objects = int(self._objects[number, index])
             row[f"objects_{name}"] = objects
-            row[f"cut_objects_{name}"] = sum(it == index for it in self._cut[at].values()) if known else 0
+            row[f"cut_objects_{name}"] = sum(it == index for it in self._cut[number].values())
             row[f"objects_per_mm2_{name}"] = objects / mm2 if mm2 else None
             row[f"area_fraction_{name}"] = float(pixels[index] / pixels.sum()) if pixels.any() else None
             if image.dab_threshold is not None:
-                positive = int(self._positive[at, index]) if known else 0
+                positive = int(self._positive[number, index])
                 row[f"positive_{name}"] = positive
                 row[f"labelling_index_{name}"] = positive / objects if objects else None
         return row | {"model": image.provenance.model}
+
+
+def _column_names(image: ImageInfo) -> list[str]:
+    columns = ["objects", "cut_objects", "objects_per_mm2", "area_fraction"]
+    if image.dab_threshold is not None:
+        columns += ["positive", "labelling_index"]
+    of_classes = [f"{column}_{name}" for name in image.classes[1:] for column in columns]
+    return ["image", "region", "region_name", "area_px", "area_mm2", *of_classes, "model"]
 
 
 def _read(image: ImageInfo) -> Outlines:

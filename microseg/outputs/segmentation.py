@@ -54,6 +54,7 @@ class Segmentation:
         stains: Stains to measure; see `KNOWN_STAINS`.
         stain_vectors: See `ImageInfo`.
         stains_estimated: See `ImageInfo`.
+        stains_too_pale: See `ImageInfo`.
         dab_threshold: See `ImageInfo`.
         pixels: RGB pixels of the image, which stains are measured in; None: read from the source.
 
@@ -77,6 +78,7 @@ class Segmentation:
     stains: tuple[str, ...] = ()
     stain_vectors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     stains_estimated: bool = False
+    stains_too_pale: bool = False
     dab_threshold: float | None = None
     pixels: npt.NDArray[np.uint8] | None = None
 
@@ -212,6 +214,7 @@ class Segmentation:
             stains=record.stains,
             stain_vectors=record.stain_vectors,
             stains_estimated=record.stains_estimated,
+            stains_too_pale=record.stains_too_pale,
             dab_threshold=record.dab_threshold,
         )
 
@@ -234,6 +237,7 @@ class Segmentation:
             stains=self.stains,
             stain_vectors=dict(self.stain_vectors),
             stains_estimated=self.stains_estimated,
+            stains_too_pale=self.stains_too_pale,
             dab_threshold=self.dab_threshold,
         )
 

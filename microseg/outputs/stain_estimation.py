@@ -20,7 +20,7 @@ _CLOSEST = 0.985  # cosine between two vectors above which there is one stain on
 _LEAST_LIKE = 0.75  # cosine to the published vector below which a vector is not that stain
 
 
-def estimate_stains(image: npt.NDArray[np.uint8], known: Mapping[str, Vector]) -> dict[str, Vector]:
+def estimate_stains(image: npt.NDArray[np.uint8], known: Mapping[str, Vector]) -> dict[str, Vector] | None:
     """Estimate the vectors of two stains.
 
     The optical densities of stained pixels lie near a plane; the two stains are its extreme directions. Each is the one
@@ -34,7 +34,7 @@ def estimate_stains(image: npt.NDArray[np.uint8], known: Mapping[str, Vector]) -
         (..., 3)
 
     Returns:
-        The vectors, at unit length; the published ones where fewer than a thousand pixels are stained.
+        The vectors, at unit length; None where fewer than a thousand pixels are stained.
 
     Raises:
         DataError: There are not two stains, or the image does not show them.
@@ -49,7 +49,7 @@ def estimate_stains(image: npt.NDArray[np.uint8], known: Mapping[str, Vector]) -
     density = optical_density(pixels[:: max(1, -(-len(pixels) // _MOST))]).astype(np.float64)  # (N, 3)
     density = density[(density > _STAINED).all(axis=1)]
     if len(density) < _FEWEST:
-        return dict(known)
+        return None
     _, axes = np.linalg.eigh(np.cov(density.T))
     plane = axes[:, :0:-1]  # (3, 2), the largest first
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)

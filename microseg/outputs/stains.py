@@ -78,14 +78,18 @@ class StainOptions:
         if not self.names:
             return {}
         vectors = {name: self.vectors.get(name, KNOWN_STAINS[name]) for name in self.names}
-        if self.estimate:
-            vectors = estimate_stains(pixels(), vectors)
-        facts = {"stains": self.names, "stain_vectors": vectors, "stains_estimated": self.estimate}
+        found = estimate_stains(pixels(), vectors) if self.estimate else None
+        facts = {
+            "stains": self.names,
+            "stain_vectors": found or vectors,
+            "stains_estimated": found is not None,
+            "stains_too_pale": self.estimate and found is None,
+        }
         return facts | ({"dab_threshold": self.dab_threshold} if DAB in self.names else {})
 
     def same(self, image: ImageInfo) -> bool:
         """Whether an image was measured with these options."""
-        if image.stains != self.names or image.stains_estimated != self.estimate:
+        if image.stains != self.names or (image.stains_estimated or image.stains_too_pale) != self.estimate:
             return False
         if image.dab_threshold != (self.dab_threshold if DAB in self.names else None):
             return False

@@ -79,15 +79,19 @@ def _write_finest(record: Record, outputs: Path, view: SlideView, folder: Path) 
     numbered = _tile_rows(outputs / record.outputs["instances"]) if record.instances else None
     for row, mask in enumerate(labels):
         numbers = None if numbered is None else next(numbered).astype(np.int32)
-        rows = slice(row * _TILE, row * _TILE + len(mask))
+        rows, inner_rows = _with_neighbors(row, view.height)
         for column in range(-(-view.width // _TILE)):
-            columns = slice(column * _TILE, min(view.width, (column + 1) * _TILE))
-            around = slice(max(0, columns.start - 1), columns.stop + 1)  # an outline needs the pixels beside it
-            inner = slice(columns.start - around.start, columns.stop - around.start)
-            image = view.read(rows, slice(around.start, min(view.width, around.stop)))
-            parts = mask[:, around].astype(np.uint8), None if numbers is None else numbers[:, around]
-            drawn = draw_overlay(image, *parts, least=1, most=2 * _TILE, thin=True)[:, inner]
-            _save(Image.fromarray(drawn), folder, column, row)
+            columns, inner_columns = _with_neighbors(column, view.width)
+            parts = mask[:, columns].astype(np.uint8), None if numbers is None else numbers[:, columns]
+            drawn = draw_overlay(view.read(rows, columns), *parts, least=1, most=2 * _TILE, thin=True)
+            _save(Image.fromarray(drawn[inner_rows, inner_columns]), folder, column, row)
+
+
+def _with_neighbors(number: int, length: int) -> tuple[slice, slice]:
+    """The pixels of a tile along one axis with those beside it, which outlines need, and the tile's own among them."""
+    start, stop = number * _TILE, min(length, (number + 1) * _TILE)
+    first = max(0, start - 1)
+    return slice(first, min(length, stop + 1)), slice(start - first, stop - first)
 
 
 def _write_coarser(finer: Path, folder: Path, height: int, width: int) -> None:
@@ -110,12 +114,13 @@ def _write_coarser(finer: Path, folder: Path, height: int, width: int) -> None:
 
 
 def _tile_rows(path: Path) -> Iterator[Rows]:
-    """Rows of the finest level of a label image that microseg wrote, as many as a tile of the view has."""
+    """Rows of the finest level of a label image that microseg wrote: those of each tile of the view, with one above and
+    one below where there are any."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         height, width = page.shape
         rows, waiting = np.zeros((page.tilelength, width), page.dtype), np.zeros((0, width), page.dtype)
-        across = -(-width // page.tilewidth)
+        across, above = -(-width // page.tilewidth), 0
         for number, (data, index, shape) in enumerate(page.segments()):
             _, _, top, left, _ = index
             if data is None:
@@ -126,11 +131,10 @@ def _tile_rows(path: Path) -> Iterator[Rows]:
             if (number + 1) % across:
                 continue
             waiting = np.concatenate([waiting, rows[: height - top]])
-            while len(waiting) >= _TILE:
-                yield waiting[:_TILE]
-                waiting = waiting[_TILE:]
-        if len(waiting):
-            yield waiting
+            while len(waiting) > above + _TILE:
+                yield waiting[: above + _TILE + 1]
+                waiting, above = waiting[above + _TILE - 1 :], 1
+        yield waiting
 
 
 def _save(tile: Image.Image, folder: Path, column: int, row: int) -> None:

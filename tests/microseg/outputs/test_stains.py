@@ -14,6 +14,7 @@ from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.stain_estimation import estimate_stains
 from microseg.outputs.stains import KNOWN_STAINS, StainOptions
+from tests.microseg.outputs.finding import image_info
 
 VECTORS = {"hematoxylin": (0.55, 0.76, 0.35), "dab": (0.35, 0.52, 0.78)}  # of another lab
 
@@ -34,6 +35,7 @@ def stained(vectors: dict[str, tuple[float, float, float]], side: int = 128) -> 
 def test_estimated_vectors_are_those_of_the_image(names: tuple[str, str]) -> None:
     true = {name: VECTORS.get(name, (0.15, 0.95, 0.25)) for name in names}
     found = estimate_stains(stained(true), {name: KNOWN_STAINS[name] for name in names})
+    assert found is not None
     assert list(found) == list(names)
     for name in names:
         wanted = np.array(true[name]) / np.linalg.norm(true[name])
@@ -42,9 +44,18 @@ def test_estimated_vectors_are_those_of_the_image(names: tuple[str, str]) -> Non
         assert np.dot(KNOWN_STAINS[name], wanted) < 0.997
 
 
-def test_image_without_stain_keeps_the_published_vectors() -> None:
+def test_image_without_stain_is_measured_with_the_published_vectors_and_says_so() -> None:
     known = {name: KNOWN_STAINS[name] for name in ("hematoxylin", "dab")}
-    assert estimate_stains(np.full((64, 64, 3), 240, np.uint8), known) == known
+    pale, colored = np.full((64, 64, 3), 240, np.uint8), stained(VECTORS)
+    assert estimate_stains(pale, known) is None
+    options = StainOptions(("hematoxylin", "dab"), estimate=True)
+    facts = [options.facts(lambda image=image: image) for image in (pale, colored)]  # type: ignore[misc]
+    assert [(it["stains_estimated"], it["stains_too_pale"]) for it in facts] == [(False, True), (True, False)]
+    assert facts[0]["stain_vectors"] == known != facts[1]["stain_vectors"]
+    for image, each in zip((pale, colored), facts, strict=True):
+        record = image_info(image[..., 0]).model_copy(update=each)
+        assert options.same(record)
+        assert not StainOptions(("hematoxylin", "dab")).same(record)
 
 
 def test_image_of_one_stain_is_refused() -> None:

@@ -25,6 +25,8 @@ def mask() -> npt.NDArray[np.uint8]:
     mask = np.zeros(SHAPE, np.uint8)
     mask[100:1000, 200:1250] = 1
     mask[500:600, 505:530] = 2  # crosses the border of two tiles
+    mask[300:512, 20:180] = 1  # ends where a tile does
+    mask[1024:1060, 20:180] = 1  # begins where a tile does
     return mask
 
 
@@ -54,6 +56,9 @@ def test_tiles_are_the_slide_with_its_outlines(record: Record, mask: npt.NDArray
     assert len(list(finest.iterdir())) == 9
     assert np.abs(shown - whole).mean() < 2  # JPEG
     assert np.abs(shown[550, 505] - class_color(2)).max() < 90
+    for border in (512, 1024):  # of two rows of tiles
+        rows = slice(border - 3, border + 3)
+        assert np.abs(shown[rows, 20:180] - whole[rows, 20:180]).mean() < 8
     assert 'TileSize="512"' in (folder / "slide.dzi").read_text()
     shapes = [read_image(folder / "slide_files" / str(level) / "0_0.jpg").shape[:2] for level in (10, 9, 1, 0)]
     assert shapes == [(512, 512), (275, 325), (2, 2), (1, 1)]
