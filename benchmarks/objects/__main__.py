@@ -38,7 +38,7 @@ from microseg.evaluation.references import LabelObjects, Reference, mean_scores,
 from microseg.files import atomic_write
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
-from microseg.models.separation import MASK_DEPTH, Separation, label_objects, separate_objects
+from microseg.models.separation import Separation, label_objects, separate_objects
 from microseg.slides.region import ImageSource
 from microseg.training.devices import make_fabric
 
@@ -167,7 +167,7 @@ class _Run:
         network = load_network(folder)
         engine = Engine(network)
         ways: dict[str, LabelObjects] = {"components": lambda outputs, _mpp: label_objects(_mask(outputs, engine))}
-        shapes = Separation(tuple(range(1, len(engine.classes))), depth=MASK_DEPTH)
+        shapes = Separation(tuple(range(1, len(engine.classes))), by_shape=True)
         ways["split"] = lambda outputs, _mpp: separate_objects(_mask(outputs, engine), None, shapes)
         ways["watershed"] = lambda outputs, _mpp: split_by_distance(_mask(outputs, engine))
         if self.with_head:

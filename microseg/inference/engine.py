@@ -22,7 +22,7 @@ from microseg.inference.scale import rescale, zoom_to
 from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
-from microseg.models.separation import MASK_DEPTH, Separation, interior_bytes, label_objects, separate_objects
+from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
 from microseg.outputs.measurements import ConfidenceSums
 
 __all__ = ["Engine", "EngineOptions"]
@@ -117,8 +117,8 @@ class Engine:
                 f"Expected classes of the model ({', '.join(self.classes[1:])}) in inference.split_touching, got "
                 f"{', '.join(unknown)}: correct it."
             )
-        self._depth = 0.0 if self.instances or not split else MASK_DEPTH
-        if self._depth:
+        self._by_shape = bool(split) and not self.instances
+        if self._by_shape:
             self.instances = tuple(sorted({self.classes.index(name) for name in split}))
         self.smallest_instance = network.config.smallest_instance
         self.batch = batch
@@ -151,7 +151,7 @@ class Engine:
     def parameters(self) -> dict[str, Any]:
         """Settings that change the result, to be recorded with it."""
         settings = {"tile": self._tile, "halo": self._halo, "half": self._half, "model_mpp": self.mpp}
-        return settings | ({"split": [self.classes[index] for index in self.instances]} if self._depth else {})
+        return settings | ({"split": [self.classes[index] for index in self.instances]} if self._by_shape else {})
 
     def probabilities(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.float32]:
         """Class probabilities of every pixel of an image.
@@ -216,7 +216,7 @@ class Engine:
 
     def separation(self, mpp: float | None = None) -> Separation:
         """How the objects of an image with that pixel size are separated; see `zoom`."""
-        return Separation(self.instances, 1 / self.zoom(mpp), self.smallest_instance, self._depth)
+        return Separation(self.instances, 1 / self.zoom(mpp), self.smallest_instance, self._by_shape)
 
     def label_objects(self, outputs: npt.NDArray[np.float32], mpp: float | None = None) -> npt.NDArray[np.int32]:
         """Number the objects of an image; touching ones are separated where the network predicts instances.

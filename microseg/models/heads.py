@@ -18,6 +18,9 @@ from microseg.models.losses import interior_loss, segmentation_loss
 
 __all__ = ["Head", "InstanceHead", "SemanticHead"]
 
+_GAIN = 5.0
+"""Of the logit of the interior, which otherwise stays near 0 in trainings of some hundred steps."""
+
 
 class Head(nn.Module, ABC):
     """Base class of prediction heads.
@@ -132,11 +135,12 @@ class InstanceHead(SemanticHead):
 
     def __init__(self, decoder_channels: Sequence[int], classes: int) -> None:
         super().__init__(decoder_channels, classes)
-        self.interior = nn.Conv2d(decoder_channels[-1], 1, kernel_size=1)
+        self.interior_logit = nn.Conv2d(decoder_channels[-1], 1, kernel_size=1)
 
     def forward(self, decoder: Sequence[Tensor]) -> Tensor:
         """Logits of the classes and of the interior, at the finest level."""
-        return torch.cat([self.classify(decoder[-1]), self.interior(decoder[-1])], dim=1)  # (B, K + 1, h, w)
+        interior = _GAIN * self.interior_logit(decoder[-1])
+        return torch.cat([self.classify(decoder[-1]), interior], dim=1)  # (B, K + 1, h, w)
 
     def loss(self, prediction: Tensor, masks: Tensor, dice_weight: float) -> Tensor:
         """L_seg of the classes."""

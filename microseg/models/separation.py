@@ -1,12 +1,12 @@
 """Separation of touching objects: from a mask and the interior that an instance head predicts to numbered objects.
 
-Without such a head the interior can be made of the mask: the distance to its border, up to some pixels.
-
-Seeds are the tops of the interior: what rises above the highest saddle towards a higher top nearby. Each grows over the
-pixels of its class for a limited number of steps; a pixel that several reach in the same step belongs to the one from
-above, then left, right, below. What a pixel belongs to therefore depends only on some rows around it (`context`), and
-is the same whether a whole image is given or strips of it. Pixels that no seed reaches, and objects that are too small,
-are no objects.
+The cores of objects are the pixels of the mask whose interior is at least one half; without such a head the whole mask.
+Seeds are the tops of the distance to the border of the cores: what rises above the highest saddle towards a higher top
+nearby. The distance counts by its square root and up to a limit, so that the saddle between large objects has to be
+deeper, in pixels, than that between small ones. Each seed grows over the pixels of its class for a limited number of
+steps; a pixel that several reach in the same step belongs to the one from above, then left, right, below. What a pixel
+belongs to therefore depends only on some rows around it (`context`), and is the same whether a whole image is given or
+strips of it. Pixels that no seed reaches, and objects that are too small, are no objects.
 """
 
 from dataclasses import dataclass
@@ -16,30 +16,20 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 from skimage.measure import label
 
-__all__ = [
-    "MASK_DEPTH",
-    "Separation",
-    "grow_labels",
-    "interior_bytes",
-    "label_objects",
-    "mask_interior",
-    "separate_objects",
-    "separate_regions",
-]
+__all__ = ["Separation", "grow_labels", "interior_bytes", "label_objects", "separate_objects", "separate_regions"]
 
 Mask = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
 
 _IGNORE = 255  # that of index masks; this file ships with exported models, so it imports nothing of microseg
-_HEIGHT = 38  # of a top above the saddle, in 255ths of the interior
+_CORE = 128  # interior of a core, in 255ths
+_DEEPEST = 16  # pixels at the model's scale up to which the distance to the border of a core counts
 _NEARBY = 16  # pixels at the model's scale within which a higher top is looked for
-_SMOOTHED = 2  # passes of a filter of 3 pixels
 _REACH = 32  # pixels at the model's scale that a seed grows at most
-_SMALLEST_SEED = 8  # pixels at the model's scale
-_BORDER = 90  # interior of a pixel at the border of a mask, in 255ths: no object of a mask is without a top
-
-MASK_DEPTH = 8.0
-"""Pixels at the model's scale to the border of the mask from which on a pixel is wholly inside, without a head."""
+_SMOOTHED = 2  # passes of a filter of 3 pixels
+_UNITS = 56  # of the elevation in one of sqrt(distance + 1) - 1
+_HEIGHT = 22  # of a top above the saddle, in these units
+_SHAPE = 55  # the least elevation without a head, in these units: no object of a mask is without a top
 
 
 @dataclass(frozen=True)
@@ -50,14 +40,14 @@ class Separation:
         classes: Indices of the classes whose touching objects are separated.
         scale: Pixels of the mask per pixel of the model.
         smallest: Area below which there is no object of these classes, in pixels at the model's scale.
-        depth: Distance to the border of the mask from which on a pixel is wholly inside, in pixels at the model's
-            scale, where the interior is made of the mask; 0 where the network predicts it.
+        by_shape: Whether objects are told apart by the shape of the mask alone; False where the network predicts their
+            interior.
     """
 
     classes: tuple[int, ...] = ()
     scale: float = 1.0
     smallest: float = 0.0
-    depth: float = 0.0
+    by_shape: bool = False
 
     @property
     def smallest_area(self) -> float:
@@ -75,15 +65,9 @@ class Separation:
         return int(np.ceil(_REACH * self.scale))
 
     @property
-    def smallest_seed(self) -> int:
-        """Pixels below which a region of the interior is no seed."""
-        return 1 if self.depth else max(1, round(_SMALLEST_SEED * self.scale**2))
-
-    @property
     def context(self) -> int:
         """Rows above and below a row that decide what its pixels belong to."""
-        around = int(np.ceil(self.depth * self.scale))
-        return self.reach + self.smallest_seed + self.nearby + _SMOOTHED + 1 + around
+        return self.reach + self.nearby + _SMOOTHED + int(np.ceil(_DEEPEST * self.scale)) + 1
 
 
 def label_objects(mask: Mask) -> Labels:
@@ -107,36 +91,12 @@ def interior_bytes(interior: npt.NDArray[np.float32]) -> Mask:
     return np.asarray((interior * 255 + 0.5).clip(0, 255), np.uint8)
 
 
-def mask_interior(mask: Mask, separation: Separation) -> Mask:
-    """An interior made of the mask: it rises with the distance to other classes, up to the separation's ``depth``.
-
-    Args:
-        mask: Class indices.
-        separation: The classes whose objects are separated, and ``depth``.
-
-    Shape:
-        (H, W) → (H, W)
-
-    Returns:
-        The interior in 255ths; 0 outside of these classes.
-    """
-    interior = np.zeros(mask.shape, np.uint8)
-    most = max(1.0, separation.depth * separation.scale)
-    for index in separation.classes:
-        region = mask == index
-        whole = region.all()  # without a border, which SciPy would look for
-        distance = np.full(mask.shape, most) if whole else np.minimum(distance_transform_edt(region), most)
-        rise = (255 - _BORDER) * (distance - 1) / max(1.0, most - 1)
-        interior[region] = np.round(_BORDER + rise[region]).astype(np.uint8)
-    return interior
-
-
 def separate_objects(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """Number the objects of a mask from 1, in the order of their first pixels; touching ones are separated.
 
     Args:
         mask: Class indices; 0 (background) and 255 (ignored) are not objects.
-        interior: How far each pixel lies inside an object, in 255ths; None where it is made of the mask.
+        interior: How far each pixel lies inside an object, in 255ths; None where objects are told apart by their shape.
         separation: The classes whose objects are separated; those of others are connected regions.
 
     Shape:
@@ -155,18 +115,29 @@ def separate_objects(mask: Mask, interior: Mask | None, separation: Separation) 
 
 def separate_regions(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """As `separate_objects`, but without a smallest area: for rows of an image, which cut objects."""
-    interior = mask_interior(mask, separation) if interior is None else interior
-    chosen = np.isin(mask, separation.classes)
     seeds = np.zeros(mask.shape, np.uint8)
-    smooth = _smooth(interior)
     for index in separation.classes:
-        seeds[_tops(np.where(mask == index, smooth, 0).astype(np.uint8), separation.nearby)] = index
-    numbers = label_objects(seeds)
-    sizes = np.bincount(numbers.ravel())
-    grown = np.where(sizes >= separation.smallest_seed, np.arange(len(sizes), dtype=np.int32), 0)[numbers]
+        region = mask == index
+        core = region if interior is None else region & (interior >= _CORE)
+        elevation = _smooth(_elevation(core, separation.scale, 0 if interior is not None else _SHAPE))
+        seeds[_tops(np.where(region, elevation, 0).astype(np.uint8), separation.nearby)] = index
+    grown = label_objects(seeds)
+    count = int(grown.max(initial=0))
+    chosen = np.isin(mask, separation.classes)
     grow_labels(grown, np.where(chosen, mask, 0).astype(np.uint8), separation.reach)
     others = label_objects(np.where(chosen, 0, mask).astype(np.uint8))
-    return _in_order(np.where(others > 0, others + len(sizes), grown))
+    return _in_order(np.where(others > 0, others + count, grown))
+
+
+def _elevation(core: npt.NDArray[np.bool_], scale: float, least: int) -> Mask:
+    """How deep each pixel lies in a core, by the square root of its distance to the border; 0 outside."""
+    deepest = np.sqrt(_DEEPEST + 1.0) - 1
+    if core.all():  # without a border, which SciPy would look for
+        return np.full(core.shape, np.round(least + _UNITS * deepest), np.uint8)
+    elevation = np.zeros(core.shape, np.uint8)
+    distance = distance_transform_edt(core)[core] / scale
+    elevation[core] = np.round(least + _UNITS * np.minimum(np.sqrt(distance + 1) - 1, deepest))
+    return elevation
 
 
 def _smooth(values: Mask) -> Mask:
@@ -190,9 +161,11 @@ def _tops(values: Mask, steps: int) -> npt.NDArray[np.bool_]:
     """
     filled = np.maximum(values, _HEIGHT) - np.uint8(_HEIGHT)
     for _ in range(steps):
-        padded = np.pad(filled, 1)
+        padded, before = np.pad(filled, 1), filled
         rows = np.maximum(np.maximum(padded[:-2], padded[2:]), padded[1:-1])
         filled = np.minimum(np.maximum(np.maximum(rows[:, :-2], rows[:, 2:]), rows[:, 1:-1]), values)
+        if np.array_equal(filled, before):
+            break
     return values - filled >= _HEIGHT // 2
 
 

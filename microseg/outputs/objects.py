@@ -214,7 +214,7 @@ class ObjectFinder:
             confidence = np.full(mask.shape, np.nan, np.float32)
         self._unit = 255.0 if confidence.dtype == np.uint8 else 1.0
         image = strip.image if self._stains is not None else None
-        interior = strip.interior if self._separation.classes and not self._separation.depth else None
+        interior = strip.interior if self._separation.classes and not self._separation.by_shape else None
         whole = _Rows(mask, confidence, interior, strip.instances, image)
         least = self._context if self._context == _CONTEXT else 2 * self._context
         rows = len(mask) if self._piece is None else max(least, self._piece // self._width)
@@ -300,7 +300,7 @@ class ObjectFinder:
         """The number of the object at each pixel, and its runs where they are known."""
         if rows.instances is not None:
             return rows.instances, None
-        if rows.interior is not None or self._separation.depth:
+        if rows.interior is not None or self._separation.by_shape:
             return separate_regions(rows.mask, rows.interior, self._separation), None
         runs = find_runs(rows.mask)
         runs = replace(runs, labels=label_runs(runs))
@@ -337,7 +337,7 @@ class ObjectFinder:
         indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
         if not self._outlines:
             return _Found(indices[1:], firsts[1:], sums)
-        connected = around.instances is None and around.interior is None and not self._separation.depth
+        connected = around.instances is None and around.interior is None and not self._separation.by_shape
         whole = connected and len(inner) == len(labels)
         return _Found(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole, runs=runs))
 

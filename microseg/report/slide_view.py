@@ -115,7 +115,8 @@ def _write_coarser(finer: Path, folder: Path, height: int, width: int) -> None:
 
 def _tile_rows(path: Path) -> Iterator[Rows]:
     """Rows of the finest level of a label image that microseg wrote: those of each tile of the view, with one above and
-    one below where there are any."""
+    one below where there are any.
+    """
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         height, width = page.shape

@@ -13,12 +13,11 @@ from microseg.models.separation import (
     grow_labels,
     interior_bytes,
     label_objects,
-    mask_interior,
     separate_objects,
     separate_regions,
 )
 
-SMALL = Separation((1,), 0.1)  # a reach of 4 pixels, and seeds of one
+SMALL = Separation((1,), 0.1)  # a reach of 4 pixels
 IMAGES = st.tuples(st.integers(1, 24), st.integers(1, 12)).flatmap(
     lambda shape: st.tuples(
         arrays.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 1, 1, 2])),
@@ -53,7 +52,7 @@ def test_only_chosen_classes_are_separated() -> None:
 
 
 def test_shallow_saddle_does_not_separate() -> None:
-    mask, interior = two_discs(16)
+    mask, interior = two_discs(6)
     interior = np.maximum(interior, np.where(mask > 0, 240, 0)).astype(np.uint8)
     assert separate_objects(mask, interior, Separation((1,))).max() == 1
 
@@ -83,20 +82,35 @@ def test_labels_grow_only_over_their_class_and_for_some_steps() -> None:
 
 def test_mask_alone_divides_touching_discs_where_they_are_narrow() -> None:
     mask, _ = two_discs(16)
-    apart = separate_objects(mask, None, Separation((1,), depth=8))
+    apart = separate_objects(mask, None, Separation((1,), by_shape=True))
     assert np.bincount(apart.ravel())[1:].tolist() == pytest.approx([mask.sum() / 2] * 2, rel=0.05)
     fused, _ = two_discs(6)
-    assert separate_objects(fused, None, Separation((1,), depth=8)).max() == 1
+    assert separate_objects(fused, None, Separation((1,), by_shape=True)).max() == 1
     np.testing.assert_array_equal(apart > 0, mask > 0)
 
 
-def test_mask_interior_rises_from_the_border_by_hand() -> None:
-    mask = np.zeros((9, 9), np.uint8)
-    mask[1:8, 1:8] = 1
-    mask[4, 8] = 2  # the border of another class counts
-    interior = mask_interior(mask, Separation((1,), depth=3))
-    assert interior[4].tolist() == [0, 90, 172, 255, 255, 255, 172, 90, 0]
-    assert mask_interior(np.ones((3, 3), np.uint8), Separation((1,), depth=3)).tolist() == [[255] * 3] * 3
+def test_large_nuclei_need_a_deeper_saddle_than_small_ones() -> None:
+    """Two discs whose core is one pixel narrower between them than in the middle of each."""
+    for radius, objects in ((3, 2), (14, 1)):
+        mask = np.zeros((40, 80), np.uint8)
+        y, x = np.mgrid[:40, :80]
+        for center in (40 - radius, 40 + radius):
+            mask[np.hypot(y - 20, x - center) < radius + 0.5] = 1
+        neck = radius - 2
+        mask[20 - neck : 21 + neck, 40 - radius : 40 + radius] = 1
+        labels = separate_objects(mask, np.where(mask > 0, 255, 0).astype(np.uint8), Separation((1,)))
+        assert labels.max() == objects, radius
+
+
+def test_textured_interior_of_a_large_nucleus_does_not_divide_it() -> None:
+    """The interior of a nucleus of another magnification dips inside, more than 16 pixels from one top to the next."""
+    y, x = np.mgrid[:80, :80]
+    mask = (np.hypot(y - 40, x - 40) < 32).astype(np.uint8)
+    dips = 90 * (np.cos(x / 5) * np.cos(y / 5) > 0.5)
+    interior = np.where(mask > 0, 220 - dips, 30).astype(np.uint8)
+    labels = separate_objects(mask, interior, Separation((1,)))
+    assert labels.max() == 1
+    np.testing.assert_array_equal(labels > 0, mask > 0)
 
 
 def test_thin_and_small_regions_of_a_mask_keep_their_pixels() -> None:
@@ -104,7 +118,7 @@ def test_thin_and_small_regions_of_a_mask_keep_their_pixels() -> None:
     mask = np.zeros((60, 60), np.uint8)
     mask[5:8, 5:55] = 1  # a fiber
     mask[20:24, 20:24] = 1
-    labels = separate_objects(mask, None, Separation((1,), depth=8))
+    labels = separate_objects(mask, None, Separation((1,), by_shape=True))
     np.testing.assert_array_equal(labels > 0, mask > 0)
     assert labels.max() == 2
 
@@ -136,7 +150,7 @@ def test_rows_are_the_same_with_their_context_alone(
 ) -> None:
     """The partition of some rows does not depend on anything beyond their context."""
     mask, interior = images
-    separation = replace(SMALL, depth=10.0 if of_mask else 0.0)
+    separation = replace(SMALL, by_shape=of_mask)
     first = min(first, len(mask) - 1)
     last = min(first + count, len(mask))
     around = slice(max(0, first - separation.context), last + separation.context)

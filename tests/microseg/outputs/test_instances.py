@@ -18,8 +18,8 @@ from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from tests.microseg.outputs.finding import image_info
 
-SMALL = Separation((1,), 0.1, 200)  # a reach of 4 pixels, seeds of one, and objects of two
-SHAPES = Separation((1,), 0.3, depth=8)  # by the distance to the border, of up to 3 pixels
+SMALL = Separation((1,), 0.1, 200)  # a reach of 4 pixels, and objects of two
+SHAPES = Separation((1,), 0.1, by_shape=True)
 STAINS = Stains.named(["hematoxylin", "dab"], ring=2)
 
 Bytes = npt.NDArray[np.uint8]
@@ -60,7 +60,7 @@ def test_strips_do_not_change_separated_objects(
     mask, interior = images
     cuts = [min(cut, len(mask)) for cut in cuts]
     (whole,), expected = find_separated(mask, interior, [], separation=separation)
-    given = None if separation.depth else interior
+    given = None if separation.by_shape else interior
     np.testing.assert_array_equal(expected, separate_objects(mask, given, separation))
     found, numbers = find_separated(mask, interior, cuts, tmp_path, piece, separation)
     np.testing.assert_array_equal(numbers, expected)
