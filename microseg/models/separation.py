@@ -1,6 +1,7 @@
 """Separation of touching objects: from a mask and the interior that an instance head predicts to numbered objects.
 
-The cores of objects are the pixels of the mask whose interior is at least one half; without such a head the whole mask.
+The cores of objects are the pixels of the mask whose interior, smoothed, is at least one half; without such a head the
+whole mask.
 Seeds are the tops of the distance to the border of the cores: what rises above the highest saddle towards a higher top
 nearby. The distance counts by its square root and up to a limit, so that the saddle between large objects has to be
 deeper, in pixels, than that between small ones. Each seed grows over the pixels of its class for a limited number of
@@ -27,9 +28,9 @@ _DEEPEST = 16  # pixels at the model's scale up to which the distance to the bor
 _NEARBY = 16  # pixels at the model's scale within which a higher top is looked for
 _REACH = 32  # pixels at the model's scale that a seed grows at most
 _SMOOTHED = 2  # passes of a filter of 3 pixels
-_UNITS = 56  # of the elevation in one of sqrt(distance + 1) - 1
-_HEIGHT = 22  # of a top above the saddle, in these units
-_SHAPE = 55  # the least elevation without a head, in these units: no object of a mask is without a top
+_UNITS = 40  # of the elevation in one of sqrt(distance + 1) - 1
+_HEIGHT = 32  # of a top above the saddle, in these units
+_SHAPE = 100  # the least elevation without a head, in these units: no object of a mask is without a top
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Separation:
     @property
     def context(self) -> int:
         """Rows above and below a row that decide what its pixels belong to."""
-        return self.reach + self.nearby + _SMOOTHED + int(np.ceil(_DEEPEST * self.scale)) + 1
+        return self.reach + self.nearby + 2 * _SMOOTHED + int(np.ceil(_DEEPEST * self.scale)) + 1
 
 
 def label_objects(mask: Mask) -> Labels:
@@ -116,10 +117,11 @@ def separate_objects(mask: Mask, interior: Mask | None, separation: Separation) 
 def separate_regions(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """As `separate_objects`, but without a smallest area: for rows of an image, which cut objects."""
     seeds = np.zeros(mask.shape, np.uint8)
+    inside = None if interior is None else _smooth(interior) >= _CORE
     for index in separation.classes:
         region = mask == index
-        core = region if interior is None else region & (interior >= _CORE)
-        elevation = _smooth(_elevation(core, separation.scale, 0 if interior is not None else _SHAPE))
+        core = region if inside is None else region & inside
+        elevation = _smooth(_elevation(core, separation.scale, _SHAPE if inside is None else 0))
         seeds[_tops(np.where(region, elevation, 0).astype(np.uint8), separation.nearby)] = index
     grown = label_objects(seeds)
     count = int(grown.max(initial=0))

@@ -133,7 +133,7 @@ def test_adaptation_trains_the_instances_on_their_pseudo_labels(
     adapt(network, chosen, labs[1:], settings, folder=tmp_path / "adapted", fabric=make_fabric("cpu"))
     after = load_network(tmp_path / "adapted")
     assert after.config == before.config
-    assert not torch.equal(after.head.interior.weight, network.head.interior.weight)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(after.head.interior_logit.weight, network.head.interior_logit.weight)  # type: ignore[union-attr, arg-type]
 
 
 def test_objects_of_a_slide_are_those_of_the_image(trained: Path, tmp_path: Path) -> None:

@@ -90,13 +90,13 @@ def test_mask_alone_divides_touching_discs_where_they_are_narrow() -> None:
 
 
 def test_large_nuclei_need_a_deeper_saddle_than_small_ones() -> None:
-    """Two discs whose core is one pixel narrower between them than in the middle of each."""
-    for radius, objects in ((3, 2), (14, 1)):
+    """Two discs that are six pixels narrower between them than in the middle of each."""
+    for radius, objects in ((5, 2), (14, 1)):
         mask = np.zeros((40, 80), np.uint8)
         y, x = np.mgrid[:40, :80]
         for center in (40 - radius, 40 + radius):
             mask[np.hypot(y - 20, x - center) < radius + 0.5] = 1
-        neck = radius - 2
+        neck = radius - 3
         mask[20 - neck : 21 + neck, 40 - radius : 40 + radius] = 1
         labels = separate_objects(mask, np.where(mask > 0, 255, 0).astype(np.uint8), Separation((1,)))
         assert labels.max() == objects, radius

@@ -27,7 +27,7 @@ def network(tiny_network: Callable[..., PyramidSegmenter]) -> PyramidSegmenter:
     network = tiny_network(classes=("background", "cell", "other"), instances=("cell",), smallest_instance=12.0)
     with torch.no_grad():  # so that there are objects
         network.head.classify.bias[1] += 0.5  # type: ignore[union-attr, index, operator]
-        network.head.interior.weight.mul_(20)  # type: ignore[union-attr, operator]
+        network.head.interior_logit.weight.mul_(4)  # type: ignore[union-attr, operator]
     return network
 
 
