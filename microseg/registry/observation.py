@@ -47,13 +47,13 @@ class Seen:
         return any(change.alias == alias for change in self.changes)
 
     def moving(self, alias: str) -> bool:
-        """Whether an alias does not follow the last decision yet.
+        """Whether an alias does not follow the last decision yet, or was moved by a process that was late.
 
-        No other decision may be written then: it would state where the alias was before it was moved, and would not
+        No other decision may be written then: it would state where the alias was before it is moved, and would not
         move it from where it is.
         """
         result = self.state.of(alias).result
-        return result is not None and not result.applied
+        return any(change.alias == alias for change in self.late) or (result is not None and not result.applied)
 
     @property
     def unreported(self) -> dict[str, str]:

@@ -108,8 +108,9 @@ class Production:
         """
         for _ in range(_ATTEMPTS):
             seen = look(self._store, self._labs)
-            if moving := [now.result for alias, now in seen.state.aliases.items() if now.result and seen.moving(alias)]:
-                for result in moving:
+            results = [now.result for now in seen.state.aliases.values() if now.result is not None]
+            if unfinished := [result for result in results if not result.applied]:
+                for result in unfinished:
                     self._apply(result)
                 continue
             for change in seen.late:

@@ -218,7 +218,7 @@ FAULTS: dict[str, Fault] = {
         ("promotion", "rollback", "killed"),
     ),
     "an alias of a killed process is never moved": (
-        Production, "observe", "seen.moving(alias)", "False",
+        Production, "observe", "not result.applied", "False",
         ("promotion", "rollback", "killed"),
     ),
     "a rollback is decided while the alias is being moved": (
