@@ -4,9 +4,9 @@ The initial predictions come from the network in use, with batch-norm statistics
 far as these can be used (statistics mixing); later rounds average them with the predictions of the EMA of the network
 in training, so that its errors do not reinforce themselves. Each teacher predicts at several scales and rotations.
 Where color predicts the classes, color clusters vote on the labels (`color_voting`); where it does not, and the lab's
-statistics can be used, the initial predictions are made on color-aligned images, if the network is at least as
-confident and as consistent on them (color-aligned test-time augmentation). Regions that never occur in the source labs
-are removed from all labels (`region_rules`).
+statistics can be used, all, half or none of the initial predictions are made on color-aligned images: the more, the
+more confident and consistent the network is on them (color-aligned test-time augmentation). Regions that never occur in
+the source labs are removed from all labels (`region_rules`).
 """
 
 import logging
@@ -126,26 +126,31 @@ def _initial_predictions(
         zooms = [lab.shift.zoom * zoom for zoom in _ZOOMS]
         mixed = mixed_network(network, lab.shift.zoomed_statistics, lab.shift.share)
         # the colors of a lab with another class balance differ for other reasons than its stain
-        if colors is not None and not (lab.shift.share and _alignment_suits(mixed, lab, colors)):
-            _log.info("Color-aligned test-time augmentation does not suit the images of %s", lab.name)
-            colors = None
+        aligned = _aligned_rotations(mixed, lab, colors) if colors is not None and lab.shift.share else 0
+        _log.info("%d of %d rotations of the images of %s are color-aligned", aligned, len(_ROTATIONS), lab.name)
+        as_is, turned = _ROTATIONS[: len(_ROTATIONS) - aligned], _ROTATIONS[len(_ROTATIONS) - aligned :]
         for window in lab.windows:
             image = _read(window)
-            predicted = _predict(mixed, image if colors is None else _align(image, colors), zooms, _ROTATIONS)
+            parts = [_predict(mixed, image, zooms, as_is)] if as_is else []
+            if turned and colors is not None:
+                parts.append(_predict(mixed, _align(image, colors), zooms, turned))
+            predicted = torch.stack(parts).mean(0)
             with atomic_write(folder / f"{window.stem}.npy") as part, part.open("wb") as file:
                 np.save(file, predicted.half().cpu().numpy())
         write_text_file(done, "")
     return [torch.from_numpy(np.load(folder / f"{window.stem}.npy")).float() for window in lab.windows]
 
 
-def _alignment_suits(network: PyramidSegmenter, lab: TargetLab, colors: ColorStatistics) -> bool:
-    """Whether predictions on color-aligned images are at least as confident and consistent as on the images."""
+def _aligned_rotations(network: PyramidSegmenter, lab: TargetLab, colors: ColorStatistics) -> int:
+    """Rotations that are predicted on color-aligned images: all where the network is at least as confident and at
+    least as consistent on these as on the images as they are, half of them where it is only one of both, else none.
+    """
     images = [read_image(window) for window in evenly_spaced(lab.windows)]
     batches = list(at_scale(network, images, lab.shift.zoom))
     before = predict_views(network, batches)
     after = predict_views(network, [_align(batch.cpu(), colors).to(batch.device) for batch in batches])
-    # False for NaN, where no foreground is predicted
-    return after.consistency >= before.consistency and after.confidence >= before.confidence
+    better = (after.consistency >= before.consistency, after.confidence >= before.confidence)  # False for NaN
+    return sum(better) * len(_ROTATIONS) // len(better)
 
 
 def _align(image: Tensor, colors: ColorStatistics) -> Tensor:
