@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.service.lost_runs import live_flow_runs
 from microseg.config.environment import Home
 
-pytestmark = [pytest.mark.server, pytest.mark.long]
+pytestmark = pytest.mark.long
 
 
 def wait(found: Callable[[], object], seconds: float = 300) -> None:

@@ -81,7 +81,8 @@ def test_dataset_keeps_the_numbered_objects(labs: tuple[LabDataset, LabDataset])
         path = source.instances_path(row)
         assert path is not None
         np.testing.assert_array_equal(read_instances(path), touching_discs(int(Path(row.image).stem))[1])
-        assert Image.open(path).mode == "I;16"
+        with Image.open(path) as image:
+            assert image.mode == "I;16"
     assert all(target.instances_path(row) is None for row in target.rows)
 
 

@@ -58,7 +58,8 @@ def test_panels_of_a_target_lab(target_lab: LabDataset, tmp_path: Path, drawn: l
     names = [Path(row.image).stem for row in target_lab.rows]
     assert [file.name for file in files] == ["1.panel.jpg", "2.panel.jpg"]
     assert nothing.seen == everything.seen == [1.0, 1.0]
-    assert Image.open(files[0]).width > 3 * 290
+    with Image.open(files[0]) as panel:
+        assert panel.width > 3 * 290
     (image, before, after), titles, legend = drawn[0]
     assert titles == [names[0], "before", "after"]
     assert legend == classes

@@ -324,7 +324,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_png(tmp_path / "x.png", noise())
 
     def fail(self, data):
-        self.open("wb").write(b"half")
+        with self.open("wb") as file:
+            file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
