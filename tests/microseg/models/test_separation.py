@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from microseg.models.separation import (
     Separation,
+    _elevation,
     grow_labels,
     interior_bytes,
     label_objects,
@@ -161,3 +162,13 @@ def test_rows_are_the_same_with_their_context_alone(
     # objects may be connected outside of the part, so each one of the part lies in one of the whole
     pairs = np.unique(np.stack([part.ravel(), whole.ravel()]), axis=1)
     assert len(np.unique(pairs[0])) == pairs.shape[1]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.5, 20.0])
+def test_elevation_is_that_of_the_euclidean_distance(scale: float) -> None:
+    core = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(90, 400)), 8) > -0.02
+    core[:, 100:] = True  # farther from the border than what counts, at most scales
+    distance = np.minimum(ndimage.distance_transform_edt(core) / scale, 16)
+    expected = np.where(core, np.round(40 * (np.sqrt(distance + 1) - 1)), 0)
+    np.testing.assert_array_equal(_elevation(core, scale, 0), expected)
+    assert (_elevation(np.ones((3, 5), bool), scale, 100) == 100 + round(40 * (np.sqrt(17) - 1))).all()
