@@ -42,6 +42,7 @@ __all__ = ["pseudo_labelled_samples", "write_pseudo_labels"]
 
 _ZOOMS = (0.8, 1.0, 1.25)  # relative to the scale of the source labs
 _ROTATIONS = (0, 1)  # quarter turns
+_HALF_SHARE = 1.5  # times the share of the target's statistics, of the other half where half of the views are aligned
 _ALIGNMENT = 0.5  # fraction of the way from an image's colors to the source labs'
 _DONE = "done"
 
@@ -128,12 +129,13 @@ def _initial_predictions(
         # the colors of a lab with another class balance differ for other reasons than its stain
         aligned = _aligned_rotations(mixed, lab, colors) if colors is not None and lab.shift.share else 0
         _log.info("%d of %d rotations of the images of %s are color-aligned", aligned, len(_ROTATIONS), lab.name)
-        as_is, turned = _ROTATIONS[: len(_ROTATIONS) - aligned], _ROTATIONS[len(_ROTATIONS) - aligned :]
+        split = len(_ROTATIONS) - aligned
+        as_is = mixed_network(network, lab.shift.zoomed_statistics, _HALF_SHARE * lab.shift.share) if aligned else mixed
         for window in lab.windows:
             image = _read(window)
-            parts = [_predict(mixed, image, zooms, as_is)] if as_is else []
-            if turned and colors is not None:
-                parts.append(_predict(mixed, _align(image, colors), zooms, turned))
+            parts = [_predict(as_is, image, zooms, _ROTATIONS[:split])] if split else []
+            if aligned and colors is not None:
+                parts.append(_predict(mixed, _align(image, colors), zooms, _ROTATIONS[split:]))
             predicted = torch.stack(parts).mean(0)
             with atomic_write(folder / f"{window.stem}.npy") as part, part.open("wb") as file:
                 np.save(file, predicted.half().cpu().numpy())
