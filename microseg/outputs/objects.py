@@ -9,7 +9,7 @@ too large is cut into parts, which go to the file, too.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import shapely
 
 from microseg.models.separation import Separation, grow_labels, label_objects, separate_regions
-from microseg.outputs.measurements import SUMS, ObjectSums, Weights, sum_objects, tabulate
+from microseg.outputs.growing_objects import FoundParts, GrowingObject, convex_hull_of
+from microseg.outputs.measurements import SUMS, Weights, sum_objects, tabulate
 from microseg.outputs.object_file import ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
 from microseg.outputs.polygons import outline_regions, union_polygons
@@ -65,92 +66,6 @@ class _Rows:
 
     def _arrays(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
         return self.mask, self.confidence, self.interior, self.instances, self.image
-
-
-@dataclass
-class _Object:
-    """An object, or the part of it found so far.
-
-    Attributes:
-        index: Class index.
-        first: Position of its first pixel, counted row by row.
-        sums: Sums over its pixels.
-        parts: Polygons of its parts.
-        points: Number of points of these.
-        joined: Number of its parts when they were joined last.
-        number: One of the preliminary numbers of its pixels, which stands for all of them; 0 if they are not needed.
-        written: Outlines of it in the file.
-        hull: Convex hull of these.
-        into: The object that it turned out to be a part of.
-    """
-
-    index: int
-    first: int
-    sums: ObjectSums
-    parts: list[shapely.Polygon] = field(default_factory=list)
-    points: int = 0
-    joined: int = 0
-    number: int = 0
-    written: list[Places] = field(default_factory=list)
-    hull: shapely.Geometry | None = None
-    into: "_Object | None" = None
-
-    @property
-    def whole(self) -> "_Object":
-        """The object that it is a part of."""
-        one = self
-        while one.into is not None:
-            one = one.into
-        return one
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Number of its outlines in the file and in memory."""
-        return len(self.written), len(self.parts)
-
-    def merge(self, other: "_Object") -> None:
-        """Add another part of the same object, which has no more outlines than it."""
-        self.index = self.index or other.index
-        self.first = min(self.first, other.first)
-        self.sums += other.sums
-        self.parts += other.parts
-        self.points += other.points
-        self.joined += other.joined
-        self.written += other.written
-        self.hull = _hull([self.hull, other.hull])
-        other.into = self
-
-    def join_parts(self) -> None:
-        """Join its parts in memory; of a part for each piece that it reaches over, a few remain."""
-        self.parts = union_polygons(self.parts)
-        self.points = int(shapely.get_num_coordinates(self.parts).sum())
-        self.joined = len(self.parts)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The parts of objects that lie in a piece, N of them, by the numbers of their pixels from 1; see `_Object`."""
-
-    indices: npt.NDArray[np.uint8]
-    firsts: npt.NDArray[np.int64]
-    sums: ObjectSums
-    owners: npt.NDArray[np.int64] | None = None
-    polygons: npt.NDArray[np.object_] | None = None
-
-    def one_outline_each(self) -> bool:
-        """Whether each has one outline, or none was asked for."""
-        return self.owners is None or np.array_equal(self.owners, np.arange(1, len(self.sums) + 1))
-
-    def objects(self) -> list[_Object]:
-        """Each part by itself."""
-        columns = self.indices.tolist(), self.firsts.tolist(), self.sums
-        objects = [_Object(*row) for row in zip(*columns, strict=True)]
-        if self.owners is not None and self.polygons is not None:
-            points = shapely.get_num_coordinates(self.polygons).tolist()
-            for number, polygon, size in zip(self.owners.tolist(), self.polygons.tolist(), points, strict=True):
-                objects[number - 1].parts.append(polygon)
-                objects[number - 1].points += size
-        return objects
 
 
 class ObjectFinder:
@@ -201,7 +116,7 @@ class ObjectFinder:
         self._top = 0  # first row of the waiting piece
         self._above: _Rows | None = None  # context
         self._waiting: _Rows | None = None  # until the rows below are known
-        self._open: dict[int, _Object] = {}  # unfinished objects, by each number that `_last` may hold for them
+        self._open: dict[int, GrowingObject] = {}  # unfinished objects, by each number that `_last` may hold for them
         self._last = np.zeros(width, np.int64)  # numbers of the objects in the first row below the previous piece
         self._next = 1
         self._unit = 1.0  # of the confidences
@@ -314,7 +229,7 @@ class ObjectFinder:
         count: int,
         rows: slice,
         known: Runs | None,
-    ) -> _Found:
+    ) -> FoundParts:
         """The part of each object that lies in the piece itself, whose runs may be known."""
         inner = labels[rows]
         runs = find_runs(inner) if known is None else known
@@ -336,14 +251,14 @@ class ObjectFinder:
             indices[outside.labels] = around.mask.ravel()[outside.starts]
         indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
         if not self._outlines:
-            return _Found(indices[1:], firsts[1:], sums)
+            return FoundParts(indices[1:], firsts[1:], sums)
         connected = around.instances is None and around.interior is None and not self._separation.by_shape
         whole = connected and len(inner) == len(labels)
-        return _Found(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole, runs=runs))
+        return FoundParts(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole, runs=runs))
 
     def _join(
         self,
-        found: list[_Object],
+        found: list[GrowingObject],
         numbers: npt.NDArray[np.int64],
         begins: npt.NDArray[np.int32],
         ends: npt.NDArray[np.int32],
@@ -371,21 +286,21 @@ class ObjectFinder:
                 elif len(one.parts) > 2 * one.joined + _PARTS:
                     one.join_parts()
 
-    def _write_parts(self, one: _Object) -> None:
+    def _write_parts(self, one: GrowingObject) -> None:
         """Move the outlines of the parts of an object to the file."""
         parts = union_polygons(one.parts)
-        one.hull = _hull([one.hull, *parts])
+        one.hull = convex_hull_of([one.hull, *parts])
         one.written.append(self._file.write_outlines(parts))
         one.parts, one.points, one.joined = [], 0, 0
 
-    def _write_whole(self, found: _Found) -> None:
+    def _write_whole(self, found: FoundParts) -> None:
         """Write all objects of a mask that was one piece."""
         smallest, classes = self._separation.smallest_area, self._separation.classes
         kept = (found.sums[:, 0] > 0) & ((found.sums[:, 0] >= smallest) | ~np.isin(found.indices, classes))
         polygons = None if found.polygons is None else found.polygons[kept]
         self._file.write_all(found.indices[kept], found.firsts[kept], found.sums[kept], polygons)
 
-    def _write(self, finished: Sequence[_Object]) -> None:
+    def _write(self, finished: Sequence[GrowingObject]) -> None:
         smallest, classes = self._separation.smallest_area, self._separation.classes
         finished = [one for one in finished if one.sums[0] >= smallest or one.index not in classes]
         if not finished:
@@ -398,7 +313,7 @@ class ObjectFinder:
                 # only the ring around an object may have reached the last pieces, after all its outlines were written
                 outlines[number], *others = union_polygons(one.parts) if one.parts else self._take_outline(one)
                 if others or one.written:
-                    hull = _hull([one.hull, outlines[number], *others])
+                    hull = convex_hull_of([one.hull, outlines[number], *others])
                     further[number] = ([*one.written, self._file.write_outlines(others)], hull)
         written = self._file.write_objects(
             np.array([one.index for one in finished], np.uint8),
@@ -412,14 +327,8 @@ class ObjectFinder:
             for number, one in zip(written.tolist(), finished, strict=True):
                 self._numbers.finish(one.number, number)
 
-    def _take_outline(self, one: _Object) -> list[shapely.Polygon]:
+    def _take_outline(self, one: GrowingObject) -> list[shapely.Polygon]:
         """One of the outlines of an object that are in the file, which is left out there."""
         last = one.written[-1]
         one.written[-1] = last[:-1]
         return [self._file.read_outline(last[-1])]
-
-
-def _hull(geometries: Sequence[shapely.Geometry | None]) -> shapely.Geometry | None:
-    """Convex hull of geometries; None if there are none."""
-    known = [geometry for geometry in geometries if geometry is not None and not geometry.is_empty]
-    return shapely.convex_hull(shapely.GeometryCollection(known)) if known else None

@@ -10,7 +10,7 @@ from flows.ingest import ingest
 from flows.onboard import onboard
 from flows.train import train
 from flows.workspace import open_workspace
-from microseg.datasets.versions import dvc
+from microseg.datasets.versions import file_hashes
 from microseg.datasets.versions.store import DatasetStore
 from microseg.models import files
 from tests.flows.conftest import LENIENT
@@ -22,10 +22,10 @@ def test_one_onboarding_loads_each_network_once_and_verifies_each_dataset_once(
     ingest(incoming_labs[0])
     assert train(("lab_a",), changes=LENIENT).version == 1
     open_workspace.cache_clear()  # as in a new process
-    dvc._hashed.clear()
+    file_hashes._hashed.clear()
 
     networks, checkouts, hashed = Counter[str](), Counter[tuple[str, str]](), Counter[str]()
-    load_tensors, checkout, file_digest = files.load_tensors, DatasetStore.checkout, dvc.file_digest
+    load_tensors, checkout, file_digest = files.load_tensors, DatasetStore.checkout, file_hashes.file_digest
 
     def count_network(data: bytes) -> Any:
         networks[str(hash(data))] += 1
@@ -41,7 +41,7 @@ def test_one_onboarding_loads_each_network_once_and_verifies_each_dataset_once(
 
     monkeypatch.setattr(files, "load_tensors", count_network)
     monkeypatch.setattr(DatasetStore, "checkout", count_checkout)
-    monkeypatch.setattr(dvc, "file_digest", count_hash)
+    monkeypatch.setattr(file_hashes, "file_digest", count_hash)
     state = onboard(incoming_labs[1], changes=(*LENIENT, "promotion.approval=gate"), return_state=True)
     assert "Version 2 is in production" in str(state.message)
     assert sorted(networks.values()) == [1, 1]

@@ -3,29 +3,24 @@
 ``repo`` is DVC's ``Repo``, from `opened`, which raises a `VersioningError` for every error of the calls inside it.
 """
 
-import json
 import logging
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from hashlib import file_digest
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from microseg.datasets.slides import SLIDES
+from microseg.datasets.versions.file_hashes import file_md5, is_intact, remember
 from microseg.errors import RemoteUnavailableError, SupersededError, VersioningError
 from microseg.files import atomic_write, link_or_copy, write_text_file
-from microseg.parsing import parse_json
 
 __all__ = [
     "add",
     "check_write_access",
     "complete_remote",
-    "file_md5",
-    "known_hashes",
     "opened",
     "push",
     "read_notes",
@@ -37,8 +32,6 @@ __all__ = [
 
 _REMOTE = "store"
 _NOTES = "microseg"  # folder in the remote of what is not DVC's
-_LARGE = 2**22  # bytes of files whose hashes are kept
-_SETTLED = 2 * 10**9  # nanoseconds after which a further change of a file changes its modification time
 _IGNORED_BY_DVC = "# only the labs' datasets are versioned\n/*\n!/labs\n/labs/.*\n"
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 _PROGRESS_LOGGERS = ("dvc.progress", "dvc_data.callbacks")  # above the level ERROR there are no progress bars
@@ -101,7 +94,7 @@ def add(repo: Any, folder: Path) -> tuple[str, int, int]:
         cache.state.save(str(path), cache.fs, HashInfo("md5", oid))  # DVC need not hash it again
     out = repo.add(str(folder), relink=False)[0].outs[0]
     for _, _, entry in Tree.load(cache, out.hash_info):
-        _remember(Path(cache.oid_to_path(entry.value)), entry.value)  # DVC has just hashed it
+        remember(Path(cache.oid_to_path(entry.value)), entry.value)  # DVC has just hashed it
     return out.hash_info.value, out.meta.nfiles, out.meta.size
 
 
@@ -142,15 +135,15 @@ def complete_remote(repo: Any, digests: Collection[str]) -> tuple[int, dict[str,
     versions: dict[str, set[str]] = {}  # the files of each, and its own list
     lost: dict[str, int] = {}
     for digest in digests:
-        if not _is_intact(index := Path(cache.oid_to_path(digest)), digest):
+        if not is_intact(index := Path(cache.oid_to_path(digest)), digest):
             repo.cloud.transfer(remote, cache, {HashInfo("md5", digest)}, cache_odb=cache, verify=True, shallow=True)
-        if not _is_intact(index, digest):
+        if not is_intact(index, digest):
             lost[digest] = 1
             continue
         versions[digest] = {entry.value for _, _, entry in Tree.load(cache, HashInfo("md5", digest))} | {digest}
     wanted = set[str]().union(*versions.values())
     absent = wanted - set(remote.oids_exist(sorted(wanted)))
-    kept = {oid for oid in absent if _is_intact(Path(cache.oid_to_path(oid)), oid)}
+    kept = {oid for oid in absent if is_intact(Path(cache.oid_to_path(oid)), oid)}
     for oids in ({oid for oid in kept if not oid.endswith(".dir")}, {oid for oid in kept if oid.endswith(".dir")}):
         if oids:  # the list of a version last: with it the version counts as complete
             repo.cloud.transfer(cache, remote, {HashInfo("md5", oid) for oid in oids}, cache_odb=cache, shallow=True)
@@ -225,16 +218,16 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
         repo.cloud.transfer(remote, cache, {wanted}, cache_odb=cache, verify=True, shallow=shallow)
 
     index = Path(cache.oid_to_path(digest))
-    if not _is_intact(index, digest):
+    if not is_intact(index, digest):
         fetch(shallow=True)
-    if not _is_intact(index, digest):
+    if not is_intact(index, digest):
         raise VersioningError("no such version, neither in the remote nor in the cache")
     tree = Tree.load(cache, wanted)
     files = {folder.joinpath(*key): entry.value for key, _, entry in tree}
 
     def copy(path: Path) -> bool:
         cached = Path(cache.oid_to_path(files[path]))
-        if not _is_intact(cached, files[path]):
+        if not is_intact(cached, files[path]):
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.relative_to(folder).parts[0] == SLIDES:
@@ -242,7 +235,7 @@ def restore(repo: Any, digest: str, folder: Path) -> None:
         else:
             shutil.copyfile(cached, path)
             path.chmod(0o444)
-        _remember(path, files[path])
+        remember(path, files[path])
         return True
 
     missing = [path for path in files if not copy(path)]
@@ -285,74 +278,11 @@ def _link_object(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as part:
         link_or_copy(path, part)
-    _remember(target, file_md5(path))
+    remember(target, file_md5(path))
 
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in path.parents if folder.exists())
-
-
-@contextmanager
-def known_hashes(file: Path) -> Iterator[None]:
-    """Use the hashes of large files that are known from earlier processes, and keep those that are computed.
-
-    Args:
-        file: Where they are kept; a missing or damaged one counts as empty.
-    """
-    before = _read_hashes(file)
-    for identity, digest in before.items():
-        _hashed.setdefault(identity, digest)
-    try:
-        yield
-    finally:
-        settled = time.time_ns() - _SETTLED
-        large = {it: digest for it, digest in _hashed.items() if it[2] >= _LARGE and it[3] < settled}
-        if not large.items() <= before.items():
-            text = json.dumps([[*identity, digest] for identity, digest in sorted(large.items())])
-            with suppress(OSError):  # they are computed again
-                write_text_file(file, text)
-
-
-def _read_hashes(file: Path) -> dict[tuple[int, int, int, int], str]:
-    with suppress(OSError, ValueError, TypeError):
-        return {(int(a), int(b), int(c), int(d)): str(e) for a, b, c, d, e in parse_json(file.read_bytes())}
-    return {}
-
-
-def file_md5(path: Path) -> str:
-    """Hash a file as DVC does, once: a file that has not changed since is not read again, see `known_hashes`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        MD5, 32 hexadecimal digits.
-    """
-    if (known := _hashed.get(_identity(path))) is not None:
-        return known
-    with path.open("rb") as file:
-        digest = file_digest(file, "md5").hexdigest()
-    _remember(path, digest)
-    return digest
-
-
-_hashed: dict[tuple[int, int, int, int], str] = {}  # MD5 of the files that this process has hashed, by identity
-
-
-def _identity(path: Path) -> tuple[int, int, int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _remember(path: Path, digest: str) -> None:
-    _hashed[_identity(path)] = digest
-
-
-def _is_intact(path: Path, oid: str) -> bool:
-    """Whether the cache has an intact object; a damaged one is removed, so that it is fetched again."""
-    if path.is_file() and file_md5(path) != oid.removesuffix(".dir"):
-        path.unlink()
-    return path.is_file()
 
 
 def _check_kind(repo: Any, remote: str) -> None:

@@ -22,8 +22,6 @@ from microseg.datasets.versions.dvc import (
     add,
     check_write_access,
     complete_remote,
-    file_md5,
-    known_hashes,
     opened,
     push,
     read_notes,
@@ -32,6 +30,7 @@ from microseg.datasets.versions.dvc import (
     slide_paths,
     write_note,
 )
+from microseg.datasets.versions.file_hashes import file_md5, known_hashes
 from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
 from microseg.errors import SupersededError, VersioningError
 from microseg.files import link_or_copy

@@ -1,6 +1,6 @@
 import pytest
 
-from microseg.datasets.versions.dvc import known_hashes
+from microseg.datasets.versions.file_hashes import known_hashes
 from microseg.datasets.versions.history import LocalHistory, read_note
 from microseg.errors import VersioningError
 

@@ -11,7 +11,7 @@ from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.fields import FieldRecipe
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.slide_update import SlideOptions
-from microseg.datasets.versions import dvc
+from microseg.datasets.versions import file_hashes
 from microseg.datasets.versions.store import DatasetStore
 from microseg.synthetic.labs import LAB_A
 from microseg.synthetic.slides import generate_slide, write_pyramid
@@ -86,19 +86,16 @@ def test_a_second_machine_continues_the_history(tmp_path, slides):
 
 
 def test_slides_are_hashed_once(tmp_path, slides, monkeypatch):
-    monkeypatch.setattr(dvc, "_LARGE", 0)
+    monkeypatch.setattr(file_hashes, "_LARGE", 0)
     source = incoming(tmp_path / "in", slides / "s0.svs")
     for path in (source / "images").iterdir():
         os.utime(path, (1e9, 1e9))  # long ago
     store = DatasetStore(tmp_path / "home", None)
     ingest(source, store)
     version = store.commit("north")
-    dvc._hashed.clear()  # as in another process
-    hashed: list[Path] = []
-    original = dvc._remember
-    monkeypatch.setattr(dvc, "_remember", lambda path, digest: (hashed.append(path), original(path, digest)))
+    file_hashes._hashed.clear()  # as in another process
     store.checkout("north", version.digest)
-    monkeypatch.setattr(dvc, "file_digest", lambda *_: pytest.fail("hashed again"), raising=False)
+    monkeypatch.setattr(file_hashes, "file_digest", lambda *_: pytest.fail("hashed again"))
     assert store.commit("north") == version
 
 

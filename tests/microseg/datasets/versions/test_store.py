@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from microseg.datasets.versions import dvc, store
+from microseg.datasets.versions import file_hashes, store
 from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore, code_commit
 from microseg.errors import LabError, VersioningError, is_transient
@@ -235,20 +235,20 @@ def test_rejects_malformed_digest(datasets, digest):
 
 def test_each_file_is_hashed_once_per_process(datasets, monkeypatch):
     hashed = []
-    digest = dvc.file_digest
-    monkeypatch.setattr(dvc, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    digest = file_hashes.file_digest
+    monkeypatch.setattr(file_hashes, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
     version = datasets.commit("north")
     folder = datasets.checkout("north", version.digest)
     assert datasets.checkout("north", version.digest) == folder
     assert [name for name in hashed if not str(name).endswith(".dir")] == []  # DVC hashed them at the commit
     hashed.clear()
-    dvc._hashed.clear()  # another process
+    file_hashes._hashed.clear()  # another process
     assert datasets.checkout("north", version.digest) == folder
     assert sorted(hashed) == sorted(str(path) for path in folder.rglob("*") if path.is_file())
     hashed.clear()
     assert DatasetStore(datasets.root, datasets.remote).checkout("north", version.digest) == folder
     assert hashed == []
-    dvc._hashed.clear()
+    file_hashes._hashed.clear()
     shutil.rmtree(folder)
     datasets.checkout("north", version.digest)
     cached = [name for name in hashed if not str(name).endswith(".dir")]  # files in the cache; copies are not hashed
