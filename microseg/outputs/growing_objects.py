@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from microseg.outputs.measurements import ObjectSums
 from microseg.outputs.object_file import Places
+from microseg.outputs.object_sums import ObjectSums
 from microseg.outputs.polygons import union_polygons
 
 __all__ = ["FoundParts", "GrowingObject", "convex_hull_of"]

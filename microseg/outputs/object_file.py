@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from microseg.outputs.measurements import ObjectSums
+from microseg.outputs.object_sums import ObjectSums
 
 __all__ = ["FinishedObjects", "ObjectFile"]
 

@@ -19,9 +19,10 @@ import shapely
 
 from microseg.models.separation import Separation, grow_labels, label_objects, separate_regions
 from microseg.outputs.growing_objects import FoundParts, GrowingObject, convex_hull_of
-from microseg.outputs.measurements import SUMS, Weights, sum_objects, tabulate
+from microseg.outputs.measurements import tabulate
 from microseg.outputs.object_file import ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
+from microseg.outputs.object_sums import SUMS, Weights, sum_objects
 from microseg.outputs.polygons import outline_regions, union_polygons
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.runs import Runs, find_runs, label_runs
