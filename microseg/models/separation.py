@@ -150,7 +150,7 @@ def _squared_distances(core: npt.NDArray[np.bool_], most: int) -> npt.NDArray[An
         Saito & Toriwaki, "New algorithms for Euclidean distance transformation of an n-dimensional digitized picture",
         Pattern Recognition 1994, with a limited distance.
     """
-    kind: Any = np.uint16 if most < 2**8 else np.uint32
+    kind: Any = np.uint16 if 2 * most**2 < 2**16 else np.uint32  # holds the sum of two squares
     left, column = core, core.astype(kind)
     for _ in range(most - 1):
         padded = np.pad(left, ((1, 1), (0, 0)), constant_values=True)

@@ -164,9 +164,9 @@ def test_rows_are_the_same_with_their_context_alone(
     assert len(np.unique(pairs[0])) == pairs.shape[1]
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.5, 20.0])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.5, 12.0, 15.0, 20.0])
 def test_elevation_is_that_of_the_euclidean_distance(scale: float) -> None:
-    core = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(90, 400)), 8) > -0.02
+    core = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(300, 700)), 8) > -0.02
     core[:, 100:] = True  # farther from the border than what counts, at most scales
     distance = np.minimum(ndimage.distance_transform_edt(core) / scale, 16)
     expected = np.where(core, np.round(40 * (np.sqrt(distance + 1) - 1)), 0)
