@@ -213,7 +213,7 @@ class ObjectFinder:
         self._top += len(piece)
 
     def _label(self, rows: _Rows) -> tuple[npt.NDArray[np.int32], Runs | None]:
-        """The number of the object at each pixel, and its runs where they are known."""
+        """The number of the object at each pixel; and the runs of these where objects are connected regions."""
         if rows.instances is not None:
             return rows.instances, None
         if rows.interior is not None or self._separation.by_shape:
@@ -253,9 +253,9 @@ class ObjectFinder:
         indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
         if not self._outlines:
             return FoundParts(indices[1:], firsts[1:], sums)
-        connected = around.instances is None and around.interior is None and not self._separation.by_shape
-        whole = connected and len(inner) == len(labels)
-        return FoundParts(indices[1:], firsts[1:], sums, *outline_regions(inner, self._top, connected=whole, runs=runs))
+        connected = known is not None  # then objects are regions, and none reaches out of the piece
+        owners, polygons = outline_regions(inner, self._top, connected=connected, runs=runs)
+        return FoundParts(indices[1:], firsts[1:], sums, owners, polygons)
 
     def _join(
         self,

@@ -91,8 +91,8 @@ def label_runs(runs: Runs, *, ignored: int | None = _IGNORE) -> npt.NDArray[np.i
     above = np.arange(len(below)) - np.repeat(counts.cumsum() - counts, counts) + first[below]
     same = kinds[above] == kinds[below]
     above, ends_of_rows = above[same], np.bincount(below[same], minlength=len(chosen)).cumsum()
-    rows = np.concatenate([[0], ends_of_rows]), np.ones(len(above))
-    links = csr_array((rows[1], above, rows[0]), shape=(len(chosen),) * 2)
+    starts_of_rows = np.concatenate([[0], ends_of_rows])
+    links = csr_array((np.ones(len(above)), above, starts_of_rows), shape=(len(chosen),) * 2)
     count, components = connected_components(links, connection="weak")
     firsts = np.full(count, len(chosen))
     np.minimum.at(firsts, components, np.arange(len(chosen)))
