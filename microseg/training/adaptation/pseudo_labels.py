@@ -130,7 +130,9 @@ def _initial_predictions(
         aligned = _aligned_rotations(mixed, lab, colors) if colors is not None and lab.shift.share else 0
         _log.info("%d of %d rotations of the images of %s are color-aligned", aligned, len(_ROTATIONS), lab.name)
         split = len(_ROTATIONS) - aligned
-        as_is = mixed_network(network, lab.shift.zoomed_statistics, _HALF_SHARE * lab.shift.share) if aligned else mixed
+        as_is = mixed
+        if 0 < aligned < len(_ROTATIONS):
+            as_is = mixed_network(network, lab.shift.zoomed_statistics, _HALF_SHARE * lab.shift.share)
         for window in lab.windows:
             image = _read(window)
             parts = [_predict(as_is, image, zooms, _ROTATIONS[:split])] if split else []
