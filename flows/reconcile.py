@@ -35,6 +35,7 @@ __all__ = ["command", "reconcile"]
 _log = logging.getLogger(__name__)
 
 _UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
+_MOST_RUNS = 200  # that a request to Prefect returns
 
 
 @flow(name="reconcile")
@@ -100,11 +101,11 @@ def _has_run(onboarding: Onboarding) -> bool | None:
     since = FlowRunFilterExpectedStartTime(after_=datetime.fromisoformat(onboarding.updated_at) - timedelta(minutes=5))
     unfinished = FlowRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED}}})
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(flow_filter=of_onboard, flow_run_filter=unfinished, limit=200)
+        waiting = client.read_flow_runs(flow_filter=of_onboard, flow_run_filter=unfinished, limit=_MOST_RUNS)
         latest = client.read_flow_runs(
-            flow_filter=of_onboard, flow_run_filter=FlowRunFilter(expected_start_time=since), limit=200
+            flow_filter=of_onboard, flow_run_filter=FlowRunFilter(expected_start_time=since), limit=_MOST_RUNS
         )
-    if len(waiting) == 200 or any(run.parameters.get("folder") == onboarding.folder for run in waiting):
+    if len(waiting) == _MOST_RUNS or any(run.parameters.get("folder") == onboarding.folder for run in waiting):
         return True
     return None if any(run.parameters.get("folder") == onboarding.folder for run in latest) else False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.flows.live import free_ports
 
-__all__ = ["PostgreSQL", "available"]
+__all__ = ["PostgreSQL"]
 
 
 def _programs() -> Path | None:
@@ -16,11 +16,6 @@ def _programs() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     path = str(found[-1]) if found else shutil.which("initdb")
     return Path(path).parent if path else None
-
-
-def available() -> bool:
-    """Whether PostgreSQL is installed."""
-    return _programs() is not None
 
 
 class PostgreSQL:
@@ -43,11 +38,6 @@ class PostgreSQL:
     def url(self, database: str, driver: str = "postgresql") -> str:
         """SQLAlchemy's address of a database."""
         return f"{driver}://microseg@127.0.0.1:{self.port}/{database}"
-
-    @property
-    def log(self) -> str:
-        """What the server has logged."""
-        return (self._folder / "log.txt").read_text(errors="replace")
 
     def close(self) -> None:
         """Stop the server, and remove its files."""
