@@ -1,9 +1,12 @@
-"""Find runs whose process is gone, end them, and queue their work again.
+"""Find runs whose process is gone; `flows.service.repetition` decides whether they start again.
 
 Prefect does not notice that a runner was stopped or killed: its runs stay *Submitting* or *Running*, hold the
 concurrency slot of their deployment, and all later runs wait. The runner marks each run that it takes with its host
 (`HOST_LABEL`), so that on the same machine a run without a process is known to be lost. For runs of other machines,
 heartbeats decide; they are compared over a time in which the server responded, by this machine's own clock.
+
+A run is *Crashed* if its process died while the runner lived, where memory is short, or if the Prefect server was away
+when it started: Prefect leaves it so. A run that failed by an error of its own is *Failed*, and stays so.
 """
 
 import os
@@ -24,21 +27,18 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
-from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows.service.events import TAG
+from flows.service.repetition import IN_PROGRESS, end_or_repeat
 from microseg.config.environment import Home
 
 __all__ = [
     "HOST_LABEL",
-    "MAX_LOST",
-    "NOT_REPEATED",
     "LostRuns",
     "host_name",
     "live_flow_runs",
     "our_deployments",
-    "requeue",
-    "requeue_interrupted",
+    "repeat_interrupted",
     "runs_in_progress",
     "silent_for",
     "stuck_slots",
@@ -50,22 +50,13 @@ HOST_LABEL = "microseg.host"
 HEARTBEAT_SECONDS = 30
 """Seconds between two heartbeats of a run."""
 
-MAX_LOST = 3
-"""A run whose process dies more often is not started again."""
-
-NOT_REPEATED = ("promote", "rollback")
-"""Deployments whose runs are not repeated once they began: a second rollback would go back one version more."""
-
-LOST = "The process of this run is gone"
-"""Begins the message of the state *Crashed* of lost runs."""
-
 _HOST_FILE = "service-id"
 _OVERDUE = ("Late", "AwaitingConcurrencySlot")  # by the server's clock
-_IN_PROGRESS = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 _ENDING = 30.0  # seconds: time in which a runner of this host has to report that a process has ended
 _UNMARKED = 60.0  # seconds: time in which a runner has to mark a run that it took
 _SUBMITTING_ELSEWHERE = 600.0  # seconds: time in which another machine has to start a process
 _SILENT_ELSEWHERE = 300.0  # seconds without a heartbeat
+_CRASHED_SINCE = timedelta(days=1)
 
 
 def host_name(home: Home, *, create: bool = True) -> str:
@@ -99,17 +90,16 @@ def our_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
 
 def runs_in_progress(client: SyncPrefectClient, deployments: Sequence[DeploymentResponse]) -> list[FlowRun]:
     """The runs of deployments that a process should work on: pending, running or being cancelled."""
-    return _runs(client, deployments, _IN_PROGRESS)
+    return _runs(client, deployments, IN_PROGRESS)
 
 
 def _runs(
-    client: SyncPrefectClient, deployments: Sequence[DeploymentResponse], types: Sequence[StateType]
+    client: SyncPrefectClient, deployments: Sequence[DeploymentResponse], types: Sequence[StateType], **others: object
 ) -> list[FlowRun]:
     if not deployments:
         return []
-    selected = FlowRunFilter.model_validate(
-        {"deployment_id": {"any_": [it.id for it in deployments]}, "state": {"type": {"any_": list(types)}}}
-    )
+    of = {"deployment_id": {"any_": [it.id for it in deployments]}, "state": {"type": {"any_": list(types)}}}
+    selected = FlowRunFilter.model_validate(of | others)
     found: list[FlowRun] = []
     while page := client.read_flow_runs(
         flow_run_filter=selected, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=200, offset=len(found)
@@ -138,7 +128,7 @@ def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> tuple[UUID, date
 
 @dataclass
 class LostRuns:
-    """Finds and ends the lost runs of microseg's deployments; keeps what it saw before.
+    """Finds the lost and crashed runs of microseg's deployments, and lets them start again; keeps what it saw before.
 
     Args:
         host: This host, from `host_name`.
@@ -149,7 +139,7 @@ class LostRuns:
     _slots_seen: dict[UUID, int] = field(default_factory=dict, init=False)
 
     def sweep(self, client: SyncPrefectClient, *, starting: bool = False, working: Collection[UUID] = ()) -> list[str]:
-        """End the lost runs, queue their work again, free their slots, and remove superseded scheduled runs.
+        """End the lost runs, queue them and crashed ones again, free slots, and remove superseded scheduled runs.
 
         Args:
             client: Client of the server.
@@ -161,16 +151,17 @@ class LostRuns:
         """
         deployments = our_deployments(client)
         names = {it.id: it.name for it in deployments}
-        in_progress = runs_in_progress(client, deployments)
+        recent = {"after_": datetime.now(UTC) - _CRASHED_SINCE}
+        runs = runs_in_progress(client, deployments)
+        runs += _runs(client, deployments, [StateType.CRASHED], end_time=recent)
         live = {*live_flow_runs(), *working}
         done = []
-        for run in in_progress:
+        for run in runs:
             if run.id in live:
                 self._seen.pop(run.id, None)
             elif self._is_lost(client, run, starting=starting):
-                self._seen.pop(run.id, None)
-                done.append(end_lost(client, run, names.get(run.deployment_id, "") if run.deployment_id else ""))
-        current = {run.id for run in in_progress}
+                done.append(end_or_repeat(client, run, names.get(run.deployment_id or run.id, "")))
+        current = {run.id for run in runs}
         self._seen = {identity: seen for identity, seen in self._seen.items() if identity in current}
         return [*done, *self._free_slots(client, deployments), *_remove_superseded(client, deployments)]
 
@@ -180,9 +171,14 @@ class LostRuns:
 
     def _is_lost(self, client: SyncPrefectClient, run: FlowRun, *, starting: bool) -> bool:
         pending = run.state_type == StateType.PENDING
-        state = run.state.id if run.state else None
-        sign: object = state
-        if run.labels.get(HOST_LABEL) == self.host:
+        state, here = run.state_id, run.labels.get(HOST_LABEL) == self.host
+        now = time.monotonic()
+        sign: tuple[object, object] = (state, None)
+        before, since = self._seen.get(run.id, (None, now))
+        if run.state_type == StateType.CRASHED:
+            self._seen[run.id] = sign, now
+            return here and before != sign
+        if here:
             if starting:
                 return True
             patience = _ENDING
@@ -194,8 +190,6 @@ class LostRuns:
             if heartbeat is None and run.work_pool_name is not None:
                 return False  # a worker without heartbeats: nothing is known of it
             sign, patience = (state, heartbeat), _SILENT_ELSEWHERE
-        now = time.monotonic()
-        before, since = self._seen.get(run.id, (None, now))
         if before != sign:
             since = now
         self._seen[run.id] = sign, since
@@ -226,51 +220,7 @@ def stuck_slots(
     return [(deployment, stuck) for deployment, stuck in counts if stuck > 0]
 
 
-def end_lost(client: SyncPrefectClient, run: FlowRun, deployment: str) -> str:
-    """End a run whose process is gone, and queue its work again where that is safe.
-
-    Args:
-        client: Client of the server.
-        run: The run.
-        deployment: Name of its deployment.
-
-    Returns:
-        What was done.
-    """
-    began = run.state_type == StateType.RUNNING
-    if run.state_type == StateType.CANCELLING:
-        client.set_flow_run_state(run.id, Cancelled(message=f"{LOST}, after it was cancelled."), force=True)
-        _end_subflows(client, run)
-        return f"{run.name} was being cancelled, and its process is gone: cancelled."
-    state = run.state_name or "in progress"
-    if began:
-        client.set_flow_run_state(run.id, Crashed(message=f"{LOST}; it was {state}."), force=True)
-        _end_subflows(client, run)
-        if deployment in NOT_REPEATED:
-            return (
-                f"{run.name} was {state}, and its process is gone: crashed. It is not repeated: see microseg history."
-            )
-        states = client.read_flow_run_states(run.id)
-        crashes = [it for it in states if it.is_crashed() and (it.message or "").startswith(LOST)]
-        if len(crashes) > MAX_LOST:
-            return f"{run.name} was {state}, and its process is gone for the {len(crashes)}th time: crashed."
-    requeue(client, run.id, f"{LOST}; it was {state}.")
-    return f"{run.name} was {state}, and its process is gone: it is queued again."
-
-
-def requeue(client: SyncPrefectClient, run: UUID, message: str) -> None:
-    """Let a run start again: the same run, with the same parameters. Its concurrency slot is freed.
-
-    Args:
-        client: Client of the server.
-        run: The run.
-        message: Why, for its page.
-    """
-    message = f"{message} It is queued again."
-    client.set_flow_run_state(run, AwaitingRetry(scheduled_time=datetime.now(UTC), message=message), force=True)
-
-
-def requeue_interrupted(client: SyncPrefectClient, runs: Collection[UUID], host: str) -> list[str]:
+def repeat_interrupted(client: SyncPrefectClient, runs: Collection[UUID], host: str) -> list[str]:
     """Let runs start again that were interrupted because the service stops.
 
     Args:
@@ -279,7 +229,7 @@ def requeue_interrupted(client: SyncPrefectClient, runs: Collection[UUID], host:
         host: This host, from `host_name`: its runs that have no process yet start again, too.
 
     Returns:
-        Names of the runs.
+        What was done, a sentence each.
     """
     deployments = our_deployments(client)
     names = {it.id: it.name for it in deployments}
@@ -290,24 +240,12 @@ def requeue_interrupted(client: SyncPrefectClient, runs: Collection[UUID], host:
             run = client.read_flow_run(identity)
             if run.labels.get(HOST_LABEL, host) == host:  # not taken by another host in this moment
                 interrupted[identity] = run
-    requeued = []
-    for run in interrupted.values():
-        if run.state_type not in (StateType.PENDING, StateType.RUNNING, StateType.CRASHED):
-            continue
-        _end_subflows(client, run)
-        if run.state_type != StateType.PENDING and names.get(run.deployment_id or run.id) in NOT_REPEATED:
-            client.set_flow_run_state(run.id, Crashed(message=f"{LOST}: the service was stopped."), force=True)
-            continue
-        requeue(client, run.id, "The service was stopped.")
-        requeued.append(run.name)
-    return requeued
-
-
-def _end_subflows(client: SyncPrefectClient, run: FlowRun) -> None:
-    selected = {"parent_flow_run_id": {"any_": [run.id]}, "state": {"type": {"any_": list(_IN_PROGRESS)}}}
-    for subflow in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(selected), limit=200):
-        _end_subflows(client, subflow)
-        client.set_flow_run_state(subflow.id, Crashed(message=f"{LOST}."), force=True)
+    types = (StateType.PENDING, StateType.RUNNING, StateType.CRASHED)
+    return [
+        end_or_repeat(client, run, names.get(run.deployment_id or run.id, ""), stopped=True)
+        for run in interrupted.values()
+        if run.state_type in types
+    ]
 
 
 def _remove_superseded(client: SyncPrefectClient, deployments: Sequence[DeploymentResponse]) -> list[str]:

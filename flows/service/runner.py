@@ -25,7 +25,6 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_LOGGING_LEVEL, temporary_settings
 
 from flows.cli.options import cli_command
-from flows.service.crashed_runs import CrashedRuns
 from flows.service.failed_runs import notify_failed_runs
 from flows.service.lost_runs import (
     HEARTBEAT_SECONDS,
@@ -33,7 +32,7 @@ from flows.service.lost_runs import (
     LostRuns,
     host_name,
     live_flow_runs,
-    requeue_interrupted,
+    repeat_interrupted,
 )
 from flows.service.notifications import deliver
 from flows.service.processes import report_ready
@@ -62,16 +61,18 @@ class _HostRunner(Runner):
     taking: ClassVar[set[UUID]] = set()
     """Runs that are not marked yet."""
 
+    _entered: ClassVar[list[Any]] = []
+
     def __init__(self, host: str, stop: Callable[[int], None], **options: Any) -> None:
         super().__init__(pause_on_shutdown=False, heartbeat_seconds=HEARTBEAT_SECONDS, **options)
         self._host = host
         self._stop = stop
         self._was_away = False
 
-    @property
-    def working(self) -> set[UUID]:
-        """Runs that it is starting, or whose processes it waits for."""
-        return set(self._scheduled_run_poller._submitting_flow_run_ids) if self.started else set()
+    @classmethod
+    def working(cls) -> set[UUID]:
+        """Runs that the runners of this process are starting, or whose processes they wait for."""
+        return {run for runner in cls._entered for run in runner._scheduled_run_poller._submitting_flow_run_ids}
 
     def handle_sigterm(self, *_: Any, **__: Any) -> None:
         """Stop this process; called by the signal."""
@@ -79,6 +80,7 @@ class _HostRunner(Runner):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
+        self._entered.append(self)
         proposer, poller = self._state_proposer, self._scheduled_run_poller
         proposer.propose_pending = self._marked(proposer.propose_pending)  # type: ignore[method-assign, assignment]
         poller._get_and_submit_flow_runs = self._patient(poller._get_and_submit_flow_runs)  # type: ignore[method-assign, assignment]
@@ -87,31 +89,33 @@ class _HostRunner(Runner):
     def _marked(self, propose: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
         async def propose_pending(flow_run: Any) -> bool:
             self.taking.add(flow_run.id)
-            taken = await propose(flow_run)
-            if taken:
+            try:
+                if not await propose(flow_run):
+                    return False
                 await self._client.update_flow_run_labels(flow_run.id, {HOST_LABEL: self._host})
                 if has_generated_name(flow_run):
                     deployment = self._deployment_registry.get_deployment_name(flow_run.deployment_id)
                     await self._client.set_flow_run_name(flow_run.id, telling_name(deployment or "run", flow_run))
-            self.taking.discard(flow_run.id)
-            return taken
+                return True
+            finally:
+                self.taking.discard(flow_run.id)
 
         return propose_pending
 
     def _patient(self, poll: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        """Poll as before, but let errors of the connection stop this process only while no run is in progress."""
+        """Poll as before, but let errors of the connection end this process only while none of its runners works."""
 
         async def poll_patiently(*args: Any, **options: Any) -> None:
             try:
                 await poll(*args, **options)
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if not self._process_manager.flow_run_count():
+                if not self.working():
                     raise
                 if not self._was_away:
                     _log.warning("The Prefect server does not respond (%s); the runs in progress go on", error)
                 self._was_away = True
             else:
-                if self._was_away and not self._process_manager.flow_run_count():
+                if self._was_away and not self.working():
                     _log.warning("The Prefect server was away: the runner starts again")  # with new connections
                     self._stop(1)
 
@@ -142,8 +146,7 @@ class _Exit:
             with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: 3}), get_client(sync_client=True) as client:
                 if _HostRunner.taking:
                     time.sleep(1)  # another host may have taken them, and marks them now
-                if requeued := requeue_interrupted(client, runs, self._host):
-                    _log.warning("Interrupted, and queued again: %s", ", ".join(requeued))
+                _log_all(repeat_interrupted(client, runs, self._host))
         except Exception as error:  # the next start does it
             _log.warning("The Prefect server does not respond (%s): interrupted runs are queued again later", error)
         os._exit(code)  # the runners would wait for the server
@@ -163,15 +166,13 @@ def _end_own_runs() -> list[Any]:
     return list(runs)
 
 
-def _maintain(lost: LostRuns, runners: Sequence[_HostRunner], settings: Settings) -> None:
+def _maintain(lost: LostRuns, settings: Settings) -> None:
     """From time to time, end lost runs, name new ones, and report failed ones, in a thread."""
-    crashed = CrashedRuns(lost.host)
     while True:
         time.sleep(_SWEEP_SECONDS)
         try:
             with get_client(sync_client=True) as client:
-                _log_all(lost.sweep(client, working={run for runner in runners for run in runner.working}))
-                _log_all(crashed.sweep(client))
+                _log_all(lost.sweep(client, working=_HostRunner.working()))
                 name_scheduled_runs(client)
                 notify_failed_runs(client, settings)
             deliver(settings)
@@ -211,7 +212,7 @@ def run(settings: Settings, short: Sequence[RunnerDeployment], long: Sequence[Ru
         for runner, deployments in zip(runners, (short, long), strict=True):
             for deployment in deployments:
                 runner.add_deployment(deployment)
-        threading.Thread(target=_maintain, args=(lost, runners, settings), name="maintenance", daemon=True).start()
+        threading.Thread(target=_maintain, args=(lost, settings), name="maintenance", daemon=True).start()
         try:
             asyncio.run(_run_all(runners))
         except Exception:

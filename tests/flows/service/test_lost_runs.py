@@ -14,7 +14,8 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled, Submitting
 
 from flows.service import lost_runs
-from flows.service.lost_runs import HOST_LABEL, LostRuns, requeue_interrupted, stuck_slots
+from flows.service.lost_runs import HOST_LABEL, LostRuns, repeat_interrupted, stuck_slots
+from flows.service.repetition import end_or_repeat
 from flows.service.run_names import name_scheduled_runs, telling_name
 
 HERE = "this/1"
@@ -74,7 +75,7 @@ def test_a_run_of_a_killed_service_starts_again_with_the_next(
     run = start(client, deployment, *states, parameters={"lab": "lab_b"})
     assert active_slots(client, deployment) == 1
     [line] = LostRuns(HERE).sweep(client, starting=True)
-    assert line == f"{run.name} was {run.state_name}, and its process is gone: it is queued again."
+    assert line == f"{run.name}: The process of this run is gone; it was {run.state_name}. It is queued again."
     after = client.read_flow_run(run.id)
     assert (after.state_name, after.parameters) == ("AwaitingRetry", {"lab": "lab_b"})
     assert after.next_scheduled_start_time <= datetime.now(UTC)
@@ -93,7 +94,9 @@ def test_a_run_that_ends_its_process_each_time_is_not_started_for_ever(
         for state in (Pending(), Running()):
             client.set_flow_run_state(run.id, state)
     [line] = LostRuns(HERE).sweep(client, starting=True)
-    assert "for the 4th time: crashed" in line
+    assert line.endswith("It is not repeated: it has crashed 4 times.")
+    assert client.read_flow_run(run.id).state_name == "Crashed"
+    LostRuns(HERE).sweep(client)  # nor as a crashed run
     assert client.read_flow_run(run.id).state_name == "Crashed"
 
 
@@ -109,10 +112,26 @@ def test_a_promotion_that_began_is_not_repeated(
     client: SyncPrefectClient, deployment: DeploymentResponse, name: str
 ) -> None:
     run = start(client, deployment, Running())
-    assert "It is not repeated" in lost_runs.end_lost(client, run, name)
+    assert "It is not repeated" in end_or_repeat(client, run, name)
     assert client.read_flow_run(run.id).state_name == "Crashed"
     waiting = start(client, deployment, Submitting())
-    assert "queued again" in lost_runs.end_lost(client, waiting, name)
+    assert "queued again" in end_or_repeat(client, waiting, name)
+    stopped = start(client, deployment, Running())
+    assert "It is not repeated" in end_or_repeat(client, stopped, name, stopped=True)
+
+
+def test_a_run_whose_process_crashed_is_queued_again_once(
+    client: SyncPrefectClient, deployment: DeploymentResponse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(client, deployment, Running(), Crashed(message="Process exited with status code: -9"))
+    other = start(client, deployment, Crashed(), host="other/1")
+    lost = LostRuns(HERE)
+    monkeypatch.setattr(lost_runs, "live_flow_runs", lambda: {run.id: None})  # it reports the crash just now
+    assert lost.sweep(client) == []
+    monkeypatch.setattr(lost_runs, "live_flow_runs", dict)
+    assert lost.sweep(client) == [f"{run.name}: Process exited with status code: -9 It is queued again."]
+    assert lost.sweep(client) == []
+    assert [client.read_flow_run(it.id).state_name for it in (run, other)] == ["AwaitingRetry", "Crashed"]
 
 
 def test_runs_with_a_process_or_of_another_host_go_on(
@@ -188,8 +207,10 @@ def test_interrupted_runs_start_again_and_finished_ones_do_not(
     done = start(client, deployment, Running(), Completed())
     failed = start(client, deployment, Running(), Failed())
     waiting = start(client, deployment, Submitting())
-    requeued = requeue_interrupted(client, [crashed.id, done.id, failed.id, uuid4()], HERE)
-    assert sorted(requeued) == sorted([crashed.name, waiting.name])
+    requeued = repeat_interrupted(client, [crashed.id, done.id, failed.id, uuid4()], HERE)
+    assert sorted(requeued) == sorted(
+        f"{it.name}: The service was stopped. It is queued again." for it in (crashed, waiting)
+    )
     names = [client.read_flow_run(run.id).state_name for run in (crashed, done, failed, waiting)]
     assert names == ["AwaitingRetry", "Completed", "Failed", "AwaitingRetry"]
 
