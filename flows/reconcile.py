@@ -94,7 +94,10 @@ def _is_due(onboarding: Onboarding, settings: Settings) -> bool:
 
 
 def _has_run(onboarding: Onboarding) -> bool | None:
-    """Whether a run for the dataset is waiting or in progress; None where that is not known, or one has failed."""
+    """Whether a run for the dataset is waiting or in progress; None where that is not known, or one has failed since.
+
+    The run that worked on it before is not an answer to the event that was emitted after it.
+    """
     if not PREFECT_API_URL.value():
         return None
     of_onboard = FlowFilter.model_validate({"name": {"any_": ["onboard"]}})
@@ -107,7 +110,10 @@ def _has_run(onboarding: Onboarding) -> bool | None:
         )
     if len(waiting) == _MOST_RUNS or any(run.parameters.get("folder") == onboarding.folder for run in waiting):
         return True
-    return None if any(run.parameters.get("folder") == onboarding.folder for run in latest) else False
+    runs = [run for run in latest if run.parameters.get("folder") == onboarding.folder]
+    ended = [(run.created, str(run.id)) for run in runs if run.created]
+    before = max((created for created, identity in ended if identity == onboarding.flow_run_id), default=None)
+    return None if any(before is None or created > before for created, _ in ended) else False
 
 
 def _is_complete(onboarding: Onboarding, settings: Settings) -> bool:

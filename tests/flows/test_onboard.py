@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from click.testing import Result
 from prefect.client.orchestration import get_client
-from prefect.states import Scheduled
+from prefect.states import Failed, Scheduled
 
 from flows import onboard as module
 from flows.health.status import read_status
@@ -415,6 +415,20 @@ def test_an_onboarding_whose_run_waits_is_not_requested_again(copied: Any, monke
         reconcile(return_state=True)
         client.delete_flow_run(run.id)
     assert reported == ["lost"]
+
+
+def test_a_lost_event_after_a_failed_run_is_found_soon(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("flows.reconcile.emit", lambda _event, _resource, payload: reported.append(payload["lab"]))
+    store = open_workspace(load_settings()).onboarding
+    when = (datetime.now(UTC) - timedelta(minutes=3)).isoformat()
+    with get_client(sync_client=True) as client:
+        for lab, runs in (("lost", 1), ("fails", 2)):
+            options = {"parameters": {"folder": f"/in/{lab}"}, "state": Failed()}
+            before, *_ = [client.create_flow_run(onboard, **options) for _ in range(runs)]
+            store.write(Onboarding(lab, f"/in/{lab}", "abc", "pending", flow_run_id=str(before.id)), updated_at=when)
+        reconcile(return_state=True)
+    assert reported == ["lost"]  # the run of the other began and failed: there is no hurry to start it again
 
 
 def test_reconcile_applies_promotions(copied: Any) -> None:
