@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from microseg.datasets.dataset import open_lab_dataset
-from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
+from microseg.synthetic.labs import LAB_B, generate_lab
 from tests.faults.servers import SERVERS, Service
 
 SIDE = 64
@@ -24,10 +24,7 @@ SIDE = 64
 def load(service: Service, images: int, labs: int) -> dict[str, object]:
     """Ingest and segment some images while some labs arrive; what has become of them."""
     made = service.folder / "made"
-    first = generate_lab(made / "lab_a", LAB_A, images=8, size=SIDE, labelled=True, test_images=2, seed=0)
-    for flow, parameters in (("ingest", {"folder": str(first)}), ("train", {"labs": ["lab_a"]})):
-        run = service.run(flow, **parameters)
-        service.until(lambda run=run: service.ended(run), flow)  # type: ignore[misc]
+    service.train_first_version(made / "lab_a")
     big = generate_lab(made / "big", replace(LAB_B, name="big"), images=images, size=SIDE, labelled=False, seed=1)
     out, names = service.folder / "results", [f"lab_{number}" for number in range(labs)]
     began = time.monotonic()

@@ -1,7 +1,6 @@
 """A running service in a folder: Prefect server, MLflow server, ``microseg serve``; parts of it can be away."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,14 @@ from uuid import UUID
 import psutil
 import yaml
 from mlflow import MlflowClient
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from microseg.datasets.onboarding import OnboardingStore
 from microseg.registry.registry import Registry
+from microseg.synthetic.labs import LAB_A, generate_lab
 from tests.faults.postgresql import PostgreSQL
 from tests.flows.conftest import TINY
-from tests.flows.live import free_ports
+from tests.flows.live import connected, environment_of_service, free_ports, until
 
 __all__ = ["SERVERS", "Service"]
 
@@ -85,7 +83,7 @@ class Service:
     # ---- processes
 
     def _environment(self) -> dict[str, str]:
-        found = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+        found = environment_of_service()
         if self._clock:
             found |= {"LD_PRELOAD": str(_FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock)}
             found |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
@@ -192,34 +190,6 @@ class Service:
                 with suppress(psutil.Error):
                     process.resume()
 
-    @contextmanager
-    def unmounted(self) -> Iterator[None]:
-        """The remote of the datasets is not there."""
-        remote = self.home / "dvc-remote"
-        hidden = remote.with_name("dvc-remote-away")
-        remote.rename(hidden)
-        remote.write_text("not mounted\n")
-        try:
-            yield
-        finally:
-            remote.unlink()
-            hidden.rename(remote)
-
-    @contextmanager
-    def full(self) -> Iterator[None]:
-        """The file system of the home is full."""
-        filler = self.home.parent / "filler"
-        try:
-            with filler.open("wb") as file, suppress(OSError):
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.home).free)
-            with filler.with_name("filler-2").open("wb", buffering=0) as file, suppress(OSError):
-                while True:
-                    file.write(bytes(1024))
-            yield
-        finally:
-            for path in self.home.parent.glob("filler*"):
-                path.unlink()
-
     def set_clock(self, offset: str) -> None:
         """Set the clock of all processes, such as ``+3h``."""
         assert self._clock
@@ -257,35 +227,16 @@ class Service:
         """The states of the onboardings."""
         return OnboardingStore(self.home / "records" / "onboarding")
 
-    @contextmanager
-    def client(self) -> Iterator[SyncPrefectClient]:
-        """A client of its Prefect server."""
-        with temporary_settings({PREFECT_API_URL: f"{self.prefect}/api"}), get_client(sync_client=True) as client:
-            yield client
-
     def until(self, found: Callable[[], object], what: str) -> None:
-        """Wait for a condition; requests that fail meanwhile count as no."""
-        end = time.monotonic() + self.patience
-        while True:
-            self.keep()
-            reason = ""
-            try:
-                if found():
-                    return
-            except AssertionError:
-                raise
-            except Exception as error:
-                reason = f" ({type(error).__name__}: {error})"
-            if time.monotonic() > end:
-                raise AssertionError(f"expected {what} within {self.patience:.0f} s{reason}")
-            time.sleep(1)
+        """Wait for a condition, and keep the service running; requests that fail meanwhile count as no."""
+        until(found, what, patience=self.patience, tolerated=(Exception,), meanwhile=self.keep)
 
     def run(self, flow: str, **parameters: Any) -> UUID:
         """Request a run of a deployment; again until the server responds."""
         found: list[UUID] = []
 
         def request() -> bool:
-            with self.client() as client:
+            with connected(self) as client:
                 deployment = client.read_deployment_by_name(f"{flow}/{flow}")
                 found.append(client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id)
             return True
@@ -293,9 +244,20 @@ class Service:
         self.until(request, f"the deployment {flow}")
         return found[0]
 
+    def train_first_version(self, folder: Path) -> None:
+        """Make a labelled lab, ingest it, and train on it.
+
+        Args:
+            folder: Folder for the lab.
+        """
+        lab = generate_lab(folder, LAB_A, images=8, size=64, labelled=True, test_images=2, seed=0)
+        for flow, parameters in (("ingest", {"folder": str(lab)}), ("train", {"labs": [lab.name]})):
+            run = self.run(flow, **parameters)
+            self.until(lambda run=run: self.ended(run), flow)  # type: ignore[misc]
+
     def ended(self, run: UUID) -> bool:
         """Whether a run has completed; one that was killed starts again."""
-        with self.client() as client:
+        with connected(self) as client:
             state = client.read_flow_run(run).state
         assert state is None or not state.is_failed(), f"a run failed: {state.message}"
         return state is not None and state.is_completed()
@@ -308,7 +270,7 @@ class Service:
         late = FlowRunFilter.model_validate(
             {"state": {"name": {"any_": ["Late", "AwaitingConcurrencySlot", "AwaitingRetry"]}}}
         )
-        with self.client() as client:
+        with connected(self) as client:
             runs = [*client.read_flow_runs(flow_run_filter=types), *client.read_flow_runs(flow_run_filter=late)]
         names = [f"{run.name}: {run.state_name}" for run in runs if not run.name.startswith("reconcile")]
         mlflow = MlflowClient(tracking_uri=self.mlflow)

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from benchmarks.results import provenance
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.registry.version import MODEL_NAME, PRODUCTION
-from microseg.synthetic.labs import LAB_A, LAB_B, generate_lab
+from microseg.synthetic.labs import LAB_B, generate_lab
 from tests.faults.servers import Service
 
 WORK = ("onboard", "promote", "segment")
@@ -46,12 +46,7 @@ def faults() -> list[str]:
 
 def prepare(service: Service) -> None:
     """Version 1, trained on lab_a, is in production; version 2 is adapted to lab_b."""
-    lab = generate_lab(
-        service.folder / "labs" / "lab_a", LAB_A, images=8, size=64, labelled=True, test_images=2, seed=0
-    )
-    for flow, parameters in (("ingest", {"folder": str(lab)}), ("train", {"labs": ["lab_a"]})):
-        run = service.run(flow, **parameters)
-        service.until(lambda run=run: service.ended(run), flow)  # type: ignore[misc]
+    service.train_first_version(service.folder / "labs" / "lab_a")
     service.until(arrive(service, "lab_b", 1), "the onboarding of lab_b")
 
 
@@ -121,13 +116,43 @@ def begin(service: Service, work: str, number: int) -> Callable[[], bool]:
     return promote(service) if work == "promote" else batch(service, number)
 
 
+@contextmanager
+def unmounted(home: Path) -> Iterator[None]:
+    """The remote of the datasets is not there."""
+    remote = home / "dvc-remote"
+    hidden = remote.with_name("dvc-remote-away")
+    remote.rename(hidden)
+    remote.write_text("not mounted\n")
+    try:
+        yield
+    finally:
+        remote.unlink()
+        hidden.rename(remote)
+
+
+@contextmanager
+def full(home: Path) -> Iterator[None]:
+    """The file system of the home is full."""
+    filler = home.parent / "filler"
+    try:
+        with filler.open("wb") as file, suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(home).free)
+        with filler.with_name("filler-2").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(1024))
+        yield
+    finally:
+        for path in home.parent.glob("filler*"):
+            path.unlink()
+
+
 def outage(service: Service, fault: str) -> AbstractContextManager[None]:
     """What is away."""
     kind, what = fault.split()[:2]
     if fault == "disk full":
-        return service.full()
+        return full(service.home)
     if kind == "remote":
-        return service.unmounted()
+        return unmounted(service.home)
     return service.away(kind) if what == "away" else service.silent(kind)
 
 

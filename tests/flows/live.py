@@ -8,10 +8,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -46,15 +46,21 @@ def answer(url: str) -> str:
         return str(got.read().decode())
 
 
-def connected(servers: Servers) -> AbstractContextManager[SyncPrefectClient]:
+class _HasPrefect(Protocol):
+    @property
+    def prefect(self) -> str: ...
+
+
+@contextmanager
+def connected(servers: _HasPrefect) -> Iterator[SyncPrefectClient]:
     """A client of its Prefect server."""
+    with temporary_settings({PREFECT_API_URL: f"{servers.prefect}/api"}), get_client(sync_client=True) as client:
+        yield client
 
-    @contextmanager
-    def connect() -> Iterator[SyncPrefectClient]:
-        with temporary_settings({PREFECT_API_URL: f"{servers.prefect}/api"}), get_client(sync_client=True) as client:
-            yield client
 
-    return connect()
+def environment_of_service() -> dict[str, str]:
+    """The environment without addresses of other servers."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
 
 
 def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
@@ -69,10 +75,34 @@ def runs_of(client: SyncPrefectClient, flow: str) -> list[FlowRun]:
     return sorted(client.read_flow_runs(flow_run_filter=wanted, limit=200), key=lambda run: run.created)
 
 
-def until(found: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not found():
-        assert time.monotonic() < end, f"{what} did not come within {PATIENCE} s"
+def until(
+    found: Callable[[], object],
+    what: str,
+    *,
+    patience: float = PATIENCE,
+    tolerated: tuple[type[Exception], ...] = (),
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
+    """Wait for a condition.
+
+    Args:
+        found: The condition; an assertion that fails there ends the wait.
+        what: What is waited for, for the message.
+        patience: Longest time, in seconds.
+        tolerated: Errors that count as no, such as those of a server that is away.
+        meanwhile: Called before each try.
+    """
+    end, reason = time.monotonic() + patience, ""
+    while True:
+        meanwhile()
+        try:
+            if found():
+                return
+        except AssertionError:
+            raise
+        except tolerated as error:
+            reason = f" ({type(error).__name__}: {error})"
+        assert time.monotonic() < end, f"expected {what} within {patience:.0f} s{reason}"
         time.sleep(0.5)
 
 
@@ -85,7 +115,7 @@ def started(folder: Path, params: Path, *options: str, **sections: Any) -> Itera
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(values | sections))
     ports = free_ports(3)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = environment_of_service()
     environment |= {"MICROSEG_HOME": "a home", "MICROSEG_PARAMS": "params.yaml", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     command = [sys.executable, "-m", "flows.service.local_servers", *options]
     command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--webhook-port", str(ports[2])]

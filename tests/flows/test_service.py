@@ -1,7 +1,6 @@
 """The service on real servers: a lab arrives, a version is promoted in MLflow, an invalid one is reverted."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from microseg.datasets.versions.store import DatasetStore
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME, PRODUCTION
 from microseg.synthetic.labs import LAB_B, generate_lab
-from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, runs_of, started, until
+from tests.flows.live import DEPLOYMENTS, Servers, connected, ended, environment_of_service, runs_of, started, until
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
@@ -194,7 +193,7 @@ def test_a_person_approves_in_prefect(
 
 
 def test_doctor_and_status_of_these_servers(servers: Servers, client: SyncPrefectClient) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = environment_of_service()
     environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
     environment |= {"MICROSEG_HOME": str(servers.home), "PREFECT_HOME": str(servers.home / "doctor")}
     environment |= {"MICROSEG_PARAMS": str(servers.home.parent / "params.yaml")}

@@ -1,7 +1,6 @@
 """Two homes with one remote, one MLflow and one Prefect server, as on two machines."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from microseg.registry.registry import Registry
 from microseg.synthetic.labs import LAB_B, generate_lab
-from tests.flows.live import Servers, started, until
+from tests.flows.live import Servers, environment_of_service, started, until
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
@@ -33,7 +32,7 @@ class Machine:
 
     def __init__(self, name: str, servers: Servers, shared: Path) -> None:
         self.home = shared.parent / name
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+        environment = environment_of_service()
         self.environment = environment | {
             "MICROSEG_HOME": str(self.home),
             "MICROSEG_PARAMS": str(servers.home.parent / "params.yaml"),

@@ -13,7 +13,7 @@ import yaml
 
 from flows.service.deployments import deployments
 from microseg.config.settings import load_settings
-from tests.flows.live import DEPLOYMENTS, connected, ended, runs_of, started, until
+from tests.flows.live import DEPLOYMENTS, connected, ended, environment_of_service, runs_of, started, until
 
 ROOT = Path(__file__).parent.parent.parent
 DECLARED: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -44,7 +44,7 @@ def test_a_worker_runs_a_deployment(params: Path, tmp_path: Path) -> None:
     with started(tmp_path, params, "--no-deployments") as servers:
         until(lambda: "Ctrl-C" in servers.output.read_text() or servers.process.poll() is not None, "the servers")
         assert servers.process.poll() is None, servers.output.read_text()
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+        environment = environment_of_service()
         environment |= {"PREFECT_API_URL": f"{servers.prefect}/api", "MLFLOW_TRACKING_URI": servers.mlflow}
         environment |= {"MICROSEG_HOME": str(servers.home), "MICROSEG_PARAMS": str(tmp_path / "params.yaml")}
         environment |= {"PREFECT_HOME": str(tmp_path / "worker"), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}

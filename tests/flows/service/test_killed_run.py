@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,9 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.service.lost_runs import live_flow_runs
 from microseg.config.environment import Home
+from tests.flows.live import until
 
 pytestmark = pytest.mark.long
-
-
-def wait(found: Callable[[], object], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.5)
 
 
 @pytest.mark.timeout(900)
@@ -37,15 +29,15 @@ def test_a_run_whose_process_is_killed_is_begun_again(
     with (tmp_path / "output.txt").open("w") as output:
         service = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait(lambda: "is ready" in (tmp_path / "output.txt").read_text())
+        until(lambda: "is ready" in (tmp_path / "output.txt").read_text(), "a service that is ready")
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("slow/slow")
             options = {"parameters": {"name": "work", "seconds": 5.0}}
             run = client.create_flow_run_from_deployment(deployment.id, **options)  # type: ignore[arg-type]
             record = tmp_path / "home" / "work.txt"
-            wait(record.is_file)
+            until(record.is_file, "the begin of the run")
             live_flow_runs()[run.id].send_signal(number)
-            wait(lambda: client.read_flow_run(run.id).state.is_completed())
+            until(lambda: client.read_flow_run(run.id).state.is_completed(), "the end of the run")
             client.delete_deployment(deployment.id)
             client.delete_deployment(client.read_deployment_by_name("quick/quick").id)
         assert record.read_text().split() == ["began", "began", "ended"]
