@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import shapely
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, depth_first_order
 
 from microseg.outputs.runs import Runs, find_runs, label_runs, pad_labels
 
@@ -115,21 +117,29 @@ def _follow(
         even: Whether an edge begins at an even place.
         starts: Each ring has one of the first edges, of this number.
     """
-    left: list[int] = following[following].tolist()
-    ordered: list[int] = []
-    lengths: list[int] = []
-    add = ordered.append
-    begins: list[int] = np.where(even[:starts], np.arange(starts), following[:starts]).tolist()
-    for edge in begins:
-        begun = len(ordered)
-        while (after := left[edge]) >= 0:
-            add(edge)
-            left[edge] = -1
-            edge = after
-        if len(ordered) > begun:
-            lengths.append(2 * (len(ordered) - begun))
-    every_second = np.array(ordered)
-    return np.stack([every_second, following[every_second]], axis=1).ravel(), np.array(lengths)
+    edges = np.flatnonzero(even)
+    number = np.empty(len(following), np.int32)  # of each even edge among them
+    number[edges] = np.arange(len(edges), dtype=np.int32)
+    after = number[following[following[edges]]]
+    count, ring = connected_components(_links(after), connection="weak")
+    begins = number[np.where(even[:starts], np.arange(starts), following[:starts])]
+    first = np.full(count, starts)  # the first of the first edges of each ring
+    np.minimum.at(first, ring[begins], np.arange(starts))
+    order = first.argsort()
+    entries = begins[first[order]]
+    before = np.empty_like(after)
+    before[after] = np.arange(len(after), dtype=np.int32)
+    after[before[entries]] = np.roll(entries, -1)  # from the end of each ring to the next one: one ring of all
+    chain = depth_first_order(_links(after), entries[0], return_predecessors=False)
+    every_second = edges[chain]
+    lengths = 2 * np.bincount(ring, minlength=count)[order]
+    return np.stack([every_second, following[every_second]], axis=1).ravel(), lengths
+
+
+def _links(after: npt.NDArray[np.int32]) -> csr_array:
+    """A graph in which each node has one link."""
+    count = len(after)
+    return csr_array((np.ones(count), after, np.arange(count + 1, dtype=np.int32)), shape=(count, count))
 
 
 def union_polygons(parts: Sequence[shapely.Polygon]) -> list[shapely.Polygon]:
