@@ -69,7 +69,7 @@ class GrowingObject:
 
     def join_parts(self) -> None:
         """Join its parts in memory; of a part for each piece that it reaches over, a few remain."""
-        self.parts = union_polygons(self.parts)
+        (self.parts,) = union_polygons([self.parts])
         self.points = int(shapely.get_num_coordinates(self.parts).sum())
         self.joined = len(self.parts)
 

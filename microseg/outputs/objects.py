@@ -289,7 +289,7 @@ class ObjectFinder:
 
     def _write_parts(self, one: GrowingObject) -> None:
         """Move the outlines of the parts of an object to the file."""
-        parts = union_polygons(one.parts)
+        (parts,) = union_polygons([one.parts])
         one.hull = convex_hull_of([one.hull, *parts])
         one.written.append(self._file.write_outlines(parts))
         one.parts, one.points, one.joined = [], 0, 0
@@ -310,9 +310,10 @@ class ObjectFinder:
         further: dict[int, tuple[list[Places], shapely.Geometry]] = {}
         if self._outlines:
             outlines = np.empty(len(finished), np.object_)
-            for number, one in enumerate(finished):
+            joined = union_polygons([one.parts for one in finished])
+            for number, (one, parts) in enumerate(zip(finished, joined, strict=True)):
                 # only the ring around an object may have reached the last pieces, after all its outlines were written
-                outlines[number], *others = union_polygons(one.parts) if one.parts else self._take_outline(one)
+                outlines[number], *others = parts or self._take_outline(one)
                 if others or one.written:
                     hull = convex_hull_of([one.hull, outlines[number], *others])
                     further[number] = ([*one.written, self._file.write_outlines(others)], hull)

@@ -1,5 +1,6 @@
 """Polygons of regions of pixels."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -142,21 +143,37 @@ def _links(after: npt.NDArray[np.int32]) -> csr_array:
     return csr_array((np.ones(count), after, np.arange(count + 1, dtype=np.int32)), shape=(count, count))
 
 
-def union_polygons(parts: Sequence[shapely.Polygon]) -> list[shapely.Polygon]:
-    """Join polygons that share edges, without the points on the shared edges; one for each connected region."""
-    if len(parts) == 1:
-        return list(parts)
-    joined = []
-    for whole in shapely.get_parts(shapely.union_all(parts)).tolist():
-        rings = [_without_straight_points(shapely.get_coordinates(ring)) for ring in (whole.exterior, *whole.interiors)]
-        joined.append(shapely.orient_polygons(shapely.Polygon(rings[0], rings[1:])))
+def union_polygons(groups: Sequence[Sequence[shapely.Polygon]]) -> list[list[shapely.Polygon]]:
+    """Join the polygons of each group, which share edges; one for each connected region of it.
+
+    Points at which the result does not turn, as on the ends of the shared edges, are left out.
+    """
+    joined = [list(group) for group in groups]
+    of_size: defaultdict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        if len(group) > 1:
+            of_size[len(group)].append(number)
+            joined[number] = []
+    for numbers in of_size.values():  # together, in compiled code
+        unions = shapely.union_all(np.array([groups[number] for number in numbers], np.object_), axis=1)
+        regions, of = shapely.get_parts(unions, return_index=True)
+        for number, polygon in zip(of.tolist(), _without_straight_points(regions).tolist(), strict=True):
+            joined[numbers[number]].append(polygon)
     return joined
 
 
-def _without_straight_points(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A closed ring (N, 2) without the points at which it does not turn."""
-    points = ring[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+def _without_straight_points(polygons: Polygons) -> Polygons:
+    """Polygons, (N,), without the points at which their rings do not turn; outer rings are anticlockwise."""
+    rings, of_polygons = shapely.get_rings(polygons, return_index=True)
+    points, of_rings = shapely.get_coordinates(rings, return_index=True)
+    opened = np.diff(of_rings, append=-1) == 0  # the last point of a ring is its first one
+    points, of_rings = points[opened], of_rings[opened]
+    ends = np.bincount(of_rings).cumsum()
+    starts = np.concatenate([[0], ends[:-1]])
+    previous, following = np.arange(-1, len(points) - 1), np.arange(1, len(points) + 1)
+    previous[starts], following[ends - 1] = ends - 1, starts
+    before, after = points - points[previous], points[following] - points
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    kept = points[turns]
-    return np.concatenate([kept, kept[:1]])
+    lines = shapely.linearrings(points[turns], indices=of_rings[turns])
+    turned: Polygons = shapely.orient_polygons(shapely.polygons(lines, indices=of_polygons))
+    return turned
