@@ -88,15 +88,32 @@ class FoundParts:
         """Whether each has one outline, or none was asked for."""
         return self.owners is None or np.array_equal(self.owners, np.arange(1, len(self.sums) + 1))
 
-    def objects(self) -> list[GrowingObject]:
-        """Each part by itself."""
-        columns = self.indices.tolist(), self.firsts.tolist(), self.sums
-        objects = [GrowingObject(*row) for row in zip(*columns, strict=True)]
+    def outlines(self) -> npt.NDArray[np.int64]:
+        """Number of outlines of each; one where none was asked for."""
+        count = len(self.sums)
+        return np.ones(count, np.int64) if self.owners is None else np.bincount(self.owners, minlength=count + 1)[1:]
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> "FoundParts":
+        """Some of the parts that have one outline each, by whether each is chosen; their numbers are those before."""
+        if self.owners is None or self.polygons is None:
+            return FoundParts(self.indices[chosen], self.firsts[chosen], self.sums[chosen])
+        of = np.flatnonzero(chosen[self.owners - 1])
+        of = of[self.owners[of].argsort(kind="stable")]
+        rows = self.indices[chosen], self.firsts[chosen], self.sums[chosen]
+        return FoundParts(*rows, self.owners[of], self.polygons[of])
+
+    def objects(self, chosen: npt.NDArray[np.bool_]) -> dict[int, GrowingObject]:
+        """The chosen parts, each by itself, by their numbers."""
+        columns = self.indices[chosen].tolist(), self.firsts[chosen].tolist(), self.sums[chosen]
+        numbers = (np.flatnonzero(chosen) + 1).tolist()
+        objects = {number: GrowingObject(*row) for number, *row in zip(numbers, *columns, strict=True)}
         if self.owners is not None and self.polygons is not None:
-            points = shapely.get_num_coordinates(self.polygons).tolist()
-            for number, polygon, size in zip(self.owners.tolist(), self.polygons.tolist(), points, strict=True):
-                objects[number - 1].parts.append(polygon)
-                objects[number - 1].points += size
+            of = chosen[self.owners - 1]
+            polygons = self.polygons[of]
+            points = shapely.get_num_coordinates(polygons).tolist()
+            for number, polygon, size in zip(self.owners[of].tolist(), polygons.tolist(), points, strict=True):
+                objects[number].parts.append(polygon)
+                objects[number].points += size
         return objects
 
 

@@ -1,8 +1,9 @@
 """Finished objects in a temporary file: their sums and outlines, read back in the order of their first pixels."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
@@ -31,18 +32,33 @@ class FinishedObjects:
     Attributes:
         first: Number of the first of them, from 0, in the order of the objects' first pixels.
         sums: Sums over the pixels of each object; none where only further outlines of the object before follow.
-        hulls: Convex hull of each of these objects.
         owners: Number of the object of each outline, from 0.
         parts: Number of each outline among those of its object.
-        polygons: The outlines.
+        stored: The outlines, or their WKB.
+        whole_hulls: Convex hulls of the objects that have further outlines, by their places among these.
     """
 
     first: int
     sums: ObjectSums
-    hulls: npt.NDArray[np.object_]
     owners: npt.NDArray[np.int64]
     parts: npt.NDArray[np.int64]
-    polygons: npt.NDArray[np.object_]
+    stored: npt.NDArray[np.object_] | list[bytes | None]
+    whole_hulls: Mapping[int, shapely.Geometry] = field(default_factory=dict)
+
+    @cached_property
+    def polygons(self) -> Polygons:
+        """The outlines; None where none were asked for."""
+        if isinstance(self.stored, list):
+            outlines: Polygons = shapely.from_wkb(np.array(self.stored, np.object_))
+            return outlines
+        return self.stored
+
+    def hulls(self) -> npt.NDArray[np.object_]:
+        """Convex hull of each of these objects."""
+        hulls: npt.NDArray[np.object_] = shapely.convex_hull(self.polygons[: len(self.sums)])
+        for row, hull in self.whole_hulls.items():
+            hulls[row] = hull
+        return hulls
 
 
 @dataclass
@@ -82,9 +98,7 @@ class ObjectFile:
 
     def read_outline(self, place: Places) -> shapely.Polygon:
         """An outline from `write_outlines`, whose place is (2,)."""
-        position, length = place.tolist()
-        self._file.seek(position)
-        outline: shapely.Polygon = shapely.from_wkb(self._file.read(length))
+        outline: shapely.Polygon = shapely.from_wkb(self._read_at(*place.tolist()))
         return outline
 
     def write_objects(
@@ -106,11 +120,11 @@ class ObjectFile:
             Index of each object, in the order of writing.
         """
         outlines = [b""] * len(sums) if polygons is None else shapely.to_wkb(polygons).tolist()
-        rows = np.ascontiguousarray(sums, np.float64)
-        places = [
-            (self._write(row.tobytes() + outline), len(outline)) for row, outline in zip(rows, outlines, strict=True)
-        ]
-        self._places.append(np.array(places, np.int64).reshape(-1, 2))
+        rows = np.ascontiguousarray(sums, np.float64).view(f"V{8 * self.columns}").ravel().tolist()
+        lengths = np.fromiter(map(len, outlines), np.int64, len(outlines))
+        ends = (lengths + 8 * self.columns).cumsum()
+        start = self._write(b"".join(itertools.chain.from_iterable(zip(rows, outlines, strict=True))))
+        self._places.append(np.stack([start + ends - lengths - 8 * self.columns, lengths], axis=1))
         self._firsts.append(firsts)
         self._indices.append(indices)
         self._count += len(sums)
@@ -150,7 +164,7 @@ class ObjectFile:
         if self._held is not None:
             sums, polygons = self._held[0][self.order], self._held[1][self.order]
             numbers = np.arange(len(sums))
-            yield FinishedObjects(0, sums, shapely.convex_hull(polygons), numbers, np.zeros_like(numbers), polygons)
+            yield FinishedObjects(0, sums, numbers, np.zeros_like(numbers), polygons)
             return
         start, total = 0, len(self.order)
         places = self._places[0]
@@ -170,29 +184,39 @@ class ObjectFile:
         self._file.close()
 
     def _read(self, start: int, stop: int) -> FinishedObjects:
-        sums = np.empty((stop - start, self.columns))
-        outlines: list[bytes] = []
-        for row, number in enumerate(self.order[start:stop].tolist()):
-            place, length = self._places[0][number].tolist()
-            self._file.seek(place)
-            record = self._file.read(8 * self.columns + length)
-            sums[row] = np.frombuffer(record, np.float64, self.columns)
-            outlines.append(record[8 * self.columns :])
-        polygons = shapely.from_wkb(np.array([it or None for it in outlines], np.object_))
-        hulls = shapely.convex_hull(polygons)
-        owners = np.arange(start, stop)
-        for row, number in enumerate(self.order[start:stop].tolist()):
-            if number in self._further:
-                hulls[row] = self._further[number][1]
-        return FinishedObjects(start, sums, hulls, owners, np.zeros(stop - start, np.int64), polygons)
+        numbers, size = self.order[start:stop], 8 * self.columns
+        places, lengths = self._places[0][numbers].T
+        begin, end = int(places.min(initial=self._end)), int((places + size + lengths).max(initial=0))
+        if end - begin <= 2 * _BATCH_BYTES:  # objects were written nearly in this order
+            self._file.seek(begin)
+            data = self._file.read(max(0, end - begin))
+            records = [
+                data[at - begin : at - begin + size + more]
+                for at, more in zip(places.tolist(), lengths.tolist(), strict=True)
+            ]
+        else:
+            records = [
+                self._read_at(at, size + more) for at, more in zip(places.tolist(), lengths.tolist(), strict=True)
+            ]
+        sums = np.frombuffer(b"".join(record[:size] for record in records), np.float64).reshape(-1, self.columns)
+        outlines = [record[size:] or None for record in records]
+        hulls = {
+            row: self._further[number][1] for row, number in enumerate(numbers.tolist()) if number in self._further
+        }
+        parts = np.zeros(stop - start, np.int64)
+        return FinishedObjects(start, sums.copy(), np.arange(start, stop), parts, outlines, hulls)
 
     def _read_further(self, number: int) -> Iterator[FinishedObjects]:
         """Further outlines of an object, some at a time."""
         places = self._further.get(int(self.order[number]), ((), None))[0]
         for part, place in enumerate(itertools.chain.from_iterable(places), 1):
             polygons = np.array([self.read_outline(place)], np.object_)
-            nothing = np.zeros((0, self.columns)), np.zeros(0, np.object_)
-            yield FinishedObjects(number + 1, *nothing, np.array([number]), np.array([part]), polygons)
+            nothing = np.zeros((0, self.columns))
+            yield FinishedObjects(number + 1, nothing, np.array([number]), np.array([part]), polygons)
+
+    def _read_at(self, place: int, length: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(length)
 
     def _write(self, data: bytes) -> int:
         place = self._end

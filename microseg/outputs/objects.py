@@ -8,8 +8,9 @@ Finished objects go to a temporary file; in memory are the objects that are not 
 too large is cut into parts, which go to the file, too.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 
@@ -17,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from microseg.models.separation import Separation, grow_labels, label_objects, separate_regions
+from microseg.models.separation import Separation, label_objects
 from microseg.outputs.growing_objects import FoundParts, GrowingObject, convex_hull_of
 from microseg.outputs.measurements import tabulate
-from microseg.outputs.object_file import ObjectFile, Places
+from microseg.outputs.object_file import FinishedObjects, ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
-from microseg.outputs.object_sums import SUMS, Weights, sum_objects
-from microseg.outputs.polygons import outline_regions, union_polygons
+from microseg.outputs.object_sums import SUMS
+from microseg.outputs.pieces import FoundPiece, Piece, PieceOptions, Rows, find_piece
+from microseg.outputs.polygons import union_polygons
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.runs import Runs, find_runs, label_runs
 from microseg.outputs.stains import Stains
+from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 
 __all__ = ["PIECE", "ObjectFinder", "label_objects"]
@@ -37,36 +39,6 @@ _LARGEST_OUTLINE = 2**16  # points of the outline of an object of a slide, above
 
 PIECE = 2**20
 """Pixels of a piece of a strip of a slide."""
-
-Rows = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of the image, with what is known of their pixels; see `MaskStrip`."""
-
-    mask: Rows
-    confidence: Weights
-    interior: Rows | None = None
-    instances: npt.NDArray[np.int32] | None = None
-    image: Rows | None = None
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def __getitem__(self, rows: slice) -> "_Rows":
-        return _Rows(*(None if array is None else array[rows] for array in self._arrays()))  # type: ignore[arg-type]
-
-    def copy(self) -> "_Rows":
-        return _Rows(*(None if array is None else array.copy() for array in self._arrays()))  # type: ignore[arg-type]
-
-    @staticmethod
-    def join(parts: Sequence["_Rows"]) -> "_Rows":
-        arrays = zip(*(part._arrays() for part in parts), strict=True)
-        return _Rows(*(None if group[0] is None else np.concatenate(group) for group in arrays))  # type: ignore[arg-type]
-
-    def _arrays(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
-        return self.mask, self.confidence, self.interior, self.instances, self.image
 
 
 class ObjectFinder:
@@ -84,6 +56,7 @@ class ObjectFinder:
         separation: How touching objects are separated, in strips with their interior.
         stains: Stains to measure, in strips with their image; None for none.
         numbers: Whether the numbers of all pixels are needed; see `labels`.
+        threads: Threads that look at several pieces at once.
 
     Attributes:
         indices: Class index of each object, (N,), after `finish`.
@@ -103,9 +76,14 @@ class ObjectFinder:
         separation: Separation | None = None,
         stains: Stains | None = None,
         numbers: bool = False,
+        threads: Threads | None = None,
     ) -> None:
         self._width, self._outlines, self._piece, self._stains = width, outlines, piece, stains
         self._separation = separation or Separation()
+        self._options = PieceOptions(outlines, self._separation, stains, numbers)
+        self._threads = threads or Threads()
+        self._finding: deque[Future[FoundPiece]] = deque()
+        self._joining: deque[tuple[list[GrowingObject], Future[list[list[shapely.Polygon]]]]] = deque()
         self._context = _CONTEXT
         if self._separation.classes:
             self._context = max(self._context, self._separation.context)
@@ -113,10 +91,10 @@ class ObjectFinder:
             self._context += stains.ring
         self._columns = len(SUMS) if stains is None else len(SUMS) + stains.columns
         self._file = ObjectFile(folder, self._columns)
-        self._numbers = ObjectNumbers(folder) if numbers else None
+        self._numbers = ObjectNumbers(width, folder) if numbers else None
         self._top = 0  # first row of the waiting piece
-        self._above: _Rows | None = None  # context
-        self._waiting: _Rows | None = None  # until the rows below are known
+        self._above: Rows | None = None  # context
+        self._waiting: Rows | None = None  # until the rows below are known
         self._open: dict[int, GrowingObject] = {}  # unfinished objects, by each number that `_last` may hold for them
         self._last = np.zeros(width, np.int64)  # numbers of the objects in the first row below the previous piece
         self._next = 1
@@ -131,7 +109,7 @@ class ObjectFinder:
         self._unit = 255.0 if confidence.dtype == np.uint8 else 1.0
         image = strip.image if self._stains is not None else None
         interior = strip.interior if self._separation.classes and not self._separation.by_shape else None
-        whole = _Rows(mask, confidence, interior, strip.instances, image)
+        whole = Rows(mask, confidence, interior, strip.instances, image)
         least = self._context if self._context == _CONTEXT else 2 * self._context
         rows = len(mask) if self._piece is None else max(least, self._piece // self._width)
         for start in range(0, len(mask), rows):
@@ -144,24 +122,29 @@ class ObjectFinder:
         if self._waiting is not None:
             self._process(self._waiting, None)
             self._waiting = self._above = None
+        self._join_found(0)
+        self._write_joined(0)
         self._file.finish()
         self.indices = self._file.indices.astype(np.int64)
 
     def batches(self, image: ImageInfo) -> Iterator[ObjectBatch]:
         """All objects after `finish`, some at a time; at least one batch, which may be empty."""
         names = () if self._stains is None else self._stains.names
-        for some in self._file.read():
-            sums = some.sums
+
+        def measure(some: FinishedObjects) -> ObjectBatch:
+            sums, hulls = some.sums, some.hulls()
             sums[:, SUMS.index("confidence")] /= self._unit
             rows = slice(some.first, some.first + len(sums))
-            columns = tabulate(sums, some.hulls, self.indices[rows], image, names)
+            columns = tabulate(sums, hulls, self.indices[rows], image, names)
             columns["label"] += some.first
-            yield ObjectBatch(columns, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
+            return ObjectBatch(columns, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
+
+        return self._threads.map(measure, self._file.read())
 
     def labels(self) -> Iterator[npt.NDArray[np.int32]]:
         """Number of the object at each pixel after `finish`, some rows at a time; 0 where there is none."""
         assert self._numbers is not None, "asked for in the constructor"
-        return self._numbers.read(self._file.order)
+        return self._numbers.read(self._file.order, self._threads)
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -175,117 +158,88 @@ class ObjectFinder:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _add(self, rows: _Rows) -> None:
+    def _add(self, rows: Rows) -> None:
         if self._waiting is None:
             self._waiting = rows
         elif len(rows) < self._context:  # too few rows to be the context of the waiting piece
-            self._waiting = _Rows.join([self._waiting, rows])
+            self._waiting = Rows.join([self._waiting, rows])
         else:
             self._process(self._waiting, rows[: self._context])
             self._waiting = rows
 
-    def _process(self, piece: _Rows, below: _Rows | None) -> None:
-        around = _Rows.join([part for part in (self._above, piece, below) if part is not None])
+    def _process(self, rows: Rows, below: Rows | None) -> None:
+        """Look at the next piece, in another thread where there are such."""
+        around = Rows.join([part for part in (self._above, rows, below) if part is not None])
         start = 0 if self._above is None else len(self._above)
-        rows = slice(start, start + len(piece))
-        labels, runs = self._label(around)  # numbers in this piece; parts of one object may have several
-        count = int(labels.max(initial=0))
-        reached = labels
-        if self._stains is not None:
-            reached = labels.copy()
-            grow_labels(reached, np.ones(labels.shape, np.uint8), self._stains.ring)
-        known = runs if len(piece) == len(around) else None
-        parts = self._find(labels, reached, around, count, rows, known)
-        if self._above is None and below is None and self._numbers is None and parts.one_outline_each():
-            self._write_whole(parts)  # the whole mask is one piece
-            return
-        found = parts.objects()
-        numbers = np.arange(self._next, self._next + count)
-        self._next += count
-        if self._numbers is not None:
-            self._numbers.add(labels[rows], int(numbers[0]) if count else 1)
-            for number, one in zip(numbers.tolist(), found, strict=True):
-                one.number = number
-        ends = reached[rows.stop] if below is not None else np.zeros(self._width, np.int32)
-        self._join(found, numbers, reached[rows.start], ends)
-        self._last = np.where(ends > 0, numbers[ends - 1] if count else 0, 0)
-        self._above = around[max(0, rows.stop - self._context) : rows.stop].copy()
-        self._top += len(piece)
+        inner = slice(start, start + len(rows))
+        piece = Piece(around, inner, self._top, below is None)
+        self._above = around[max(0, inner.stop - self._context) : inner.stop].copy()
+        self._top += len(rows)
+        self._finding.append(self._threads.start(find_piece, piece, self._options))
+        self._join_found(self._threads.ahead)
 
-    def _label(self, rows: _Rows) -> tuple[npt.NDArray[np.int32], Runs | None]:
-        """The number of the object at each pixel; and the runs of these where objects are connected regions."""
-        if rows.instances is not None:
-            return rows.instances, None
-        if rows.interior is not None or self._separation.by_shape:
-            return separate_regions(rows.mask, rows.interior, self._separation), None
-        runs = find_runs(rows.mask)
-        runs = replace(runs, labels=label_runs(runs))
-        return runs.paint(runs.labels), runs
+    def _join_found(self, most: int) -> None:
+        """Join the objects of pieces, until that many are left."""
+        while len(self._finding) > most:
+            self._join(self._finding.popleft().result())
 
-    def _find(
-        self,
-        labels: npt.NDArray[np.int32],
-        reached: npt.NDArray[np.int32],
-        around: _Rows,
-        count: int,
-        rows: slice,
-        known: Runs | None,
-    ) -> FoundParts:
-        """The part of each object that lies in the piece itself, whose runs may be known."""
-        inner = labels[rows]
-        runs = find_runs(inner) if known is None else known
-        if self._outlines:
-            top = self._top - rows.start
-            sums = sum_objects(labels, count, around.confidence, rows=rows, top=top, runs=runs)
-        else:  # only the area is needed
-            sums = np.zeros((count, len(SUMS)))
-            sums[:, 0] = np.bincount(runs.labels, runs.lengths, minlength=count + 1)[1:]
-        if self._stains is not None:
-            assert around.image is not None, "needed to measure stains"
-            measured = self._stains.sum_objects(inner, reached[rows], count, around.image[rows])
-            sums = np.concatenate([sums, measured], axis=1)
-        firsts = np.full(count + 1, np.iinfo(np.int64).max)
-        firsts[runs.labels[::-1]] = runs.starts[::-1] + self._top * self._width  # the last assignment wins: the first
-        indices = np.zeros(count + 1, np.uint8)
-        if len(inner) < len(labels):
-            outside = find_runs(labels)
-            indices[outside.labels] = around.mask.ravel()[outside.starts]
-        indices[runs.labels] = around.mask[rows].ravel()[runs.starts]
-        if not self._outlines:
-            return FoundParts(indices[1:], firsts[1:], sums)
-        connected = known is not None  # then objects are regions, and none reaches out of the piece
-        owners, polygons = outline_regions(inner, self._top, connected=connected, runs=runs)
-        return FoundParts(indices[1:], firsts[1:], sums, owners, polygons)
-
-    def _join(
-        self,
-        found: list[GrowingObject],
-        numbers: npt.NDArray[np.int64],
-        begins: npt.NDArray[np.int32],
-        ends: npt.NDArray[np.int32],
-    ) -> None:
+    def _join(self, piece: FoundPiece) -> None:
         """Join the open objects with those found, and write those that do not continue below."""
+        parts, begins, ends = piece.parts, piece.begins, piece.ends
+        if piece.whole and self._numbers is None and parts.one_outline_each():
+            kept = self._large_enough(parts.indices, parts.sums[:, 0])
+            some = parts.select(kept & (parts.sums[:, 0] > 0))
+            self._file.write_all(some.indices, some.firsts, some.sums, some.polygons)
+            return
+        numbers = np.arange(self._next, self._next + len(parts.sums))
+        self._next += len(numbers)
+        if self._numbers is not None:
+            self._numbers.add(piece.labels, int(numbers[0]) if len(numbers) else 1)
+        cut = np.zeros(len(numbers) + 1, np.bool_)
+        cut[begins] = cut[ends] = True
+        complete = ~cut[1:] & (parts.sums[:, 0] > 0) & (parts.outlines() == 1)
+        self._write_complete(parts, complete, numbers)
+        found = parts.objects(~complete & (cut[1:] | (parts.sums[:, 0] > 0)))
+        if self._numbers is not None:
+            for number, one in found.items():
+                one.number = int(numbers[number - 1])
         before = {id(one): one for one in self._open.values()}
         pairs = np.stack([self._last, begins.astype(np.int64)])
         for old, new in np.unique(pairs[:, (pairs > 0).all(axis=0)], axis=1).T.tolist():
-            one, other = self._open[old].whole, found[new - 1].whole
+            one, other = self._open[old].whole, found[new].whole
             if one is other:
                 continue
             larger, smaller = (one, other) if one.size >= other.size else (other, one)
             larger.merge(smaller)
             if self._numbers is not None:
                 self._numbers.join(smaller.number, larger.number)
-        owner = {int(number): found[number - 1].whole for number in np.unique(ends[ends > 0])}
+        owner = {int(number): found[number].whole for number in np.unique(ends[ends > 0]).tolist()}
         alive = {id(one): one for one in owner.values()}
-        everything = {id(one): one for one in (*before.values(), *found) if one.into is None}
+        everything = {id(one): one for one in (*before.values(), *found.values()) if one.into is None}
         self._write([one for key, one in everything.items() if key not in alive and one.sums[0] > 0])
         self._open = {int(numbers[number - 1]): one for number, one in owner.items()}
+        self._last = np.where(ends > 0, numbers[ends - 1] if len(numbers) else 0, 0)
         if self._piece is not None:
             for one in alive.values():
                 if one.points > _LARGEST_OUTLINE:
                     self._write_parts(one)
                 elif len(one.parts) > 2 * one.joined + _PARTS:
                     one.join_parts()
+
+    def _large_enough(self, indices: npt.NDArray[np.uint8], areas: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether objects are not smaller than those of their class may be."""
+        large: npt.NDArray[np.bool_] = areas >= self._separation.smallest_area
+        return large | ~np.isin(indices, self._separation.classes)
+
+    def _write_complete(
+        self, parts: FoundParts, complete: npt.NDArray[np.bool_], numbers: npt.NDArray[np.int64]
+    ) -> None:
+        """Write the objects that lie in one piece."""
+        chosen = complete & self._large_enough(parts.indices, parts.sums[:, 0])
+        some = parts.select(chosen)
+        written = self._file.write_objects(some.indices, some.firsts, some.sums, some.polygons)
+        if self._numbers is not None:
+            self._numbers.finish(numbers[chosen], written)
 
     def _write_parts(self, one: GrowingObject) -> None:
         """Move the outlines of the parts of an object to the file."""
@@ -294,23 +248,29 @@ class ObjectFinder:
         one.written.append(self._file.write_outlines(parts))
         one.parts, one.points, one.joined = [], 0, 0
 
-    def _write_whole(self, found: FoundParts) -> None:
-        """Write all objects of a mask that was one piece."""
-        smallest, classes = self._separation.smallest_area, self._separation.classes
-        kept = (found.sums[:, 0] > 0) & ((found.sums[:, 0] >= smallest) | ~np.isin(found.indices, classes))
-        polygons = None if found.polygons is None else found.polygons[kept]
-        self._file.write_all(found.indices[kept], found.firsts[kept], found.sums[kept], polygons)
-
     def _write(self, finished: Sequence[GrowingObject]) -> None:
-        smallest, classes = self._separation.smallest_area, self._separation.classes
-        finished = [one for one in finished if one.sums[0] >= smallest or one.index not in classes]
+        """Write finished objects, whose outlines are joined before, in another thread where there are such."""
         if not finished:
             return
+        indices, areas = (np.array(it) for it in zip(*((one.index, one.sums[0]) for one in finished), strict=True))
+        kept = self._large_enough(indices, areas)
+        finished = [one for one, large in zip(finished, kept.tolist(), strict=True) if large]
+        self._joining.append((finished, self._threads.start(union_polygons, [one.parts for one in finished])))
+        self._write_joined(self._threads.ahead)
+
+    def _write_joined(self, most: int) -> None:
+        """Write objects whose outlines are joined, until that many groups of objects are left."""
+        while len(self._joining) > most:
+            finished, joined = self._joining.popleft()
+            self._write_outlined(finished, joined.result())
+
+    def _write_outlined(self, finished: Sequence[GrowingObject], joined: Sequence[Sequence[shapely.Polygon]]) -> None:
         outlines = None
         further: dict[int, tuple[list[Places], shapely.Geometry]] = {}
+        if not finished:
+            return
         if self._outlines:
             outlines = np.empty(len(finished), np.object_)
-            joined = union_polygons([one.parts for one in finished])
             for number, (one, parts) in enumerate(zip(finished, joined, strict=True)):
                 # only the ring around an object may have reached the last pieces, after all its outlines were written
                 outlines[number], *others = parts or self._take_outline(one)
@@ -326,8 +286,7 @@ class ObjectFinder:
         for number, (places, hull) in further.items():
             self._file.add_outlines(int(written[number]), places, hull)
         if self._numbers is not None:
-            for number, one in zip(written.tolist(), finished, strict=True):
-                self._numbers.finish(one.number, number)
+            self._numbers.finish(np.array([one.number for one in finished], np.int64), written)
 
     def _take_outline(self, one: GrowingObject) -> list[shapely.Polygon]:
         """One of the outlines of an object that are in the file, which is left out there."""

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from rasterio.features import rasterize
 from scipy import ndimage
 
-from microseg.outputs import object_file, objects
+from microseg.outputs import object_file, pieces
 from microseg.outputs.objects import ObjectFinder, label_objects
 from tests.microseg.outputs.finding import find
 
@@ -102,8 +102,8 @@ def test_joins_a_comb_at_its_end() -> None:
 
 def test_cuts_strips_of_slides_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[int]()
-    label = objects.label_runs
-    monkeypatch.setattr(objects, "label_runs", lambda runs: seen.append(runs.shape[0]) or label(runs))
+    label = pieces.label_runs
+    monkeypatch.setattr(pieces, "label_runs", lambda runs: seen.append(runs.shape[0]) or label(runs))
     mask = np.ones((100, 40), np.uint8)
     assert len(find(mask, piece=400).polygons) == 1
     assert max(seen) <= 10 + 2 * 2
