@@ -32,7 +32,7 @@ from microseg.annotations.index_masks import read_mask  # noqa: E402
 from microseg.inference import engine as engine_module  # noqa: E402
 from microseg.inference import image_files  # noqa: E402
 from microseg.inference.image_files import BatchOptions, ImageFiles, ReadImage  # noqa: E402
-from microseg.outputs import objects, segmentation_writer  # noqa: E402
+from microseg.outputs import objects, pieces, segmentation_writer  # noqa: E402
 from microseg.outputs.batch_summary import ImageTask  # noqa: E402
 from microseg.outputs.label_image import LabelImageWriter  # noqa: E402
 from microseg.outputs.measurements import ObjectTableWriter  # noqa: E402
@@ -52,9 +52,9 @@ _STAGES: Sequence[tuple[str, Any, str]] = (
     ("features of the out-of-distribution score", image_files, "image_ood_score"),
     ("blend tiles", engine_module.Engine, "_predict"),
     ("classes, confidence, entropy", engine_module, "classify"),
-    ("objects: connected regions", objects.ObjectFinder, "_label"),
-    ("objects: sums, perimeters", objects, "sum_objects"),
-    ("objects: outlines", objects, "outline_regions"),
+    ("objects: connected regions", pieces, "_label"),
+    ("objects: sums, perimeters", pieces, "sum_objects"),
+    ("objects: outlines", pieces, "outline_regions"),
     ("objects: measurements", objects, "tabulate"),
     ("outlines: GeoJSON", OutlinesWriter, "add_objects"),
     ("objects: CSV", ObjectTableWriter, "add_objects"),

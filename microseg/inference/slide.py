@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from microseg.cpu import return_memory
+from microseg.cpu import available_cores, return_memory
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import slide_ood_score, tissue_windows
@@ -99,7 +99,10 @@ def segment_slide(
             **region_facts(regions, path),
         )
         separation = engine.separation()  # of a mask with the model's pixel size
-        with SegmentationWriter(out, image, outputs, slide.thumbnail, slide=True, separation=separation) as writer:
+        threads = _output_threads(engine)
+        with SegmentationWriter(
+            out, image, outputs, slide.thumbnail, slide=True, separation=separation, threads=threads
+        ) as writer:
             _write_strips(strips, writer, trim=engine.device.type == "cpu")
             summary = {
                 "tissue_fraction": tissue.fraction,
@@ -153,6 +156,11 @@ def slide_strips(
 
     sums = confidence or ConfidenceSums()
     return view, tissue, stream_mask(engine, view, shows_tissue, sums, with_image=with_image)
+
+
+def _output_threads(engine: Engine) -> int:
+    """Threads that make outputs: one for each core where the network does not need these."""
+    return available_cores() if engine.device.type == "cuda" else 1
 
 
 def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter, *, trim: bool) -> None:

@@ -3,6 +3,7 @@
 import uuid
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -13,6 +14,7 @@ import tifffile
 
 from microseg.outputs.colors import color_table
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
 
 __all__ = ["InstanceImageWriter", "LabelImageWriter", "ProbabilitiesWriter"]
@@ -35,26 +37,21 @@ class _Level:
         self._lengths: list[int] = []
         self._rows = np.zeros((tile, -(-width // tile) * tile), dtype)
         self.filled = 0  # rows that are not in a tile yet
-        self._empty: bytes | None = None  # a compressed tile of zeros
 
-    def add(self, rows: Labels) -> Iterator[Labels]:
+    def add(self, rows: Labels, threads: Threads) -> Iterator[Labels]:
         """Add rows, (n, W), and yield every second pixel of each completed row of tiles."""
         while len(rows):
             count = min(len(rows), self._tile - self.filled)
             self._rows[self.filled : self.filled + count, : self.width] = rows[:count]
             self.filled, rows = self.filled + count, rows[count:]
             if self.filled == self._tile:
-                yield self.flush()
+                yield self.flush(threads)
 
-    def flush(self) -> Labels:
+    def flush(self, threads: Threads) -> Labels:
         """Compress the current rows as a row of tiles, and return every second pixel of them."""
         half = self._rows[: self.filled : 2, : self.width : 2].copy()
-        for left in range(0, self._rows.shape[1], self._tile):
-            tile = self._rows[:, left : left + self._tile]
-            if tile.any():
-                data = _compress(tile)
-            else:
-                data = self._empty = self._empty or _compress(tile)
+        columns = range(0, self._rows.shape[1], self._tile)
+        for data in threads.map(_compress, (self._rows[:, left : left + self._tile] for left in columns)):
             self._file.write(data)
             self._lengths.append(len(data))
         self._rows[:] = 0
@@ -91,17 +88,17 @@ class _Pyramid:
             self._levels.append(_Level(width, height, self._tile, path.parent, dtype))
             width, height = -(-width // 2), -(-height // 2)
 
-    def add(self, rows: Labels, number: int = 0) -> None:
+    def add(self, rows: Labels, threads: Threads, number: int = 0) -> None:
         """Add rows to the finest level, and to the others as their rows are complete."""
         if number < len(self._levels):
-            for half in self._levels[number].add(rows):
-                self.add(half, number + 1)
+            for half in self._levels[number].add(rows, threads):
+                self.add(half, threads, number + 1)
 
-    def write(self, kind: str, **options: Any) -> None:
+    def write(self, kind: str, threads: Threads, **options: Any) -> None:
         """Write the file; options are those of tifffile. ``kind`` tells files of one image apart."""
         for number, level in enumerate(self._levels):
             if level.filled:
-                self.add(level.flush(), number + 1)
+                self.add(level.flush(threads), threads, number + 1)
         mpp = self._image.label_mpp
         options |= {"tile": (self._tile, self._tile), "compression": "zlib", "dtype": self._dtype}
         classes = {str(index): name for index, name in enumerate(self._image.classes)}
@@ -139,12 +136,12 @@ class LabelImageWriter(OutputWriter):
 
     def add_strip(self, strip: MaskStrip) -> None:
         """Add rows."""
-        self._pyramid.add(strip.mask)
+        self._pyramid.add(strip.mask, self.threads)
 
     def finish(self) -> None:
         """Write the file."""
         colors = color_table().T.astype(np.uint16) * 257  # (3, 256), 0..65535
-        self._pyramid.write("", photometric="palette", colormap=colors)
+        self._pyramid.write("", self.threads, photometric="palette", colormap=colors)
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -166,12 +163,12 @@ class InstanceImageWriter(OutputWriter):
         if self._pyramid is None:
             dtype = np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
             self._pyramid = _Pyramid(self.path, self.image, dtype)
-        self._pyramid.add(labels)
+        self._pyramid.add(labels, self.threads)
 
     def finish(self) -> None:
         """Write the file."""
         assert self._pyramid is not None, "an image has rows"
-        self._pyramid.write(" instances", photometric="minisblack")
+        self._pyramid.write(" instances", self.threads, photometric="minisblack")
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -207,11 +204,20 @@ class ProbabilitiesWriter(OutputWriter):
 
 def _compress(tile: npt.NDArray[np.unsignedinteger]) -> bytes:
     """A tile in zlib's format, by libdeflate where it is installed: smaller than by zlib, in half the time."""
+    return _deflate(tile.tobytes()) if tile.any() else _deflate_zeros(tile.nbytes)
+
+
+@cache
+def _deflate_zeros(count: int) -> bytes:
+    return _deflate(bytes(count))
+
+
+def _deflate(data: bytes) -> bytes:
     try:
         from imagecodecs import deflate_encode
     except ImportError:
-        return zlib.compress(tile.tobytes(), _ZLIB)
-    return bytes(deflate_encode(tile.tobytes(), _COMPRESSION))
+        return zlib.compress(data, _ZLIB)
+    return bytes(deflate_encode(data, _COMPRESSION))
 
 
 def _resolution(mpp: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from microseg.outputs.measurements import ConfidenceSums, count_positive, summar
 from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
 from microseg.outputs.stains import image_stains
+from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail, load_writers
 
 __all__ = ["SegmentationWriter"]
@@ -40,6 +42,7 @@ class SegmentationWriter:
         thumbnail: Reads the whole image at a reduced size.
         slide: Whether the mask has many strips, so that memory has to be bounded. False: one strip is the whole mask.
         separation: How touching objects are separated in strips with their interior; None where they are not.
+        threads: Number of threads that make the outputs. One: the calling thread.
 
     Raises:
         SettingsError: An output is unknown, or needs probabilities, which slides do not have.
@@ -54,9 +57,10 @@ class SegmentationWriter:
         *,
         slide: bool,
         separation: Separation | None = None,
+        threads: int = 1,
     ) -> None:
         self._folder, self._image, self._thumbnail, self._slide = folder, image, thumbnail, slide
-        self._separation = separation
+        self._separation, self._count = separation, threads
         if image.instances and "labels" in outputs and not isinstance(outputs, str):
             outputs = [*outputs, "instances"]  # which pixels belong to which object cannot be told from the mask
         if image.regions is not None and not isinstance(outputs, str):
@@ -74,10 +78,13 @@ class SegmentationWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # closed if a writer cannot be made
             self._staging = stack.enter_context(staged(self._folder, self._image.name))
+            self._threads = stack.enter_context(Threads(self._count))
+            self._beside = stack.enter_context(Threads(min(self._count, 2)))  # its calls start others
             self._writers: list[OutputWriter] = []
             for name, writer_type in self._types.items():
                 writer = writer_type(self._staging / self._files[name], self._image, self._thumbnail)
                 stack.callback(writer.close)
+                writer.threads = self._threads
                 self._writers.append(writer)
             finder = ObjectFinder(
                 self._image.mask_shape[1],
@@ -87,6 +94,7 @@ class SegmentationWriter:
                 separation=self._separation,
                 stains=image_stains(self._image),
                 numbers=any(writer.needs_labels for writer in self._writers),
+                threads=self._threads,
             )
             self._objects = stack.enter_context(finder)
             self._stack = stack.pop_all()
@@ -99,8 +107,15 @@ class SegmentationWriter:
 
     def add(self, strip: MaskStrip) -> None:
         """Add the next strip of the mask."""
-        self._pixels += _count_values(strip.mask, len(self._image.classes))
+        written = self._beside.start(self._write_strip, strip)
         self._objects.add(strip)
+        written.result()
+
+    def _write_strip(self, strip: MaskStrip) -> None:
+        rows = max(1, PIECE // strip.mask.shape[1])
+        parts = (strip.mask[start : start + rows] for start in range(0, len(strip.mask), rows))
+        for counts in self._threads.map(partial(_count_values, classes=len(self._image.classes)), parts):
+            self._pixels += counts
         for writer in self._writers:
             if writer.needs_probabilities and strip.probabilities is None:
                 raise SettingsError("Expected probabilities, this segmentation has none: leave that output out.")
@@ -125,6 +140,7 @@ class SegmentationWriter:
         Returns:
             The record.
         """
+        finished = [self._beside.start(writer.finish) for writer in self._writers if not _waits(writer)]
         self._objects.finish()
         object_writers = [writer for writer in self._writers if writer.needs_objects]
         positive = None if self._image.dab_threshold is None else np.zeros(len(self._image.classes), np.int64)
@@ -139,7 +155,10 @@ class SegmentationWriter:
                 for writer in label_writers:
                     writer.add_labels(labels, len(self._objects.indices))
         for writer in self._writers:
-            writer.finish()
+            if _waits(writer):
+                writer.finish()
+        for future in finished:
+            future.result()
         counts = np.bincount(self._objects.indices, minlength=256)
         record = Record(
             **dict(self._image),
@@ -151,6 +170,11 @@ class SegmentationWriter:
         )
         publish(self._staging, self._folder, record)
         return record
+
+
+def _waits(writer: OutputWriter) -> bool:
+    """Whether a writer needs what is known after all strips only."""
+    return writer.needs_objects or writer.needs_labels
 
 
 def _count_values(mask: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int64]:

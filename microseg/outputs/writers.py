@@ -22,6 +22,7 @@ import pandas as pd
 
 from microseg.errors import PluginError, SettingsError
 from microseg.outputs.record import ImageInfo
+from microseg.outputs.threads import Threads
 from microseg.plugins import load_plugin, plugin_names
 
 __all__ = ["MaskStrip", "ObjectBatch", "OutputWriter", "Thumbnail", "load_writers", "output_suffixes"]
@@ -101,7 +102,7 @@ class OutputWriter(ABC):
 
     The calls are: the constructor, `add_strip` for all rows from top to bottom, `add_objects` for all objects (with
     ``needs_objects`` only), `add_labels` for all rows (with ``needs_labels`` only), `finish`, and in any case `close`.
-    Calls for one image never overlap, but they may come from different threads.
+    Calls of one writer never overlap, but they may come from different threads, at the same time as those of others.
 
     Args:
         path: File to write, in a temporary folder; it takes its final place when all outputs of the image are complete.
@@ -115,12 +116,14 @@ class OutputWriter(ABC):
         needs_labels: Whether `add_labels` is to be called.
         needs_probabilities: Whether strips must have the probabilities of all classes. Such a writer cannot be used for
             slides, whose probabilities do not fit into memory.
+        threads: Threads for what takes long in `add_strip`, `add_labels` and `finish`; set after the constructor.
     """
 
     suffix: ClassVar[str]
     needs_objects: ClassVar[bool] = False
     needs_labels: bool = False
     needs_probabilities: ClassVar[bool] = False
+    threads: Threads = Threads()
 
     def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
         self.path, self.image, self.thumbnail = path, image, thumbnail

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,13 @@ from PIL import Image
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.errors import DataError, ImageReadError, SettingsError
+from microseg.inference import slide as slide_module
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
 from microseg.inference.slide import segment_slide, slide_strips
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
 from microseg.models.separation import separate_objects
-from microseg.outputs import overlay
+from microseg.outputs import overlay, segmentation_writer
 from microseg.outputs.colors import class_color
 from microseg.outputs.record import Provenance, read_record
 from microseg.outputs.segmentation import Segmentation
@@ -110,6 +112,26 @@ def test_files_equal_those_of_the_whole_image(
     assert shapely.is_valid(shapes).all()
     assert shapely.equals(shapes, whole.polygons).all()
     assert {tuple(feature["properties"]["classification"]["color"]) for feature in features} == {class_color(1)}
+
+
+@pytest.mark.parametrize("options", [{}, {"split": ("bright",)}])
+def test_threads_do_not_change_files(
+    darkness: Callable[..., Engine],
+    slide: Path,
+    provenance: Provenance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(segmentation_writer, "PIECE", 2**15)  # 23 rows, so that borders cut objects
+    files = []
+    for threads in (1, 4):
+        monkeypatch.setattr(slide_module, "_output_threads", lambda _, threads=threads: threads)
+        out = tmp_path / str(threads)
+        segment_slide(darkness(**options), slide, out, provenance=provenance)
+        files.append({path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".json"})
+    assert len(files[0]) == (5 if options else 4)
+    assert files[0] == files[1]
 
 
 def test_objects_are_divided_by_their_shape_where_the_settings_say_so(
