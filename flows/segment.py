@@ -233,7 +233,8 @@ def _images(source: Path) -> ImageFolder:
     if source.is_file() or source.name.lower().endswith(ZARR_SUFFIXES):
         return ImageFolder((source,), {})
     if not source.is_dir():
-        raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.")
+        hint = " Write an address into a file such as slide.zarr.url, and give that." if ":/" in str(source) else ""
+        raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.{hint}")
     place = source / "images" if (source / "images").is_dir() else source
     found = list_images(place)
     if not found.images:

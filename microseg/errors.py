@@ -26,6 +26,7 @@ __all__ = [
     "RemoteUnavailableError",
     "ResourceLimitError",
     "SettingsError",
+    "SlideUnavailableError",
     "SupersededError",
     "TrainingError",
     "TransientError",
@@ -81,6 +82,10 @@ class ParseError(DataError):
 
 class ResourceLimitError(ImageReadError):
     """A file takes more time or memory to read than any sound one."""
+
+
+class SlideUnavailableError(ImageReadError, TransientError):
+    """The server of a slide at an address cannot be reached, or does not answer now."""
 
 
 class LabError(DataError):

@@ -73,7 +73,7 @@ def run_limited(what: str, function: Callable[..., T], *args: Any, seconds: floa
         child.close()
         raise ResourceLimitError(
             f"{what}: expected to be read in {seconds:g} s and {memory / 2**30:.2g} GiB, {value}. The file is damaged "
-            "or made to harm; export it again, or in another format."
+            "or made to harm, or its disk or server is too slow; export it again, or in another format."
         )
     if kind == "error":
         _idle.give_back(child)

@@ -5,6 +5,8 @@ Environment:
     MICROSEG_PARAMS: File of parameters; ``params.yaml`` of the current folder, else beside the home, by default.
     MICROSEG_<SECTION>__<NAME>: One parameter, such as ``MICROSEG_TRAIN__STEPS=500``.
     MICROSEG_DVC_REMOTE: Where datasets are pushed, any DVC URL; a folder in the home by default.
+    MICROSEG_ALLOWED_URLS: Addresses, separated by spaces, at and below which slides may be read, such as
+        ``https://slides.example.org/study/ s3://bucket/``; none by default.
     MLFLOW_TRACKING_URI: MLflow server or database; a SQLite file in the home by default.
     MICROSEG_WEBHOOK_URL: Address at which MLflow's server reaches the webhook receiver; ``http://127.0.0.1:4280`` by
         default.
@@ -80,6 +82,7 @@ class Environment(BaseSettings):
     )
     microseg_params: Path | None = None
     microseg_dvc_remote: str | None = None
+    microseg_allowed_urls: str = ""
     microseg_webhook_url: str = "http://127.0.0.1:4280"
     microseg_webhook_host: str = "127.0.0.1"
     microseg_webhook_secret: str | None = Field(None, repr=False)

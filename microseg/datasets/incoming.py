@@ -108,21 +108,24 @@ def read_incoming_folder(
     hashed, slide_files = sha256(), slide_suffixes()
     unfinished, images, slides, slides_elsewhere = [path.name for path in listing.moved], 0, 0, 0
     parts_missing = ""
-    present = set[str]()
+    present, slide_folders = set[str](), set[str]()
     for path, status in sorted(listing.files):
         name, suffix = path.relative_to(folder), path.suffix.lower()
         hashed.update(os.fsencode(name.as_posix()) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         in_images = name.parts[0] == "images" and len(name.parts) > 1
         if in_images:
-            present.add(image_key(image_name(path.name)))
+            present |= {image_key(image_name(part)) for part in (name.parts[1], path.name)}  # a slide may be a folder
         images += in_images and suffix in IMAGE_SUFFIXES
-        if suffix in slide_files:
+        if in_images and len(name.parts) > 2 and name.parts[1].lower().endswith(slide_files):
+            slide_folders.add(name.parts[1])
+        elif path.name.lower().endswith(slide_files):
             slides += in_images
             if in_images and (names := missing_parts(path)):
                 parts_missing = f"{path.name} lacks {', '.join(names[:_NAMED])}: copy the slide with all of its files"
             slides_elsewhere += name.parts[0] not in ("images", "test")
         if path.name.lower().endswith(_TEMPORARY_SUFFIXES):
             unfinished.append(path.name)
+    slides += len(slide_folders)
     for path in listing.refused:
         hashed.update(os.fsencode(path) + b"\0refused\n")
     fingerprint = hashed.hexdigest()[:32]

@@ -22,6 +22,7 @@ from microseg.errors import MicrosegError
 from microseg.slides.identity import KnownHashes, source_state
 from microseg.slides.images import write_png
 from microseg.slides.limited import open_slide
+from microseg.slides.parts import is_address_file
 from microseg.slides.pixel_size import StatedMpp
 from microseg.slides.tissue import find_tissue
 
@@ -185,7 +186,7 @@ class SlideUpdate:
             real = path.resolve()
             return replace(record, location=str(real), state=source_state(real))
         store_slide(path, self._staged / SLIDES / record.file)
-        return record
+        return replace(record, state=record.sha256) if is_address_file(path) else record
 
     def _add_fields(self, slide: CheckedSlide, record: DatasetSlide, group: str) -> None:
         for each in slide.found.fields:

@@ -43,7 +43,7 @@ class DatasetSlide:
         out_of_focus: Fraction of the places looked at that are out of focus.
         labels: Digest of the annotation that was ingested last, and of what it means; None where there was none.
         location: Where it stays; None where it is in ``slides/``.
-        state: Of one that stays where it is, see `source_state`.
+        state: Of one that stays where it is, or is at an address, see `source_state`.
     """
 
     file: str
@@ -62,8 +62,9 @@ class DatasetSlide:
 
     @property
     def recorded(self) -> RecordedSlide | None:
-        """What the file must still be, where it stays where it is."""
-        return None if self.location is None else RecordedSlide(self.sha256, self.state or "")
+        """What the slide must still be, where others can change it."""
+        kept = self.location is None and self.state is None
+        return None if kept else RecordedSlide(self.sha256, self.state or "")
 
     def path(self, dataset: Path) -> Path:
         """Where the slide of a dataset is, given the dataset's folder."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from microseg.config.params import InferenceSettings
-from microseg.errors import DataError
+from microseg.errors import DataError, ImageReadError
 from microseg.escaping import printable
 from microseg.files import disk_full_error
 from microseg.outputs.names import name_digest, usable_name
@@ -156,4 +156,6 @@ def _taken(folder: Path, name: str, source: Path) -> bool:
         return True
     if _owner(folder, name) is None:
         return any((folder / (name + suffix)).exists() for suffix in (".json", *output_suffixes()))
-    return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != source_sha256(source)
+    with suppress(ImageReadError):  # of a slide at an address
+        return not source.is_file() or read_record(folder / f"{name}.json").source_sha256 != source_sha256(source)
+    return True

@@ -7,9 +7,11 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from microseg import limits
 from microseg.files import file_sha256, write_text_file
 from microseg.parsing import parse_json
-from microseg.slides.parts import slide_parts
+from microseg.slides.parts import is_address_file, slide_parts
+from microseg.slides.zarr_reader import address_sha256
 
 __all__ = ["KnownHashes", "source_sha256", "source_state"]
 
@@ -26,8 +28,13 @@ def source_sha256(path: Path) -> str:
         path: The image, or the file or folder of a slide.
 
     Returns:
-        SHA-256, 64 hexadecimal digits: of a single file as it is.
+        SHA-256, 64 hexadecimal digits: of a single file as it is; of a slide at an address see `address_sha256`.
+
+    Raises:
+        ImageReadError: A slide at an address cannot be read.
     """
+    if is_address_file(path):
+        return limits.run_limited(str(path), address_sha256, path)
     parts = list(slide_parts(path))
     if not parts:
         return file_sha256(path)
@@ -42,7 +49,10 @@ def source_state(path: Path) -> str:
 
     Raises:
         OSError: There is no such file.
+        ImageReadError: A slide at an address, whose state is its hash, cannot be read.
     """
+    if is_address_file(path):
+        return source_sha256(path)
     return sha256(json.dumps(_state(path)).encode()).hexdigest()[:32]
 
 
@@ -62,6 +72,8 @@ class KnownHashes:
         """`source_sha256` of an image; empty if there is no file."""
         if not path.exists():
             return ""
+        if is_address_file(path):
+            return source_sha256(path)
         key, state = os.fsencode(path.absolute()).hex(), _state(path)
         known = self._new.get(key) or self._known.get(key)
         if known is not None and known[0] == state:

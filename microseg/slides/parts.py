@@ -4,7 +4,7 @@
 MRXS                the folder of the same name, beside it
 VMS, VMU            the files that it lists, in its folder
 DICOM               the files of one series: in a folder of their own, or in one with others
-OME-Zarr            everything in a folder ``*.zarr``
+OME-Zarr            everything in a folder ``*.zarr``; at an address, the file with it only
 ==================  ==============================================================================================
 """
 
@@ -16,9 +16,11 @@ from pathlib import Path
 from microseg import limits
 
 __all__ = [
+    "ADDRESS_SUFFIX",
     "DICOM_SUFFIXES",
     "ZARR_SUFFIXES",
     "dicom_series",
+    "is_address_file",
     "is_slide_folder",
     "missing_parts",
     "slide_owners",
@@ -27,6 +29,8 @@ __all__ = [
 
 DICOM_SUFFIXES = (".dcm",)
 ZARR_SUFFIXES = (".zarr", ".zarr.zip", ".ozx")
+ADDRESS_SUFFIX = ".zarr.url"
+"""Of a file with the address of an OME-Zarr, see `microseg.slides.remote_zarr`."""
 
 _MAX_INDEX_BYTES = 2**18  # read of an index, which lists file names
 _DICOM_MAGIC = b"DICM"
@@ -82,6 +86,11 @@ def is_slide_folder(folder: Path) -> bool:
         return True
     files = [path for path in _files_of(folder) if not path.name.startswith(".") and path.name != "DICOMDIR"]
     return bool(files) and all(_is_dicom(path) for path in files)
+
+
+def is_address_file(path: Path) -> bool:
+    """Whether a file states the address of a slide, by its name."""
+    return path.name.lower().endswith(ADDRESS_SUFFIX) and path.is_file()
 
 
 def slide_owners(paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[Path, Path]:

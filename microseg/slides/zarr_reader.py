@@ -1,7 +1,9 @@
-"""OME-Zarr (NGFF 0.4 and 0.5): a folder, or the same as a ZIP file."""
+"""OME-Zarr (NGFF 0.4 and 0.5): a folder, the same as a ZIP file, or at an address that a file states."""
 
+import json
 import math
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -10,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.errors import ImageReadError
-from microseg.slides.parts import ZARR_SUFFIXES, is_slide_folder
+from microseg.slides.parts import ADDRESS_SUFFIX, ZARR_SUFFIXES, is_address_file, is_slide_folder
 from microseg.slides.pixel_size import unit_microns, valid_mpp
 from microseg.slides.slide import Level, Slide
 
-__all__ = ["ZarrReader", "ZarrSlide"]
+__all__ = ["ZarrReader", "ZarrSlide", "address_sha256"]
 
 _RGB = ("FF0000", "00FF00", "0000FF")
+_WHOLE, _SIDE = 2**22, 256  # pixels of a coarsest level that is hashed as a whole, and side of a place of a larger one
 _STACK = "Export the plane to be segmented as an image of its own."
 _CHANNELS = "Export the channels to be segmented as gray or RGB."
 
@@ -25,7 +28,7 @@ class ZarrSlide(Slide):
     """An OME-Zarr image of one plane, gray or RGB, 8 bits; or of 16 bits with the range of each channel stated.
 
     Args:
-        path: The folder or ZIP file.
+        path: The folder or ZIP file; or the file with its address, see `microseg.slides.remote_zarr`.
 
     Raises:
         ImageReadError: It is no OME-Zarr image, or one that is not understood.
@@ -35,7 +38,7 @@ class ZarrSlide(Slide):
         import zarr
 
         try:
-            self._store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else zarr.storage.LocalStore(path)
+            self._store = _open_store(path)
             group = zarr.open_group(self._store, mode="r")
             image, attributes = _image_group(path, group)
         except ImageReadError:
@@ -50,7 +53,9 @@ class ZarrSlide(Slide):
         if axes[-2:] != ["y", "x"]:
             raise ImageReadError(f"{path}: expected the axes … y, x, got {', '.join(axes)}. Export it again.")
         self._arrays: list[Any] = [image[entry["path"]] for entry in scales["datasets"]]
-        _check_complete(path, self._arrays)
+        if not is_address_file(path):  # where a missing chunk is found when it is read
+            _check_complete(path, self._arrays)
+        self._metadata = attributes
         first = self._arrays[0]
         sizes = dict(zip(axes, first.shape, strict=True))
         if extra := {axis: size for axis, size in sizes.items() if axis not in "cyx" and size != 1}:
@@ -69,6 +74,18 @@ class ZarrSlide(Slide):
         """Close the file."""
         self._store.close()
 
+    def digest(self) -> str:
+        """SHA-256 of the metadata, and of the pixels of the coarsest level: of a large one, those of 16 places."""
+        number, level = len(self.levels) - 1, self.levels[-1]
+        arrays = [[list(array.shape), list(array.chunks), str(array.dtype)] for array in self._arrays]
+        hashed = sha256(json.dumps([self._metadata, arrays], sort_keys=True).encode())
+        whole = level.width * level.height <= _WHOLE
+        width, height = (level.width, level.height) if whole else (min(it, _SIDE) for it in (level.width, level.height))
+        for y in sorted({(level.height - height) * step // 3 for step in range(4)}):
+            for x in sorted({(level.width - width) * step // 3 for step in range(4)}):
+                hashed.update(self.read_region(number, x, y, width, height).tobytes())
+        return hashed.hexdigest()
+
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Read a region of all channels."""
         index = tuple(slice(None) if axis == "c" else 0 for axis in self._axes[:-2])
@@ -83,16 +100,16 @@ class ZarrSlide(Slide):
 
 
 class ZarrReader:
-    """Opens OME-Zarr folders and ZIP files."""
+    """Opens OME-Zarr folders, ZIP files, and files with an address."""
 
     priority = 110
-    suffixes = ZARR_SUFFIXES
+    suffixes = (*ZARR_SUFFIXES, ADDRESS_SUFFIX)
     folders = True
 
     def can_open(self, path: Path) -> bool:
-        """Whether it is a folder with Zarr metadata, or a file with the ending of a zipped one."""
+        """Whether it is a folder with Zarr metadata, or a file with the ending of a zipped one or of an address."""
         if path.is_file():
-            return path.name.lower().endswith(ZARR_SUFFIXES)
+            return path.name.lower().endswith(self.suffixes)
         return is_slide_folder(path) and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
 
     def open(self, path: Path) -> ZarrSlide:
@@ -100,14 +117,38 @@ class ZarrReader:
         return ZarrSlide(path)
 
 
+def address_sha256(path: Path) -> str:
+    """Hash a slide at an address by what it shows, wherever it lies; see `ZarrSlide.digest`.
+
+    Args:
+        path: The file with the address.
+
+    Raises:
+        ImageReadError: It cannot be read.
+    """
+    with ZarrSlide(path) as slide:
+        return slide.digest()
+
+
+def _open_store(path: Path) -> Any:
+    import zarr
+
+    if is_address_file(path):
+        from microseg.slides.remote_zarr import open_address
+
+        return open_address(path)
+    return zarr.storage.ZipStore(path, mode="r") if path.is_file() else zarr.storage.LocalStore(path)
+
+
 def _image_group(path: Path, group: Any) -> tuple[Any, dict[str, Any]]:
     """The group of the image, and its metadata; of one that bioformats2raw wrote the only series."""
     attributes = _metadata(group)
     if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
-        series = [name for name in group.group_keys() if name.isdigit()]
-        if len(series) != 1:
-            raise ImageReadError(f"{path}: expected one image, got {len(series)} series. {_STACK}")
-        group = group[series[0]]
+        if "0" not in group or "1" in group:  # they are numbered; a web server does not list them
+            raise ImageReadError(
+                f"{path}: expected one image, got {'several' if '0' in group else 'no'} series. {_STACK}"
+            )
+        group = group["0"]
         attributes = _metadata(group)
     return group, attributes
 

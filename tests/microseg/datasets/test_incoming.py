@@ -77,6 +77,16 @@ def test_counts_slides(lab: Path) -> None:
     assert (incoming.images, incoming.slides, incoming.missing) == (0, 2, "")
 
 
+def test_counts_ome_zarr_as_slides(lab: Path) -> None:
+    (lab / "images" / "a.png").unlink()
+    for name in ("b.zarr/0/0.0.0", "b.zarr/.zattrs", "b.zarr/.zgroup", "c.zarr/zarr.json", "d.zarr.zip", "e.zarr.url"):
+        (lab / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (lab / "images" / name).write_bytes(b"part")
+    (lab / "images.csv").write_text("file,group\nb.zarr,1\nc.zarr,2\nd.zarr.zip,3\ne.zarr.url,4\n")
+    incoming = read_incoming_folder(lab)
+    assert (incoming.images, incoming.slides, incoming.missing) == (0, 4, "")
+
+
 def test_a_slide_without_its_companions_is_not_complete(lab: Path) -> None:
     (lab / "images" / "a.mrxs").write_bytes(b"slide")
     assert "a.mrxs lacks Slidedat.ini" in read_incoming_folder(lab).missing

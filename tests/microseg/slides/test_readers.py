@@ -85,7 +85,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_built_in_readers_are_entry_points() -> None:
     assert [name for name, _ in readers._readers()] == ["dicom", "zarr", "openslide", "tiff", "image"]
-    assert slide_suffixes() == (".dcm", ".zarr", ".zarr.zip", ".ozx", *OpenSlideReader.suffixes)
+    assert slide_suffixes() == (".dcm", ".zarr", ".zarr.zip", ".ozx", ".zarr.url", *OpenSlideReader.suffixes)
 
 
 def test_reader_of_another_package_opens_its_files(install: Any, tmp_path: Path) -> None:
