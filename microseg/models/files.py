@@ -21,6 +21,8 @@ from microseg.parsing import parse_json, read_text
 __all__ = ["load_network", "save_network", "some_names", "weights_digest"]
 
 _FORMAT = 2
+_EARLIER_INTERIOR = ("head.interior.weight", "head.interior_logit.weight")
+"""A tensor of instance heads of before `separate_objects` took tops of the interior for seeds, and its name now."""
 
 
 def save_network(folder: Path, network: PyramidSegmenter) -> None:
@@ -138,6 +140,11 @@ def _check_match(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         if _kind(tensors[name]) != _kind(expected[name])
     )
     faults = (("lacks", missing), ("has unknown", extra), ("has", wrong))
+    if _EARLIER_INTERIOR[0] in extra and _EARLIER_INTERIOR[1] in missing:
+        raise WeightsError(
+            f"expected an instance head of this microseg, {path} has one of an earlier microseg, whose interior is "
+            "scaled otherwise: its objects would be separated wrongly; train the network again with this version"
+        )
     found = "; ".join(f"{verb} {some_names(names)}" for verb, names in faults if names)
     if found:
         raise WeightsError(

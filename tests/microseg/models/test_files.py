@@ -1,9 +1,11 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from microseg.errors import WeightsError
@@ -147,6 +149,21 @@ def test_weights_of_another_architecture(folder: Path, settings: dict[str, Any],
     card["config"].update(settings)
     (folder / CONFIG_FILE).write_text(json.dumps(card))
     with pytest.raises(WeightsError, match=message):
+        load_network(folder)
+
+
+def test_an_instance_head_of_an_earlier_microseg_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Its interior had no gain: read by today's head, its objects would be separated wrongly."""
+    folder = tmp_path / "network"
+    save_network(folder, small_network(head="instance", instances=("gland",)))
+    tensors = load_file(folder / WEIGHTS_FILE)
+    earlier = {name.replace("interior_logit", "interior"): tensor for name, tensor in tensors.items()}
+    assert earlier.keys() != tensors.keys()
+    save_file(earlier, folder / WEIGHTS_FILE)
+    card = json.loads((folder / CONFIG_FILE).read_text())
+    card["weights_sha256"] = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    (folder / CONFIG_FILE).write_text(json.dumps(card))
+    with pytest.raises(WeightsError, match=r"one of an earlier microseg.* train the network again"):
         load_network(folder)
 
 
