@@ -35,19 +35,19 @@ class OutlinesWriter(OutputWriter):
 
     def __init__(self, path: Path, image: ImageInfo, thumbnail: Thumbnail) -> None:
         super().__init__(path, image, thumbnail)
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write('{"type": "FeatureCollection", "features": [')
-        self._separator = ""
+        self._file = path.open("wb")
+        self._file.write(b'{"type": "FeatureCollection", "features": [')
+        self._separator = b""
 
     def add_objects(self, objects: ObjectBatch) -> None:
         """Append features."""
-        for feature in features(objects, self.image, self.object_type):
-            self._file.write(self._separator + feature)
-            self._separator = ",\n"
+        if found := list(features(objects, self.image, self.object_type)):
+            self._file.write(self._separator + b",\n".join(found))
+            self._separator = b",\n"
 
     def finish(self) -> None:
         """Close the collection."""
-        self._file.write("]}")
+        self._file.write(b"]}")
         self._file.close()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class DetectionsWriter(OutlinesWriter):
     object_type = "detection"
 
 
-def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotation") -> Iterator[str]:
+def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotation") -> Iterator[bytes]:
     """GeoJSON features of objects: annotations or detections of QuPath with class, color and measurements.
 
     Args:
@@ -72,7 +72,7 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
         object_type: ``annotation`` or ``detection``.
 
     Yields:
-        The JSON text of each object, in pixels of the image from the top left corner. Measurements have the names of
+        The JSON of each object, in pixels of the image from the top left corner. Measurements have the names of
         `qupath_name`; those that are unknown are left out.
 
     Reference:
@@ -106,7 +106,7 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
                 "measurements": {} if part else measured[number],
             },
         }
-        yield orjson.dumps(feature, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        yield orjson.dumps(feature, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _measurements(columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, float]]:
