@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from microseg.cpu import available_cores, return_memory
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import slide_ood_score, tissue_windows
-from microseg.inference.stream import stream_mask
+from microseg.inference.stream import reader_count, stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.files import OUTPUTS, output_names
@@ -79,7 +80,8 @@ def segment_slide(
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    with open_slide(path, bit_depth) as slide:
+    with ThreadPoolExecutor(2) as beside, open_slide(path, bit_depth) as slide:
+        digest = None if sha256 else beside.submit(source_sha256, path)
         size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
         confidence = ConfidenceSums()
         options = {"skip_glass": skip_glass, "with_image": bool(stains and stains.names)}
@@ -87,7 +89,7 @@ def segment_slide(
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.absolute()),
-            source_sha256=sha256 or source_sha256(path),
+            source_sha256=sha256 if digest is None else digest.result(),
             width=slide.width,
             height=slide.height,
             mpp=size,
@@ -99,17 +101,19 @@ def segment_slide(
             **region_facts(regions, path),
         )
         separation = engine.separation()  # of a mask with the model's pixel size
+        score = beside.submit(slide_ood_score, reference, view, tissue)
+        thumbnail = partial(slide.thumbnail, readers=reader_count(engine))
         threads = _output_threads(engine)
         with SegmentationWriter(
-            out, image, outputs, slide.thumbnail, slide=True, separation=separation, threads=threads
+            out, image, outputs, thumbnail, slide=True, separation=separation, threads=threads
         ) as writer:
             _write_strips(strips, writer, trim=engine.device.type == "cpu")
             summary = {
                 "tissue_fraction": tissue.fraction,
                 "computed_fraction": confidence.pixels / (view.width * view.height),
             }
-            if (score := slide_ood_score(reference, view, tissue)) is not None:
-                summary["ood_score"] = score
+            if (distance := score.result()) is not None:
+                summary["ood_score"] = distance
             seconds = round(time.perf_counter() - started, 3)
             return writer.finish(confidence, seconds=seconds, summary=summary, tissue=summary["tissue_fraction"])
 
@@ -144,7 +148,7 @@ def slide_strips(
             f"{slide.path}: expected microns per pixel, as the model works at {engine.mpp}, but the file states none. "
             "Give --mpp, a line in images.csv (file,mpp), or mpp in the lab's lab.yaml."
         )
-    view, tissue = SlideView(slide, engine.zoom(mpp)), find_tissue(slide)
+    view, tissue = SlideView(slide, engine.zoom(mpp)), find_tissue(slide, readers=reader_count(engine))
 
     def shows_tissue(tile: Tile) -> bool:
         return not skip_glass or tissue.touches(

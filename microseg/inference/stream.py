@@ -21,9 +21,14 @@ from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
 
-__all__ = ["stream_mask"]
+__all__ = ["reader_count", "stream_mask"]
 
 _READERS = 2  # threads; where the device is CUDA, one for each core of the process
+
+
+def reader_count(engine: Engine) -> int:
+    """Threads that read a slide."""
+    return max(_READERS, available_cores() - 1) if engine.device.type == "cuda" else _READERS
 
 
 def stream_mask(
@@ -171,7 +176,7 @@ def _predictions(
     engine: Engine, view: SlideView, tiles: Sequence[Tile], kept: deque[npt.NDArray[np.uint8]] | None
 ) -> Iterator[torch.Tensor]:
     """Outputs of each tile, in order; tiles are read and computed ahead, and their pixels added to ``kept``."""
-    count = max(_READERS, available_cores() - 1) if engine.device.type == "cuda" else _READERS
+    count = reader_count(engine)
     with ThreadPoolExecutor(count) as readers:
         waiting = iter(tiles)
         reading: deque[Future[npt.NDArray[np.uint8]]] = deque()

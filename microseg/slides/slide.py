@@ -1,6 +1,7 @@
 """A slide: RGB regions of its resolution levels, a slide held in memory, and a view of a slide at another scale."""
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,11 +130,12 @@ class Slide(ABC):
         box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box), np.uint8)
 
-    def thumbnail(self, longest: int) -> npt.NDArray[np.uint8]:
+    def thumbnail(self, longest: int, *, readers: int = 1) -> npt.NDArray[np.uint8]:
         """Read the whole slide at a small size.
 
         Args:
             longest: Longer side of the thumbnail, in pixels; a smaller slide is not enlarged.
+            readers: Threads that read; each needs memory for 4 megapixels.
 
         Shape:
             (h, w, 3)
@@ -145,13 +147,19 @@ class Slide(ABC):
         level = self.levels[number := self.level_for(1 / factor)]
         thumbnail = Image.new("RGB", size)
         rows = max(1, min(size[1], (2**22 * size[1]) // (level.width * level.height)))  # 4 megapixels at once
-        for top in range(0, size[1], rows):
+
+        def read(top: int) -> Image.Image:
             bottom = min(size[1], top + rows)
             first, last = top * level.height / size[1], bottom * level.height / size[1]
             y, end = int(first), min(level.height, -int(-last // 1))
             part = Image.fromarray(self.read_region(number, 0, y, level.width, end - y))
             box = (0.0, first - y, float(level.width), min(last - y, float(end - y)))
-            thumbnail.paste(part.resize((size[0], bottom - top), Image.Resampling.BOX, box), (0, top))
+            return part.resize((size[0], bottom - top), Image.Resampling.BOX, box)
+
+        tops = range(0, size[1], rows)
+        with ThreadPoolExecutor(readers) as pool:
+            for top, part in zip(tops, pool.map(read, tops), strict=True):
+                thumbnail.paste(part, (0, top))
         return np.array(thumbnail, np.uint8)
 
     def close(self) -> None:  # noqa: B027 (not every slide has a file open)

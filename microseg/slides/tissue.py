@@ -44,7 +44,7 @@ class TissueMap:
         return bool(self.tissue[rows, columns].any())
 
 
-def find_tissue(slide: Slide) -> TissueMap:
+def find_tissue(slide: Slide, *, readers: int = 1) -> TissueMap:
     """Detect tissue on a thumbnail of the slide.
 
     A pixel is glass where it is as bright and colorless as the brightest part of the slide, to within an optical
@@ -54,8 +54,9 @@ def find_tissue(slide: Slide) -> TissueMap:
 
     Args:
         slide: The slide; its coarsest sufficient level is read.
+        readers: Threads that read it; see `Slide.thumbnail`.
     """
-    return tissue_map(slide.thumbnail(THUMBNAIL_SIDE))
+    return tissue_map(slide.thumbnail(THUMBNAIL_SIDE, readers=readers))
 
 
 def tissue_map(thumbnail: npt.NDArray[np.uint8]) -> TissueMap:
