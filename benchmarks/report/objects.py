@@ -1,12 +1,11 @@
 """Tables of the results of ``python -m benchmarks.objects --json``."""
 
 from collections.abc import Sequence
-from statistics import mean
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.results import markdown_table
+from benchmarks.results import markdown_table, spread
 
 __all__ = ["object_speed_table", "object_table"]
 
@@ -21,14 +20,14 @@ _COLUMNS = {
 
 
 def object_table(results: Sequence[dict[str, Any]]) -> str:
-    """A line for each network and way of telling objects apart, on each lab: means over the seeds."""
+    """A line for each network and way of telling objects apart, on each lab: medians over the seeds, least and most."""
     rows = [row for result in results for row in result["rows"]]
     lines: list[dict[str, str]] = []
     for task, target, method in dict.fromkeys((row["task"], row["target"], row["method"]) for row in rows):
         group = [row for row in rows if (row["task"], row["target"], row["method"]) == (task, target, method)]
         line: dict[str, str] = {"task": task, "lab": "target" if target else "source"}
         line |= {"network, objects": method.replace("_", " "), "seeds": ", ".join(str(row["seed"]) for row in group)}
-        lines.append(line | {title: f"{mean(row[key] for row in group):.3f}" for key, title in _COLUMNS.items()})
+        lines.append(line | {title: spread([row[key] for row in group], 3) for key, title in _COLUMNS.items()})
     lines.sort(key=lambda it: (it["task"], it["lab"] != "target"))
     return markdown_table(pd.DataFrame(lines))
 

@@ -97,7 +97,7 @@ def test_batch_that_does_not_fit_the_memory_is_halved(
     images = [picture(256, 256, seed) for seed in range(60)]
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 300 * 2**20) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 64 * 2**20) / total)
     try:
         futures = [engine.submit(image) for image in images]
         masks = [future.result(120).mask for future in futures]

@@ -110,14 +110,14 @@ def test_provenance_states_command_and_commit() -> None:
     assert set(stated) == {"command", "date", "commit", "machine"}
 
 
-def test_objects_are_means_over_the_seeds() -> None:
+def test_objects_are_medians_over_the_seeds() -> None:
     scores = {"mean_f1": 0.5, "pq": 0.5, "aji": 0.5, "count_error": 0.1, "dice": 0.9}
     rows = [
         {"task": "a", "method": "adapted split", "seed": seed, "f1": f1, "target": target, **scores}
-        for seed, f1, target in ((0, 0.6, False), (0, 0.7, True), (1, 0.9, True))
+        for seed, f1, target in ((0, 0.6, False), (0, 0.7, True), (1, 0.9, True), (2, 0.72, True))
     ]
     lines = object_table([{"rows": rows[:2]}, {"rows": rows[2:]}]).splitlines()
-    assert "| a | target | adapted split | 0, 1 | 0.800 | 0.500 |" in lines[2]
+    assert "| a | target | adapted split | 0, 1, 2 | 0.720 (0.700 to 0.900) | 0.500 (0.500 to 0.500) |" in lines[2]
     assert "| a | source | adapted split | 0 | 0.600 |" in lines[3]
     speed = {"task": "a", "ratio": 1.1, "least": 1.05, "most": 1.2, "seconds_per_megapixel_with_head": 0.9}
     speed |= {"of_these_objects_with_head": 0.15, "seconds_per_megapixel_semantic": 0.8}
