@@ -42,16 +42,17 @@ class AnnotatedImage:
     height: int
     mpp: float | None = None
 
-    def check_name(self, stated: object) -> None:
-        """Check the name of the image that an annotation file states, if it states one.
+    def check_name(self, *stated: object) -> None:
+        """Check the names of images that an annotation file, or the objects in it, state, if they state any.
 
         Raises:
-            ImageReadError: It is that of another image.
+            ImageReadError: All of them are those of other images.
         """
-        if isinstance(stated, str) and stated.strip() and _stem(stated) != _stem(self.name):
+        names = [name for name in stated if isinstance(name, str) and name.strip()]
+        if names and _stem(self.name) not in map(_stem, names):
             raise ImageReadError(
-                f"expected annotations of {self.name}, got those of {stated}, as the file states. Give it the name of "
-                "its image, or correct the name in it."
+                f"expected annotations of {self.name}, got those of {names[0]}, as the file states. Give it the name "
+                "of its image, or correct the name in it."
             )
 
     def scale_from(self, width: object, height: object) -> float:
@@ -230,4 +231,4 @@ def _utf8(content: bytes) -> bytes:
 def _stem(name: str) -> str:
     """Name of an image by which it is compared: without folder and suffix, regardless of case."""
     last = re.split(r"[/\\]", name.strip())[-1]
-    return unicodedata.normalize("NFC", re.sub(r"(\.ome)?\.[A-Za-z0-9]{1,5}$", "", last)).casefold()
+    return unicodedata.normalize("NFC", re.sub(r"(\.ome)?(\.zarr)?\.[A-Za-z0-9]{1,5}$", "", last)).casefold()

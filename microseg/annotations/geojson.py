@@ -51,9 +51,11 @@ class GeoJson:
     def read(self, file: AnnotationFile, image: AnnotatedImage, classes: LabelClasses) -> Outlines:
         """Read annotations, detections and cells."""
         content = file.json
-        builder = OutlineBuilder()
+        builder, images = OutlineBuilder(), dict[str | None, None]()
         for feature in _features(content):
             _add(builder, feature, classes)
+            images[_image_name(feature)] = None
+        image.check_name(*images)
         scale = 1.0
         if isinstance(content, dict):
             stated = {**content, **(content.get("metadata") or {})} if _is_dict(content.get("metadata")) else content
@@ -115,6 +117,14 @@ def _add(builder: OutlineBuilder, feature: dict[str, Any], classes: LabelClasses
         builder.skipped[f"{_SKIPPED.get(str(shape), 'objects without geometry')}, not used"] += 1
     else:
         raise ImageReadError(f"expected GeoJSON geometries, got {shape!r}. Export the file again.")
+
+
+def _image_name(feature: dict[str, Any]) -> str | None:
+    """Name of the image that microseg found an object in, which QuPath keeps with the object."""
+    metadata = (feature.get("properties") or {}).get("metadata")
+    if isinstance(metadata, dict) and {"model", "image"} <= metadata.keys():
+        return str(metadata["image"])
+    return None
 
 
 def _class_name(classification: Any) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import orjson
 import shapely
 
+from microseg.escaping import printable
 from microseg.outputs.colors import class_color
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
@@ -80,6 +81,7 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
     """
     provenance = image.provenance
     settings = [provenance.inference.get(name) for name in ("tile", "halo", "half", "model_mpp", "split")]
+    name = printable(Path(image.source).name)
     origin = f"{image.source_sha256 or image.source} {provenance.model} {provenance.weights_sha256}"
     namespace = uuid.uuid5(uuid.NAMESPACE_URL, f"{origin} {settings} {image.mpp} {image.instances}")
     measured = dict(zip(objects.columns["label"].tolist(), _measurements(objects.columns), strict=True))
@@ -102,7 +104,7 @@ def features(objects: ObjectBatch, image: ImageInfo, object_type: str = "annotat
                 "objectType": object_type,
                 "name": f"{image.classes[index]} {number}" + (f", part {part + 1}" if part else ""),
                 "classification": classified[index],
-                "metadata": {"model": provenance.model},
+                "metadata": {"model": provenance.model, "image": name},
                 "measurements": {} if part else measured[number],
             },
         }

@@ -76,6 +76,25 @@ def test_variants_of_qupath(content: Any, tmp_path: Path) -> None:
     assert found.notes == ()
 
 
+def of_image(name: str, **metadata: str) -> dict[str, Any]:
+    """An object as microseg writes it and QuPath keeps it."""
+    return feature(metadata={"model": "microseg-segmenter/3", "image": name, **metadata})
+
+
+@pytest.mark.parametrize("name", ["slide 7.svs", "SLIDE 7.ome.zarr", "slide 7.zarr.url", "slide 7"])
+def test_objects_that_state_this_image_are_read(name: str, tmp_path: Path) -> None:
+    assert read(tmp_path, [of_image(name)]).read().classes.any()
+    assert read(tmp_path, [of_image(name), of_image("slide 8.svs"), feature()]).read().classes.any()  # copied from it
+
+
+def test_objects_that_microseg_found_in_another_image_are_refused(tmp_path: Path) -> None:
+    drawn = feature([[1, 1], [4, 1], [4, 4], [1, 1]])
+    with pytest.raises(ImageReadError, match=r"expected annotations of slide 7\.svs, got those of slide 8\.svs"):
+        read(tmp_path, [drawn, of_image("slide 8.svs")])
+    other = feature(metadata={"image": "batch 3"})  # of another program
+    assert read(tmp_path, [other]).read().classes.any()
+
+
 def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, [QUPATH_03], "slide 7.json").read().classes, box(10, 5, 20, 15))
     assert np.array_equal(read(tmp_path, [QUPATH_03], "slide 7.xml").read().classes, box(10, 5, 20, 15))

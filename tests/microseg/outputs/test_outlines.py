@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import shapely
 from microseg.annotations.classes import LabelClasses
 from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation
+from microseg.errors import ImageReadError
 from microseg.outputs.objects import label_objects
 from microseg.outputs.outlines import DetectionsWriter, OutlinesWriter, features, qupath_name
 from microseg.outputs.record import Provenance
@@ -45,7 +47,7 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
     measurements = feature["properties"].pop("measurements")
     assert feature["properties"] == {
         "objectType": "annotation",
-        "metadata": {"model": "m"},
+        "metadata": {"model": "m", "image": "a.png"},
         "name": "stroma 1",
         "classification": {"name": "stroma", "color": [228, 122, 0]},
     }
@@ -172,9 +174,11 @@ def test_written_outlines_come_back_the_same_in_class_and_number(step: tuple[flo
     writer = OutlinesWriter(path, info, lambda _: mask)
     writer.add_objects(find(mask, step=step))
     writer.finish()
-    image = AnnotatedImage("image.png", info.width, info.height)
+    image = AnnotatedImage(Path(info.source).name, info.width, info.height)
     labels = read_annotation(path, image, LabelClasses(info.classes, regions=None))
     found = labels.read(scale=1 / step[0])
     assert labels.notes == ()
     assert np.array_equal(found.classes, mask)
     assert np.array_equal(found.instances, label_objects(mask))  # the same numbers, in the order of the first pixels
+    with pytest.raises(ImageReadError, match=r"expected annotations of b\.png, got those of a\.png"):
+        read_annotation(path, replace(image, name="b.png"), LabelClasses(info.classes, regions=None))
