@@ -66,7 +66,7 @@ class Service:
             "train": TINY["train"] | {"steps": 5},
             "adapt": TINY["adapt"] | {"steps": 5},
             "onboarding": {"quiet_period": 2, "adapt_when_suited": True},
-            "schedule": {"segment_cron": "30 4 * * *", "reconcile_minutes": 1},
+            "schedule": {"segment_cron": "30 4 * * *", "reconcile_minutes": 2},
             "gate": {"min_initial_dice": 0.0, "max_source_loss": 1.0},
         }
         (folder / "params.yaml").write_text(yaml.safe_dump(values | dict(sections or {})))
@@ -153,12 +153,21 @@ class Service:
                     return process
         return None
 
+    def wait_for_output(self, lines: int) -> None:
+        """Wait until ``serve`` has written some lines more, but two minutes at most."""
+        log, end = self.folder / "serve.txt", time.monotonic() + 120
+        size = log.stat().st_size
+        while log.read_bytes()[size:].count(b"\n") < lines and time.monotonic() < end:
+            self.keep()
+            time.sleep(0.2)
+
     def signal(self, name: str, number: signal.Signals) -> bool:
         """Send a signal to a process as soon as there is one; returns whether there was one within a minute."""
         end = time.monotonic() + 60
         while (found := self.process(name)) is None:
             if time.monotonic() > end:
                 return False
+            self.keep()
             time.sleep(0.2)
         found.send_signal(number)
         if name in self._processes:

@@ -1,7 +1,7 @@
 """``python -m tests.faults.service``: faults of a running service while it works; prints what survived.
 
 Real servers, real flows, small made labs. In each try a lab arrives (it is ingested, adapted to, and the candidate is
-evaluated), a version is promoted in MLflow, or a batch is requested; at a random time a part gets a signal, a server or
+evaluated), a version is promoted in MLflow, or a batch is requested; at random times a part gets signals, a server or
 the remote is away, the disk is full, or the clock jumps. A process that ended is started again, as systemd does.
 Nothing else is done. The try is survived if everything is finished some minutes later, no run and no state is left
 over, and nothing was done twice.
@@ -35,6 +35,8 @@ PARTS = ("serve", "prefect", "mlflow", "runner", "watcher", "receiver", "run")
 ONLY = {"watcher": ("onboard",), "receiver": ("promote",), "remote": ("onboard", "promote")}
 """Work that a part takes part in, where that is not all."""
 IMAGES, BATCH = 4, 12
+LINES = {"onboard": 70, "promote": 10, "segment": 12}
+"""Lines that the service writes meanwhile; a signal is sent after a random number of them, however fast it is."""
 
 
 def faults() -> list[str]:
@@ -156,26 +158,31 @@ def outage(service: Service, fault: str) -> AbstractContextManager[None]:
     return service.away(kind) if what == "away" else service.silent(kind)
 
 
-def attempt(service: Service, work: str, fault: str, number: int, chance: random.Random, seconds: float) -> str:
+def attempt(
+    service: Service, work: str, fault: str, number: int, chance: random.Random, options: argparse.Namespace
+) -> str:
     """One try; returns what was wrong, or nothing."""
     kind, what = fault.split()[:2]
     try:
         if fault.endswith("before") and (work, kind) not in (("promote", "mlflow"), ("segment", "prefect")):
             with outage(service, fault):
                 finished = begin(service, work, number)
-                time.sleep(seconds)
+                time.sleep(options.seconds)
         else:
             finished = begin(service, work, number)
-            time.sleep(0 if fault.endswith("before") else chance.uniform(0, 30 if work == "onboard" else 15))
             if kind in ("kill", "terminate"):
-                service.signal(what, signal.SIGKILL if kind == "kill" else signal.SIGTERM)
-            elif kind == "clock":
-                service.set_clock(what)
-                time.sleep(seconds)
-                service.set_clock("+0")
+                for _ in range(options.signals):
+                    service.wait_for_output(chance.randrange(LINES[work]))
+                    service.signal(what, signal.SIGKILL if kind == "kill" else signal.SIGTERM)
             else:
+                time.sleep(0 if fault.endswith("before") else chance.uniform(0, 30 if work == "onboard" else 15))
+            if kind == "clock":
+                service.set_clock(what)
+                time.sleep(options.seconds)
+                service.set_clock("+0")
+            elif kind not in ("kill", "terminate"):
                 with outage(service, fault):
-                    time.sleep(seconds)
+                    time.sleep(options.seconds)
         service.until(finished, f"the end of {work}")
         service.until(lambda: not service.unfinished(), "no run in progress")
     except Exception as error:
@@ -199,6 +206,7 @@ def main() -> int:
     every = faults()
     parser = argparse.ArgumentParser(prog="python -m tests.faults.service", description=__doc__)
     parser.add_argument("--tries", type=int, default=1, help="tries of each fault during each work (default: 1)")
+    parser.add_argument("--signals", type=int, default=1, help="signals in each try of a signal (default: 1)")
     parser.add_argument("--faults", nargs="+", choices=every, default=[it for it in every if "clock" not in it])
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--seconds", type=float, default=60, help="length of an outage (default: 60)")
@@ -228,7 +236,7 @@ def main() -> int:
                 if time.monotonic() > end:
                     break
                 began, restarts = time.monotonic(), service.restarts
-                wrong = attempt(service, work, fault, number, chance, options.seconds)
+                wrong = attempt(service, work, fault, number, chance, options)
                 results.setdefault((work, fault), []).append(wrong)
                 took, again = time.monotonic() - began, service.restarts - restarts
                 text = f"{number} {work}, {fault}: {wrong or 'survived'} ({took:.0f} s, {again} restarts)"
@@ -251,6 +259,7 @@ def content(results: dict[tuple[str, str], list[str]], options: argparse.Namespa
         "provenance": provenance("tests.faults.service"),
         "database": options.database,
         "seconds": options.seconds,
+        "signals": options.signals,
         "tables": {"faults": {"columns": ["work", "fault", "tries", "survived"], "rows": rows}},
         "failures": [f"{work}, {fault}: {it}" for (work, fault), wrong in results.items() for it in wrong if it],
     }

@@ -103,7 +103,7 @@ def until(
         except tolerated as error:
             reason = f" ({type(error).__name__}: {error})"
         assert time.monotonic() < end, f"expected {what} within {patience:.0f} s{reason}"
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 @contextmanager
