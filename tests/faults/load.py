@@ -19,6 +19,7 @@ from microseg.synthetic.labs import LAB_B, generate_lab
 from tests.faults.servers import SERVERS, Service
 
 SIDE = 64
+LOCKED = "(sqlite3.OperationalError) database is locked"
 
 
 def load(service: Service, images: int, labs: int) -> dict[str, object]:
@@ -60,7 +61,9 @@ def load(service: Service, images: int, labs: int) -> dict[str, object]:
         "onboarded": candidates.count(1),
         "seconds": round(seconds),
         "wrong": wrong,
-        "locked in the log": {name: text.count("database is locked") for name, text in logs.items()},
+        "locked in the log": {
+            name: text.count("(sqlite3.OperationalError) database is locked") for name, text in logs.items()
+        },
     }
 
 

@@ -231,6 +231,7 @@ def main() -> int:
         try:
             if not (home or folder / "home").exists() or service.onboardings.read("lab_b") is None:
                 prepare(service)
+            service.until(lambda: service.registry.versions.all(), "the registry")
             print("The service works.", flush=True)
             for number, (work, fault) in enumerate(plan(options, chance), 100 * options.seed):
                 if time.monotonic() > end:
