@@ -76,13 +76,17 @@ class GrowingObject:
 
 @dataclass(frozen=True)
 class FoundParts:
-    """The parts of N objects that lie in a piece, by the numbers of their pixels from 1; see `GrowingObject`."""
+    """The parts of N objects that lie in a piece, by the numbers of their pixels from 1; see `GrowingObject`.
+
+    ``wkb`` are the outlines as `ObjectFile` takes them.
+    """
 
     indices: npt.NDArray[np.uint8]
     firsts: npt.NDArray[np.int64]
     sums: ObjectSums
     owners: npt.NDArray[np.int64] | None = None
     polygons: npt.NDArray[np.object_] | None = None
+    wkb: npt.NDArray[np.object_] | None = None
 
     def one_outline_each(self) -> bool:
         """Whether each has one outline, or none was asked for."""
@@ -100,7 +104,7 @@ class FoundParts:
         of = np.flatnonzero(chosen[self.owners - 1])
         of = of[self.owners[of].argsort(kind="stable")]
         rows = self.indices[chosen], self.firsts[chosen], self.sums[chosen]
-        return FoundParts(*rows, self.owners[of], self.polygons[of])
+        return FoundParts(*rows, self.owners[of], self.polygons[of], None if self.wkb is None else self.wkb[of])
 
     def objects(self, chosen: npt.NDArray[np.bool_]) -> dict[int, GrowingObject]:
         """The chosen parts, each by itself, by their numbers."""

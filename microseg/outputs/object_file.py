@@ -106,7 +106,7 @@ class ObjectFile:
         indices: npt.NDArray[np.uint8],
         firsts: npt.NDArray[np.int64],
         sums: ObjectSums,
-        polygons: Polygons | None,
+        wkb: npt.NDArray[np.object_] | None,
     ) -> npt.NDArray[np.int64]:
         """Write finished objects with one outline each.
 
@@ -114,12 +114,12 @@ class ObjectFile:
             indices: Class index of each object, (N,).
             firsts: Position of its first pixel, (N,).
             sums: Its sums, (N, columns).
-            polygons: Its outline, (N,); None without outlines.
+            wkb: Its outline as WKB, (N,); None without outlines.
 
         Returns:
             Index of each object, in the order of writing.
         """
-        outlines = [b""] * len(sums) if polygons is None else shapely.to_wkb(polygons).tolist()
+        outlines = [b""] * len(sums) if wkb is None else wkb.tolist()
         rows = np.ascontiguousarray(sums, np.float64).view(f"V{8 * self.columns}").ravel().tolist()
         lengths = np.fromiter(map(len, outlines), np.int64, len(outlines))
         ends = (lengths + 8 * self.columns).cumsum()
@@ -137,9 +137,9 @@ class ObjectFile:
         sums: ObjectSums,
         polygons: Polygons | None,
     ) -> None:
-        """Write all objects at once; the arguments are those of `write_objects`. A few are kept in memory."""
+        """Write all objects at once, as `write_objects`, but with polygons. A few are kept in memory."""
         if len(sums) > _BATCH:
-            self.write_objects(indices, firsts, sums, polygons)
+            self.write_objects(indices, firsts, sums, None if polygons is None else shapely.to_wkb(polygons))
             return
         self._firsts.append(firsts)
         self._indices.append(indices)

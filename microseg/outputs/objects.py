@@ -186,7 +186,7 @@ class ObjectFinder:
     def _join(self, piece: FoundPiece) -> None:
         """Join the open objects with those found, and write those that do not continue below."""
         parts, begins, ends = piece.parts, piece.begins, piece.ends
-        if piece.whole and self._numbers is None and parts.one_outline_each():
+        if piece.whole:
             kept = self._large_enough(parts.indices, parts.sums[:, 0])
             some = parts.select(kept & (parts.sums[:, 0] > 0))
             self._file.write_all(some.indices, some.firsts, some.sums, some.polygons)
@@ -204,8 +204,9 @@ class ObjectFinder:
             for number, one in found.items():
                 one.number = int(numbers[number - 1])
         before = {id(one): one for one in self._open.values()}
-        pairs = np.stack([self._last, begins.astype(np.int64)])
-        for old, new in np.unique(pairs[:, (pairs > 0).all(axis=0)], axis=1).T.tolist():
+        touching = np.flatnonzero((self._last > 0) & (begins > 0))
+        pairs = np.unique(self._last[touching] * len(cut) + begins[touching])  # by the old number, then the new one
+        for old, new in zip(*(each.tolist() for each in np.divmod(pairs, len(cut))), strict=True):
             one, other = self._open[old].whole, found[new].whole
             if one is other:
                 continue
@@ -237,7 +238,7 @@ class ObjectFinder:
         """Write the objects that lie in one piece."""
         chosen = complete & self._large_enough(parts.indices, parts.sums[:, 0])
         some = parts.select(chosen)
-        written = self._file.write_objects(some.indices, some.firsts, some.sums, some.polygons)
+        written = self._file.write_objects(some.indices, some.firsts, some.sums, some.wkb)
         if self._numbers is not None:
             self._numbers.finish(numbers[chosen], written)
 
@@ -281,7 +282,7 @@ class ObjectFinder:
             np.array([one.index for one in finished], np.uint8),
             np.array([one.first for one in finished], np.int64),
             np.stack([one.sums for one in finished]),
-            outlines,
+            None if outlines is None else shapely.to_wkb(outlines),
         )
         for number, (places, hull) in further.items():
             self._file.add_outlines(int(written[number]), places, hull)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from microseg.models.separation import Separation, grow_labels, separate_regions
 from microseg.outputs.growing_objects import FoundParts
@@ -89,7 +90,7 @@ class FoundPiece:
         begins: Number of the object at each pixel of its first row, or whose ring is there.
         ends: The same of the first row below it; 0 after the last row.
         labels: Number of the object at each pixel, from `pack_labels`; empty where they are not asked for.
-        whole: Whether it is the whole mask.
+        whole: Whether it is the whole mask, and nothing has to be joined or numbered.
 
     Shape:
         begins and ends (W,)
@@ -115,7 +116,10 @@ def find_piece(piece: Piece, options: PieceOptions) -> FoundPiece:
     parts = _find(piece, options, labels, reached, count, known)
     ends = np.zeros(labels.shape[1], np.int32) if piece.last else reached[rows.stop].copy()
     packed = pack_labels(labels[rows]) if options.numbers else b""
-    return FoundPiece(parts, reached[rows.start].copy(), ends, packed, piece.last and rows.start == 0)
+    whole = piece.last and rows.start == 0 and not options.numbers and parts.one_outline_each()
+    if not whole and parts.polygons is not None:
+        parts = replace(parts, wkb=shapely.to_wkb(parts.polygons))
+    return FoundPiece(parts, reached[rows.start].copy(), ends, packed, whole)
 
 
 def _label(rows: Rows, separation: Separation) -> tuple[npt.NDArray[np.int32], Runs | None]:
