@@ -37,6 +37,7 @@ from benchmarks.results import console_table, spread
 from microseg.config.params import TrainSettings
 from microseg.datasets import sampling
 from microseg.datasets.decoded import DecodedFiles
+from microseg.datasets.image_parts import resample
 from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.slides.images import write_png
 from microseg.slides.region import SlideRegion
@@ -131,7 +132,7 @@ def _measure(samples: list[Sample], way: str, workers: int, steps: int, folder: 
             times[step] = time.perf_counter(), time.process_time()
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with patch.object(sampling, "_resample", _whole_image if whole else sampling._resample):
+    with patch.object(sampling, "resample", _whole_image if whole else resample):
         fit(_Pause(sampler, settings, colors=whole), fabric=make_fabric("cpu"), progress=Progress(on_step))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     (start, own_start), (end, own_end) = times.values()

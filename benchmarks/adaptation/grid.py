@@ -14,7 +14,7 @@ from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import SOURCE_ONLY, UPPER_BOUND
 from benchmarks.adaptation.tasks import Task, fold_labs, open_labs
 from benchmarks.results import ResultRows, Row
-from microseg.datasets.dataset import MANIFEST_FILE
+from microseg.datasets.manifest import MANIFEST_FILE
 from microseg.evaluation.references import Reference, mean_scores, score
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network

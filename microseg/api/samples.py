@@ -11,7 +11,8 @@ from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.config.params import FitSettings
 from microseg.datasets.dataset import LabDataset
-from microseg.datasets.sampling import WINDOW_SIDE, Sample, labelled_parts
+from microseg.datasets.sampling import Sample, labelled_parts
+from microseg.datasets.windows import WINDOW_SIDE
 from microseg.errors import LabError
 from microseg.models.config import NetworkConfig
 from microseg.slides.pixel_size import model_zoom

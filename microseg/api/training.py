@@ -27,9 +27,11 @@ from microseg.api.samples import (
     with_corrections,
 )
 from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
-from microseg.datasets.dataset import LabDataset, ManifestRow, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.decoded import DecodedFiles
-from microseg.datasets.sampling import CropSampler, cut_windows
+from microseg.datasets.manifest import ManifestRow
+from microseg.datasets.sampling import CropSampler
+from microseg.datasets.windows import cut_windows
 from microseg.errors import LabError, SettingsError
 from microseg.files import file_sha256
 from microseg.models.encoder_weights import load_encoder_weights

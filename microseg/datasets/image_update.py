@@ -8,9 +8,10 @@ from microseg.annotations.instance_masks import INSTANCES, read_instances, write
 from microseg.annotations.labels import LabelRegion
 from microseg.datasets.checks import CheckedImage
 from microseg.datasets.corrections import merge_labels
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.image_table import ImageMetadata, image_key, image_name
 from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import ManifestRow
 from microseg.errors import DataError
 from microseg.slides.images import image_digest, write_png
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp, same_mpp

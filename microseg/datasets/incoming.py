@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from microseg.datasets.dataset import MANIFEST_FILE, read_manifest
 from microseg.datasets.image_table import IMAGE_TABLE_FILE, image_key, image_name, read_image_table
 from microseg.datasets.lab import LAB_FILE, LabMetadata, read_lab_metadata
+from microseg.datasets.manifest import MANIFEST_FILE, read_manifest
 from microseg.errors import LabError, MicrosegError
 from microseg.files import is_below
 from microseg.slides.folder import is_system_file

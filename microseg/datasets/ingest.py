@@ -14,7 +14,7 @@ from microseg.annotations.formats import annotation_suffixes
 from microseg.annotations.instance_masks import INSTANCES, write_instances
 from microseg.annotations.labels import LabelRegion
 from microseg.datasets.checks import CheckedImage, check_images, measure_bit_depth
-from microseg.datasets.dataset import LabDataset, ManifestRow, assign_splits, open_lab_dataset, write_manifest
+from microseg.datasets.dataset import LabDataset, assign_splits, open_lab_dataset
 from microseg.datasets.image_table import IMAGE_TABLE_FILE, ImageMetadata, image_key, image_name, read_image_table
 from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
@@ -26,6 +26,7 @@ from microseg.datasets.lab import (
     write_lab_metadata,
 )
 from microseg.datasets.listing import IncomingFiles, RejectedFile, count_slides, list_files
+from microseg.datasets.manifest import ManifestRow, write_manifest
 from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.datasets.slide_update import SlideOptions, SlideUpdate

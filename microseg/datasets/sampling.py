@@ -4,7 +4,6 @@ A batch depends only on the seed and the number of the step. An interrupted run 
 batches that it would have had, without saved state, and several processes share a batch without communication.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +18,12 @@ from scipy import ndimage
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.datasets.decoded import DecodedFiles
+from microseg.datasets.image_parts import OpenImage, image_shape, open_image, resample
 from microseg.datasets.interior import MARGIN, interior_map
 from microseg.errors import DataError
-from microseg.slides.images import read_image, write_png
-from microseg.slides.region import ImageSource, SlideRegion
+from microseg.slides.region import ImageSource
 
-__all__ = ["WINDOW_SIDE", "CropSampler", "Crops", "Sample", "cut_windows", "labelled_parts", "step_generator"]
-
-WINDOW_SIDE = 512
-"""Longest side of a window, in pixels at the model's scale."""
+__all__ = ["CropSampler", "Crops", "Sample", "labelled_parts", "step_generator"]
 
 _Interior = npt.NDArray[np.float32]
 
@@ -168,7 +164,7 @@ class CropSampler:
         zoom = sample.zoom * np.exp(rng.uniform(*np.log(self.zoom)))
         side = self.size / zoom  # of the window, in the image's own pixels
         least = int(np.ceil(side))
-        own_height, own_width = _shape(image)
+        own_height, own_width = image_shape(image)
         height, width = max(own_height, least), max(own_width, least)  # small images are mirrored at the border
         top = rng.uniform(0, height - side)
         left = rng.uniform(0, width - side)
@@ -178,8 +174,8 @@ class CropSampler:
         box = (left, top, left + side, top + side)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
-        def cut(array: "_Image", filter_: Image.Resampling) -> npt.NDArray[np.uint8]:
-            turned = np.rot90(_resample(array, box, (self.size, self.size), filter_, least), turns)
+        def cut(array: OpenImage, filter_: Image.Resampling) -> npt.NDArray[np.uint8]:
+            turned = np.rot90(resample(array, box, (self.size, self.size), filter_, least), turns)
             return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
 
         nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
@@ -192,7 +188,7 @@ class CropSampler:
         return cut(image, bilinear), labels, None if interior is None else cut(interior, bilinear)
 
     def _read(self, sample: Sample) -> "_Arrays":
-        image = _opened(sample.image, self.decoded)
+        image = open_image(sample.image, self.decoded)
         mask, interior, masks, objects = None, None, sample.mask, sample.instances
         if masks is not None and self.labelled:
             mask = self.decoded.read(masks, "mask", lambda: read_mask(masks))
@@ -238,20 +234,8 @@ def _start(rng: np.random.Generator, side: float, length: int, padding: int, foc
     return float(rng.uniform(max(0.0, point - side), min(point, length - side)))
 
 
-_Image = npt.NDArray[np.uint8] | SlideRegion
-_Arrays = tuple[_Image, npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]
+_Arrays = tuple[OpenImage, npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]
 """An image, its mask, and the interior of its objects in 255ths."""
-
-
-def _opened(image: ImageSource, decoded: DecodedFiles) -> _Image:
-    """Something that parts of an image can be read from: a region of a slide is not decoded as a whole."""
-    if isinstance(image, SlideRegion):
-        return image
-    return decoded.read(image, "image", lambda: read_image(image))
-
-
-def _shape(image: _Image) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, SlideRegion) else (image.shape[0], image.shape[1])
 
 
 def _known_interior(mask: npt.NDArray[np.uint8] | None, interior: npt.NDArray[np.uint8] | None) -> _Interior:
@@ -262,90 +246,9 @@ def _known_interior(mask: npt.NDArray[np.uint8] | None, interior: npt.NDArray[np
     return np.where(mask == IGNORE, np.float32(np.nan), interior / np.float32(255))
 
 
-def _require_same_size(file: Path, labels: npt.NDArray[np.uint8], image: _Image) -> None:
-    if labels.shape != _shape(image):
+def _require_same_size(file: Path, labels: npt.NDArray[np.uint8], image: OpenImage) -> None:
+    if labels.shape != image_shape(image):
         raise DataError(
-            f"Expected mask {file} to have the size of its image, {_shape(image)}, got {labels.shape}: "
+            f"Expected mask {file} to have the size of its image, {image_shape(image)}, got {labels.shape}: "
             "ingest the lab again, which rejects such pairs."
         )
-
-
-def _resample(
-    image: _Image,
-    box: tuple[float, float, float, float],
-    size: tuple[int, int],
-    filter_: Image.Resampling,
-    least: int = 1,
-) -> npt.NDArray[np.uint8]:
-    """Resample a part of an image, as Pillow does, but read only the pixels that it depends on.
-
-    Args:
-        image: (H, W) or (H, W, 3).
-        box: Left, upper, right and lower edge of the part, in pixels.
-        size: Width and height of the result.
-        filter_: Nearest or bilinear, which reach one pixel of the coarser of both images.
-        least: A side below this length is first extended to it, by mirroring at both ends; the box counts from there.
-    """
-    if isinstance(image, SlideRegion):
-        if min(_shape(image)) >= least:
-            return image.crop(box, size)  # from a level of the slide that is fine enough
-        image = image.read()
-    array, slices, widths, starts = image, [], [], []
-    for length, low, high, wanted in ((array.shape[0], *box[1::2], size[1]), (array.shape[1], *box[0::2], size[0])):
-        missing = max(0, least - length)
-        reach = math.ceil(max(1.0, (high - low) / wanted)) + 1
-        first = 0 if missing else max(0, math.floor(low) - reach)
-        slices.append(slice(first, length if missing else min(length, math.ceil(high) + reach)))
-        widths.append((missing // 2, missing - missing // 2))
-        starts.append(first)
-    part = np.ascontiguousarray(array[tuple(slices)])
-    if any(width != (0, 0) for width in widths):
-        part = np.pad(part, widths + [(0, 0)] * (array.ndim - 2), mode="symmetric")
-    left, top = starts[1], starts[0]
-    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return np.asarray(Image.fromarray(part).resize(size, filter_, inner))
-
-
-def cut_windows(
-    samples: Sequence[Sample], folder: Path, *, side: int = WINDOW_SIDE, megapixels: float = 6.0, seed: int = 0
-) -> tuple[Path, ...]:
-    """Cut one window at the model's scale out of each image and write it as PNG; of many images a random subset.
-
-    Args:
-        samples: The images and the factor by which each is enlarged to the model's scale; masks are not read.
-        folder: Folder of the windows; created when missing.
-        side: Longest side of a window, in pixels at the model's scale.
-        megapixels: Limit for all windows together; at least one window is cut.
-        seed: Seed of the subset and of the positions.
-
-    Returns:
-        Files of the windows, named by their index in ``samples``.
-
-    Raises:
-        DataError: There is no image.
-        ImageReadError: A file cannot be read.
-    """
-    if not samples:
-        raise DataError("Expected at least one image to cut windows from, got none: check the dataset.")
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng((seed, 3))
-    files: list[Path] = []
-    pixels = 0
-    for index in rng.permutation(len(samples)):
-        window = _window(_opened(samples[index].image, DecodedFiles()), samples[index].zoom, side, rng)
-        pixels += window.shape[0] * window.shape[1]
-        if files and pixels > 1e6 * megapixels:
-            break
-        files.append(folder / f"{index:06d}.png")
-        write_png(files[-1], window)
-    return tuple(sorted(files))
-
-
-def _window(image: _Image, zoom: float, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    height, width = (min(length, side / zoom) for length in _shape(image))  # in the image's own pixels
-    top, left = rng.uniform(0, _shape(image)[0] - height), rng.uniform(0, _shape(image)[1] - width)
-    if zoom == 1:
-        top, left = int(top), int(left)  # the pixels as they are
-    size = max(1, round(width * zoom)), max(1, round(height * zoom))
-    box = (left, top, left + width, top + height)
-    return _resample(image, box, size, Image.Resampling.BILINEAR)

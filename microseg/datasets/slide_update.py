@@ -11,11 +11,12 @@ from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import INSTANCES, read_instances, write_instances
 from microseg.annotations.labels import LabelRegion, Labels
 from microseg.datasets.corrections import merge_labels, renumber
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.fields import Box, Field, FieldRecipe, labelled_fields
 from microseg.datasets.image_table import ImageMetadata, image_key, image_name
 from microseg.datasets.lab import LabMetadata
 from microseg.datasets.listing import IncomingFiles
+from microseg.datasets.manifest import ManifestRow
 from microseg.datasets.slide_checks import CheckedSlide, check_slide, labels_digest, read_labels, regions_on_glass
 from microseg.datasets.slides import SLIDES, DatasetSlide, SlideTable, store_slide
 from microseg.errors import MicrosegError

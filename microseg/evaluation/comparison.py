@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
 from microseg.config.params import GateSettings
-from microseg.datasets.dataset import LabDataset, Split
+from microseg.datasets.dataset import LabDataset
+from microseg.datasets.manifest import Split
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.criteria import domain_separability
 from microseg.evaluation.label_free import (

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
+from microseg.datasets.manifest import ManifestRow
 from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Segment

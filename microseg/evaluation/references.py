@@ -12,9 +12,10 @@ from scipy.special import ndtr, stdtrit
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.annotations.instance_masks import INSTANCES, read_instances
 from microseg.datasets.checks import check_pair
-from microseg.datasets.dataset import LabDataset, Split
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.image_table import image_key, image_name
 from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import Split
 from microseg.errors import LabError
 from microseg.evaluation.detection import count_error, detection_f1, mean_detection_f1, panoptic_quality
 from microseg.evaluation.objects import ObjectOverlap

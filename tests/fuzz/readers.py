@@ -113,7 +113,7 @@ def _table(path: Path) -> None:
 
 
 def _manifest(path: Path) -> None:
-    from microseg.datasets.dataset import read_manifest
+    from microseg.datasets.manifest import read_manifest
 
     read_manifest(path.parent)
 

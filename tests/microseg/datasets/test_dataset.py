@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microseg.datasets.dataset import ManifestRow, assign_splits, open_lab_dataset, read_manifest, write_manifest
+from microseg.datasets.dataset import assign_splits, open_lab_dataset
 from microseg.datasets.lab import LabMetadata, write_lab_metadata
+from microseg.datasets.manifest import ManifestRow, read_manifest, write_manifest
 from microseg.errors import DataError, LabError
 
 

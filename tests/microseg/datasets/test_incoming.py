@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from microseg.datasets.dataset import ManifestRow, write_manifest
 from microseg.datasets.incoming import DropFolder, IncomingDataset, read_incoming_folder
+from microseg.datasets.manifest import ManifestRow, write_manifest
 from microseg.errors import LabError
 
 METADATA = "lab: lab_c\nstain: H&E\nclasses: [background, gland]\n"

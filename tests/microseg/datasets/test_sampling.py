@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microseg import files
-from microseg.datasets import sampling
+from microseg.datasets import image_parts
 from microseg.datasets.decoded import DecodedFiles
+from microseg.datasets.image_parts import resample
 from microseg.datasets.sampling import (
     CropSampler,
     Sample,
-    _resample,
-    cut_windows,
     labelled_parts,
     step_generator,
 )
+from microseg.datasets.windows import cut_windows
 from microseg.errors import DataError, ImageReadError
 from microseg.slides.images import read_image, write_png
 from microseg.slides.region import SlideRegion
@@ -217,11 +217,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each image is decoded from now on."""
     read = Counter[Path]()
 
-    def counting(path: Path, original: Callable[[Path], Any] = sampling.read_image) -> Any:
+    def counting(path: Path, original: Callable[[Path], Any] = image_parts.read_image) -> Any:
         read[path] += 1
         return original(path)
 
-    monkeypatch.setattr(sampling, "read_image", counting)
+    monkeypatch.setattr(image_parts, "read_image", counting)
     return read
 
 
@@ -283,7 +283,7 @@ def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: i
     box = (left, top, left + side, top + side)
     for filter_ in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST):
         wanted = np.asarray(Image.fromarray(padded).resize((size, size), filter_, box)).astype(int)
-        got = _resample(image, box, (size, size), filter_, least).astype(int)
+        got = resample(image, box, (size, size), filter_, least).astype(int)
         if filter_ == Image.Resampling.BILINEAR:
             assert np.abs(got - wanted).max() <= 1
         else:  # a position between two pixels is of either
@@ -294,7 +294,7 @@ def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: i
 
 def test_a_crop_of_a_large_image_reads_only_its_surroundings(tmp_path: Path) -> None:
     image = np.lib.stride_tricks.as_strided(np.zeros(3, np.uint8), (10**6, 10**6, 3), (0, 0, 1))  # 3 TB
-    part = _resample(image, (5e5, 5e5, 5e5 + 300, 5e5 + 300), (192, 192), Image.Resampling.BILINEAR, 300)
+    part = resample(image, (5e5, 5e5, 5e5 + 300, 5e5 + 300), (192, 192), Image.Resampling.BILINEAR, 300)
     assert part.shape == (192, 192, 3)
 
 

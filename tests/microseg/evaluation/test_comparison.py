@@ -13,8 +13,9 @@ import torch
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import GateSettings
 from microseg.datasets.appearance import image_features
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import ManifestRow
 from microseg.evaluation.comparison import Comparison, compare
 from microseg.evaluation.label_free import expected_foreground_share, fit_reference_distribution
 from microseg.evaluation.references import bootstrap_interval

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.image_table import read_image_table
 from microseg.datasets.lab import read_lab_metadata
+from microseg.datasets.manifest import ManifestRow
 from microseg.evaluation.label_free import fit_reference_distribution, lab_targets, ood_scores
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import ReferenceDistribution, summarize_scores

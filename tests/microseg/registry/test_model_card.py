@@ -2,8 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from microseg.config.params import GateSettings
-from microseg.datasets.dataset import LabDataset, ManifestRow
+from microseg.datasets.dataset import LabDataset
 from microseg.datasets.lab import LabMetadata
+from microseg.datasets.manifest import ManifestRow
 from microseg.models.config import EncoderWeights, NetworkConfig
 from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.gate import decide
