@@ -186,9 +186,9 @@ class ObjectFinder:
     def _join(self, piece: FoundPiece) -> None:
         """Join the open objects with those found, and write those that do not continue below."""
         parts, begins, ends = piece.parts, piece.begins, piece.ends
+        kept = self._is_kept(parts.indices, parts.sums[:, 0])
         if piece.whole:
-            kept = self._large_enough(parts.indices, parts.sums[:, 0])
-            some = parts.select(kept & (parts.sums[:, 0] > 0))
+            some = parts.select(kept)
             self._file.write_all(some.indices, some.firsts, some.sums, some.polygons)
             return
         numbers = np.arange(self._next, self._next + len(parts.sums))
@@ -198,7 +198,7 @@ class ObjectFinder:
         cut = np.zeros(len(numbers) + 1, np.bool_)
         cut[begins] = cut[ends] = True
         complete = ~cut[1:] & (parts.sums[:, 0] > 0) & (parts.outlines() == 1)
-        self._write_complete(parts, complete, numbers)
+        self._write_complete(parts, complete & kept, numbers)
         found = parts.objects(~complete & (cut[1:] | (parts.sums[:, 0] > 0)))
         if self._numbers is not None:
             for number, one in found.items():
@@ -217,7 +217,7 @@ class ObjectFinder:
         owner = {int(number): found[number].whole for number in np.unique(ends[ends > 0]).tolist()}
         alive = {id(one): one for one in owner.values()}
         everything = {id(one): one for one in (*before.values(), *found.values()) if one.into is None}
-        self._write([one for key, one in everything.items() if key not in alive and one.sums[0] > 0])
+        self._write([one for key, one in everything.items() if key not in alive])
         self._open = {int(numbers[number - 1]): one for number, one in owner.items()}
         self._last = np.where(ends > 0, numbers[ends - 1] if len(numbers) else 0, 0)
         if self._piece is not None:
@@ -227,16 +227,13 @@ class ObjectFinder:
                 elif len(one.parts) > 2 * one.joined + _PARTS:
                     one.join_parts()
 
-    def _large_enough(self, indices: npt.NDArray[np.uint8], areas: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Whether objects are not smaller than those of their class may be."""
+    def _is_kept(self, indices: npt.NDArray[np.uint8], areas: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether objects have pixels, and not fewer than those of their class must have."""
         large: npt.NDArray[np.bool_] = areas >= self._separation.smallest_area
-        return large | ~np.isin(indices, self._separation.classes)
+        return (areas > 0) & (large | ~np.isin(indices, self._separation.classes))
 
-    def _write_complete(
-        self, parts: FoundParts, complete: npt.NDArray[np.bool_], numbers: npt.NDArray[np.int64]
-    ) -> None:
-        """Write the objects that lie in one piece."""
-        chosen = complete & self._large_enough(parts.indices, parts.sums[:, 0])
+    def _write_complete(self, parts: FoundParts, chosen: npt.NDArray[np.bool_], numbers: npt.NDArray[np.int64]) -> None:
+        """Write the chosen objects, which lie in one piece."""
         some = parts.select(chosen)
         written = self._file.write_objects(some.indices, some.firsts, some.sums, some.wkb)
         if self._numbers is not None:
@@ -254,8 +251,8 @@ class ObjectFinder:
         if not finished:
             return
         indices, areas = (np.array(it) for it in zip(*((one.index, one.sums[0]) for one in finished), strict=True))
-        kept = self._large_enough(indices, areas)
-        finished = [one for one, large in zip(finished, kept.tolist(), strict=True) if large]
+        kept = self._is_kept(indices, areas)
+        finished = [one for one, keep in zip(finished, kept.tolist(), strict=True) if keep]
         self._joining.append((finished, self._threads.start(union_polygons, [one.parts for one in finished])))
         self._write_joined(self._threads.ahead)
 
