@@ -1,5 +1,8 @@
 """Scale bars of pictures."""
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +17,14 @@ def bar_length(microns: float) -> float:
     """The longest of 1, 2 and 5 times a power of ten that is at most that length, in microns."""
     power = 10.0 ** np.floor(np.log10(microns))
     return float(max(step * power for step in (1, 2, 5) if step * power <= microns * (1 + 1e-9)))
+
+
+@cache
+def _font_file() -> Path:
+    """That of matplotlib, which has µ; Pillow's own font has not."""
+    import matplotlib as mpl
+
+    return Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def draw_scale_bar(picture: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.uint8]:
@@ -35,7 +46,7 @@ def draw_scale_bar(picture: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np
     microns = bar_length(_LONGEST * width * mpp)
     bar = max(1, round(microns / mpp))
     text = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
-    font = ImageFont.load_default(size=max(11, width // 60))
+    font = ImageFont.truetype(_font_file(), size=max(11, width // 60))
     drawn = Image.fromarray(picture)
     pen = ImageDraw.Draw(drawn)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
