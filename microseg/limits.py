@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from microseg.cpu import return_memory, tune_allocator
 from microseg.errors import ResourceLimitError
-from microseg.processes import IdleProcesses, ending, sendable, start_python
+from microseg.processes import IdleProcesses, anonymous_file, ending, sendable, start_python
 
 __all__ = ["MEMORY", "SECONDS", "bound_log", "run_limited"]
 
@@ -89,16 +89,18 @@ class _Child:
 
     def __init__(self) -> None:
         self._pipe, end = Pipe()
-        code = f"from microseg.limits import serve; serve({end.fileno()})"
+        self._memory = anonymous_file()
+        descriptors = [end.fileno(), self._memory]
+        code = f"from microseg.limits import serve; serve(*{descriptors})"
         with end:
-            self._process = start_python(code, [end.fileno()], _ONE_THREAD, output=subprocess.DEVNULL)
+            self._process = start_python(code, descriptors, _ONE_THREAD, output=subprocess.DEVNULL)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float, memory: int) -> tuple[str, Any]:
         try:
             self._pipe.send((function, args, _current_folder(), seconds, memory))
             if not self._answers(_WAIT * seconds):
                 return "stopped", f"it was not after {_WAIT * seconds:g} s"
-            kind, value = _receive(self._pipe)
+            kind, value = _receive(self._pipe, self._memory)
         except (EOFError, OSError):  # the process ended
             self._process.wait()
             if self._process.returncode == -signal.SIGXCPU:
@@ -121,6 +123,7 @@ class _Child:
         self._pipe.close()
         self._process.kill()
         self._process.wait()
+        os.close(self._memory)
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -144,31 +147,37 @@ def _current_folder() -> str | None:
 _idle = IdleProcesses(_Child, _MOST_IDLE)
 
 
-# ---- replies, whose arrays are sent as they are: pickled with the rest, each would be copied five times
+# ---- replies, whose arrays are sent as they are: pickled with the rest, each would be copied five times. They take one
+# system call each, since a thread that others keep from Python's lock may wait milliseconds for it after every call
 
 
-def _send(pipe: "Connection[Any, Any]", reply: Any) -> None:
+def _send(pipe: "Connection[Any, Any]", memory: int, reply: Any) -> None:
     buffers: list[memoryview] = []
     data = pickle.dumps(reply, 5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
-    pipe.send((data, [len(buffer) for buffer in buffers]))
+    place = 0
     for buffer in buffers:
-        while len(buffer):
-            buffer = buffer[os.write(pipe.fileno(), buffer) :]
+        left = buffer
+        while len(left):
+            count = os.pwrite(memory, left, place)
+            place, left = place + count, left[count:]
+    pipe.send((data, [len(buffer) for buffer in buffers]))
 
 
-def _receive(pipe: "Connection[Any, Any]") -> Any:
+def _receive(pipe: "Connection[Any, Any]", memory: int) -> Any:
     import numpy as np  # here, as the service, which reads no images, starts without it
 
     data, lengths = pipe.recv()
-    buffers = []
+    buffers, place = [], 0
     for length in lengths:
         buffers.append(np.empty(length, np.uint8))
         left = buffers[-1].data
         while len(left):
-            count = os.readv(pipe.fileno(), [left])
+            count = os.preadv(memory, [left], place)
             if not count:
                 raise EOFError
-            left = left[count:]
+            place, left = place + count, left[count:]
+    if place > _KEPT:
+        os.ftruncate(memory, 0)
     return pickle.loads(data, buffers=buffers)  # noqa: S301  # nosec B301 (of our own process)
 
 
@@ -177,11 +186,12 @@ def _receive(pipe: "Connection[Any, Any]") -> Any:
 _serving = False
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, memory: int) -> None:
     """Call functions until the parent process ends or closes the pipe.
 
     Args:
         descriptor: File descriptor of the pipe.
+        memory: File descriptor of the memory for the arrays of replies.
     """
     global _serving
     _serving = True
@@ -191,13 +201,13 @@ def serve(descriptor: int) -> None:
     pipe: Connection[Any, Any] = Connection(descriptor)
     while True:
         try:
-            function, args, folder, seconds, memory = pipe.recv()
+            function, args, folder, seconds, most = pipe.recv()
         except EOFError:
             return
         except Exception as error:  # the module of the function cannot be imported
-            _send(pipe, ("error", [sendable(error)]))
+            _send(pipe, memory, ("error", [sendable(error)]))
             continue
-        _limit(seconds, memory)
+        _limit(seconds, most)
         try:
             if folder is not None:
                 os.chdir(folder)
@@ -208,11 +218,11 @@ def serve(descriptor: int) -> None:
             reply = "error", [sendable(each) for each in _causes(error)]
         _limit(None, None)
         try:
-            _send(pipe, reply)
+            _send(pipe, memory, reply)
         except BrokenPipeError:
             return
         except Exception as error:  # the result cannot be sent
-            _send(pipe, ("error", [RuntimeError(f"{type(error).__name__}: {error}")]))
+            _send(pipe, memory, ("error", [RuntimeError(f"{type(error).__name__}: {error}")]))
         del reply
         if _resident() > _KEPT:
             return_memory()

@@ -1,16 +1,17 @@
-"""Child processes that are kept for the next call: start, reuse, and how one ended."""
+"""Child processes that are kept for the next call: start, reuse, shared memory, and how one ended."""
 
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["IdleProcesses", "ending", "sendable", "start_python"]
+__all__ = ["IdleProcesses", "anonymous_file", "ending", "sendable", "start_python"]
 
 
 class _Process(Protocol):
@@ -83,6 +84,14 @@ def start_python(
         stderr=output,
         env={**os.environ, "PYTHONPATH": paths, **environment},
     )
+
+
+def anonymous_file() -> int:
+    """Descriptor of a file in memory, to share large content with a child process; freed when both have closed it."""
+    if hasattr(os, "memfd_create"):  # not limited as /dev/shm is in containers
+        return os.memfd_create("microseg", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def ending(code: int) -> str:

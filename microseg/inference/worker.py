@@ -8,7 +8,6 @@ import mmap
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from microseg.inference.image_files import ImageFiles, ReadImage, SlideFile
 from microseg.inference.prediction import Prediction
 from microseg.outputs.batch_summary import ImageResult, ImageTask
 from microseg.outputs.measurements import ConfidenceSums
-from microseg.processes import IdleProcesses, ending, sendable, start_python
+from microseg.processes import IdleProcesses, anonymous_file, ending, sendable, start_python
 
 __all__ = ["SLOTS", "RemoteImage", "WorkerLostError", "WorkerProcess", "borrow", "give_back", "serve"]
 
@@ -56,7 +55,7 @@ class _SharedMemory:
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        self.descriptor = _create() if descriptor is None else descriptor
+        self.descriptor = anonymous_file() if descriptor is None else descriptor
         self._map: mmap.mmap | None = None
 
     def array(self, shape: tuple[int, ...], dtype: Any = np.uint8, offset: int = 0) -> npt.NDArray[Any]:
@@ -71,13 +70,6 @@ class _SharedMemory:
     def close(self) -> None:
         self._map = None
         os.close(self.descriptor)
-
-
-def _create() -> int:
-    if hasattr(os, "memfd_create"):  # not limited as /dev/shm is in containers
-        return os.memfd_create("microseg", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class _Layout(NamedTuple):

@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections import OrderedDict
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import tifffile
 from microseg.errors import ImageReadError
 from microseg.slides.color import measured_bit_depth, over_white, scale_to_8_bits
 from microseg.slides.tiff_layout import TiffLayout, read_layout
+from microseg.slides.tile_cache import TileCache
 
 __all__ = ["TiffImage", "upright"]
 
 _CACHE_BYTES = 2**25  # of decoded tiles and strips
+_ALONE_BYTES = 2**22  # of a tile or strip above which threads decode one after the other, as each is in memory whole
 _MAX_SEGMENT = 178_956_970  # pixels of a tile or strip, which is decoded as a whole
 _BAND = 2**22  # pixels that are converted at once
 _SAMPLE, _SAMPLES = 256, 8  # side of a block, and blocks in each direction, in which the bit depth is measured
@@ -42,8 +45,9 @@ class TiffImage:
 
     def __init__(self, path: Path, bit_depth: int | None = None, *, every_page: bool = False) -> None:
         self._path, self._given_depth = path, bit_depth
-        self._lock = threading.RLock()
-        self._cache: OrderedDict[tuple[int, int], Values] = OrderedDict()
+        self._lock = threading.Lock()  # of the position in the file
+        self._alone = threading.Lock()
+        self._cache = TileCache(_CACHE_BYTES)
         self._depth: int | None = None
         self._tiff = tifffile.TiffFile(path)
         try:
@@ -151,8 +155,7 @@ class TiffImage:
         if orientation >= 5:
             x, y, width, height = y, x, height, width
         pages = self.layout.levels[level]
-        with self._lock:
-            parts = [self._page_values(page, x, y, width, height) for page in pages]
+        parts = [self._page_values(page, x, y, width, height) for page in pages]
         return upright(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), orientation)
 
     def _page_values(self, page: tifffile.TiffPage, x: int, y: int, width: int, height: int) -> Values:
@@ -175,7 +178,8 @@ class TiffImage:
                         part = self._plain_rows(page, number, samples, top - row * h, bottom - row * h)
                         part = part[:, left:right]
                     else:
-                        part = self._segment(page, number)
+                        decode = partial(self._segment, page, number)
+                        part = self._cache.get((page.offset, number), decode, least=page.samplesperpixel)
                         part = part[top - row * h : bottom - row * h, left - column * w : right - column * w]
                     out[top - y : bottom - y, left - x : right - x, plane * samples : (plane + 1) * samples] = part
         return out
@@ -184,24 +188,28 @@ class TiffImage:
         """Rows of a strip that is not compressed, without reading the others."""
         assert page.dtype is not None
         row = page.imagewidth * samples * page.dtype.itemsize
-        file = self._tiff.filehandle
-        file.seek(page.dataoffsets[number] + first * row)
-        content = file.read((last - first) * row)
+        with self._lock:
+            content = self._read(page.dataoffsets[number] + first * row, (last - first) * row)
         values = np.frombuffer(content, page.dtype.newbyteorder(self._tiff.byteorder))
         return values.reshape(last - first, page.imagewidth, samples)
 
-    def _segment(self, page: tifffile.TiffPage, number: int) -> Values:
-        """A tile or strip, (rows, columns, samples), decoded or from the cache."""
-        key = (page.offset, number)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+    def _read(self, start: int, count: int) -> bytes:
+        """Bytes of the file."""
         file = self._tiff.filehandle
-        file.seek(page.dataoffsets[number])
-        content, options = file.read(page.databytecounts[number]), {}
-        if int(page.compression) in (7, 34892, 33007):  # these, and `decode`, move the position in the file
-            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        decoded, _, _ = page.decode(content, number, **options)
+        file.seek(start)
+        return bytes(file.read(count))
+
+    def _segment(self, page: tifffile.TiffPage, number: int) -> Values:
+        """Decode a tile or strip, (rows, columns, samples)."""
+        with self._lock:
+            content, options = self._read(page.dataoffsets[number], page.databytecounts[number]), {}
+            if int(page.compression) in (7, 34892, 33007):  # these, and `decode`, move the position in the file
+                options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+            decode = page.decode
+        pixels = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
+        large = pixels * page.samplesperpixel * page.bitspersample // 8 > _ALONE_BYTES
+        with self._alone if large else nullcontext():
+            decoded, _, _ = decode(content, number, **options)
         if decoded is None:
             raise ImageReadError(f"{self._path}: expected pixels in each tile, got an empty one. Export it again.")
         values: Values = np.asarray(decoded).reshape(decoded.shape[-4:])[0]
@@ -212,10 +220,6 @@ class TiffImage:
                 f"{self._path}: expected {page.dtype} as the tags state, got {values.dtype} of the decoder. "
                 "Export it again."
             )
-        self._cache[key] = values
-        size = sum(each.nbytes for each in self._cache.values())
-        while size > _CACHE_BYTES and len(self._cache) > page.samplesperpixel:  # one of each separate plane is kept
-            size -= self._cache.popitem(last=False)[1].nbytes
         return values
 
     def _check_complete(self, page: tifffile.TiffPage) -> None:

@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -8,13 +9,49 @@ import numpy as np
 import pytest
 
 from microseg.errors import ResourceLimitError
-from microseg.limits import bound_log, run_limited
+from microseg.limits import _idle, bound_log, run_limited
 
 
 def test_results_and_exceptions_pass():
     assert np.array_equal(run_limited("a", np.arange, 5), np.arange(5))
     with pytest.raises(ValueError, match="math domain"):
         run_limited("a", math.sqrt, -1.0)
+
+
+def several_arrays(length: int) -> dict[str, np.ndarray]:
+    values = np.arange(length, dtype=np.int64)
+    return {"all": values, "none": values[:0], "column": values.reshape(-1, 2)[:, :1], "bytes": values.astype(np.uint8)}
+
+
+def test_arrays_pass_whole_and_large_ones_leave_no_memory():
+    for length in (2**26, 10, 2**20):  # 512 MiB, 80 bytes, 8 MiB
+        for name, values in run_limited("a", several_arrays, length, memory=2**32).items():
+            assert np.array_equal(values, several_arrays(length)[name]), (length, name)
+            values[:1] = 0  # the result is a copy
+        assert os.fstat(_idle.take()._memory).st_size <= 2**28
+
+
+def test_results_come_soon_though_other_threads_keep_the_lock():
+    """Of Python: each wait for it takes milliseconds, and a result that came in parts waited for each."""
+    ended, seconds = threading.Event(), []
+
+    def spin() -> None:
+        while not ended.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=spin) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            started = time.perf_counter()
+            run_limited("a", np.ones, 2**21)  # 16 MiB
+            seconds.append(time.perf_counter() - started)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert min(seconds) < 0.5  # in parts of 64 KiB it took twice as long
 
 
 def test_the_process_is_reused():
