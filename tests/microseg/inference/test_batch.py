@@ -107,7 +107,7 @@ def test_every_row_outline_and_label_image_names_its_model(
     assert pd.read_csv(summary.summary)["model"].tolist() == models
     for number, model in enumerate(models):
         outlines = json.loads((out / f"{number}.geojson").read_text())["features"]
-        assert [it["properties"]["metadata"] for it in outlines] == [{"model": model, "image": "0.png"}] * 2
+        assert [it["properties"]["metadata"] for it in outlines] == [{"model": model, "image": f"{number}.png"}] * 2
         with tifffile.TiffFile(out / f"{number}.labels.tif") as tiff:
             assert f"Segmented with {model}" in (tiff.ome_metadata or "")
     old.write_text("image,area\n0.png,3\n")
