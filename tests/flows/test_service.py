@@ -158,7 +158,8 @@ def test_reconcile_finds_a_changed_stage(servers: Servers, client: SyncPrefectCl
     mlflow_client = mlflow.MlflowClient(tracking_uri=servers.mlflow, registry_uri=servers.mlflow)
     if not hasattr(mlflow_client, "transition_model_version_stage"):
         pytest.skip("this MLflow has no stages any more")
-    mlflow_client.transition_model_version_stage(MODEL_NAME, "1", "Production")
+    with pytest.warns(FutureWarning, match="deprecated"):
+        mlflow_client.transition_model_version_stage(MODEL_NAME, "1", "Production")
     deployment = client.read_deployment_by_name("reconcile/reconcile")
     run = ended(client, client.create_flow_run_from_deployment(deployment.id))
     assert run.state.is_completed(), run.state.message
