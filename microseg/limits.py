@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
@@ -36,6 +37,7 @@ _WAIT = 6.0  # wall time over processor time
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS"), "1")
 _ONE_THREAD["MALLOC_ARENA_MAX"] = "2"
 _KEPT = 2**28  # bytes that a child process may keep until the next call
+_KEPT_REPLY = 2**25  # bytes of the largest reply whose memory is kept for the next one
 _MOST_IDLE = max(8, 2 * (os.cpu_count() or 1))  # child processes that wait for the next call
 _LOG_LINES, _LOG_SECONDS = 20, 60.0
 
@@ -90,6 +92,7 @@ class _Child:
     def __init__(self) -> None:
         self._pipe, end = Pipe()
         self._memory = anonymous_file()
+        self._free = weakref.finalize(self, os.close, self._memory)  # also in a fork, which has no use for it
         descriptors = [end.fileno(), self._memory]
         code = f"from microseg.limits import serve; serve(*{descriptors})"
         with end:
@@ -123,7 +126,7 @@ class _Child:
         self._pipe.close()
         self._process.kill()
         self._process.wait()
-        os.close(self._memory)
+        self._free()
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -176,7 +179,7 @@ def _receive(pipe: "Connection[Any, Any]", memory: int) -> Any:
             if not count:
                 raise EOFError
             place, left = place + count, left[count:]
-    if place > _KEPT:
+    if place > _KEPT_REPLY:
         os.ftruncate(memory, 0)
     return pickle.loads(data, buffers=buffers)  # noqa: S301  # nosec B301 (of our own process)
 

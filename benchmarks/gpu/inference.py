@@ -178,8 +178,8 @@ def _from_slide(setup: Setup, results: Results, engine: Engine, seconds: float) 
                 took.append(timed(segment, setup))
                 shutil.rmtree(out)
         title = f"slide to {name}"
-        first, took = took[0], took[1:]  # at first reading processes start, and cuDNN plans for the sizes of the tiles
-        results.add(f"{title}, the first one", megapixels / first, "MP/s")
+        first, took = took[0], took[1:]  # the first starts reading processes, and cuDNN plans for sizes of tiles
+        results.add(f"{title}, first run", megapixels / first, "MP/s")
         results.add(title, [megapixels / one for one in took], "MP/s", f"{megapixels:.0f} megapixels, zlib TIFF")
         results.add(f"{title}, area", [megapixels * _MM2 / one for one in took], "mm²/s", f"at {MPP} µm")
         _describe(results, title, busy.share, memory)

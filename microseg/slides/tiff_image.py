@@ -19,7 +19,7 @@ from microseg.slides.tile_cache import TileCache
 __all__ = ["TiffImage", "upright"]
 
 _CACHE_BYTES = 2**25  # of decoded tiles and strips
-_ALONE_BYTES = 2**22  # of a tile or strip above which threads decode one after the other, as each is in memory whole
+_LARGE_BYTES = 2**22  # of a tile or strip; of such, one is decoded at a time, as each is in memory whole
 _MAX_SEGMENT = 178_956_970  # pixels of a tile or strip, which is decoded as a whole
 _BAND = 2**22  # pixels that are converted at once
 _SAMPLE, _SAMPLES = 256, 8  # side of a block, and blocks in each direction, in which the bit depth is measured
@@ -46,7 +46,7 @@ class TiffImage:
     def __init__(self, path: Path, bit_depth: int | None = None, *, every_page: bool = False) -> None:
         self._path, self._given_depth = path, bit_depth
         self._lock = threading.Lock()  # of the position in the file
-        self._alone = threading.Lock()
+        self._large = threading.Lock()
         self._cache = TileCache(_CACHE_BYTES)
         self._depth: int | None = None
         self._tiff = tifffile.TiffFile(path)
@@ -207,8 +207,8 @@ class TiffImage:
                 options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
             decode = page.decode
         pixels = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
-        large = pixels * page.samplesperpixel * page.bitspersample // 8 > _ALONE_BYTES
-        with self._alone if large else nullcontext():
+        large = pixels * page.samplesperpixel * page.bitspersample // 8 > _LARGE_BYTES
+        with self._large if large else nullcontext():
             decoded, _, _ = decode(content, number, **options)
         if decoded is None:
             raise ImageReadError(f"{self._path}: expected pixels in each tile, got an empty one. Export it again.")

@@ -28,7 +28,7 @@ def test_arrays_pass_whole_and_large_ones_leave_no_memory():
         for name, values in run_limited("a", several_arrays, length, memory=2**32).items():
             assert np.array_equal(values, several_arrays(length)[name]), (length, name)
             values[:1] = 0  # the result is a copy
-        assert os.fstat(_idle.take()._memory).st_size <= 2**28
+        assert os.fstat(_idle.take()._memory).st_size <= 2**25
 
 
 def test_results_come_soon_though_other_threads_keep_the_lock():
