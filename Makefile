@@ -13,7 +13,7 @@ help:
 	@echo "make demo          Run everything on two synthetic labs; SOURCE=<folder> TARGET=<folder> for two labs of your own"
 	@echo "make serve         Run a Prefect server and an MLflow server on this machine, and all flows"
 	@echo "make test          Run the tests, without those that take minutes"
-	@echo "make test-all      Run all tests"
+	@echo "make test-all      Run all tests, those of properties with new random examples"
 	@echo "make coverage      Run all tests, and print what no test executes"
 	@echo "make test-browser  Run the tests of the web pages in Chromium (installs it on Debian and Ubuntu)"
 	@echo "make check         Run ruff, mypy and import-linter"
@@ -35,10 +35,10 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(ARGS)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=default $(ARGS)
 
 coverage: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=default --cov --cov-report=term $(ARGS)
 
 test-browser: $(STAMP)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 import microseg  # noqa: F401 (before PyTorch: it sets how threads wait)
@@ -29,6 +30,9 @@ for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read when Prefect is imported
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
+# The same examples in every run, so that a change is judged by what it changes; `make test-all` draws new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 gc.disable()  # while tests are collected: what is imported stays, and is not searched for garbage again and again
 

@@ -273,7 +273,8 @@ def test_decoded_files_stay_in_memory_where_the_disk_is_full(
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), height=st.integers(9, 90), width=st.integers(9, 90), size=st.integers(4, 40))
 def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: int, width: int, size: int) -> None:
-    """Pillow on the whole, padded image; positions at other offsets may round a value up instead of down."""
+    """Pillow on the whole, padded image; positions at other offsets may round a value the other way, in each of the
+    two directions that are resampled one after the other."""
     image = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     side = data.draw(st.floats(size / 3, 3 * size))
     least = int(np.ceil(side))
@@ -285,7 +286,7 @@ def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: i
         wanted = np.asarray(Image.fromarray(padded).resize((size, size), filter_, box)).astype(int)
         got = resample(image, box, (size, size), filter_, least).astype(int)
         if filter_ == Image.Resampling.BILINEAR:
-            assert np.abs(got - wanted).max() <= 1
+            assert np.abs(got - wanted).max() <= 2
         else:  # a position between two pixels is of either
             at = [start + (np.arange(size) + 0.5) * side / size for start in (top, left)]
             rows, columns = (np.abs(it - it.round()) > 1e-6 for it in at)
