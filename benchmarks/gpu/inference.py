@@ -8,7 +8,6 @@ that computes an image with this network can be faster.
 import itertools
 import math
 import shutil
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -29,6 +28,7 @@ from microseg.models.network import PyramidSegmenter
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
 from microseg.slides.images import read_image
+from microseg.threads import results_in_order
 
 __all__ = ["run"]
 
@@ -101,13 +101,8 @@ def _in_memory(setup: Setup, results: Results, engine: Engine, seconds: float) -
     size = kinds[0].shape[0] * kinds[0].shape[1] / 1e6
 
     def segment(count: int) -> None:
-        running: deque[Any] = deque()
-        for image in itertools.islice(itertools.cycle(kinds), count):
-            running.append(engine.submit(image))
-            if len(running) >= _AHEAD:
-                running.popleft().result()
-        for future in running:
-            future.result()
+        for _ in results_in_order(engine.submit, itertools.islice(itertools.cycle(kinds), count), _AHEAD):
+            pass
 
     count = _count(lambda it: timed(lambda: segment(it), setup), seconds / 4, setup)
     with peak_memory(setup) as memory, BusyShare(setup) as busy:

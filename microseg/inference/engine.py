@@ -1,7 +1,6 @@
 """The engine: from an image to class probabilities, and to separated objects."""
 
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypedDict
@@ -24,6 +23,7 @@ from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
 from microseg.outputs.measurements import ConfidenceSums
+from microseg.threads import results_in_order
 
 __all__ = ["Engine", "EngineOptions"]
 
@@ -278,22 +278,12 @@ class Engine:
 
     def tile_outputs(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
         """As `predictions`, but on the device, and they may be NaN or infinity."""
-        waiting = iter(tiles)
         if self._queue is not None:
-            ahead = 2 * self._queue.most((self.block, self.block))
-            single = (self._queue.tile(tile) for tile in waiting)
-            queued = deque(itertools.islice(single, ahead))
-            while queued:
-                yield queued.popleft().result()
-                queued.extend(itertools.islice(single, 1))
-            return
-        computing: deque[Future[torch.Tensor]] = deque()
-        while batch := list(itertools.islice(waiting, self._backend.call_size)):
-            computing.append(self._backend.submit(batch))
-            if len(computing) > 2 * self._backend.parallel_tiles:
-                yield from computing.popleft().result()
-        for future in computing:
-            yield from future.result()
+            return results_in_order(self._queue.tile, tiles, 2 * self._queue.most((self.block, self.block)) - 1)
+        waiting = iter(tiles)
+        batches = iter(lambda: list(itertools.islice(waiting, self._backend.call_size)), [])
+        computed = results_in_order(self._backend.submit, batches, 2 * self._backend.parallel_tiles)
+        return itertools.chain.from_iterable(computed)
 
     def finish(self, copies: HostCopy, pixels: int) -> tuple[list[Any], ConfidenceSums]:
         """Wait for the copies of what `classify` made of one image or block: its maps, and its sums last.

@@ -1,9 +1,8 @@
 """Whole slides: read, segmented and written strip by strip, with memory that does not grow with the slide."""
 
 import time
-from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from microseg.slides.limited import open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.slides.slide import Slide, SlideView
 from microseg.slides.tissue import TissueMap, find_tissue
+from microseg.threads import results_in_order
 
 __all__ = ["segment_slide", "slide_strips"]
 
@@ -170,13 +170,6 @@ def _output_threads(engine: Engine) -> int:
 def _write_strips(strips: Iterator[MaskStrip], writer: SegmentationWriter, *, trim: bool) -> None:
     """Write strips in another thread while the network computes the next ones."""
     with ThreadPoolExecutor(1) as other:
-        waiting: deque[Future[None]] = deque()
-        for strip in strips:
-            waiting.append(other.submit(writer.add, strip))
-            del strip
-            if len(waiting) > _AHEAD:
-                waiting.popleft().result()
+        for _ in results_in_order(lambda strip: other.submit(writer.add, strip), strips, _AHEAD):
             if trim:
                 return_memory()  # otherwise the process keeps the memory of its longest row of tiles
-        for future in waiting:
-            future.result()

@@ -7,7 +7,6 @@ two rows of tiles are blended.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from microseg.inference.tiling import Span, Tile
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
+from microseg.threads import results_in_order
 
 __all__ = ["reader_count", "stream_mask"]
 
@@ -178,18 +178,12 @@ def _predictions(
     """Outputs of each tile, in order; tiles are read and computed ahead, and their pixels added to ``kept``."""
     count = reader_count(engine)
     with ThreadPoolExecutor(count) as readers:
-        waiting = iter(tiles)
-        reading: deque[Future[npt.NDArray[np.uint8]]] = deque()
 
-        def read_ahead(count: int) -> None:
-            for tile in islice(waiting, count):
-                reading.append(readers.submit(view.read, tile.rows.input, tile.columns.input))
+        def read(tile: Tile) -> Future[npt.NDArray[np.uint8]]:
+            return readers.submit(view.read, tile.rows.input, tile.columns.input)
 
         def in_order() -> Iterator[npt.NDArray[np.uint8]]:
-            read_ahead(max(2 * engine.batch, count))
-            while reading:
-                pixels = reading.popleft().result()
-                read_ahead(1)
+            for pixels in results_in_order(read, tiles, max(2 * engine.batch, count)):
                 if kept is not None:
                     kept.append(pixels)
                 yield pixels

@@ -14,8 +14,8 @@ import tifffile
 
 from microseg.outputs.colors import color_table
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail
+from microseg.threads import Threads
 
 __all__ = ["InstanceImageWriter", "LabelImageWriter", "ProbabilitiesWriter"]
 

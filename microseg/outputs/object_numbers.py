@@ -8,7 +8,7 @@ from tempfile import SpooledTemporaryFile
 import numpy as np
 import numpy.typing as npt
 
-from microseg.outputs.threads import Threads
+from microseg.threads import Threads
 
 __all__ = ["ObjectNumbers", "pack_labels"]
 

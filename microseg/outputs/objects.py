@@ -28,8 +28,8 @@ from microseg.outputs.pieces import FoundPiece, Piece, PieceOptions, Rows, find_
 from microseg.outputs.polygons import union_polygons
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.stains import Stains
-from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, ObjectBatch
+from microseg.threads import Threads
 
 __all__ = ["PIECE", "ObjectFinder", "label_objects"]
 

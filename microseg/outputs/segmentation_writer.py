@@ -18,8 +18,8 @@ from microseg.outputs.measurements import ConfidenceSums, count_positive, summar
 from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
 from microseg.outputs.stains import image_stains
-from microseg.outputs.threads import Threads
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail, load_writers
+from microseg.threads import Threads
 
 __all__ = ["SegmentationWriter"]
 

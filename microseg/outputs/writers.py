@@ -22,8 +22,8 @@ import pandas as pd
 
 from microseg.errors import PluginError, SettingsError
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.threads import Threads
 from microseg.plugins import load_plugin, plugin_names
+from microseg.threads import Threads
 
 __all__ = ["MaskStrip", "ObjectBatch", "OutputWriter", "Thumbnail", "load_writers", "output_suffixes"]
 

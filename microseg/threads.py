@@ -1,14 +1,33 @@
-"""Threads in which the outputs of one image are made, where the cores have nothing else to do."""
+"""Calls in other threads, some ahead of the one whose result is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["Threads"]
+__all__ = ["Threads", "results_in_order"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def results_in_order(start: Callable[[T], "Future[R]"], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """Results for all items, in order, while the next ones are computed.
+
+    Args:
+        start: Starts the computation for an item.
+        items: Taken when they are started.
+        ahead: Items that are started before the result of an earlier one is used; 0 for none.
+    """
+    running: deque[Future[R]] = deque()
+    for item in items:
+        running.append(start(item))
+        del item  # it may be large
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
 
 
 class Threads:
@@ -37,13 +56,7 @@ class Threads:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Results for all items, in order; some are computed ahead."""
-        running: deque[Future[R]] = deque()
-        for item in items:
-            running.append(self.start(function, item))
-            if len(running) > self.ahead:
-                yield running.popleft().result()
-        for future in running:
-            yield future.result()
+        return results_in_order(partial(self.start, function), items, self.ahead)
 
     def close(self) -> None:
         """End the threads; calls that have not begun are not made."""
