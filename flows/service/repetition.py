@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -18,7 +19,7 @@ MAX_CRASHES = 3
 """A run that crashes more often is not started again."""
 
 _NOT_REPEATED = ("promote", "rollback")  # once they began: a second rollback would go back one version more
-_STOPPED = "The service was stopped."
+_STOPPED = "The service was stopped."  # of a state, Prefect keeps its type, name and message only
 
 
 def why_not_repeated(deployment: str, states: Sequence[State[Any]]) -> str:
@@ -26,13 +27,17 @@ def why_not_repeated(deployment: str, states: Sequence[State[Any]]) -> str:
 
     Args:
         deployment: Name of its deployment.
-        states: All states that it had, in any order. A crash because the service was stopped does not count.
+        states: All states that it had, in order. A crash because the service was stopped does not count.
     """
     if deployment in _NOT_REPEATED and any(it.is_running() for it in states):
         return "it had begun; see microseg history"
-    stops = sum((it.message or "").startswith(_STOPPED) for it in states)
-    crashes = sum(it.is_crashed() for it in states) - stops
+    crashes = sum(it.is_crashed() and not _is_stop(next_one) for it, next_one in zip_longest(states, states[1:]))
     return f"it has crashed {crashes} times" if crashes > MAX_CRASHES else ""
+
+
+def _is_stop(state: State[Any] | None) -> bool:
+    """Whether the service set this state when it stopped; where the process still reported its end, after a crash."""
+    return state is not None and (state.message or "").startswith(_STOPPED)
 
 
 def end_or_repeat(client: SyncPrefectClient, run: FlowRun, deployment: str, *, stopped: bool = False) -> str:
@@ -55,6 +60,7 @@ def end_or_repeat(client: SyncPrefectClient, run: FlowRun, deployment: str, *, s
     states = client.read_flow_run_states(run.id)
     if stopped:
         reason = _STOPPED
+        states.append(AwaitingRetry(message=reason))
     elif run.state_type == StateType.CRASHED:
         message = (run.state.message if run.state else None) or "It crashed."
         reason = message.partition(" It is not repeated")[0]

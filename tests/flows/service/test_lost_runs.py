@@ -100,6 +100,14 @@ def test_a_run_that_ends_its_process_each_time_is_not_started_for_ever(
     assert client.read_flow_run(run.id).state_name == "Crashed"
 
 
+def test_a_run_that_crashed_often_starts_again_after_a_stop_of_the_service(
+    client: SyncPrefectClient, deployment: DeploymentResponse
+) -> None:
+    died = [Running(), Crashed(message="it died"), Pending()]
+    run = start(client, deployment, *died, *died, *died, Running(), Crashed(message="SIGTERM"))
+    assert end_or_repeat(client, run, "train", stopped=True).endswith("It is queued again.")
+
+
 def test_a_cancelled_run_without_process_ends(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
     run = start(client, deployment, Running(), Cancelling())
     LostRuns(HERE).sweep(client, starting=True)

@@ -30,3 +30,10 @@ def test_a_stop_of_the_service_does_not_count() -> None:
     stops = [Running(), Crashed(message="SIGTERM"), AwaitingRetry(message=STOPPED)] * 5
     assert why_not_repeated("train", [*stops, Running(), DIED]) == ""
     assert why_not_repeated("train", [*stops, *[Running(), DIED] * 4])
+
+
+def test_a_stop_that_ended_the_process_at_once_hides_no_crash() -> None:
+    """The process could not report that it crashed."""
+    stopped = [Running(), AwaitingRetry(message=STOPPED)]
+    assert why_not_repeated("train", [*[Running(), DIED] * 4, *stopped]) == "it has crashed 4 times"
+    assert why_not_repeated("train", [*stopped, *[Running(), DIED] * 4]) == "it has crashed 4 times"
