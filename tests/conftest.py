@@ -30,8 +30,11 @@ for _name in ("MICROSEG_HOME", "MICROSEG_PARAMS", "MICROSEG_DVC_REMOTE", "MLFLOW
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="microseg-tests-")  # read when Prefect is imported
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
-# The same examples in every run, so that a change is judged by what it changes; `make test-all` draws new ones.
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+# The same examples in every run, so that a change is judged by what it changes; `make test-all` draws new ones. None
+# fails because the machine is busy; and fixtures are shared by the examples of a test, which is what they are for.
+_unchecked = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("default", derandomize=False, deadline=None, suppress_health_check=_unchecked)
+hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("default"), derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 gc.disable()  # while tests are collected: what is imported stays, and is not searched for garbage again and again

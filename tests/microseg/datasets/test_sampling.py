@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import tifffile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -72,7 +72,7 @@ def test_batch_depends_on_seed_and_step_only(grays: list[Sample]) -> None:
     assert [numbers(differently, step) for step in range(5)] != [numbers(one, step) for step in range(5)]
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15)
 @given(step=st.integers(0, 50), world=st.integers(1, 4), batch=st.integers(4, 6))
 def test_processes_share_a_batch(grays: list[Sample], step: int, world: int, batch: int) -> None:
     sampler = CropSampler(grays, size=8, batch=batch, seed=1)
@@ -114,7 +114,7 @@ def test_crops_have_the_pixels_of_the_images(tmp_path: Path) -> None:
     assert len({flip for _, flip in seen}) == 2
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)
 @given(
     height=st.integers(9, 70),
     width=st.integers(9, 70),
@@ -270,7 +270,7 @@ def test_decoded_files_stay_in_memory_where_the_disk_is_full(
     assert not list((tmp_path / "decoded").glob("*.npy"))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), height=st.integers(9, 90), width=st.integers(9, 90), size=st.integers(4, 40))
 def test_a_part_is_resampled_like_the_whole_image(data: st.DataObject, height: int, width: int, size: int) -> None:
     """Pillow on the whole, padded image; positions at other offsets may round a value the other way, in each of the

@@ -27,7 +27,7 @@ def test_optical_density_values():
     np.testing.assert_allclose(optical_density(image)[0], [0.0, np.log10(255 / 26), np.log10(255)], rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(0, 0.5, width=32)))
 def test_optical_density_inverts_transmitted_light(amounts):
     image = np.round(transmitted_light(amounts) * 255).astype(np.uint8)

@@ -23,7 +23,7 @@ def test_entropy_by_hand() -> None:
     assert prediction_entropy(np.full((5, 2, 2), 0.2, np.float32)) == pytest.approx(1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(classes=st.integers(2, 6), seed=st.integers(0, 1000))
 def test_entropy_is_relative_to_the_maximum(classes: int, seed: int) -> None:
     probabilities = np.random.default_rng(seed).dirichlet(np.ones(classes), size=(4, 5)).astype(np.float32)
@@ -40,7 +40,7 @@ def test_cohen_kappa_by_hand() -> None:
     assert cohen_kappa(first, np.zeros_like(first), 3) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), share=st.floats(0.1, 0.95))
 def test_cohen_kappa_of_independent_segmentations_is_about_zero(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)

@@ -60,7 +60,7 @@ def test_threshold_that_does_not_match_uniquely_is_refused(threshold: float) -> 
         matched_ious(overlap([[1]], [[1]]), threshold)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(label_images, label_images, st.sampled_from(IOU_THRESHOLDS))
 def test_matches_are_those_of_an_optimal_assignment(prediction: Labels, reference: Labels, threshold: float) -> None:
     ours, theirs = ([labels == k for k in np.unique(labels) if k] for labels in (prediction, reference))

@@ -101,7 +101,7 @@ def test_object_covered_by_half_is_found() -> None:
     assert object_f1(np.array([[3, 3, 4, 4, 0, 0]]), reference) == pytest.approx(2 / 3)  # found once, not twice
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(label_images, label_images)
 def test_metrics_equal_those_of_sets_of_pixels(prediction: Labels, reference: Labels) -> None:
     ours, theirs = objects(prediction), objects(reference)
@@ -112,7 +112,7 @@ def test_metrics_equal_those_of_sets_of_pixels(prediction: Labels, reference: La
     assert aggregated_jaccard(prediction, reference) == pytest.approx(brute_jaccard(ours, theirs))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(label_images)
 def test_metrics_of_equal_images_do_not_depend_on_the_labels(labels: Labels) -> None:
     renumbered = np.where(labels > 0, 100 + labels, 0).astype(np.int32)

@@ -1,7 +1,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -26,7 +26,6 @@ def test_dice_by_hand() -> None:
     assert np.isnan(dice(prediction, reference, 3)[2])
 
 
-@settings(deadline=None)
 @given(predictions, references)
 def test_dice_equals_that_of_sets_of_pixels(prediction: Mask, reference: Mask) -> None:
     counted = {index for index in np.ndindex(SIZE) if reference[index] != 255}
@@ -39,7 +38,6 @@ def test_dice_equals_that_of_sets_of_pixels(prediction: Mask, reference: Mask) -
             assert np.isnan(dice(prediction, reference, CLASSES)[k])
 
 
-@settings(deadline=None)
 @given(predictions, predictions)
 def test_dice_is_symmetric_and_bounded(first: Mask, second: Mask) -> None:
     scores = dice(first, second, CLASSES)
@@ -48,7 +46,6 @@ def test_dice_is_symmetric_and_bounded(first: Mask, second: Mask) -> None:
     assert np.nanmin(dice(first, first, CLASSES)) == 1
 
 
-@settings(deadline=None)
 @given(predictions, references, predictions, references)
 def test_matrices_of_images_can_be_added(first: Mask, one: Mask, second: Mask, other: Mask) -> None:
     added = confusion_matrix(first, one, CLASSES) + confusion_matrix(second, other, CLASSES)
@@ -120,7 +117,6 @@ def test_boundary_dice_of_empty_masks() -> None:
         assert boundary_dice(first, second) == 0
 
 
-@settings(deadline=None)
 @given(binary_masks, binary_masks, binary_masks, st.floats(0, 4))
 def test_boundary_dice_equals_that_of_all_pairs(
     prediction: BinaryMask, reference: BinaryMask, ignored: BinaryMask, tolerance: float
@@ -132,7 +128,6 @@ def test_boundary_dice_equals_that_of_all_pairs(
     assert boundary_dice(prediction, reference, tolerance, ignored) == pytest.approx(np.mean(both <= tolerance))
 
 
-@settings(deadline=None)
 @given(binary_masks, binary_masks)
 def test_boundary_dice_is_symmetric_and_one_for_equal_masks(first: BinaryMask, second: BinaryMask) -> None:
     if not first.any() or not second.any():

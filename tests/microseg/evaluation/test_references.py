@@ -161,7 +161,7 @@ def test_bootstrap_draws_images_of_one_slide_together() -> None:
     assert by_slide.high > by_image.high
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_bootstrap_interval_contains_the_mean(values: list[float]) -> None:
     interval = bootstrap_interval(np.array(values), draws=200)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from microseg.errors import SettingsError
@@ -39,7 +39,6 @@ def test_image_slightly_larger_than_a_tile_gets_small_tiles() -> None:
     assert [span.stop - span.start for span in spans] == [352, 352]  # (544 + 128) / 2 = 336, rounded up
 
 
-@settings(deadline=None)
 @given(SIZES)
 def test_weights_sum_to_one_at_every_pixel(sizes: tuple[int, int, int, int]) -> None:
     length = sizes[0]
@@ -52,7 +51,6 @@ def test_weights_sum_to_one_at_every_pixel(sizes: tuple[int, int, int, int]) -> 
     assert covers.max() <= 2
 
 
-@settings(deadline=None)
 @given(SIZES)
 def test_spans_are_aligned_and_equal_and_discard_half_a_halo(sizes: tuple[int, int, int, int]) -> None:
     length, _, halo, multiple = sizes
@@ -67,7 +65,6 @@ def test_spans_are_aligned_and_equal_and_discard_half_a_halo(sizes: tuple[int, i
     assert spans[-1].inner_stop == length <= spans[-1].stop < length + multiple
 
 
-@settings(deadline=None)
 @given(st.integers(1, 150), st.integers(1, 150))
 def test_pasted_tiles_give_the_image(height: int, width: int) -> None:
     image = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)

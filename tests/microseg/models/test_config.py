@@ -10,7 +10,7 @@ from microseg.models.config import NetworkConfig
 CLASSES = ("background", "gland")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from(["background", "腺体", "épithélium", "a b", '"']), min_size=2, unique=True),
     st.lists(st.integers(1, 512), min_size=1, max_size=6),

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -84,7 +84,6 @@ def test_decision_does_not_depend_on_the_scale_of_features(factor: float) -> Non
         torch.testing.assert_close(large, larger, atol=0.02, rtol=0.02)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1), st.floats(0, 10))
 def test_gradient_reversal_is_identity_forward_and_minus_strength_backward(
     values: list[float], strength: float

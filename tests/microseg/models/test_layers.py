@@ -33,7 +33,7 @@ def naive_upsample(grid: npt.NDArray[np.float64], height: int, width: int) -> np
     return result
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=3))
 @torch.no_grad()
 def test_branches_equal_plain_loops(height: int, width: int, bins: list[int]) -> None:

@@ -83,7 +83,7 @@ def test_absent_classes_do_not_count_in_dice() -> None:
     assert soft_dice(logits, torch.full((1, 1, 1), 2)).item() == pytest.approx(0.5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(cases(), st.floats(0, 3))
 def test_value_equals_plain_python(case: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]], alpha: float) -> None:
     logits, target = case
@@ -91,7 +91,7 @@ def test_value_equals_plain_python(case: tuple[npt.NDArray[np.float64], npt.NDAr
     assert segmentation_loss(*tensors, dice_weight=alpha).item() == pytest.approx(naive_loss(logits, target, alpha))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(cases(), st.floats(0, 3))
 def test_gradient_equals_independent_implementation(
     case: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]], alpha: float
@@ -112,7 +112,7 @@ def test_gradient_equals_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: soft_dice(x, target), logits)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(cases())
 def test_ignored_pixels_do_not_change_the_loss(case: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]) -> None:
     logits, target = torch.from_numpy(case[0]), torch.from_numpy(case[1])
@@ -168,7 +168,7 @@ def test_domain_loss_by_hand() -> None:
     assert domain_loss(torch.zeros(2, 1, 5, 5), True).item() == pytest.approx(math.log(2))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=8), st.booleans())
 def test_domain_loss_and_gradient_equal_the_formula(values: list[float], target: bool) -> None:
     logits = torch.tensor(values, dtype=torch.float64).view(-1, 1).requires_grad_()

@@ -27,7 +27,7 @@ def with_statistics(network: PyramidSegmenter) -> PyramidSegmenter:
     return network.eval()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),
@@ -41,7 +41,7 @@ def test_any_size_classes_and_depth(height: int, width: int, classes: int, chann
     assert logits.isfinite().all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(1, 30))
 @torch.no_grad()
 def test_pads_by_reflection_and_crops_back(height: int, width: int) -> None:

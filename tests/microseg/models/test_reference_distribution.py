@@ -91,7 +91,7 @@ def test_limit_is_robust_to_an_outlier() -> None:
 
 
 @given(st.integers(5, 12), st.integers(0, 1000), st.floats(0, 1e-9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_few_and_equal_images_give_finite_values(images: int, seed: int, spread: float) -> None:
     features = 1 + spread * np.random.default_rng(seed).normal(size=(images, SIZE))
     lab = fit_lab_distribution(features, [""] * images)

@@ -128,7 +128,7 @@ def test_interior_bytes_round() -> None:
     assert interior_bytes(np.array([0, 0.4979, 0.5, 1], np.float32)).tolist() == [0, 127, 128, 255]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(IMAGES)
 def test_objects_are_connected_and_of_one_class(images: tuple[npt.NDArray[np.uint8], ...]) -> None:
     mask, interior = images
@@ -144,7 +144,7 @@ def test_objects_are_connected_and_of_one_class(images: tuple[npt.NDArray[np.uin
         assert ndimage.label(labels == number)[1] == 1
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(IMAGES, st.integers(0, 23), st.integers(1, 24), st.booleans())
 def test_rows_are_the_same_with_their_context_alone(
     images: tuple[npt.NDArray[np.uint8], ...], first: int, count: int, of_mask: bool

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -52,7 +52,7 @@ def find_separated(
         return list(finder.batches(image_info(mask, mpp=0.5))), np.concatenate(list(finder.labels()))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(images=IMAGES, cuts=CUTS, piece=st.sampled_from([None, 1, 40]), separation=st.sampled_from([SMALL, SHAPES]))
 def test_strips_do_not_change_separated_objects(
     images: tuple[Bytes, Bytes], cuts: list[int], piece: int | None, separation: Separation, tmp_path: Path

@@ -92,7 +92,7 @@ def test_table_without_objects_has_all_columns() -> None:
     assert tuple(table.columns) == OBJECT_COLUMNS
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(arrays.arrays(np.uint8, (20, 15), elements=st.sampled_from([0, 0, 1, 1, 2])))
 def test_agrees_with_scikit_image(mask: npt.NDArray[np.uint8]) -> None:
     table = find(mask).table

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from rasterio.features import rasterize
@@ -25,7 +25,7 @@ MASKS = arrays.arrays(
 CUTS = st.lists(st.integers(0, 30), max_size=8).map(sorted)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(MASKS)
 def test_objects_are_the_four_connected_regions_of_each_class(mask: Mask) -> None:
     labels = label_objects(mask)
@@ -51,7 +51,7 @@ def test_ignored_pixels_beside_the_background_change_no_object() -> None:
     assert found.table["area_px"].tolist() == [2, 1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(MASKS)
 def test_outlines_are_valid_polygons_that_rasterize_to_the_mask(mask: Mask) -> None:
     found, labels = find(mask), label_objects(mask)
@@ -63,7 +63,7 @@ def test_outlines_are_valid_polygons_that_rasterize_to_the_mask(mask: Mask) -> N
     np.testing.assert_array_equal(back, mask)
 
 
-@settings(deadline=None, max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70)
 @given(mask=MASKS, cuts=CUTS)
 def test_strips_do_not_change_objects(mask: Mask, cuts: list[int], tmp_path: Path) -> None:
     cuts = [min(cut, len(mask)) for cut in cuts]

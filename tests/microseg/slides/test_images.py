@@ -260,7 +260,7 @@ def test_rejects_broken_checksum(tmp_path, level):
         read_image(tmp_path / "x.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]))
 def test_damaged_files_raise_nothing_but_image_read_error(tmp_path_factory, data, kind):
     buffer = io.BytesIO()
@@ -297,7 +297,7 @@ def test_rejects_decompression_bomb_before_decoding(tmp_path, side):
 # --- writing and hashing
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     array=hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20)) | st.tuples(
         st.integers(1, 20), st.integers(1, 20), st.just(3)

@@ -109,7 +109,7 @@ def test_leaves_large_images_and_files_to_pillow(tmp_path, monkeypatch):
     assert read_plain_png(path) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damage_gives_what_pillow_reads_or_nothing(tmp_path_factory, data):
     content = bytearray(encode(smooth(9, 11)))

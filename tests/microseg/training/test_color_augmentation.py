@@ -55,7 +55,7 @@ def test_statistics_can_be_indexed() -> None:
     assert torch.equal(all_[pick].covariance, all_.covariance[[2, 0, 2]])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_full_transfer_gives_target_statistics(seed: int) -> None:
     images, target = pictures(seed), color_statistics(pictures(seed + 1, low=0.4, high=0.7))
@@ -103,7 +103,7 @@ def test_jitter_of_strength_0_keeps_the_images() -> None:
     assert torch.equal(jitter_color(images, 0.0, torch.Generator().manual_seed(0)), images)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), strength=st.floats(0.01, 3.0))
 def test_jitter_equals_its_formula_in_numpy(seed: int, strength: float) -> None:
     """On the numbers that were drawn, image by image, in float64."""
@@ -141,7 +141,7 @@ def test_densities_are_mapped_alike_on_a_gpu() -> None:
     torch.testing.assert_close(elementwise, torch.einsum("bij,bjhw->bihw", jitter.matrix, density))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), strength=st.floats(0.01, 3.0))
 def test_jitter_stays_in_range_and_is_reproducible(seed: int, strength: float) -> None:
     images = pictures(seed, low=0.0, high=1.0)
