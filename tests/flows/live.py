@@ -8,9 +8,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Protocol
 
 import yaml
@@ -33,16 +34,20 @@ class Servers:
 
 
 def free_ports(number: int = 2) -> list[int]:
+    """Below those that the system gives to outgoing connections, which may take them before a server has started."""
+    found: list[int] = []
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for it in probes:
-            it.bind(("127.0.0.1", 0))
-        return [it.getsockname()[1] for it in probes]
+        while len(found) < number:
+            port = SystemRandom().randrange(10_000, 32_000)
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 def answer(url: str) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url, timeout=10) as got:
+    with direct.open(url, timeout=60) as got:
         return str(got.read().decode())
 
 

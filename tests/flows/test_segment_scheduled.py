@@ -13,6 +13,7 @@ import pytest
 from flows.segment_scheduled import segment_scheduled
 from microseg.inference.batch import batch_lock
 from microseg.slides.images import read_image, write_png
+from tests.flows.live import until
 
 
 def nothing(_folder: Path) -> None:
@@ -127,6 +128,11 @@ def test_second_batch_into_a_folder_waits_for_the_first(copied: Any, capsys: pyt
     shutil.copytree(copied.lab_b / "images", folder)
     out = copied.home / "segmentations" / "to-segment"
     messages: list[str] = []
+    printed: list[str] = []
+
+    def waits() -> bool:
+        printed.append(capsys.readouterr().out)
+        return f"is in use by process {os.getpid()} of" in " ".join("".join(printed).split())
 
     def second() -> None:
         messages.append(segment_scheduled(folder, return_state=True).message)
@@ -134,9 +140,8 @@ def test_second_batch_into_a_folder_waits_for_the_first(copied: Any, capsys: pyt
     with batch_lock([], out):
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(15)
+        until(waits, "the message of the second batch")
         assert thread.is_alive()
         assert not list(out.glob("*.geojson"))
     thread.join()
     assert messages[0].startswith("6 segmented")
-    assert f"is in use by process {os.getpid()} of" in " ".join(capsys.readouterr().out.split())

@@ -1,7 +1,6 @@
 import logging
 import math
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -31,27 +30,12 @@ def test_arrays_pass_whole_and_large_ones_leave_no_memory():
         assert os.fstat(_idle.take()._memory).st_size <= 2**25
 
 
-def test_results_come_soon_though_other_threads_keep_the_lock():
-    """Of Python: each wait for it takes milliseconds, and a result that came in parts waited for each."""
-    ended, seconds = threading.Event(), []
-
-    def spin() -> None:
-        while not ended.is_set():
-            sum(range(1000))
-
-    threads = [threading.Thread(target=spin) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(5):
-            started = time.perf_counter()
-            run_limited("a", np.ones, 2**21)  # 16 MiB
-            seconds.append(time.perf_counter() - started)
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert min(seconds) < 0.5  # in parts of 64 KiB it took twice as long
+def test_an_array_comes_in_one_system_call(monkeypatch):
+    """After each, a thread may wait milliseconds for Python's lock, which other threads keep."""
+    read, calls = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *args: calls.append(args) or read(*args))
+    assert len(run_limited("a", np.ones, 2**21)) == 2**21  # 16 MiB
+    assert len(calls) == 1
 
 
 def test_the_process_is_reused():
@@ -61,10 +45,10 @@ def test_the_process_is_reused():
 def test_time_without_end_is_refused():
     started = time.monotonic()
     with pytest.raises(ResourceLimitError, match=r"^a\.tif: expected to be read in 0\.1 s"):
-        run_limited("a.tif", time.sleep, 60, seconds=0.1)
+        run_limited("a.tif", time.sleep, 600, seconds=0.1)
     with pytest.raises(ResourceLimitError, match=r"it took longer|it was not after"):
         run_limited("a.tif", sum, range(10**12), seconds=0.5)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
 
 
 def test_memory_without_end_is_refused():

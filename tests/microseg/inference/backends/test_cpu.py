@@ -218,5 +218,5 @@ def test_distributes_threads_and_changes_no_other_thread(most: int, count: int, 
 
 @pytest.mark.usefixtures("_four_threads")
 def test_calls_run_in_parallel() -> None:
-    executor, both = TileExecutor(2), threading.Barrier(2, timeout=10)
+    executor, both = TileExecutor(2), threading.Barrier(2, timeout=120)
     assert {future.result() >= 0 for future in [executor.submit(both.wait) for _ in range(2)]} == {True}
