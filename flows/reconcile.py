@@ -4,8 +4,7 @@ python -m flows.reconcile
 """
 
 import logging
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import httpx
 import typer
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter, FlowRunFilterExpectedStartTime
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
@@ -26,7 +25,7 @@ from flows.validate_promotion import apply_pending_changes, as_state
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.datasets.incoming import read_incoming_folder
-from microseg.datasets.onboarding import Onboarding, after_lost_run, is_due
+from microseg.datasets.onboarding import Onboarding, OnboardingStore, after_lost_run, is_due, requested_again
 from microseg.errors import MicrosegError, RegistryError
 from microseg.files import is_below
 
@@ -63,23 +62,23 @@ def reconcile(changes: tuple[str, ...] = ()) -> State[Any]:
 
 def _interrupted(settings: Settings) -> list[Onboarding]:
     """Onboardings that are due and that no run works on; they are marked for a restart."""
-    workspace = open_workspace(settings)
-    store, found = workspace.onboarding, []
+    store, found = open_workspace(settings).onboarding, []
     for onboarding in store.read_all():
         try:
-            if not _is_due(onboarding, settings):
-                continue
+            if _is_due(onboarding, settings) and _mark_for_restart(onboarding, store):
+                found.append(onboarding)
         except (MicrosegError, OSError, httpx.HTTPError) as error:  # of one lab; the others are not concerned
             _log.warning("The onboarding of %s is looked at again later: %s", onboarding.lab, error)
-            continue
-        with store.lock(onboarding.lab, wait=False) as free:
-            if not free or store.read(onboarding.lab) != onboarding:
-                continue
-            lost = onboarding.state == "running"
-            after = store.write(after_lost_run(onboarding) if lost else replace(onboarding, state="pending"))
-            if after.state == "pending":
-                found.append(onboarding)
     return found
+
+
+def _mark_for_restart(onboarding: Onboarding, store: OnboardingStore) -> bool:
+    """Whether it is restarted: no run works on it, and not too many have died."""
+    with store.lock(onboarding.lab, wait=False) as free:
+        if not free or store.read(onboarding.lab) != onboarding:
+            return False
+        lost = onboarding.state == "running"
+        return store.write(after_lost_run(onboarding) if lost else requested_again(onboarding)).state == "pending"
 
 
 def _is_due(onboarding: Onboarding, settings: Settings) -> bool:
@@ -94,26 +93,14 @@ def _is_due(onboarding: Onboarding, settings: Settings) -> bool:
 
 
 def _has_run(onboarding: Onboarding) -> bool | None:
-    """Whether a run for the dataset is waiting or in progress; None where that is not known, or one has failed since.
-
-    The run that worked on it before is not an answer to the event that was emitted after it.
-    """
+    """Whether a run for the dataset is waiting or in progress; None where that is not known."""
     if not PREFECT_API_URL.value():
         return None
     of_onboard = FlowFilter.model_validate({"name": {"any_": ["onboard"]}})
-    since = FlowRunFilterExpectedStartTime(after_=datetime.fromisoformat(onboarding.updated_at) - timedelta(minutes=5))
     unfinished = FlowRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED}}})
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(flow_filter=of_onboard, flow_run_filter=unfinished, limit=_MOST_RUNS)
-        latest = client.read_flow_runs(
-            flow_filter=of_onboard, flow_run_filter=FlowRunFilter(expected_start_time=since), limit=_MOST_RUNS
-        )
-    if len(waiting) == _MOST_RUNS or any(run.parameters.get("folder") == onboarding.folder for run in waiting):
-        return True
-    runs = [run for run in latest if run.parameters.get("folder") == onboarding.folder]
-    ended = [(run.created, str(run.id)) for run in runs if run.created]
-    before = max((created for created, identity in ended if identity == onboarding.flow_run_id), default=None)
-    return None if any(before is None or created > before for created, _ in ended) else False
+        runs = client.read_flow_runs(flow_filter=of_onboard, flow_run_filter=unfinished, limit=_MOST_RUNS)
+    return len(runs) == _MOST_RUNS or any(run.parameters.get("folder") == onboarding.folder for run in runs)
 
 
 def _is_complete(onboarding: Onboarding, settings: Settings) -> bool:

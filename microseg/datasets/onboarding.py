@@ -30,6 +30,7 @@ __all__ = [
     "after_lost_run",
     "is_due",
     "new_onboarding",
+    "requested_again",
     "retry_delay",
 ]
 
@@ -166,6 +167,12 @@ def after_lost_run(onboarding: Onboarding) -> Onboarding:
     return replace(onboarding, state="failed", failures=0, crashes=0, message=text)
 
 
+def requested_again(onboarding: Onboarding) -> Onboarding:
+    """State when another run is requested; where the last request had no result on record, after a longer delay."""
+    unanswered = onboarding.state == "pending"
+    return replace(onboarding, state="pending", failures=onboarding.failures + unanswered)
+
+
 def _retried(onboarding: Onboarding, text: str) -> Onboarding:
     minutes = round(retry_delay(onboarding.failures).total_seconds() / 60)
     return replace(onboarding, state="retrying", message=f"{text.rstrip('.')}. It is tried again in {minutes} minutes.")
@@ -182,8 +189,9 @@ def is_due(onboarding: Onboarding, now: datetime, *, production: bool, waiting: 
     """
     passed = now - datetime.fromisoformat(onboarding.updated_at)
     waits = passed >= timedelta(0)  # not after a clock was set back
-    if onboarding.state == "pending":  # its event has started no run
-        return not waiting and (passed > (_START_TIMEOUT if waiting is None else _LOST_EVENT) or not waits)
+    if onboarding.state == "pending":  # its event has started no run, or one that could not even record its start
+        least = _START_TIMEOUT if waiting is None else _LOST_EVENT
+        return not waiting and (passed > max(least, retry_delay(onboarding.failures)) or not waits)
     if onboarding.state in ("running", "retrying"):
         return passed >= retry_delay(onboarding.failures - (onboarding.state == "running")) or not waits
     return onboarding.state == "awaiting_production" and production

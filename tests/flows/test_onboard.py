@@ -22,8 +22,8 @@ from flows.service import drop_folder
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
 from microseg.datasets.incoming import DropFolder, read_incoming_folder
-from microseg.datasets.onboarding import Onboarding, new_onboarding
-from microseg.errors import LabError, RegistryUnavailableError
+from microseg.datasets.onboarding import Onboarding, OnboardingStore, new_onboarding
+from microseg.errors import LabError, NoSpaceError, RegistryUnavailableError
 from tests.flows.conftest import LENIENT, REVIEW
 
 Run = Callable[..., Result]
@@ -417,18 +417,46 @@ def test_an_onboarding_whose_run_waits_is_not_requested_again(copied: Any, monke
     assert reported == ["lost"]
 
 
-def test_a_lost_event_after_a_failed_run_is_found_soon(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_result_is_repeated_with_back_off(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event was lost, or its run could not even record that it began, such as on a full disk."""
     reported: list[str] = []
     monkeypatch.setattr("flows.reconcile.emit", lambda _event, _resource, payload: reported.append(payload["lab"]))
     store = open_workspace(load_settings()).onboarding
-    when = (datetime.now(UTC) - timedelta(minutes=3)).isoformat()
     with get_client(sync_client=True) as client:
-        for lab, runs in (("lost", 1), ("fails", 2)):
-            options = {"parameters": {"folder": f"/in/{lab}"}, "state": Failed()}
-            before, *_ = [client.create_flow_run(onboard, **options) for _ in range(runs)]
-            store.write(Onboarding(lab, f"/in/{lab}", "abc", "pending", flow_run_id=str(before.id)), updated_at=when)
-        reconcile(return_state=True)
-    assert reported == ["lost"]  # the run of the other began and failed: there is no hurry to start it again
+        client.create_flow_run(onboard, parameters={"folder": "/in/lab"}, state=Failed())
+    store.write(Onboarding("lab", "/in/lab", "abc", "pending"))
+    delays = []
+    for _ in range(5):
+        onboarding = store.read("lab")
+        for minutes in (1, 3, 5, 9, 17):
+            store.write(onboarding, updated_at=(datetime.now(UTC) - timedelta(minutes=minutes)).isoformat())
+            reconcile(return_state=True)
+            if reported:
+                delays.append(minutes)
+                break
+        reported.clear()
+    assert delays == [3, 3, 3, 5, 9]
+
+
+def test_a_full_disk_of_one_onboarding_does_not_concern_the_others(
+    copied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("flows.reconcile.emit", lambda _event, _resource, payload: reported.append(payload["lab"]))
+    store = open_workspace(load_settings()).onboarding
+    for lab in ("first", "second"):
+        onboarding = Onboarding(lab, f"/in/{lab}", "abc", "retrying", failures=1)
+        store.write(onboarding, updated_at="2026-11-01T00:00:00+00:00")
+    write = OnboardingStore.write
+
+    def full(self: OnboardingStore, onboarding: Onboarding, **changes: Any) -> Onboarding:
+        if onboarding.lab == "first":
+            raise NoSpaceError("the disk is full")
+        return write(self, onboarding, **changes)
+
+    monkeypatch.setattr(OnboardingStore, "write", full)
+    assert reconcile(return_state=True).is_completed()
+    assert reported == ["second"]
 
 
 def test_reconcile_applies_promotions(copied: Any) -> None:
