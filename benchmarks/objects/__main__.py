@@ -38,7 +38,7 @@ from microseg.evaluation.references import LabelObjects, Reference, mean_scores,
 from microseg.files import atomic_write
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
-from microseg.models.separation import Separation, label_objects, separate_objects
+from microseg.models.separation import Separation, class_mask, label_objects, separate_objects
 from microseg.slides.region import ImageSource
 from microseg.training.devices import make_fabric
 
@@ -199,7 +199,7 @@ def _cached(
 
 
 def _mask(outputs: npt.NDArray[np.float32], engine: Engine) -> npt.NDArray[np.uint8]:
-    return np.asarray(outputs[: len(engine.classes)].argmax(axis=0), np.uint8)
+    return class_mask(outputs[: len(engine.classes)])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from microseg.errors import LabError
 from microseg.evaluation.detection import count_error, detection_f1, mean_detection_f1, panoptic_quality
 from microseg.evaluation.objects import ObjectOverlap
 from microseg.evaluation.overlap import boundary_dice, dice
+from microseg.models.separation import class_mask
 from microseg.outputs.objects import label_objects
 from microseg.registry.evidence import ConfidenceInterval
 from microseg.slides.images import IMAGE_SUFFIXES
@@ -162,7 +163,7 @@ def score(
     rows: list[dict[str, object]] = []
     for reference in references:
         outputs = segment(read_source(reference.image), reference.mpp)
-        prediction = outputs[: len(classes)].argmax(0).astype(np.uint8)
+        prediction = class_mask(outputs[: len(classes)])
         truth = read_mask(reference.mask)
         ignored = truth == IGNORE
         overlap = dice(prediction, truth, len(classes))[1:]

@@ -21,7 +21,7 @@ from microseg.inference.scale import rescale, zoom_to
 from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
-from microseg.models.separation import Separation, interior_bytes, label_objects, separate_objects
+from microseg.models.separation import Separation, class_mask, interior_bytes, label_objects, separate_objects
 from microseg.outputs.measurements import ConfidenceSums
 from microseg.threads import results_in_order
 
@@ -231,7 +231,7 @@ class Engine:
         Returns:
             See `separate_objects`.
         """
-        mask = outputs[: len(self.classes)].argmax(axis=0).astype(np.uint8)
+        mask = class_mask(outputs[: len(self.classes)])
         if not self.instances:
             return label_objects(mask)
         interior = None if self.interior is None else interior_bytes(outputs[self.interior])

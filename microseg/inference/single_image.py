@@ -10,6 +10,7 @@ from microseg.inference.engine import Engine
 from microseg.inference.image_files import stated_mpp
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import ReferenceDistribution
+from microseg.models.separation import class_mask
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.stains import StainOptions
@@ -62,7 +63,7 @@ def segment_pixels(
     outputs = engine.outputs(image, mpp)  # (K + M, H, W)
     probabilities = outputs[: len(engine.classes)]  # (K, H, W)
     return Segmentation(
-        mask=probabilities.argmax(axis=0).astype(np.uint8),  # (H, W)
+        mask=class_mask(probabilities),  # (H, W)
         probabilities=probabilities,
         classes=engine.classes,
         mpp=mpp,

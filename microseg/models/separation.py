@@ -10,14 +10,22 @@ belongs to therefore depends only on some rows around it (`context`), and is the
 strips of it. Pixels that no seed reaches, and objects that are too small, are no objects.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import label
 
-__all__ = ["Separation", "grow_labels", "interior_bytes", "label_objects", "separate_objects", "separate_regions"]
+__all__ = [
+    "Separation",
+    "class_mask",
+    "grow_labels",
+    "interior_bytes",
+    "label_objects",
+    "separate_objects",
+    "separate_regions",
+]
 
 Mask = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
@@ -87,6 +95,18 @@ def label_objects(mask: Mask) -> Labels:
     return np.asarray(label(objects, background=0, connectivity=1), np.int32)  # type: ignore[no-untyped-call]
 
 
+def class_mask(probabilities: npt.NDArray[np.float32]) -> Mask:
+    """Index of the most probable class at each pixel, of equal ones the first: (K, H, W) → (H, W).
+
+    NumPy's ``argmax`` along the first axis takes many times as long.
+    """
+    highest, mask = probabilities[0], np.zeros(probabilities.shape[1:], np.uint8)
+    for index in range(1, len(probabilities)):
+        np.maximum(mask, (probabilities[index] > highest) * np.uint8(index), out=mask)
+        highest = np.maximum(highest, probabilities[index])
+    return mask
+
+
 def interior_bytes(interior: npt.NDArray[np.float32]) -> Mask:
     """The interior in 255ths, as `separate_objects` takes it, from 0..1."""
     return np.asarray((interior * 255 + 0.5).clip(0, 255), np.uint8)
@@ -106,63 +126,74 @@ def separate_objects(mask: Mask, interior: Mask | None, separation: Separation) 
     Returns:
         Number of the object at each pixel; 0 where there is none.
     """
-    labels = separate_regions(mask, interior, separation)
-    areas = np.bincount(labels.ravel())
-    classes = np.zeros(len(areas), np.uint8)
-    classes[labels.ravel()] = mask.ravel()
-    small = np.isin(classes, separation.classes) & (areas < separation.smallest_area)
-    return _in_order(np.where(small[labels], 0, labels))
+    return _in_order(_separate(mask, interior, separation), mask, separation)
 
 
 def separate_regions(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
     """As `separate_objects`, but without a smallest area: for rows of an image, which cut objects."""
-    seeds = np.zeros(mask.shape, np.uint8)
+    return _in_order(_separate(mask, interior, separation), mask, replace(separation, smallest=0.0))
+
+
+def _separate(mask: Mask, interior: Mask | None, separation: Separation) -> Labels:
+    """A number above 0 for each object, in any order."""
+    labels, classes = np.zeros(mask.shape, np.int32), np.zeros(256, np.uint8)
     inside = None if interior is None else _smooth(interior) >= _CORE
     for index in separation.classes:
+        classes[index] = index
         region = mask == index
         core = region if inside is None else region & inside
         elevation = _smooth(_elevation(core, separation.scale, _SHAPE if inside is None else 0))
-        seeds[_tops(np.where(region, elevation, 0).astype(np.uint8), separation.nearby)] = index
-    grown = label_objects(seeds)
-    count = int(grown.max(initial=0))
-    chosen = np.isin(mask, separation.classes)
-    grow_labels(grown, np.where(chosen, mask, 0).astype(np.uint8), separation.reach)
-    others = label_objects(np.where(chosen, 0, mask).astype(np.uint8))
-    return _in_order(np.where(others > 0, others + count, grown))
+        tops = _tops(region * elevation, separation.nearby)
+        _add(labels, label(tops, connectivity=1))  # type: ignore[no-untyped-call]
+    chosen = classes.take(mask)
+    grow_labels(labels, chosen, separation.reach)
+    rest = mask - chosen
+    if rest.any():
+        _add(labels, label_objects(rest))
+    return labels
+
+
+def _add(labels: Labels, others: Labels) -> None:
+    """Add labels of other pixels, in place."""
+    count = labels.max(initial=0)
+    labels += others
+    if count:
+        labels += (others > 0) * count
 
 
 def _elevation(core: npt.NDArray[np.bool_], scale: float, least: int) -> Mask:
     """How deep each pixel lies in a core, by the square root of its distance to the border; 0 outside."""
     deepest = _DEEPEST * scale  # pixels of the mask
     squared = _squared_distances(core, int(np.ceil(deepest)))
-    rise = np.sqrt(np.minimum(np.sqrt(np.arange(squared.max(initial=0) + 1)), deepest) / scale + 1) - 1
+    rise = np.sqrt(np.minimum(np.sqrt(np.arange(int(squared.max(initial=0)) + 1)), deepest) / scale + 1) - 1
     elevation = np.round(least + _UNITS * rise).astype(np.uint8)  # of each squared distance
     elevation[0] = 0
-    return np.asarray(elevation[squared], np.uint8)
+    return elevation.take(squared)
 
 
 def _squared_distances(core: npt.NDArray[np.bool_], most: int) -> npt.NDArray[Any]:
     """Squared distance to the nearest pixel outside of a core, up to ``most`` squared; 0 outside. Exact.
 
-    Pixels beyond the image do not count. First the distance in the column, then the least over the columns nearby.
+    Pixels beyond the image do not count. Most squared is one less where another byte would be needed for it.
 
     Reference:
-        Saito & Toriwaki, "New algorithms for Euclidean distance transformation of an n-dimensional digitized picture",
-        Pattern Recognition 1994, with a limited distance.
+        Erosion by a paraboloid, which is one of its rows and one of its columns: van den Boomgaard et al., "Quadratic
+        structuring functions in mathematical morphology", ISMM 1996. Its row, the squares, is a chain of erosions of
+        three pixels, as these are 1, 1 + 3, 1 + 3 + 5, ...
     """
-    kind: Any = np.uint16 if 2 * most**2 < 2**16 else np.uint32  # holds the sum of two squares
-    left, column = core, core.astype(kind)
-    for _ in range(most - 1):
-        padded = np.pad(left, ((1, 1), (0, 0)), constant_values=True)
-        left = padded[:-2] & left & padded[2:]
-        if not left.any():
-            break
-        column += left
-    reach, column = int(column.max(initial=0)), column**2
-    least = column.copy()
-    for step in range(1, min(reach, core.shape[1])):
-        np.minimum(least[:, step:], column[:, :-step] + kind(step**2), out=least[:, step:])
-        np.minimum(least[:, :-step], column[:, step:] + kind(step**2), out=least[:, :-step])
+    kind: Any = np.min_scalar_type(most**2 - 1)
+    limit = min(most**2, np.iinfo(kind).max)
+    least: npt.NDArray[Any] = core * kind.type(limit)
+    for _ in range(2):
+        step = 0
+        while least.max(initial=0) > (step + 1) ** 2:  # the least distance to a pixel that is more steps away
+            step += 1
+            raised = np.full_like(least, limit - (2 * step - 1))
+            np.minimum(raised, least, out=raised)
+            raised += kind.type(2 * step - 1)
+            np.minimum(least[1:], raised[:-1], out=least[1:])
+            np.minimum(least[:-1], raised[1:], out=least[:-1])
+        least = np.ascontiguousarray(least.T)
     return least
 
 
@@ -170,8 +201,11 @@ def _smooth(values: Mask) -> Mask:
     """Mean of each pixel and its neighbors, weighted 1-2-1 along both axes, several times; exact in whole numbers."""
     for _ in range(_SMOOTHED):
         padded = np.pad(values, 1, mode="edge").astype(np.uint16)
-        rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-        values = ((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:] + 8) >> 4).astype(np.uint8)
+        pairs = padded[1:] + padded[:-1]
+        row = (pairs[1:] + pairs[:-1]).ravel()  # in one row: sums of the last and the first pixels are not used
+        pairs = row[1:] + row[:-1]
+        row[1:-1] = pairs[1:] + pairs[:-1] + np.uint16(8) >> 4
+        values = row.reshape(len(values), -1)[:, 1:-1].astype(np.uint8)
     return values
 
 
@@ -185,14 +219,22 @@ def _tops(values: Mask, steps: int) -> npt.NDArray[np.bool_]:
         The h-dome transformation: Vincent, "Morphological grayscale reconstruction in image analysis", IEEE TIP 1993,
         with a limited number of steps.
     """
-    filled = np.maximum(values, _HEIGHT) - np.uint8(_HEIGHT)
+    padded = np.pad(values, 1)
+    width = padded.shape[1]
+    high = padded.ravel()  # in one row: the margin, which stays 0, lies between the last and the first pixels
+    filled = np.maximum(high, _HEIGHT) - np.uint8(_HEIGHT)
+    inner = slice(width + 1, -width - 1)
     for _ in range(steps):
-        padded, before = np.pad(filled, 1), filled
-        rows = np.maximum(np.maximum(padded[:-2], padded[2:]), padded[1:-1])
-        filled = np.minimum(np.maximum(np.maximum(rows[:, :-2], rows[:, 2:]), rows[:, 1:-1]), values)
-        if np.array_equal(filled, before):
+        rows = np.maximum(filled[2 * width :], filled[: -2 * width])
+        np.maximum(rows, filled[width:-width], out=rows)
+        around = np.maximum(rows[2:], rows[:-2])
+        np.maximum(around, rows[1:-1], out=around)
+        np.minimum(around, high[inner], out=around)
+        if np.array_equal(around, filled[inner]):
             break
-    return values - filled >= _HEIGHT // 2
+        filled[inner] = around
+    tops: npt.NDArray[np.bool_] = high - filled >= _HEIGHT // 2
+    return tops.reshape(padded.shape)[1:-1, 1:-1]
 
 
 def grow_labels(labels: Labels, mask: Mask, steps: int) -> None:
@@ -206,32 +248,42 @@ def grow_labels(labels: Labels, mask: Mask, steps: int) -> None:
     Shape:
         (H, W) each
     """
-    height, width = labels.shape
     padded = np.pad(labels, 1)
-    classes = np.pad(mask, 1)
-    flat, of = padded.ravel(), classes.ravel()  # views
-    front = np.flatnonzero(flat)
+    width = padded.shape[1]
+    flat, of = padded.ravel(), np.pad(mask, 1).ravel()
+    free = of * (flat == 0)  # the class where one may grow
+    beside = np.zeros(free.shape, np.uint8)
+    beside[width:-width] = free[2 * width :] | free[: -2 * width]
+    beside[1:-1] |= free[2:] | free[:-2]
+    front = np.flatnonzero((flat > 0) & (of > 0) & (beside > 0))
     for _ in range(steps):
-        reached = []
-        for step in (width + 2, 1, -1, -width - 2):  # to the pixel below first: it is reached from above
+        reached, own, room = [], flat.take(front), of.take(front)
+        for step in (width, 1, -1, -width):  # to the pixel below first: it is reached from above
             ahead = front + step
-            free = (flat[ahead] == 0) & (of[ahead] == of[front])
-            ahead = ahead[free]
-            flat[ahead] = flat[front[free]]
+            found = np.flatnonzero(free.take(ahead) == room)
+            ahead = ahead.take(found)
+            flat[ahead] = own.take(found)
+            free[ahead] = 0
             reached.append(ahead)
         front = np.concatenate(reached)
         if not len(front):
             break
-    labels[:] = padded[1 : 1 + height, 1 : 1 + width]
+    labels[:] = padded[1:-1, 1:-1]
 
 
-def _in_order(labels: Labels) -> Labels:
-    """Number labels anew from 1, in the order of their first pixels."""
+def _in_order(labels: Labels, mask: Mask, separation: Separation) -> Labels:
+    """Number the objects anew from 1, in the order of their first pixels, without those that are too small."""
     flat = labels.ravel()
-    where = np.flatnonzero(flat)[::-1]
-    firsts = np.full(int(flat.max(initial=0)) + 1, -1)
-    firsts[flat[where]] = where  # the last assignment wins: the first pixel
-    present = np.flatnonzero(firsts >= 0)
-    numbers = np.zeros(len(firsts), np.int32)
-    numbers[present[firsts[present].argsort()]] = np.arange(1, len(present) + 1)
-    return numbers[labels]
+    begins = np.ones(flat.shape, np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    starts = np.flatnonzero(begins)  # of runs of equal numbers
+    of, lengths = flat.take(starts), np.diff(starts, append=flat.size)
+    areas = np.bincount(of, lengths)
+    firsts = np.zeros(len(areas), np.intp)
+    firsts[of[::-1]] = starts[::-1]  # the last assignment wins: the first pixel
+    small = np.isin(mask.ravel().take(firsts), separation.classes) & (areas < separation.smallest_area)
+    kept = np.flatnonzero((areas > 0) & ~small)
+    kept = kept[kept > 0]
+    numbers = np.zeros(len(areas), np.int32)
+    numbers[kept[firsts[kept].argsort()]] = np.arange(1, len(kept) + 1)
+    return numbers.take(labels)

@@ -24,7 +24,7 @@ def number_objects(outputs, scale=1.0):
     Returns:
         Number of the object at each pixel, from 1; 0 where there is none.
     """
-    mask = outputs[:{count}].argmax(axis=0).astype(np.uint8)
+    mask = class_mask(outputs[:{count}])
     interior = interior_bytes(np.asarray(outputs[{count}], np.float32))
     return separate_objects(mask, interior, Separation({indices}, scale, {smallest}))
 '''

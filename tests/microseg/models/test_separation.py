@@ -11,6 +11,9 @@ from scipy import ndimage
 from microseg.models.separation import (
     Separation,
     _elevation,
+    _smooth,
+    _tops,
+    class_mask,
     grow_labels,
     interior_bytes,
     label_objects,
@@ -122,6 +125,42 @@ def test_thin_and_small_regions_of_a_mask_keep_their_pixels() -> None:
     labels = separate_objects(mask, None, Separation((1,), by_shape=True))
     np.testing.assert_array_equal(labels > 0, mask > 0)
     assert labels.max() == 2
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_class_is_the_first_of_the_most_probable(classes: int) -> None:
+    probabilities = np.random.default_rng(0).integers(0, 4, (classes, 9, 11)).astype(np.float32)  # many are equal
+    np.testing.assert_array_equal(class_mask(probabilities), probabilities.argmax(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (30, 41)])
+def test_means_and_tops_are_those_of_two_dimensional_filters(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    smooth = values.astype(np.int64)
+    for _ in range(2):
+        smooth = (ndimage.correlate(smooth, np.outer([1, 2, 1], [1, 2, 1]), mode="nearest") + 8) // 16
+    np.testing.assert_array_equal(_smooth(values), smooth)
+    filled = np.maximum(smooth - 32, 0)
+    for _ in range(5):
+        filled = np.minimum(ndimage.grey_dilation(filled, (3, 3), mode="constant"), smooth)
+    np.testing.assert_array_equal(_tops(smooth.astype(np.uint8), 5), smooth - filled >= 16)
+
+
+@settings(deadline=None, max_examples=80)
+@given(IMAGES, st.integers(0, 5))
+def test_labels_grow_as_pixel_by_pixel(images: tuple[npt.NDArray[np.uint8], ...], steps: int) -> None:
+    mask, seeds = images
+    labels = np.where(seeds > 0, np.arange(1, mask.size + 1).reshape(mask.shape), 0).astype(np.int32)
+    expected = np.pad(labels, 1)
+    classes = np.pad(mask, 1)
+    for _ in range(steps):
+        before = expected.copy()
+        for y, x in np.argwhere((before == 0) & (classes > 0)):
+            around = [(y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x)]
+            reaching = [before[at] for at in around if before[at] and classes[at] == classes[y, x]]
+            expected[y, x] = reaching[0] if reaching else 0
+    grow_labels(labels, mask, steps)
+    np.testing.assert_array_equal(labels, expected[1:-1, 1:-1])
 
 
 def test_interior_bytes_round() -> None:
