@@ -13,7 +13,7 @@ from microseg.slides.region import read_source
 __all__ = ["measure_speed"]
 
 _IMAGES = 4  # of the target's test set
-_ROUNDS = 5
+_ROUNDS = 15
 
 
 def measure_speed(task: Task, with_head: Path, semantic: Path) -> Row:
