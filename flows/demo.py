@@ -205,7 +205,6 @@ def _report(
         images={lab: len(images) for lab, images in references.items()},
         decision=decision,
         evidence={name: (value, before_evidence.get(name)) for name, value in comparison.candidate.label_free.items()},
-        first_version=first.version,
         candidate_version=candidate.version,
         production_version=production.version,
         lineage=_lineage(production, batch, settings),

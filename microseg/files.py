@@ -114,13 +114,12 @@ def link_or_copy(path: Path, target: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def clone_or_copy(path: Path, target: Path, *, link: bool = True) -> None:
+def clone_or_copy(path: Path, target: Path) -> None:
     """Let a new file share the content of another one where the file system can (reflink, else hard link), or copy it.
 
     Args:
         path: The file.
         target: The new path; it does not exist yet.
-        link: Whether a hard link will do; what changes the one file in place then changes the other.
 
     Raises:
         NoSpaceError: The disk is full.
@@ -130,14 +129,9 @@ def clone_or_copy(path: Path, target: Path, *, link: bool = True) -> None:
             ioctl(clone.fileno(), _FICLONE, source.fileno())
     except OSError:
         target.unlink(missing_ok=True)
-    else:
-        shutil.copystat(path, target)
-        return
-    if link:
         link_or_copy(path, target)
     else:
-        with disk_full_error(target, path.stat().st_size):
-            shutil.copy2(path, target)
+        shutil.copystat(path, target)
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.evidence.pairs import BETTER, WORSE, Pair, Rate
+from benchmarks.evidence.pairs import BETTER, WORSE, Pair, Rate, gain_table
 from microseg.registry.decision import ACCEPTED, NEEDS_REVIEW, REFUSED, Verdict
 
 __all__ = ["DISASTER", "answer_table", "gate_answers", "regressed_answers"]
@@ -84,7 +84,7 @@ def regressed_answers(pairs: Sequence[Pair], scores: Sequence[str]) -> tuple[lis
 
 
 def _predict(fitted: Sequence[Pair], here: Sequence[Pair], scores: Sequence[str]) -> npt.NDArray[np.float64]:
-    x, other = _table(fitted, scores), _table(here, scores)
+    x, other = gain_table(fitted, scores), gain_table(here, scores)
     spread = np.sqrt((x**2).mean(0)) + 1e-9  # (D,); without an offset: no gain of any score is no gain
     weights = 1 / np.array([sum(it.task == pair.task for it in fitted) for pair in fitted])  # each task counts the same
     scaled = x / spread
@@ -108,8 +108,3 @@ def _thresholds(gains: npt.NDArray[np.float64], predicted: npt.NDArray[np.float6
         (cut for cut in cuts if (predicted[better] <= cut).sum() <= _MAX_ERRORS * better.sum()),
     )
     return float(low), float(high)
-
-
-def _table(pairs: Sequence[Pair], scores: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Gains of the scores, −1 for unknown ones, (N, D)."""
-    return np.clip([[pair.gains[score] for score in scores] for pair in pairs], -1.0, 1.0)

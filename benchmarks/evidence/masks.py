@@ -23,7 +23,7 @@ from rich.console import Console
 from scipy import ndimage
 
 from benchmarks.adaptation.tasks import add_task_arguments, chosen_names, find_task
-from benchmarks.evidence.measurement import EvaluationImages, labelled_pixels, report_images
+from benchmarks.evidence.measurement import EvaluationImages, report_images
 from benchmarks.evidence.object_size import typical_object_area
 from benchmarks.evidence.pairs import Rate
 from benchmarks.results import ResultRows, Row, console_table, markdown_table
@@ -32,6 +32,7 @@ from microseg.config.params import GateSettings
 from microseg.errors import MicrosegError
 from microseg.evaluation.criteria import class_shares, stain_explained_variance
 from microseg.evaluation.overlap import dice
+from microseg.evaluation.pixel_criteria import labelled_pixels
 from microseg.evaluation.pixel_features import pixel_features
 from microseg.evaluation.reverse_validation import forward_validation, reverse_validation
 from microseg.registry.model_card import measurement_name

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ from benchmarks.evidence.predictions import StoredPredictions
 from benchmarks.evidence.scores import share_shift, soft_neighborhood_density
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset
+from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.criteria import class_shares, cohen_kappa
 from microseg.evaluation.label_free import TargetImage, expected_foreground_share, lab_targets, label_free_scores
+from microseg.evaluation.pixel_criteria import labelled_pixels
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Reference, mean_scores, score
 from microseg.evaluation.reverse_validation import (
@@ -44,7 +46,6 @@ _PIXELS = 1500  # of all images, for the neighborhood density
 _SOURCE_IMAGES = 12
 
 Image = npt.NDArray[np.uint8]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class EvaluationImages:
         source, target = open_labs(task, work)
         targets = (
             TargetImage(it.name, _crop(it.image, work / "crops" / "target"), it.mpp, it.slide)
-            for it in _evenly(lab_targets(target), limit)
+            for it in evenly_spaced(lab_targets(target), limit)
         )
         return cls(source, tuple(targets), report_images(task, "source", work, limit))
 
@@ -102,7 +103,7 @@ class EvaluationImages:
     @cached_property
     def source_pixels(self) -> LabelledPixels:
         """Pixels of the source lab with their true classes."""
-        rows = _evenly(self.source.select(split="train", labelled=True), _SOURCE_IMAGES)
+        rows = evenly_spaced(self.source.select(split="train", labelled=True), _SOURCE_IMAGES)
         images = [center_crop(read_image(self.source.image_path(row)), _SIDE) for row in rows]
         masks = [center_crop(read_mask(self.source.mask_path(row)), _SIDE) for row in rows]
         return labelled_pixels([pixel_features(it, self.common_modality) for it in images], masks)
@@ -110,7 +111,7 @@ class EvaluationImages:
     @cached_property
     def typical_area(self) -> float:
         """Area of the typical object in the source lab's masks."""
-        rows = _evenly(self.source.select(split="train", labelled=True), 40)
+        rows = evenly_spaced(self.source.select(split="train", labelled=True), 40)
         return typical_object_area(read_mask(self.source.mask_path(row)) for row in rows)
 
     @cached_property
@@ -130,7 +131,7 @@ class EvaluationImages:
         key = str(production.folder)
         if key not in self.memory:
             network = production.build()
-            rows = _evenly(self.source.select(split="train", labelled=True), _SOURCE_IMAGES)
+            rows = evenly_spaced(self.source.select(split="train", labelled=True), _SOURCE_IMAGES)
             images = [center_crop(read_image(self.source.image_path(row)), _SIDE) for row in rows]
             masks = [center_crop(read_mask(self.source.mask_path(row)), _SIDE) for row in rows]
             of_source, of_target = _encoded(network, images), _encoded(network, self.pixels)
@@ -146,7 +147,7 @@ class EvaluationImages:
     @cached_property
     def common_modality(self) -> Modality:
         """Stained where the images of both labs are, else that of the target's."""
-        rows = _evenly(self.source.select(split="train", labelled=True), 8)
+        rows = evenly_spaced(self.source.select(split="train", labelled=True), 8)
         source = lab_modality(read_image(self.source.image_path(row)) for row in rows)
         return self.modality if source.has_stain_colors else source
 
@@ -154,12 +155,6 @@ class EvaluationImages:
     def target_features(self) -> list[npt.NDArray[np.float32]]:
         """Features of the target lab's pixels, (h, w, D) each."""
         return [pixel_features(it, self.common_modality) for it in self.pixels]
-
-
-def labelled_pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Image]) -> LabelledPixels:
-    """Pixels of a lab whose features are computed."""
-    labels = [mask[::PIXEL_STRIDE, ::PIXEL_STRIDE].ravel() for mask in masks]
-    return LabelledPixels(np.concatenate([it.reshape(-1, it.shape[-1]) for it in features]), np.concatenate(labels))
 
 
 def report_images(task: Task, role: str, work: Path, limit: int) -> tuple[Reference, ...]:
@@ -170,7 +165,7 @@ def report_images(task: Task, role: str, work: Path, limit: int) -> tuple[Refere
             it.name, _crop(it.image, folder / f"{role}_images"), _crop(it.mask, folder / f"{role}_masks", mask=True),
             it.mpp, it.slide,
         )
-        for it in _evenly(task.references(role), limit)
+        for it in evenly_spaced(task.references(role), limit)
     )  # fmt: skip
 
 
@@ -297,7 +292,3 @@ def _crop(file: ImageSource, folder: Path, *, mask: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_png(target, center_crop(read_mask(file) if mask else read_image(file), _SIDE))
     return target
-
-
-def _evenly(items: Sequence[T], limit: int) -> list[T]:
-    return [items[int(index)] for index in np.linspace(0, len(items) - 1, min(limit, len(items))).round()]

@@ -1,7 +1,7 @@
 """Pairs of a candidate and a production network: the gate's decision, that by single scores, and the true gain."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,18 @@ from microseg.registry.decision import ACCEPTED, MET, Verdict
 from microseg.registry.evidence import Evidence
 from microseg.registry.gate import decide
 
-__all__ = ["ALL_SCORES", "BETTER", "WORSE", "Pair", "Rate", "leave_one_out", "make_pairs", "rates", "signed_score"]
+__all__ = [
+    "ALL_SCORES",
+    "BETTER",
+    "WORSE",
+    "Pair",
+    "Rate",
+    "gain_table",
+    "leave_one_out",
+    "make_pairs",
+    "rates",
+    "signed_score",
+]
 
 WORSE, BETTER = -0.02, 0.05
 """Gains of true Dice below which a candidate is worse, and above which it is better."""
@@ -160,19 +171,19 @@ def _best_threshold(pairs: Sequence[Pair], values: Sequence[float]) -> float:
 
 def _regressed(others: Sequence[Pair], here: Sequence[Pair]) -> tuple[list[float], list[float]]:
     """The gain predicted by all scores, on the tasks of the fit and on the one left out."""
-    x, wanted = _table(others), np.array([pair.gain for pair in others])
+    x, wanted = gain_table(others, SCORES), np.array([pair.gain for pair in others])
     low, high = x.min(0), x.max(0)  # no extrapolation
     mean, spread = x.mean(0), x.std(0) + 1e-9
     scaled = (x - mean) / spread  # (N, D)
     gram = scaled.T @ scaled + _RIDGE * len(x) * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, scaled.T @ (wanted - wanted.mean()))  # (D,)
-    values = (np.clip(_table(here), low, high) - mean) / spread
+    values = (np.clip(gain_table(here, SCORES), low, high) - mean) / spread
     return list(scaled @ weights), list(values @ weights)
 
 
-def _table(pairs: Sequence[Pair]) -> npt.NDArray[np.float64]:
-    """Gains of all scores, −1 for unknown ones, (N, D)."""
-    return np.clip([[pair.gains[score] for score in SCORES] for pair in pairs], -1.0, 1.0)
+def gain_table(pairs: Sequence[Pair], scores: Iterable[str]) -> npt.NDArray[np.float64]:
+    """Gains of the scores, −1 for unknown ones, (N, D)."""
+    return np.clip([[pair.gains[score] for score in scores] for pair in pairs], -1.0, 1.0)
 
 
 def _evidence(row: Mapping[str, Any]) -> Evidence:

@@ -1,4 +1,4 @@
-"""Random crops of images, drawn as a pure function of the step.
+"""Random crops of images, drawn as a pure function of the step; and some of many images, evenly spaced.
 
 A batch depends only on the seed and the number of the step. An interrupted run therefore resumes with exactly the
 batches that it would have had, without saved state, and several processes share a batch without communication.
@@ -7,7 +7,7 @@ batches that it would have had, without saved state, and several processes share
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from microseg.datasets.interior import MARGIN, interior_map
 from microseg.errors import DataError
 from microseg.slides.region import ImageSource
 
-__all__ = ["CropSampler", "Crops", "Sample", "labelled_parts", "step_generator"]
+__all__ = ["CropSampler", "Crops", "Sample", "evenly_spaced", "labelled_parts", "step_generator"]
 
 _Interior = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -252,3 +253,9 @@ def _require_same_size(file: Path, labels: npt.NDArray[np.uint8], image: OpenIma
             f"Expected mask {file} to have the size of its image, {image_shape(image)}, got {labels.shape}: "
             "ingest the lab again, which rejects such pairs."
         )
+
+
+def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
+    """At most so many of the items, evenly spaced, the first and the last among them."""
+    chosen = np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int)
+    return [items[index] for index in chosen]

@@ -108,18 +108,17 @@ def write_slides(folder: Path, table: SlideTable) -> None:
     write_text_file(folder / SLIDES_FILE, text.decode() + "\n")
 
 
-def store_slide(slide: Path, target: Path, *, link: bool = True) -> None:
-    """Put a slide with all its files beside others.
+def store_slide(slide: Path, target: Path) -> None:
+    """Put a slide with all its files beside others; the content is shared with the original where possible.
 
     Args:
         slide: Its file or folder.
         target: The new path, with the same name.
-        link: Whether to share the content with the original where the file system can.
     """
     for path, relative in slide_files(slide):
         place = target.parent / relative
         place.parent.mkdir(parents=True, exist_ok=True)
-        clone_or_copy(path, place, link=link)
+        clone_or_copy(path, place)
 
 
 def slide_files(slide: Path) -> Iterator[tuple[Path, Path]]:

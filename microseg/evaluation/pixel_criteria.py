@@ -15,7 +15,7 @@ from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
 from microseg.datasets.dataset import LabDataset
-from microseg.datasets.manifest import ManifestRow
+from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.label_free import lab_targets
 from microseg.evaluation.pixel_features import PIXEL_STRIDE, pixel_features
 from microseg.evaluation.references import Segment
@@ -28,7 +28,7 @@ from microseg.slides.pixel_size import model_zoom
 from microseg.slides.region import read_source
 from microseg.training.adaptation.domain_shift import center_crop
 
-__all__ = ["PixelCriteria"]
+__all__ = ["PixelCriteria", "labelled_pixels"]
 
 _IMAGES = 12  # largest number of images of a lab, spread evenly
 _SIDE = 512  # pixels of a crop, at the model's scale
@@ -73,13 +73,13 @@ class PixelCriteria:
                 _crop(read_mask(lab.mask_path(row)), model_zoom(row.mpp, mpp)),
             )
             for lab in source
-            for row in _evenly(lab.select(split="train", labelled=True), _IMAGES)
+            for row in evenly_spaced(lab.select(split="train", labelled=True), _IMAGES)
         ]
         if not images or not pairs:
             return None
         kinds = lab_modality(images), lab_modality(image for image, _ in pairs)
         modality = next((kind for kind in kinds if not kind.has_stain_colors), Modality.STAINED)
-        pixels = _pixels([pixel_features(image, modality) for image, _ in pairs], [mask for _, mask in pairs])
+        pixels = labelled_pixels([pixel_features(image, modality) for image, _ in pairs], [mask for _, mask in pairs])
         return cls(tuple(images), mpp, modality, pixels, len(target.metadata.classes))
 
     def measure(self, segment: Segment) -> dict[str, float]:
@@ -92,7 +92,7 @@ class PixelCriteria:
             ``forward_validation``: See that function, 0..1; left out if it is unknown.
         """
         masks = [np.asarray(segment(image, self.mpp).argmax(0), np.uint8) for image in self.images]
-        value = forward_validation(self.source, _pixels(self._features, masks), self.classes)
+        value = forward_validation(self.source, labelled_pixels(self._features, masks), self.classes)
         return {"forward_validation": value} if np.isfinite(value) else {}
 
     @cached_property
@@ -100,7 +100,13 @@ class PixelCriteria:
         return [pixel_features(image, self.modality) for image in self.images]
 
 
-def _pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Pixels]) -> LabelledPixels:
+def labelled_pixels(features: Sequence[npt.NDArray[np.float32]], masks: Sequence[Pixels]) -> LabelledPixels:
+    """Pixels of a lab whose features are computed.
+
+    Args:
+        features: Features of images, (h, w, D) each; see `pixel_features`.
+        masks: Their class indices, (H, W) each.
+    """
     labels = [mask[::PIXEL_STRIDE, ::PIXEL_STRIDE].ravel() for mask in masks]
     return LabelledPixels(np.concatenate([it.reshape(-1, it.shape[-1]) for it in features]), np.concatenate(labels))
 
@@ -114,7 +120,3 @@ def _crop(pixels: Pixels, zoom: float) -> Pixels:
     size = max(1, round(cut.shape[1] * zoom)), max(1, round(cut.shape[0] * zoom))
     method = Image.Resampling.NEAREST if cut.ndim == 2 else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(cut).resize(size, method))
-
-
-def _evenly(rows: Sequence[ManifestRow], limit: int) -> list[ManifestRow]:
-    return [rows[int(index)] for index in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round()]

@@ -43,7 +43,6 @@ class DemoReport:
         images: Number of test images of each lab.
         decision: Decision of the gate.
         evidence: Label-free measurements on ``lab_b`` of the candidate and of the first production model.
-        first_version: Version of the first production model.
         candidate_version: Version of the adapted model.
         production_version: Version in production at the end.
         lineage: Run, datasets, code and parameters of the outputs.
@@ -62,7 +61,6 @@ class DemoReport:
     images: Mapping[str, int]
     decision: Decision
     evidence: Mapping[str, tuple[float | None, float | None]]
-    first_version: int
     candidate_version: int
     production_version: int
     lineage: Mapping[str, Any]

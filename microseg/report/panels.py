@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from microseg.annotations.index_masks import read_mask
+from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.label_free import TargetImage
 from microseg.evaluation.references import Reference
 from microseg.inference.engine import Engine
@@ -60,9 +61,8 @@ def reference_panels(
     Returns:
         The files, ``<image>.panel.jpg``.
     """
-    picks = np.linspace(0, len(references) - 1, min(limit, len(references))).round().astype(int)
     files = []
-    for reference in (references[int(pick)] for pick in picks):
+    for reference in evenly_spaced(references, limit):
         image = read_source(reference.image)
         reference_overlay = {"reference": _overlay(image, read_mask(reference.mask))}
         file = folder / f"{reference.name}.panel.jpg"

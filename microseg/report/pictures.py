@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_json
 
+from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.criteria import prediction_entropy
 from microseg.evaluation.label_free import TargetImage
 from microseg.inference.engine import Engine
@@ -89,9 +90,7 @@ def select_targets(
     ranked = sorted(targets, key=lambda target: -uncertainty.get(target.name, -1.0))
     known = sum(target.name in uncertainty for target in targets)
     first = min(known, round(_UNCERTAIN * limit)) if len(ranked) > limit else 0
-    rest = ranked[first:]
-    spread = np.linspace(0, len(rest) - 1, min(limit - first, len(rest))).round().astype(int)
-    return (*ranked[:first], *(rest[int(index)] for index in spread))
+    return (*ranked[:first], *evenly_spaced(ranked[first:], limit - first))
 
 
 def draw_pictures(

@@ -32,12 +32,11 @@ Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]
 
 
-def color_clusters(images: Sequence[Image], seed: int = 0) -> list[npt.NDArray[np.uint8]]:
+def color_clusters(images: Sequence[Image]) -> list[npt.NDArray[np.uint8]]:
     """Cluster a lab's pixels by color: k-means of the smoothed optical density.
 
     Args:
         images: Images of one lab.
-        seed: Seed of the pixels that the clusters are computed from, and of the initial centers.
 
     Shape:
         images (H, W, 3) → (H, W), each
@@ -45,7 +44,7 @@ def color_clusters(images: Sequence[Image], seed: int = 0) -> list[npt.NDArray[n
     Returns:
         Cluster of each pixel, 0..31.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # of pixels and initial centers
     share = -(-_PIXELS // len(images))
     densities = [ndimage.gaussian_filter(optical_density(image), (1, 1, 0)) for image in images]
     chosen = np.concatenate([each[rng.integers(0, len(each), share)] for each in (d.reshape(-1, 3) for d in densities)])

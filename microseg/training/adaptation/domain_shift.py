@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from microseg.datasets.sampling import evenly_spaced
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.normalization import (
     NormStatistics,
@@ -36,13 +37,13 @@ from microseg.training.adaptation.normalization import (
 from microseg.training.color_augmentation import jitter_color
 
 __all__ = [
+    "SHIFT_IMAGES",
     "DomainShift",
     "TargetLab",
     "ViewPredictions",
     "at_scale",
     "center_crop",
     "estimate_domain_shift",
-    "evenly_spaced",
     "mixed_network",
     "modest_scale",
     "outputs_at",
@@ -52,7 +53,10 @@ __all__ = [
     "to_batch",
 ]
 
-SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
+SHIFT_IMAGES = 10
+"""Images of a lab that are used, at most."""
+
+_SCALES = tuple(2 ** (step / 3) for step in range(-4, 5))  # 0.4 … 2.5
 _SLACK = 0.15  # fraction of the best scale's gain that a scale nearer to 1 may lack
 _TOLERANCE = 1.1  # or: factor by which its distance may exceed the smallest one
 _CLEARLY_CLOSER = 0.7  # a scale is used if its distance is below this fraction of that of scale 1
@@ -63,11 +67,9 @@ _SURE = 0.8  # probability of a class in every view
 _MAX_OVERTURNED = 0.1  # of the foreground
 _MAX_CONSISTENCY_LOSS = 0.05
 _MAX_CHANGE = 2.0  # factor of the foreground
-_IMAGES = 10  # used per lab
 _SIDE = 384  # pixels, of the network's input at each scale
 
 Image = npt.NDArray[np.uint8]
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -119,13 +121,13 @@ def estimate_domain_shift(
     Shape:
         images (H, W, 3), uint8
     """
-    source, target = evenly_spaced(source), evenly_spaced(target)
+    source, target = evenly_spaced(source, SHIFT_IMAGES), evenly_spaced(target, SHIFT_IMAGES)
     native = _measure(network, target, 1.0)
     zoom, zoomed = 1.0, native
     if search_scale:
         reference = _measure(network, source, 1.0)
         measured = {1.0: native}
-        for scale in SCALES:
+        for scale in _SCALES:
             large = [image for image in target if min(image.shape[:2]) * scale >= _min_side(network)]
             if large and scale != 1:
                 measured[scale] = _measure(network, large, scale)
@@ -263,12 +265,6 @@ def outputs_at(network: PyramidSegmenter, batch: Tensor, zoom: float) -> Tensor:
     height, width = batch.shape[-2:]
     zoomed = resize(batch, max(1, round(height * zoom)), max(1, round(width * zoom)))
     return resize(network.head.outputs(network(zoomed)), height, width)
-
-
-def evenly_spaced(images: Sequence[T]) -> list[T]:
-    """At most 10 of the images, evenly spaced."""
-    chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
-    return [images[int(index)] for index in chosen]
 
 
 def center_crop(pixels: Image, side: int) -> Image:

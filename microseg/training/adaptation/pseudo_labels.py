@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from microseg.annotations.instance_masks import write_instances
-from microseg.datasets.sampling import Sample
+from microseg.datasets.sampling import Sample, evenly_spaced
 from microseg.files import atomic_write, write_text_file
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, interior_bytes, separate_objects
@@ -26,9 +26,9 @@ from microseg.slides.images import read_image, write_png
 from microseg.slides.modality import lab_modality
 from microseg.training.adaptation.color_voting import color_clusters, voted_labels
 from microseg.training.adaptation.domain_shift import (
+    SHIFT_IMAGES,
     TargetLab,
     at_scale,
-    evenly_spaced,
     mixed_network,
     outputs_at,
     predict_views,
@@ -149,7 +149,7 @@ def _aligned_rotations(network: PyramidSegmenter, lab: TargetLab, colors: ColorS
     """Rotations that are predicted on color-aligned images: all where the network is at least as confident and at
     least as consistent on these as on the images as they are, half of them where it is only one of both, else none.
     """
-    images = [read_image(window) for window in evenly_spaced(lab.windows)]
+    images = [read_image(window) for window in evenly_spaced(lab.windows, SHIFT_IMAGES)]
     batches = list(at_scale(network, images, lab.shift.zoom))
     before = predict_views(network, batches)
     after = predict_views(network, [_align(batch.cpu(), colors).to(batch.device) for batch in batches])

@@ -33,7 +33,6 @@ REPORT = DemoReport(
         "ood_score": (1.0, 2.0),
         "images": (32, 1234),
     },
-    first_version=1,
     candidate_version=2,
     production_version=2,
     lineage={"dataset hospital-a": "0a.dir", "run": "r1"},
