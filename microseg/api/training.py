@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from microseg.api.checkpoints import evaluate_checkpoint, source_dice
+from microseg.api.checkpoints import source_dice
 from microseg.api.samples import (
     crop_size,
     image_samples,
@@ -26,36 +22,32 @@ from microseg.api.samples import (
     smallest_instance,
     with_corrections,
 )
-from microseg.config.params import AdaptSettings, FitSettings, NetworkSettings, TrainSettings
+from microseg.api.training_files import FEW_STEPS, TrainingFiles, fit_and_save, training_fingerprint
+from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.decoded import DecodedFiles
-from microseg.datasets.manifest import ManifestRow
 from microseg.datasets.sampling import CropSampler
 from microseg.datasets.windows import cut_windows
 from microseg.errors import LabError, SettingsError
-from microseg.files import file_sha256
 from microseg.models.encoder_weights import load_encoder_weights
-from microseg.models.files import load_network, save_network, weights_digest
+from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.plugins import load_plugin
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
-from microseg.training.checkpoints import checkpoint_file, remove_checkpoints
 from microseg.training.devices import Progress, launch, make_fabric, several_programs
-from microseg.training.loop import TrainingResult, fit
-from microseg.training.method import Supervised, TrainingMethod
+from microseg.training.loop import TrainingResult
+from microseg.training.method import Supervised
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from torch import Tensor
 
 __all__ = ["adapt", "train"]
 
 _log = logging.getLogger(__name__)
 
 _SOURCE_MEGAPIXELS = 4.0  # of the source labs, that target labs are compared with
-_FEW_STEPS = 60  # an adaptation first makes a segmenter worse; see docs/benchmarks/adaptation.md
 
 Dataset = LabDataset | Path | str
 
@@ -116,6 +108,8 @@ def train(
     _require_classes(datasets, config.classes)
     samples = labelled_samples(datasets, config)
     crop, batch = crop_size(datasets, settings, config.mpp)
+    files = TrainingFiles(folder, training_fingerprint(Supervised, segmenter, settings, datasets, [], seed))
+    files.prepare(keep_work=several_programs(fabric))
     labelled = CropSampler(
         samples,
         size=crop,
@@ -123,21 +117,14 @@ def train(
         seed=seed,
         zoom=settings.zoom_range,
         classes=len(config.classes),
-        decoded=DecodedFiles(_work_folder(folder) / "decoded"),
+        decoded=DecodedFiles(files.work / "decoded"),
     )
-    method = Supervised(segmenter, labelled, settings)
-    fingerprint = _fingerprint(Supervised, segmenter, settings, datasets, [], seed)
-    checkpoint = _own_checkpoint(folder, fingerprint)
-    if not checkpoint.exists() and not several_programs(fabric):
-        shutil.rmtree(_work_folder(folder), ignore_errors=True)  # of a training that cannot be resumed
     run = partial(
-        _fit,
-        method=method,
+        fit_and_save,
+        method=Supervised(segmenter, labelled, settings),
         source=datasets,
         target=[],
-        folder=folder,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint,
+        files=files,
         keep_checkpoint=keep_checkpoint,
         elapsed=0.0,
     )
@@ -214,36 +201,32 @@ def adapt(
     labelled = [] if source_free else labelled_samples(labelled_labs, base.config)
     if not any(lab.rows for lab in target_labs):
         raise LabError("Expected images of a target lab to adapt to, found none: give an ingested lab.")
-    fingerprint = _fingerprint(kind, base, settings, labelled_labs, target_labs, seed)
-    work, checkpoint = _work_folder(folder), _own_checkpoint(folder, fingerprint)
-    if not checkpoint.exists():
-        shutil.rmtree(work, ignore_errors=True)  # of a training that cannot be resumed
+    files = TrainingFiles(folder, training_fingerprint(kind, base, settings, labelled_labs, target_labs, seed))
+    files.prepare()
     base.to(fabric.device)
-    windows = cut_windows(labelled, work / "source", megapixels=_SOURCE_MEGAPIXELS) if labelled else ()
+    windows = cut_windows(labelled, files.work / "source", megapixels=_SOURCE_MEGAPIXELS) if labelled else ()
     images = [read_image(file) for file in windows]
     search = settings.search_scale and not source_free  # a scale is found by comparison with source images
-    targets = [_target_lab(base, lab, images, work, settings, search=search) for lab in target_labs]
+    targets = [_target_lab(base, lab, images, files.work, settings, search=search) for lab in target_labs]
     in_use = source_dice(base, labelled_labs)
     if not source_free:
         labelled = with_corrections(labelled, target_labs, base.config, settings.target_label_share)
     unchanged = copy.deepcopy(base.state_dict())
-    adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=work)
-    if settings.steps < _FEW_STEPS:
+    adaptation = kind(base, labelled, targets, settings, crop=crop, batch=batch, seed=seed, folder=files.work)
+    if settings.steps < FEW_STEPS:
         _log.warning(
             "Expected at least %d steps of adaptation, got %d: the first steps make a segmenter worse. "
             "Raise adapt.steps.",
-            _FEW_STEPS,
+            FEW_STEPS,
             settings.steps,
         )
     elapsed = time.monotonic() - start
     run = partial(
-        _fit,
+        fit_and_save,
         method=adaptation,
         source=labelled_labs,
         target=target_labs,
-        folder=folder,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint,
+        files=files,
         keep_checkpoint=keep_checkpoint,
         elapsed=elapsed,
         in_use=in_use,
@@ -273,64 +256,6 @@ def _target_lab(
     images = [read_image(file) for file in windows]
     shift = estimate_domain_shift(network, source, images, search_scale=search and unknown)
     return TargetLab(lab.metadata.lab, windows, shift)
-
-
-def _own_checkpoint(folder: Path, fingerprint: str) -> Path:
-    """File of this training's checkpoint, after those of trainings with other settings or data are removed."""
-    own = checkpoint_file(folder, fingerprint)
-    for path in remove_checkpoints(folder, keep=own):
-        _log.warning("The checkpoint %s of an unfinished training with other settings or data was removed.", path)
-    return own
-
-
-def _work_folder(folder: Path) -> Path:
-    """Folder of decoded images, windows and pseudo-labels, beside the checkpoint."""
-    return folder.with_name(folder.name + ".work")
-
-
-def _fit(
-    fabric: Fabric,
-    progress: Progress,
-    *,
-    method: TrainingMethod,
-    source: Sequence[LabDataset],
-    target: Sequence[LabDataset],
-    folder: Path,
-    checkpoint: Path,
-    fingerprint: str,
-    keep_checkpoint: bool,
-    elapsed: float,
-    in_use: float | None = None,
-    unchanged: Mapping[str, Tensor] | None = None,
-) -> TrainingResult:
-    """Train in one process and, in the first one, save the network: the unchanged one where time allowed few steps."""
-    result = fit(
-        method,
-        fabric=fabric,
-        evaluate=partial(evaluate_checkpoint, source=source, target=target, in_use=in_use),
-        progress=progress,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint,
-        elapsed=elapsed,
-    )
-    if unchanged is not None and result.stopped == "minutes" and result.steps < _FEW_STEPS:
-        result = replace(result, best_step=0)
-        if fabric.is_global_zero:
-            method.result().load_state_dict(unchanged)
-            _log.warning(
-                "Expected time for at least %d steps of adaptation, the limit of %g minutes allowed %d: fewer make a "
-                "segmenter worse, so it was left as it is. Raise adapt.max_minutes.",
-                _FEW_STEPS,
-                method.settings.max_minutes,
-                result.steps,
-            )
-    if fabric.is_global_zero:
-        save_network(folder, method.result().cpu())
-        if not keep_checkpoint:
-            checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(_work_folder(folder), ignore_errors=True)
-    fabric.barrier()
-    return result
 
 
 def _require_no_source(kind: type[AdaptationMethod], source: Sequence[LabDataset]) -> None:
@@ -371,35 +296,3 @@ def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> No
                 f"{list(lab.metadata.classes)}: all labs of one segmenter share their classes; correct lab.yaml and "
                 "ingest again."
             )
-
-
-def _fingerprint(
-    method: type[TrainingMethod],
-    network: PyramidSegmenter,
-    settings: FitSettings,
-    source: Sequence[LabDataset],
-    target: Sequence[LabDataset],
-    seed: int,
-) -> str:
-    """Digest of everything that determines the result: method, initial network, settings, images and their splits."""
-    inputs = {
-        "method": method.__qualname__,
-        "network": network.config.model_dump(mode="json"),
-        "weights": weights_digest(network),
-        "settings": settings.model_dump(mode="json", exclude={"workers", "log_every"}),
-        "source": [[(_identity(row), _label_digests(lab, row), row.split) for row in lab.rows] for lab in source],
-        "target": [[(_identity(row), _label_digests(lab, row), row.split) for row in lab.rows] for lab in target],
-        "seed": seed,
-    }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def _identity(row: ManifestRow) -> tuple[object, ...]:
-    """What the pixels of a row are."""
-    return (row.sha256,) if row.slide is None else (row.sha256, *row.box)
-
-
-def _label_digests(lab: LabDataset, row: ManifestRow) -> list[str]:
-    """SHA-256 of the files of the mask and of the objects' numbers, which corrections change; those that there are."""
-    files = [lab.mask_path(row), lab.instances_path(row)] if row.mask is not None else []
-    return [file_sha256(file) for file in files if file is not None]
