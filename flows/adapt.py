@@ -125,8 +125,9 @@ def command(
 ) -> None:
     """Adapt the production segmenter to a target lab without its labels; the result becomes the candidate.
 
-    Where source images may not leave their hospital, --set adapt.source=none adapts without them. Example: microseg
-    adapt lab_b --set adapt.lambda_image=0
+    Where source images may not leave their hospital, --set adapt.source=none adapts without them.
+
+    Example: microseg adapt lab_b --set adapt.max_minutes=60
     """
     result = adapt(lab, base, digest, tuple(changes or ()))
     show_table(

@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
-from flows.cli.options import RecordOption, SetOption, cli_command, finish
+from flows.cli.options import CandidateArgument, RecordOption, SetOption, cli_command, finish
 from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
@@ -276,9 +276,11 @@ def evaluation_folder(key: EvidenceKey, settings: Settings) -> Path:
 
 @cli_command()
 def command(
-    candidate: Annotated[str, typer.Argument(help="Version or alias to evaluate.")] = CANDIDATE,
+    candidate: CandidateArgument = CANDIDATE,
     against: Annotated[str, typer.Option(help="Version or alias to compare with.")] = PRODUCTION,
-    lab: Annotated[str | None, typer.Option(help="Target lab; the one adapted to by default.")] = None,
+    lab: Annotated[
+        str | None, typer.Option(help="Target lab; by default the one that the candidate was adapted to.")
+    ] = None,
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:

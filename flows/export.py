@@ -65,7 +65,9 @@ def command(
     """Export a model for other programs: bioimage.io package, ONNX, TorchScript or an exported PyTorch graph.
 
     The file takes tiles of the size in params.yaml (inference.tile_size), and is kept only if it
-    computes the network's probabilities. Example: microseg export production --format onnx
+    computes the network's probabilities.
+
+    Example: microseg export production --format onnx
     """
     result = export(model, kind, out.absolute() if out else None, tuple(changes or ()))
     console.print(f"Version {result.version} as {result.format}: {result.path}")

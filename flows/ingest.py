@@ -102,7 +102,9 @@ def command(
 ) -> None:
     """Check a lab's folder and commit its images and slides as a version of the lab's dataset.
 
-    Rejected files are copied to the quarantine with the reason. Example: microseg ingest incoming/lab_c
+    Rejected files are copied to the quarantine with the reason.
+
+    Example: microseg ingest incoming/lab_c
     """
     result = ingest(folder.absolute(), lab, tuple(changes or ()))
     show_table(

@@ -263,7 +263,9 @@ def command(
     """Onboard a lab: ingest its images, adapt the production model to them, evaluate the candidate.
 
     With a Prefect server (PREFECT_API_URL) this emits the event microseg.lab.arrived, which triggers the deployment
-    `onboard`; without one it runs in this process. Example: microseg onboard incoming/lab_c
+    `onboard`; without one it runs in this process.
+
+    Example: microseg onboard incoming/lab_c
     """
     incoming = _read(folder, settings := load_settings())
     if incoming.missing:

@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import deployment
 
 from flows.cli.console import console
-from flows.cli.options import LabOption, RecordOption, SetOption, cli_command, finish
+from flows.cli.options import CandidateArgument, LabOption, RecordOption, SetOption, cli_command, finish
 from flows.evaluate import apply_gate, read_comparison, run_evaluation
 from flows.service.readaptation import report_outdated_candidates
 from flows.telemetry import attempt
@@ -125,7 +125,7 @@ def promote(
 
 @cli_command()
 def command(
-    candidate: Annotated[str, typer.Argument(help="Version or alias to promote.")] = CANDIDATE,
+    candidate: CandidateArgument = CANDIDATE,
     lab: LabOption = None,
     override: Annotated[
         str | None,
@@ -134,8 +134,9 @@ def command(
     record: RecordOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Promote a candidate to production if the gate accepts it; otherwise show the reasons (exit code 1). If the gate
-    cannot tell, look at the candidate, and promote it with --override.
+    """Promote a candidate to production if the gate accepts it; otherwise show the reasons (exit code 1).
+
+    Where the gate cannot tell, look at the candidate, and promote it with --override.
 
     Example: microseg promote candidate --set gate.max_source_loss=0.03
     """

@@ -126,7 +126,9 @@ def _restart(onboarding: Onboarding) -> str:
 def command(changes: SetOption = None) -> None:
     """Validate promotions made in MLflow that no event reported, and restart interrupted onboardings.
 
-    `microseg serve` does this every few minutes. Example: microseg service reconcile
+    `microseg serve` does this every few minutes.
+
+    Example: microseg service reconcile
     """
     state = reconcile(tuple(changes or ()), return_state=True)
     if not state.is_completed():

@@ -191,7 +191,9 @@ def command(
 ) -> None:
     """Validate promotions made in MLflow: apply them, or revert them (exit code 1).
 
-    `microseg serve` does this automatically. Example: microseg service validate-promotion
+    `microseg serve` does this automatically.
+
+    Example: microseg service validate-promotion
     """
     state = validate_promotion(alias, tuple(changes or ()), return_state=True)
     if not state.is_completed():

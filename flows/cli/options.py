@@ -1,6 +1,7 @@
 """Options that several commands share, and what every command does at its start and end."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec
@@ -12,7 +13,7 @@ from flows.cli.console import console, exit_on_error
 from microseg.config.environment import Environment
 from microseg.files import write_text_file
 
-__all__ = ["LabOption", "RecordOption", "SetOption", "cli_command", "finish"]
+__all__ = ["CandidateArgument", "LabOption", "RecordOption", "SetOption", "cli_command", "finish"]
 
 P = ParamSpec("P")
 
@@ -22,6 +23,9 @@ SetOption = Annotated[
 ]
 RecordOption = Annotated[
     Path | None, typer.Option("--record", metavar="FILE", help="Also write the result to this file, as JSON.")
+]
+CandidateArgument = Annotated[
+    str, typer.Argument(help="Version or alias, such as candidate-lab_b; candidate if there is only one.")
 ]
 LabOption = Annotated[
     str | None,
@@ -47,6 +51,8 @@ def cli_command(
                     prepare_home(create=home == "create")
                 function(*args, **kwargs)
 
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        wrapped.__doc__ = "\n\n".join(" ".join(it.split()) for it in paragraphs)  # wrapped to the terminal by Typer
         return wrapped
 
     return decorate

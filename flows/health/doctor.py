@@ -66,7 +66,9 @@ def run_checks(settings: Settings) -> list[Finding]:
 def command() -> None:
     """Check packages, home, servers and deployments, and say how to fix what is wrong.
 
-    The exit code is 1 if there is an error. Example: microseg doctor
+    The exit code is 1 if there is an error.
+
+    Example: microseg doctor
     """
     marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
     findings = run_checks(load_settings())

@@ -129,7 +129,9 @@ def command(
 ) -> None:
     """Run a Prefect server and an MLflow server on this machine, and serve all flows there.
 
-    Ctrl-C stops all of them. Example: microseg service local-servers --mlflow-port 5001
+    Ctrl-C stops all of them.
+
+    Example: microseg service local-servers --mlflow-port 5001
     """
     settings = load_settings()
     ports = {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port, "--webhook-port": webhook_port}

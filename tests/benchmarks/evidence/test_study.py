@@ -87,7 +87,7 @@ def test_command_prints_and_writes_all_tables(data: Path, grid: Path, tmp_path: 
     assert len(rows) == 2 * (2 + 8 + 2 * 7 + 2 + 3)
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert tables.count("| stain-explained variance") >= 2
-    assert "| against source_only |" in tables
+    assert "| gate, against source_only |" in tables
     assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 import microseg
-from microseg.api import training
+from microseg.api import training, training_files
 from microseg.api.checkpoints import source_dice
 from microseg.api.samples import crop_size, image_samples, labelled_samples, with_corrections
 from microseg.api.training import adapt, train
@@ -203,7 +203,7 @@ def test_checkpoint_remains_until_the_network_is_written(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_network", full)
+        patch.setattr(training_files, "save_network", full)
         with pytest.raises(OSError, match="No space"):
             fit()
     assert len(checkpoints(tmp_path / "first")) == 1
