@@ -7,8 +7,7 @@ version has segmented with the same settings are skipped; images that cannot be 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,21 +26,15 @@ from flows.validate_promotion import apply_pending_changes
 from flows.workspace import open_workspace
 from microseg.api.segmenter import Segmenter, find_version
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.image_table import image_key, image_name, read_image_table
-from microseg.datasets.lab import LabMetadata, read_lab_metadata
 from microseg.errors import DataError, SettingsError
 from microseg.inference.batch import batch_lock, plan_batch, segment_images
+from microseg.inference.batch_images import find_batch_images
 from microseg.inference.image_pipeline import BatchOptions
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
 from microseg.outputs.stains import StainOptions
 from microseg.registry.version import PRODUCTION, ModelVersion, is_production, production_of
 from microseg.report.batch_page import write_batch_page
 from microseg.report.panels import data_uri
-from microseg.slides.folder import ImageFolder, list_images
-from microseg.slides.limited import file_mpp, measured_depth
-from microseg.slides.parts import ZARR_SUFFIXES
-from microseg.slides.pixel_size import StatedMpp, same_mpp
-from microseg.slides.readers import readable_suffixes
 
 __all__ = ["command", "segment"]
 
@@ -113,26 +106,22 @@ def segment(
     settings = load_settings(changes)
     inference = settings.params.inference
     started = time.perf_counter()
-    found, folder = _images(source), _metadata_folder(source)
-    images = found.images
-    lab = read_lab_metadata(folder) if (folder / "lab.yaml").is_file() else None
-    sizes, notes = _pixel_sizes(folder, images, None if lab is None else lab.mpp, mpp, whole=source.is_dir())
-    depth, depth_note = _bit_depth(images, lab, settings)
+    found = find_batch_images(source, mpp=mpp, labs=settings.home.labs)
     options = BatchOptions(
         outputs=inference.outputs,
-        mpp=sizes,
+        mpp=found.mpp,
         slide_megapixels=inference.slide_megapixels,
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
-        bit_depth=depth,
+        bit_depth=found.bit_depth,
         stains=StainOptions.of(inference),
         regions=inference.regions,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
-    batch = BatchSpec(model, None if lab is None else lab.lab, out, options, settings)
+    batch = BatchSpec(model, found.lab, out, options, settings)
     version = _version(model, batch.lab, settings)  # raises before any folder is created
-    with batch_lock(images, out, waiting=report):
-        chunks = _chunks(plan_batch(images, out), inference.chunk_size)
+    with batch_lock(found.images, out, waiting=report):
+        chunks = _chunks(plan_batch(found.images, out), inference.chunk_size)
         total = sum(len(chunk.tasks) for chunk in chunks)
         with progress_bar(f"Segmenting with version {version.version}", total) as advance:
             if inference.workers > 1 or inference.dask_scheduler:
@@ -146,7 +135,7 @@ def segment(
             seconds=time.perf_counter() - started,
             ood=settings.params.out_of_distribution,
             left_out=found.left_out,
-            notes=[*notes, *depth_note],
+            notes=found.notes,
         )
         write_batch_page(summary, slide_view=inference.slide_view)
     _show_in_prefect(summary)
@@ -229,81 +218,6 @@ def _segmenter(version: ModelVersion, settings: Settings) -> Segmenter:
     return _SEGMENTERS[key]
 
 
-def _images(source: Path) -> ImageFolder:
-    if source.is_file() or source.name.lower().endswith(ZARR_SUFFIXES):
-        return ImageFolder((source,), {})
-    if not source.is_dir():
-        hint = " Write an address into a file such as slide.zarr.url, and give that." if ":/" in str(source) else ""
-        raise DataError(f"{source}: expected an image or a folder of images, found none. Check the path.{hint}")
-    place = source / "images" if (source / "images").is_dir() else source
-    found = list_images(place)
-    if not found.images:
-        others = "; ".join(f"{name}: {reason}" for name, reason in list(found.left_out.items())[:5])
-        raise DataError(
-            f"{place}: expected images or slides ({', '.join(readable_suffixes())}), found none"
-            f"{f' ({others})' if others else ''}. Check the path."
-        )
-    return found
-
-
-def _metadata_folder(source: Path) -> Path:
-    """Folder of images.csv and lab.yaml: for a single image of a lab's images/, that of the lab."""
-    if source.is_dir() and not source.name.lower().endswith(ZARR_SUFFIXES):
-        return source
-    folder = source.absolute().parent
-    return folder.parent if folder.name == "images" and (folder.parent / "lab.yaml").is_file() else folder
-
-
-def _pixel_sizes(
-    folder: Path, images: Sequence[Path], lab_mpp: float | None, option: float | None, *, whole: bool
-) -> tuple[Mapping[str, StatedMpp], list[str]]:
-    """Pixel sizes by file name, from images.csv, otherwise from ``--mpp`` or lab.yaml; and what is to be reported."""
-    table, sizes, notes = read_image_table(folder), dict[str, StatedMpp](), list[str]()
-    if option is not None and lab_mpp is not None and not same_mpp(option, lab_mpp):
-        raise DataError(
-            f"{folder}: expected one pixel size, got {option} microns of --mpp and {lab_mpp} of lab.yaml. Correct one "
-            "of them, or leave --mpp out."
-        )
-    for path in images:
-        entry = table.pop(image_key(image_name(path.name)), None)
-        if entry is None or entry.mpp is None:
-            if option is not None or lab_mpp is not None:
-                sizes[path.name] = StatedMpp(option or lab_mpp or 0.0, "lab.yaml" if option is None else "--mpp")
-            continue
-        if option is not None and not same_mpp(option, entry.mpp):
-            raise DataError(
-                f"{path}: expected one pixel size, got {option} microns of --mpp and {entry.mpp} of images.csv. "
-                "Correct one of them, or leave --mpp out."
-            )
-        sizes[path.name] = StatedMpp(entry.mpp, "images.csv", overrides=True)
-        if (own := file_mpp(path)) is not None and not same_mpp(own, entry.mpp):
-            notes.append(f"{path.name}: {entry.mpp} microns per pixel of images.csv override {own} of the file")
-    if whole and table:
-        missing = ", ".join(entry.file for entry in list(table.values())[:5])
-        notes.append(f"images.csv has {len(table)} lines of images that are not there: {missing}")
-    return sizes, notes
-
-
-def _bit_depth(images: Sequence[Path], lab: LabMetadata | None, settings: Settings) -> tuple[int | None, list[str]]:
-    """Bit depth of images of 16 bits: the lab's, that of its dataset, or one that holds those of all images."""
-    if lab is not None and lab.bit_depth is not None:
-        return lab.bit_depth, []
-    if lab is not None and (settings.home.labs / lab.lab / "lab.yaml").is_file():
-        depth = read_lab_metadata(settings.home.labs / lab.lab).bit_depth
-        if depth is not None:
-            return depth, []
-    depths = []
-    for path in images:
-        with suppress(DataError):  # reported when it is read
-            depths.append(measured_depth(path))
-    if not (known := [depth for depth in depths if depth is not None]):
-        return None, []
-    return max(known), [
-        f"{len(known)} images of 16 bits do not state how many of them are used: {max(known)} hold nearly all values. "
-        "State bit_depth in lab.yaml if it is another one"
-    ]
-
-
 def _show_in_prefect(summary: BatchSummary) -> None:
     row = {name: getattr(summary, name) for name in ("images", "done", "skipped", "failed")}
     row |= {"seconds": round(summary.seconds, 1)} | {f"ood_{key}": str(it) for key, it in asdict(summary.ood).items()}
@@ -333,7 +247,9 @@ def command(
 ) -> None:
     """Segment images and slides: label images, outlines (GeoJSON for QuPath), overlays, measurements.
 
-    Images that the same version has segmented are skipped. Example: microseg segment slides/2026-11
+    Images that the same version has segmented are skipped.
+
+    Example: microseg segment slides/2026-11
     """
     result = segment(
         source.absolute(), model, out.absolute() if out else None, mpp, keep_existing, tuple(changes or ())
