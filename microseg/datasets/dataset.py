@@ -7,7 +7,7 @@ has a line for each field of a slide.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ from microseg.datasets.slides import SLIDES, SLIDES_FILE, DatasetSlide, SlideTab
 from microseg.errors import DataError, LabError
 from microseg.slides.region import ImageSource, SlideRegion
 
-__all__ = ["LabDataset", "assign_splits", "open_lab_dataset"]
+__all__ = ["LabDataset", "assign_splits", "open_lab_dataset", "with_splits"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,27 @@ def open_lab_dataset(folder: Path | str) -> LabDataset:
             "Check the dataset out again, or move it away and ingest the lab again."
         )
     return LabDataset(folder=folder, metadata=metadata, rows=rows, slides=slides)
+
+
+def with_splits(
+    rows: Mapping[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[ManifestRow, ...]:
+    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split.
+
+    A group that gets its first labels is assigned again: without them its split had no meaning.
+    """
+    splits = {row.group: row.split for row in dataset.rows} if dataset else {}
+    before = {row.group for row in dataset.rows if row.mask is not None} if dataset else set()
+    labelled = {row.group for row in rows.values() if row.mask is not None}
+    others = {row.group for row in rows.values()} - labelled
+    fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    splits = {
+        **assign_splits(
+            labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled & before}
+        ),
+        **assign_splits(others, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in others}),
+    }
+    return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
 
 
 def assign_splits(

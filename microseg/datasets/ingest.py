@@ -1,9 +1,7 @@
 """Ingest: check the images of a lab and add them to the lab's dataset."""
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,26 +12,23 @@ from microseg.annotations.formats import annotation_suffixes
 from microseg.annotations.instance_masks import INSTANCES, write_instances
 from microseg.annotations.labels import LabelRegion
 from microseg.datasets.checks import CheckedImage, check_images, measure_bit_depth
-from microseg.datasets.dataset import LabDataset, assign_splits, open_lab_dataset
+from microseg.datasets.dataset import LabDataset, open_lab_dataset, with_splits
+from microseg.datasets.dataset_folder import lab_lock, replace_dataset
 from microseg.datasets.image_table import IMAGE_TABLE_FILE, ImageMetadata, image_key, image_name, read_image_table
 from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
     LAB_FILE,
     LabMetadata,
-    check_lab_name,
     merge_metadata,
     read_lab_metadata,
-    write_lab_metadata,
 )
 from microseg.datasets.listing import IncomingFiles, RejectedFile, count_slides, list_files
-from microseg.datasets.manifest import ManifestRow, write_manifest
+from microseg.datasets.manifest import ManifestRow
 from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.datasets.slide_update import SlideOptions, SlideUpdate
-from microseg.datasets.slides import SLIDES, store_slide, write_slides
 from microseg.errors import LabError
-from microseg.files import atomic_write, disk_full_error, link_or_copy
-from microseg.locks import lock_file
+from microseg.files import atomic_write, disk_full_error
 from microseg.slides.folder import is_system_file
 from microseg.slides.identity import KnownHashes
 from microseg.slides.images import write_png
@@ -41,7 +36,7 @@ from microseg.slides.images import write_png
 HASHES_FILE = ".hashes.json"
 """Known hashes of slides, in the folder of all labs' datasets."""
 
-__all__ = ["IngestResult", "ingest_lab", "lab_lock"]
+__all__ = ["IngestResult", "ingest_lab"]
 
 
 @dataclass(frozen=True)
@@ -186,7 +181,7 @@ def ingest_lab(
             )
         rows_by_key = update.rows | slide_update.rows
         _check_image_table(source, table, rows_by_key, rejected)
-        rows = _with_splits(rows_by_key, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+        rows = with_splits(rows_by_key, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
         labelled = len({row.slide or row.name for row in rows if row.mask is not None})
         _check_labelled(source, stated_labelled, accepted, labelled, files)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
@@ -194,7 +189,7 @@ def ingest_lab(
         updated = LabDataset(folder, metadata, rows, slide_update.table)
         if dataset is None or updated != dataset or numbers:
             new = update.new | {f"masks/{name}.png": f"masks/{name}.png" for name in slide_update.masks}
-            _replace_dataset(folder, staged, updated, new)
+            replace_dataset(folder, staged, updated, new)
     return IngestResult(
         lab=metadata.lab,
         folder=folder,
@@ -214,50 +209,6 @@ def ingest_lab(
             *_unread(source),
         ),
     )
-
-
-@contextmanager
-def lab_lock(labs: Path, lab: str) -> Iterator[Path]:
-    """Lock a lab's dataset for one writer, after repairing what a killed process may have left.
-
-    Args:
-        labs: Folder of all labs' datasets; created when missing.
-        lab: Name of the lab.
-
-    Yields:
-        Path at which the writer can build the new dataset, to rename it in the end; what is left there is removed.
-    """
-    with lock_file(labs / f".{check_lab_name(lab)}.lock"):
-        folder, new, old = labs / lab, labs / f".{lab}.new", labs / f".{lab}.old"
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            yield new
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-
-def _with_splits(
-    rows: dict[str, ManifestRow], dataset: LabDataset | None, *, val_fraction: float, test_fraction: float, seed: int
-) -> tuple[ManifestRow, ...]:
-    """Assign splits to the new rows, to labelled groups separately, so that a few masks are in every split.
-
-    A group that gets its first labels is assigned again: without them its split had no meaning.
-    """
-    splits = {row.group: row.split for row in dataset.rows} if dataset else {}
-    before = {row.group for row in dataset.rows if row.mask is not None} if dataset else set()
-    labelled = {row.group for row in rows.values() if row.mask is not None}
-    others = {row.group for row in rows.values()} - labelled
-    fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-    splits = {
-        **assign_splits(
-            labelled, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in labelled & before}
-        ),
-        **assign_splits(others, **fractions, seed=seed, existing={g: s for g, s in splits.items() if g in others}),
-    }
-    return tuple(replace(row, split=splits[row.group]) for _, row in sorted(rows.items()))
 
 
 def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
@@ -358,39 +309,3 @@ def _mask_of(image: CheckedImage, staged: Path, dataset: LabDataset | None) -> P
     if dataset is not None:
         files += [dataset.mask_path(row) for row in dataset.rows if row.sha256 == image.sha256 and row.mask is not None]
     return next((file for file in files if file.is_file()), None)
-
-
-def _replace_dataset(folder: Path, staged: Path, dataset: LabDataset, new: dict[str, str]) -> None:
-    """Complete the new folder with the files of the old one, and let it replace the old one."""
-    building, old = staged.parent, folder.with_name(f".{folder.name}.old")
-    for part in ("images", "masks") if dataset.metadata.labelled else ("images",):
-        (building / part).mkdir()
-    files = [path for row in dataset.rows for path in (None if row.slide else row.image, row.mask) if path is not None]
-    for path in files:
-        if path in new:
-            (staged / new[path]).replace(building / path)
-        else:
-            link_or_copy(folder / path, building / path)
-    for row in dataset.rows:
-        if row.mask is None:
-            continue
-        file = f"{INSTANCES}/{row.name}.png"
-        found = staged / (new[row.mask].replace("masks", INSTANCES, 1) if row.mask in new else file)
-        if row.mask not in new and not found.is_file():
-            found = folder / file
-        if found.is_file():
-            (building / INSTANCES).mkdir(exist_ok=True)
-            link_or_copy(found, building / file)
-    for slide in dataset.slides.slides if dataset.slides else ():
-        if slide.location is None:
-            found = staged / SLIDES / slide.file
-            store_slide(found if found.exists() else folder / SLIDES / slide.file, building / SLIDES / slide.file)
-    shutil.rmtree(staged)
-    if dataset.slides is not None:
-        write_slides(building, dataset.slides)
-    write_manifest(building, dataset.rows)
-    write_lab_metadata(building, dataset.metadata)
-    if folder.exists():
-        folder.rename(old)
-    building.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

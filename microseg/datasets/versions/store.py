@@ -15,7 +15,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
-from microseg.datasets.ingest import lab_lock
+from microseg.datasets.dataset_folder import lab_lock, replace_folder
 from microseg.datasets.lab import check_lab_name
 from microseg.datasets.slides import SLIDES
 from microseg.datasets.versions.dvc import (
@@ -313,12 +313,8 @@ class DatasetStore:
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(aside)
                 _log.warning("Another machine has changed lab %s; uncommitted changes were moved to %s.", lab, aside)
-            elif folder.is_dir():
-                old = folder.with_name(f".{lab}.old")
-                folder.rename(old)
-            new.rename(folder)
+            replace_folder(folder, new)
             self._local.set_base(lab, history[-1].digest)
-            shutil.rmtree(folder.with_name(f".{lab}.old"), ignore_errors=True)
         return True
 
     def check_remote(self) -> None:

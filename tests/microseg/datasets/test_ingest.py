@@ -14,9 +14,11 @@ from PIL import Image
 
 from microseg.annotations import index_masks
 from microseg.annotations.index_masks import read_mask
+from microseg.datasets import dataset_folder
 from microseg.datasets import ingest as module
 from microseg.datasets.dataset import open_lab_dataset
-from microseg.datasets.ingest import IngestResult, ingest_lab, lab_lock
+from microseg.datasets.dataset_folder import lab_lock
+from microseg.datasets.ingest import IngestResult, ingest_lab
 from microseg.datasets.lab import read_lab_metadata
 from microseg.errors import LabError, NoSpaceError
 from microseg.slides import images, parts
@@ -403,37 +405,40 @@ def test_rejects_another_group_for_an_image(tmp_path, ingest):
 
 CODE = Path(module.__file__).parents[2]
 KILLED = """
-import os, sys
+import os, pkgutil, sys
 from pathlib import Path
-from microseg.datasets import ingest as module
-step = sys.argv[1]
-original = getattr(module, step) if step != "rename" else Path.rename
+from microseg.datasets.ingest import ingest_lab
+owner, step = pkgutil.resolve_name(sys.argv[1]), sys.argv[2]
+original = getattr(owner, step)
 count = 0
 def dying(*arguments, **options):
     global count
     count += 1
-    if count == int(sys.argv[2]):
+    if count == int(sys.argv[3]):
         os._exit(9)
     return original(*arguments, **options)
-if step == "rename":
-    Path.rename = dying
-else:
-    setattr(module, step, dying)
-module.ingest_lab(*map(Path, sys.argv[3:6]))
+setattr(owner, step, dying)
+ingest_lab(*map(Path, sys.argv[4:7]))
 """
 
 
 @pytest.mark.parametrize(
-    ("step", "call"),
-    [("_stage", 3), ("quarantine_files", 1), ("write_manifest", 1), ("rename", 1), ("rename", 2)],
+    ("owner", "step", "call"),
+    [
+        ("microseg.datasets.ingest", "_stage", 3),
+        ("microseg.datasets.ingest", "quarantine_files", 1),
+        ("microseg.datasets.dataset_folder", "write_manifest", 1),
+        ("pathlib:Path", "rename", 1),
+        ("pathlib:Path", "rename", 2),
+    ],
 )
-def test_killed_process_leaves_the_old_dataset_or_the_next_one_restores_it(tmp_path, ingest, step, call):
+def test_killed_process_leaves_the_old_dataset_or_the_next_one_restores_it(tmp_path, ingest, owner, step, call):
     first = ingest(write_incoming(tmp_path / "in", {"a": 1, "b": 2}, masks="a"))
     before = snapshot(first.folder)
     more = write_incoming(tmp_path / "more", {f"n{i}": 10 + i for i in range(4)})
     (more / "images" / "broken.png").write_bytes(b"broken")
     folders = [str(tmp_path / name) for name in ("more", "labs", "quarantine")]
-    command = [sys.executable, "-c", KILLED, step, str(call), *folders]
+    command = [sys.executable, "-c", KILLED, owner, step, str(call), *folders]
     assert subprocess.run(command, check=False, cwd=CODE).returncode == 9
     if (step, call) == ("rename", 2):  # between the two renames there is none, until the next call
         assert not first.folder.exists()
@@ -462,7 +467,7 @@ def test_failed_write_keeps_the_dataset(tmp_path, ingest, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, "write_manifest", fail)
+    monkeypatch.setattr(dataset_folder, "write_manifest", fail)
     with pytest.raises(OSError, match="no space"):
         ingest(write_incoming(tmp_path / "more", {"b": 2}))
     assert snapshot(tmp_path / "labs") == before
