@@ -19,7 +19,7 @@ from microseg.config.settings import Settings, load_settings
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
 from microseg.registry.evidence import EvidenceKey
-from microseg.registry.evidence_store import EVIDENCE_FOLDER
+from microseg.registry.evidence_store import DECISION_PAGE, EVIDENCE_FOLDER
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 
 if TYPE_CHECKING:  # PyTorch takes seconds
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _PANELS, _PICTURES = 4, 32  # on the version's page in MLflow, on the page of the decision
-_PICTURES_FILE, _PAGE_FILE = "pictures.json", "decision.html"
+_PICTURES_FILE, _PAGE_FILE = "pictures.json", Path(DECISION_PAGE).name
 _COLUMNS = ("measurement", "candidate", "production")
 
 
@@ -123,10 +123,10 @@ def log_comparison(
 
     registry = open_workspace(settings).registry
     registry.evidence.write(candidate, key, comparison.to_json())
-    registry.versions.attach(candidate, panels, EVIDENCE_FOLDER)
+    registry.attachments.add(candidate, panels, EVIDENCE_FOLDER)
     pictures = evaluation_folder(key, settings) / _PICTURES_FILE
     if panels:
-        registry.versions.attach(candidate, [pictures], f"{EVIDENCE_FOLDER}/{key.digest}")
+        registry.attachments.add(candidate, [pictures], f"{EVIDENCE_FOLDER}/{key.digest}")
     for lab, metrics in comparison.metrics().items():
         digest = key.datasets.get(lab)
         registry.versions.log_metrics(candidate, metrics, dataset=(lab, digest) if digest else None)
@@ -221,8 +221,8 @@ def apply_gate(
         scope=lab,
     )
     write_decision_page(decision, comparison, purpose, _pictures(version, key, settings), page)
-    workspace.registry.versions.attach(version, [page], EVIDENCE_FOLDER)
-    link = workspace.registry.versions.file_page(version, f"{EVIDENCE_FOLDER}/{_PAGE_FILE}") or page.as_uri()
+    workspace.registry.attachments.add(version, [page], EVIDENCE_FOLDER)
+    link = workspace.registry.attachments.page(version, DECISION_PAGE) or page.as_uri()
     attempt(
         create_link_artifact,
         link,
@@ -240,7 +240,7 @@ def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> "l
     file = evaluation_folder(key, settings) / _PICTURES_FILE
     if not file.is_file():
         stored = f"{EVIDENCE_FOLDER}/{key.digest}/{_PICTURES_FILE}"
-        if not open_workspace(settings).registry.versions.download_attachment(version, stored, file):
+        if not open_workspace(settings).registry.attachments.download(version, stored, file):
             return []
     try:
         return pictures_from_json(file.read_bytes())

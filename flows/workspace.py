@@ -311,6 +311,7 @@ class Workspace:
             comparison: The evidence on both.
             lab: The version is for the images of this lab only, so it cannot harm the other labs.
         """
+        from microseg.registry.evidence_store import DECISION_PAGE, EVIDENCE_FOLDER
         from microseg.registry.gate import decide
         from microseg.registry.model_card import model_card
 
@@ -338,8 +339,8 @@ class Workspace:
             production=comparison.production,
             scores=comparison.scores,
             decision=decision,
-            panels=self.registry.versions.attachments(version, "evaluation", ".jpg"),
-            page=self.registry.versions.file_link(version, "evaluation/decision.html"),
+            panels=self.registry.attachments.paths(version, EVIDENCE_FOLDER, ".jpg"),
+            page=self.registry.attachments.link(version, DECISION_PAGE),
             run_id=version.run_id,
             commit=version.tags.get("commit"),
         )

@@ -55,7 +55,7 @@ def request_approval(candidate: ModelVersion, lab: str, settings: Settings, chan
 
 def show_decision(message: str, candidate: ModelVersion, lab: str, settings: Settings) -> None:
     """Show the message in Prefect, with a link to the decision page."""
-    page = open_workspace(settings).registry.versions.file_page(candidate, DECISION_PAGE)
+    page = open_workspace(settings).registry.attachments.page(candidate, DECISION_PAGE)
     link = f"\n\n[Decision page of version {candidate.version}]({page})" if page else ""
     create_markdown_artifact(f"# {lab}\n\n{message}{link}", key="decision")
 

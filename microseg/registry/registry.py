@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 
+from microseg.registry.attachments import Attachments
 from microseg.registry.connection import Connection
 from microseg.registry.evidence_store import EvidenceStore
 from microseg.registry.history import History
@@ -30,6 +31,7 @@ class Registry:
 
     Attributes:
         versions: The versions of the registered model: find, register, download, tag, describe.
+        attachments: Files attached to versions, such as evaluation reports.
         evidence: Comparisons of versions.
         production: Which version is in production: promote, roll back, history.
         runs: The runs that versions come from.
@@ -50,6 +52,7 @@ class Registry:
         name = f"history-{sha256(tracking_uri.encode()).hexdigest()[:16]}.json"
         history = History(connection, None if snapshots is None else snapshots / name)
         self.versions = Versions(connection, lambda alias: history.state().of(alias).active)
+        self.attachments = Attachments(connection, self.versions.find)
         self.production = Production(MlflowStore(connection, self.versions, history), self.versions.find, labs)
         self.evidence = EvidenceStore(connection)
         self.runs = Runs(connection, locks)

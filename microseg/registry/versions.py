@@ -1,15 +1,12 @@
 """The versions of the registered model."""
 
 import logging
-import re
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from microseg.datasets.appearance import APPEARANCE_FEATURES
 from microseg.errors import DataError, VersionNotFoundError
-from microseg.files import atomic_write
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.parsing import parse_json, read_text
-from microseg.registry.connection import Connection, all_pages, is_server
+from microseg.registry.connection import Connection, all_pages
 from microseg.registry.model_card import fit_description, headline
 from microseg.registry.network_download import download_network
 from microseg.registry.registration import register_version
@@ -240,7 +236,7 @@ class Versions:
             return None
         return reference if reference.features == APPEARANCE_FEATURES else None
 
-    # ---- aliases, tags, model card, artifacts, metrics
+    # ---- aliases, tags, model card, metrics
 
     def set_alias(self, alias: str, ref: VersionRef) -> ModelVersion:
         """Set an alias on a version; the version that had it loses it."""
@@ -281,62 +277,6 @@ class Versions:
             if version.model_id is not None:
                 client.set_logged_model_tags(version.model_id, {NOTE_TAG: headline(card)})
             client.log_text(version.run_id, card, CARD_FILE)
-
-    def attach(self, ref: VersionRef, files: Sequence[Path], artifact_path: str) -> None:
-        """Copy files, such as an evaluation report, to the run of a version.
-
-        Args:
-            ref: The version.
-            files: Files or folders.
-            artifact_path: Folder among the run's artifacts.
-        """
-        version = self.find(ref)
-        for file in files:
-            with self._connection.action(f"store {file.name}") as client:
-                client.log_artifact(version.run_id, str(file), artifact_path)
-
-    def attachments(self, ref: VersionRef, artifact_path: str, suffix: str) -> list[str]:
-        """Return the paths of the files attached to a version, in a folder and with a suffix; sorted."""
-        version = self.find(ref)
-        with self._connection.action("list files") as client:
-            files = client.list_artifacts(version.run_id, artifact_path)
-        return sorted(file.path for file in files if file.path.endswith(suffix))
-
-    def download_attachment(self, ref: VersionRef, artifact_path: str, target: Path) -> bool:
-        """Copy a file attached to a version to this machine.
-
-        Args:
-            ref: The version.
-            artifact_path: Path of the file among the run's artifacts.
-            target: File to write.
-
-        Returns:
-            Whether there is such a file.
-        """
-        version = self.find(ref)
-        with self._connection.action(f"read {artifact_path}") as client, tempfile.TemporaryDirectory() as folder:
-            listed = client.list_artifacts(version.run_id, artifact_path.rpartition("/")[0])
-            if artifact_path not in {file.path for file in listed}:
-                return False
-            file = client.download_artifacts(version.run_id, artifact_path, folder)
-            with atomic_write(target) as part:
-                shutil.copyfile(file, part)
-        return True
-
-    def file_page(self, ref: VersionRef, artifact_path: str) -> str | None:
-        """URL of the page of MLflow that shows a file attached to a version; None without a server."""
-        version = self.find(ref)
-        uri = self._connection.tracking_uri
-        if not is_server(uri):
-            return None
-        return re.sub(r"(?<=://)[^/?#]*@", "", uri).rstrip("/") + "/" + self.file_link(version, artifact_path)
-
-    def file_link(self, ref: VersionRef, artifact_path: str) -> str:
-        """The same, relative to any page of MLflow."""
-        version = self.find(ref)
-        with self._connection.action("find the experiment") as client:
-            experiment = client.get_run(version.run_id).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{version.run_id}/artifacts/{quote(artifact_path)}"
 
     def log_metrics(
         self, ref: VersionRef, metrics: Mapping[str, float], *, dataset: tuple[str, str] | None = None

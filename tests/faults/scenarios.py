@@ -220,7 +220,7 @@ def _evaluate(folder: Path) -> None:
     registry = _registry(folder)
     (folder / "panel.jpg").write_bytes(b"panel")
     registry.versions.log_metrics(2, {"dice/lab_a": 0.9}, dataset=("lab_a", "0" * 32 + ".dir"))
-    registry.versions.attach(2, [folder / "panel.jpg"], "evaluation")
+    registry.attachments.add(2, [folder / "panel.jpg"], "evaluation")
     registry.versions.describe(2, "the card")
     registry.versions.set_tags(2, {"gate": "accepted"})
 
@@ -231,7 +231,7 @@ def _evaluated(folder: Path) -> Any:
     return {
         "description": version.description,
         "gate": version.tags["gate"],
-        "panels": registry.versions.attachments(2, "evaluation", ".jpg"),
+        "panels": registry.attachments.paths(2, "evaluation", ".jpg"),
         "production": _production(folder),
     }
 

@@ -71,9 +71,9 @@ def test_evaluate_stores_its_comparison(done: Any) -> None:
     assert "Version 2 " in (page := Path(record.page).read_text(encoding="utf-8"))
     assert page.count("<figure ") == 6  # all images of the lab
     assert len(comparison["uncertainty"]) == 6
-    link = done.registry.versions.file_link(2, "evaluation/decision.html")
+    link = done.registry.attachments.link(2, "evaluation/decision.html")
     assert f"**[Decision page]({link})**" in done.registry.versions.find(2).description
-    assert done.registry.versions.attachments(2, "evaluation", ".html") == ["evaluation/decision.html"]
+    assert done.registry.attachments.paths(2, "evaluation", ".html") == ["evaluation/decision.html"]
 
 
 def test_out_of_distribution_score_is_relative_to_each_versions_labs(done: Any) -> None:

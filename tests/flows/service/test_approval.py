@@ -117,8 +117,8 @@ def test_notification_that_fails_stops_nothing(
 def test_the_run_links_the_decision_page(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, str] = {}
     page = "http://mlflow/#/experiments/1/runs/run/artifacts/evaluation/decision.html"
-    versions = SimpleNamespace(file_page=lambda version, path: page if path == "evaluation/decision.html" else None)
-    registry = SimpleNamespace(versions=versions)
+    attachments = SimpleNamespace(page=lambda version, path: page if path == "evaluation/decision.html" else None)
+    registry = SimpleNamespace(attachments=attachments)
     monkeypatch.setattr(module, "open_workspace", lambda settings: SimpleNamespace(registry=registry))
     monkeypatch.setattr(module, "create_markdown_artifact", lambda text, key: shown.update({key: text}))
     candidate = ModelVersion(3, "run", None, ("candidate",), {}, {}, datetime.now(UTC), "A card.")

@@ -256,7 +256,7 @@ def test_metrics_are_logged_with_their_dataset(registry: Registry) -> None:
 
 def test_files_tags_and_model_card_are_stored(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<p>good</p>")
-    registry.versions.attach(1, [tmp_path / "report.html"], "evaluation/lab_b")
+    registry.attachments.add(1, [tmp_path / "report.html"], "evaluation/lab_b")
     registry.versions.set_tags(1, {"gate": "accepted"})
     registry.versions.describe(1, "Now evaluated.\nAnd well.")
     version = registry.versions.find(1)
@@ -272,19 +272,19 @@ def test_files_tags_and_model_card_are_stored(registry: Registry, tmp_path: Path
 
 def test_attached_file_is_read_on_another_machine_and_linked(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "pictures.json").write_text("[]")
-    versions, copy = registry.versions, tmp_path / "pictures of another machine.json"
-    versions.attach(1, [tmp_path / "pictures.json"], "evaluation/0a1b")
-    assert versions.download_attachment(1, "evaluation/0a1b/pictures.json", copy)
+    attachments, copy = registry.attachments, tmp_path / "pictures of another machine.json"
+    attachments.add(1, [tmp_path / "pictures.json"], "evaluation/0a1b")
+    assert attachments.download(1, "evaluation/0a1b/pictures.json", copy)
     assert copy.read_text() == "[]"
     copy.unlink()
-    assert not versions.download_attachment(1, "evaluation/0a1b/other.json", copy)
-    assert not versions.download_attachment(1, "evaluation/ffff/pictures.json", copy)
+    assert not attachments.download(1, "evaluation/0a1b/other.json", copy)
+    assert not attachments.download(1, "evaluation/ffff/pictures.json", copy)
     assert not copy.exists()
-    run = versions.find(1).run_id
+    run = registry.versions.find(1).run_id
     experiment = client_of(registry).get_run(run).info.experiment_id
     link = f"#/experiments/{experiment}/runs/{run}/artifacts/evaluation/a%20b.html"
-    assert versions.file_link(1, "evaluation/a b.html") == link
-    assert versions.file_page(1, "evaluation/a b.html") is None  # there is no server
+    assert attachments.link(1, "evaluation/a b.html") == link
+    assert attachments.page(1, "evaluation/a b.html") is None  # there is no server
 
 
 def test_long_model_card_is_shortened_at_a_line(registry: Registry) -> None:
