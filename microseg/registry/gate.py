@@ -14,7 +14,7 @@ almost nothing else, is always refused.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeGuard
 
 from microseg.config.params import GateSettings
@@ -92,44 +92,40 @@ _NO_SOURCE_LABS = RuleResult(
 
 def _source_dice(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
     """Dice on the held-out images of each source lab is kept."""
-    labs = sorted(candidate.source_dice.keys() | production.source_dice.keys())
-    if not labs:
+    new, old = candidate.source_dice, production.source_dice
+    if not new and not old:
         yield _NO_SOURCE_LABS
-    for lab in labs:
-        new, old = candidate.source_dice.get(lab), production.source_dice.get(lab)
-        rule = f"source_dice/{lab}"
-        if not (_is_fraction(new) and _is_fraction(old)):
-            message = (
-                f"On the held-out images of {lab} Dice is {_format(new)} for the candidate and {_format(old)} for "
-                "production; both are required. Evaluate both on this lab."
-            )
-            yield RuleResult(NOT_MET, rule, message)
-            continue
-        loss = old - new
-        change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.3f}"
-        message = (
-            f"On the held-out images of {lab} the candidate {change} Dice ({old:.3f} to {new:.3f}); "
-            f"a loss of up to {policy.max_source_loss:.3f} is allowed."
-        )
-        yield RuleResult(_met(loss <= policy.max_source_loss + _TOLERANCE), rule, message)
+    yield from _kept("source_dice", "Dice", new, old, policy.max_source_loss)
 
 
 def _source_f1(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
     """Object F1 on the held-out images of each source lab with numbered objects is kept: Dice does not see that objects
     which touch are no longer told apart.
     """
-    for lab in sorted(candidate.source_f1.keys() | production.source_f1.keys()):
-        new, old = candidate.source_f1.get(lab), production.source_f1.get(lab)
-        values = f"object F1 at IoU 0.5 is {_format(new)} for the candidate and {_format(old)} for production"
-        if not (_is_fraction(new) and _is_fraction(old)):
-            message = f"On the held-out images of {lab} {values}; both are required. Evaluate both on this lab."
-            yield RuleResult(NOT_MET, f"source_f1/{lab}", message)
+    new, old = candidate.source_f1, production.source_f1
+    yield from _kept("source_f1", "object F1 at IoU 0.5", new, old, policy.max_source_f1_loss)
+
+
+def _kept(
+    rule: str, measure: str, new: Mapping[str, float], old: Mapping[str, float], most: float
+) -> Iterator[RuleResult]:
+    """A measure on the held-out images of each lab loses at most so much."""
+    for lab in sorted(new.keys() | old.keys()):
+        after, before = new.get(lab), old.get(lab)
+        if not (_is_fraction(after) and _is_fraction(before)):
+            message = (
+                f"On the held-out images of {lab} {measure} is {_format(after)} for the candidate and "
+                f"{_format(before)} for production; both are required. Evaluate both on this lab."
+            )
+            yield RuleResult(NOT_MET, f"{rule}/{lab}", message)
             continue
+        loss = before - after
+        change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.3f}"
         message = (
-            f"On the held-out images of {lab}, whose objects are numbered, {values}; a loss of up to "
-            f"{policy.max_source_f1_loss:.3f} is allowed."
+            f"On the held-out images of {lab} the candidate {change} {measure} ({before:.3f} to {after:.3f}); "
+            f"a loss of up to {most:.3f} is allowed."
         )
-        yield RuleResult(_met(old - new <= policy.max_source_f1_loss + _TOLERANCE), f"source_f1/{lab}", message)
+        yield RuleResult(_met(loss <= most + _TOLERANCE), f"{rule}/{lab}", message)
 
 
 def _target_gain(candidate: Evidence, _production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
