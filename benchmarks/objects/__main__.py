@@ -6,9 +6,10 @@ A task is a folder with one labelled lab and one unlabelled lab, each with numbe
 labelled one in ``instances``, too. For each task and seed a network with an instance head is trained on the source lab
 and adapted to the target lab. Each of its segmentations is scored several times: ``instances``, the objects that the
 head separates, ``components``, the connected regions of the same mask, ``split``, these divided by their shape, as
-``inference.split_touching`` does, and ``watershed``, divided by a watershed of the distance transform of the whole
-image. ``semantic`` is the network without the head, which the Dice and the time are compared with. Finished networks
-are kept in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of the
+``inference.split_touching`` does, ``watershed``, divided by a watershed of the distance transform of the whole image,
+and ``as annotated``, the pixels of the mask at the annotated objects, which is what a perfect separation makes of it.
+``semantic`` is the network without the head, which the Dice and the time are compared with. Finished networks are kept
+in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results become part of the
 documentation: see benchmarks.report.
 """
 
@@ -27,9 +28,12 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.adaptation.tasks import Task, find_task, fold_labs, open_labs
+from benchmarks.objects.annotated_split import split_as_annotated
 from benchmarks.objects.distance_split import split_by_distance
 from benchmarks.objects.speed import measure_speed
 from benchmarks.results import Row, console_table, provenance
+from microseg.annotations.index_masks import read_mask
+from microseg.annotations.instance_masks import read_instances
 from microseg.api.training import adapt, train
 from microseg.config.params import NetworkSettings
 from microseg.config.settings import load_settings
@@ -172,6 +176,10 @@ class _Run:
         ways["watershed"] = lambda outputs, _mpp: split_by_distance(_mask(outputs, engine))
         if self.with_head:
             ways["instances"] = engine.label_objects
+        annotations = map(_annotated, references)  # which are scored in this order
+        ways["as annotated"] = lambda outputs, _mpp: split_as_annotated(
+            _mask(outputs, engine), next(annotations), engine.smallest_instance
+        )
         prefix = "" if self.with_head else "semantic "
         outputs: dict[ImageSource, npt.NDArray[np.float32] | None] = dict.fromkeys(it.image for it in references)
         for way, label in ways.items():
@@ -196,6 +204,13 @@ def _cached(
         return found
 
     return outputs
+
+
+def _annotated(reference: Reference) -> npt.NDArray[np.int32]:
+    """Numbered objects of a reference; connected regions where they are not numbered, as in its scores."""
+    if reference.instances is None:
+        return label_objects(read_mask(reference.mask))
+    return read_instances(reference.instances)
 
 
 def _mask(outputs: npt.NDArray[np.float32], engine: Engine) -> npt.NDArray[np.uint8]:
