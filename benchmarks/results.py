@@ -73,9 +73,9 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Median, minimum and maximum of repeated measurements: ``1.03 (0.98 to 1.10)``."""
+    """Median, minimum and maximum of repeated measurements: ``1.03 (0.98 to 1.10)``; of a single one its value."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
 
 def provenance(module: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
