@@ -20,7 +20,8 @@ from flows.cli.options import cli_command
 from flows.service.events import check_event_text, emit_lab_arrived
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
-from microseg.datasets.incoming import DropFolder, IncomingDataset
+from microseg.datasets.drop_folder import DropFolder
+from microseg.datasets.incoming import IncomingDataset
 from microseg.datasets.onboarding import OnboardingStore, new_onboarding
 from microseg.errors import MicrosegError
 

@@ -1,15 +1,8 @@
-"""Incoming datasets in a drop folder: what has arrived, and whether it is complete.
+"""An incoming dataset: what has arrived in a lab's folder, and what is missing before it can be ingested."""
 
-Files arrive slowly, over a network share, in any order. So an incoming dataset is complete when it has metadata and
-images, and every file that ``images.csv`` names, and nothing in it has changed for a quiet period, by the clock of the
-observer: the times that a share gives its files may be of another clock.
-"""
-
-import logging
 import os
 import stat
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,24 +10,17 @@ from pathlib import Path
 from microseg.datasets.image_table import IMAGE_TABLE_FILE, image_key, image_name, read_image_table
 from microseg.datasets.lab import LAB_FILE, LabMetadata, read_lab_metadata
 from microseg.datasets.manifest import MANIFEST_FILE, read_manifest
-from microseg.errors import LabError, MicrosegError
+from microseg.errors import LabError
 from microseg.files import is_below
 from microseg.slides.folder import is_system_file
 from microseg.slides.images import IMAGE_SUFFIXES
 from microseg.slides.parts import missing_parts
 from microseg.slides.readers import slide_suffixes
 
-__all__ = ["DropFolder", "IncomingDataset", "read_incoming_folder"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["IncomingDataset", "read_incoming_folder", "refused_links"]
 
 _TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
-_UNFINISHED_FACTOR = 10  # of quiet periods after which a temporary file is reported as left over
 _NAMED = 3  # files that a message names
-
-_SCAN_RATIO = 20  # of the pause between two scans of an unchanged folder to the time that a scan takes
-_AGE_RATIO = 0.1  # of that pause to the time for which the folder has not changed
-_LONGEST_PAUSE = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -65,6 +51,11 @@ class IncomingDataset:
     def lab(self) -> str:
         """Name of the lab, as stated in ``lab.yaml``, else the name of the folder."""
         return self.metadata.lab if self.metadata else self.folder.name
+
+    def is_unchanged(self) -> bool:
+        """Whether the modification times in its state are as they were; False where it has none."""
+        paths = [Path(path) for path, _ in self.state[:-2]]
+        return bool(paths) and _state(self.folder, paths) == self.state
 
     @property
     def content(self) -> str:
@@ -148,7 +139,7 @@ def read_incoming_folder(
         if slides_elsewhere:
             missing += f"; move the whole slides elsewhere ({slides_elsewhere}) into it"
     if listing.refused:
-        missing = _refusal(folder, listing.refused)
+        missing = refused_links(folder, listing.refused)
     if unfinished:
         missing = f"{unfinished[0]} is being written; remove it if it was left over"
     return IncomingDataset(folder, metadata, fingerprint, images, slides, missing, bool(unfinished), state)
@@ -212,7 +203,8 @@ def _missing_files(folder: Path, lab: str, present: set[str], labs: Path | None,
     )
 
 
-def _refusal(folder: Path, refused: list[Path]) -> str:
+def refused_links(folder: Path, refused: Sequence[Path]) -> str:
+    """Why links in a folder are not followed, in a sentence that names the first one."""
     path = min(refused)
     try:
         target = path.readlink()
@@ -226,99 +218,3 @@ def _refusal(folder: Path, refused: list[Path]) -> str:
         f"{link}, outside the allowed folders{others}: copy the files, or add the folder to data.allowed_roots in "
         "params.yaml"
     )
-
-
-@dataclass
-class _Seen:
-    """What is known of a folder from earlier polls, in seconds of the poll's clock."""
-
-    incoming: IncomingDataset | None
-    since: float
-    next_scan: float
-    error: str = ""
-
-
-class DropFolder:
-    """A folder that is polled for incoming datasets.
-
-    A folder that has not changed for long is read rarely: new files and folders, and changes of ``lab.yaml`` and
-    ``images.csv``, are noticed at once by the modification times of its folders; a file that is written again in place
-    within an hour. What goes wrong with one folder does not concern the others.
-
-    Args:
-        path: The folder; it has one folder for each lab.
-        quiet_period: Seconds for which nothing in an incoming dataset may change.
-        roots: Folders that links in incoming datasets may lead to.
-        labs: Folder of all labs' datasets.
-    """
-
-    def __init__(
-        self, path: Path, quiet_period: float, *, roots: Iterable[Path] = (), labs: Path | None = None
-    ) -> None:
-        self.path = path
-        self.quiet_period = quiet_period
-        self._roots, self._labs = tuple(roots), labs
-        self._seen: dict[Path, _Seen] = {}
-
-    def poll(self, now: float) -> list[IncomingDataset]:
-        """Read all incoming datasets that may have changed.
-
-        Args:
-            now: Seconds of a monotonic clock.
-
-        Returns:
-            Those that have not changed for the quiet period, complete or not.
-
-        Raises:
-            OSError: The drop folder itself cannot be read now.
-        """
-        with os.scandir(self.path) as entries:
-            found = [entry for entry in entries if not is_system_file(entry.name)]
-        folders = sorted(Path(entry.path) for entry in found if entry.is_dir())
-        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in folders}
-        quiet = []
-        for folder in folders:
-            seen = self._seen.setdefault(folder, _Seen(None, now, now))
-            try:
-                incoming = self._poll(folder, seen, now)
-            except Exception as error:  # each folder on its own: it is tried again at the next poll
-                self._report(folder, seen, error)
-            else:
-                seen.error = ""
-                if incoming is not None:
-                    quiet.append(incoming)
-        return quiet
-
-    def _poll(self, folder: Path, seen: _Seen, now: float) -> IncomingDataset | None:
-        before = seen.incoming
-        if before and self._is_quiet(before, now - seen.since) and now < seen.next_scan and _unchanged(before):
-            return before
-        start = time.perf_counter()
-        if folder.is_symlink() and not is_below(folder, (self.path, *self._roots)):
-            incoming = IncomingDataset(folder.absolute(), None, "", 0, 0, _refusal(folder.parent, [folder]))
-        else:
-            incoming = read_incoming_folder(folder, before, roots=(self.path, *self._roots), labs=self._labs)
-        took = time.perf_counter() - start
-        if before is None or before.fingerprint != incoming.fingerprint:
-            seen.since = now
-        age = now - seen.since
-        seen.incoming = incoming
-        seen.next_scan = now + min(_LONGEST_PAUSE, max(_SCAN_RATIO * took, _AGE_RATIO * age))
-        return incoming if before and self._is_quiet(incoming, age) else None
-
-    def _is_quiet(self, incoming: IncomingDataset, age: float) -> bool:
-        """Whether nothing has changed for long enough; a file that is being written is waited for longer."""
-        return age >= self.quiet_period * (_UNFINISHED_FACTOR if incoming.unfinished else 1)
-
-    def _report(self, folder: Path, seen: _Seen, error: Exception) -> None:
-        """Log what is wrong with a folder, once."""
-        text = str(error) if isinstance(error, MicrosegError) else f"{type(error).__name__}: {error}"
-        if seen.error != text:
-            seen.error = text
-            _log.warning("%s cannot be read; it is tried again: %s", folder, text)
-
-
-def _unchanged(incoming: IncomingDataset) -> bool:
-    """Whether the modification times of a dataset's folders, and of what states its contents, are as they were."""
-    paths = [Path(path) for path, _ in incoming.state[:-2]]
-    return bool(paths) and _state(incoming.folder, paths) == incoming.state

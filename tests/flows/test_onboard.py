@@ -21,7 +21,8 @@ from flows.reconcile import reconcile
 from flows.service import drop_folder
 from flows.workspace import open_workspace
 from microseg.config.settings import load_settings
-from microseg.datasets.incoming import DropFolder, read_incoming_folder
+from microseg.datasets.drop_folder import DropFolder
+from microseg.datasets.incoming import read_incoming_folder
 from microseg.datasets.onboarding import Onboarding, OnboardingStore, new_onboarding
 from microseg.errors import LabError, NoSpaceError, RegistryUnavailableError
 from tests.flows.conftest import LENIENT, REVIEW

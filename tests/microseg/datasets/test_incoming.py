@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from microseg.datasets.incoming import DropFolder, IncomingDataset, read_incoming_folder
+from microseg.datasets.drop_folder import DropFolder
+from microseg.datasets.incoming import IncomingDataset, read_incoming_folder
 from microseg.datasets.manifest import ManifestRow, write_manifest
 from microseg.errors import LabError
 
@@ -256,7 +257,7 @@ def test_folder_that_cannot_be_read_is_logged_once_and_read_later(
 ) -> None:
     drop_folder = DropFolder(lab.parent, 10)
     with monkeypatch.context() as patch:
-        patch.setattr("microseg.datasets.incoming.read_incoming_folder", lambda *_, **__: 1 / 0)
+        patch.setattr("microseg.datasets.drop_folder.read_incoming_folder", lambda *_, **__: 1 / 0)
         assert [drop_folder.poll(second) for second in range(3)] == [[], [], []]
     assert [record.message for record in caplog.records] == [
         f"{lab} cannot be read; it is tried again: ZeroDivisionError: division by zero"
@@ -278,7 +279,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(folder.name)
         return original(folder, *arguments, **options)
 
-    monkeypatch.setattr("microseg.datasets.incoming.read_incoming_folder", spy)
+    monkeypatch.setattr("microseg.datasets.drop_folder.read_incoming_folder", spy)
     return read
 
 
