@@ -20,7 +20,7 @@ from microseg.config.settings import Settings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.onboarding import OnboardingStore
 from microseg.datasets.versions.history import DatasetVersion
-from microseg.datasets.versions.store import DatasetStore, code_commit
+from microseg.datasets.versions.store import DatasetStore
 from microseg.errors import RemoteUnavailableError, VersioningError, VersionNotFoundError
 from microseg.files import file_sha256
 
@@ -225,6 +225,7 @@ class Workspace:
         from microseg.evaluation.label_free import fit_reference_distribution
         from microseg.models.files import load_network
         from microseg.registry.model_card import model_card
+        from microseg.registry.registration import code_commit
 
         for role, labs in (("source", source), ("target", target)):
             for lab in labs:

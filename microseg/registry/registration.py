@@ -1,6 +1,7 @@
 """A trained network becomes a version of the registered model."""
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from microseg.registry.version import (
 if TYPE_CHECKING:
     from microseg.models.network import PyramidSegmenter
 
-__all__ = ["register_version"]
+__all__ = ["code_commit", "register_version"]
 
 _MODEL_DESCRIPTION = (
     f"Segments histopathology images. The version with the alias `{PRODUCTION}` is in use, `{CANDIDATE}-<lab>` is "
@@ -114,3 +115,20 @@ def _create_registered_model(client: MlflowClient) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def code_commit(root: Path) -> str:
+    """Git commit of the code in a folder.
+
+    Args:
+        root: Any folder of a Git checkout.
+
+    Returns:
+        The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` without Git, a
+        checkout or a commit.
+    """
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

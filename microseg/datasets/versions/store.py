@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,8 +36,7 @@ from microseg.files import link_or_copy
 from microseg.locks import lock_file
 from microseg.parsing import parse_json
 
-__all__ = ["DatasetStore", "code_commit"]
-
+__all__ = ["DatasetStore"]
 
 _log = logging.getLogger(__name__)
 
@@ -366,20 +364,3 @@ def _folder_digest(folder: Path) -> str:
     ]
     files.sort(key=lambda file: file["relpath"])
     return f"{md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
-
-
-def code_commit(root: Path) -> str:
-    """Git commit of the code in a folder.
-
-    Args:
-        root: Any folder of a Git checkout.
-
-    Returns:
-        The commit, followed by ``-dirty`` when a tracked file differs from it; ``unknown`` without Git, a
-        checkout or a commit.
-    """
-    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -14,7 +14,7 @@ import pytest
 
 from microseg.datasets.versions import file_hashes, store
 from microseg.datasets.versions.history import DatasetVersion
-from microseg.datasets.versions.store import DatasetStore, code_commit
+from microseg.datasets.versions.store import DatasetStore
 from microseg.errors import LabError, VersioningError, is_transient
 
 LABS = ("north", "south")
@@ -459,7 +459,7 @@ def test_dvc_is_imported_lazily():
     code = """
 import sys
 from microseg.datasets.versions.history import DatasetVersion
-from microseg.datasets.versions.store import DatasetStore, code_commit
+from microseg.datasets.versions.store import DatasetStore
 DatasetStore("x", None).current("north")
 assert "dvc" not in sys.modules
 """
@@ -484,47 +484,6 @@ def test_concurrent_commits_and_checkouts(datasets):
     assert failures == []
     assert all(found == (ONE if lab == "north" else {"images/s.png": b"s"}) for lab, found in results)
     assert [len(datasets.history(lab)) for lab in LABS] == [1, 1]
-
-
-# --- the commit of the code
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    git(tmp_path, "init")
-    (tmp_path / "code.py").write_text("1")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "first")
-    return tmp_path
-
-
-def test_commit_of_a_clean_checkout(checkout):
-    (checkout / "package").mkdir()
-    (checkout / "untracked.txt").write_text("notes")
-    assert code_commit(checkout) == code_commit(checkout / "package") == git(checkout, "rev-parse", "HEAD")
-
-
-def test_commit_of_a_changed_checkout(checkout):
-    (checkout / "code.py").write_text("2")
-    assert code_commit(checkout) == f"{git(checkout, 'rev-parse', 'HEAD')}-dirty"
-    git(checkout, "add", ".")
-    assert code_commit(checkout).endswith("-dirty")
-
-
-def test_commit_is_unknown_without_checkout_or_git(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert code_commit(tmp_path) == "unknown"
-    git(tmp_path, "init")
-    assert code_commit(tmp_path) == "unknown"
-    assert code_commit(tmp_path / "none") == "unknown"
-    monkeypatch.setenv("PATH", "")
-    assert code_commit(tmp_path) == "unknown"
 
 
 def test_remote_that_cannot_be_written_passes(datasets, tmp_path):
