@@ -94,7 +94,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
     remote = Path(settings.environment.dvc_remote)
     for folder in sorted({folder for folder in (settings.home.root, remote) if folder.is_dir()}):
         free = shutil.disk_usage(folder).free
-        message = f"{free / 1e9:.0f} GB are free at {folder}"
+        message = f"{free / 1e9:.1f} GB are free at {folder}"
         if free < _MIN_FREE:
             yield Finding("disk", "error", message, f"free at least {_MIN_FREE / 1e9:.0f} GB, or move the home")
         else:
