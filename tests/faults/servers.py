@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from microseg.datasets.onboarding import OnboardingStore
 from microseg.registry.registry import Registry
 from microseg.synthetic.labs import LAB_A, generate_lab
+from tests.faults.clock import Clock
 from tests.faults.postgresql import PostgreSQL
 from tests.flows.conftest import TINY
 from tests.flows.live import connected, environment_of_service, free_ports, until
@@ -33,8 +34,6 @@ _PARTS = {
 SERVERS = ("prefect", "mlflow", "serve")
 """Its processes; the output of each is in a file of the folder, such as ``prefect.txt``."""
 
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-
 
 class Service:
     """A Prefect server, an MLflow server and ``microseg serve``, each started again when it has ended, as by systemd.
@@ -43,7 +42,7 @@ class Service:
         folder: Empty folder.
         database: Database of both servers.
         home: microseg's home; in the folder by default.
-        clock: All processes use a clock that `set_clock` changes (libfaketime).
+        clock: All processes use `Service.clock`.
         patience: Longest time to wait for something, in seconds.
         sections: Replace those of the parameters.
     """
@@ -71,9 +70,7 @@ class Service:
         }
         (folder / "params.yaml").write_text(yaml.safe_dump(values | dict(sections or {})))
         self.postgresql = PostgreSQL() if database == "postgresql" else None
-        self._clock = folder / "clock" if clock else None
-        if self._clock:
-            self._clock.write_text("+0\n")
+        self.clock = Clock(folder) if clock else None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._away: set[str] = set()
         self.restarts = 0
@@ -83,11 +80,12 @@ class Service:
     # ---- processes
 
     def _environment(self) -> dict[str, str]:
-        found = environment_of_service()
-        if self._clock:
-            found |= {"LD_PRELOAD": str(_FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock)}
-            found |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-        return found | {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(self.folder / "prefect")}
+        variables = self.clock.variables if self.clock else {}
+        return (
+            environment_of_service()
+            | variables
+            | {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(self.folder / "prefect")}
+        )
 
     def _start(self, name: str) -> None:
         variables: dict[str, str] = {}
@@ -198,11 +196,6 @@ class Service:
             for process in family:
                 with suppress(psutil.Error):
                     process.resume()
-
-    def set_clock(self, offset: str) -> None:
-        """Set the clock of all processes, such as ``+3h``."""
-        assert self._clock
-        self._clock.write_text(f"{offset}\n")
 
     def _end(self, name: str) -> None:
         process = self._processes[name]

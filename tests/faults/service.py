@@ -177,9 +177,10 @@ def attempt(
             else:
                 time.sleep(0 if fault.endswith("before") else chance.uniform(0, 30 if work == "onboard" else 15))
             if kind == "clock":
-                service.set_clock(what)
+                assert service.clock
+                service.clock.set(int(what.removesuffix("h")) * 3600)
                 time.sleep(options.seconds)
-                service.set_clock("+0")
+                service.clock.set(0)
             elif kind not in ("kill", "terminate"):
                 with outage(service, fault):
                     time.sleep(options.seconds)
