@@ -5,6 +5,9 @@ concurrency slot of their deployment, and all later runs wait. The runner marks 
 (`HOST_LABEL`), so that on the same machine a run without a process is known to be lost. For runs of other machines,
 heartbeats decide; they are compared over a time in which the server responded, by this machine's own clock.
 
+A process that does not begin its run is ended: after the clock was set back, the server tells it to wait until the time
+for which the run was scheduled.
+
 A run is *Crashed* if its process died while the runner lived, where memory is short, or if the Prefect server was away
 when it started: Prefect leaves it so. A run that failed by an error of its own is *Failed*, and stays so.
 """
@@ -54,7 +57,7 @@ _HOST_FILE = "service-id"
 _OVERDUE = ("Late", "AwaitingConcurrencySlot")  # by the server's clock
 _ENDING = 30.0  # seconds: time in which a runner of this host has to report that a process has ended
 _UNMARKED = 60.0  # seconds: time in which a runner has to mark a run that it took
-_SUBMITTING_ELSEWHERE = 600.0  # seconds: time in which another machine has to start a process
+_SUBMITTING = 600.0  # seconds: time in which a machine has to start a process, and that has to begin its run
 _SILENT_ELSEWHERE = 300.0  # seconds without a heartbeat
 _CRASHED_SINCE = timedelta(days=1)
 
@@ -154,10 +157,14 @@ class LostRuns:
         recent = {"after_": datetime.now(UTC) - _CRASHED_SINCE}
         runs = runs_in_progress(client, deployments)
         runs += _runs(client, deployments, [StateType.CRASHED], end_time=recent)
-        live = {*live_flow_runs(), *working}
+        processes = live_flow_runs()
         done = []
         for run in runs:
-            if run.id in live:
+            if run.id in processes:
+                if self._does_not_begin(run):
+                    processes[run.id].kill()  # its runner reports it as crashed, and it starts again
+                    done.append(f"{run.name} has not begun for {_SUBMITTING / 60:.0f} minutes: its process is ended.")
+            elif run.id in working:
                 self._seen.pop(run.id, None)
             elif self._is_lost(client, run, starting=starting):
                 done.append(end_or_repeat(client, run, names.get(run.deployment_id or run.id, "")))
@@ -169,31 +176,41 @@ class LostRuns:
         """Forget how long runs have been silent, since the server did not respond: nobody could report."""
         self._seen.clear()
 
+    def _does_not_begin(self, run: FlowRun) -> bool:
+        """Whether the process of a run of this host has not begun it for too long."""
+        if run.state_type != StateType.PENDING or run.labels.get(HOST_LABEL) != self.host:
+            self._seen.pop(run.id, None)
+            return False
+        return self._unchanged_for(run, run.state_id) >= _SUBMITTING
+
+    def _unchanged_for(self, run: FlowRun, sign: object) -> float:
+        """Seconds for which a run has shown the same sign."""
+        now = time.monotonic()
+        before, since = self._seen.get(run.id, (None, now))
+        self._seen[run.id] = sign, since if before == sign else now
+        return now - self._seen[run.id][1]
+
     def _is_lost(self, client: SyncPrefectClient, run: FlowRun, *, starting: bool) -> bool:
         pending = run.state_type == StateType.PENDING
-        state, here = run.state_id, run.labels.get(HOST_LABEL) == self.host
-        now = time.monotonic()
-        sign: tuple[object, object] = (state, None)
-        before, since = self._seen.get(run.id, (None, now))
+        here = run.labels.get(HOST_LABEL) == self.host
+        sign: tuple[object, object] = (run.state_id, None)
         if run.state_type == StateType.CRASHED:
-            self._seen[run.id] = sign, now
-            return here and before != sign
+            new = self._seen.get(run.id, (None, 0))[0] != sign
+            self._unchanged_for(run, sign)
+            return here and new
         if here:
             if starting:
                 return True
             patience = _ENDING
         elif pending:
             marked = HOST_LABEL in run.labels or run.work_pool_name is not None
-            patience = _SUBMITTING_ELSEWHERE if marked else _UNMARKED
+            patience = _SUBMITTING if marked else _UNMARKED
         else:
             heartbeat = _last_heartbeat(client, run)
             if heartbeat is None and run.work_pool_name is not None:
                 return False  # a worker without heartbeats: nothing is known of it
-            sign, patience = (state, heartbeat), _SILENT_ELSEWHERE
-        if before != sign:
-            since = now
-        self._seen[run.id] = sign, since
-        return now - since >= patience
+            sign, patience = (run.state_id, heartbeat), _SILENT_ELSEWHERE
+        return self._unchanged_for(run, sign) >= patience
 
     def _free_slots(self, client: SyncPrefectClient, deployments: Sequence[DeploymentResponse]) -> list[str]:
         """Free concurrency slots that no run holds, if that was so at the sweep before, too."""

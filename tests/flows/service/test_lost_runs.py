@@ -1,10 +1,14 @@
 """Runs whose process is gone are ended and queued again; those of other machines are left to them."""
 
+import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -156,6 +160,28 @@ def test_runs_with_a_process_or_of_another_host_go_on(
     assert LostRuns(HERE).sweep(client, starting=True, working={starting.id}) == []
     names = [client.read_flow_run(run.id).state_name for run in (live, starting, other)]
     assert names == ["Running", "Submitting", "Running"]
+
+
+def test_a_process_that_does_not_begin_its_run_is_ended(
+    client: SyncPrefectClient, deployment: DeploymentResponse, monkeypatch: pytest.MonkeyPatch, clock: dict[str, float]
+) -> None:
+    """After the clock was set back, Prefect lets it wait for the time for which the run was scheduled."""
+    runs = [start(client, deployment, host=host) for host in (HERE, "other/1")]
+    runs.append(start(client, deployment, Running()))
+    with ExitStack() as stack:
+        processes = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in runs]
+        found = {run.id: psutil.Process(it.pid) for run, it in zip(runs, processes, strict=True)}
+        monkeypatch.setattr(lost_runs, "live_flow_runs", lambda: found)
+        lost = LostRuns(HERE)
+        assert lost.sweep(client) == []
+        clock["now"] = 599.0
+        assert lost.sweep(client) == []
+        clock["now"] = 600.0
+        assert lost.sweep(client) == [f"{runs[0].name} has not begun for 10 minutes: its process is ended."]
+        assert processes[0].wait(10) == -signal.SIGKILL
+        assert [it.poll() for it in processes[1:]] == [None, None]
+        for process in processes:
+            process.kill()
 
 
 @pytest.mark.parametrize(
