@@ -89,20 +89,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def parse_json(text: str | bytes, limit: int = _TEXT_BYTES, *, any_names: bool = False) -> Any:
+def parse_json(text: str | bytes, *, any_names: bool = False) -> Any:
     """Parse JSON; numbers are finite.
 
     Args:
         text: The JSON.
-        limit: Largest size, in characters or bytes.
         any_names: Accept halves of a surrogate pair, by which `json.dumps` writes the bytes of a file name that is not
             UTF-8; for files of microseg itself.
 
     Raises:
-        ParseError: It is not JSON, is larger, or has over 1000 levels.
+        ParseError: It is not JSON, has over 1 GiB, or over 1000 levels.
     """
-    if len(text) > limit:
-        raise ParseError(f"expected at most {limit:,} bytes of JSON, got {len(text):,}")
+    if len(text) > _TEXT_BYTES:
+        raise ParseError(f"expected at most {_TEXT_BYTES:,} bytes of JSON, got {len(text):,}")
     try:
         if any_names:
             return json.loads(text, parse_constant=_refuse_constant)  # noqa: TID251
