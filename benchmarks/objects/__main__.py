@@ -50,7 +50,7 @@ __all__ = ["main"]
 
 SOURCE_ONLY, ADAPTED, UPPER_BOUND = "source_only", "adapted", "upper_bound"
 _FOLDS = 2
-_METRICS = {
+METRICS = {
     "f1": "f1_at_50",
     "mean_f1": "mean_f1",
     "pq": "panoptic_quality",
@@ -146,7 +146,7 @@ class _Run:
             network = self._network(f"upper_bound_{number}", partial(self._train, [lab.folder]))
             parts.append(list(self._score(UPPER_BOUND, network, held_out, target=True)))
         for rows in zip(*parts, strict=True):
-            means = {key: float(np.mean([row[key] for row in rows])) for key in _METRICS}
+            means = {key: float(np.mean([row[key] for row in rows])) for key in METRICS}
             yield rows[0] | means
 
     def _train(self, labs: list[Path], folder: Path) -> None:
@@ -185,7 +185,7 @@ class _Run:
         for way, label in ways.items():
             table = score(_cached(engine, outputs), references, engine.classes, objects=True, label=label)
             means = mean_scores(table)
-            values = {key: means[metric] for key, metric in _METRICS.items()}
+            values = {key: means[metric] for key, metric in METRICS.items()}
             yield {"task": self.task.name, "method": f"{prefix}{stage} {way}", "seed": self.seed, **values,
                    "target": target}  # fmt: skip
 
