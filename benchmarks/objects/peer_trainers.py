@@ -37,7 +37,7 @@ def train_stardist(train: Pairs, held_out: Pairs, seconds: float, folder: Path) 
     """
     from csbdeep.utils import normalize  # type: ignore[import-not-found]
     from stardist.models import Config2D, StarDist2D  # type: ignore[import-not-found]
-    from tensorflow.keras.callbacks import LambdaCallback  # type: ignore[import-not-found]
+    from tensorflow.keras.callbacks import LambdaCallback  # type: ignore[import-untyped]
 
     def augment(image: Array, labels: Array) -> tuple[Array, Array]:
         turns, mirrored = np.random.randint(4), np.random.rand() < 0.5

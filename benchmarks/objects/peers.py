@@ -17,8 +17,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 from unittest import mock
 
 import numpy as np
@@ -42,6 +44,7 @@ __all__ = ["main", "score_objects"]
 
 OWN, OWN_FROM_RANDOM = "microseg", "microseg_random"
 PROGRAMS = ("stardist", "cellpose", "instanseg", OWN, OWN_FROM_RANDOM)
+_Number = TypeVar("_Number", np.float32, np.int32)
 _NO_LIMIT = 100_000  # steps
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
@@ -112,6 +115,9 @@ def _other(program: str, task: Task, seed: int, minutes: float, python: Path, fo
     source, _ = open_labs(task, folder / "data")
     parts = {"train": lab_references(source, "train"), "held_out": lab_references(source, "val"),
              "source": task.references("source"), "target": task.references("target")}  # fmt: skip
+    sizes = {it.mpp for references in parts.values() for it in references}
+    if len(sizes) > 1:
+        raise LabError(f"{task.name}: expected images of one pixel size, got {sizes}: other programs do not rescale.")
     images = {part: [_image(it, folder / part) for it in parts[part]] for part in parts}
     labels = {part: [_labels(it, folder / part) for it in parts[part]] for part in ("train", "held_out")}
     found = {part: [it.with_suffix(".labels.png") for it in images[part]] for part in ("source", "target")}
@@ -142,22 +148,21 @@ def score_objects(
         labels: (H, W) of each image.
 
     Raises:
-        LabError: There are several classes, or the pixel size of images differs, which other programs do not know.
+        LabError: There are several classes.
     """
-    if len(classes) != 2 or len({it.mpp for it in references}) > 1:
-        raise LabError(f"Expected one class of objects and one pixel size, got {classes[1:]} and several sizes.")
-    tables = [
-        score(
-            lambda _image, _mpp, found=found: np.stack([found == 0, found > 0]).astype(np.float32),
-            [reference],
-            classes,
-            objects=True,
-            label=lambda _outputs, _mpp, found=found: found,
-        )
-        for reference, found in zip(references, labels, strict=True)
-    ]
+    if len(classes) != 2:
+        raise LabError(f"Expected one class of objects, got {list(classes[1:])}: other programs find one.")
+    tables = []
+    for reference, found in zip(references, labels, strict=True):
+        classified = np.stack([found == 0, found > 0]).astype(np.float32)
+        segment, label = partial(_given, classified), partial(_given, found)
+        tables.append(score(segment, [reference], classes, objects=True, label=label))
     means = mean_scores(pd.concat(tables))
     return {key: means[metric] for key, metric in METRICS.items()}
+
+
+def _given(found: npt.NDArray[_Number], _image: object, _mpp: float | None) -> npt.NDArray[_Number]:
+    return found
 
 
 def _image(reference: Reference, folder: Path) -> Path:
