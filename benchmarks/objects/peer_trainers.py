@@ -150,7 +150,7 @@ def train_instanseg(
 
     def segment(image: Array) -> Array:
         colors = np.stack([image] * 3) if image.ndim == 2 else _channels_first(image)
-        return np.asarray(found.eval_small_image(torch.tensor(colors), return_image_tensor=False)[0, 0])
+        return np.asarray(found.eval_small_image(torch.tensor(colors).float(), return_image_tensor=False)[0, 0])
 
     return segment, steps
 
