@@ -1,13 +1,20 @@
-"""What is made once for all processes of a test run, because it takes seconds."""
+"""What is made once for all processes of a test run, or left out, because it takes seconds."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
-__all__ = ["made_once"]
+from microseg.registry.version import CARD_FILE
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+__all__ = ["made_once", "write_without_graph"]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -28,3 +35,13 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             complete.touch()
     return folder
+
+
+def write_without_graph(
+    folder: Path, model: "Model", network: object, source: Path, example: object, card: str
+) -> None:
+    """Write an MLflow model without the exported graph."""
+    files = folder / "extra_files"
+    shutil.copytree(source, files)
+    (files / CARD_FILE).write_text(card, encoding="utf-8")
+    model.save(str(folder / "MLmodel"))

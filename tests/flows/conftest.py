@@ -1,16 +1,17 @@
 """One Prefect server for all tests of flows, and a home in which all flows ran once."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import prefect.context
 import pytest
 import typer
 import yaml
 from click.testing import Result
-from mlflow.models import Model
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.adapt import adapt
@@ -24,8 +25,10 @@ from microseg.datasets.ingest import IngestResult
 from microseg.outputs.batch_summary import BatchSummary
 from microseg.registry.decision import Decision
 from microseg.registry.registry import Registry
-from microseg.registry.version import CARD_FILE, ModelVersion
+from microseg.registry.version import ModelVersion
 from microseg.synthetic.labs import LAB_A, generate_lab
+from tests.flows.live import PATIENCE, answer, environment_of_service, free_ports, until
+from tests.shared import write_without_graph
 
 TINY = {
     "device": "cpu",
@@ -94,9 +97,27 @@ def aliases(home: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server for the flows of this process, and of those that it starts.
+
+    Prefect's own fixture imports all of the server into this process, too, which takes as long as its start.
+    """
+    folder, [port] = tmp_path_factory.mktemp("prefect"), free_ports(1)
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = environment_of_service() | {"PREFECT_HOME": str(folder), "PREFECT_UI_ENABLED": "false"}
+    with (folder / "log.txt").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: server.poll() is not None or answer(f"{url}/health"), "the Prefect server", tolerated=(OSError,))
+        assert server.poll() is None, (folder / "log.txt").read_text()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_API_URL", url)
+            prefect.context.refresh_global_settings_context()  # of all threads
+            yield
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -148,14 +169,6 @@ def job(
         segmented,
         segmented_again,
     )
-
-
-def write_without_graph(folder: Path, model: Model, network: object, source: Path, example: object, card: str) -> None:
-    """Write an MLflow model without the exported graph."""
-    files = folder / "extra_files"
-    shutil.copytree(source, files)
-    (files / CARD_FILE).write_text(card, encoding="utf-8")
-    model.save(str(folder / "MLmodel"))
 
 
 @pytest.fixture(autouse=True)

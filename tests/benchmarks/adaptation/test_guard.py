@@ -10,6 +10,7 @@ import pytest
 from microseg.datasets.dataset import LabDataset
 
 ROOT = Path(__file__).parents[3]
+TINY = ["network.encoder=blocks", "network.channels=[4, 8]", "network.weights=null"]
 
 READ = """
 import sys
@@ -67,7 +68,7 @@ def test_worker_process_is_guarded(labs: tuple[LabDataset, LabDataset], tmp_path
     shutil.copytree(labs[0].folder, hidden / "lab_a")
     job = {
         "kind": "train", "task_folder": str(tmp_path / "task"), "source": str(hidden / "lab_a"), "seed": 0,
-        "folder": str(tmp_path / "out"), "changes": [], "minutes": None, "start": None, "steps": 1,
+        "folder": str(tmp_path / "out"), "changes": TINY, "minutes": None, "start": None, "steps": 1,
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
     run = subprocess.run(
@@ -88,8 +89,8 @@ def test_grid_end_to_end(incoming_labs: tuple[Path, Path], tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "data" / "small" / "lab_b" / "masks", ignore_errors=True)
     command = [
         sys.executable, "-m", "benchmarks.adaptation", "--data", tmp_path / "data", "--task", "small",
-        "--minutes", "0.02", "--out", tmp_path / "out", "--set", "network.encoder=blocks", "network.channels=[4, 8]",
-        "network.weights=null", "train.steps=2", "train.crop_size=32", "adapt.crop_size=32",
+        "--minutes", "0.02", "--out", tmp_path / "out", "--set", *TINY, "train.steps=2", "train.crop_size=32",
+        "adapt.crop_size=32",
     ]  # fmt: skip
     methods = ["source_only", "default", "adabn", "adaptsegnet", "advent", "fda", "reinhard", "dapnet", "upper_bound"]
     subprocess.run([*command, "--methods", *methods], cwd=ROOT, check=True)

@@ -47,7 +47,7 @@ def children(home: Home) -> Iterator[Children]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -87,7 +87,7 @@ def test_all_that_a_child_has_started_ends_with_it(children: Children, home: Hom
 
 def test_the_last_output_of_an_ended_child_is_shown(children: Children, home: Home) -> None:
     child = children.start("The child", ["tests.flows.service.no_such_module"], log=home.root / "logs" / "child.log")
-    child.process.wait(60)
+    child.process.wait(300)
     with pytest.raises(MicrosegError, match=r"(?s)The child ended with exit code 1.*No module named"):
         children.check()
 

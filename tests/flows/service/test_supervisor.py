@@ -44,7 +44,7 @@ def test_a_part_that_ends_is_started_again(children: Children, tmp_path: Path) -
         threading.Thread(target=stop_when_restarted).start()
 
     def stop_when_restarted() -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not (part.ready and part.child is not None and part.child.process.pid != killed[0]):
             if time.monotonic() > end:
                 break

@@ -16,10 +16,17 @@ from microseg.models.network import PyramidSegmenter
 from microseg.registry.decision import MET, NOT_MET, RuleResult
 from microseg.registry.registry import Registry
 from microseg.registry.version import MODEL_NAME
+from tests.shared import write_without_graph
 
 
 @pytest.fixture
-def registry(tmp_path: Path, empty_registry: Path, tiny_network: Callable[..., PyramidSegmenter]) -> Registry:
+def registry(
+    tmp_path: Path,
+    empty_registry: Path,
+    tiny_network: Callable[..., PyramidSegmenter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Registry:
+    monkeypatch.setattr("microseg.registry.serving.write_mlflow_model", write_without_graph)
     shutil.copy(empty_registry, tmp_path / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
     save_network(tmp_path / "network", tiny_network())

@@ -1,9 +1,7 @@
 """Without TorchScript or oneDNN's private operator, the engine computes the same with plain PyTorch."""
 
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from microseg.inference.backends import cpu
 from microseg.inference.backends.backend import create_backend
 from microseg.inference.backends.cpu import CpuBackend
 from microseg.inference.backends.pytorch import PyTorchBackend
-from microseg.models.files import save_network
+from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
 
 OPTIONS = {"device": torch.device("cpu"), "batch_size": 2, "half": False, "compiled": False}
@@ -41,23 +39,12 @@ def test_missing_operator_leaves_convolutions_unfused(
     np.testing.assert_allclose(backend.submit(TILES).result(), expected, atol=1e-5)
 
 
-REMOVED = """
-import sys
-from pathlib import Path
-import numpy
-sys.modules["microseg.inference.backends.cpu"] = None  # importing it raises ImportError
-from microseg.inference.backends.pytorch import PyTorchBackend
-from microseg.inference.engine import Engine
-from microseg.models.files import load_network
-engine = Engine(load_network(Path(sys.argv[1])), tile=64, halo=8, batch=2)
-assert isinstance(engine._backend, PyTorchBackend)
-print(engine.probabilities(numpy.full((80, 100, 3), 90, "uint8")).sum())
-"""
-
-
-def test_engine_works_without_the_cpu_backend(tiny_network: Callable[..., PyramidSegmenter], tmp_path: Path) -> None:
-    save_network(tmp_path, tiny_network())
-    done = subprocess.run([sys.executable, "-c", REMOVED, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(80 * 100, rel=1e-4)
-    assert "using plain PyTorch" in done.stderr
+def test_engine_works_without_the_cpu_backend(
+    tiny_network: Callable[..., PyramidSegmenter], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`tests/flows/test_start.py` imports the package without it."""
+    monkeypatch.setitem(sys.modules, "microseg.inference.backends.cpu", None)  # importing it raises ImportError
+    engine = Engine(tiny_network(), tile=64, halo=8, batch=2)
+    assert isinstance(engine._backend, PyTorchBackend)
+    assert engine.probabilities(np.full((80, 100, 3), 90, np.uint8)).sum() == pytest.approx(80 * 100, rel=1e-4)
+    assert "using plain PyTorch" in caplog.text
