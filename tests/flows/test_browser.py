@@ -28,6 +28,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.server,
     pytest.mark.long,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromium-driver"),
 ]
 
@@ -107,7 +108,12 @@ def test_decision_page_is_used_by_keyboard_inside_mlflow(
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
-    browser.get(element(browser, "a", "Decision page").get_attribute("href"))
+    page = element(browser, "a", "Decision page").get_attribute("href")
+    # MLflow opens its assistant once, over most of a narrow window
+    browser.execute_script(
+        "document.querySelector('[data-component-id=\"mlflow.assistant.chat_panel.close\"]')?.click()"
+    )
+    browser.get(page)
     frame = element(browser, "iframe")
     tab_to(browser, "it.tagName === 'IFRAME'")
     browser.switch_to.frame(frame)
@@ -176,11 +182,11 @@ def test_promotes_a_version_in_mlflow(servers: Servers, browser: Any, picture: C
     until(lambda: "/artifacts/evaluation/decision.html" in browser.current_url, "the page of the artifact")
     frame = element(browser, "iframe")
     assert frame.get_attribute("sandbox") == "allow-scripts"
-    picture("2-decision-page")
     browser.switch_to.frame(frame)
     assert "candidate for lab_b" in element(browser, "h1").text
     painted = "return [...document.querySelectorAll('figure.picture')].every((it) => it.dataset.ready === 'yes')"
     until(lambda: browser.execute_script(painted), "the pictures of the decision page")
+    picture("2-decision-page")
     [zoom, *_] = browser.find_elements("css selector", "figure output")
     before = zoom.text
     element(browser, "[data-do=in]").click()
