@@ -162,7 +162,8 @@ class LostRuns:
         for run in runs:
             if run.id in processes:
                 if self._does_not_begin(run):
-                    processes[run.id].kill()  # its runner reports it as crashed, and it starts again
+                    with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                        processes[run.id].kill()  # its runner reports it as crashed, and it starts again
                     done.append(f"{run.name} has not begun for {_SUBMITTING / 60:.0f} minutes: its process is ended.")
             elif run.id in working:
                 self._seen.pop(run.id, None)

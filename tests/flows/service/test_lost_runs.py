@@ -179,6 +179,7 @@ def test_a_process_that_does_not_begin_its_run_is_ended(
         clock["now"] = 600.0
         assert lost.sweep(client) == [f"{runs[0].name} has not begun for 10 minutes: its process is ended."]
         assert processes[0].wait(10) == -signal.SIGKILL
+        assert lost.sweep(client)  # which still sees the process that has ended
         assert [it.poll() for it in processes[1:]] == [None, None]
         for process in processes:
             process.kill()
