@@ -101,7 +101,7 @@ def _in_memory(setup: Setup, results: Results, engine: Engine, seconds: float) -
     size = kinds[0].shape[0] * kinds[0].shape[1] / 1e6
 
     def segment(count: int) -> None:
-        for _ in results_in_order(engine.submit, itertools.islice(itertools.cycle(kinds), count), _AHEAD):
+        for _ in results_in_order(engine.submit, itertools.islice(itertools.cycle(kinds), count), _AHEAD - 1):
             pass
 
     count = _count(lambda it: timed(lambda: segment(it), setup), seconds / 4, setup)

@@ -256,6 +256,6 @@ def _require_same_size(file: Path, labels: npt.NDArray[np.uint8], image: OpenIma
 
 
 def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
-    """At most so many of the items, evenly spaced, the first and the last among them."""
+    """At most so many of the items, evenly spaced from the first to the last."""
     chosen = np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int)
     return [items[index] for index in chosen]
