@@ -34,6 +34,7 @@ from microseg.evaluation.reverse_validation import (
 )
 from microseg.inference.engine import Engine
 from microseg.models.network import PyramidSegmenter
+from microseg.models.separation import class_mask
 from microseg.slides.images import read_image, write_png
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.region import ImageSource, read_source
@@ -187,15 +188,15 @@ def evidence(
     count, production = len(classes), production or network
     scores: dict[str, float] = dict(label_free_scores(network.probabilities, images.target, count))
     probabilities = [network.probabilities(*pair) for pair in images.inputs()]
-    masks = [_mask(each) for each in probabilities]
+    masks = [class_mask(each) for each in probabilities]
     old_probabilities = [production.probabilities(*pair) for pair in images.inputs()]
-    before = [_mask(each) for each in old_probabilities]
+    before = [class_mask(each) for each in old_probabilities]
     shares = np.mean([class_shares(mask, count) for mask in masks], axis=0)
     disturbed = [
-        _mask(network.probabilities(_disturb(image, n), mpp)) for n, (image, mpp) in enumerate(images.inputs())
+        class_mask(network.probabilities(_disturb(image, n), mpp)) for n, (image, mpp) in enumerate(images.inputs())
     ]
     disturbed_before = [
-        _mask(production.probabilities(_disturb(image, n), mpp)) for n, (image, mpp) in enumerate(images.inputs())
+        class_mask(production.probabilities(_disturb(image, n), mpp)) for n, (image, mpp) in enumerate(images.inputs())
     ]
     confident = [confident_pixels(each, [view]) for each, view in zip(old_probabilities, disturbed_before, strict=True)]
     flat_old, flat_new, flat_confident = (
@@ -271,10 +272,6 @@ def _encoded(network: PyramidSegmenter, images: Sequence[Image]) -> dict[str, li
                 rows, columns = (-(-length // PIXEL_STRIDE) for length in image.shape[:2])
                 found.setdefault(name, []).append(values[:rows, :columns])
     return found
-
-
-def _mask(probabilities: npt.NDArray[np.float32]) -> Image:
-    return np.asarray(probabilities.argmax(0), np.uint8)
 
 
 def _sample(probabilities: Sequence[npt.NDArray[np.float32]], count: int = _PIXELS) -> npt.NDArray[np.float32]:

@@ -15,6 +15,7 @@ from microseg.evaluation.criteria import class_shares, cohen_kappa, prediction_e
 from microseg.evaluation.references import Segment
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.models.reference_distribution import MIN_REFERENCE_IMAGES, ReferenceDistribution, fit_lab_distribution
+from microseg.models.separation import class_mask
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
 from microseg.slides.region import ImageSource, read_source
@@ -91,7 +92,7 @@ def label_free_scores(
         parts = []
         for image in _windows(read_source(target.image)):
             probabilities = segment(image, target.mpp)
-            mask = probabilities.argmax(0).astype(np.uint8)
+            mask = class_mask(probabilities)
             part = {
                 "stain_explained_variance": stain_explained_variance(image, mask, classes, modality),
                 "entropy": prediction_entropy(probabilities),
@@ -99,7 +100,7 @@ def label_free_scores(
             }
             if views:
                 augmented = augmented_views(image, number, views, modality)
-                masks = (restore(segment(view, target.mpp).argmax(0).astype(np.uint8)) for view, restore in augmented)
+                masks = (restore(class_mask(segment(view, target.mpp))) for view, restore in augmented)
                 part["augmentation_consistency"] = _mean([cohen_kappa(mask, it, classes) for it in masks])
             parts.append(part)
         row = {name: _mean([part[name] for part in parts]) for name in parts[0]}

@@ -23,6 +23,7 @@ from microseg.evaluation.reverse_validation import (
     LabelledPixels,
     forward_validation,
 )
+from microseg.models.separation import class_mask
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.pixel_size import model_zoom
 from microseg.slides.region import read_source
@@ -91,7 +92,7 @@ class PixelCriteria:
         Returns:
             ``forward_validation``: See that function, 0..1; left out if it is unknown.
         """
-        masks = [np.asarray(segment(image, self.mpp).argmax(0), np.uint8) for image in self.images]
+        masks = [class_mask(segment(image, self.mpp)) for image in self.images]
         value = forward_validation(self.source, labelled_pixels(self._features, masks), self.classes)
         return {"forward_validation": value} if np.isfinite(value) else {}
 

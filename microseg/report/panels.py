@@ -13,6 +13,7 @@ from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.label_free import TargetImage
 from microseg.evaluation.references import Reference
 from microseg.inference.engine import Engine
+from microseg.models.separation import class_mask
 from microseg.outputs.overlay import draw_overlay, draw_panel
 from microseg.slides.region import read_source
 
@@ -81,7 +82,7 @@ def _draw(
 ) -> Path:
     images = {name: image, **further}
     for title, engine in engines.items():
-        images[title] = _overlay(image, engine.probabilities(image, mpp).argmax(0).astype(np.uint8))
+        images[title] = _overlay(image, class_mask(engine.probabilities(image, mpp)))
     file.parent.mkdir(parents=True, exist_ok=True)
     panel = draw_panel(list(images.values()), list(images), classes=classes, height=_HEIGHT)
     Image.fromarray(panel).save(file, quality=88)

@@ -16,6 +16,7 @@ from microseg.datasets.sampling import evenly_spaced
 from microseg.evaluation.criteria import prediction_entropy
 from microseg.evaluation.label_free import TargetImage
 from microseg.inference.engine import Engine
+from microseg.models.separation import class_mask
 from microseg.slides.region import read_source
 
 __all__ = ["Picture", "draw_pictures", "pictures_from_json", "pictures_to_json", "select_targets"]
@@ -137,8 +138,8 @@ def pictures_from_json(text: str | bytes) -> list[Picture]:
 def _part(candidate: Engine, production: Engine | None, target: TargetImage) -> _Part:
     pixels = read_source(target.image)
     probabilities = candidate.probabilities(pixels, target.mpp)
-    new = probabilities.argmax(0).astype(np.uint8)
-    old = None if production is None else production.probabilities(pixels, target.mpp).argmax(0).astype(np.uint8)
+    new = class_mask(probabilities)
+    old = None if production is None else class_mask(production.probabilities(pixels, target.mpp))
     differs = probabilities.max(0) < 0.8 if old is None else new != old  # (H, W)
     top, left = _densest_window(differs)
     window = slice(top, top + _SIDE), slice(left, left + _SIDE)
