@@ -19,6 +19,7 @@ from microseg.datasets.onboarding import (
     after_lost_run,
     is_due,
     new_onboarding,
+    requested_again,
     retry_delay,
 )
 from microseg.errors import LabError, RegistryUnavailableError
@@ -141,6 +142,21 @@ def test_when_another_run_starts(state: str, failures: int, minutes: int, produc
     updated = (now - timedelta(minutes=minutes)).isoformat()
     onboarding = replace(RUNNING, state=state, failures=failures, updated_at=updated)
     assert is_due(onboarding, now, production=production) is due
+
+
+def test_only_requests_without_result_wait_longer_each_time() -> None:
+    onboarding = Onboarding("lab_c", "/in/lab_c", "abc", "retrying", failures=1)
+    onboarding = requested_again(onboarding)
+    assert (onboarding.state, onboarding.failures) == ("pending", 1)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    waits = []
+    for _ in range(8):
+        passed = (timedelta(minutes=it) for it in range(99))
+        states = ((it, replace(onboarding, updated_at=(now - it).isoformat())) for it in passed)
+        waits.append(next(it for it, state in states if is_due(state, now, production=True, waiting=False)))
+        onboarding = requested_again(onboarding)
+    assert [it.total_seconds() / 60 for it in waits] == [3, 3, 5, 9, 17, 33, 61, 61]
+    assert onboarding.crashes == 0
 
 
 def test_datasets_of_one_lab_in_several_folders_are_told_apart() -> None:

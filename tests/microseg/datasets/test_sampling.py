@@ -20,6 +20,7 @@ from microseg.datasets.image_parts import resample
 from microseg.datasets.sampling import (
     CropSampler,
     Sample,
+    evenly_spaced,
     labelled_parts,
     step_generator,
 )
@@ -416,3 +417,13 @@ def test_labelled_parts_are_boxes_of_what_is_not_ignored() -> None:
     assert labelled_parts(mask) == [(1, 1, 14, 13), (16, 15, 29, 29)]
     assert labelled_parts(np.zeros((4, 6), np.uint8)) == []
     assert labelled_parts(np.full((4, 6), 255, np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "chosen"),
+    [(10, 4, [0, 3, 6, 9]), (10, 1, [0]), (10, 0, []), (3, 5, [0, 1, 2]), (0, 5, []), (4, 3, [0, 2, 3])],
+)
+def test_evenly_spaced_items_are_different_ones_from_the_first_to_the_last(
+    count: int, limit: int, chosen: list[int]
+) -> None:
+    assert evenly_spaced(range(count), limit) == chosen
