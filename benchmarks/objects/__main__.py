@@ -177,8 +177,8 @@ class _Run:
         if self.with_head:
             ways["instances"] = engine.label_objects
         annotations = map(_annotated, references)  # which are scored in this order
-        ways["as annotated"] = lambda outputs, _mpp: split_as_annotated(
-            _mask(outputs, engine), next(annotations), engine.smallest_instance
+        ways["as annotated"] = lambda outputs, mpp: split_as_annotated(
+            _mask(outputs, engine), next(annotations), engine.separation(mpp).smallest_area
         )
         prefix = "" if self.with_head else "semantic "
         outputs: dict[ImageSource, npt.NDArray[np.float32] | None] = dict.fromkeys(it.image for it in references)
