@@ -169,8 +169,10 @@ def after_lost_run(onboarding: Onboarding) -> Onboarding:
 
 def requested_again(onboarding: Onboarding) -> Onboarding:
     """State when another run is requested; where the last request had no result on record, after a longer delay."""
-    unanswered = onboarding.state == "pending"
-    return replace(onboarding, state="pending", failures=onboarding.failures + unanswered)
+    if onboarding.state != "pending":
+        return replace(onboarding, state="pending")
+    text = "The requested run has not recorded that it began; another one was requested. See the runs in Prefect."
+    return replace(onboarding, failures=onboarding.failures + 1, message=text)
 
 
 def _retried(onboarding: Onboarding, text: str) -> Onboarding:

@@ -147,7 +147,7 @@ def test_when_another_run_starts(state: str, failures: int, minutes: int, produc
 def test_only_requests_without_result_wait_longer_each_time() -> None:
     onboarding = Onboarding("lab_c", "/in/lab_c", "abc", "retrying", failures=1)
     onboarding = requested_again(onboarding)
-    assert (onboarding.state, onboarding.failures) == ("pending", 1)
+    assert (onboarding.state, onboarding.failures, onboarding.message) == ("pending", 1, "")
     now = datetime(2026, 1, 1, tzinfo=UTC)
     waits = []
     for _ in range(8):
@@ -156,6 +156,7 @@ def test_only_requests_without_result_wait_longer_each_time() -> None:
         waits.append(next(it for it, state in states if is_due(state, now, production=True, waiting=False)))
         onboarding = requested_again(onboarding)
     assert [it.total_seconds() / 60 for it in waits] == [3, 3, 5, 9, 17, 33, 61, 61]
+    assert "has not recorded that it began" in onboarding.message
     assert onboarding.crashes == 0
 
 
