@@ -170,6 +170,8 @@ def test_a_process_that_does_not_begin_its_run_is_ended(
     runs.append(start(client, deployment, Running()))
     with ExitStack() as stack:
         processes = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in runs]
+        for process in processes:
+            stack.callback(process.kill)
         found = {run.id: psutil.Process(it.pid) for run, it in zip(runs, processes, strict=True)}
         monkeypatch.setattr(lost_runs, "live_flow_runs", lambda: found)
         lost = LostRuns(HERE)
@@ -181,8 +183,6 @@ def test_a_process_that_does_not_begin_its_run_is_ended(
         assert processes[0].wait(10) == -signal.SIGKILL
         assert lost.sweep(client)  # which still sees the process that has ended
         assert [it.poll() for it in processes[1:]] == [None, None]
-        for process in processes:
-            process.kill()
 
 
 @pytest.mark.parametrize(
