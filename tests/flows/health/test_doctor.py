@@ -48,8 +48,8 @@ def test_finds_versions_that_do_not_work(
 
 
 def test_finds_a_full_disk(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _place: Usage(10, 10, 1_000_000_000))
-    assert {(it.level, it.message.partition(" are")[0]) for it in found("disk")} == {("error", "1 GB")}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: Usage(10, 10, 1_250_000_000))
+    assert {(it.level, it.message.partition(" are")[0]) for it in found("disk")} == {("error", "1.2 GB")}
 
 
 @pytest.mark.parametrize(
