@@ -16,7 +16,7 @@ from PIL import Image
 from microseg.annotations.instance_masks import read_instances, write_instances
 from microseg.api.segmenter import Segmenter
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.params import AdaptSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.errors import LabError
@@ -26,9 +26,9 @@ from microseg.models.files import load_network
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png
 from microseg.training.devices import make_fabric
+from tests.microseg.api.conftest import TINY
 
 SHORT = {"steps": 3, "batch_size": 2, "crop_size": 64, "warmup_steps": 1, "evaluate_every": 2, "ema_decay": 0.5}
-TINY = NetworkSettings(encoder="blocks", channels=(4, 8), pyramid_bins=(1, 2), pyramid_channels=4, weights=None)
 
 
 def touching_discs(seed: int, side: int = 96) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:

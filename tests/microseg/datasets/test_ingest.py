@@ -450,16 +450,6 @@ def test_killed_process_leaves_the_old_dataset_or_the_next_one_restores_it(tmp_p
     assert {path.name for path in (tmp_path / "labs").iterdir()} == {"north", ".north.lock"}
 
 
-def test_process_killed_after_the_swap_is_complete(tmp_path, ingest):
-    folder = ingest(write_incoming(tmp_path / "in", {"a": 1})).folder
-    shutil.copytree(folder, tmp_path / "labs" / ".north.old")
-    (tmp_path / "labs" / ".north.new").mkdir()
-    before = snapshot(folder)
-    assert ingest(tmp_path / "in").unchanged == 1
-    assert snapshot(folder) == before
-    assert {path.name for path in (tmp_path / "labs").iterdir()} == {"north", ".north.lock"}
-
-
 def test_failed_write_keeps_the_dataset(tmp_path, ingest, monkeypatch):
     ingest(write_incoming(tmp_path / "in", {"a": 1}))
     before = snapshot(tmp_path / "labs")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,6 +19,11 @@ from microseg.registry.registry import Registry
 TILE = 32
 DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
 DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
+
+
+def client_of(registry: Registry) -> mlflow.MlflowClient:
+    """Another client of a registry's MLflow, such as a person's browser."""
+    return mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ from microseg.registry.history import HISTORY_MODEL
 from microseg.registry.production import BY_TAG, REASON_TAG, AuditInfo, Judgement, PendingAliasChange
 from microseg.registry.registry import Registry
 from microseg.registry.version import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION
+from tests.microseg.registry.conftest import client_of
 
 LAB_B = "production-lab_b"
-
-
-def client_of(registry: Registry) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
 
 
 def aliases(registry: Registry) -> dict[str, int]:

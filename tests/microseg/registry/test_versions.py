@@ -18,13 +18,7 @@ from microseg.models.files import load_network
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
 from microseg.registry.registry import Registry
 from microseg.registry.version import CANDIDATE, MODEL_NAME, PREVIOUS, PRODUCTION
-
-DIGEST_A = "0123456789abcdef0123456789abcdef.dir"
-DIGEST_B = "fedcba9876543210fedcba9876543210.dir"
-
-
-def client_of(registry: Registry) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+from tests.microseg.registry.conftest import DIGEST_A, DIGEST_B, client_of
 
 
 def aliases(registry: Registry) -> dict[str, int]:
@@ -254,9 +248,7 @@ def test_metrics_are_logged_with_their_dataset(registry: Registry) -> None:
     }
 
 
-def test_files_tags_and_model_card_are_stored(registry: Registry, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("<p>good</p>")
-    registry.attachments.add(1, [tmp_path / "report.html"], "evaluation/lab_b")
+def test_tags_and_model_card_are_stored(registry: Registry) -> None:
     registry.versions.set_tags(1, {"gate": "accepted"})
     registry.versions.describe(1, "Now evaluated.\nAnd well.")
     version = registry.versions.find(1)
@@ -265,26 +257,7 @@ def test_files_tags_and_model_card_are_stored(registry: Registry, tmp_path: Path
     assert version.tags["gate"] == "accepted"
     assert version.description == "Now evaluated.\nAnd well."
     root = client_of(registry).get_run(version.run_id).info.artifact_uri
-    fetch = mlflow.artifacts.download_artifacts
-    assert Path(fetch(f"{root}/evaluation/lab_b/report.html")).read_text() == "<p>good</p>"
-    assert Path(fetch(f"{root}/model_card.md")).read_text() == "Now evaluated.\nAnd well."
-
-
-def test_attached_file_is_read_on_another_machine_and_linked(registry: Registry, tmp_path: Path) -> None:
-    (tmp_path / "pictures.json").write_text("[]")
-    attachments, copy = registry.attachments, tmp_path / "pictures of another machine.json"
-    attachments.add(1, [tmp_path / "pictures.json"], "evaluation/0a1b")
-    assert attachments.download(1, "evaluation/0a1b/pictures.json", copy)
-    assert copy.read_text() == "[]"
-    copy.unlink()
-    assert not attachments.download(1, "evaluation/0a1b/other.json", copy)
-    assert not attachments.download(1, "evaluation/ffff/pictures.json", copy)
-    assert not copy.exists()
-    run = registry.versions.find(1).run_id
-    experiment = client_of(registry).get_run(run).info.experiment_id
-    link = f"#/experiments/{experiment}/runs/{run}/artifacts/evaluation/a%20b.html"
-    assert attachments.link(1, "evaluation/a b.html") == link
-    assert attachments.page(1, "evaluation/a b.html") is None  # there is no server
+    assert Path(mlflow.artifacts.download_artifacts(f"{root}/model_card.md")).read_text() == "Now evaluated.\nAnd well."
 
 
 def test_long_model_card_is_shortened_at_a_line(registry: Registry) -> None:
