@@ -147,10 +147,7 @@ def _page(name: str, data_set: DataSet, tasks: Iterable[str], page: Path, result
     for task in tasks:
         if task != name:
             lines.append(f"### {task.removeprefix('synthetic_').replace('_', ' ')}")
-        for file in load("adaptation/*", results):
-            if any(row["task"] == task and row["method"] == "default" for row in file.get("rows", ())):
-                pattern = file["file"].relative_to(results).with_suffix("").as_posix()
-                lines.append(render(pattern, "each-seed", page, results, task).strip())
+        lines.append(render("adaptation/*", "each-seed", page, results, task).strip())
     return "\n\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from benchmarks.report.adaptation import before_after, each_seed, methods, short, worst_case
+from benchmarks.report.adaptation import before_after, each_seed, methods, short, targets
 from benchmarks.report.gpu import gpu_table
 from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.results import markdown_table
@@ -32,12 +32,14 @@ VIEWS: Final[Mapping[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "each-seed": each_seed,
     "methods": methods,
     "short": short,
-    "worst-case": worst_case,
+    "targets": targets,
     "gpu": gpu_table,
     "objects": object_table,
     "objects-speed": object_speed_table,
 }
 """Tables that are computed from results, by the name that a marker uses."""
+
+_SHOWN = 2  # files of results that are named without a click
 
 _BLOCK = re.compile(r"^(<!-- results: (\S+) (\S+) -->)\n.*?^<!-- end of results -->$", re.MULTILINE | re.DOTALL)
 
@@ -103,9 +105,12 @@ def render(pattern: str, name: str, page: Path, folder: Path = RESULTS, task: st
         table = result["tables"][name]
         text = markdown_table(pd.DataFrame(table["rows"], columns=table["columns"]))
         sources = [(result["provenance"] | table.get("provenance", {}), result["file"])]
-    if name in ("worst-case", "short"):  # the page that is next to it, or linked beside it, states the commands
+    if name in ("targets", "short"):  # the page that is next to it, or linked beside it, states the commands
         return text
-    return f"{text}\n{''.join(_source(*it, page) for it in sources)}"
+    lines = "".join(_source(*it, page) for it in sources)
+    if len(sources) > _SHOWN:
+        lines = f'<details markdown="1">\n<summary>Commands, dates and machines</summary>\n\n{lines}\n</details>\n'
+    return f"{text}\n{lines}"
 
 
 def _gpu_provenance(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report.__main__ import main
-from benchmarks.report.adaptation import adapted, before_after, methods, worst_case
+from benchmarks.report.adaptation import adapted, before_after, methods, targets
 from benchmarks.report.data_sets import DATA_SETS, data_set_pages, navigation
 from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.report.pages import ResultsError, rewritten
@@ -36,8 +36,19 @@ def test_files_join_into_one_table() -> None:
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     # means 0.55 and 0.8; gains 0.2 and 0.3; 0.2 of 0.4 recovered with seed 0, unknown with seed 1
     assert cells == ["a", "0, 1", "0.550 → 0.800", "+0.200", "0.900 → 0.890", "0.900", "50 %"]
-    assert "mean gain +0.250; smallest gain +0.200 (a, seed 0); 0 lost" in worst_case([first, second])
-    assert "-0.020 (a, seed 0)" in worst_case([first, second])
+
+
+def test_what_is_wanted_is_compared_with_what_is_reached() -> None:
+    first = result(row("a", "source_only", 0, 0.5), row("a", "default", 0, 0.7, 0.88))
+    second = result(row("b", "source_only", 1, 0.6), row("b", "default", 1, 0.9))
+    harmed, kept, *unknown = targets([first, second]).splitlines()[2:]
+    assert "yes: of 2 adaptations of 2 tasks 0 did; mean gain +0.250, smallest +0.200 (a, seed 0)" in harmed
+    assert "**no**: largest loss 0.020 (a, seed 0)" in kept
+    assert unknown == []
+    bounds = result(row("a", "upper_bound", 0, 0.9), row("b", "upper_bound", 0, 0.9))
+    average, each = targets([first, second, bounds]).splitlines()[4:]
+    assert "**no**: 50 % (1 of 2 tasks)" in average  # 0.2 of 0.4 of a; the bound of b is of another seed
+    assert "**no** (1 of 2 tasks): a 50 %" in each
 
 
 def test_an_adaptation_is_compared_with_the_first_model_of_its_own_file() -> None:
