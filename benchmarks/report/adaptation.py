@@ -169,7 +169,7 @@ def methods(results: Sequence[dict[str, Any]]) -> str:
 
 
 def targets(results: Sequence[dict[str, Any]]) -> str:
-    """What is wanted of the default adaptation, and what is reached: harm on either lab, part of the distance recovered."""
+    """What is wanted of the default adaptation, and reached: harm on either lab, part of the distance recovered."""
     runs = _of(adapted(results), DEFAULT)
     least = min(runs, key=lambda it: it.gain)
     loss = max(runs, key=lambda it: it.source_before - it.source_after)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pandas as pd
 
 from benchmarks.report.adaptation import before_after, each_seed, methods, short, targets
-from benchmarks.report.gpu import gpu_table
+from benchmarks.report.gpu import gpu_correctness, gpu_name, gpu_speed
 from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.results import markdown_table
 
@@ -33,7 +33,8 @@ VIEWS: Final[Mapping[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "methods": methods,
     "short": short,
     "targets": targets,
-    "gpu": gpu_table,
+    "gpu-correctness": gpu_correctness,
+    "gpu-speed": gpu_speed,
     "objects": object_table,
     "objects-speed": object_speed_table,
 }
@@ -113,12 +114,15 @@ def render(pattern: str, name: str, page: Path, folder: Path = RESULTS, task: st
     return f"{text}\n{lines}"
 
 
-def _gpu_provenance(result: Mapping[str, Any]) -> dict[str, Any]:
+def _gpu_provenance(result: dict[str, Any]) -> dict[str, Any]:
     """What `benchmarks.gpu` was run with, from the settings and machines in its file."""
     given, machine = result["command"], next(iter(result["sections"].values()))["machine"]
     command = f"python -m benchmarks.gpu --minutes {given['minutes']:g} --only {given['only']}"
-    facts = f"{machine['gpu']}, {machine['threads']} cores, PyTorch {machine['torch']}"
-    return {"command": command, "machine": facts, "date": result.get("date"), "commit": result.get("commit")}
+    facts = f"{gpu_name(result)}, {machine['threads']} cores, PyTorch {machine['torch']}"
+    ended = "; ".join(f"section {name}: {it['error']}" for name, it in result["sections"].items() if it["error"])
+    return {"command": command, "machine": facts, "recorded": ended} | {
+        key: result.get(key) for key in ("date", "commit")
+    }
 
 
 def _source(provenance: Mapping[str, Any], file: Path, page: Path) -> str:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.report.__main__ import main
 from benchmarks.report.adaptation import adapted, before_after, methods, targets
 from benchmarks.report.data_sets import DATA_SETS, data_set_pages, navigation
+from benchmarks.report.gpu import gpu_correctness, gpu_speed
 from benchmarks.report.objects import object_speed_table, object_table
 from benchmarks.report.pages import ResultsError, rewritten
 from benchmarks.results import provenance
@@ -135,3 +136,22 @@ def test_objects_are_medians_over_the_seeds() -> None:
     assert (
         object_speed_table([{"speed": [speed]}]).splitlines()[2] == "| a | 0.90 | 0.15 | 0.80 | 1.10 (1.05 to 1.20) |"
     )
+
+
+def test_gpus_stand_side_by_side() -> None:
+    def measured(gpu: str, *rows: dict[str, Any]) -> dict[str, Any]:
+        return {"sections": {"inference": {"machine": {"gpu": gpu}, "rows": rows, "error": ""}}}
+
+    def speed(name: str, *values: float, note: str = "") -> dict[str, Any]:
+        return {"name": name, "value": values[0], "unit": "MP/s", "values": values, "note": note}
+
+    error = speed("forward", 6.66e-7) | {"unit": "error", "tolerance": 1e-4}
+    first = measured("A", speed("files", 1250, 1200, 1300, note="64 images"), speed("x, batch of 4", 1), error)
+    results = [first, measured("B", speed("files", 2.5, note="9 images"), speed("slide", 3))]
+    assert gpu_speed(results).splitlines() == [
+        "| measured | A | B | note |",
+        "| --- | --- | --- | --- |",
+        "| files | 1,250 MP/s (1,200 to 1,300) | 2.5 MP/s | 64 images; 9 images |",
+        "| slide | – | 3 MP/s |  |",
+    ]
+    assert gpu_correctness(results).splitlines()[2:] == ["| forward | 6.7e-07 | ≤ 0.0001 |"]
