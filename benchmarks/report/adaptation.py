@@ -181,8 +181,8 @@ def targets(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         {
             "wanted": f"no adaptation loses more than {_HARM:g} Dice on its target lab",
-            "reached": f"{_yes(least.gain >= -_HARM)}: of {len(runs)} adaptations of {len(known)} tasks "
-            f"{sum(it.gain < -_HARM for it in runs)} did; mean gain {mean(it.gain for it in runs):+.3f}, "
+            "reached": f"{_yes(least.gain >= -_HARM)}: {sum(it.gain < -_HARM for it in runs)} of {len(runs)} do "
+            f"({len(known)} tasks); mean gain {mean(it.gain for it in runs):+.3f}, "
             f"smallest {least.gain:+.3f} ({least.task}, seed {least.seed})",
         },
         {

@@ -43,7 +43,7 @@ def test_what_is_wanted_is_compared_with_what_is_reached() -> None:
     first = result(row("a", "source_only", 0, 0.5), row("a", "default", 0, 0.7, 0.88))
     second = result(row("b", "source_only", 1, 0.6), row("b", "default", 1, 0.9))
     harmed, kept, *unknown = targets([first, second]).splitlines()[2:]
-    assert "yes: of 2 adaptations of 2 tasks 0 did; mean gain +0.250, smallest +0.200 (a, seed 0)" in harmed
+    assert "yes: 0 of 2 do (2 tasks); mean gain +0.250, smallest +0.200 (a, seed 0)" in harmed
     assert "**no**: largest loss 0.020 (a, seed 0)" in kept
     assert unknown == []
     bounds = result(row("a", "upper_bound", 0, 0.9), row("b", "upper_bound", 0, 0.9))
