@@ -100,7 +100,7 @@ def test_further_images_become_a_new_version_and_a_new_candidate(
     store = DatasetStore(servers.home / "data", str(servers.home / "dvc-remote"))
     assert len(store.history("lab_b")) == 2
     assert registry.versions.find("candidate").version == 3
-    assert registry.versions.find(3).datasets["lab_b"] == store.current("lab_b").digest
+    assert registry.versions.find(3).datasets["lab_b"] == store.history("lab_b")[-1].digest
 
 
 def test_the_same_event_again_changes_nothing(servers: Servers, client: SyncPrefectClient) -> None:

@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import file_digest
+from hashlib import file_digest, md5
 from pathlib import Path
 
 from microseg.files import write_text_file
 from microseg.parsing import parse_json
 
-__all__ = ["file_md5", "is_intact", "known_hashes", "remember"]
+__all__ = ["file_md5", "folder_digest", "is_intact", "known_hashes", "remember"]
 
 _LARGE = 2**22  # bytes of files whose hashes are kept
 _SETTLED = 2 * 10**9  # nanoseconds after which a further change of a file changes its modification time
@@ -58,6 +58,17 @@ def file_md5(path: Path) -> str:
         digest = file_digest(file, "md5").hexdigest()
     remember(path, digest)
     return digest
+
+
+def folder_digest(folder: Path) -> str:
+    """DVC's hash of a folder, computed without DVC: the MD5 of the JSON list of its files and their MD5."""
+    files = [
+        {"md5": file_md5(path), "relpath": path.relative_to(folder).as_posix()}
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    files.sort(key=lambda file: file["relpath"])
+    return f"{md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 _hashed: dict[tuple[int, int, int, int], str] = {}  # MD5 of the files that this process has hashed, by identity

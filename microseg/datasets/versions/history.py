@@ -126,8 +126,10 @@ class LocalHistory:
         write_text_file(self._file(lab), "".join(json.dumps(asdict(version)) + "\n" for version in versions))
 
     def base(self, lab: str) -> str | None:
-        """Digest of the version that the lab's dataset on this machine was made from; None if unknown."""
+        """Digest of the version that the lab's dataset on this machine was made from; None if it has no version."""
         path = self._base_file(lab)
+        if not path.is_file() and (history := self.read(lab)):
+            self.set_base(lab, history[-1].digest)  # microseg 0.1 did not record it
         return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
     def set_base(self, lab: str, digest: str) -> None:

@@ -7,30 +7,27 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
-from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 from microseg.datasets.dataset_folder import lab_lock, replace_folder
 from microseg.datasets.lab import check_lab_name
 from microseg.datasets.slides import SLIDES
-from microseg.datasets.versions.dvc import (
+from microseg.datasets.versions.exchange import append_version, synchronize, synchronize_all
+from microseg.datasets.versions.file_hashes import folder_digest, known_hashes
+from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory
+from microseg.datasets.versions.notes import read_notes, write_note
+from microseg.datasets.versions.objects import (
     add,
     check_write_access,
     complete_remote,
-    opened,
     push,
-    read_notes,
     restore,
     same_modes,
     slide_paths,
-    write_note,
 )
-from microseg.datasets.versions.file_hashes import file_md5, known_hashes
-from microseg.datasets.versions.history import DIGEST, DatasetVersion, LocalHistory, merge, note_name, read_note
+from microseg.datasets.versions.repository import opened
 from microseg.errors import SupersededError, VersioningError
 from microseg.files import link_or_copy
 from microseg.locks import lock_file
@@ -87,8 +84,8 @@ class DatasetStore:
                 raise VersioningError(f"{folder}: expected the dataset of lab {lab}, found none. Ingest the lab first.")
             aim = f"lab {lab}: expected to push {folder} to {self.remote}"
             with same_modes(slide_paths(folder)), opened(self.root, self.remote, aim) as repo:
-                base = self._base(lab)
-                history = self._synchronize(repo, lab)
+                base = self._local.base(lab)
+                history = synchronize(self._local, repo, lab)
                 digest, files, size = add(repo, folder)
                 if history and history[-1].digest not in (base, digest):
                     raise SupersededError(
@@ -97,7 +94,7 @@ class DatasetStore:
                         "both are kept"
                     )
                 push(repo, digest)
-                version = self._record(repo, lab, digest, files, size)
+                version = append_version(self._local, repo, lab, digest, files, size)
                 self._local.set_base(lab, digest)
                 self._complete(repo)
         return version
@@ -115,11 +112,8 @@ class DatasetStore:
             RemoteUnavailableError: The remote cannot be reached or written.
         """
         check_lab_name(lab)
-        with (
-            self._locked(),
-            opened(self.root, self.remote, f"lab {lab}: expected its history in {self.remote}") as repo,
-        ):
-            return self._synchronize(repo, lab)
+        with self._opened(f"lab {lab}: expected its history in {self.remote}") as repo:
+            return synchronize(self._local, repo, lab)
 
     def refresh_all(self) -> tuple[str, ...]:
         """Exchange the histories of all labs with the remote.
@@ -130,14 +124,8 @@ class DatasetStore:
         Raises:
             RemoteUnavailableError: The remote cannot be reached or written.
         """
-        with self._locked(), opened(self.root, self.remote, f"expected histories of labs in {self.remote}") as repo:
-            known = {f"{lab}/{note_name(version)}" for lab in self._local.labs for version in self._local.read(lab)}
-            notes: dict[str, dict[str, bytes]] = {lab: {} for lab in self._local.labs}
-            for path, content in read_notes(repo, "history", known).items():
-                lab, _, name = path.partition("/")
-                notes.setdefault(lab, {})[name] = content
-            for lab, found in notes.items():
-                self._exchange(repo, lab, found)
+        with self._opened(f"expected histories of labs in {self.remote}") as repo:
+            synchronize_all(self._local, repo)
         return self.known_labs
 
     @property
@@ -155,7 +143,7 @@ class DatasetStore:
             RemoteUnavailableError: The remote cannot be reached or written.
         """
         self.refresh_all()
-        with self._locked(), opened(self.root, self.remote, f"expected all versions in {self.remote}") as repo:
+        with self._opened(f"expected all versions in {self.remote}") as repo:
             return self._complete(repo)
 
     def machines(self, name: str, facts: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -172,7 +160,7 @@ class DatasetStore:
             RemoteUnavailableError: The remote cannot be reached or written.
         """
         found: dict[str, dict[str, str]] = {}
-        with self._locked(), opened(self.root, self.remote, f"expected notes on machines in {self.remote}") as repo:
+        with self._opened(f"expected notes on machines in {self.remote}") as repo:
             write_note(repo, f"machines/{name}.json", json.dumps(dict(facts)).encode())
             for path, content in read_notes(repo, "machines").items():
                 with suppress(ValueError, TypeError, AttributeError):  # of another version of microseg
@@ -187,42 +175,6 @@ class DatasetStore:
         for digest, count in lost.items():
             _log.warning("%s lacks %d files of version %s of %s.", self.remote, count, digest, labs[digest])
         return copied, {(labs[digest], digest): count for digest, count in lost.items()}
-
-    def _base(self, lab: str) -> str | None:
-        """Digest of the version that the dataset on this machine was made from."""
-        known = self._local.base(lab)
-        if known is None and (history := self._local.read(lab)):
-            known = history[-1].digest  # microseg 0.1 did not record it
-            self._local.set_base(lab, known)
-        return known
-
-    def _synchronize(self, repo: Any, lab: str) -> tuple[DatasetVersion, ...]:
-        """Exchange the history of a lab with the remote."""
-        known = {note_name(version) for version in self._local.read(lab)}
-        return self._exchange(repo, lab, read_notes(repo, f"history/{lab}", known))
-
-    def _exchange(self, repo: Any, lab: str, found: Mapping[str, bytes]) -> tuple[DatasetVersion, ...]:
-        """Exchange it, given the notes in the remote, whose contents are empty where this machine has them."""
-        self._base(lab)
-        local = self._local.read(lab)
-        names = {note_name(version): version for version in local}
-        notes = [read_note(lab, name, content) for name, content in found.items() if name not in names]
-        history = merge(local, (version for version in notes if version is not None))
-        for name, version in names.items():
-            if name not in found:
-                write_note(repo, f"history/{lab}/{name}", _to_json(version))
-        if history != local:
-            self._local.write(lab, history)
-        return history
-
-    def current(self, lab: str) -> DatasetVersion | None:
-        """Latest committed version of a lab's dataset that this machine knows; None when none was committed.
-
-        Args:
-            lab: Name of the lab.
-        """
-        history = self.history(lab)
-        return history[-1] if history else None
 
     def history(self, lab: str) -> tuple[DatasetVersion, ...]:
         """Commits of a lab's dataset that this machine knows, the oldest first; see `refresh`.
@@ -261,7 +213,7 @@ class DatasetStore:
             )
         folder = self.root / "checkouts" / check_lab_name(lab) / digest
         with self._locked():
-            if folder.is_dir() and _folder_digest(folder) == digest:
+            if folder.is_dir() and folder_digest(folder) == digest:
                 return folder
             for left in folder.parent.glob(".*.part"):
                 shutil.rmtree(left)
@@ -270,7 +222,7 @@ class DatasetStore:
                 part.mkdir(parents=True)
                 with opened(self.root, self.remote, f"lab {lab}: expected version {digest} in {self.remote}") as repo:
                     restore(repo, digest, part)
-                if (found := _folder_digest(part)) != digest:
+                if (found := folder_digest(part)) != digest:
                     raise VersioningError(
                         f"lab {lab}: expected version {digest} from {self.remote}, got files with the digest {found}. "
                         "The remote or the cache is damaged: restore it from a backup, or commit the dataset again."
@@ -299,14 +251,14 @@ class DatasetStore:
         """
         folder = self.labs / check_lab_name(lab)
         history = self.refresh(lab)
-        if not history or (folder.is_dir() and self._base(lab) == history[-1].digest):
+        if not history or (folder.is_dir() and self._local.base(lab) == history[-1].digest):
             return False
         version = self.checkout(lab, history[-1].digest)
         with self._locked(), lab_lock(self.labs, lab) as new:
-            if folder.is_dir() and self._base(lab) == history[-1].digest:
+            if folder.is_dir() and self._local.base(lab) == history[-1].digest:
                 return False
             shutil.copytree(version, new, copy_function=partial(_copy_or_link, version))
-            if folder.is_dir() and _folder_digest(folder) not in {it.digest for it in history}:
+            if folder.is_dir() and folder_digest(folder) not in {it.digest for it in history}:
                 aside = self.root / "uncommitted" / f"{lab}-{uuid.uuid4().hex[:8]}"
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(aside)
@@ -321,7 +273,7 @@ class DatasetStore:
         Raises:
             VersioningError: It cannot.
         """
-        with self._locked(), opened(self.root, self.remote, f"expected a remote to write to at {self.remote}") as repo:
+        with self._opened(f"expected a remote to write to at {self.remote}") as repo:
             check_write_access(repo)
 
     @contextmanager
@@ -333,34 +285,13 @@ class DatasetStore:
         with lock_file(self.root / ".lock"), known_hashes(self.root / "hashes.json"):
             yield
 
-    def _record(self, repo: Any, lab: str, digest: str, files: int, size: int) -> DatasetVersion:
-        """Append a version to the history, in the remote and here, unless it is the latest one."""
-        history = self._local.read(lab)
-        if history and history[-1].digest == digest:
-            return history[-1]
-        number = history[-1].number + 1 if history else 1
-        version = DatasetVersion(lab, digest, files, size, datetime.now(UTC).isoformat(timespec="seconds"), number)
-        write_note(repo, f"history/{lab}/{note_name(version)}", _to_json(version))
-        self._local.write(lab, (*history, version))
-        return version
+    @contextmanager
+    def _opened(self, aim: str) -> Iterator[Any]:
+        with self._locked(), opened(self.root, self.remote, aim) as repo:
+            yield repo
 
 
 def _copy_or_link(version: Path, path: str, target: str) -> None:
     """Copy a file of a version so that it can be written; a slide, which never changes, is linked."""
     slide = Path(path).relative_to(version).parts[0] == SLIDES
     (link_or_copy if slide else shutil.copyfile)(Path(path), Path(target))
-
-
-def _to_json(version: DatasetVersion) -> bytes:
-    return json.dumps(asdict(version)).encode()
-
-
-def _folder_digest(folder: Path) -> str:
-    """DVC's hash of a folder, computed without DVC: the MD5 of the JSON list of its files and their MD5."""
-    files = [
-        {"md5": file_md5(path), "relpath": path.relative_to(folder).as_posix()}
-        for path in folder.rglob("*")
-        if path.is_file()
-    ]
-    files.sort(key=lambda file: file["relpath"])
-    return f"{md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"

@@ -101,7 +101,7 @@ def test_flows_started_on_the_server_use_the_same_home(
     assert run.state.is_completed(), run.state.message
     with_server, without = Registry(servers.mlflow), Registry(f"sqlite:///{servers.home / 'mlflow' / 'mlflow.db'}")
     for number, registry in enumerate((with_server, without)):
-        assert registry.versions.find("production").datasets == {"lab_a": store.current("lab_a").digest}
+        assert registry.versions.find("production").datasets == {"lab_a": store.history("lab_a")[-1].digest}
         network = load_network(registry.versions.download("production", tmp_path / str(number)))
         assert network.config.encoder == "blocks"
 

@@ -83,10 +83,9 @@ def test_commit_does_not_change_the_dataset(datasets):
 
 
 def test_commit_of_unchanged_dataset_adds_no_version(datasets):
-    assert datasets.current("north") is None
     assert datasets.history("north") == ()
     first = datasets.commit("north")
-    assert datasets.commit("north") == first == datasets.current("north")
+    assert datasets.commit("north") == first == datasets.history("north")[-1]
     (entry,) = datasets.history("north")
     assert (entry.digest, entry.files, entry.bytes) == (first.digest, first.files, first.bytes)
     assert datetime.fromisoformat(entry.committed_at).tzinfo is not None
@@ -100,14 +99,14 @@ def test_history_keeps_repeated_versions(datasets):
         digests.append(datasets.commit("north").digest)
     assert digests[0] == digests[2] != digests[1]
     assert [entry.digest for entry in datasets.history("north")] == digests
-    assert datasets.current("north").digest == digests[2]
+    assert datasets.history("north")[-1].digest == digests[2]
 
 
 def test_labs_are_independent(datasets):
     north = datasets.commit("north")
     south = datasets.commit("south")
-    assert datasets.current("north") == north
-    assert datasets.current("south") == south
+    assert datasets.history("north")[-1] == north
+    assert datasets.history("south")[-1] == south
     assert contents(datasets.checkout("south", south.digest)) == {"images/s.png": b"s"}
 
 
@@ -352,7 +351,6 @@ def test_rejects_unusable_remote(datasets, tmp_path, kind):
     with pytest.raises(VersioningError, match=r"lab north: expected to push .*north to .*, got .*is the right remote"):
         datasets.commit("north")
     assert datasets.history("north") == ()
-    assert datasets.current("north") is None
 
 
 def test_commit_fails_if_the_remote_lacks_files(datasets, monkeypatch):
@@ -361,7 +359,7 @@ def test_commit_fails_if_the_remote_lacks_files(datasets, monkeypatch):
     monkeypatch.setattr(DataCloud, "transfer", lambda *_, **__: None)
     with pytest.raises(VersioningError, match="a remote that lacks 5 of 5 files after the push"):
         datasets.commit("north")
-    assert datasets.current("north") is None
+    assert datasets.history("north") == ()
 
 
 # --- location of the store
@@ -452,7 +450,7 @@ def test_concurrent_stores_restore_loggers(tmp_path):
     for thread in threads:
         thread.join()
     assert logger_settings() == before
-    assert all(each.current("north") for each in stores)
+    assert all(each.history("north")[-1] for each in stores)
 
 
 def test_dvc_is_imported_lazily():
@@ -460,7 +458,7 @@ def test_dvc_is_imported_lazily():
 import sys
 from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore
-DatasetStore("x", None).current("north")
+DatasetStore("x", None).history("north")[-1]
 assert "dvc" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(store.__file__).parents[2])
