@@ -25,7 +25,7 @@ from microseg.annotations.index_masks import read_mask
 from microseg.annotations.outlines import OutlineBuilder, mask_polygons
 from microseg.api.segmenter import Segmenter
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import read_lab_metadata

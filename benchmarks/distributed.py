@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _train(home: Path, steps: int, pairs: int) -> list[list[float]]:
     """Crops a second of one process and of two, for each pair."""
     from microseg.api.training import train
-    from microseg.config.params import NetworkSettings, TrainSettings
+    from microseg.config.training_params import NetworkSettings, TrainSettings
     from microseg.datasets.ingest import ingest_lab
     from microseg.synthetic.labs import LAB_A, generate_lab
     from microseg.training.devices import Progress, make_fabric

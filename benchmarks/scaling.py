@@ -34,7 +34,7 @@ from rich.console import Console
 from benchmarks.gpu.measure import cpu_seconds
 from benchmarks.results import ResultRows, Row, console_table, markdown_table
 from microseg.api.training import adapt
-from microseg.config.params import AdaptSettings, ArchitectureSettings
+from microseg.config.training_params import AdaptSettings, ArchitectureSettings
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import LabMetadata, write_lab_metadata

@@ -26,7 +26,7 @@ import psutil
 from benchmarks.results import provenance
 from microseg.api.samples import image_samples, labelled_samples
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, ArchitectureSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, ArchitectureSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.datasets.lab import LabMetadata, write_lab_metadata

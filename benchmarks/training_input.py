@@ -34,7 +34,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.results import console_table, spread
-from microseg.config.params import TrainSettings
+from microseg.config.training_params import TrainSettings
 from microseg.datasets import sampling
 from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.image_parts import resample

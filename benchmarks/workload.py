@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from microseg.annotations.index_masks import read_mask
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.models.files import load_network, save_network
 from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.slides.images import read_image, write_png

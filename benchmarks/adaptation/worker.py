@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.adaptation.guard import forbid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, STATISTICS
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings
 from microseg.config.settings import load_settings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.models.files import load_network, save_network
 from microseg.slides.images import read_image

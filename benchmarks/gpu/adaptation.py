@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.gpu.data import lab, test_folder
 from benchmarks.gpu.measure import BusyShare, Results, Setup, peak_memory
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import held_out_references, mean_scores, score
 from microseg.inference.engine import Engine

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.data import tiny_lab
 from benchmarks.gpu.measure import Results, Setup
 from microseg.api.training import train
-from microseg.config.params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, ArchitectureSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import Crops, Sample
 from microseg.inference.engine import Engine

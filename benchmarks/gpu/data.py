@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.measure import Results, Setup
 from benchmarks.workload import make_slide, write_image
 from microseg.annotations.index_masks import read_mask
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.models.files import load_network, save_network

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.gpu.data import lab
 from benchmarks.gpu.measure import BusyShare, Results, Setup, peak_memory, repeat
 from microseg.api.training import train
-from microseg.config.params import NetworkSettings, TrainSettings
+from microseg.config.training_params import NetworkSettings, TrainSettings
 from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.training.devices import Progress, make_fabric
 

@@ -35,8 +35,8 @@ from benchmarks.results import Row, console_table, provenance
 from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.api.training import adapt, train
-from microseg.config.params import NetworkSettings
 from microseg.config.settings import load_settings
+from microseg.config.training_params import NetworkSettings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import LabelObjects, Reference, mean_scores, score
 from microseg.files import atomic_write

@@ -9,7 +9,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.cli.console import progress_bar
 from flows.telemetry import attempt, report
-from microseg.config.params import FitSettings
+from microseg.config.training_params import FitSettings
 from microseg.locks import exclusive
 from microseg.registry.runs import RunLog
 from microseg.training.checkpoints import remove_checkpoints

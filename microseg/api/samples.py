@@ -9,7 +9,7 @@ import numpy as np
 
 from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import read_instances
-from microseg.config.params import FitSettings
+from microseg.config.training_params import FitSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import Sample, labelled_parts
 from microseg.datasets.windows import WINDOW_SIDE

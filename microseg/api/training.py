@@ -23,7 +23,7 @@ from microseg.api.samples import (
     with_corrections,
 )
 from microseg.api.training_files import FEW_STEPS, TrainingFiles, fit_and_save, training_fingerprint
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.sampling import CropSampler

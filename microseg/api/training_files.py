@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microseg.api.checkpoints import evaluate_checkpoint
-from microseg.config.params import FitSettings
+from microseg.config.training_params import FitSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.manifest import ManifestRow
 from microseg.files import file_sha256

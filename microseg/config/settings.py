@@ -1,9 +1,9 @@
 """Reads the parameters and the environment.
 
 The value of a parameter is the first that is given: by ``--set section.name=value``, by an environment variable
-``MICROSEG_SECTION__NAME``, in the file of parameters, as the default in `microseg.config.params`. The file is the one
-that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the current folder, else the one beside a home that was found
-above the current folder; it is optional.
+``MICROSEG_SECTION__NAME``, in the file of parameters, as the default in `microseg.config.params` or
+`microseg.config.training_params`. The file is the one that ``MICROSEG_PARAMS`` names, else ``params.yaml`` in the
+current folder, else the one beside a home that was found above the current folder; it is optional.
 """
 
 import os
@@ -16,19 +16,17 @@ from pydantic_core import ErrorDetails
 
 from microseg.config.environment import Environment, Home
 from microseg.config.params import (
-    AdaptSettings,
     DataSettings,
     DemoSettings,
     GateSettings,
     InferenceSettings,
-    NetworkSettings,
     OnboardingSettings,
     OutOfDistributionSettings,
     PromotionSettings,
     ScheduleSettings,
-    Section,
-    TrainSettings,
 )
+from microseg.config.section import Section
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.errors import ParseError, SettingsError
 from microseg.parsing import parse_yaml, read_text
 

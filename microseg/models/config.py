@@ -4,7 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from microseg.config.params import ArchitectureSettings, Section
+from microseg.config.section import Section
+from microseg.config.training_params import ArchitectureSettings
 
 __all__ = ["CONFIG_FILE", "IMAGENET_MEAN", "IMAGENET_STD", "WEIGHTS_FILE", "EncoderWeights", "NetworkConfig", "Triple"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.errors import ModelError
 from microseg.models.config import IMAGENET_MEAN, IMAGENET_STD, Triple
 from microseg.models.layers import ConvBlock, conv_bn_relu, initialize

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.errors import ModelError
 from microseg.models.config import NetworkConfig
 from microseg.models.encoders import build_encoder

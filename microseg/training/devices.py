@@ -9,7 +9,8 @@ import copy
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,7 +24,18 @@ from microseg.errors import SettingsError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Progress", "launch", "make_fabric", "resolve_device", "resolve_precision", "several_programs"]
+__all__ = [
+    "Progress",
+    "fastest_convolutions",
+    "launch",
+    "make_fabric",
+    "random_states",
+    "resolve_device",
+    "resolve_precision",
+    "restore_random_states",
+    "several_programs",
+    "tf32",
+]
 
 Result = TypeVar("Result")
 Callback = Callable[[int, Mapping[str, float]], None]
@@ -181,3 +193,55 @@ def _receive(queue: Any, progress: Progress) -> None:
     while (item := queue.get()) is not None:
         kind, step, metrics = item
         getattr(progress, kind)(step, metrics)
+
+
+@contextmanager
+def fastest_convolutions(enabled: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new shape and keep the fastest: more than half a minute on an H100.
+
+    Not for evaluations, where each image may have another shape.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Compute float32 matrix products in TF32, which has more digits than the bfloat16 of the others."""
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.set_float32_matmul_precision(before)
+
+
+def random_states(fabric: Fabric) -> list[torch.Tensor]:
+    """States of the random generators of the CPU and, on CUDA, of the GPU, of all processes.
+
+    Shape:
+        each (processes, bytes)
+    """
+    own = [torch.get_rng_state()]
+    if fabric.device.type == "cuda":
+        own.append(torch.cuda.get_rng_state(fabric.device))
+    if fabric.world_size == 1:
+        return [state[None] for state in own]
+    gathered = [fabric.all_gather(state) for state in own]
+    return [state.cpu() for state in gathered if isinstance(state, torch.Tensor)]
+
+
+def restore_random_states(fabric: Fabric, states: Sequence[torch.Tensor]) -> None:
+    """Set the random generators of this process as `random_states` returned them, perhaps of fewer processes."""
+    setters = [torch.set_rng_state]
+    if fabric.device.type == "cuda":
+        setters.append(partial(torch.cuda.set_rng_state, device=fabric.device))
+    for set_state, state in zip(setters, states, strict=False):
+        if fabric.global_rank < len(state):
+            set_state(state[fabric.global_rank])

@@ -6,8 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from microseg.config.params import FitSettings
 from microseg.cpu import tune_allocator
 from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter
 from microseg.training.checkpoints import read_checkpoint, write_checkpoint
-from microseg.training.devices import Progress
+from microseg.training.devices import (
+    Progress,
+    fastest_convolutions,
+    random_states,
+    restore_random_states,
+    tf32,
+)
 from microseg.training.loading import BatchLoader, worker_count
 from microseg.training.method import TrainingMethod
+from microseg.training.schedule import learning_rate_factor, stop_reason, training_progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -134,7 +139,7 @@ class _Fit:
         start, before = time.monotonic(), self.seconds
         mixed = self.on_cuda and getattr(self.fabric.strategy.precision, "precision", "") == "bf16-mixed"
         try:
-            with _tf32(mixed):
+            with tf32(mixed):
                 self._train(start, before)
         finally:
             self._close()
@@ -146,7 +151,7 @@ class _Fit:
         while not self.stopped:
             self._take_step()
             self._set_clock(before + time.monotonic() - start)
-            self.stopped = self._stop_reason()
+            self.stopped = stop_reason(self.step, self.seconds, self.settings)
             if self.stopped or self.step % self.settings.evaluate_every == 0:
                 self._evaluate()
                 self.stopped = self.stopped or self._patience_ended()
@@ -154,11 +159,11 @@ class _Fit:
                 self._save()
 
     def _take_step(self) -> None:
-        fabric, progress = self.fabric, _progress(self.step, self.seconds, self.settings)
+        fabric, progress = self.fabric, training_progress(self.step, self.seconds, self.settings)
         batch = self._next_batch(progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * _schedule(self.step, self.seconds, self.settings)
-        with _fastest_convolutions(self.on_cuda and self.settings.steps >= _MANY_STEPS):
+            group["lr"] = group["peak"] * learning_rate_factor(self.step, self.seconds, self.settings)
+        with fastest_convolutions(self.on_cuda and self.settings.steps >= _MANY_STEPS):
             losses = self.module(batch, progress)
             self.optimizer.zero_grad(set_to_none=True)
             fabric.backward(losses["total"])
@@ -229,13 +234,6 @@ class _Fit:
         elif self.step % self.read_every == 0:
             self.seconds = self.fabric.broadcast(seconds)
 
-    def _stop_reason(self) -> str:
-        if self.step >= self.settings.steps:
-            return "steps"
-        if self.settings.max_minutes is not None and self.seconds >= 60 * self.settings.max_minutes:
-            return "minutes"
-        return ""
-
     def _evaluate(self) -> None:
         self._report_losses()  # a network that is not finite is never the best one, nor in a checkpoint
         network = copy.deepcopy(self.method.result()).eval()
@@ -260,7 +258,7 @@ class _Fit:
         self._report_losses()
         if self.checkpoint is None:
             return
-        random = self._random_states()
+        random = random_states(self.fabric)
         if not self.fabric.is_global_zero:
             return
         state: dict[str, Any] = {
@@ -291,69 +289,7 @@ class _Fit:
             return
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        rank = self.fabric.global_rank
-        for set_state, states in zip(self._random_setters(), state["random"], strict=False):
-            if rank < len(states):  # a resumption may have more processes
-                set_state(states[rank])
+        restore_random_states(self.fabric, state["random"])
         self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
         self.best, self.best_step, self.best_score = state["best"], state["best_step"], state["best_score"]
         self.stopped = state["stopped"]
-
-    def _random_states(self) -> list[torch.Tensor]:
-        """States of the random generators of the CPU and of the GPU, (processes, bytes) each."""
-        own = [torch.get_rng_state()]
-        if self.on_cuda:
-            own.append(torch.cuda.get_rng_state(self.fabric.device))
-        if self.fabric.world_size == 1:
-            return [state[None] for state in own]
-        gathered = [self.fabric.all_gather(state) for state in own]
-        return [state.cpu() for state in gathered if isinstance(state, torch.Tensor)]
-
-    def _random_setters(self) -> list[Callable[[torch.Tensor], None]]:
-        device = self.fabric.device
-        return [torch.set_rng_state, *([partial(torch.cuda.set_rng_state, device=device)] if self.on_cuda else [])]
-
-
-@contextmanager
-def _fastest_convolutions(enabled: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms for each new shape and keep the fastest.
-
-    It took more than half a minute on an H100.
-
-    Not in evaluations, where each image may have another shape.
-    """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = enabled or before
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
-    """Compute float32 matrix products in TF32, which has more digits than the bfloat16 of the others."""
-    before = torch.get_float32_matmul_precision()
-    if enabled:
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        if enabled:
-            torch.set_float32_matmul_precision(before)
-
-
-def _progress(step: int, seconds: float, settings: FitSettings) -> float:
-    """Completed fraction of the training, by steps or by time, whichever is larger."""
-    timed = 0.0 if settings.max_minutes is None else min(1.0, seconds / (60 * settings.max_minutes))
-    return max(step / settings.steps, timed)
-
-
-def _schedule(step: int, seconds: float, settings: FitSettings) -> float:
-    """Fraction of the peak learning rate: linear warm-up, then a cosine to 1 % at the end of the steps or the time."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    if settings.max_minutes is not None:
-        progress = max(progress, min(1.0, seconds / (60 * settings.max_minutes)))
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from microseg.config.params import FitSettings
+from microseg.config.training_params import FitSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample, step_generator
 from microseg.errors import TrainingError
 from microseg.models.network import PyramidSegmenter

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
-from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, TrainSettings
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.errors import TrainingError
 from microseg.models.config import NetworkConfig

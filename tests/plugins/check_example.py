@@ -8,7 +8,7 @@ import numpy as np
 
 from microseg import Segmenter, adapt, train
 from microseg.annotations.index_masks import read_mask
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.outputs.record import Provenance

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Crops, Sample, step_generator
 from microseg.models.domain_classifiers import FeatureDomainClassifier, ImageDomainClassifier, reverse_gradient
 from microseg.models.losses import domain_loss

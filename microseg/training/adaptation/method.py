@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.models.network import PyramidSegmenter

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Crops, Sample, step_generator
 from microseg.models.network import PyramidSegmenter
 from microseg.training.adaptation.domain_shift import TargetLab

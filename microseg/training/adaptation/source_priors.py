@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from microseg.annotations.index_masks import read_mask
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Sample
 from microseg.slides.modality import Modality, lab_modality
 from microseg.slides.region import read_source

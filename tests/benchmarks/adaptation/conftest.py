@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import write_png
 from microseg.training.adaptation.domain_shift import DomainShift, TargetLab

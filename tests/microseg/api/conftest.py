@@ -8,7 +8,7 @@ import pytest
 from lightning_fabric import Fabric
 
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.models.network import PyramidSegmenter
 from microseg.training.devices import make_fabric

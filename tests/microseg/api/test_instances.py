@@ -16,7 +16,7 @@ from PIL import Image
 from microseg.annotations.instance_masks import read_instances, write_instances
 from microseg.api.segmenter import Segmenter
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.errors import LabError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from microseg.api.samples import crop_size, image_samples, labelled_samples, with_corrections
-from microseg.config.params import TrainSettings
+from microseg.config.training_params import TrainSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import Sample
 from microseg.models.config import NetworkConfig

@@ -12,8 +12,8 @@ import microseg
 from microseg.api import training
 from microseg.api.checkpoints import source_dice
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, ArchitectureSettings, TrainSettings
 from microseg.config.settings import load_settings
+from microseg.config.training_params import AdaptSettings, ArchitectureSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.errors import LabError, PluginError

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, TrainSettings
 
 
 @pytest.mark.parametrize("kind", [TrainSettings, AdaptSettings])

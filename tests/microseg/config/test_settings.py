@@ -6,8 +6,8 @@ import yaml
 from pydantic import ValidationError
 
 from microseg.config.environment import Home
-from microseg.config.params import NetworkSettings
 from microseg.config.settings import Params, load_settings
+from microseg.config.training_params import NetworkSettings
 from microseg.errors import SettingsError
 from microseg.models.config import NetworkConfig
 from microseg.models.network import configure_network

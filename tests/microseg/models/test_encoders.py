@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.errors import ModelError
 from microseg.inference.engine import Engine
 from microseg.models.config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from microseg.config.params import AdaptSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, TrainSettings
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from microseg.api.training import adapt
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.dataset import LabDataset
 from microseg.errors import SettingsError
 from microseg.models.files import load_network
@@ -158,7 +158,7 @@ NODE = """
 import sys
 from pathlib import Path
 from microseg.api.training import train
-from microseg.config.params import NetworkSettings, TrainSettings
+from microseg.config.training_params import NetworkSettings, TrainSettings
 from microseg.datasets.dataset import open_lab_dataset
 from microseg.training.devices import make_fabric
 

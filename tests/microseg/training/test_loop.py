@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from microseg.config.params import TrainSettings
+from microseg.config.training_params import TrainSettings
 from microseg.errors import TrainingError
 from microseg.training import loop
 from microseg.training.checkpoints import read_checkpoint

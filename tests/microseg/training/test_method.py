@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from microseg.config.params import TrainSettings
+from microseg.config.training_params import TrainSettings
 from microseg.datasets.sampling import CropSampler
 from microseg.errors import TrainingError
 from microseg.models.losses import segmentation_loss

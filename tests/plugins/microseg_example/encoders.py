@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from microseg.config.params import ArchitectureSettings
+from microseg.config.training_params import ArchitectureSettings
 from microseg.models.encoders import Encoder
 
 

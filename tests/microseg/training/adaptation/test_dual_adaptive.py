@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch.nn import functional
 
 from microseg.annotations.index_masks import read_mask
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample
 from microseg.errors import TrainingError
 from microseg.training.adaptation.domain_shift import DomainShift, TargetLab

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 
 from microseg.annotations.index_masks import read_mask
 from microseg.api.training import adapt, train
-from microseg.config.params import AdaptSettings, NetworkSettings, TrainSettings
+from microseg.config.training_params import AdaptSettings, NetworkSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset, open_lab_dataset
 from microseg.datasets.ingest import ingest_lab
 from microseg.evaluation.overlap import dice

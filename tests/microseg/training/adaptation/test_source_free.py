@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.nn import functional
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Crops, CropSampler, Sample
 from microseg.training.adaptation.domain_shift import TargetLab
 from microseg.training.adaptation.normalization import read_statistics

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microseg.config.params import AdaptSettings
+from microseg.config.training_params import AdaptSettings
 from microseg.datasets.sampling import Sample
 from microseg.slides.images import write_png
 from microseg.slides.modality import Modality
