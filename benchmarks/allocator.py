@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import spread
+from benchmarks.results import ResultFile, argument_parser, spread
 
 __all__ = ["main"]
 
@@ -63,11 +63,10 @@ _COMPARISONS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.allocator",
-        description="Measures the effect of microseg's process settings on PyTorch on this machine.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = argument_parser(
+        "benchmarks.allocator",
+        "Measures the effect of microseg's process settings on PyTorch on this machine.",
+        _EPILOG,
     )
     parser.add_argument("--runs", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument(
@@ -75,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.allocator", arguments)
     if chosen.measure:
         print(json.dumps(_measure()))
         return
@@ -82,8 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--runs: expected at least 1, got {chosen.runs}")
     measured = {comparison.name: _pairs(comparison, chosen.runs) for comparison in _COMPARISONS}
     _print_table(measured)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(measured, indent=2) + "\n")
+    file.write(seconds=measured)
 
 
 def _pairs(comparison: _Comparison, runs: int) -> dict[str, list[tuple[float, float]]]:

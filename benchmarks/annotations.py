@@ -3,8 +3,6 @@
 Nuclei of 20 points on a slide, in one annotated region. A region is 512 pixels wide, at a random place.
 """
 
-import argparse
-import json
 import resource
 import tempfile
 import time
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import shapely
 
+from benchmarks.results import ResultFile, argument_parser
 from microseg.annotations.classes import LabelClasses
 from microseg.annotations.files import AnnotatedImage
 from microseg.annotations.formats import read_annotation, write_annotation
@@ -25,15 +24,12 @@ _SUFFIXES = {"geojson": ".geojson", "imagescope": ".xml", "asap": ".xml", "coco"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.annotations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.annotations", __doc__)
     parser.add_argument("--objects", type=int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
     parser.add_argument("--formats", nargs="+", default=["geojson"], choices=list(_SUFFIXES), help="(default: geojson)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     args = parser.parse_args(arguments)
+    file = ResultFile(args.json, "benchmarks.annotations", arguments)
     print("format      objects  file MB  open s  region ms  memory MB")
     rows = []
     for name in args.formats:
@@ -43,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{name:10}  {count:7,}  {row['file_mb']:7.0f}  {row['open_s']:6.1f}  {row['region_ms']:9.1f}  "
                 f"{row['memory_mb']:9.0f}"
             )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    file.write(rows=rows)
 
 
 def _measure(name: str, count: int) -> dict[str, Any]:

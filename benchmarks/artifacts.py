@@ -7,7 +7,6 @@ labs are added.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from benchmarks.results import markdown_table, provenance
+from benchmarks.results import ResultFile, argument_parser, markdown_table, table_cells
 from microseg.datasets.lab import read_lab_metadata
 from microseg.slides.artifacts import FOCUS_MPP, is_out_of_focus, pen_map
 from microseg.slides.images import read_image
@@ -42,16 +41,13 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.artifacts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.artifacts", __doc__)
     parser.add_argument("labs", type=Path, nargs="*", help="folders of labs, beside the synthetic ones")
     parser.add_argument("--mpp", type=float, default=16.0, help="microns per pixel of the thumbnail (default: 16)")
     parser.add_argument("--images", type=int, default=40, help="images of a lab, at most (default: 40)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     args = parser.parse_args(arguments)
+    file = ResultFile(args.json, "benchmarks.artifacts", arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         made = [
@@ -63,10 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows).astype(object).fillna("–")
     print(markdown_table(table))
-    if args.json:
-        tables = {"artifacts": {"columns": list(table.columns), "rows": table.to_numpy().tolist()}}
-        content = {"provenance": provenance("benchmarks.artifacts", arguments), "tables": tables}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    file.write(tables={"artifacts": table_cells(table)})
 
 
 def _measure(lab: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Each is run as a process in a new home. The versions have no files: none of these commands reads any.
 """
 
-import argparse
 import os
 import sqlite3
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.results import spread
+from benchmarks.results import argument_parser, spread
 from microseg.config.environment import Home
 from microseg.registry.production import AuditInfo
 from microseg.registry.registry import Registry
@@ -26,10 +25,10 @@ _COMMANDS = (("--help",), ("status",), ("history",))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.commands",
-        description="Measures commands with a registry of many versions.",
-        epilog="Example: python -m benchmarks.commands --versions 1000 --rounds 5",
+    parser = argument_parser(
+        "benchmarks.commands",
+        "Measures commands with a registry of many versions.",
+        "Example: python -m benchmarks.commands --versions 1000 --rounds 5",
     )
     parser.add_argument("--versions", type=int, default=1000, help="versions in the registry (default: 1000)")
     parser.add_argument("--promotions", type=int, default=50, help="of them, in the history (default: 50)")

@@ -8,7 +8,6 @@ With ``--slides`` lab_b consists of whole slides.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ import numpy as np
 import orjson
 import shapely
 
-from benchmarks.results import provenance
+from benchmarks.results import ResultFile, argument_parser
 from microseg.annotations.index_masks import read_mask
 from microseg.annotations.outlines import OutlineBuilder, mask_polygons
 from microseg.api.segmenter import Segmenter
@@ -42,11 +41,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.corrections",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.corrections", __doc__)
     parser.add_argument("--regions", type=int, default=5, help="corrected regions, on as many slides (default: 5)")
     parser.add_argument("--steps", type=int, default=200, help="steps of each training (default: 200)")
     parser.add_argument("--size", type=int, default=192, help="side of an image, in pixels (default: 192)")
@@ -57,17 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     args = parser.parse_args(arguments)
+    file = ResultFile(args.json, "benchmarks.corrections", arguments)
     with tempfile.TemporaryDirectory() as folder:
         result = _run(Path(folder), args)
     print(f"{'model':44}  lab_a  lab_b")
     for name, dice in result["dice"].items():
         print(f"{name:44}  {dice['lab_a']:.3f}  {dice['lab_b']:.3f}")
     print(f"corrected regions by split: {result['regions']}; {result['seconds']:.0f} seconds")
-    if args.json:
-        rows = [[name, *(f"{value:.3f}" for value in dice.values())] for name, dice in result["dice"].items()]
-        result["tables"] = {"corrections": {"columns": ["model", "lab_a", "lab_b"], "rows": rows}}
-        content = {"provenance": provenance("benchmarks.corrections", arguments), **result}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    rows = [[name, *(f"{value:.3f}" for value in dice.values())] for name, dice in result["dice"].items()]
+    file.write(**result, tables={"corrections": {"columns": ["model", "lab_a", "lab_b"], "rows": rows}})
 
 
 def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -10,8 +10,6 @@ Two measurements, with one worker and with two, alternating:
 Two is the most; other load on the machine affects the ratio in both directions: compare the spread.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,7 +21,7 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before they are read
     os.environ[_name] = "1"
 
-from benchmarks.results import spread  # noqa: E402
+from benchmarks.results import ResultFile, argument_parser, spread  # noqa: E402
 
 __all__ = ["main"]
 
@@ -31,17 +29,14 @@ _WARM_UP = 5  # steps
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.distributed", __doc__)
     parser.add_argument("--images", type=int, default=60, help="images of 256 px of the smaller batch (default: 60)")
     parser.add_argument("--steps", type=int, default=40, help="training steps (default: 40)")
     parser.add_argument("--pairs", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("--only", nargs="+", choices=("segment", "train"), default=["train", "segment"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.distributed", arguments)
     measured: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="microseg-distributed-") as name:
         home = Path(name)
@@ -58,8 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         ratios = [b / a for a, b in rates]
         print(f"| {part} | {spread(one, 2)} | {spread(two, 2)} | {spread(ratios, 2)} |")
         print(f"{part}: {statistics.median(ratios):.2f} times as much with two workers", file=sys.stderr)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(measured, indent=1) + "\n")
+    file.write(**measured)
 
 
 def _train(home: Path, steps: int, pairs: int) -> list[list[float]]:

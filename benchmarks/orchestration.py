@@ -8,16 +8,17 @@ up the production version for each chunk, and creates tables and pictures in Pre
 affects both; compare the spread.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.results import argument_parser
+
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    arguments = argument_parser("benchmarks.orchestration", __doc__)
     arguments.add_argument("--images", type=int, default=500)
     arguments.add_argument("--size", type=int, default=256, help="side of an image, pixels")
     arguments.add_argument("--pairs", type=int, default=3, help="number of repetitions")

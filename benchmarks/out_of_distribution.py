@@ -6,8 +6,6 @@ Labs: for every two labs of a folder, the reference distribution is fitted to ha
       mean (least to most) of random halves.
 """
 
-import argparse
-import json
 import statistics
 import time
 from itertools import permutations
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.results import ResultFile, argument_parser
 from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.inference.engine import Engine
 from microseg.inference.out_of_distribution import image_ood_score
@@ -37,22 +36,17 @@ Example: python -m benchmarks.out_of_distribution --data data --json out_of_dist
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.out_of_distribution",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.out_of_distribution", __doc__, _EPILOG)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="labs to compare; by default only cost is measured")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="of the network (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="timed images (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     args = parser.parse_args(arguments)
+    file = ResultFile(args.json, "benchmarks.out_of_distribution", arguments)
     results: dict[str, Any] = {"cost": _cost(args.encoder, args.runs)}
     if args.data:
         results["labs"] = [row for task in sorted(args.data.iterdir()) if task.is_dir() for row in _task(task)]
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    file.write(**results)
 
 
 def _cost(encoder: str, runs: int) -> dict[str, list[float]]:

@@ -6,8 +6,6 @@ The network is replaced by results that were computed before, as in `benchmarks.
 process. A stage does not contain the stages that it calls. Numbers are core-seconds a megapixel.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -26,7 +24,7 @@ import pandas as pd  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from benchmarks.outputs import KINDS, precomputed_engine, reference_of  # noqa: E402
-from benchmarks.results import console_table, provenance, spread  # noqa: E402
+from benchmarks.results import ResultFile, argument_parser, console_table, spread, table_cells  # noqa: E402
 from microseg import limits  # noqa: E402
 from microseg.annotations.index_masks import read_mask  # noqa: E402
 from microseg.inference import engine as engine_module  # noqa: E402
@@ -89,26 +87,19 @@ class _Timer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.output_stages",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.output_stages", __doc__)
     parser.add_argument("--lab", type=Path, required=True, help="folder with images/ and masks/ of up to 640²")
     parser.add_argument("--images", type=int, default=24, help="number of images (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="number of runs (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.output_stages", arguments)
     limits._serving = True  # files are read in this process
     paths = sorted((chosen.lab / "images").iterdir())[: chosen.images]
     runs = [{kind: _run(chosen.lab, paths, kind) for kind in KINDS} for _ in range(chosen.runs + 1)][1:]
     table = _table(runs)
     Console().print(console_table(table, f"core-seconds a megapixel, {len(paths)} images, {chosen.runs} runs"))
-    if chosen.json:
-        content = {"columns": list(table.columns), "rows": table.to_numpy().tolist()}
-        measured = provenance("benchmarks.output_stages", ["--lab", "LAB", "--runs", str(chosen.runs)])
-        result = {"provenance": measured, "runs": runs, "tables": {"stages": content}}
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
+    file.write(runs=runs, tables={"stages": table_cells(table)})
 
 
 def _run(lab: Path, paths: Sequence[Path], kind: str) -> dict[str, float]:

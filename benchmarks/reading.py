@@ -4,7 +4,6 @@ In each round every file is read once in each way, one after the other, so that 
 those of the clock: the processor time of both processes is in them, and the copy of the pixels between them.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from benchmarks.results import spread
+from benchmarks.results import argument_parser, spread
 from microseg.slides import images, limited
 
 __all__ = ["main"]
@@ -23,10 +22,10 @@ _SIDES = (256, 1024, 4096)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reading",
-        description="Measures reading images in a child process, compared with reading them in this one.",
-        epilog="Example: python -m benchmarks.reading --rounds 11",
+    parser = argument_parser(
+        "benchmarks.reading",
+        "Measures reading images in a child process, compared with reading them in this one.",
+        "Example: python -m benchmarks.reading --rounds 11",
     )
     parser.add_argument("--rounds", type=int, default=11, help="readings of each file in each way (default: 11)")
     chosen = parser.parse_args(arguments)

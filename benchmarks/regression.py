@@ -4,8 +4,6 @@ In each round everything is measured once in this checkout and once in that comm
 machine, so that results do not depend on the machine, and hardly on its load.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -16,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import provenance, spread
-from microseg.files import write_text_file
+from benchmarks.results import ResultFile, argument_parser, spread
 
 __all__ = ["MEASUREMENTS", "Measurement", "main", "measure", "slower"]
 
@@ -69,10 +66,10 @@ MEASUREMENTS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.regression",
-        description="Compares processor times with an earlier commit; fails where one has grown.",
-        epilog="Example: python -m benchmarks.regression --base v0.2.0 --rounds 5",
+    parser = argument_parser(
+        "benchmarks.regression",
+        "Compares processor times with an earlier commit; fails where one has grown.",
+        "Example: python -m benchmarks.regression --base v0.2.0 --rounds 5",
     )
     parser.add_argument("--base", help="commit to compare with (default: the newest one that is a week older)")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
@@ -80,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="measure only these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.regression", arguments)
     if chosen.rounds < 1:
         parser.error(f"--rounds: expected at least 1, got {chosen.rounds}")
     if unknown := set(chosen.only or ()) - {it.name for it in MEASUREMENTS}:
@@ -99,9 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, pairs in seconds.items():
         before, now = zip(*pairs, strict=True)
         print(f"| {name} | {spread(before, 2)} | {spread(now, 2)} | {spread([b / a for a, b in pairs], 2)} |")
-    if chosen.json:
-        values = provenance("benchmarks.regression", arguments) | {"base": base, "seconds": seconds}
-        write_text_file(chosen.json, json.dumps(values, indent=1) + "\n")
+    file.write(base=base, seconds=seconds)
     if grown := slower(seconds, chosen.limit):
         raise SystemExit(
             f"Expected at most {chosen.limit:g} times the earlier processor time, got more: {', '.join(grown)}."

@@ -1,5 +1,6 @@
-"""Result rows of a long benchmark, stored as they are finished, and their tables for the console and for Markdown."""
+"""What all benchmarks share: arguments, result rows that are stored as they are finished, files of results, tables."""
 
+import argparse
 import json
 import os
 import shlex
@@ -17,9 +18,31 @@ from rich.table import Table
 
 from microseg.files import atomic_write
 
-__all__ = ["ResultRows", "Row", "console_table", "markdown_table", "provenance", "spread"]
+__all__ = [
+    "ResultFile",
+    "ResultRows",
+    "Row",
+    "argument_parser",
+    "console_table",
+    "markdown_table",
+    "provenance",
+    "spread",
+    "table_cells",
+]
 
 Row = dict[str, Any]
+
+
+def argument_parser(module: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Parser of the arguments of a benchmark, whose help shows the texts as they are written.
+
+    Args:
+        module: Module that is run, such as ``benchmarks.adaptation``.
+        description: Text above the options, such as the module's documentation.
+        epilog: Text below them.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m {module}", None, description, epilog, formatter_class=formatter)
 
 
 @dataclass
@@ -49,6 +72,32 @@ class ResultRows:
         self.rows.append(row)
         with atomic_write(self.file) as part:
             part.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+class ResultFile:
+    """JSON file of a benchmark's results, which begins with what they were measured with.
+
+    Args:
+        file: File to write; None to write none.
+        module: Module that is run, such as ``benchmarks.adaptation``.
+        arguments: Its arguments; default: those of this process.
+    """
+
+    def __init__(self, file: Path | None, module: str, arguments: Sequence[str] | None = None) -> None:
+        self.file = file
+        self._measured = provenance(module, arguments)  # before the file of the results changes the checkout
+
+    def write(self, **content: Any) -> None:
+        """Write the results, in place of those written before."""
+        if self.file is not None:
+            with atomic_write(self.file) as part:
+                content = {"provenance": self._measured | {"machine": _machine()}, **content}
+                part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def table_cells(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """A table as `benchmarks.report` reads it: names of columns, and rows of cells."""
+    return {"columns": list(table.columns), "rows": table.astype(str).to_numpy().tolist()}
 
 
 def console_table(table: pd.DataFrame, title: str) -> Table:
@@ -86,14 +135,13 @@ def provenance(module: str, arguments: Sequence[str] | None = None) -> dict[str,
         arguments: Its arguments; default: those of this process.
     """
     words = ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
-    cores = os.cpu_count() or 1
+    today = datetime.now(UTC).date().isoformat()
+    return {"command": shlex.join(words), "date": today, "commit": _commit(), "machine": _machine()}
+
+
+def _machine() -> str:
     load = f", {os.getloadavg()[0]:.1f} processes waiting or running at the end" if hasattr(os, "getloadavg") else ""
-    return {
-        "command": shlex.join(words),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
-        "machine": f"{cores} cores{load}",
-    }
+    return f"{os.cpu_count() or 1} cores{load}"
 
 
 def _commit() -> str | None:

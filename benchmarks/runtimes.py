@@ -8,7 +8,6 @@ so that other load on the machine affects all of them; ratios are computed for e
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.results import spread
+from benchmarks.results import ResultFile, argument_parser, spread
 
 if TYPE_CHECKING:
     from microseg.models.network import PyramidSegmenter
@@ -44,12 +43,7 @@ Example: python -m benchmarks.runtimes --json runtimes.json
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.runtimes",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.runtimes", __doc__, _EPILOG)
     parser.add_argument("--turns", type=int, default=7, help="number of turns (default: 7)")
     parser.add_argument("--tiles", type=int, default=4, help="tiles of one turn (default: 4)")
     parser.add_argument("--tile", type=int, default=512, help="side of a tile in pixels (default: 512)")
@@ -62,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.runtimes", arguments)
     for name in ("turns", "tiles"):
         if getattr(chosen, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(chosen, name)}")
@@ -70,8 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="microseg-runtimes-") as folder:
         values = _measure(Path(folder), chosen)
     _print_table(values)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(values, indent=2) + "\n")
+    file.write(**values)
 
 
 def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.gpu.measure import cpu_seconds
-from benchmarks.results import ResultRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, argument_parser, console_table, markdown_table
 from microseg.api.training import adapt
 from microseg.config.training_params import AdaptSettings, ArchitectureSettings
 from microseg.datasets.dataset import open_lab_dataset
@@ -68,9 +68,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("benchmarks.scaling", __doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 1000], help="default: 100 1000")
     parser.add_argument("--only", nargs="+", choices=list(_PARTS), default=list(_PARTS), metavar="PART")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/scaling"), help="folder of results.json")

@@ -7,7 +7,6 @@ tissue cut into tiles by hand, each in a process of its own, and both are scored
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.results import provenance
+from benchmarks.results import ResultFile, argument_parser
 from microseg.api.samples import image_samples, labelled_samples
 from microseg.api.training import adapt, train
 from microseg.config.training_params import AdaptSettings, ArchitectureSettings, TrainSettings
@@ -53,11 +52,7 @@ _REFERENCES = 16  # images, of as many slides, that models are scored on
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.slides",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.slides", __doc__)
     parser.add_argument("--slides", type=int, default=20, help="slides of the lab (default: 20)")
     parser.add_argument("--annotated", type=int, default=5, help="of them with annotated regions (default: 5)")
     parser.add_argument("--side", type=int, default=8000, help="side of a slide, in pixels (default: 8000)")
@@ -67,16 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     args = parser.parse_args(arguments)
+    file = ResultFile(args.json, "benchmarks.slides", arguments)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         result = _run(Path(folder), args)
     print(f"{'measurement':58} value")
     for name, value in result["values"].items():
         print(f"{name:58} {value:.4g}")
-    if args.json:
-        rows = [[name, f"{value:.4g}"] for name, value in result["values"].items()]
-        result["tables"] = {"slides": {"columns": ["measurement", "value"], "rows": rows}}
-        content = {"provenance": provenance("benchmarks.slides", arguments), **result}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    rows = [[name, f"{value:.4g}"] for name, value in result["values"].items()]
+    file.write(**result, tables={"slides": {"columns": ["measurement", "value"], "rows": rows}})
 
 
 def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -4,12 +4,11 @@ The baseline is ``flows.segment``, which imports PyTorch, MLflow and Prefect. In
 once in a separate process, and compared with the baseline of the same round.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks.results import spread
+from benchmarks.results import argument_parser, spread
 
 __all__ = ["main"]
 
@@ -25,10 +24,10 @@ _MODULES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.start",
-        description="Measures the start of microseg's processes, compared with one that imports everything.",
-        epilog="Example: python -m benchmarks.start --rounds 5",
+    parser = argument_parser(
+        "benchmarks.start",
+        "Measures the start of microseg's processes, compared with one that imports everything.",
+        "Example: python -m benchmarks.start --rounds 5",
     )
     parser.add_argument("--rounds", type=int, default=3, help="imports of each module (default: 3)")
     parser.add_argument("modules", nargs="*", default=_MODULES, help="(default: %(default)s)")

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import ResultFile, argument_parser
+
 __all__ = ["main"]
 
 _SIDE, _IMAGES = 1000, 12
@@ -36,12 +38,7 @@ Example: python -m benchmarks.throughput --runs 5 --json throughput.json
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.throughput", __doc__, _EPILOG)
     parser.add_argument("--runs", type=int, default=3, help="number of runs (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     parser.add_argument(
@@ -58,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.throughput", arguments)
     if chosen.measure:
         side, folder, *rest = chosen.measure
         print(json.dumps(_SIDES[side](Path(folder), *rest)))
@@ -68,8 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.copytree(chosen.network, folder / "network")
         _in_process("prepare", folder, chosen.encoder)
         values = _one_slide(folder, chosen.slide, chosen.tissue) if chosen.slide else _sides(folder, chosen.runs)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(values, indent=2) + "\n")
+    file.write(**values)
 
 
 def _sides(folder: Path, runs: int) -> dict[str, Any]:

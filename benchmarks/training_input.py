@@ -10,10 +10,7 @@ Ways of drawing, alternating in each run:
   workers   in other processes (workers: as given)
 """
 
-import argparse
 import itertools
-import json
-import os
 import resource
 import sys
 import tempfile
@@ -33,7 +30,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.results import console_table, spread
+from benchmarks.results import ResultFile, argument_parser, console_table, spread
 from microseg.config.training_params import TrainSettings
 from microseg.datasets import sampling
 from microseg.datasets.decoded import DecodedFiles
@@ -62,17 +59,13 @@ Example: python -m benchmarks.training_input --runs 5 --json training-input.json
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_input",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.training_input", __doc__, _EPILOG)
     parser.add_argument("--runs", type=int, default=3, help="number of runs (default: 3)")
     parser.add_argument("--steps", type=int, default=300, help="measured steps of each run (default: 300)")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: one on each core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all values to this file")
     chosen = parser.parse_args(arguments)
+    file = ResultFile(chosen.json, "benchmarks.training_input", arguments)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="microseg-training-input-") as name:
@@ -87,10 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                 rows.append({"run": run, "source": title, "way": way, **values})
     table = pd.DataFrame(rows)
     Console().print(console_table(_summary(table), f"{chosen.workers} workers, {available_cores()} cores"))
-    if chosen.json:
-        machine = {"cores": available_cores(), "load": os.getloadavg()[0], "workers": chosen.workers}
-        content = {"machine": machine, "wanted": _WANTED, "rows": rows}
-        chosen.json.write_text(json.dumps(content, indent=2) + "\n")
+    file.write(wanted=_WANTED, rows=rows)
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,6 @@ With ``--json docs/benchmarks/results/adaptation/<name>.json`` the results becom
 ``python -m benchmarks.report``.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,19 +23,14 @@ from benchmarks.adaptation.grid import Grid
 from benchmarks.adaptation.methods import ABLATIONS, METHODS, SOURCE_ONLY, STATISTICS, UPPER_BOUND
 from benchmarks.adaptation.summary import draw, rank, summarize
 from benchmarks.adaptation.tasks import add_task_arguments, find_tasks
-from benchmarks.results import ResultRows, Row, console_table, markdown_table, provenance
-from microseg.files import atomic_write
+from benchmarks.results import ResultFile, ResultRows, Row, argument_parser, console_table, markdown_table
 
 _ALL = (SOURCE_ONLY, *METHODS, STATISTICS, UPPER_BOUND)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.adaptation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.adaptation", __doc__)
     add_task_arguments(parser)
     parser.add_argument("--methods", nargs="+", default=list(_ALL), choices=[*_ALL, *ABLATIONS], metavar="METHOD",
                         help=f"any of {', '.join(_ALL)}; or for the ablation {', '.join(ABLATIONS)}")  # fmt: skip
@@ -52,11 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="also write all results to this file, with command, date, commit and machine")  # fmt: skip
     chosen = parser.parse_args(arguments)
-    out = chosen.out.absolute()
+    out, file = chosen.out.absolute(), ResultFile(chosen.json, "benchmarks.adaptation", arguments)
     if chosen.report is not None:
         rows = [row for folder in (out, *chosen.report) for row in ResultRows(folder).rows]
         _report(rows, out, "Finished results")
-        _write(rows, chosen.json, arguments)
+        file.write(rows=rows)
         return
     tasks = find_tasks(chosen, out / "generated")
     console = Console()
@@ -69,15 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"source {row['source_dice']:.3f}, target {row['target_dice']:.3f}, {row['minutes']:.1f} min"
         )
     _report(grid.rows, out, f"{limit} of adaptation")
-    _write(grid.rows, chosen.json, arguments)
-
-
-def _write(rows: Sequence[Row], file: Path | None, arguments: list[str] | None) -> None:
-    """Write the rows with what they were measured with."""
-    if file is not None:
-        content = {"provenance": provenance("benchmarks.adaptation", arguments), "rows": list(rows)}
-        with atomic_write(file) as part:
-            part.write_text(json.dumps(content, indent=1) + "\n")
+    file.write(rows=grid.rows)
 
 
 def _report(rows: Sequence[Row], out: Path, title: str) -> None:

@@ -10,7 +10,6 @@ balance, with ``--factor``: ``sparse`` (few of the objects on glass, each in a p
 that ``benchmarks.adaptation`` trains one source segmenter for all shifts of a lab.
 """
 
-import argparse
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.adaptation.balance import change_balance, optical_density, spread_on_glass, to_image
+from benchmarks.results import argument_parser
 from microseg.annotations.index_masks import read_mask
 from microseg.slides.images import read_image, write_png
 
@@ -159,9 +159,7 @@ def _resize(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], zoom: flo
 
 def main(arguments: list[str] | None = None) -> None:
     """Create a development task."""
-    plain = argparse.RawDescriptionHelpFormatter
-    name = "python -m benchmarks.adaptation.development"
-    parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=plain)
+    parser = argument_parser("benchmarks.adaptation.development", __doc__)
     parser.add_argument("--lab", type=Path, required=True, help="a labelled lab's folder")
     parser.add_argument("--shift", choices=[*SHIFTS, *BALANCE_SHIFTS], required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the task")

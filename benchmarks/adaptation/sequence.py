@@ -8,7 +8,6 @@ includes the earlier target labs; to lab_c alone, to measure the loss without th
 results are kept: the same command resumes an interrupted benchmark.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from benchmarks.adaptation.apart import train_apart
 from benchmarks.adaptation.methods import DEFAULT
 from benchmarks.adaptation.synthetic import PALE_AMOUNTS
 from benchmarks.adaptation.tasks import as_dataset
-from benchmarks.results import ResultRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, argument_parser, console_table, markdown_table
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import held_out_references, mean_scores, score
 from microseg.inference.engine import Engine
@@ -146,10 +145,7 @@ def _summary(rows: Sequence[Row]) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, print the table and write it."""
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.adaptation.sequence", description=__doc__, formatter_class=plain
-    )
+    parser = argument_parser("benchmarks.adaptation.sequence", __doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--minutes", type=float, default=_MINUTES, help=f"time limit of each adaptation (default {_MINUTES:g})"

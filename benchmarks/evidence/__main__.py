@@ -25,7 +25,7 @@ from benchmarks.evidence.pairs import BETTER, WORSE, make_pairs, signed_score
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
 from benchmarks.evidence.summary import draw, gate_table, rank_table, rule_table, score_table
-from benchmarks.results import Row, console_table, markdown_table
+from benchmarks.results import Row, argument_parser, console_table, markdown_table
 from microseg.config.settings import load_settings
 from microseg.errors import MicrosegError
 
@@ -34,9 +34,7 @@ _IMAGES = 16
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, run the study, print its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("benchmarks.evidence", __doc__)
     add_task_arguments(parser)
     parser.add_argument(
         "--grid", nargs="+", type=Path, required=True, help="--out of benchmarks.adaptation, or several"

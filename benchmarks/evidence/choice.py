@@ -25,7 +25,7 @@ from benchmarks.adaptation.tasks import add_task_arguments, find_tasks
 from benchmarks.evidence.pairs import signed_score
 from benchmarks.evidence.scores import SCORES
 from benchmarks.evidence.study import Study
-from benchmarks.results import ResultRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, argument_parser, console_table, markdown_table
 from microseg.config.settings import load_settings
 from microseg.registry.model_card import measurement_name
 
@@ -108,11 +108,7 @@ def _named(rows: Rows, name: str) -> Mapping[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, measure the networks, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evidence.choice",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.evidence.choice", __doc__)
     add_task_arguments(parser)
     parser.add_argument("--grid", nargs="+", type=Path, default=[], help="--out of benchmarks.adaptation, or several")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these of the grid's seeds")

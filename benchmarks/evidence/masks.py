@@ -26,7 +26,7 @@ from benchmarks.adaptation.tasks import add_task_arguments, chosen_names, find_t
 from benchmarks.evidence.measurement import EvaluationImages, report_images
 from benchmarks.evidence.object_size import typical_object_area
 from benchmarks.evidence.pairs import Rate
-from benchmarks.results import ResultRows, Row, console_table, markdown_table
+from benchmarks.results import ResultRows, Row, argument_parser, console_table, markdown_table
 from microseg.annotations.index_masks import read_mask
 from microseg.config.params import GateSettings
 from microseg.errors import MicrosegError
@@ -114,11 +114,7 @@ def _measure(
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, measure the masks, print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evidence.masks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.evidence.masks", __doc__)
     add_task_arguments(parser)
     parser.add_argument("--images", type=int, default=4, help="of each lab (default 4)")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks/masks"))

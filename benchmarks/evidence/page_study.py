@@ -6,11 +6,11 @@ The file is part of the package: ``microseg/report/study.json``. Degraded networ
 result of an adaptation.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from benchmarks.adaptation.methods import SOURCE_ONLY
+from benchmarks.results import argument_parser
 from microseg.files import write_text_file
 from microseg.report.study import STUDY_FILE
 
@@ -26,11 +26,7 @@ _LABEL_FREE = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, write the file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evidence.page_study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.evidence.page_study", __doc__)
     parser.add_argument("results", nargs="+", type=Path, help="results.json of benchmarks.evidence, or several")
     parser.add_argument("--out", type=Path, default=STUDY_FILE)
     args = parser.parse_args(arguments)

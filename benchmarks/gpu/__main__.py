@@ -33,7 +33,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.results import ResultRows, Row, markdown_table
+from benchmarks.results import ResultRows, Row, argument_parser, markdown_table
 from microseg.files import atomic_write
 
 __all__ = ["SECTIONS", "main"]
@@ -46,9 +46,7 @@ _GRACE = 1.5  # factor of a section's time after which it is ended
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections; the exit status is 1 if one failed or a check did not pass."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("benchmarks.gpu", __doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--minutes", type=float, default=4.0, help="time for everything (default: 4)")
     parser.add_argument("--only", default=",".join(SECTIONS), metavar="A,B", help="sections to run")

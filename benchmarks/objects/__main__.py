@@ -13,7 +13,6 @@ in ``--out``. With ``--json docs/benchmarks/results/objects.json`` the results b
 documentation: see benchmarks.report.
 """
 
-import argparse
 import json
 import shutil
 import time
@@ -31,7 +30,7 @@ from benchmarks.adaptation.tasks import Task, find_task, fold_labs, open_labs
 from benchmarks.objects.annotated_split import split_as_annotated
 from benchmarks.objects.distance_split import split_by_distance
 from benchmarks.objects.speed import measure_speed
-from benchmarks.results import Row, console_table, provenance
+from benchmarks.results import ResultFile, Row, argument_parser, console_table
 from microseg.annotations.index_masks import read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.api.training import adapt, train
@@ -39,7 +38,6 @@ from microseg.config.settings import load_settings
 from microseg.config.training_params import NetworkSettings
 from microseg.datasets.lab import read_lab_metadata
 from microseg.evaluation.references import LabelObjects, Reference, mean_scores, score
-from microseg.files import atomic_write
 from microseg.inference.engine import Engine
 from microseg.models.files import load_network
 from microseg.models.separation import Separation, class_mask, label_objects, separate_objects
@@ -62,9 +60,7 @@ METRICS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.objects", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("benchmarks.objects", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the tasks")
     parser.add_argument("--task", nargs="+", required=True, help="folders in --data")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -77,14 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="section.name=value", help="parameters to override")
     chosen = parser.parse_args(arguments)
     console, rows, speed = Console(), list[Row](), list[Row]()
-    measured = provenance("benchmarks.objects", arguments)  # before the file of the rows changes the checkout
-
-    def write() -> None:
-        if chosen.json is not None:
-            content = {"provenance": measured, "rows": rows, "speed": speed}
-            with atomic_write(chosen.json) as part:
-                part.write_text(json.dumps(content, indent=1) + "\n")
-
+    file = ResultFile(chosen.json, "benchmarks.objects", arguments)
     stages = {True: chosen.stages, False: chosen.stages if chosen.semantic_stages is None else chosen.semantic_stages}
     for name in chosen.task:
         task = find_task(name, chosen.data, chosen.out / "generated")
@@ -94,11 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
                 for row in run.rows(stages[with_head]):
                     rows.append(row)
                     console.print(row)
-                    write()
+                    file.write(rows=rows, speed=speed)
         if all(SOURCE_ONLY in each for each in stages.values()):
             speed.append(measure_speed(task, *(run.folder(SOURCE_ONLY) for run in runs.values())))
             console.print(speed[-1])
-    write()
+    file.write(rows=rows, speed=speed)
     if rows:
         console.print(console_table(pd.DataFrame(rows).round(3), "Objects"))
 

@@ -23,8 +23,7 @@ import pandas as pd
 from rich.console import Console
 from scipy import ndimage
 
-from benchmarks.results import Row, console_table, provenance
-from microseg.files import atomic_write
+from benchmarks.results import ResultFile, Row, argument_parser, console_table
 from microseg.models.separation import Separation
 from microseg.outputs.record import ImageInfo, Provenance
 from microseg.outputs.segmentation_writer import SegmentationWriter
@@ -40,11 +39,7 @@ _SPONGE = 2048  # pixels after which the pattern is repeated
 
 def main(arguments: list[str] | None = None) -> None:
     """Run each kind and size in its own process, and print and write the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.objects.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.objects.memory", __doc__)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[4000, 8000], help="side of the slide in pixels")
     parser.add_argument("--json", type=Path)
@@ -53,17 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.one:
         sys.stdout.write(json.dumps(_measure(chosen.one[0], int(chosen.one[1]))))
         return
-    measured, rows = provenance("benchmarks.objects.memory", arguments), list[Row]()
+    file, rows = ResultFile(chosen.json, "benchmarks.objects.memory", arguments), list[Row]()
     for kind in chosen.kinds:
         for size in chosen.sizes:
             command = [sys.executable, "-m", "benchmarks.objects.memory", "--one", kind, str(size)]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-            if chosen.json is not None:
-                columns = list(rows[0])
-                cells = [[f"{row[name]:,}" if name != "slide" else row[name] for name in columns] for row in rows]
-                content = {"provenance": measured, "tables": {"memory": {"columns": columns, "rows": cells}}}
-                with atomic_write(chosen.json) as part:
-                    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            columns = list(rows[0])
+            cells = [[f"{row[name]:,}" if name != "slide" else row[name] for name in columns] for row in rows]
+            file.write(tables={"memory": {"columns": columns, "rows": cells}})
     Console().print(console_table(pd.DataFrame(rows), "Objects of slides"))
 
 

@@ -10,7 +10,6 @@ The environment of `--python` needs ``stardist tensorflow-cpu cellpose<4 instans
 not. A program that fails is left out of the table, with its reason.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -32,11 +31,10 @@ from rich.console import Console
 from benchmarks.adaptation.tasks import Task, find_task, open_labs
 from benchmarks.objects.__main__ import METRICS
 from benchmarks.objects.__main__ import main as own_objects
-from benchmarks.results import Row, console_table, provenance
+from benchmarks.results import ResultFile, Row, argument_parser, console_table
 from microseg.annotations.instance_masks import read_instances, write_instances
 from microseg.errors import LabError
 from microseg.evaluation.references import Reference, lab_references, mean_scores, score
-from microseg.files import atomic_write
 from microseg.slides.images import write_png
 from microseg.slides.region import read_source
 
@@ -53,11 +51,7 @@ _ONE_THREAD = dict.fromkeys(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.objects.peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.objects.peers", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the tasks")
     parser.add_argument("--task", nargs="+", required=True, help="folders in --data")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -68,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file of the rows, with command, date, commit and machine")
     chosen = parser.parse_args(arguments)
     console, rows, failed = Console(), list[Row](), list[Row]()
-    measured = provenance("benchmarks.objects.peers", arguments)
+    file = ResultFile(chosen.json, "benchmarks.objects.peers", arguments)
     for name in chosen.task:
         task = find_task(name, chosen.data, chosen.out / "generated")
         for seed, program in ((seed, program) for seed in chosen.seeds for program in chosen.programs):
@@ -86,10 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                     {"task": name, "method": program, "seed": seed, "reason": f"{error.returncode}: {reason}"}
                 )
                 console.print(failed[-1])
-            if chosen.json is not None:
-                with atomic_write(chosen.json) as part:
-                    content = {"provenance": measured, "rows": rows, "failed": failed}
-                    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            file.write(rows=rows, failed=failed)
     if rows:
         console.print(console_table(pd.DataFrame(rows).round(3), "Objects"))
 

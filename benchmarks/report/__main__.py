@@ -15,21 +15,19 @@ of ``python -m benchmarks.gpu --json``, ``objects`` and ``objects-speed`` from t
 ``python -m benchmarks.objects --json``. The pages of the data sets, docs/benchmarks/adaptation, are written as a whole.
 """
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.report.data_sets import data_set_pages, navigation
 from benchmarks.report.pages import DOCS, rewritten
+from benchmarks.results import argument_parser
 from microseg.files import write_text_file
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the pages, or state which differ."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("benchmarks.report", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page differs")
     chosen = parser.parse_args(arguments)
     root = DOCS.parent
