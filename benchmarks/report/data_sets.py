@@ -144,6 +144,8 @@ def _page(name: str, data_set: DataSet, tasks: Iterable[str], page: Path, result
     if data_set.images and (page.parent / data_set.images).exists():
         lines.append(f"![Above, images of source labs; below, of target labs]({data_set.images})")
     lines.append("## Results\n\nDice on held-out images, before → after; *default* is what `microseg adapt` uses.")
+    if name in FAMILIES:
+        lines.append("Tasks of this family that have no table here have not been measured.")
     for task in tasks:
         if task != name:
             lines.append(f"### {task.removeprefix('synthetic_').replace('_', ' ')}")
