@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks.report.adaptation import before_after, each_seed, methods, short, targets
 from benchmarks.report.gpu import gpu_correctness, gpu_name, gpu_speed
-from benchmarks.report.objects import object_speed_table, object_table
+from benchmarks.report.objects import adapted_object_table, object_speed_table, object_table, object_targets
 from benchmarks.results import markdown_table
 
 __all__ = ["DOCS", "RESULTS", "VIEWS", "ResultsError", "load", "render", "rewritten"]
@@ -36,6 +36,8 @@ VIEWS: Final[Mapping[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "gpu-correctness": gpu_correctness,
     "gpu-speed": gpu_speed,
     "objects": object_table,
+    "objects-adapted": adapted_object_table,
+    "objects-targets": object_targets,
     "objects-speed": object_speed_table,
 }
 """Tables that are computed from results, by the name that a marker uses."""

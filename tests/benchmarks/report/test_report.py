@@ -10,7 +10,7 @@ from benchmarks.report.__main__ import main
 from benchmarks.report.adaptation import adapted, before_after, methods, targets
 from benchmarks.report.data_sets import DATA_SETS, data_set_pages, navigation
 from benchmarks.report.gpu import gpu_correctness, gpu_speed
-from benchmarks.report.objects import object_speed_table, object_table
+from benchmarks.report.objects import object_speed_table, object_table, object_targets
 from benchmarks.report.pages import ResultsError, rewritten
 from benchmarks.results import provenance
 
@@ -136,6 +136,17 @@ def test_objects_are_medians_over_the_seeds() -> None:
     assert (
         object_speed_table([{"speed": [speed]}]).splitlines()[2] == "| a | 0.90 | 0.15 | 0.80 | 1.10 (1.05 to 1.20) |"
     )
+
+
+def test_wanted_objects_that_are_not_reached_stand_out() -> None:
+    def rows(method: str, f1: float, count_error: float, dice: float) -> list[dict[str, Any]]:
+        row = {"task": "a", "seed": 0, "method": method, "f1": f1, "count_error": count_error, "dice": dice}
+        return [row | {"target": target} for target in (False, True)]
+
+    networks = [*rows("adapted components", 0.8, 0.1, 0.9), *rows("adapted instances", 0.86, 0.06, 0.9)]
+    networks += [*rows("source_only components", 0, 0, 0.89), *rows("semantic source_only components", 0, 0, 0.9)]
+    lines = object_targets([{"rows": networks}]).splitlines()
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["+0.060 |", "**0.060** |", "**-0.010** |", "**-0.010** |"]
 
 
 def test_gpus_stand_side_by_side() -> None:
