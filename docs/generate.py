@@ -42,8 +42,8 @@ def _cell(text: str) -> str:
 
 
 def prose(docstring: str | None) -> str:
-    """Text of a docstring, with code marked as in Markdown."""
-    return inspect.cleandoc(docstring or "").replace("``", "`")
+    """Text of a docstring, with code marked as in Markdown; files and settings have ``null`` for Python's ``None``."""
+    return re.sub(r"\bNone\b", "null", inspect.cleandoc(docstring or "").replace("``", "`"))
 
 
 # ---- command line
@@ -128,11 +128,14 @@ def _documented(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def _fields(fields: dict[str, FieldInfo], section: str) -> str:
     rows = []
     for name, field in fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = yaml.safe_dump(_plain(default), default_flow_style=True).removesuffix("...\n").strip()
         full = f"{section}.{name}" if section else name
-        rows.append((f"`{full}`", field_type(field), f"`{shown}`", prose(field.description)))
+        rows.append((f"`{full}`", field_type(field), _default(field), prose(field.description)))
     return table(("parameter", "values", "default", "meaning"), rows)
+
+
+def _default(field: FieldInfo) -> str:
+    default = yaml.safe_dump(_plain(field.get_default(call_default_factory=True)), default_flow_style=True)
+    return f"`{default.splitlines()[0]}`"
 
 
 def _plain(value: Any) -> Any:
@@ -185,7 +188,7 @@ def _limits(item: Any) -> Iterator[str]:
         for name, sign in signs.items():
             if (limit := getattr(part, name, None)) is not None:
                 yield f"{sign} {limit:g}"
-        if (least := getattr(part, "min_length", None)) is not None:
+        if (least := getattr(part, "min_length", None) or 0) > 1:
             yield f"at least {least} long"
 
 
@@ -207,10 +210,10 @@ def lab_file() -> str:
 
     meanings = attributes(LabMetadata)
     rows = [
-        (f"`{name}`", field_type(field), "yes" if field.is_required() else "no", meanings[name])
+        (f"`{name}`", field_type(field), "required" if field.is_required() else _default(field), meanings[name])
         for name, field in LabMetadata.model_fields.items()
     ]
-    return table(("key", "values", "required", "meaning"), rows)
+    return table(("key", "values", "default", "meaning"), rows)
 
 
 def attributes(kind: type) -> dict[str, str]:

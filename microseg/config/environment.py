@@ -1,7 +1,8 @@
 """The environment variables, and microseg's home.
 
 Environment:
-    MICROSEG_HOME: Folder of everything that microseg writes; by default the one that `find_home` finds.
+    MICROSEG_HOME: Folder of everything that microseg writes; by default the nearest ``var`` that is such a home, from
+        the current folder up, else a new ``var`` in the current folder.
     MICROSEG_PARAMS: File of parameters; ``params.yaml`` of the current folder, else beside the home, by default.
     MICROSEG_<SECTION>__<NAME>: One parameter, such as ``MICROSEG_TRAIN__STEPS=500``.
     MICROSEG_DVC_REMOTE: Where datasets are pushed, any DVC URL; a folder in the home by default.

@@ -66,7 +66,7 @@ class FitSettings(Section):
     zoom_range: ZoomRange = (0.67, 1.5)
     """Range of the random zoom of crops."""
     source_color_jitter: NonNegativeFloat = 0.6
-    """Strength of random color changes of labelled crops, 0 for none; see `jitter_color`."""
+    """Strength of random color changes of labelled crops; 0 for none."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
@@ -140,7 +140,7 @@ class AdaptSettings(FitSettings):
     pseudo_label_weight: NonNegativeFloat = 1.0
     """Weight of the cross entropy to pseudo-labels on target crops; 0 disables them."""
     region_rules: bool = True
-    """Remove regions from pseudo-labels that never occur in the labelled labs; see `region_rules`."""
+    """Remove regions from pseudo-labels that never occur in the labelled labs."""
     color_cluster_voting: bool = True
     """Let pixels of one color cluster vote on their pseudo-label, if color separates the source labs' classes."""
     color_aligned_tta: bool = True

@@ -69,7 +69,7 @@ class LabMetadata(BaseModel):
     """Contents of ``lab.yaml``.
 
     Attributes:
-        lab: Name of the lab, as `check_lab_name` accepts it.
+        lab: Name of the lab: 1 to 63 of ``a-z 0-9 _ -``, beginning with a letter or digit.
         stain: Stain, as free text.
         classes: Names of the classes in the order of their indices; the first is background.
         mpp: Microns per pixel of the images for which ``images.csv`` states none; None when unknown.
@@ -80,9 +80,9 @@ class LabMetadata(BaseModel):
         labelled: Whether any image has a mask.
         class_names: Further names of the classes in annotation files, by class; ``classes`` may be written as a
             mapping to such names, then background is added where it is missing.
-        regions: Names of annotated regions; ``image`` where each image is annotated completely. See `LabelClasses`,
-            also for the following ones.
-        ignored_classes: Names of areas that are left out.
+        regions: Names of annotated regions, outside of which nothing is known; ``image`` where each image is annotated
+            completely.
+        ignored_classes: Names of areas that are left out: nothing is known about their pixels.
         masks: What the values of raster masks mean.
         palette: Colors of color masks by class, as three numbers or ``#rrggbb``; ``ignore`` is another name there.
         cells: Which outline of QuPath's cells is the object.
