@@ -12,7 +12,6 @@ only; once with threads of this process, once with one process that reads and wr
 With --slide, a slide as where CUDA computes; see `benchmarks.slide_outputs`.
 """
 
-import contextlib
 import statistics
 import tempfile
 import time
@@ -24,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import psutil
 import torch
 from rich.console import Console
 from scipy import ndimage
 
+from benchmarks.processes import cpu_seconds
 from benchmarks.results import ResultFile, argument_parser, console_table, spread, table_cells
 from benchmarks.slide_outputs import measure_slide, slide_table
 from microseg.annotations.index_masks import read_mask
@@ -127,13 +126,13 @@ def _measure(lab: Path, count: int, runs: int, folder: Path) -> list[dict[str, A
         for row in rows:
             options = BatchOptions(outputs=KINDS[row["outputs"]], processes=row["processes"])
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                own, all_, began = _own_seconds(), _tree_seconds(), time.perf_counter()
+                own, all_, began = time.process_time(), cpu_seconds(), time.perf_counter()
                 provenance = Provenance(model="benchmark")
                 summary = segment_batch(
                     engine, paths, Path(out), provenance=provenance, options=options, reference=reference
                 )
                 seconds = time.perf_counter() - began
-                values = {"seconds": seconds, "own": _own_seconds() - own, "all": _tree_seconds() - all_}
+                values = {"seconds": seconds, "own": time.process_time() - own, "all": cpu_seconds() - all_}
             if summary.done != len(paths):
                 raise AssertionError(f"expected {len(paths)} segmented images, got {summary}")
             if run:
@@ -182,20 +181,6 @@ def reference_of(images: Sequence[npt.NDArray[np.uint8]]) -> ReferenceDistributi
 
 def _key(pixels: npt.NDArray[np.uint8]) -> bytes:
     return pixels[:480:37, :480:41].tobytes()
-
-
-def _own_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system)
-
-
-def _tree_seconds() -> float:
-    total = _own_seconds()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            times = child.cpu_times()
-            total += times.user + times.system
-    return total
 
 
 if __name__ == "__main__":

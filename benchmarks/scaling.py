@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from benchmarks.gpu.measure import cpu_seconds
+from benchmarks.processes import cpu_seconds
 from benchmarks.results import ResultRows, Row, argument_parser, console_table, markdown_table
 from microseg.api.training import adapt
 from microseg.config.training_params import AdaptSettings, ArchitectureSettings

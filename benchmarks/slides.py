@@ -15,17 +15,14 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from benchmarks.gpu.measure import cpu_seconds
+from benchmarks.processes import cpu_seconds, tree_memory
 from benchmarks.results import ResultFile, argument_parser
 from microseg.api.samples import image_samples, labelled_samples
 from microseg.api.training import adapt, train
@@ -245,25 +242,9 @@ def _adapt(
     first: Path, source: LabDataset, target: LabDataset, settings: AdaptSettings, folder: Path, seed: int
 ) -> float:
     """Adapt in a process of its own; returns the largest memory of it and its readers, in MB."""
-    ended, peak = threading.Event(), [0]
-
-    def watch() -> None:
-        own = psutil.Process()
-        while not ended.wait(0.1):
-            total = 0
-            for process in (own, *own.children(recursive=True)):
-                with suppress(psutil.Error):
-                    total += process.memory_full_info().pss  # shared pages count once
-            peak[0] = max(peak[0], total)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with tree_memory() as peak:
         adapt(first, [source], [target], settings, folder=folder, fabric=make_fabric("cpu"), seed=seed)
-    finally:
-        ended.set()
-        watcher.join()
-    return peak[0] / 1e6
+    return peak[0]
 
 
 def _dice(model: Path, references: list[Reference]) -> float:

@@ -101,7 +101,10 @@ def _one_slide(folder: Path, side: int, tissue: float) -> dict[str, Any]:
     values = _in_process("slide", folder, str(side), str(tissue))
     for key, value in values.items():
         print(f"{key:22}{value:12.4g}")
-    return values
+    row = [f"{side:,} × {side:,} pixels, {tissue} of it tissue"]
+    row += [f"{values[key]:.0f}" for key in ("seconds", "cpu_seconds", "peak_rss_mb", "peak_mb_with_children")]
+    columns = ["slide", "seconds", "CPU seconds", "peak memory, MB", "the same with child processes, MB"]
+    return {**values, "tables": {"slide": {"columns": columns, "rows": [row]}}}
 
 
 def _in_process(side: str, folder: Path, *rest: str) -> dict[str, float]:
@@ -231,8 +234,20 @@ def _prepare_slide(folder: Path, side: str, tissue: str) -> dict[str, float]:
 
 
 def _slide(folder: Path, side: str, tissue: str) -> dict[str, float]:
-    seconds = _segment_slide(folder, folder / "slide.tif")
-    return {"megapixels": int(side) ** 2 / 1e6, "tissue": float(tissue), "seconds": seconds, "peak_rss_mb": _peak_rss()}
+    from benchmarks.processes import cpu_seconds, tree_memory
+
+    before = cpu_seconds()
+    with tree_memory() as peak:
+        seconds = _segment_slide(folder, folder / "slide.tif")
+    cpu = cpu_seconds() - before
+    return {
+        "megapixels": int(side) ** 2 / 1e6,
+        "tissue": float(tissue),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_rss_mb": _peak_rss(),
+        "peak_mb_with_children": peak[0],
+    }
 
 
 def _segment_slide(folder: Path, path: Path) -> float:

@@ -20,7 +20,8 @@ import tifffile
 import torch
 
 from benchmarks.gpu.data import MPP, image_links, network, slide_file
-from benchmarks.gpu.measure import BusyShare, Results, Setup, busy_in_profile, cpu_seconds, peak_memory, repeat, timed
+from benchmarks.gpu.measure import BusyShare, Results, Setup, busy_in_profile, peak_memory, repeat, timed
+from benchmarks.processes import cpu_seconds
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine
 from microseg.inference.image_pipeline import BatchOptions

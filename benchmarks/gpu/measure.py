@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.results import ResultRows
 
-__all__ = ["BusyShare", "Results", "Setup", "busy_in_profile", "cpu_seconds", "peak_memory", "repeat", "timed"]
+__all__ = ["BusyShare", "Results", "Setup", "busy_in_profile", "peak_memory", "repeat", "timed"]
 
 _EVERY = 0.05  # seconds between two readings of the driver's utilization
 _SETTLE = 0.3  # seconds at the start that are not read: the driver states the mean of up to a sixth of a second before
@@ -183,16 +183,3 @@ def peak_memory(setup: Setup) -> Iterator[dict[str, float]]:
     if setup.on_gpu:
         found["device"] = torch.cuda.max_memory_reserved() / 1e6
     found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of its children, the running ones included."""
-    import psutil
-
-    times = psutil.Process().cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            own = child.cpu_times()
-            total += own.user + own.system
-    return float(total)
