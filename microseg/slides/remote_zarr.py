@@ -105,7 +105,8 @@ class RemoteStore(WrapperStore[FsspecStore]):
 
     def __init__(self, store: FsspecStore, path: Path, address: str) -> None:
         super().__init__(store)
-        self._address, self._what = address, f"{path} ({address})"
+        self._address, self._what = address, f"{path}: {address}"
+        self._refused = ""  # why metadata were not read that may not be there
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._closing = weakref.finalize(self, _close, store, self._loops, os.getpid())
 
@@ -115,6 +116,18 @@ class RemoteStore(WrapperStore[FsspecStore]):
     def close(self) -> None:
         """Close the connections."""
         self._closing()
+
+    def nothing_found(self) -> ImageReadError:
+        """The error where no image was found: none is there, or the server does not tell."""
+        if self._refused:
+            return ImageReadError(
+                f"{self._what}: expected an OME-Zarr image, got {self._refused}. Check that it is there, and that the "
+                "credentials of this machine may read it."
+            )
+        return ImageReadError(
+            f"{self._what}: expected an OME-Zarr image, found none. Check that the address is right up to the image's "
+            "own folder, and that all of it was uploaded."
+        )
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a file, or a part of one; None for metadata that are not there."""
@@ -127,6 +140,7 @@ class RemoteStore(WrapperStore[FsspecStore]):
             raise
         except Exception as error:
             if metadata and (isinstance(error, PermissionError) or _status(error) == _FORBIDDEN):
+                self._refused = _reason(error)
                 return None  # as servers answer that must not tell what is there
             kind = SlideUnavailableError if _passes(error) else ImageReadError
             raise kind(
@@ -214,10 +228,10 @@ def _reason(error: Exception) -> str:
 
 
 def _close(store: FsspecStore, loops: list[asyncio.AbstractEventLoop], process: int) -> None:
-    """Close the connections of HTTP; a forked process has none."""
-    session = getattr(store.fs, "_session", None)
-    if session is not None and loops and loops[0].is_running() and os.getpid() == process:
-        closed = asyncio.run_coroutine_threadsafe(session.close(), loops[0])
+    """Close the connections of HTTP and of object stores; a forked process has none."""
+    client = getattr(store.fs, "_s3creator", None) or getattr(store.fs, "_session", None)
+    if client is not None and loops and loops[0].is_running() and os.getpid() == process:
+        closed = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), loops[0])
         if threading.current_thread() is threading.main_thread():  # not that of the loop; the process may end next
             with suppress(TimeoutError):
                 closed.result(1)

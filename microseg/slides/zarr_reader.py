@@ -44,6 +44,8 @@ class ZarrSlide(Slide):
         except ImageReadError:
             raise
         except Exception as error:  # damaged files make it raise nearly anything
+            if is_address_file(path) and isinstance(error, FileNotFoundError):
+                raise self._store.nothing_found() from error
             raise ImageReadError(
                 f"{path}: expected an OME-Zarr image, but it cannot be opened: {error or repr(error)}. Export or copy "
                 "it again."

@@ -160,9 +160,21 @@ def test_refuses_a_redirection(served, tmp_path):
 
 
 def test_refuses_an_address_with_nothing(served, tmp_path):
-    with pytest.raises(ImageReadError, match=r"b\.zarr") as caught:
+    with pytest.raises(ImageReadError, match=r"/b\.zarr: .*found none\. Check that the address is right") as caught:
         open_slide(address_file(tmp_path, f"{served.url}/b.zarr"))
     assert not is_transient(caught.value)
+
+
+def test_a_server_that_refuses_everything_is_named_as_the_reason(served, tmp_path):
+    """Not that there is no image."""
+
+    def answer(request):
+        request.send_error(403)
+        return True
+
+    served.answer = answer
+    with pytest.raises(ImageReadError, match=r"got status 403 Forbidden\. Check that it is there, and that the cred"):
+        open_slide(address_file(tmp_path, f"{served.url}/a.zarr"))
 
 
 @pytest.mark.parametrize("name", ["0/.zarray", ".zattrs"])
