@@ -42,6 +42,10 @@ class AnnotatedImage:
     height: int
     mpp: float | None = None
 
+    def has_name(self, stated: str) -> bool:
+        """Whether a name is that of this image; folders, endings and case do not count."""
+        return _stem(stated) == _stem(self.name)
+
     def check_name(self, *stated: object) -> None:
         """Check the names of images that an annotation file, or the objects in it, state, if they state any.
 
@@ -49,7 +53,7 @@ class AnnotatedImage:
             ImageReadError: All of them are those of other images.
         """
         names = [name for name in stated if isinstance(name, str) and name.strip()]
-        if names and _stem(self.name) not in map(_stem, names):
+        if names and not any(map(self.has_name, names)):
             raise ImageReadError(
                 f"expected annotations of {self.name}, got those of {names[0]}, as the file states. Give it the name "
                 "of its image, or correct the name in it."

@@ -6,6 +6,7 @@ full resolution. A collection of another tool may state otherwise, by the member
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,14 @@ class GeoJson:
     def read(self, file: AnnotationFile, image: AnnotatedImage, classes: LabelClasses) -> Outlines:
         """Read annotations, detections and cells."""
         content = file.json
-        builder, images = OutlineBuilder(), dict[str | None, None]()
+        builder, images = OutlineBuilder(), Counter[str | None]()
         for feature in _features(content):
             _add(builder, feature, classes)
-            images[_image_name(feature)] = None
+            images[_image_name(feature)] += 1
         image.check_name(*images)
+        for name, count in images.items():
+            if name and not image.has_name(name):
+                builder.skipped[f"found by microseg in another image, {name}, and copied from it"] += count
         scale = 1.0
         if isinstance(content, dict):
             stated = {**content, **(content.get("metadata") or {})} if _is_dict(content.get("metadata")) else content

@@ -155,17 +155,18 @@ class SlideUpdate:
         self.accepted += 1
 
     def _check_places(self, path: Path, annotation: Path, labels: Labels, checked: CheckedSlide | None) -> None:
-        """Refuse outlines of which all are on glass, and note where some are."""
+        """Refuse outlines of which half or more are on glass, and note where some are."""
         if checked is not None:
             tissue = checked.found.map
         else:
             with open_slide(path) as slide:
                 tissue = find_tissue(slide)
         drawn, glass = regions_on_glass(labels, tissue)
-        if glass and glass == drawn:
+        if glass and 2 * glass >= drawn:
             raise MicrosegError(
-                f"{annotation}: expected outlines on tissue, got {drawn} annotated regions that show bare glass: they "
-                "are of another slide, or at another magnification. Export those of this slide at full resolution."
+                f"{annotation}: expected outlines on tissue, got {glass} of {drawn} annotated regions that show bare "
+                "glass: they are of another slide, or at another magnification. Export those of this slide at full "
+                "resolution."
             )
         if glass:
             self.notes.append(

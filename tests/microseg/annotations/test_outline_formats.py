@@ -84,7 +84,9 @@ def of_image(name: str, **metadata: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["slide 7.svs", "SLIDE 7.ome.zarr", "slide 7.zarr.url", "slide 7"])
 def test_objects_that_state_this_image_are_read(name: str, tmp_path: Path) -> None:
     assert read(tmp_path, [of_image(name)]).read().classes.any()
-    assert read(tmp_path, [of_image(name), of_image("slide 8.svs"), feature()]).read().classes.any()  # copied from it
+    copied = read(tmp_path, [of_image(name), of_image("slide 8.svs"), of_image("slide 8.svs"), feature()])
+    assert copied.read().classes.any()
+    assert copied.notes == ("found by microseg in another image, slide 8.svs, and copied from it: 2",)
 
 
 def test_objects_that_microseg_found_in_another_image_are_refused(tmp_path: Path) -> None:

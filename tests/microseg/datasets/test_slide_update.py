@@ -276,13 +276,15 @@ def test_outlines_on_bare_glass_are_refused(source, ingest, made, tmp_path, befo
     if before:
         (source / "annotations" / "s0.geojson").unlink()
         ingest(source)
-    draw(source, "s0", [(10, 10), (SIDE - 120, 10)])
-    _, lab = ingest(source)
-    assert "show bare glass: they are of another slide" in reasons(tmp_path)["annotations/s0.geojson"]
-    assert not lab.select(labelled=True)
-    draw(source, "s0", [(10, 10), made[0].tissue[0][:2]])
+    tissue = [place[:2] for place in made[0].tissue]
+    for squares in ([(10, 10), (SIDE - 120, 10)], [(10, 10), tissue[0]]):  # on the other slide half of them met tissue
+        draw(source, "s0", squares)
+        _, lab = ingest(source)
+        assert "show bare glass: they are of another slide" in reasons(tmp_path)["annotations/s0.geojson"]
+        assert not lab.select(labelled=True)
+    draw(source, "s0", [(10, 10), tissue[0], tissue[-1]])
     result, lab = ingest(source)
-    assert any("s0.geojson: 1 of 2 annotated regions with outlines show bare glass" in it for it in result.notes)
+    assert any("s0.geojson: 1 of 3 annotated regions with outlines show bare glass" in it for it in result.notes)
     assert lab.select(labelled=True)
 
 
