@@ -10,13 +10,13 @@ machine, and no lock has to be released after a crash.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from uuid import uuid4
+from dataclasses import dataclass
 
 from microseg.errors import RegistryError, VersionNotFoundError
-from microseg.registry.history import Promotion, promotions
-from microseg.registry.observation import Outcome, Seen, look
+from microseg.registry.alias_moves import append_entry, apply_decision, full_audit, move_back
+from microseg.registry.observation import Outcome, look
 from microseg.registry.production_store import BY_TAG, REASON_TAG, ProductionStore
+from microseg.registry.promotions import Promotion, promotions
 from microseg.registry.transitions import Action, AuditInfo, Entry, PendingAliasChange, ProductionState, replay
 from microseg.registry.version import PRODUCTION, ModelVersion, VersionRef, lab_of, previous_of, production_of
 
@@ -111,10 +111,10 @@ class Production:
             results = [now.result for now in seen.state.aliases.values() if now.result is not None]
             if unfinished := [result for result in results if not result.applied]:
                 for result in unfinished:
-                    self._apply(result)
+                    apply_decision(self._store, result)
                 continue
             for change in seen.late:
-                self._undo(seen, change)
+                move_back(self._store, seen, change)
             for change in seen.changes:
                 self._store.append(seen.observed(change, self._store.author))
             for alias, reason in seen.unreported.items():
@@ -148,8 +148,10 @@ class Production:
                 self.observe()
             elif waiting is not None and (waiting.version, waiting.against, waiting.audit) == (version, against, audit):
                 return waiting  # of a process that was killed, or of another one that does the same
-            elif written := self._append(seen.entry(alias, "requested", version, against=against, audit=audit)):
-                return written
+            else:
+                entry = seen.entry(alias, "requested", version, against=against, audit=audit)
+                if (written := append_entry(self._store, entry)) is not None:
+                    return written
         raise _contended()
 
     def decide(self, request: Entry, judge: Callable[[int | None], Judgement]) -> Outcome:
@@ -211,7 +213,7 @@ class Production:
         now = state.of(alias)
         if now.active == number and now.request is None:
             if now.result is not None:
-                self._store.show(now.result, _audit(state, now.result), now.previous)
+                self._store.show(now.result, full_audit(state, now.result), now.previous)
             return self._find(number)
         request = self.request(number, alias=alias, against=state.in_use(alias), audit=audit)
         if self.decide(request, lambda _: Judgement(True, audit)) != "active":
@@ -260,7 +262,7 @@ class Production:
             alias = production_of(lab) if own else PRODUCTION
             if seen.state.of(alias).active != version.version:
                 return  # another one was promoted meanwhile
-            if self._append(seen.entry(alias, "kept", version.version, audit=audit)) is not None:
+            if append_entry(self._store, seen.entry(alias, "kept", version.version, audit=audit)) is not None:
                 return
         raise _contended()
 
@@ -268,64 +270,10 @@ class Production:
 
     def _decide(self, entry: Entry) -> bool:
         """Write a decision and apply it; False if it is void."""
-        if (written := self._append(entry)) is None:
+        if (written := append_entry(self._store, entry)) is None:
             return False
-        self._apply(written)
+        apply_decision(self._store, written)
         return True
-
-    def _append(self, entry: Entry) -> Entry | None:
-        """Write an entry; None if it is void."""
-        self._store.append(entry)
-        return next((one for one in reversed(self.state().entries) if one.id == entry.id), None)
-
-    def _apply(self, result: Entry) -> None:
-        """Move the alias as a decision states, and show it at the versions; repeated if it was interrupted.
-
-        MLflow cannot move an alias only if the history has not changed, so a slow process may move it after a later
-        decision. It is known by its mark as a mover, and the alias is moved on: by itself, or else by `_undo`.
-        """
-        mover = uuid4().hex[:8]
-        self._store.begin_move(result, mover)
-        state = self.state()
-        now = state.of(result.alias)
-        if now.result is not None and now.result.id == result.id and not now.result.applied:
-            self._store.move_alias(result.alias, result.shown, now.active)
-            self._store.show(result, _audit(state, result), now.previous)
-            self._store.mark_applied(result)
-            self._move_on(result, now.active, mover)
-        self._store.end_move(result, mover)
-
-    def _move_on(self, result: Entry, shown: int | None, mover: str) -> None:
-        """Move an alias that was moved to a version as a decision states to where later decisions have it by now.
-
-        This may be late, too, so the process marks itself as a mover of each of them.
-        """
-        marked = [result]
-        while (last := self.state().of(result.alias).result) is not None and last.id != marked[-1].id:
-            self._store.begin_move(last, mover)
-            marked.append(last)
-            state = self.state()
-            now = state.of(result.alias)
-            if now.result is not None and now.result.id == last.id:
-                self._store.move_alias(result.alias, shown, now.active)
-                self._store.show(last, _audit(state, last), now.previous)
-                shown = now.active
-        for decision in marked[1:]:
-            self._store.end_move(decision, mover)
-
-    def _undo(self, seen: Seen, change: PendingAliasChange) -> None:
-        """Move an alias back that a slow process may have moved, and record it: a person may have moved it, too."""
-        if self._append(seen.observed(change, self._store.author)) is None:
-            return
-        self._store.move_alias(change.alias, change.requested_version, change.active_version)
-        decision = next(entry for entry in seen.state.entries if entry.number == change.late)
-        self._store.end_move(decision, min(decision.movers))  # each process moves the alias once
-
-
-def _audit(state: ProductionState, result: Entry) -> AuditInfo:
-    """Who requested what was decided, with the decision's reason."""
-    request = next((one for one in state.entries if one.number == result.request), result)
-    return replace(request.audit, gate=result.audit.gate, reason=result.audit.reason)
 
 
 def _contended() -> RegistryError:

@@ -51,22 +51,7 @@ def register_version(
     commit: str | None,
     tags: Mapping[str, str] | None,
 ) -> int:
-    """Register a network; see `Versions.register`.
-
-    Args:
-        client: MLflow's client.
-        run_id: The run that trained it.
-        folder: Folder of the network.
-        network: The network in that folder.
-        example: A tile, (T, T, 3).
-        method: Name of the training method.
-        description: The model card, in Markdown.
-        commit: Commit of the code; None if unknown.
-        tags: Further tags.
-
-    Returns:
-        Number of the version.
-    """
+    """Register a network, and return the number of the version; see `Versions.register`."""
     from microseg.registry.serving import log_mlflow_model
 
     entry = client.get_run(run_id)

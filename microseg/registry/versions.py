@@ -21,23 +21,19 @@ from microseg.errors import DataError, VersionNotFoundError
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.parsing import parse_json, read_text
 from microseg.registry.connection import Connection, all_pages
+from microseg.registry.lookup import not_found_message, version_number
 from microseg.registry.model_card import fit_description, headline
 from microseg.registry.network_download import download_network
 from microseg.registry.registration import register_version
 from microseg.registry.runs import RunLog
 from microseg.registry.version import (
-    CANDIDATE,
     CARD_FILE,
     MODEL_NAME,
     NOTE_TAG,
-    PREVIOUS,
-    PRODUCTION,
     REFERENCE_FILE,
     TARGET_TAG,
     ModelVersion,
     VersionRef,
-    is_candidate,
-    is_production,
     read_version,
 )
 
@@ -47,13 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Versions"]
 
 _log = logging.getLogger(__name__)
-
-_ADVICE = {
-    PRODUCTION: f"promote one, or set the alias {PRODUCTION!r} on it in the MLflow user interface",
-    CANDIDATE: "adapt to a new lab to get a candidate, or name a version by its number",
-    PREVIOUS: "there is nothing to roll back to; promote a version by its number instead",
-}
-
 
 _REFERENCE_BYTES = 2**26
 _PAGE = 20  # versions in a request for the newest ones
@@ -109,20 +98,10 @@ class Versions:
         """
         key = str(ref.version) if isinstance(ref, ModelVersion) else str(ref).strip()
         aliases = self.aliases()
-        if is_production(key):
-            number = self._active(key)
-        elif key == CANDIDATE and key not in aliases:
-            candidates = {alias: number for alias, number in aliases.items() if is_candidate(alias)}
-            if len(set(candidates.values())) > 1:
-                listing = ", ".join(f"{alias} (version {number})" for alias, number in sorted(candidates.items()))
-                raise VersionNotFoundError(f"expected one candidate, there are {listing}; give one of these aliases")
-            number = next(iter(candidates.values()), None)
-        else:
-            number = aliases.get(key, int(key) if key.isdecimal() else None)
+        number = version_number(key, aliases, self._active)
         if number is not None and (version := self._get(number, aliases)) is not None:
             return version
-        requested = aliases.get(key) if is_production(key) else None
-        raise VersionNotFoundError(_not_found(key, self.all(), requested))
+        raise VersionNotFoundError(not_found_message(key, self.all(), aliases))
 
     def get(self, number: int) -> ModelVersion | None:
         """Return a version by its number; None if there is none."""
@@ -316,20 +295,3 @@ def _in_production(entry: MlflowVersion) -> bool:
 
 def _entries(client: MlflowClient) -> list[MlflowVersion]:
     return all_pages(lambda token: client.search_model_versions(f"name='{MODEL_NAME}'", page_token=token))
-
-
-def _not_found(key: str, known: tuple[ModelVersion, ...], requested: int | None) -> str:
-    if requested is not None:
-        return (
-            f"expected version {key!r} of {MODEL_NAME}, version {requested} is requested, but not validated yet; "
-            "run `microseg service validate-promotion`"
-        )
-    if not known:
-        return (
-            f"expected version {key!r} of {MODEL_NAME}, the registry has none yet; "
-            "train a first model from a labelled lab"
-        )
-    listing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
-    general = next((name for name in (PRODUCTION, PREVIOUS) if key.startswith(f"{name}-")), key)  # for all labs
-    advice = _ADVICE.get(general, "give one of these numbers or aliases")
-    return f"expected version {key!r} of {MODEL_NAME}, there are {listing}; {advice}"

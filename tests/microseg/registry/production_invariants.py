@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from microseg.registry.history import promotions
+from microseg.registry.promotions import promotions
 from microseg.registry.transitions import Entry, replay
 from microseg.registry.version import PRODUCTION
 from tests.microseg.registry.production_model import World
