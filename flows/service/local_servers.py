@@ -21,7 +21,8 @@ import typer
 
 from flows.cli.console import console
 from flows.cli.options import cli_command, prepare_home
-from flows.service.processes import Children, check_port_free, exclusive, notify_systemd
+from flows.service.ports import check_port_free
+from flows.service.processes import Children, exclusive, notify_systemd
 from microseg.config.environment import sqlite_uri
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import MicrosegError, SettingsError

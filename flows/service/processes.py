@@ -1,4 +1,4 @@
-"""Child processes of a service, which end with it, also when it is killed; and who uses a port.
+"""Child processes of a service, which end with it, also when it is killed.
 
 Each child is the first process of its own process group, so that Ctrl-C reaches the service only, and so that all that
 a child started can be ended. `flows.service.guard` ends them if the service is killed. If the guard is killed too, they
@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -31,10 +30,8 @@ __all__ = [
     "READY_VARIABLE",
     "Child",
     "Children",
-    "check_port_free",
     "exclusive",
     "notify_systemd",
-    "port_user",
     "report_ready",
 ]
 
@@ -274,49 +271,3 @@ def notify_systemd(state: str) -> None:
         address = f"\0{address[1:]}" if address.startswith("@") else address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.sendto(state.encode(), address)
-
-
-def port_user(port: int) -> str:
-    """Who listens on a port of this machine, in words."""
-    try:
-        found = [
-            it for it in psutil.net_connections("tcp") if it.status == psutil.CONN_LISTEN and it.laddr.port == port
-        ]
-        process = next(psutil.Process(it.pid) for it in found if it.pid is not None)
-        command = " ".join(process.cmdline())
-        started = datetime.fromtimestamp(process.create_time(), UTC)
-    except (psutil.Error, StopIteration):
-        return "another user's process"
-    command = command if len(command) <= 100 else f"{command[:100]}…"
-    return f"process {process.pid} of {process.username()}, running since {started:%Y-%m-%d %H:%M} UTC: {command}"
-
-
-def check_port_free(host: str, port: int, setting: str) -> None:
-    """Check that this process can listen on a port.
-
-    Args:
-        host: Interface.
-        port: The port.
-        setting: The option or variable that states it.
-
-    Raises:
-        SettingsError: Another process uses it; the message says which.
-    """
-    with socket.socket() as probe, socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reached = "127.0.0.1" if host == "0.0.0.0" else host  # nosec B104 (compared, not bound)
-        taken = probe.connect_ex((reached, port)) == 0
-        with suppress(OverflowError):
-            try:
-                trial.bind((host, port))
-            except PermissionError as error:
-                raise SettingsError(
-                    f"Expected a port in {setting} that this user may use, got {port}: {error}. Use one above 1023."
-                ) from error
-            except OSError:
-                taken = True
-    if taken:
-        raise SettingsError(
-            f"Expected port {port} to be free, but it is used by {port_user(port)}. Stop it if it is not needed, or "
-            f"choose another port with {setting}."
-        )

@@ -27,7 +27,8 @@ from flows.cli.console import console
 from flows.cli.options import cli_command
 from flows.service.lost_runs import HEARTBEAT_SECONDS
 from flows.service.notifications import notify_people
-from flows.service.processes import Children, check_port_free, exclusive, notify_systemd, report_ready
+from flows.service.ports import check_port_free
+from flows.service.processes import Children, exclusive, notify_systemd, report_ready
 from flows.service.supervisor import Part, supervise
 from microseg.config.environment import is_server
 from microseg.config.settings import Settings, load_settings

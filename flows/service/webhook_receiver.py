@@ -28,7 +28,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from flows.cli.console import console
 from flows.cli.options import cli_command
 from flows.service.events import PROMOTION_REQUESTED, emit
-from flows.service.processes import check_port_free, report_ready
+from flows.service.ports import check_port_free
+from flows.service.processes import report_ready
 from flows.workspace import open_workspace
 from microseg.config.environment import is_server
 from microseg.config.settings import Settings, load_settings

@@ -1,4 +1,4 @@
-"""Child processes end with the service, also when it is killed, and a taken port is explained."""
+"""Child processes end with the service, also when it is killed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.service.processes import Children, check_port_free, exclusive, notify_systemd
+from flows.service.processes import Children, exclusive, notify_systemd
 from microseg.config.environment import Home
 from microseg.errors import MicrosegError, SettingsError
 
@@ -141,15 +141,6 @@ def test_a_running_service_is_named(home: Home) -> None:
     finally:
         service.kill()
         service.wait()
-
-
-def test_the_process_that_uses_a_port_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        expected = f"Expected port {port} to be free, but it is used by process {os.getpid()} of .*--prefect-port"
-        with pytest.raises(SettingsError, match=expected):
-            check_port_free("127.0.0.1", port, "--prefect-port")
-    check_port_free("127.0.0.1", port, "--prefect-port")
 
 
 def test_systemd_is_told_that_the_service_is_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
