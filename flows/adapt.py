@@ -14,6 +14,7 @@ from prefect import flow, task
 from flows.cli.console import console, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_folder, training_progress
+from flows.registration import register_model
 from flows.workspace import Workspace, open_workspace
 from microseg.api.training import adapt as adapt_segmenter
 from microseg.config.settings import Settings, load_settings
@@ -69,7 +70,8 @@ def fit_and_register(base: ModelVersion, lab: str, digest: str, settings: Settin
                     keep_checkpoint=True,
                 )
             with console.status("Registering the candidate"):
-                version = workspace.register_model(
+                version = register_model(
+                    workspace,
                     run,
                     folder,
                     training,

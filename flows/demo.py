@@ -21,7 +21,8 @@ from prefect import flow, task
 from flows.adapt import adapt
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import SetOption, cli_command
-from flows.evaluate import evaluate, read_comparison
+from flows.evaluate import evaluate
+from flows.evidence import read_comparison
 from flows.ingest import ingest
 from flows.promote import promote
 from flows.segment import segment

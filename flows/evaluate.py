@@ -9,35 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from prefect import flow, task
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import CandidateArgument, RecordOption, SetOption, cli_command, finish
+from flows.decision import apply_gate
+from flows.evidence import PICTURES_FILE, evaluation_folder, evidence_key, read_comparison
 from flows.telemetry import attempt
 from flows.workspace import open_workspace
 from microseg.config.settings import Settings, load_settings
 from microseg.files import write_text_file
 from microseg.registry.decision import Decision
 from microseg.registry.evidence import EvidenceKey
-from microseg.registry.evidence_store import DECISION_PAGE, EVIDENCE_FOLDER
+from microseg.registry.evidence_store import EVIDENCE_FOLDER
 from microseg.registry.version import CANDIDATE, PRODUCTION, ModelVersion
 
 if TYPE_CHECKING:  # PyTorch takes seconds
     from microseg.evaluation.comparison import Comparison
-    from microseg.report.pictures import Picture
 
-__all__ = [
-    "EvaluateResult",
-    "apply_gate",
-    "command",
-    "evaluate",
-    "evaluation_folder",
-    "read_comparison",
-    "run_evaluation",
-]
+__all__ = ["EvaluateResult", "command", "evaluate", "run_evaluation"]
 
 _PANELS, _PICTURES = 4, 32  # on the version's page in MLflow, on the page of the decision
-_PICTURES_FILE, _PAGE_FILE = "pictures.json", Path(DECISION_PAGE).name
 _COLUMNS = ("measurement", "candidate", "production")
 
 
@@ -107,7 +99,7 @@ def draw_comparison(
     target = workspace.lab(lab, candidate.datasets.get(lab))[0]
     evaluated = [it for it in lab_targets(target) if it.name in comparison.uncertainty]
     targets = select_targets(evaluated or lab_targets(target, _PICTURES), comparison.uncertainty, _PICTURES)
-    write_text_file(folder / _PICTURES_FILE, pictures_to_json(draw_pictures(new, old, targets)))
+    write_text_file(folder / PICTURES_FILE, pictures_to_json(draw_pictures(new, old, targets)))
     engines = {f"candidate (version {candidate.version})": new}
     if production is not None and old is not None:
         engines = {f"production (version {production.version})": old, **engines}
@@ -124,7 +116,7 @@ def log_comparison(
     registry = open_workspace(settings).registry
     registry.evidence.write(candidate, key, comparison.to_json())
     registry.attachments.add(candidate, panels, EVIDENCE_FOLDER)
-    pictures = evaluation_folder(key, settings) / _PICTURES_FILE
+    pictures = evaluation_folder(key, settings) / PICTURES_FILE
     if panels:
         registry.attachments.add(candidate, [pictures], f"{EVIDENCE_FOLDER}/{key.digest}")
     for lab, metrics in comparison.metrics().items():
@@ -175,7 +167,7 @@ def run_evaluation(
     Returns:
         The comparison, what it was measured on, and the images of both segmentations side by side.
     """
-    key = open_workspace(settings).evidence_key(version, other, lab)
+    key = evidence_key(open_workspace(settings), version, other, lab)
     comparison = compare_versions(version, other, key, settings)
     earlier = read_comparison(version, other, settings, lab)
     if earlier is not None and comparison.candidate.source_dice.keys() < earlier.candidate.source_dice.keys():
@@ -185,93 +177,6 @@ def run_evaluation(
     panels = draw_comparison(version, other, comparison, file.parent, settings) if lab else []
     log_comparison(version, key, comparison, panels, settings)
     return comparison, key, panels
-
-
-def apply_gate(
-    version: ModelVersion,
-    other: ModelVersion | None,
-    comparison: "Comparison",
-    settings: Settings,
-    lab: str | None = None,
-) -> tuple[Decision, Path]:
-    """Evaluate the gate on a version, and write the page of the decision, also to the version's run in MLflow.
-
-    Args:
-        version: The evaluated version.
-        other: The version that it was compared with.
-        comparison: The evidence on both.
-        settings: Settings of this run.
-        lab: See `Workspace.decide`.
-
-    Returns:
-        The decision, and its page.
-    """
-    from microseg.report.decision_page import Purpose, verdict_sentence, write_decision_page
-
-    workspace = open_workspace(settings)
-    decision = workspace.decide(version, other, comparison, lab)
-    key = workspace.evidence_key(version, other, comparison.target)
-    page = evaluation_folder(key, settings) / _PAGE_FILE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    purpose = Purpose(
-        classes=workspace.network(version).config.classes,
-        base=version.tags.get("base_version"),
-        labs=tuple(sorted(version.datasets)),
-        lost=tuple(sorted(other.datasets.keys() - version.datasets.keys())) if other else (),
-        scope=lab,
-    )
-    write_decision_page(decision, comparison, purpose, _pictures(version, key, settings), page)
-    workspace.registry.attachments.add(version, [page], EVIDENCE_FOLDER)
-    link = workspace.registry.attachments.page(version, DECISION_PAGE) or page.as_uri()
-    attempt(
-        create_link_artifact,
-        link,
-        link_text=f"Decision page of version {version.version}",
-        key="decision-page",
-        description=verdict_sentence(decision),
-    )
-    return decision, page
-
-
-def _pictures(version: ModelVersion, key: EvidenceKey, settings: Settings) -> "list[Picture]":
-    """The pictures of an evaluation, of this machine or of another one; none where it drew none."""
-    from microseg.report.pictures import pictures_from_json
-
-    file = evaluation_folder(key, settings) / _PICTURES_FILE
-    if not file.is_file():
-        stored = f"{EVIDENCE_FOLDER}/{key.digest}/{_PICTURES_FILE}"
-        if not open_workspace(settings).registry.attachments.download(version, stored, file):
-            return []
-    try:
-        return pictures_from_json(file.read_bytes())
-    except ValueError:  # of another microseg; they are drawn again by the next evaluation
-        return []
-
-
-def read_comparison(
-    candidate: ModelVersion, against: ModelVersion | None, settings: Settings, lab: str | None = None
-) -> "Comparison | None":
-    """Return the result of an earlier evaluation of these two versions, on any machine; None if there is none.
-
-    Args:
-        candidate: The candidate.
-        against: The version that it was compared with.
-        settings: Settings of this run.
-        lab: Target lab; the one that the candidate was adapted to by default.
-    """
-    from microseg.evaluation.comparison import Comparison
-
-    workspace = open_workspace(settings)
-    candidate = workspace.registry.versions.find(candidate.version)  # with its tags of now
-    key = workspace.evidence_key(candidate, against, lab or candidate.tags.get("target"))
-    cache = evaluation_folder(key, settings) / "comparison.json"
-    content = workspace.registry.evidence.read(candidate, key, cache)
-    return None if content is None else Comparison.from_json(content)
-
-
-def evaluation_folder(key: EvidenceKey, settings: Settings) -> Path:
-    """Folder of the local copies of an evaluation."""
-    return settings.home.runs / "evaluate" / key.digest
 
 
 @cli_command()

@@ -25,7 +25,8 @@ from prefect.states import Completed
 from flows.adapt import adapt
 from flows.cli.console import console, progress_bar
 from flows.cli.options import SetOption, cli_command
-from flows.evaluate import evaluate, read_comparison
+from flows.evaluate import evaluate
+from flows.evidence import read_comparison
 from flows.ingest import ingest
 from flows.promote import audit_info
 from flows.service.approval import awaits_approval, request_approval

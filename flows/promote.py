@@ -16,7 +16,9 @@ from prefect.runtime import deployment
 
 from flows.cli.console import console
 from flows.cli.options import CandidateArgument, LabOption, RecordOption, SetOption, cli_command, finish
-from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.decision import apply_gate
+from flows.evaluate import run_evaluation
+from flows.evidence import read_comparison
 from flows.service.readaptation import report_outdated_candidates
 from flows.telemetry import attempt
 from flows.validate_promotion import apply_pending_changes, check_version, judge, one_writer

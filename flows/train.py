@@ -13,8 +13,11 @@ from prefect import flow, task
 from flows.cli.console import console, progress_bar, show_table
 from flows.cli.options import RecordOption, SetOption, cli_command, finish
 from flows.cli.training_progress import training_folder, training_progress
+from flows.decision import decide
+from flows.evidence import evidence_key
 from flows.promote import audit_info
-from flows.workspace import SOURCE_METHOD, open_workspace
+from flows.registration import register_model
+from flows.workspace import open_workspace
 from microseg.api.training import train as train_segmenter
 from microseg.config.settings import Settings, load_settings
 from microseg.errors import LabError
@@ -25,6 +28,8 @@ from microseg.registry.version import ModelVersion
 from microseg.training.devices import make_fabric
 
 __all__ = ["TrainResult", "command", "train"]
+
+_METHOD = "supervised"  # of versions, as `adapt.method` is of others
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def fit_and_register(digests: dict[str, str], settings: Settings) -> ModelVersio
                 keep_checkpoint=True,
             )
         with console.status("Registering the segmenter"):
-            return workspace.register_model(run, folder, training, source=labs, digests=digests, method=SOURCE_METHOD)
+            return register_model(workspace, run, folder, training, source=labs, digests=digests, method=_METHOD)
 
 
 @task
@@ -83,7 +88,7 @@ def evaluate_held_out(version: ModelVersion, digests: dict[str, str], settings: 
     total = sum(len(lab.select(split="test", labelled=True)) for lab in labs)
     with progress_bar("Evaluating on held-out images", total) as advance:
         comparison = compare(workspace.network(version), None, source=labs, target=None, on_image=advance)
-    workspace.registry.evidence.write(version, workspace.evidence_key(version, None, None), comparison.to_json())
+    workspace.registry.evidence.write(version, evidence_key(workspace, version, None, None), comparison.to_json())
     for lab, metrics in comparison.metrics().items():
         workspace.registry.versions.log_metrics(version, metrics, dataset=(lab, digests[lab]))
     return comparison
@@ -95,7 +100,7 @@ def promote_first_version(version: ModelVersion, comparison: Comparison, setting
     workspace = open_workspace(settings)
     if workspace.production() is not None:
         return None
-    decision = workspace.decide(version, None, comparison)
+    decision = decide(workspace, version, None, comparison)
     if decision.promoted:
         audit = audit_info(gate=decision.status, reason="The first version.")
         production = workspace.registry.production

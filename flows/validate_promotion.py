@@ -23,7 +23,9 @@ from prefect.states import Completed, Failed
 
 from flows.cli.console import console
 from flows.cli.options import SetOption, cli_command
-from flows.evaluate import apply_gate, read_comparison, run_evaluation
+from flows.decision import apply_gate
+from flows.evaluate import run_evaluation
+from flows.evidence import read_comparison
 from flows.service.events import PROMOTION_REVERTED, notify
 from flows.service.readaptation import report_outdated_candidates
 from flows.telemetry import attempt

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows.adapt import fit_and_register
+from flows.decision import decide
 from flows.evaluate import compare_versions
+from flows.evidence import evidence_key
 from flows.ingest import check_and_ingest, commit_version
 from flows.onboard import check_suitability
 from flows.train import fit_and_register as train
@@ -62,8 +64,11 @@ def test_adapt_and_evaluate_without_source_images(
     assert known is not None
     assert known.labs.keys() == {"lab_a", "lab_b"}  # images of the source lab stay known
 
-    decision = workspace.decide(
-        version, base, compare_versions.fn(version, base, workspace.evidence_key(version, base, "lab_b"), settings)
+    decision = decide(
+        workspace,
+        version,
+        base,
+        compare_versions.fn(version, base, evidence_key(workspace, version, base, "lab_b"), settings),
     )
     assert decision.status == "refused"
     assert any("No Dice of a source lab is known" in message for message in decision.reasons)
@@ -71,5 +76,5 @@ def test_adapt_and_evaluate_without_source_images(
     monkeypatch.setattr(DatasetStore, "checkout", checkout)  # where the source images are
     open_workspace.cache_clear()
     assert compare_versions.fn(
-        version, base, workspace.evidence_key(version, base, "lab_b"), settings
+        version, base, evidence_key(workspace, version, base, "lab_b"), settings
     ).candidate.source_dice.keys() == {"lab_a"}

@@ -327,7 +327,7 @@ def test_registry_that_is_away_delays_an_onboarding(
         raise RegistryUnavailableError("the registry cannot be reached.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.workspace.Workspace.register_model", away)
+        patch.setattr("flows.adapt.register_model", away)
         assert onboarded(lab_c).is_failed()
         onboarding = store.read("lab_c")
         assert (onboarding.state, onboarding.failures, onboarding.crashes) == ("retrying", 1, 0)

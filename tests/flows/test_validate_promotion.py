@@ -12,7 +12,7 @@ from click.testing import Result
 
 from flows import promote as promote_module
 from flows import rollback, validate_promotion
-from flows.evaluate import evaluation_folder, read_comparison
+from flows.evidence import evaluation_folder, evidence_key, read_comparison
 from flows.health import history
 from flows.health.status import read_status
 from flows.promote import promote
@@ -139,7 +139,7 @@ def test_local_file_of_another_comparison_decides_nothing(copied: Any) -> None:
     workspace = open_workspace(settings)
     versions = copied.registry.versions
     first, second = versions.find(1), versions.find(2)
-    file = evaluation_folder(workspace.evidence_key(second, first, "lab_b"), settings) / "comparison.json"
+    file = evaluation_folder(evidence_key(workspace, second, first, "lab_b"), settings) / "comparison.json"
     true = read_comparison(second, first, settings)
     assert true is not None
     assert file.is_file()  # the verified copy
