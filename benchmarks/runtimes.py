@@ -116,7 +116,7 @@ def _sides(network: "PyramidSegmenter", folder: Path, tile: int, threads: int) -
 
     def engine() -> Compute:
         made = Engine(network, tile=tile, halo=0, batch=threads)  # the tiles are whole images
-        return lambda tiles: list(made.predictions(tiles))
+        return lambda tiles: [outputs.cpu().numpy() for outputs in made.tile_outputs(tiles)]
 
     graph = export_model(network, folder / "network.onnx", kind="onnx", tile=tile).path
     sides: dict[str, Callable[[], Compute]] = {_BASE: engine}

@@ -12,13 +12,15 @@ from torch.nn import functional
 
 from microseg.config.params import InferenceSettings
 from microseg.cpu import tune_allocator
-from microseg.errors import DataError, SettingsError
+from microseg.errors import SettingsError
 from microseg.inference.backends.backend import create_backend
+from microseg.inference.backends.windowed_pooling import default_block
 from microseg.inference.batching import BatchQueue, ImageRequest
+from microseg.inference.blending import SpanWeights, blend_tiles
 from microseg.inference.prediction import Prediction
 from microseg.inference.reduction import HostCopy, classify, not_finite
-from microseg.inference.scale import rescale, zoom_to
-from microseg.inference.tiling import Span, TilePlan, cut_tile, plan_spans
+from microseg.inference.scale import check_rgb, rescale, zoom_to
+from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, class_mask, interior_bytes, label_objects, separate_objects
@@ -29,9 +31,7 @@ __all__ = ["Engine", "EngineOptions"]
 
 _DEFAULTS = InferenceSettings()
 
-_WINDOWS = 4  # of the pyramid pooling, along each side of a tile on CUDA
 _LARGE_IMAGES = 4  # of several tiles each that are predicted at once where tiles share batches
-_BYTES_PER_PIXEL = 4096  # free memory of a device for each pixel of a batch
 
 
 class EngineOptions(TypedDict, total=False):
@@ -80,6 +80,7 @@ class Engine:
         weights_sha256: SHA-256 of the network's weights, as in its ``network.json``; None without ``optimize``.
         batch: Tiles computed at once.
         block: Longest side of what is computed at once.
+        weights: Weights of spans on the device, to blend tiles with.
         device: Device to compute on.
 
     Raises:
@@ -126,7 +127,7 @@ class Engine:
         self.block = tile
         self.plan(1, 1)  # raises an error if tile, halo and stride do not fit
         if optimize:
-            self.block = max(tile, _default_block(chosen, tile, halo, batch) if block is None else block)
+            self.block = max(tile, default_block(chosen, tile, halo, batch) if block is None else block)
         if chosen.type == "cpu":
             tune_allocator()
         self.device = chosen
@@ -141,7 +142,7 @@ class Engine:
             context=(tile, halo) if self.block > tile else None,
         )
         self.interior = self.channels.index("interior") if network.config.instances else None
-        self._weights: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.weights = SpanWeights(chosen)
         together = chosen.type == "cuda" if shared_batches is None else shared_batches
         self._queue = BatchQueue(self._backend, batch * self.block**2, self._half) if together else None
         at_once = _LARGE_IMAGES if together else self._backend.parallel_tiles
@@ -201,7 +202,7 @@ class Engine:
         Returns:
             The prediction, or `ModelError`: outputs are not finite, or the device has not enough memory.
         """
-        _check(image)
+        check_rgb(image)
         shape = (int(image.shape[0]), int(image.shape[1]))
         plan = self.plan(*shape)
         if self._queue is not None and len(plan) == 1:
@@ -211,7 +212,7 @@ class Engine:
 
     def rescaled(self, image: npt.NDArray[np.uint8], mpp: float | None = None) -> npt.NDArray[np.uint8]:
         """An image at the model's pixel size; see `zoom`."""
-        _check(image)
+        check_rgb(image)
         return rescale(image, self.zoom(mpp))
 
     def separation(self, mpp: float | None = None) -> Separation:
@@ -232,10 +233,8 @@ class Engine:
             See `separate_objects`.
         """
         mask = class_mask(outputs[: len(self.classes)])
-        if not self.instances:
-            return label_objects(mask)
         interior = None if self.interior is None else interior_bytes(outputs[self.interior])
-        return separate_objects(mask, interior, self.separation(mpp))
+        return separate_objects(mask, interior, self.separation(mpp)) if self.instances else label_objects(mask)
 
     @property
     def parallel_tiles(self) -> int:
@@ -243,17 +242,7 @@ class Engine:
         return self._backend.parallel_tiles
 
     def zoom(self, mpp: float | None) -> float:
-        """Factor that enlarges an image to the model's pixel size.
-
-        Args:
-            mpp: Microns per pixel of the image; None if unknown.
-
-        Returns:
-            1 if either pixel size is unknown, or they differ by no more than 5 %.
-
-        Raises:
-            DataError: They differ by a factor above 16, or that of the image is not positive.
-        """
+        """Factor that enlarges an image with that pixel size to the model's; see `zoom_to`."""
         return zoom_to(self.mpp, mpp)
 
     def plan(self, height: int, width: int) -> TilePlan:
@@ -261,23 +250,12 @@ class Engine:
         options = {"tile": self.block, "halo": self._halo, "multiple": self.stride}
         return TilePlan(plan_spans(height, **options), plan_spans(width, **options))
 
-    def predictions(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Outputs of tiles of one size, in order; some are computed ahead.
+    def tile_outputs(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """Outputs of tiles of one size, in order, on the device; some are computed ahead. They may be NaN or infinity.
 
         Shape:
             each (h, w, 3) → (K + M, h, w)
-
-        Raises:
-            ModelError: They are not finite; their largest value would be the background, silently.
         """
-        for predicted in self.tile_outputs(tiles):
-            outputs = np.asarray(predicted.cpu().numpy(), np.float32)
-            if not np.isfinite(outputs.sum()):
-                raise not_finite(self._half)
-            yield outputs
-
-    def tile_outputs(self, tiles: Iterable[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
-        """As `predictions`, but on the device, and they may be NaN or infinity."""
         if self._queue is not None:
             return results_in_order(self._queue.tile, tiles, 2 * self._queue.most((self.block, self.block)) - 1)
         waiting = iter(tiles)
@@ -316,35 +294,7 @@ class Engine:
         if len(plan) == 1:
             total = next(predicted)[:, : shape[0], : shape[1]]
         else:
-            total = torch.zeros((len(self.channels), *shape), device=self.device)  # (K + M, h, w)
-            for tile, part in zip(plan, predicted, strict=True):
-                kept = part[:, tile.rows.inner_of_tile, tile.columns.inner_of_tile]  # (K + M, h', w')
-                weights = [self.weights(span)[0] for span in (tile.rows, tile.columns)]
-                total[:, tile.rows.inner, tile.columns.inner] += kept * (weights[0][:, None] * weights[1])
+            total = blend_tiles(plan, predicted, (len(self.channels), *shape), self.weights)
         if size == tuple(shape):
             return total
         return functional.interpolate(total[None], size=size, mode="bilinear", antialias=True)[0]
-
-    def weights(self, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights of a span on the device, and their complement; kept, as a copy to CUDA waits for the device."""
-        key = (len(span.weights), span.fade_in, span.fade_out)
-        if (known := self._weights.get(key)) is None:
-            weights = torch.from_numpy(span.weights).to(self.device)
-            known = self._weights[key] = weights, 1 - weights
-        return known
-
-
-def _check(image: npt.NDArray[np.uint8]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            f"Expected an RGB image, uint8 (H, W, 3), got {image.dtype} {image.shape}: read it with read_image."
-        )
-
-
-def _default_block(device: torch.device, tile: int, halo: int, batch: int) -> int:
-    """Largest side of what is computed at once: on CUDA several windows, as far as a batch of them fits the memory."""
-    if device.type != "cuda":
-        return tile
-    free = torch.cuda.mem_get_info(device)[0]
-    pixels = free // _BYTES_PER_PIXEL // batch
-    return tile + max(0, min(_WINDOWS - 1, (int(pixels**0.5) - tile) // (tile - 2 * halo))) * (tile - 2 * halo)

@@ -122,8 +122,8 @@ class _Row:
         """
         if predicted is None and self._left is None and above is None:
             return None
-        down, down_complement = self._engine.weights(self._span)
-        across, across_complement = self._engine.weights(span)
+        down, down_complement = self._engine.weights.of(self._span)
+        across, across_complement = self._engine.weights.of(span)
         weights = down[:, None] * across  # (h', w')
         if predicted is None:
             block = weights.new_zeros((len(self._engine.channels), *weights.shape))

@@ -10,7 +10,10 @@ from torch import nn
 
 from microseg.inference.tiling import Span, plan_spans
 
-__all__ = ["WindowedPooling"]
+__all__ = ["WindowedPooling", "default_block"]
+
+_WINDOWS = 4  # along each side of what is computed at once on CUDA
+_BYTES_PER_PIXEL = 4096  # free memory of a device for each pixel of a batch
 
 
 class WindowedPooling(nn.Module):
@@ -52,3 +55,22 @@ class WindowedPooling(nn.Module):
             known = torch.from_numpy(row.weights[:, None] * column.weights[None, :]).to(x.device, x.dtype)
             self._weights[*key, x.device, x.dtype] = known
         return known
+
+
+def default_block(device: torch.device, tile: int, halo: int, batch: int) -> int:
+    """Side of what is computed at once: on CUDA several windows, as far as a batch of them fits the free memory.
+
+    Args:
+        device: The device.
+        tile: Side of a window, in pixels.
+        halo: Half of the overlap of two windows.
+        batch: Blocks that are computed at once.
+
+    Returns:
+        Side in pixels; on other devices ``tile``.
+    """
+    if device.type != "cuda":
+        return tile
+    free = torch.cuda.mem_get_info(device)[0]
+    pixels = free // _BYTES_PER_PIXEL // batch
+    return tile + max(0, min(_WINDOWS - 1, (int(pixels**0.5) - tile) // (tile - 2 * halo))) * (tile - 2 * halo)

@@ -180,7 +180,7 @@ def test_parallel_threads_give_the_logits_of_the_network(monkeypatch: pytest.Mon
     monkeypatch.setattr(cpu, "_TRACE_AFTER", 4)
     network = small_network()
     tiles = np.random.default_rng(1).integers(0, 256, (24, 48, 48, 3), np.uint8)
-    seen = np.stack(list(Engine(network, tile=48, halo=4).predictions(tiles)))
+    seen = torch.stack(list(Engine(network, tile=48, halo=4).tile_outputs(tiles))).numpy()
     with torch.inference_mode():
         expected = network(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255).softmax(1)
     torch.testing.assert_close(torch.from_numpy(seen), expected, atol=1e-5, rtol=0)

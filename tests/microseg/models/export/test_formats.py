@@ -72,7 +72,7 @@ def test_exported_file_computes_the_probabilities_of_the_engine(
     made = export_model(network, tmp_path / f"model{FORMATS[kind]}", kind=kind, tile=TILE, halo=4)
     assert (made.format, made.tile) == (kind, TILE)
     assert made.difference < 1e-4
-    expected = np.stack(list(Engine(network).predictions(tiles)))
+    expected = torch.stack(list(Engine(network).tile_outputs(tiles))).numpy()
     given = RUN[kind](made.path, as_input(tiles))
     assert given.dtype == np.float32
     np.testing.assert_allclose(given, expected, atol=1e-4)

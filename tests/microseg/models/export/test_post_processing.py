@@ -50,7 +50,7 @@ def test_shipped_code_numbers_the_objects_of_the_engine(network: PyramidSegmente
     shipped: dict[str, Any] = {"__name__": "shipped"}
     exec(compile(code, "shipped", "exec", dont_inherit=True), shipped)
     engine, outputs = Engine(network), RUN[kind](made.path, as_input(tiles))
-    for tile, given in zip(engine.predictions(tiles), outputs, strict=True):
+    for tile, given in zip(map(torch.Tensor.numpy, engine.tile_outputs(tiles)), outputs, strict=True):
         expected: npt.NDArray[np.int32] = engine.label_objects(tile)
         assert expected.max() > 0
         np.testing.assert_allclose(given, tile, atol=1e-4)
