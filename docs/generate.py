@@ -358,9 +358,9 @@ def architecture() -> str:
             x, y = place * (size + gap), index * (height + gap)
             frame = 'rx="4" fill="none" stroke="currentColor"'
             boxes.append(f'<rect x="{x:.0f}" y="{y}" width="{size:.0f}" height="{height}" {frame}/>')
-            for line, text in enumerate([name, *_wrapped(summary(name), int(size / 6.2))]):
+            for line, text in enumerate([name, *_wrapped(summary(name), int((size - 16) / 6.6))]):
                 style = 'font-weight="600"' if line == 0 else 'opacity="0.8"'
-                where = f'x="{x + 8:.0f}" y="{y + 17 + line * 15}" font-size="12" fill="currentColor"'
+                where = f'x="{x + 8:.0f}" y="{y + 17 + line * 15}" font-size="11" fill="currentColor"'
                 boxes.append(f"<text {where} {style}>{html.escape(text)}</text>")
     label = "Layers of the code: each imports from those below it only"
     size = f"-1 -1 {width + 2} {len(rows) * (height + gap)}"

@@ -52,8 +52,8 @@ class Params(Section):
     """Precision of training, by the names of Lightning Fabric; ``auto``: bf16-mixed, and TF32 for float32, on CUDA,
     32-true elsewhere."""
     notify: Annotated[tuple[SecretStr, ...], BeforeValidator(_as_list)] = ()
-    """Where failures, candidates that wait, reverted promotions and drift warnings are reported: addresses of Apprise,
-    such as ``mailto://``, ``slack://``, ``msteams://``, ``json://``; one, or a list."""
+    """Where failures, candidates that wait, reverted promotions and batches out of distribution are reported: addresses
+    of Apprise, such as ``mailto://``, ``slack://``, ``msteams://``, ``json://``; one, or a list."""
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     train: TrainSettings = TrainSettings()
