@@ -100,11 +100,13 @@ def aliases(home: Path) -> dict[str, int]:
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server for the flows of this process, and of those that it starts.
 
-    Prefect's own fixture imports all of the server into this process, too, which takes as long as its start.
+    Prefect's own fixture imports all of the server into this process, too, which takes as long as its start. The loops
+    of its services cost more than all requests of the tests; `test_local_servers.py` tests what needs them.
     """
     folder, [port] = tmp_path_factory.mktemp("prefect"), free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--host", "127.0.0.1"]
+    command += ["--port", str(port)]
     environment = environment_of_service() | {"PREFECT_HOME": str(folder), "PREFECT_UI_ENABLED": "false"}
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
