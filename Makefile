@@ -6,6 +6,8 @@ STAMP  := $(VENV)/installed
 LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadfile
+# Where it is set, as in some containers, each process compiles all it imports again, which takes longer than many tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-all coverage test-browser check docs benchmarks-report regression serve format lock clean
 
