@@ -1,6 +1,6 @@
 """Ingest: check the images of a lab and add them to the lab's dataset."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,28 +8,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from microseg.annotations.formats import annotation_suffixes
 from microseg.annotations.instance_masks import INSTANCES, write_instances
 from microseg.annotations.labels import LabelRegion
+from microseg.datasets.agreement import check_image_table, check_labelled, unread_files
 from microseg.datasets.checks import CheckedImage, check_images, measure_bit_depth
 from microseg.datasets.dataset import LabDataset, open_lab_dataset, with_splits
 from microseg.datasets.dataset_folder import lab_lock, replace_dataset
-from microseg.datasets.image_table import IMAGE_TABLE_FILE, ImageMetadata, image_key, image_name, read_image_table
+from microseg.datasets.image_table import ImageMetadata, image_key, image_name, read_image_table
 from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
-    LAB_FILE,
     LabMetadata,
     merge_metadata,
     read_lab_metadata,
 )
-from microseg.datasets.listing import IncomingFiles, RejectedFile, count_slides, list_files
-from microseg.datasets.manifest import ManifestRow
+from microseg.datasets.listing import RejectedFile, count_slides, list_files
 from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.datasets.slide_update import SlideOptions, SlideUpdate
 from microseg.errors import LabError
 from microseg.files import atomic_write, disk_full_error
-from microseg.slides.folder import is_system_file
 from microseg.slides.identity import KnownHashes
 from microseg.slides.images import write_png
 
@@ -180,10 +177,10 @@ def ingest_lab(
                 f"{source}: expected at least one usable image, got none. {_summary(rejected, rejects)} {examples}"
             )
         rows_by_key = update.rows | slide_update.rows
-        _check_image_table(source, table, rows_by_key, rejected)
+        check_image_table(source, table, rows_by_key, rejected)
         rows = with_splits(rows_by_key, dataset, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
         labelled = len({row.slide or row.name for row in rows if row.mask is not None})
-        _check_labelled(source, stated_labelled, accepted, labelled, files)
+        check_labelled(source, stated_labelled, accepted, labelled, files)
         metadata = metadata.model_copy(update={"labelled": labelled > 0})
         numbers = update.relabelled or slide_update.relabelled or any((staged / INSTANCES).iterdir())
         updated = LabDataset(folder, metadata, rows, slide_update.table)
@@ -206,7 +203,7 @@ def ingest_lab(
             *(f"{files.path_of(it.annotation)}: {note}" for it in accepted if it.annotation for note in it.notes),
             *update.notes,
             *slide_update.notes,
-            *_unread(source),
+            *unread_files(source),
         ),
     )
 
@@ -214,62 +211,6 @@ def ingest_lab(
 def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
     slides = f" (whole slides: {count})" if (count := count_slides(rejected)) else ""
     return f"Files rejected: {len(rejected)}{slides}; reasons: {quarantine / REASONS_FILE}."
-
-
-# ---- checks of the incoming dataset as a whole
-
-
-def _unread(source: Path) -> Iterator[str]:
-    """What lies in the folder of an incoming dataset and is not read."""
-    known = {"images", "test", INSTANCES, LAB_FILE, IMAGE_TABLE_FILE, *annotation_suffixes()}
-    for path in sorted(source.iterdir()):
-        if path.name not in known and not is_system_file(path.name):
-            yield f"{path.name}{'/' if path.is_dir() else ''}: not read"
-
-
-def _check_image_table(
-    source: Path, table: dict[str, ImageMetadata], rows: dict[str, ManifestRow], rejected: tuple[RejectedFile, ...]
-) -> None:
-    """Check that each line of ``images.csv`` refers to an image, and changes the group of none."""
-    if not table:
-        return
-    groups = {image_key(image_name(row.image)): row.group for row in rows.values()}
-    known = groups.keys() | {image_key(image_name(file.file)) for file in rejected}
-    if unknown := [stated.file for key, stated in table.items() if key not in known]:
-        raise LabError(
-            f"{source / IMAGE_TABLE_FILE}: expected files in images/, got {', '.join(unknown[:5])}. "
-            "Correct the names or remove the lines."
-        )
-    for key, stated in table.items():
-        if key in groups and stated.group is not None and stated.group != groups[key]:
-            raise LabError(
-                f"{source / IMAGE_TABLE_FILE}: expected group {groups[key]!r} for {stated.file} as in the dataset, "
-                f"got {stated.group!r}. Its split cannot change: remove the line, or give the incoming dataset another "
-                "lab name."
-            )
-
-
-def _check_labelled(
-    source: Path, stated: bool | None, images: tuple[CheckedImage, ...], labelled: int, files: IncomingFiles
-) -> None:
-    """Check ``labelled`` of ``lab.yaml``, where it is stated, against the incoming images and the whole dataset."""
-    if stated and not labelled:
-        raise LabError(
-            f"{source}: expected masks, as lab.yaml states labelled: true, got no usable one in masks/. "
-            "Add the masks, or state labelled: false."
-        )
-    if stated is None and files.annotations and not files.annotations.keys() & files.images.keys():
-        example = files.path_of(next(iter(files.annotations.values()))[0])
-        raise LabError(
-            f"{source}: expected masks or outlines with the names of images, got others only, such as {example}. "
-            "Rename them, or state labelled: false in lab.yaml to ingest the images without."
-        )
-    masks = any(image.annotation is not None and not image.has_outlines for image in images)
-    if stated is False and masks:  # outlines may be corrections, which come later
-        raise LabError(
-            f"{source}: expected no masks, as lab.yaml states labelled: false, got some. "
-            "State labelled: true, or move the masks away."
-        )
 
 
 # ---- writing
