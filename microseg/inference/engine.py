@@ -24,7 +24,7 @@ from microseg.inference.tiling import TilePlan, cut_tile, plan_spans
 from microseg.models.files import weights_digest
 from microseg.models.network import PyramidSegmenter
 from microseg.models.separation import Separation, class_mask, interior_bytes, label_objects, separate_objects
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 from microseg.threads import results_in_order
 
 __all__ = ["Engine", "EngineOptions"]

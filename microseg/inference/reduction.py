@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from microseg.errors import ModelError
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 
 __all__ = ["Classified", "HostCopy", "classify", "not_finite"]
 

@@ -16,7 +16,7 @@ from microseg.inference.stream import reader_count, stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.files import OUTPUTS, output_names
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.regions import region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter

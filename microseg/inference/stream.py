@@ -16,7 +16,7 @@ from microseg.cpu import available_cores
 from microseg.inference.engine import Engine
 from microseg.inference.reduction import HostCopy, classify
 from microseg.inference.tiling import Span, Tile
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import SlideView
 from microseg.threads import results_in_order

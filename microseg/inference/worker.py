@@ -20,7 +20,7 @@ from microseg.errors import MicrosegError
 from microseg.inference.image_files import ImageFiles, ReadImage, SlideFile
 from microseg.inference.prediction import Prediction
 from microseg.outputs.batch_summary import ImageResult, ImageTask
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 from microseg.processes import IdleProcesses, anonymous_file, ending, sendable, start_python
 
 __all__ = ["SLOTS", "RemoteImage", "WorkerLostError", "WorkerProcess", "borrow", "give_back", "serve"]

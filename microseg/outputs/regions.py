@@ -14,7 +14,8 @@ from microseg.annotations.rasterize import draw_polygons
 from microseg.errors import ImageReadError, SettingsError
 from microseg.escaping import csv_cell
 from microseg.files import file_sha256
-from microseg.outputs.measurements import POSITIVE, count_positive
+from microseg.outputs.image_summary import count_positive
+from microseg.outputs.measurements import POSITIVE
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import MaskStrip, ObjectBatch, OutputWriter, Thumbnail
 

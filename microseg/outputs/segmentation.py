@@ -15,7 +15,7 @@ from PIL import Image
 
 from microseg.errors import DataError
 from microseg.outputs.files import OUTPUTS, output_names
-from microseg.outputs.measurements import ConfidenceSums, count_positive, summarize
+from microseg.outputs.image_summary import ConfidenceSums, count_positive, summarize
 from microseg.outputs.objects import ObjectFinder
 from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from microseg.errors import SettingsError
 from microseg.models.separation import Separation
 from microseg.outputs.files import publish, staged
-from microseg.outputs.measurements import ConfidenceSums, count_positive, summarize
+from microseg.outputs.image_summary import ConfidenceSums, count_positive, summarize
 from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
 from microseg.outputs.stains import image_stains

@@ -11,7 +11,7 @@ from microseg.inference.stream import stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
-from microseg.outputs.measurements import ConfidenceSums
+from microseg.outputs.image_summary import ConfidenceSums
 from microseg.outputs.writers import MaskStrip
 from microseg.slides.slide import ArraySlide, SlideView
 

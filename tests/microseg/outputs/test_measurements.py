@@ -13,7 +13,8 @@ from skimage.measure import regionprops_table
 
 from microseg.outputs.batch_summary import _join_tables
 from microseg.outputs.diameters import feret_diameters
-from microseg.outputs.measurements import OBJECT_COLUMNS, ObjectTableWriter, summarize
+from microseg.outputs.image_summary import summarize
+from microseg.outputs.measurements import OBJECT_COLUMNS, ObjectTableWriter
 from microseg.outputs.objects import label_objects
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
