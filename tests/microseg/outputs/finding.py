@@ -47,3 +47,10 @@ def find(
                 finder.add(MaskStrip(start, mask[start:stop], strip))
         finder.finish()
         return ObjectBatch.join(list(finder.batches(image_info(mask, **changes))))
+
+
+def two_rectangles() -> npt.NDArray[np.uint8]:
+    mask = np.zeros((10, 20), np.uint8)
+    mask[2:6, 3:9] = 1  # 4 rows, 6 columns
+    mask[7:9, 12:14] = 2
+    return mask
