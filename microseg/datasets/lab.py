@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from microseg.annotations.classes import IGNORE, Cells, Color, LabelClasses, MaskKind
 from microseg.errors import LabError, ParseError
@@ -91,13 +99,13 @@ class LabMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lab: str
+    lab: Annotated[str, AfterValidator(check_lab_name)]
     stain: _Text
     classes: tuple[_Text, ...]
     mpp: float | None = None
     tissue: _Text | None = None
     scanner: _Text | None = None
-    bit_depth: int | None = None
+    bit_depth: Annotated[int, AfterValidator(check_bit_depth)] | None = None
     labelled: bool = False
     instances: tuple[_Text, ...] = ()
     class_names: dict[_Text, tuple[_Text, ...]] = {}
@@ -152,6 +160,10 @@ class LabMetadata(BaseModel):
 
     @model_validator(mode="after")
     def _known_classes(self) -> Self:
+        if unknown := sorted(set(self.instances) - set(self.classes[1:])):
+            raise ValueError(
+                f"instances: expected foreground classes out of {', '.join(self.classes[1:])}, got {', '.join(unknown)}"
+            )
         known = {*self.classes, "ignore"}
         for key, names in (("class_names", self.class_names), ("palette", self.palette)):
             if unknown := sorted(set(names) - (known if key == "palette" else set(self.classes))):
@@ -168,11 +180,6 @@ class LabMetadata(BaseModel):
                     raise ValueError(f"expected each name for one class, got {other!r} for {name} and another one")
         return self
 
-    @field_validator("lab")
-    @classmethod
-    def _valid_name(cls, name: str) -> str:
-        return check_lab_name(name)
-
     @field_validator("classes")
     @classmethod
     def _valid_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,11 +191,6 @@ class LabMetadata(BaseModel):
             raise ValueError(f"expected background to come first, got {', '.join(classes)}")
         return classes
 
-    @field_validator("bit_depth")
-    @classmethod
-    def _valid_bit_depth(cls, depth: int | None) -> int | None:
-        return None if depth is None else check_bit_depth(depth)
-
     @field_validator("mpp")
     @classmethod
     def _valid_mpp(cls, mpp: float | None) -> float | None:
@@ -196,14 +198,6 @@ class LabMetadata(BaseModel):
         if mpp is not None and not (math.isfinite(mpp) and low <= mpp <= high):
             raise ValueError(f"expected {low} to {high} microns per pixel, or null when unknown, got {mpp}")
         return mpp
-
-    @model_validator(mode="after")
-    def _valid_instances(self) -> Self:
-        if unknown := sorted(set(self.instances) - set(self.classes[1:])):
-            raise ValueError(
-                f"instances: expected foreground classes out of {', '.join(self.classes[1:])}, got {', '.join(unknown)}"
-            )
-        return self
 
 
 def read_lab_metadata(folder: Path | str, *, lab: str | None = None, roots: Iterable[Path] = ()) -> LabMetadata:

@@ -56,7 +56,9 @@ def decide(
     if production is None:
         results = tuple(_initial_dice(candidate, policy))
     else:
-        results = tuple(result for rule in _RULES for result in rule(candidate, production, policy))
+        decisive = _LABEL_FREE_RULES if candidate.target_gain is None else (_target_gain,)
+        rules = (_source_dice, _source_f1, *decisive, _foreground_share)
+        results = tuple(result for rule in rules for result in rule(candidate, production, policy))
         if lost_labs:
             results += (_lost_labs(lost_labs),)
     outcomes = {result.outcome for result in results}
@@ -152,8 +154,6 @@ def _target_gain(candidate: Evidence, _production: Evidence, policy: GateSetting
 
 def _label_free(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
     """The label-free criteria on the target lab do not get worse; it is unclear where they contradict each other."""
-    if candidate.target_gain is not None:
-        return
     texts: list[str] = []
     gained: list[bool] = []
     for name, text in (
@@ -181,8 +181,6 @@ def _label_free(candidate: Evidence, production: Evidence, policy: GateSettings)
 
 def _foreground_change(candidate: Evidence, production: Evidence, policy: GateSettings) -> Iterator[RuleResult]:
     """The foreground share is not far from production's: then the label-free criteria can be wrong together."""
-    if candidate.target_gain is not None:
-        return
     new, old = (evidence.label_free.get("foreground_share") for evidence in (candidate, production))
     shares = f"The candidate marks {_percent(new)} of the target lab's images as foreground, production {_percent(old)}"
     if not (_is_fraction(new) and _is_fraction(old)):
@@ -208,7 +206,7 @@ def _forward_validation(candidate: Evidence, production: Evidence, policy: GateS
     """What the source labs' masks teach about pixels agrees with the predictions as well as with production's."""
     name = "forward_validation"
     new, old = (evidence.label_free.get(name) for evidence in (candidate, production))
-    if candidate.target_gain is not None or (new is None and old is None):
+    if new is None and old is None:
         return
     message = (
         "A classifier of pixels, fitted to the source labs' masks, separates the classes predicted on the target lab: "
@@ -274,11 +272,8 @@ def _foreground_share(candidate: Evidence, production: Evidence, policy: GateSet
 
 _Rule = Callable[[Evidence, Evidence, GateSettings], Iterator[RuleResult]]
 
-_RULES: tuple[_Rule, ...] = (
-    _source_dice, _source_f1, _target_gain, _label_free, _forward_validation, _foreground_change, _foreground_share,
-)  # fmt: skip
-"""The rules for a candidate: of the evidence on it and on production, each gives its results, or none if it does not
-apply."""
+_LABEL_FREE_RULES: tuple[_Rule, ...] = (_label_free, _forward_validation, _foreground_change)
+"""Rules on a target lab without enough masks: of the evidence on candidate and production, each gives its results."""
 
 
 def _met(condition: object) -> Outcome:
