@@ -185,7 +185,7 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
         | {"mpp": r.mpp, **r.summary, "seconds": r.seconds, "model": r.provenance.model, "sha256": r.source_sha256}
         for r in records
     ]
-    images = pd.DataFrame(rows)
+    images = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["image", "name", "source"])  # a header at least
     with atomic_write(summary.failures) as part:
         rows_of_failures = [{column: csv_cell(text) for column, text in row.items()} for row in failures]
         pd.DataFrame(rows_of_failures, columns=["image", "reason"]).to_csv(part, index=False)

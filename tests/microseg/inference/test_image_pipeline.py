@@ -58,6 +58,7 @@ def test_image_that_the_network_fails_on_is_reported_as_failure(
     summary = segment_batch(engine, images[:1], tmp_path / "out", provenance=provenance)
     assert summary.failed == 1
     assert pd.read_csv(summary.failures)["reason"].tolist() == ["RuntimeError: out of memory"]
+    assert len(pd.read_csv(summary.summary)) == 0  # with a header
 
 
 def test_segments_only_what_changed(
