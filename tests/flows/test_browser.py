@@ -106,15 +106,13 @@ def test_decision_page_is_used_by_keyboard_inside_mlflow(
 ) -> None:
     """From MLflow's page into the frame of the page, without a mouse."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(f"{servers.mlflow}/#/models/microseg-segmenter/versions/2")
     page = element(browser, "a", "Decision page").get_attribute("href")
-    # MLflow opens its assistant once, over most of a narrow window
-    browser.execute_script(
-        "document.querySelector('[data-component-id=\"mlflow.assistant.chat_panel.close\"]')?.click()"
-    )
+    # MLflow opens its assistant at the first visit; in a narrow window there is no room for the button that closes it
+    element(browser, "[data-component-id='mlflow.assistant.chat_panel.close']").click()
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(page)
-    frame = element(browser, "iframe")
+    frame = browser.find_element("css selector", "iframe")  # beside a narrow window, until it has the focus
     tab_to(browser, "it.tagName === 'IFRAME'")
     browser.switch_to.frame(frame)
     use_by_keyboard(browser)
