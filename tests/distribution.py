@@ -22,6 +22,7 @@ _OWN_SERVERS = tuple(
         "test_service.py",
         "test_start.py",
         "test_two_machines.py",
+        "test_workers.py",
     )
 )
 

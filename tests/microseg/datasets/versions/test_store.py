@@ -118,7 +118,7 @@ def test_rejects_commit_without_dataset(datasets):
         datasets.commit("east")
 
 
-@pytest.mark.parametrize("call", ["commit", "current", "history", "checkout"])
+@pytest.mark.parametrize("call", ["commit", "history", "checkout"])
 def test_rejects_invalid_lab_names(datasets, call):
     with pytest.raises(LabError, match="lower-case letters"):
         getattr(datasets, call)("../north", *([NO_SUCH] if call == "checkout" else []))
@@ -458,7 +458,7 @@ def test_dvc_is_imported_lazily():
 import sys
 from microseg.datasets.versions.history import DatasetVersion
 from microseg.datasets.versions.store import DatasetStore
-DatasetStore("x", None).history("north")[-1]
+assert DatasetStore("x", None).history("north") == ()
 assert "dvc" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(store.__file__).parents[2])
