@@ -85,7 +85,7 @@ class ResultFile:
 
     def __init__(self, file: Path | None, module: str, arguments: Sequence[str] | None = None) -> None:
         self.file = file
-        self._measured = provenance(module, arguments)  # before the file of the results changes the checkout
+        self._measured = {} if file is None else provenance(module, arguments)  # of the checkout before it has the file
 
     def write(self, **content: Any) -> None:
         """Write the results, in place of those written before."""
@@ -132,9 +132,10 @@ def provenance(module: str, arguments: Sequence[str] | None = None) -> dict[str,
 
     Args:
         module: Module that was run, such as ``benchmarks.adaptation``.
-        arguments: Its arguments; default: those of this process.
+        arguments: Its arguments; default: those of this process. Of absolute paths only the last part is stated.
     """
-    words = ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
+    given = sys.argv[1:] if arguments is None else arguments
+    words = ["python", "-m", module, *(Path(it).name if Path(it).is_absolute() else it for it in given)]
     today = datetime.now(UTC).date().isoformat()
     return {"command": shlex.join(words), "date": today, "commit": _commit(), "machine": _machine()}
 

@@ -11,8 +11,9 @@ A table is added by two lines in a page, between which it is written:
 FILE is a file in docs/benchmarks/results without ``.json``, or a pattern such as ``adaptation/nine-pairs*``. TABLE is
 one of the tables in it, or one that is computed: ``before-after``, ``each-seed``, ``methods``, ``short`` and
 ``targets`` from files of ``python -m benchmarks.adaptation --json``, ``gpu-correctness`` and ``gpu-speed`` from those
-of ``python -m benchmarks.gpu --json``, ``objects`` and ``objects-speed`` from those of
-``python -m benchmarks.objects --json``. The pages of the data sets, docs/benchmarks/adaptation, are written as a whole.
+of ``python -m benchmarks.gpu --json``, ``objects``, ``objects-adapted``, ``objects-targets`` and ``objects-speed`` from
+those of ``python -m benchmarks.objects --json``. The pages of the data sets, docs/benchmarks/adaptation, are written as
+a whole.
 """
 
 from pathlib import Path

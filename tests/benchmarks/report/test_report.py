@@ -117,8 +117,8 @@ def test_navigation_lists_the_pages() -> None:
 
 
 def test_provenance_states_command_and_commit() -> None:
-    stated = provenance("benchmarks.adaptation", ["--task", "a b"])
-    assert stated["command"] == "python -m benchmarks.adaptation --task 'a b'"
+    stated = provenance("benchmarks.adaptation", ["--task", "a b", "--data", "/home/someone/labs"])
+    assert stated["command"] == "python -m benchmarks.adaptation --task 'a b' --data labs"
     assert set(stated) == {"command", "date", "commit", "machine"}
 
 
