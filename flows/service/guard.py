@@ -14,6 +14,7 @@ from contextlib import suppress
 __all__ = ["end_groups", "main"]
 
 STOP_SECONDS = 10.0
+"""Time between SIGTERM and SIGKILL, the argument of this process."""
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     for line in sys.stdin:
         group = int(line[1:])
         groups = [other for other in groups if other != group] + ([group] if line[0] == "+" else [])
-    end_groups(groups[::-1], STOP_SECONDS)
+    end_groups(groups[::-1], float(sys.argv[1]))
 
 
 def end_groups(groups: list[int], seconds: float) -> None:

@@ -88,7 +88,7 @@ class Children:
         self._record = record
         self._children: list[Child] = []
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__],
+            [sys.executable, "-I", "-S", guard.__file__, str(guard.STOP_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd="/",

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 from click.testing import Result
+from prefect.flow_engine import BaseFlowRunEngine
 from typer.testing import CliRunner
 
 from flows.adapt import adapt
@@ -115,6 +116,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         assert server.poll() is None, (folder / "log.txt").read_text()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", url)
+            # the end of a run waits for the thread that sends them, which looks once a second
+            patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
             prefect.context.refresh_global_settings_context()  # of all threads
             yield
     finally:

@@ -20,8 +20,10 @@ from microseg.errors import MicrosegError, SettingsError
 SERVICE = """
 import os, sys, time
 from pathlib import Path
+from flows.service import guard
 from flows.service.processes import Children, exclusive
 from microseg.config.environment import Home
+guard.STOP_SECONDS = 0.5
 with exclusive(Home(Path(sys.argv[1])), "serve") as record:
     children = Children(record)
     child = children.start("sleeper", ["tests.flows.service.sleeper", sys.argv[1]])
@@ -93,7 +95,10 @@ def test_the_last_output_of_an_ended_child_is_shown(children: Children, home: Ho
 
 
 @pytest.mark.parametrize("guard_too", [False, True])
-def test_a_killed_service_leaves_nothing_that_the_next_start_meets(home: Home, guard_too: bool) -> None:
+def test_a_killed_service_leaves_nothing_that_the_next_start_meets(
+    home: Home, guard_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.service.guard.STOP_SECONDS", 0.5)
     service, guard = start_service(home)
     if guard_too:
         os.kill(guard, signal.SIGSTOP)  # so that it does not notice before it is killed
