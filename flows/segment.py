@@ -113,7 +113,7 @@ def segment(
         slide_megapixels=inference.slide_megapixels,
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
-        bit_depth=found.bit_depth,
+        reading=found.reading,
         stains=StainOptions.of(inference),
         regions=inference.regions,
     )

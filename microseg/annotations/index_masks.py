@@ -9,14 +9,8 @@ from PIL import Image
 
 from microseg.annotations.classes import IGNORE
 from microseg.errors import ImageReadError
-from microseg.slides.images import (
-    FORMATS,
-    decode,
-    is_deep_png,
-    read_deep_png,
-    read_errors,
-    read_tiff_values,
-)
+from microseg.slides.decoding import FORMATS, decode, is_deep_png, read_deep_png, read_errors
+from microseg.slides.images import read_tiff_values
 from microseg.slides.tiff_layout import is_tiff
 
 __all__ = ["IGNORE", "mask_advice", "mask_values", "read_mask"]

@@ -17,7 +17,8 @@ from microseg.annotations.index_masks import mask_values, read_mask
 from microseg.annotations.instance_masks import read_instances
 from microseg.annotations.labels import ArrayLabels
 from microseg.errors import ImageReadError
-from microseg.slides.images import FORMATS, IMAGE_SUFFIXES, read_errors, read_image, read_tiff_values
+from microseg.slides.decoding import FORMATS, read_errors
+from microseg.slides.images import IMAGE_SUFFIXES, read_image, read_tiff_values
 from microseg.slides.tiff_layout import is_tiff
 
 __all__ = ["RasterMasks", "class_of_file"]

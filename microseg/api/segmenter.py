@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.config.environment import Environment
-from microseg.errors import VersionNotFoundError, WeightsError
+from microseg.datasets.lab_channels import Channels, parse_channels
+from microseg.errors import DataError, VersionNotFoundError, WeightsError
 from microseg.inference.batch import segment_batch
 from microseg.inference.engine import Engine, EngineOptions
 from microseg.inference.image_pipeline import BatchOptions
@@ -24,6 +25,7 @@ from microseg.outputs.batch_summary import BatchSummary
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
+from microseg.slides.channels import ReadOptions, check_read_options
 from microseg.slides.limited import is_slide, open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
 from microseg.training.devices import resolve_device
@@ -108,7 +110,13 @@ class Segmenter:
         """Names of the classes, the background first."""
         return self.engine.classes
 
-    def segment(self, image: str | Path | npt.NDArray[np.uint8], *, mpp: float | None = None) -> Segmentation:
+    def segment(
+        self,
+        image: str | Path | npt.NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        channels: Channels | None = None,
+    ) -> Segmentation:
         """Segment one image.
 
         Slides, and images above ``inference.slide_megapixels``, are read strip by strip; their masks have the model's
@@ -116,22 +124,27 @@ class Segmenter:
         use `segment_to`.
 
         Args:
-            image: A file, or RGB pixels, uint8.
+            image: A file, or RGB pixels, uint8; of a network that takes other channels, these in their place.
             mpp: Microns per pixel, where the file states none or the same; None to read it from the file. If the
                 model's is known, the image is rescaled.
+            channels: Channels of a file that the network takes, as in ``lab.yaml``, such as ``{"nuclei": "DAPI"}``;
+                None for gray and RGB images.
 
         Shape:
             (H, W, 3) → mask (H, W), probabilities (K, H, W)
 
         Raises:
             ImageReadError: The file cannot be read.
-            DataError: The pixel size of a slide is unknown, or far from the model's.
+            DataError: The pixel size of a slide is unknown, or far from the model's; or the channels are not those of
+                the network.
         """
         if isinstance(image, str | Path):
-            path = Path(image)
+            path, reading = Path(image), _read_options(channels)
             if is_slide(path, megapixels=BatchOptions().slide_megapixels):
-                return self._segment_slide(path, mpp)
-            return segment_file(self.engine, path, provenance=self.provenance, mpp=mpp, reference=self.reference)
+                return self._segment_slide(path, mpp, reading)
+            return segment_file(
+                self.engine, path, provenance=self.provenance, mpp=mpp, reference=self.reference, reading=reading
+            )
         return segment_pixels(self.engine, image, provenance=self.provenance, mpp=mpp, reference=self.reference)
 
     def segment_to(
@@ -140,6 +153,7 @@ class Segmenter:
         out: Path | str,
         *,
         mpp: float | None = None,
+        channels: Channels | None = None,
         outputs: Collection[str] = OUTPUTS,
     ) -> BatchSummary:
         """Segment images and slides into files; images whose outputs exist are skipped. See `segment_batch`.
@@ -148,20 +162,22 @@ class Segmenter:
             images: One or several files.
             out: Folder of the outputs.
             mpp: Microns per pixel of images that state none or the same; None to read it from each file.
+            channels: See `segment`.
             outputs: Names of output writers.
 
         Returns:
             Counts, times and tables; images that cannot be segmented are listed in ``failures.csv``.
         """
         paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
-        options = BatchOptions(outputs=outputs, mpp=mpp)
+        options = BatchOptions(outputs=outputs, mpp=mpp, reading=_read_options(channels))
         return segment_batch(
             self.engine, paths, Path(out), provenance=self.provenance, options=options, reference=self.reference
         )
 
-    def _segment_slide(self, path: Path, mpp: float | None) -> Segmentation:
+    def _segment_slide(self, path: Path, mpp: float | None, reading: ReadOptions) -> Segmentation:
         started = time.perf_counter()
-        with open_slide(path) as slide:
+        check_read_options(self.engine.inputs, reading)
+        with open_slide(path, reading) as slide:
             mpp = agreed_mpp(path, slide.mpp, None if mpp is None else StatedMpp(mpp, "mpp"))
             view, tissue, strips = slide_strips(self.engine, slide, mpp)
             mask = np.empty((view.height, view.width), np.uint8)
@@ -177,7 +193,7 @@ class Segmenter:
             probabilities=None,
             classes=self.classes,
             mpp=mpp,
-            provenance=self.provenance,
+            provenance=complete_provenance(self.provenance, self.engine, reading),
             source=str(path),
             seconds=time.perf_counter() - started,
             step=(view.step_x, view.step_y),
@@ -186,6 +202,13 @@ class Segmenter:
             instances=separate_objects(mask, interior, self.engine.separation()) if self.engine.instances else None,
             instance_classes=tuple(self.classes[index] for index in self.engine.instances),
         )
+
+
+def _read_options(channels: Channels | None) -> ReadOptions:
+    try:
+        return ReadOptions(channels=() if channels is None else parse_channels(channels))
+    except ValueError as error:
+        raise DataError(f"channels: {error}. State them as in lab.yaml.") from error
 
 
 def find_version(registry: "Registry", model: str | int) -> "ModelVersion":

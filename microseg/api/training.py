@@ -29,10 +29,12 @@ from microseg.datasets.decoded import DecodedFiles
 from microseg.datasets.sampling import CropSampler
 from microseg.datasets.windows import cut_windows
 from microseg.errors import LabError, SettingsError
+from microseg.models.config import NetworkConfig
 from microseg.models.encoder_weights import load_encoder_weights
 from microseg.models.files import load_network
 from microseg.models.network import PyramidSegmenter, configure_network
 from microseg.plugins import load_plugin
+from microseg.slides.channels import check_channel_names
 from microseg.slides.images import read_image
 from microseg.training.adaptation.domain_shift import TargetLab, estimate_domain_shift
 from microseg.training.adaptation.method import AdaptationMethod
@@ -87,6 +89,7 @@ def train(
 
     Raises:
         LabError: A lab has no labelled image, or the labs have different classes.
+        DataError: The labs have different channels.
     """
     folder, settings, fabric = Path(folder), settings or TrainSettings(), fabric or make_fabric()
     datasets = _open(labs)
@@ -96,7 +99,10 @@ def train(
         network = _with_instances(network or NetworkSettings(), datasets)
         mpp = median_mpp(datasets)
         smallest = smallest_instance(datasets, mpp) if network.instances else 0.0
-        config = configure_network(network, datasets[0].metadata.classes, mpp, smallest_instance=smallest)
+        meaning = datasets[0].metadata
+        config = configure_network(
+            network, meaning.classes, mpp, smallest_instance=smallest, inputs=meaning.channel_names
+        )
         fabric.seed_everything(seed, verbose=False)
         segmenter = PyramidSegmenter(config)
         if network.weights is not None:
@@ -105,7 +111,7 @@ def train(
         fabric.seed_everything(seed, verbose=False)
         segmenter = load_network(start)
         config = segmenter.config
-    _require_classes(datasets, config.classes)
+    _require_same_meaning(datasets, config)
     samples = labelled_samples(datasets, config)
     crop, batch = crop_size(datasets, settings, config.mpp)
     files = TrainingFiles(folder, training_fingerprint(Supervised, segmenter, settings, datasets, [], seed))
@@ -193,7 +199,7 @@ def adapt(
     fabric.seed_everything(seed, verbose=False)
     base = copy.deepcopy(network).eval() if isinstance(network, PyramidSegmenter) else load_network(Path(network))
     labelled_labs, target_labs, mpp = _open(source), _open(target), base.config.mpp
-    _require_classes([*labelled_labs, *target_labs], base.config.classes)
+    _require_same_meaning([*labelled_labs, *target_labs], base.config)
     crop, batch = crop_size([*labelled_labs, *target_labs], settings, mpp)
     source_free = settings.source == "none"
     if source_free:
@@ -288,11 +294,12 @@ def _with_instances(network: NetworkSettings, labs: Sequence[LabDataset]) -> Net
     return network
 
 
-def _require_classes(labs: Sequence[LabDataset], classes: tuple[str, ...]) -> None:
+def _require_same_meaning(labs: Sequence[LabDataset], config: NetworkConfig) -> None:
     for lab in labs:
-        if lab.metadata.classes != classes:
+        check_channel_names(config.inputs, lab.metadata.channel_names, f"lab {lab.metadata.lab}")
+        if lab.metadata.classes != config.classes:
             raise LabError(
-                f"Expected lab {lab.metadata.lab} to have the classes {list(classes)}, got "
+                f"Expected lab {lab.metadata.lab} to have the classes {list(config.classes)}, got "
                 f"{list(lab.metadata.classes)}: all labs of one segmenter share their classes; correct lab.yaml and "
                 "ingest again."
             )

@@ -20,7 +20,9 @@ from microseg.datasets.image_table import image_name
 from microseg.datasets.listing import IncomingFiles, reject_single_annotations
 from microseg.errors import ImageReadError, ResourceLimitError
 from microseg.slides import limited
-from microseg.slides.images import image_digest, image_orientation, measured_depth, read_image
+from microseg.slides.channels import ReadOptions
+from microseg.slides.decoding import image_orientation
+from microseg.slides.images import image_digest, measured_depth, read_image
 from microseg.slides.pixel_size import image_mpp
 
 __all__ = [
@@ -40,6 +42,7 @@ MIN_SIDE = 16  # pixels; smaller images are useless for training
 
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM"}
 _WORKERS = 4
+_WHITE, _MOST_WHITE = 255, 0.25  # share of pixels beyond the range of a channel
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,7 +89,7 @@ def check_images(
     classes: LabelClasses,
     *,
     mpp: Callable[[Path], float | None] = lambda _image: None,
-    bit_depth: int | None = None,
+    reading: ReadOptions | None = None,
     save: Save | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckedImage, ...]:
@@ -99,7 +102,7 @@ def check_images(
         files: From `list_files`; what is rejected is added to it.
         classes: The classes, and what annotation files mean.
         mpp: Microns per pixel that the lab states of an image; where None, the file's own are used.
-        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`.
+        reading: Bit depth and channels, see `read_image`.
         save: Called with the content of each image that can be ingested.
         progress: Called with the number of images checked and their total.
 
@@ -108,9 +111,7 @@ def check_images(
     """
     usable: list[CheckedImage] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
-        checks = pool.map(
-            lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0]), bit_depth), files.pairs
-        )
+        checks = pool.map(lambda pair: check_pair(pair[0], pair[1], classes, save, mpp(pair[0]), reading), files.pairs)
         for done, found in enumerate(checks, start=1):
             if isinstance(found, CheckedImage):
                 usable.append(found)
@@ -135,7 +136,7 @@ def check_pair(
     classes: LabelClasses,
     save: Save | None = None,
     mpp: float | None = None,
-    bit_depth: int | None = None,
+    reading: ReadOptions | None = None,
 ) -> CheckedImage | dict[Path, str]:
     """Check an image and its annotation.
 
@@ -145,13 +146,13 @@ def check_pair(
         classes: The classes, and what annotation files mean.
         save: Called with the content if both can be used.
         mpp: Microns per pixel that the lab states of the image; those of the file where None.
-        bit_depth: See `check_images`.
+        reading: See `check_images`.
 
     Returns:
         The checked image, or the reasons by path why it or its annotation cannot be used.
     """
     try:
-        arguments = (image, annotation, classes, mpp, bit_depth)
+        arguments = (image, annotation, classes, mpp, reading or ReadOptions())
         found = limits.run_limited(str(image), _read_pair, *arguments, seconds=2 * limits.SECONDS)
     except ResourceLimitError as error:
         return {image: str(error)} | ({} if annotation is None else {annotation: str(error)})
@@ -164,18 +165,19 @@ def check_pair(
 
 
 def _read_pair(
-    image: Path, annotation: Path | None, classes: LabelClasses, mpp: float | None, bit_depth: int | None
+    image: Path, annotation: Path | None, classes: LabelClasses, mpp: float | None, reading: ReadOptions
 ) -> tuple[CheckedImage, Pixels, bytes | None, LabelRegion | None] | dict[Path, str]:
     """Read and check an image and its annotation; the arguments are those of `check_pair`."""
     try:
-        png = _read_plain_png(image)
-        depth = None if bit_depth is None or png is not None else measured_depth(image)
-        if depth is not None and bit_depth is not None and depth > bit_depth:
+        png = None if reading.channels else _read_plain_png(image)
+        depth = None if reading.bit_depth is None or png is not None else measured_depth(image)
+        if depth is not None and reading.bit_depth is not None and depth > reading.bit_depth:
             raise ImageReadError(
-                f"expected values of at most {bit_depth} bits, as in the lab's other images of 16 bits, got {depth}. "
-                "Send it under another lab name, or export it as 8-bit RGB."
+                f"expected values of at most {reading.bit_depth} bits, as in the lab's other images of 16 bits, got "
+                f"{depth}. Send it under another lab name, or export it as 8-bit RGB."
             )
-        pixels = read_image(image, png, bit_depth)  # (H, W, 3)
+        pixels = read_image(image, png, reading)  # (H, W, 3)
+        _check_ranges(pixels, reading)
     except ImageReadError as error:
         return {image: str(error)}
     height, width = pixels.shape[:2]
@@ -227,6 +229,19 @@ def measure_bit_depth(files: IncomingFiles) -> int | None:
 
 
 # ---- content
+
+
+def _check_ranges(pixels: Pixels, reading: ReadOptions) -> None:
+    """Refuse an image of which a channel is much brighter than the range of the lab's images."""
+    for number, channel in enumerate(reading.channels):
+        white = float((pixels[..., number] == _WHITE).mean())
+        if channel.ranges and white > _MOST_WHITE:
+            high = max(high for _, high in channel.ranges)
+            raise ImageReadError(
+                f"expected values of channel {channel.name} up to {high:g}, as in the lab's other images, got more in "
+                f"{white:.0%} of the image. Send it under another lab name, or state a larger range in lab.yaml before "
+                "the first images are ingested."
+            )
 
 
 def _check_labels(labels: Pixels, annotation: Path, classes: LabelClasses) -> None:

@@ -80,7 +80,7 @@ class LabDataset:
         if row.slide is None or self.slides is None:
             return self.image_path(row)
         slide = self._slides_by_file[row.slide]
-        return SlideRegion(slide.path(self.folder), row.box, slide.recorded)
+        return SlideRegion(slide.path(self.folder), row.box, slide.recorded, self.metadata.read_options)
 
     @cached_property
     def _slides_by_file(self) -> dict[str, DatasetSlide]:

@@ -18,15 +18,16 @@ from microseg.datasets.image_table import ImageMetadata, image_key, image_name, 
 from microseg.datasets.image_update import ImageUpdate
 from microseg.datasets.lab import (
     LabMetadata,
-    merge_metadata,
     read_lab_metadata,
 )
-from microseg.datasets.listing import RejectedFile, count_slides, list_files
+from microseg.datasets.lab_merge import merge_metadata
+from microseg.datasets.listing import IncomingFiles, RejectedFile, count_slides, list_files
 from microseg.datasets.numbered_objects import NumberedObjects
 from microseg.datasets.quarantine import REASONS_FILE, quarantine_files
 from microseg.datasets.slide_update import SlideOptions, SlideUpdate
 from microseg.errors import LabError
 from microseg.files import atomic_write, disk_full_error
+from microseg.slides import limited
 from microseg.slides.identity import KnownHashes
 from microseg.slides.images import write_png
 
@@ -103,8 +104,9 @@ def ingest_lab(
 
     An image's pixel size is taken from ``images.csv``, else from ``lab.yaml`` or the file itself. An image is rejected
     where these two differ by more than rounding; one of ``images.csv`` overrides that of the file, which is noted. The
-    bit depth of images of 16 bits is that of ``lab.yaml`` or of the dataset, else one that holds those of all images,
-    and is kept with the dataset.
+    bit depth of images of 16 bits, or the range of each of their channels, is that of ``lab.yaml`` or of the dataset,
+    else one that is measured over all images, and is kept with the dataset. Channels that ``lab.yaml`` states become
+    red, green and blue of the dataset's images.
 
     Args:
         source: Folder of the incoming dataset.
@@ -145,8 +147,7 @@ def ingest_lab(
         if dataset is not None:
             metadata = merge_metadata(dataset.metadata, metadata)
         present = {row.sha256 for row in dataset.rows} if dataset else set()
-        if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
-            metadata = metadata.model_copy(update={"bit_depth": measured})
+        metadata = _with_measured_values(metadata, files)
         hashes = KnownHashes(labs / HASHES_FILE)
         slide_update = SlideUpdate(metadata, dataset, table, staged, hashes, slides or SlideOptions())
         total = len(files.slides) + len(files.pairs)
@@ -158,7 +159,7 @@ def ingest_lab(
         mpp, save = partial(_stated_mpp, table, metadata), partial(_stage, staged, present)
         images_checked = None if progress is None else lambda done, _: progress(len(files.slides) + done, total)
         accepted = check_images(
-            files, metadata.label_classes, mpp=mpp, bit_depth=metadata.bit_depth, save=save, progress=images_checked
+            files, metadata.label_classes, mpp=mpp, reading=metadata.read_options, save=save, progress=images_checked
         )
         update = ImageUpdate(metadata, dataset, table, staged)
         numbered = NumberedObjects(source, staged)
@@ -211,6 +212,16 @@ def ingest_lab(
 def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
     slides = f" (whole slides: {count})" if (count := count_slides(rejected)) else ""
     return f"Files rejected: {len(rejected)}{slides}; reasons: {quarantine / REASONS_FILE}."
+
+
+def _with_measured_values(metadata: LabMetadata, files: IncomingFiles) -> LabMetadata:
+    """The metadata with the bit depth, or the ranges of channels, of images of 16 bits."""
+    if metadata.channels:
+        paths = [path for path, _ in (*files.pairs, *files.slides)]
+        return metadata.model_copy(update={"channels": limited.measure_ranges(paths, metadata.channels)})
+    if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
+        return metadata.model_copy(update={"bit_depth": measured})
+    return metadata
 
 
 # ---- writing

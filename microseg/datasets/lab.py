@@ -18,9 +18,11 @@ from pydantic import (
 )
 
 from microseg.annotations.classes import IGNORE, Cells, Color, LabelClasses, MaskKind
+from microseg.datasets.lab_channels import dump_channels, parse_channels
 from microseg.errors import LabError, ParseError
 from microseg.files import unsafe_reason, write_text_file
 from microseg.parsing import parse_yaml, read_text
+from microseg.slides.channels import Channel, ReadOptions
 from microseg.slides.color import check_bit_depth
 from microseg.slides.pixel_size import MPP_RANGE
 
@@ -29,7 +31,6 @@ __all__ = [
     "LAB_FILE_TEMPLATE",
     "LabMetadata",
     "check_lab_name",
-    "merge_metadata",
     "read_lab_metadata",
     "write_lab_metadata",
 ]
@@ -85,6 +86,8 @@ class LabMetadata(BaseModel):
         scanner: Scanner or camera, as free text.
         bit_depth: Bits that hold the values of images of 16 bits that do not state fewer; None where there are none, or
             it is to be measured.
+        channels: Channels that are segmented, of images of several channels; empty for gray and RGB images. The ranges
+            that were measured are kept here.
         labelled: Whether any image has a mask.
         class_names: Further names of the classes in annotation files, by class; ``classes`` may be written as a
             mapping to such names, then background is added where it is missing.
@@ -106,6 +109,7 @@ class LabMetadata(BaseModel):
     tissue: _Text | None = None
     scanner: _Text | None = None
     bit_depth: Annotated[int, AfterValidator(check_bit_depth)] | None = None
+    channels: tuple[Channel, ...] = ()
     labelled: bool = False
     instances: tuple[_Text, ...] = ()
     class_names: dict[_Text, tuple[_Text, ...]] = {}
@@ -114,6 +118,16 @@ class LabMetadata(BaseModel):
     masks: MaskKind = "index"
     palette: dict[_Text, Color] = {}
     cells: Cells | None = None
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the values of the lab's images become RGB."""
+        return ReadOptions(self.bit_depth, self.channels)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels; empty for gray and RGB images."""
+        return tuple(channel.name for channel in self.channels)
 
     @property
     def label_classes(self) -> LabelClasses:
@@ -145,6 +159,11 @@ class LabMetadata(BaseModel):
         if values.get("palette") and "masks" not in values:
             values["masks"] = "colors"
         return values
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _parse_channels(cls, channels: Any) -> tuple[Channel, ...]:
+        return channels if isinstance(channels, tuple) else parse_channels(channels)
 
     @field_validator("palette", mode="before")
     @classmethod
@@ -259,39 +278,10 @@ def write_lab_metadata(folder: Path | str, metadata: LabMetadata) -> None:
             del values[name]
     if metadata.bit_depth is None:
         del values["bit_depth"]
+    del values["channels"]
+    if metadata.channels:
+        values["channels"] = dump_channels(metadata.channels)
     write_text_file(Path(folder) / LAB_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
-def merge_metadata(dataset: LabMetadata, incoming: LabMetadata) -> LabMetadata:
-    """Merge the metadata of a dataset with that of further images; what those do not state is kept.
-
-    Args:
-        dataset: Metadata of the dataset.
-        incoming: Metadata of the incoming dataset.
-
-    Returns:
-        The metadata of both.
-
-    Raises:
-        LabError: They state a different stain, classes or pixel size.
-    """
-    for field in ("stain", "classes", "mpp", "bit_depth"):
-        before, now = getattr(dataset, field), getattr(incoming, field)
-        if None not in (before, now) and before != now:
-            raise LabError(
-                f"lab {dataset.lab}: expected {field} {before} as in the dataset, got {now}. Correct lab.yaml, or give "
-                "the incoming dataset another lab name"
-                f"{'; images.csv can state mpp for each image' if field == 'mpp' else ''}."
-            )
-    stated = {field: value for field, value in incoming if field in incoming.model_fields_set and value is not None}
-    if "class_names" in stated:
-        before = dataset.class_names
-        stated["class_names"] = {
-            name: tuple(dict.fromkeys((*before.get(name, ()), *incoming.class_names.get(name, ()))))
-            for name in dataset.classes
-            if name in before or name in incoming.class_names
-        }
-    return dataset.model_copy(update=stated)
 
 
 def _is_byte(value: Any) -> bool:

@@ -17,7 +17,8 @@ from microseg.datasets.image_table import image_name
 from microseg.datasets.slides import DatasetSlide, slide_files
 from microseg.errors import ImageReadError
 from microseg.files import file_sha256
-from microseg.slides.images import read_errors
+from microseg.slides.channels import ReadOptions
+from microseg.slides.decoding import read_errors
 from microseg.slides.limited import can_be_slide, open_slide
 from microseg.slides.parts import missing_parts
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
@@ -54,7 +55,9 @@ class CheckedSlide:
         return image_name(self.path)
 
 
-def check_slide(path: Path, digest: str, recipe: FieldRecipe, stated: StatedMpp | None) -> CheckedSlide:
+def check_slide(
+    path: Path, digest: str, recipe: FieldRecipe, stated: StatedMpp | None, reading: ReadOptions | None = None
+) -> CheckedSlide:
     """Check a slide: all its files are there, it opens, every level can be read at sampled places, its pixel size is
     known, it shows tissue. Pen and focus are measured.
 
@@ -63,6 +66,7 @@ def check_slide(path: Path, digest: str, recipe: FieldRecipe, stated: StatedMpp 
         digest: Its hash.
         recipe: How its fields are chosen.
         stated: Pixel size that the lab states.
+        reading: Bit depth and channels, see `read_image`.
 
     Raises:
         ImageReadError: It cannot be ingested, and why.
@@ -79,7 +83,7 @@ def check_slide(path: Path, digest: str, recipe: FieldRecipe, stated: StatedMpp 
             "of another kind. Copy it again with all of its files; an image needs its own ending."
         )
     limits.run_limited(str(path), check_extent, path)
-    with open_slide(path) as slide:
+    with open_slide(path, reading) as slide:
         mpp = agreed_mpp(path, slide.mpp, stated)
         if mpp is None:
             raise ImageReadError(

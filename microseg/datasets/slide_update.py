@@ -124,7 +124,7 @@ class SlideUpdate:
             return
         checked = None
         if known is None:
-            checked = check_slide(path, digest, self.recipe, self._stated_mpp(stated))
+            checked = check_slide(path, digest, self.recipe, self._stated_mpp(stated), self._metadata.read_options)
             record, group = checked.record, (stated and stated.group) or image_name(path)
         else:
             record, group = known, self._group(known.file)
@@ -159,7 +159,7 @@ class SlideUpdate:
         if checked is not None:
             tissue = checked.found.map
         else:
-            with open_slide(path) as slide:
+            with open_slide(path, self._metadata.read_options) as slide:
                 tissue = find_tissue(slide)
         drawn, glass = regions_on_glass(labels, tissue)
         if glass and 2 * glass >= drawn:

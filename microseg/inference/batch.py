@@ -19,6 +19,7 @@ from microseg.models.reference_distribution import ReferenceDistribution
 from microseg.outputs.batch_summary import BatchSummary, ImageResult, ImageTask, finish_batch
 from microseg.outputs.files import output_names, remove_partial
 from microseg.outputs.record import Provenance
+from microseg.slides.channels import check_read_options
 
 __all__ = ["batch_lock", "plan_batch", "segment_batch", "segment_images"]
 
@@ -53,7 +54,7 @@ def segment_batch(
         Counts, times and tables.
 
     Raises:
-        DataError: The folder of the outputs is that of the images.
+        DataError: The folder of the outputs is that of the images, or their channels are not those of the network.
         LockedError: Another batch is writing to the folder.
         OSError: The outputs cannot be written: no space, no permission. Finished outputs are kept.
     """
@@ -120,12 +121,11 @@ def segment_images(
         The result of each image, in order.
     """
     options = options or BatchOptions()
+    check_read_options(engine.inputs, options.reading)
     remove_partial(out, [task.path for task in tasks])
     complete = complete_provenance(provenance, engine)
     reading: dict[str, float] = {"slide_megapixels": options.slide_megapixels, "skip_glass": options.skip_glass}
-    if options.bit_depth is not None:
-        reading["bit_depth"] = options.bit_depth
-    complete = complete.model_copy(update={"inference": complete.inference | reading})
+    complete = complete.model_copy(update={"inference": complete.inference | reading | options.reading.to_record()})
     results: dict[str, ImageResult] = {}
     for result in ImagePipeline(engine, out, complete, options, reference).run(tasks):
         results[result.task.name] = result

@@ -1,4 +1,4 @@
-"""The images of a batch, with the pixel sizes and the bit depth that are stated of them."""
+"""The images of a batch, with the pixel sizes, bit depth and channels that are stated of them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microseg.datasets.image_table import image_key, image_name, read_image_table
-from microseg.datasets.lab import LabMetadata, read_lab_metadata
-from microseg.errors import DataError
+from microseg.datasets.lab import LAB_FILE, LabMetadata, read_lab_metadata
+from microseg.datasets.lab_channels import merge_channels
+from microseg.datasets.manifest import MANIFEST_FILE
+from microseg.errors import DataError, LabError
+from microseg.slides.channels import Channel, ReadOptions
 from microseg.slides.folder import ImageFolder, list_images
-from microseg.slides.limited import file_mpp, measured_depth
+from microseg.slides.limited import file_mpp, measure_ranges, measured_depth
 from microseg.slides.parts import ZARR_SUFFIXES
 from microseg.slides.pixel_size import StatedMpp, same_mpp
 from microseg.slides.readers import readable_suffixes
@@ -26,7 +29,7 @@ class BatchImages:
         left_out: Reasons why other files of the folder are none of them, by name.
         lab: Name of their lab; None if unknown.
         mpp: Stated pixel sizes, by file name; see `agreed_mpp`.
-        bit_depth: See `read_image`.
+        reading: Bit depth and channels, see `read_image`.
         notes: What a user should know of them, a sentence each, without its full stop.
     """
 
@@ -34,7 +37,7 @@ class BatchImages:
     left_out: Mapping[str, str]
     lab: str | None
     mpp: Mapping[str, StatedMpp]
-    bit_depth: int | None
+    reading: ReadOptions
     notes: tuple[str, ...]
 
 
@@ -44,18 +47,20 @@ def find_batch_images(source: Path, *, mpp: float | None, labs: Path) -> BatchIm
     Args:
         source: A folder of images, a lab's folder with ``images/`` and ``lab.yaml``, or one image or slide.
         mpp: Microns per pixel of images of which neither the file nor images.csv nor lab.yaml states another one.
-        labs: Folder of the datasets of labs, of which one may state the bit depth.
+        labs: Folder of the datasets of labs, of which one may state the bit depth and the ranges of channels.
 
     Raises:
         DataError: There are none, or two statements of a pixel size differ.
         LabError: ``lab.yaml`` or ``images.csv`` is invalid.
     """
     found, folder = _images(source), _metadata_folder(source)
-    lab = read_lab_metadata(folder) if (folder / "lab.yaml").is_file() else None
+    lab = read_lab_metadata(folder) if (folder / LAB_FILE).is_file() else None
     sizes, notes = _pixel_sizes(folder, found.images, None if lab is None else lab.mpp, mpp, whole=source.is_dir())
-    depth, depth_notes = _bit_depth(found.images, lab, labs)
-    name = None if lab is None else lab.lab
-    return BatchImages(tuple(found.images), found.left_out, name, sizes, depth, (*notes, *depth_notes))
+    channels, channel_notes = _channels(folder, found.images, lab, labs)
+    depth, depth_notes = (None, list[str]()) if channels else _bit_depth(found.images, lab, labs)
+    name, reading = None if lab is None else lab.lab, ReadOptions(depth, channels)
+    notes = [*notes, *depth_notes, *channel_notes]
+    return BatchImages(tuple(found.images), found.left_out, name, sizes, reading, tuple(notes))
 
 
 def _images(source: Path) -> ImageFolder:
@@ -131,3 +136,24 @@ def _bit_depth(images: Sequence[Path], lab: LabMetadata | None, labs: Path) -> t
         f"{len(known)} images of 16 bits do not state how many of them are used: {max(known)} hold nearly all values. "
         "State bit_depth in lab.yaml if it is another one"
     ]
+
+
+def _channels(
+    folder: Path, images: Sequence[Path], lab: LabMetadata | None, labs: Path
+) -> tuple[tuple[Channel, ...], list[str]]:
+    """Channels of the images: the lab's, with the ranges of its dataset, or with those that are measured here."""
+    if lab is None or not lab.channels:
+        return (), []
+    if (folder / MANIFEST_FILE).is_file():  # of a dataset, whose images have the channels in place of red, green, blue
+        return tuple(Channel(name, (number,)) for number, name in enumerate(lab.channel_names, start=1)), []
+    channels = lab.channels
+    if (labs / lab.lab / LAB_FILE).is_file():
+        try:
+            channels = merge_channels(read_lab_metadata(labs / lab.lab).channels, channels)
+        except ValueError as error:
+            raise LabError(f"{folder / LAB_FILE}: {error}. Correct it.") from error
+    measured = measure_ranges(images, channels)
+    if measured == channels:
+        return channels, []
+    ranges = "; ".join(f"{it.name} {', '.join(f'{low:g} to {high:g}' for low, high in it.ranges)}" for it in measured)
+    return measured, [f"values of 16 bits are scaled by the range of these images: {ranges}. State range in lab.yaml"]

@@ -71,6 +71,7 @@ class Engine:
 
     Attributes:
         classes: Names of the classes.
+        inputs: Names of the channels of images; empty for gray and RGB images.
         channels: Names of the channels of `outputs`: the classes, then the maps of the network's head.
         instances: Indices of the classes whose touching objects are separated.
         interior: Channel of the interior of objects in `outputs`; None where the network does not predict it.
@@ -112,6 +113,7 @@ class Engine:
                 "device to cuda."
             )
         self.classes, self.mpp, self.stride = network.config.classes, network.config.mpp, network.stride
+        self.inputs = network.config.inputs
         self.channels, self.instances = network.channels, network.config.instance_indices
         if unknown := sorted(set(split) - set(self.classes[1:])):
             raise SettingsError(

@@ -27,6 +27,7 @@ from microseg.outputs.regions import check_region_folder, region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip, load_writers
+from microseg.slides.channels import ReadOptions
 from microseg.slides.identity import KnownHashes
 from microseg.slides.limited import ImageFile, read_file
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
@@ -51,7 +52,7 @@ class BatchOptions:
         slide_megapixels: Images above this size are segmented as slides, strip by strip; see `segment_slide`.
         skip_glass: Do not compute tiles of a slide that show bare glass.
         keep_existing: Skip images whose outputs exist, though another model or other settings made them.
-        bit_depth: Bits that hold the values of images of 16 bits, see `read_image`; None: measured in each image.
+        reading: Bit depth and channels of the images, see `read_image`.
         stains: Stains that are measured in objects.
         regions: Folder of outlines of regions that are measured one by one; None for none.
         processes: Processes that read and write images beside the network; 0: threads of this process. None: threads,
@@ -67,7 +68,7 @@ class BatchOptions:
     slide_megapixels: float = InferenceSettings().slide_megapixels
     skip_glass: bool = True
     keep_existing: bool = False
-    bit_depth: int | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
     stains: StainOptions = field(default_factory=StainOptions)
     regions: Path | None = None
     processes: int | None = None
@@ -222,8 +223,8 @@ class ImageFiles:
         self._hashes.save()
 
     def _read(self, task: ImageTask, *, pixels: bool) -> ImageFile:
-        megapixels, depth = self.options.slide_megapixels, self.options.bit_depth
-        return read_file(task.path, megapixels=megapixels, bit_depth=depth, pixels=pixels)
+        megapixels, reading = self.options.slide_megapixels, self.options.reading
+        return read_file(task.path, megapixels=megapixels, options=reading, pixels=pixels)
 
     def _existing(self, task: ImageTask, sha256: str, mpp: float | None) -> Record | None:
         """The record of the same segmentation, if all its files exist."""

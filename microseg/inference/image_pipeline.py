@@ -267,7 +267,7 @@ class ImagePipeline:
                 name=task.name,
                 sha256=source.sha256,
                 reference=self.reference,
-                bit_depth=self.options.bit_depth,
+                reading=self.options.reading,
                 stains=self.options.stains,
                 regions=self.options.regions,
             )

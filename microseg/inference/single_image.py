@@ -14,6 +14,7 @@ from microseg.models.separation import class_mask
 from microseg.outputs.record import Provenance
 from microseg.outputs.segmentation import Segmentation
 from microseg.outputs.stains import StainOptions
+from microseg.slides.channels import ReadOptions, check_read_options
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import image_mpp, read_image
 from microseg.slides.pixel_size import agreed_mpp
@@ -28,18 +29,20 @@ def segment_file(
     provenance: Provenance,
     mpp: float | None = None,
     reference: ReferenceDistribution | None = None,
+    reading: ReadOptions | None = None,
 ) -> Segmentation:
     """Segment one image file, without writing files; the arguments are those of `segment_slide`.
 
     Raises:
         ImageReadError: The file is not a readable image.
-        DataError: Its pixel size is far from that of the model.
+        DataError: Its pixel size is far from that of the model, or its channels are not those of the network.
     """
+    check_read_options(engine.inputs, reading)
     sha256 = source_sha256(path) if path.exists() else ""  # read_image reports a missing file
     return segment_pixels(
         engine,
-        read_image(path),
-        provenance=complete_provenance(provenance, engine),
+        read_image(path, reading),
+        provenance=complete_provenance(provenance, engine, reading),
         mpp=agreed_mpp(path, image_mpp(path), stated_mpp(path, mpp)),
         reference=reference,
         source=str(path),
@@ -79,7 +82,7 @@ def segment_pixels(
     )
 
 
-def complete_provenance(provenance: Provenance, engine: Engine) -> Provenance:
-    """Add the weights and settings of an engine."""
-    inference = {**provenance.inference, **engine.parameters}
+def complete_provenance(provenance: Provenance, engine: Engine, reading: ReadOptions | None = None) -> Provenance:
+    """Add the weights and settings of an engine, and how images are read."""
+    inference = {**provenance.inference, **engine.parameters, **(reading or ReadOptions()).to_record()}
     return provenance.model_copy(update={"weights_sha256": engine.weights_sha256, "inference": inference})

@@ -22,6 +22,7 @@ from microseg.outputs.regions import region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip
+from microseg.slides.channels import ReadOptions, check_read_options
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
@@ -46,7 +47,7 @@ def segment_slide(
     name: str | None = None,
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
-    bit_depth: int | None = None,
+    reading: ReadOptions | None = None,
     stains: StainOptions | None = None,
     regions: Path | None = None,
 ) -> Record:
@@ -66,7 +67,7 @@ def segment_slide(
         name: Stem of the files' names; None: that of the slide, unless another image has it.
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
-        bit_depth: See `read_image`.
+        reading: Bit depth and channels, see `read_image`.
         stains: Stains that are measured in objects; None for none.
         regions: Folder of outlines of regions that are measured one by one; None for none.
 
@@ -75,12 +76,14 @@ def segment_slide(
 
     Raises:
         ImageReadError: The slide cannot be read, or is damaged.
-        DataError: The pixel size of the slide is unknown but that of the model is known; or they are too far apart.
+        DataError: The pixel size of the slide is unknown but that of the model is known; or they are too far apart; or
+            the channels are not those of the network.
         SettingsError: An output is unknown, or needs probabilities.
     """
     started = time.perf_counter()
+    check_read_options(engine.inputs, reading)
     out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as beside, open_slide(path, bit_depth) as slide:
+    with ThreadPoolExecutor(2) as beside, open_slide(path, reading) as slide:
         digest = None if sha256 else beside.submit(source_sha256, path)
         size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
         confidence = ConfidenceSums()

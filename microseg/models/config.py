@@ -38,6 +38,8 @@ class NetworkConfig(ArchitectureSettings):
     """Mean of each input channel that the encoder expects, for inputs in 0..1."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     """Standard deviation of each input channel that the encoder expects, for inputs in 0..1."""
+    inputs: tuple[str, ...] = ()
+    """Names of the channels that become red, green and blue, as in ``lab.yaml``; empty for gray and RGB images."""
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Microns per pixel at which the network was trained; None if unknown."""
     smallest_instance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -19,7 +19,12 @@ __all__ = ["Features", "PyramidSegmenter", "SoftmaxNetwork", "configure_network"
 
 
 def configure_network(
-    settings: ArchitectureSettings, classes: Sequence[str], mpp: float | None, *, smallest_instance: float = 0.0
+    settings: ArchitectureSettings,
+    classes: Sequence[str],
+    mpp: float | None,
+    *,
+    smallest_instance: float = 0.0,
+    inputs: Sequence[str] = (),
 ) -> NetworkConfig:
     """Configure a network for some classes and a pixel size, with the normalization that its encoder expects.
 
@@ -28,11 +33,19 @@ def configure_network(
         classes: Class names in order of their index, background first.
         mpp: Microns per pixel at which the network is trained; None if unknown.
         smallest_instance: Area below which there is no instance, in pixels at that scale.
+        inputs: Names of the channels of its images; empty for gray and RGB images.
     """
     encoder = build_encoder(settings)
     architecture = {name: getattr(settings, name) for name in ArchitectureSettings.model_fields}
-    meaning = {"classes": tuple(classes), "mpp": mpp, "smallest_instance": smallest_instance}
-    return NetworkConfig(mean=encoder.mean, std=encoder.std, **meaning, **architecture)
+    return NetworkConfig(
+        mean=encoder.mean,
+        std=encoder.std,
+        classes=tuple(classes),
+        inputs=tuple(inputs),
+        mpp=mpp,
+        smallest_instance=smallest_instance,
+        **architecture,
+    )
 
 
 class Features(NamedTuple):

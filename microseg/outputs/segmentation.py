@@ -24,6 +24,7 @@ from microseg.outputs.segmentation_writer import SegmentationWriter
 from microseg.outputs.stains import image_stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from microseg.parsing import parse_json
+from microseg.slides.channels import ReadOptions
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.slide import ArraySlide
@@ -278,7 +279,8 @@ class Segmentation:
         return {name: value for name, value in known.items() if value is not None}
 
     def _thumbnail(self, image: npt.NDArray[np.uint8] | None, longest: int) -> npt.NDArray[np.uint8]:
-        slide = open_slide(self.source) if image is None else ArraySlide(image, Path(self.source), self.mpp)
+        reading = ReadOptions.from_record(self.provenance.inference)
+        slide = open_slide(self.source, reading) if image is None else ArraySlide(image, Path(self.source), self.mpp)
         with closing(slide):
             return slide.thumbnail(longest)
 

@@ -16,6 +16,7 @@ from microseg.files import write_text_file
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import Record
 from microseg.report.templates import load_template
+from microseg.slides.channels import ReadOptions
 from microseg.slides.limited import open_slide
 from microseg.slides.slide import SlideView
 
@@ -55,9 +56,9 @@ def write_slide_view(record: Record, outputs: Path, folder: Path) -> str | None:
     height, width = record.mask_shape
     last = max(height, width, 2) - 1
     levels = last.bit_length()  # the largest level
-    depth = record.provenance.inference.get("bit_depth")
+    reading = ReadOptions.from_record(record.provenance.inference)
     try:
-        with open_slide(record.source, depth) as slide:
+        with open_slide(record.source, reading) as slide:
             view = SlideView(slide, width / slide.width)
             if (view.height, view.width) != (height, width):
                 return None

@@ -12,6 +12,7 @@ from PIL import Image
 from microseg.errors import MicrosegError
 from microseg.files import atomic_write
 from microseg.outputs.record import Record
+from microseg.slides.channels import ReadOptions
 from microseg.slides.limited import open_slide
 
 __all__ = ["Thumbnails", "write_thumbnails"]
@@ -80,8 +81,8 @@ def _reduce_overlay(overlay: Path, target: Path) -> bool:
 
 
 def _reduce_image(record: Record, target: Path) -> bool:
-    depth = record.provenance.inference.get("bit_depth")
-    with suppress(OSError, MicrosegError, MemoryError), open_slide(record.source, depth) as slide:
+    reading = ReadOptions.from_record(record.provenance.inference)
+    with suppress(OSError, MicrosegError, MemoryError), open_slide(record.source, reading) as slide:
         _save(Image.fromarray(slide.thumbnail(_SIDE)), target)
         return True
     return False

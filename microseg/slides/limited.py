@@ -5,6 +5,7 @@ Such a file ends the child process only, and is refused like any other damaged f
 """
 
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg import limits
-from microseg.errors import ResourceLimitError
+from microseg.errors import ImageReadError, ResourceLimitError
 from microseg.slides import images, pixel_size, readers
+from microseg.slides.channels import Channel, Counts, ReadOptions, fill_ranges
 from microseg.slides.slide import Level, Slide
 
 __all__ = [
     "ImageFile",
     "LimitedSlide",
     "can_be_slide",
+    "channel_counts",
     "file_mpp",
     "image_mpp",
     "is_slide",
+    "measure_ranges",
     "measured_depth",
     "open_slide",
     "read_file",
@@ -31,7 +35,7 @@ __all__ = [
 ]
 
 
-def read_image(path: Path | str, bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
+def read_image(path: Path | str, options: ReadOptions | None = None) -> npt.NDArray[np.uint8]:
     """Read an image as RGB; see `microseg.slides.images.read_image`.
 
     Shape:
@@ -40,7 +44,7 @@ def read_image(path: Path | str, bit_depth: int | None = None) -> npt.NDArray[np
     Raises:
         ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
     """
-    return limits.run_limited(str(path), images.read_image, path, None, bit_depth)
+    return limits.run_limited(str(path), images.read_image, path, None, options)
 
 
 def image_mpp(path: Path | str) -> float | None:
@@ -78,13 +82,47 @@ def measured_depth(path: Path) -> int | None:
     return limits.run_limited(str(path), images.measured_depth, path)
 
 
-def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
+def channel_counts(path: Path, channels: tuple[Channel, ...]) -> Counts | None:
+    """Count the values of the channels of an image or slide; see `microseg.slides.readers.channel_counts`.
+
+    Raises:
+        ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
+    """
+    return limits.run_limited(str(path), readers.channel_counts, path, channels)
+
+
+def measure_ranges(paths: Iterable[Path], channels: tuple[Channel, ...]) -> tuple[Channel, ...]:
+    """Measure the ranges of channels for which none are stated, over all values of 16 bits of several files.
+
+    Args:
+        paths: Images and slides; one that cannot be read is left out.
+        channels: The channels.
+    """
+
+    def measure() -> Counts | None:
+        total: Counts | None = None
+        for path in paths:
+            with suppress(ImageReadError):  # reported when it is read
+                counts = channel_counts(path, channels)
+                if counts is not None:
+                    pairs = zip(total or counts, counts, strict=True)
+                    total = (
+                        counts
+                        if total is None
+                        else [[a + b for a, b in zip(one, other, strict=True)] for one, other in pairs]
+                    )
+        return total
+
+    return fill_ranges(channels, measure)
+
+
+def open_slide(path: Path | str, options: ReadOptions | None = None) -> Slide:
     """Open any image file to read it by regions; see `microseg.slides.readers.open_slide`.
 
     Raises:
         ImageReadError: The file cannot be opened; `ResourceLimitError`: within the limits of `run_limited`.
     """
-    return LimitedSlide(Path(path), bit_depth)
+    return LimitedSlide(Path(path), options)
 
 
 class ImageFile(NamedTuple):
@@ -101,19 +139,21 @@ class ImageFile(NamedTuple):
     slide: bool
 
 
-def read_file(path: Path | str, *, megapixels: float, bit_depth: int | None = None, pixels: bool = True) -> ImageFile:
+def read_file(
+    path: Path | str, *, megapixels: float, options: ReadOptions | None = None, pixels: bool = True
+) -> ImageFile:
     """Read an image with its pixel size, or only that of a slide; see `is_slide`, `image_mpp` and `read_image`.
 
     Args:
         path: The file.
         megapixels: Smallest image that is a slide.
-        bit_depth: See `read_image`.
+        options: See `read_image`.
         pixels: Whether to read the pixels of an image.
 
     Raises:
         ImageReadError: The file cannot be read; `ResourceLimitError`: within the limits of `run_limited`.
     """
-    return limits.run_limited(str(path), _read_file, Path(path), megapixels, bit_depth, pixels)
+    return limits.run_limited(str(path), _read_file, Path(path), megapixels, options, pixels)
 
 
 class LimitedSlide(Slide):
@@ -121,19 +161,17 @@ class LimitedSlide(Slide):
 
     Args:
         path: The file.
-        bit_depth: See `microseg.slides.images.read_image`.
+        options: See `microseg.slides.images.read_image`.
     """
 
-    def __init__(self, path: Path, bit_depth: int | None = None) -> None:
-        self._bit_depth = bit_depth
-        levels, mpp = limits.run_limited(str(path), _describe, path, bit_depth)
+    def __init__(self, path: Path, options: ReadOptions | None = None) -> None:
+        self._options = options
+        levels, mpp = limits.run_limited(str(path), _describe, path, options)
         super().__init__(path, levels, mpp)
 
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Decode a region."""
-        return limits.run_limited(
-            str(self.path), _read_region, self.path, self._bit_depth, (level, x, y, width, height)
-        )
+        return limits.run_limited(str(self.path), _read_region, self.path, self._options, (level, x, y, width, height))
 
 
 # ---- in the child process
@@ -142,39 +180,41 @@ class LimitedSlide(Slide):
 class _Opened(NamedTuple):
     """The slide that was opened last."""
 
-    key: tuple[Path, int | None, int, int]
+    key: tuple[Path, ReadOptions | None, int, int]
     slide: Slide
 
 
 _opened: dict[int, _Opened] = {}  # by thread: one in a child process
 
 
-def _open(path: Path, bit_depth: int | None) -> Slide:
+def _open(path: Path, options: ReadOptions | None) -> Slide:
     status, thread = path.stat() if path.exists() else None, threading.get_ident()
-    key = (path.absolute(), bit_depth, status.st_mtime_ns if status else 0, status.st_size if status else 0)
+    key = (path.absolute(), options, status.st_mtime_ns if status else 0, status.st_size if status else 0)
     found = _opened.pop(thread, None)
     if found is None or found.key != key:
         if found is not None:
             found.slide.close()
-        found = _Opened(key, readers.open_slide(path, bit_depth))
+        found = _Opened(key, readers.open_slide(path, options))
     _opened[thread] = found
     return found.slide
 
 
-def _describe(path: Path, bit_depth: int | None) -> tuple[tuple[Level, ...], float | None]:
-    slide = _open(path, bit_depth)
+def _describe(path: Path, options: ReadOptions | None) -> tuple[tuple[Level, ...], float | None]:
+    slide = _open(path, options)
     return slide.levels, slide.mpp
 
 
-def _read_region(path: Path, bit_depth: int | None, region: tuple[int, int, int, int, int]) -> npt.NDArray[np.uint8]:
-    return _open(path, bit_depth).read_region(*region)
+def _read_region(
+    path: Path, options: ReadOptions | None, region: tuple[int, int, int, int, int]
+) -> npt.NDArray[np.uint8]:
+    return _open(path, options).read_region(*region)
 
 
-def _read_file(path: Path, megapixels: float, bit_depth: int | None, pixels: bool) -> ImageFile:
+def _read_file(path: Path, megapixels: float, options: ReadOptions | None, pixels: bool) -> ImageFile:
     if readers.is_slide(path, megapixels=megapixels):
-        return ImageFile(_open(path, bit_depth).mpp, None, slide=True)
+        return ImageFile(_open(path, options).mpp, None, slide=True)
     mpp = pixel_size.image_mpp(path)
-    return ImageFile(mpp, images.read_image(path, None, bit_depth) if pixels else None, slide=False)
+    return ImageFile(mpp, images.read_image(path, None, options) if pixels else None, slide=False)
 
 
 def _is_slide(path: Path | str, megapixels: float) -> bool:

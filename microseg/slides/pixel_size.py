@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from microseg.errors import DataError
-from microseg.slides.tiff_layout import is_tiff, read_layout
+from microseg.slides.tiff_layout import is_tiff, main_page
 
 __all__ = ["MPP_RANGE", "StatedMpp", "agreed_mpp", "image_mpp", "model_zoom", "same_mpp", "unit_microns", "valid_mpp"]
 
@@ -117,13 +117,12 @@ def _other_mpp(path: Path) -> tuple[float, float] | None:
 
 def _tiff_mpp(path: Path) -> tuple[float, float] | None:
     with tifffile.TiffFile(path) as tiff:
-        layout = read_layout(path, tiff)
-        page = layout.page
+        page, ome = main_page(path, tiff)
         text = str(tiff.pages.first.description or "")
         resolution = [page.tags.valueof(tag) for tag in (282, 283)]
         unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2)))
-    if layout.ome is not None and layout.ome.pixel_size is not None:
-        (x, x_unit), (y, y_unit) = layout.ome.pixel_size
+    if ome is not None and ome.pixel_size is not None:
+        (x, x_unit), (y, y_unit) = ome.pixel_size
         microns = unit_microns(x_unit), unit_microns(y_unit)
         return None if microns[0] is None or microns[1] is None else (x * microns[0], y * microns[1])
     if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", text):

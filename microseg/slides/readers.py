@@ -27,6 +27,8 @@ from PIL import Image
 
 from microseg.errors import ImageReadError
 from microseg.plugins import create_plugins
+from microseg.slides import images
+from microseg.slides.channels import Channel, ChannelSlide, Counts, ReadOptions
 from microseg.slides.images import IMAGE_SUFFIXES, read_image
 from microseg.slides.parts import is_slide_folder
 from microseg.slides.pixel_size import image_mpp
@@ -38,6 +40,7 @@ __all__ = [
     "ImageReader",
     "SlideReader",
     "can_be_slide",
+    "channel_counts",
     "file_mpp",
     "image_pixels",
     "is_slide",
@@ -97,18 +100,26 @@ class ImageReader:
         """Accept every file."""
         return True
 
-    def open(self, path: Path, bit_depth: int | None = None) -> Slide:
-        """Read the whole image; ``bit_depth`` as for `read_image`."""
-        return ArraySlide(read_image(path, bit_depth=bit_depth), path, image_mpp(path))
+    def open(self, path: Path, options: ReadOptions | None = None) -> Slide:
+        """Read the whole image; ``options`` as for `read_image`."""
+        return ArraySlide(read_image(path, options=options), path, image_mpp(path))
+
+    def mpp(self, path: Path) -> float | None:
+        """Microns per pixel that the file states, whatever its channels are; None where it states none."""
+        return image_mpp(path)
+
+    def channel_counts(self, path: Path, channels: tuple[Channel, ...]) -> Counts | None:
+        """Count the values of the channels; see the function of this name."""
+        return images.channel_counts(path, channels)
 
 
-def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
+def open_slide(path: Path | str, options: ReadOptions | None = None) -> Slide:
     """Open any image file to read it by regions.
 
     Args:
         path: A whole slide, a TIFF (plain, tiled, pyramidal, OME), or any image that `read_image` reads, which is then
             held in memory.
-        bit_depth: See `read_image`; readers of other packages decide themselves.
+        options: See `read_image`. What readers of other packages open is RGB, of which channels are chosen.
 
     Returns:
         The slide; close it after use.
@@ -121,7 +132,10 @@ def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
         raise ImageReadError(f"{path}: expected a slide or an image, found none. Check the path.")
     name, reader = _reader_for(path)
     try:
-        return reader.open(path, bit_depth) if isinstance(reader, ImageReader) else reader.open(path)
+        if isinstance(reader, ImageReader):
+            return reader.open(path, options)
+        slide = reader.open(path)
+        return ChannelSlide(slide, options.channels) if options is not None and options.channels else slide
     except ImageReadError as error:
         if broken := " ".join(_plugins()[1].values()):
             raise ImageReadError(f"{error} These readers could not be asked: {broken}") from error
@@ -136,6 +150,23 @@ def open_slide(path: Path | str, bit_depth: int | None = None) -> Slide:
             f"{path}: expected a slide, but the slide reader {name!r} failed: {type(error).__name__}: {error}. "
             "Update or uninstall its package, or export the file as TIFF."
         ) from error
+
+
+def channel_counts(path: Path, channels: tuple[Channel, ...]) -> Counts | None:
+    """Count the values of the channels of a file, in all of it or in places of a large one.
+
+    Args:
+        path: An image or a slide.
+        channels: The channels.
+
+    Returns:
+        Counts of each source of each channel; None where the values are not of 16 bits, or the file states their range.
+
+    Raises:
+        ImageReadError: The file cannot be read, or has not these channels.
+    """
+    reader = _reader_for(path)[1]
+    return reader.channel_counts(path, channels) if isinstance(reader, ImageReader) else None
 
 
 def is_slide(path: Path | str, *, megapixels: float) -> bool:
@@ -180,8 +211,9 @@ def readable_suffixes() -> tuple[str, ...]:
 def file_mpp(path: Path) -> float | None:
     """Microns per pixel that a file of any kind states; None where it states none, or cannot be read."""
     with suppress(ImageReadError, OSError):
-        if type(_reader_for(path)[1]) is ImageReader:
-            return image_mpp(path)
+        reader = _reader_for(path)[1]
+        if isinstance(reader, ImageReader):
+            return reader.mpp(path)
         with open_slide(path) as slide:
             return slide.mpp
     return None

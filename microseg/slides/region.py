@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.errors import DataError, ImageReadError
+from microseg.slides.channels import ReadOptions
 from microseg.slides.identity import source_sha256, source_state
 from microseg.slides.images import read_image
 from microseg.slides.readers import open_slide
@@ -45,11 +46,13 @@ class SlideRegion:
         path: The file, or the folder of a slide.
         box: Left, upper, right and lower edge, in pixels of the slide's finest level.
         recorded: What the file must still be, where it is one that others can change; checked when it is opened.
+        options: Bit depth and channels, see `read_image`.
     """
 
     path: Path
     box: tuple[int, int, int, int]
     recorded: RecordedSlide | None = None
+    options: ReadOptions | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +79,7 @@ class SlideRegion:
             ImageReadError: The file cannot be read, or is another one than was recorded.
         """
         left, top, *_ = self.box
-        return _opened(self.path, self.recorded).read_region(0, left, top, self.width, self.height)
+        return self._opened().read_region(0, left, top, self.width, self.height)
 
     def crop(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
         """Read a part of it at another scale: from a level of the slide that is fine enough, resampled bilinearly.
@@ -97,7 +100,10 @@ class SlideRegion:
         if min(left, top) < 0 or right > self.width + 1e-6 or bottom > self.height + 1e-6:
             raise DataError(f"{self.path}: expected a part inside of {self.width} x {self.height} pixels, got {box}.")
         part = (self.box[0] + left, self.box[1] + top, right - left, bottom - top)
-        return _opened(self.path, self.recorded).read_part(part, size)
+        return self._opened().read_part(part, size)
+
+    def _opened(self) -> Slide:
+        return _opened(self.path, self.recorded, self.options)
 
 
 ImageSource = Path | SlideRegion
@@ -121,7 +127,7 @@ class _Open(NamedTuple):
     state: tuple[int, int, int]
 
 
-_slides: OrderedDict[tuple[Path, RecordedSlide | None], _Open] = OrderedDict()
+_slides: OrderedDict[tuple[Path, RecordedSlide | None, ReadOptions | None], _Open] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -135,9 +141,9 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _opened(path: Path, recorded: RecordedSlide | None) -> Slide:
+def _opened(path: Path, recorded: RecordedSlide | None, options: ReadOptions | None) -> Slide:
     """The slide, opened now or before; a file that was replaced since is opened again."""
-    key = path.absolute(), recorded
+    key = path.absolute(), recorded, options
     try:
         status = path.stat()
     except OSError as error:
@@ -151,7 +157,7 @@ def _opened(path: Path, recorded: RecordedSlide | None) -> Slide:
                     f"{path}: expected the slide that was ingested, got another content. Restore it, or ingest it "
                     "under a new name."
                 )
-            found = _Open(open_slide(path), state)
+            found = _Open(open_slide(path, options), state)
         _slides[key] = found
         if len(_slides) > _MOST_OPEN:
             _slides.popitem(last=False)  # closed when no thread reads it any more

@@ -12,15 +12,16 @@ import numpy.typing as npt
 import tifffile
 
 from microseg.errors import ImageReadError
+from microseg.slides.channels import Channel, ReadOptions, compose, fill_ranges, find_channels
 from microseg.slides.color import measured_bit_depth, over_white, scale_to_8_bits
 from microseg.slides.tiff_layout import TiffLayout, read_layout
+from microseg.slides.tiff_segments import check_complete, is_plain
 from microseg.slides.tile_cache import TileCache
 
 __all__ = ["TiffImage", "upright"]
 
 _CACHE_BYTES = 2**25  # of decoded tiles and strips
 _LARGE_BYTES = 2**22  # of a tile or strip; of such, one is decoded at a time, as each is in memory whole
-_MAX_SEGMENT = 178_956_970  # pixels of a tile or strip, which is decoded as a whole
 _BAND = 2**22  # pixels that are converted at once
 _SAMPLE, _SAMPLES = 256, 8  # side of a block, and blocks in each direction, in which the bit depth is measured
 
@@ -32,7 +33,7 @@ class TiffImage:
 
     Args:
         path: The file.
-        bit_depth: Bits that hold the values of a file of 16 bits that does not state fewer; None: measured.
+        options: How values become RGB; None for the defaults.
         every_page: See `read_layout`.
 
     Attributes:
@@ -43,18 +44,23 @@ class TiffImage:
         ImageReadError: See `read_layout`; or the file is truncated.
     """
 
-    def __init__(self, path: Path, bit_depth: int | None = None, *, every_page: bool = False) -> None:
-        self._path, self._given_depth = path, bit_depth
+    def __init__(self, path: Path, options: ReadOptions | None = None, *, every_page: bool = False) -> None:
+        self._path, self._options = path, options or ReadOptions()
         self._lock = threading.Lock()  # of the position in the file
         self._large = threading.Lock()
         self._cache = TileCache(_CACHE_BYTES)
         self._depth: int | None = None
+        self._channels: tuple[Channel, ...] | None = None
         self._tiff = tifffile.TiffFile(path)
         try:
-            self.layout: TiffLayout = read_layout(path, self._tiff, every_page=every_page)
+            self.layout: TiffLayout = read_layout(
+                path, self._tiff, every_page=every_page, channels=bool(self._options.channels)
+            )
+            if self._options.channels:
+                find_channels(path, self.layout.names, self._options.channels)
             for level in self.layout.levels:
                 for page in level:
-                    self._check_complete(page)
+                    check_complete(path, page, self._tiff.filehandle.size)
         except BaseException:
             self.close()
             raise
@@ -79,22 +85,36 @@ class TiffImage:
             return None
         if self.layout.depth is not None:
             return self.layout.depth
-        return self._given_depth if self._given_depth is not None else self.measured_depth()
+        given = self._options.bit_depth
+        return given if given is not None else self.measured_depth()
 
     def measured_depth(self) -> int:
         """Bits that hold nearly all values; measured in the whole image, or in blocks of a large one."""
         if self._depth is None:
-            width, height = self.sizes[0]
-            counts = np.zeros(2**16, np.int64)
-            xs, ys = _starts(width), _starts(height)
-            if (len(xs) * len(ys) + 1) * _SAMPLE**2 >= width * height:
-                xs, ys = range(0, width, _SAMPLE), range(0, height, _SAMPLE)
-            for y in ys:
-                for x in xs:
-                    block = self.values(0, x, y, min(_SAMPLE, width - x), min(_SAMPLE, height - y))
-                    counts += np.bincount(block[..., : self.layout.samples].ravel(), minlength=2**16)
-            self._depth = measured_bit_depth(counts)
+            self._depth = measured_bit_depth(self._counts(slice(self.layout.samples)))
         return self._depth
+
+    def channel_counts(self) -> list[list[npt.NDArray[np.int64]]] | None:
+        """How often each source of each channel has each value, (65536,), as `measured_depth` looks; None where the
+        values are not of 9 to 16 bits.
+        """
+        if self.layout.kind != "u" or not 8 < self.layout.bits <= 16:
+            return None
+        found = find_channels(self._path, self.layout.names, self._options.channels)
+        return [[self._counts(slice(at, at + 1)) for at in positions] for positions in found]
+
+    def _counts(self, samples: slice) -> npt.NDArray[np.int64]:
+        """How often these samples have each value, (65536,), in the whole image, or in blocks of a large one."""
+        width, height = self.sizes[0]
+        counts = np.zeros(2**16, np.int64)
+        xs, ys = _starts(width), _starts(height)
+        if (len(xs) * len(ys) + 1) * _SAMPLE**2 >= width * height:
+            xs, ys = range(0, width, _SAMPLE), range(0, height, _SAMPLE)
+        for y in ys:
+            for x in xs:
+                block = self.values(0, x, y, min(_SAMPLE, width - x), min(_SAMPLE, height - y))
+                counts += np.bincount(block[..., samples].ravel(), minlength=2**16)
+        return counts
 
     def rgb(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Read a region as RGB; the arguments are those of `Slide.read_region`.
@@ -125,6 +145,10 @@ class TiffImage:
     def _convert(self, values: Values) -> npt.NDArray[np.uint8]:
         """Convert stored samples to RGB, (h, w, samples) → (h, w, 1 | 3)."""
         layout = self.layout
+        if layout.names:
+            if self._channels is None:
+                self._channels = fill_ranges(self._options.channels, self.channel_counts)
+            return compose(self._path, values, layout.names, self._channels)
         if layout.palette is not None:
             return np.asarray(layout.palette[values[..., 0].astype(np.uint16)], np.uint8)
         depth = self.depth
@@ -167,7 +191,7 @@ class TiffImage:
         out = np.empty((height, width, page.samplesperpixel), page.dtype)
         w, h = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, max(1, page.rowsperstrip))
         across, down = math.ceil(page.imagewidth / w), math.ceil(page.imagelength / h)
-        plain = _is_plain(page)
+        plain = is_plain(page)
         for plane in range(planes):
             for row in range(y // h, (y + height - 1) // h + 1):
                 top, bottom = max(y, row * h), min(y + height, (row + 1) * h)
@@ -222,44 +246,6 @@ class TiffImage:
             )
         return values
 
-    def _check_complete(self, page: tifffile.TiffPage) -> None:
-        """Refuse a page whose tiles or strips are missing, too large, or beyond the end of the file."""
-        path, file_size = self._path, self._tiff.filehandle.size
-        if page.is_tiled:
-            w, h = page.tilewidth, page.tilelength
-        else:
-            w, h = page.imagewidth, max(1, page.rowsperstrip)
-        if not min(w, h, page.imagewidth, page.imagelength, page.samplesperpixel):
-            raise ImageReadError(f"{path}: expected pixels, got a page of no size. Export or copy it again.")
-        planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        number = math.ceil(page.imagewidth / w) * math.ceil(page.imagelength / h) * planes
-        starts, counts = page.dataoffsets, page.databytecounts
-        if len(starts) < number or len(counts) < number:
-            raise ImageReadError(
-                f"{path}: expected {number} tiles or strips, got {min(len(starts), len(counts))}: it is damaged or "
-                "truncated. Export or copy it again."
-            )
-        if missing := sum(not count or not start for start, count in zip(starts, counts, strict=False)):
-            raise ImageReadError(
-                f"{path}: expected pixels in all {number} tiles or strips, got none in {missing}. Export it again."
-            )
-        end = max(start + count for start, count in zip(starts[:number], counts, strict=False))
-        if _is_plain(page):
-            assert page.dtype is not None
-            row = page.imagewidth * (page.samplesperpixel // planes) * page.dtype.itemsize
-            down = math.ceil(page.imagelength / h)
-            rows = [min(h, page.imagelength - (strip % down) * h) for strip in range(number)]
-            end = max(end, *(start + row * each for start, each in zip(starts, rows, strict=False)))
-        elif w * h > _MAX_SEGMENT:
-            raise ImageReadError(
-                f"{path}: expected tiles, or strips of at most {_MAX_SEGMENT:,} pixels, got one of {w * h:,}. "
-                "Export it in tiles."
-            )
-        if end > file_size:
-            raise ImageReadError(
-                f"{path}: expected at least {end:,} bytes, got {file_size:,}: it is truncated. Copy it again."
-            )
-
 
 def upright(values: Values, orientation: int) -> Values:
     """Turn pixels as a TIFF or EXIF orientation (1..8) asks for."""
@@ -270,17 +256,6 @@ def upright(values: Values, orientation: int) -> Values:
     if orientation in (2, 3, 6, 7):
         values = values[:, ::-1]
     return values
-
-
-def _is_plain(page: tifffile.TiffPage) -> bool:
-    """Whether the rows of a page's strips can be read alone."""
-    return (
-        not page.is_tiled
-        and int(page.compression) == 1
-        and int(page.predictor) == 1
-        and int(page.fillorder) == 1
-        and page.bitspersample in (8, 16, 32, 64)
-    )
 
 
 def _starts(length: int) -> range | list[int]:

@@ -3,21 +3,30 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 
 from microseg.errors import ImageReadError
 from microseg.parsing import parse_json
+from microseg.slides.channels import CHANNEL_ADVICE, RGB_NAMES, is_automatic_name
 from microseg.slides.ome import OmeChannel, OmeFile, OmeImage, parse_ome
 from microseg.slides.tiff_pages import MAX_PAGES, STACK, other_pages, page_at
-from microseg.slides.tiff_samples import FLUORESCENCE
 
-__all__ = ["check_alike", "check_shaped", "imagej_pages", "ome_image", "ome_pages"]
+__all__ = [
+    "check_alike",
+    "check_shaped",
+    "imagej_names",
+    "imagej_pages",
+    "ome_image",
+    "ome_names",
+    "ome_pages",
+    "page_facts",
+]
 
 _SIDE_IMAGES = ("label", "macro", "thumbnail", "overview", "barcode")
 _RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-_RGB_NAMES = (("r", "red"), ("g", "green"), ("b", "blue"))
 
 
 def ome_image(path: Path, xml: str, first: tifffile.TiffPage) -> tuple[OmeImage, set[int]]:
@@ -66,23 +75,26 @@ def _named(image: OmeImage) -> str:
     return f"{image.name or 'unnamed'}, {image.width} x {image.height}"
 
 
-def ome_pages(path: Path, tiff: tifffile.TiffFile, image: OmeImage) -> tuple[tifffile.TiffPage, ...]:
-    """The pages of an image of the OME-XML: one, or three that are red, green and blue."""
+def ome_pages(
+    path: Path, tiff: tifffile.TiffFile, image: OmeImage, *, channels: bool = False
+) -> tuple[tifffile.TiffPage, ...]:
+    """The pages of an image of the OME-XML: one, or three that are red, green and blue; or those of any channels."""
     by_channel = {plane.c: plane.page for plane in image.planes}
-    channels = len(by_channel)
+    count = len(by_channel)
     pages = tuple(page_at(tiff.pages, by_channel[c]) for c in sorted(by_channel))
-    if None in pages or sorted(by_channel) != list(range(channels)):
+    if None in pages or sorted(by_channel) != list(range(count)):
         raise ImageReadError(
             f"{path}: expected all planes of the OME-XML's image in this file, got only some of them. Export it again."
         )
     found = tuple(page for page in pages if page is not None)
     samples = found[0].samplesperpixel
-    if image.sizes[1] != channels * samples:
+    if image.sizes[1] != count * samples:
         raise ImageReadError(
-            f"{path}: expected {image.sizes[1]} channels as the OME-XML states, got {channels} pages of {samples}. "
-            f"{FLUORESCENCE}"
+            f"{path}: expected {image.sizes[1]} channels as the OME-XML states, got {count} pages of {samples}. "
+            "Export it again."
         )
-    _check_channels(path, channels, samples, image.channels)
+    if not channels:
+        _check_colors(path, count, samples, image.channels)
     if (found[0].imagewidth, found[0].imagelength) != (image.width, image.height):
         raise ImageReadError(
             f"{path}: expected an image of {image.width} x {image.height} as the OME-XML states, got "
@@ -92,65 +104,101 @@ def ome_pages(path: Path, tiff: tifffile.TiffFile, image: OmeImage) -> tuple[tif
     return found
 
 
-def _check_channels(path: Path, channels: int, samples: int, stated: tuple[OmeChannel, ...]) -> None:
+def ome_names(image: OmeImage, samples: int) -> tuple[str, ...]:
+    """Names of so many samples; empty where none is stated, or one that says nothing."""
+    stated = [channel for channel in image.channels for _ in range(channel.samples)]
+    if [channel.samples for channel in image.channels] == [3] and samples == 3:
+        return RGB_NAMES
+    if len(stated) != samples or any(channel.samples > 1 for channel in stated):
+        return ("",) * samples
+    return tuple("" if is_automatic_name(channel.name) else channel.name for channel in stated)
+
+
+def _check_colors(path: Path, channels: int, samples: int, stated: tuple[OmeChannel, ...]) -> None:
+    """Refuse channels that are not gray or red, green and blue."""
     if channels * samples not in (1, 2, 3, 4) or (channels > 1 and (channels, samples) != (3, 1)):
-        raise ImageReadError(f"{path}: expected 1 (gray) or 3 (RGB) channels, got {channels * samples}. {FLUORESCENCE}")
+        raise ImageReadError(
+            f"{path}: expected 1 (gray) or 3 (RGB) channels, got {channels * samples}. {CHANNEL_ADVICE}"
+        )
     if channels == 1:
         return
     for number, channel in enumerate(stated[:3]):
         name = channel.name.strip().lower()
-        automatic = not name or name.startswith(("channel", "ch")) or name.strip("c0123456789:_ -") == ""
         if (
             channel.fluorescent
             or channel.color not in (None, _RGB[number])
-            or not (automatic or name in _RGB_NAMES[number])
+            or not (is_automatic_name(name) or name in (RGB_NAMES[number], RGB_NAMES[number][0]))
         ):
             raise ImageReadError(
                 f"{path}: expected red, green and blue, got a channel {channel.name or number + 1!r} that is another. "
-                f"{FLUORESCENCE}"
+                f"{CHANNEL_ADVICE}"
             )
 
 
 def imagej_pages(
-    path: Path, tiff: tifffile.TiffFile, description: str
+    path: Path, tiff: tifffile.TiffFile, description: str, *, channels: bool = False
 ) -> tuple[tuple[tifffile.TiffPage, ...], Iterator[tifffile.TiffPage]]:
     """The pages of the image of an ImageJ file, and the further ones; stacks are refused."""
     values = dict(line.split("=", 1) for line in description.splitlines() if "=" in line)
-    count = {}
+    number = {}
     for key in ("images", "channels", "slices", "frames"):
         with suppress(ValueError):
-            count[key] = int(values.get(key, "1"))
-    images, channels = count.get("images", 1), count.get("channels", 1)
-    if count.get("slices", 1) * count.get("frames", 1) > 1 or images > max(channels, 1):
+            number[key] = int(values.get(key, "1"))
+    images, count = number.get("images", 1), number.get("channels", 1)
+    if channels and count == 1 and number.get("slices", 1) * number.get("frames", 1) == 1:
+        count = images  # a stack whose planes are not said to be anything else
+    if number.get("slices", 1) * number.get("frames", 1) > 1 or images > max(count, 1):
         raise ImageReadError(f"{path}: expected one image, got an ImageJ stack of {images}. {STACK}")
     first = page_at(tiff.pages, 0)
     assert first is not None
     samples = first.samplesperpixel
-    if channels > 1 and samples > 1:
-        channels = 1 if channels == samples else channels
-    _check_channels(path, channels, samples, ())
-    if channels == 1:
+    if count > 1 and samples > 1:
+        count = 1 if count == samples else count
+    if not channels:
+        _check_colors(path, count, samples, ())
+    if count == 1:
         return (first,), other_pages(path, tiff, {0})
-    lookup = (first.tags.valueof(50839) or {}) if isinstance(first.tags.valueof(50839), dict) else {}
-    for number, table in enumerate(lookup.get("LUTs", ())[:3]):
-        if (np.asarray(table)[:, -1] != _RGB[number]).any():
-            raise ImageReadError(
-                f"{path}: expected red, green and blue, got channels in other colors (ImageJ). {FLUORESCENCE}"
-            )
-    found = tuple(page for number in range(channels) if (page := page_at(tiff.pages, number)) is not None)
-    if len(found) != channels:
-        raise ImageReadError(f"{path}: expected {channels} pages as ImageJ states, got {len(found)}. Export it again.")
+    if not channels:
+        for place, table in enumerate(_imagej_metadata(first).get("LUTs", ())[:3]):
+            if (np.asarray(table)[:, -1] != _RGB[place]).any():
+                raise ImageReadError(
+                    f"{path}: expected red, green and blue, got channels in other colors (ImageJ). {CHANNEL_ADVICE}"
+                )
+    found = tuple(page for place in range(count) if (page := page_at(tiff.pages, place)) is not None)
+    if len(found) != count:
+        raise ImageReadError(f"{path}: expected {count} pages as ImageJ states, got {len(found)}. Export it again.")
     check_alike(path, found)
-    return found, other_pages(path, tiff, set(range(channels)))
+    return found, other_pages(path, tiff, set(range(count)))
+
+
+def imagej_names(page: tifffile.TiffPage, samples: int) -> tuple[str, ...]:
+    """Names of so many channels that ImageJ states; empty where it states none, or some that say nothing."""
+    labels = [str(label) for label in _imagej_metadata(page).get("Labels", ())]
+    if len(labels) != samples:
+        return ("",) * samples
+    return tuple("" if is_automatic_name(label) else label for label in labels)
+
+
+def _imagej_metadata(page: tifffile.TiffPage) -> dict[str, Any]:
+    found = page.tags.valueof(50839)
+    return found if isinstance(found, dict) else {}
+
+
+def page_facts(page: tifffile.TiffPage) -> tuple[Any, ...]:
+    """Size and type of a page, in which the channels of an image agree."""
+    return (
+        page.imagewidth,
+        page.imagelength,
+        page.bitspersample,
+        page.sampleformat,
+        page.samplesperpixel,
+        int(page.photometric),
+    )
 
 
 def check_alike(path: Path, pages: tuple[tifffile.TiffPage, ...]) -> None:
     """Refuse channels of different sizes or types."""
-    facts = {
-        (p.imagewidth, p.imagelength, p.bitspersample, p.sampleformat, p.samplesperpixel, int(p.photometric))
-        for p in pages
-    }
-    if len(facts) > 1:
+    if len({page_facts(page) for page in pages}) > 1:
         raise ImageReadError(f"{path}: expected channels of one size and type, got others. Export it as RGB.")
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from microseg.slides.images import read_errors
+from microseg.slides.channels import ReadOptions
+from microseg.slides.decoding import read_errors
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import ImageReader
 from microseg.slides.slide import Level, Slide
@@ -20,15 +21,15 @@ class TiffSlide(Slide):
 
     Args:
         path: The file.
-        bit_depth: See `read_image`.
+        options: See `read_image`.
 
     Raises:
         ImageReadError: The file is damaged, or of a kind that is not understood.
     """
 
-    def __init__(self, path: Path, bit_depth: int | None = None) -> None:
+    def __init__(self, path: Path, options: ReadOptions | None = None) -> None:
         with read_errors(path, "an image"):
-            self._image = TiffImage(path, bit_depth)
+            self._image = TiffImage(path, options)
         (width, height), sizes = self._image.sizes[0], self._image.sizes
         levels = tuple(Level(w, h, (width / w + height / h) / 2) for w, h in sizes)
         super().__init__(path, levels, image_mpp(path))
@@ -51,6 +52,6 @@ class TiffReader(ImageReader):
         """Whether the file is a TIFF."""
         return is_tiff(path)
 
-    def open(self, path: Path, bit_depth: int | None = None) -> Slide:
+    def open(self, path: Path, options: ReadOptions | None = None) -> Slide:
         """Open the file."""
-        return TiffSlide(path, bit_depth)
+        return TiffSlide(path, options)

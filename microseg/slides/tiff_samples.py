@@ -8,16 +8,23 @@ import numpy.typing as npt
 import tifffile
 
 from microseg.errors import ImageReadError
+from microseg.slides.channels import CHANNEL_ADVICE
 from microseg.slides.color import Alpha
 
-__all__ = ["FLUORESCENCE", "Color", "color_of", "color_samples", "read_orientation", "read_palette", "sample_type"]
+__all__ = [
+    "Color",
+    "channel_samples",
+    "color_of",
+    "color_samples",
+    "read_orientation",
+    "read_palette",
+    "sample_type",
+]
 
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
 _JPEG, _OLD_JPEG = (7, 34892, 33007), 6
-FLUORESCENCE = "Export a brightfield image as RGB; fluorescence channels are not supported."
-"""What to do with channels that are not red, green and blue."""
 
-Color = Literal["gray", "white is zero", "rgb", "palette", "cmyk"]
+Color = Literal["gray", "white is zero", "rgb", "palette", "cmyk", "channels"]
 _COLORS: dict[int, tuple[Color, int]] = {
     _PHOTOMETRIC.MINISWHITE: ("white is zero", 1),
     _PHOTOMETRIC.MINISBLACK: ("gray", 1),
@@ -58,14 +65,14 @@ def color_samples(path: Path, page: tifffile.TiffPage, pages: int) -> tuple[Colo
         return "rgb", 3, None
     if extra < 0 or extra > 1 or (extra == 1 and color in ("palette", "cmyk")):
         raise ImageReadError(
-            f"{path}: expected {samples} samples a pixel for {name}, got {page.samplesperpixel}. {FLUORESCENCE}"
+            f"{path}: expected {samples} samples a pixel for {name}, got {page.samplesperpixel}. {CHANNEL_ADVICE}"
         )
     if not extra:
         return color, samples, None
     if len(meanings) != 1:
         raise ImageReadError(
             f"{path}: expected the meaning of sample {samples + 1} of {samples + 1} to be stated (ExtraSamples), got "
-            f"none. {FLUORESCENCE}"
+            f"none. {CHANNEL_ADVICE}"
         )
     if meanings[0] == 1:
         return color, samples, "premultiplied"
@@ -75,8 +82,23 @@ def color_samples(path: Path, page: tifffile.TiffPage, pages: int) -> tuple[Colo
         return color, samples, None
     raise ImageReadError(
         f"{path}: expected sample {samples + 1} of {samples + 1} to be transparency, got one that is stated to be "
-        f"something else (ExtraSamples {meanings[0]}). {FLUORESCENCE}"
+        f"something else (ExtraSamples {meanings[0]}). {CHANNEL_ADVICE}"
     )
+
+
+def channel_samples(path: Path, pages: tuple[tifffile.TiffPage, ...]) -> int:
+    """Number of samples of all pages together, each of which is a channel.
+
+    Raises:
+        ImageReadError: They are no gray or RGB values, with or without further samples.
+    """
+    page = pages[0]
+    name = getattr(page.photometric, "name", page.photometric)
+    if color_of(page) not in ("gray", "rgb") or page.imagedepth != 1:
+        raise ImageReadError(f"{path}: expected gray values of several channels, got {name}. Export it again.")
+    if len(pages) > 1 and page.samplesperpixel != 1:
+        raise ImageReadError(f"{path}: expected a gray page per channel, got {name} of {page.samplesperpixel}.")
+    return len(pages) * page.samplesperpixel
 
 
 def sample_type(path: Path, page: tifffile.TiffPage) -> tuple[int, str]:

@@ -1,107 +1,88 @@
 """OME-Zarr (NGFF 0.4 and 0.5): a folder, the same as a ZIP file, or at an address that a file states."""
 
-import json
-import math
-import os
-from hashlib import sha256
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from microseg.errors import ImageReadError
-from microseg.slides.parts import ADDRESS_SUFFIX, ZARR_SUFFIXES, is_address_file, is_slide_folder
+from microseg.slides.channels import (
+    CHANNEL_ADVICE,
+    Channel,
+    Counts,
+    ReadOptions,
+    compose,
+    fill_ranges,
+    find_channels,
+)
+from microseg.slides.parts import ADDRESS_SUFFIX, ZARR_SUFFIXES, is_slide_folder
 from microseg.slides.pixel_size import unit_microns, valid_mpp
+from microseg.slides.readers import ImageReader
 from microseg.slides.slide import Level, Slide
+from microseg.slides.zarr_image import ZarrImage
 
 __all__ = ["ZarrReader", "ZarrSlide", "address_sha256"]
 
 _RGB = ("FF0000", "00FF00", "0000FF")
 _WHOLE, _SIDE = 2**22, 256  # pixels of a coarsest level that is hashed as a whole, and side of a place of a larger one
 _STACK = "Export the plane to be segmented as an image of its own."
-_CHANNELS = "Export the channels to be segmented as gray or RGB."
+_DEEP = 16  # bits
+_NO_COUNTS = np.zeros(2**16, np.int64)
 
 
 class ZarrSlide(Slide):
-    """An OME-Zarr image of one plane, gray or RGB, 8 bits; or of 16 bits with the range of each channel stated.
+    """An OME-Zarr image of one plane: gray or RGB, 8 bits, or 16 with the range of each channel stated; or any number
+    of channels, of which some are chosen.
 
     Args:
         path: The folder or ZIP file; or the file with its address, see `microseg.slides.remote_zarr`.
+        options: See `read_image`. Where no ranges are stated in them, those of the file are used.
 
     Raises:
         ImageReadError: It is no OME-Zarr image, or one that is not understood.
     """
 
-    def __init__(self, path: Path) -> None:
-        import zarr
-
+    def __init__(self, path: Path, options: ReadOptions | None = None) -> None:
+        self._image = ZarrImage(path)
+        image, chosen = self._image, () if options is None else options.channels
         try:
-            self._store = _open_store(path)
-            group = zarr.open_group(self._store, mode="r")
-            image, attributes = _image_group(path, group)
-        except ImageReadError:
+            self._names = image.names
+            if chosen:
+                if image.arrays[0].dtype.kind != "f" and not image.bits:
+                    raise ImageReadError(
+                        f"{path}: expected whole numbers from 0 of at most 16 bits, or floats, got "
+                        f"{image.arrays[0].dtype}. Export it again."
+                    )
+                self._channels = fill_ranges(_with_stated_ranges(image, chosen), lambda: image.counts(chosen))
+            else:
+                _check_rgb(image)
+                numbers = range(1, image.count + 1)
+                self._channels = tuple(Channel(str(it), (it,), _stated_range(image, it - 1)) for it in numbers)
+        except BaseException:
+            image.close()
             raise
-        except Exception as error:  # damaged files make it raise nearly anything
-            if is_address_file(path) and isinstance(error, FileNotFoundError):
-                raise self._store.nothing_found() from error
-            raise ImageReadError(
-                f"{path}: expected an OME-Zarr image, but it cannot be opened: {error or repr(error)}. Export or copy "
-                "it again."
-            ) from error
-        scales = _multiscales(path, attributes)
-        axes = [str(axis["name"] if isinstance(axis, dict) else axis) for axis in scales.get("axes", "tczyx")]
-        if axes[-2:] != ["y", "x"]:
-            raise ImageReadError(f"{path}: expected the axes … y, x, got {', '.join(axes)}. Export it again.")
-        self._arrays: list[Any] = [image[entry["path"]] for entry in scales["datasets"]]
-        if not is_address_file(path):  # where a missing chunk is found when it is read
-            _check_complete(path, self._arrays)
-        self._metadata = attributes
-        first = self._arrays[0]
-        sizes = dict(zip(axes, first.shape, strict=True))
-        if extra := {axis: size for axis, size in sizes.items() if axis not in "cyx" and size != 1}:
-            raise ImageReadError(f"{path}: expected one plane, got {extra}. {_STACK}")
-        self._channels = sizes.get("c", 1)
-        self._axes = axes
-        self._ranges = _ranges(path, first.dtype, self._channels, attributes.get("omero", {}).get("channels", []))
-        height, width = first.shape[-2:]
+        height, width = image.arrays[0].shape[-2:]
         levels = tuple(
             Level(array.shape[-1], array.shape[-2], (width / array.shape[-1] + height / array.shape[-2]) / 2)
-            for array in self._arrays
+            for array in image.arrays
         )
-        super().__init__(path, levels, _mpp(scales))
+        super().__init__(path, levels, _mpp(image.scales))
 
     def close(self) -> None:
         """Close the file."""
-        self._store.close()
-
-    def digest(self) -> str:
-        """SHA-256 of the metadata, and of the pixels of the coarsest level: of a large one, those of 16 places."""
-        number, level = len(self.levels) - 1, self.levels[-1]
-        arrays = [[list(array.shape), list(array.chunks), str(array.dtype)] for array in self._arrays]
-        hashed = sha256(json.dumps([self._metadata, arrays], sort_keys=True).encode())
-        whole = level.width * level.height <= _WHOLE
-        width, height = (level.width, level.height) if whole else (min(it, _SIDE) for it in (level.width, level.height))
-        for y in sorted({(level.height - height) * step // 3 for step in range(4)}):
-            for x in sorted({(level.width - width) * step // 3 for step in range(4)}):
-                hashed.update(self.read_region(number, x, y, width, height).tobytes())
-        return hashed.hexdigest()
+        self._image.close()
 
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Read a region of all channels."""
-        index = tuple(slice(None) if axis == "c" else 0 for axis in self._axes[:-2])
-        found = np.asarray(self._arrays[level][(*index, slice(y, y + height), slice(x, x + width))])
-        if found.ndim == 2:
-            found = found[None]
-        if self._ranges is not None:
-            low, high = (np.array(ends, np.float32)[:, None, None] for ends in self._ranges)
-            found = np.rint(((found.astype(np.float32) - low) / (high - low)).clip(0, 1) * 255)
-        pixels = np.moveaxis(found.astype(np.uint8), 0, 2)
-        return np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3)))
+        values = self._image.values(level, slice(y, y + height), slice(x, x + width))
+        return compose(self.path, values, self._names, self._channels)
 
 
-class ZarrReader:
+class ZarrReader(ImageReader):
     """Opens OME-Zarr folders, ZIP files, and files with an address."""
 
     priority = 110
@@ -114,13 +95,23 @@ class ZarrReader:
             return path.name.lower().endswith(self.suffixes)
         return is_slide_folder(path) and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
 
-    def open(self, path: Path) -> ZarrSlide:
+    def open(self, path: Path, options: ReadOptions | None = None) -> ZarrSlide:
         """Open the image."""
-        return ZarrSlide(path)
+        return ZarrSlide(path, options)
+
+    def channel_counts(self, path: Path, channels: tuple[Channel, ...]) -> Counts | None:
+        """Count the values of the channels; None, too, where the file states the ranges of all."""
+        with closing(ZarrImage(path)) as image:
+            return None if all(it.ranges for it in _with_stated_ranges(image, channels)) else image.counts(channels)
+
+    def mpp(self, path: Path) -> float | None:
+        """Microns per pixel that the image states; None where it states none."""
+        with closing(ZarrImage(path)) as image:
+            return _mpp(image.scales)
 
 
 def address_sha256(path: Path) -> str:
-    """Hash a slide at an address by what it shows, wherever it lies; see `ZarrSlide.digest`.
+    """Hash a slide at an address by what it shows, wherever it lies: its metadata, and its coarsest level.
 
     Args:
         path: The file with the address.
@@ -128,89 +119,44 @@ def address_sha256(path: Path) -> str:
     Raises:
         ImageReadError: It cannot be read.
     """
-    with ZarrSlide(path) as slide:
-        return slide.digest()
+    with closing(ZarrImage(path)) as image:
+        return image.digest()
 
 
-def _open_store(path: Path) -> Any:
-    import zarr
-
-    if is_address_file(path):
-        from microseg.slides.remote_zarr import open_address
-
-        return open_address(path)
-    return zarr.storage.ZipStore(path, mode="r") if path.is_file() else zarr.storage.LocalStore(path)
-
-
-def _image_group(path: Path, group: Any) -> tuple[Any, dict[str, Any]]:
-    """The group of the image, and its metadata; of one that bioformats2raw wrote the only series."""
-    attributes = _metadata(group)
-    if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
-        if "0" not in group or "1" in group:  # they are numbered; a web server does not list them
-            raise ImageReadError(
-                f"{path}: expected one image, got {'several' if '0' in group else 'no'} series. {_STACK}"
-            )
-        group = group["0"]
-        attributes = _metadata(group)
-    return group, attributes
-
-
-def _metadata(group: Any) -> dict[str, Any]:
-    attributes = dict(group.attrs)
-    return dict(attributes.get("ome", attributes))
-
-
-def _multiscales(path: Path, attributes: dict[str, Any]) -> dict[str, Any]:
-    if "plate" in attributes:
-        raise ImageReadError(f"{path}: expected an image, got a plate. Give the image of each field on its own.")
-    found = attributes.get("multiscales")
-    if not isinstance(found, list) or len(found) != 1 or not found[0].get("datasets"):
-        count = len(found) if isinstance(found, list) else "none"
-        raise ImageReadError(f"{path}: expected one OME-Zarr image (multiscales), got {count}. Export it again.")
-    return dict(found[0])
-
-
-def _check_complete(path: Path, arrays: list[Any]) -> None:
-    """Check that every chunk is there: one that is not would be read as black."""
-    files = _count_files(path)
-    for number, array in enumerate(arrays):
-        sides = zip(array.shape, array.shards or array.chunks, strict=True)
-        stored = math.prod(-(-size // max(1, side)) for size, side in sides)
-        # Zarr goes through all chunks of the stated size, which can be any number
-        missing = stored - files if stored > files else array.nchunks - array.nchunks_initialized
-        if missing > 0:
-            raise ImageReadError(
-                f"{path}: expected all chunks of level {number}, missing {missing} of {array.nchunks}: they would be "
-                "read as black. Copy it again; where nothing was lost, write it with write_empty_chunks."
-            )
-
-
-def _count_files(path: Path) -> int:
-    if path.is_file():
-        with ZipFile(path) as file:
-            return len(file.infolist())
-    return sum(len(names) for _, _, names in os.walk(path))
-
-
-def _ranges(
-    path: Path, dtype: Any, channels: int, stated: list[dict[str, Any]]
-) -> tuple[list[float], list[float]] | None:
-    """Lowest and highest value of each channel; None for 8 bits, which are kept as they are."""
-    if channels not in (1, 3):
-        raise ImageReadError(f"{path}: expected 1 (gray) or 3 (RGB) channels, got {channels}. {_CHANNELS}")
-    if channels == 3:
-        colors = [str(channel.get("color", default)).upper() for channel, default in zip(stated, _RGB, strict=False)]
+def _check_rgb(image: ZarrImage) -> None:
+    """Refuse what is not gray or RGB, of 8 bits, or of 16 with the range of each channel stated."""
+    path, dtype = image.path, image.arrays[0].dtype
+    if image.count not in (1, 3):
+        raise ImageReadError(f"{path}: expected 1 (gray) or 3 (RGB) channels, got {image.count}. {CHANNEL_ADVICE}")
+    if image.count == 3:
+        pairs = zip(image.stated, _RGB, strict=False)
+        colors = [str(channel.get("color", default)).upper() for channel, default in pairs]
         if colors and tuple(colors) != _RGB:
-            raise ImageReadError(f"{path}: expected red, green and blue, got {', '.join(colors)}. {_CHANNELS}")
-    if dtype == np.uint8:
-        return None
-    windows = [channel.get("window", {}) for channel in stated]
-    if dtype != np.uint16 or len(windows) != channels or not all({"start", "end"} <= set(each) for each in windows):
+            raise ImageReadError(f"{path}: expected red, green and blue, got {', '.join(colors)}. {CHANNEL_ADVICE}")
+    if image.bits != 8 and not (image.bits == _DEEP and all(_stated_range(image, at) for at in range(image.count))):
         raise ImageReadError(
             f"{path}: expected 8 bits, or 16 with the range of each channel stated (omero, window), got {dtype}. "
             "Export it as 8-bit RGB, or with its ranges."
         )
-    return [float(each["start"]) for each in windows], [float(each["end"]) for each in windows]
+
+
+def _stated_range(image: ZarrImage, channel: int) -> tuple[tuple[float, float], ...]:
+    """Range of the values of a channel that the file states; empty where there is none, or values are of 8 bits."""
+    window = image.stated[channel].get("window", {}) if image.stated else {}
+    if image.bits == 8 or not {"start", "end"} <= set(window):
+        return ()
+    return ((float(window["start"]), float(window["end"])),)
+
+
+def _with_stated_ranges(image: ZarrImage, channels: Sequence[Channel]) -> tuple[Channel, ...]:
+    """The channels with the ranges that the file states, where the lab states none."""
+    filled = []
+    for channel, positions in zip(channels, find_channels(image.path, image.names, channels), strict=True):
+        stated = tuple(pair for at in positions for pair in _stated_range(image, at))
+        filled.append(
+            replace(channel, ranges=stated) if not channel.ranges and len(stated) == len(positions) else channel
+        )
+    return tuple(filled)
 
 
 def _mpp(scales: dict[str, Any]) -> float | None:

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 
 import microseg
 from microseg.api import segmenter
 from microseg.api.segmenter import Segmenter, version_provenance
-from microseg.errors import SettingsError, VersionNotFoundError, WeightsError
+from microseg.errors import DataError, SettingsError, VersionNotFoundError, WeightsError
 from microseg.inference.engine import Engine
 from microseg.models.files import save_network
 from microseg.models.reference_distribution import ReferenceDistribution
-from microseg.outputs.record import Provenance
+from microseg.outputs.record import Provenance, read_record
 from microseg.registry.version import ModelVersion
 from microseg.slides.images import read_image, write_png
 
@@ -170,3 +171,27 @@ def test_segments_slide_in_memory_and_to_files(
     summary = mine.segment_to(file, tmp_path / "out", mpp=1.0, outputs=["labels"])
     assert (summary.done, summary.failed) == (1, 0)
     assert mine.segment_to([str(file)], tmp_path / "out", mpp=1.0, outputs=["labels"]).skipped == 1
+
+
+def test_channels_of_files_are_those_that_the_network_takes(tiny_network: Callable[..., Any], tmp_path: Path) -> None:
+    network = tiny_network()
+    network.config = network.config.model_copy(update={"inputs": ("nuclei", "membrane")})
+    mine = Segmenter(network, device="cpu")
+    planes = np.random.default_rng(0).integers(0, 256, (4, 40, 56), dtype=np.uint8)
+    file, size = tmp_path / "a.tif", {"resolution": (2e4, 2e4), "resolutionunit": 3}
+    tifffile.imwrite(file, planes, photometric="minisblack", planarconfig="separate", **size)
+    channels = {"nuclei": 3, "membrane": [1, 4]}
+    found = mine.segment(file, channels=channels)
+    pixels = np.stack([planes[2], planes[[0, 3]].max(0), np.zeros_like(planes[0])], axis=2)
+    np.testing.assert_array_equal(found.probabilities, mine.segment(pixels, mpp=0.5).probabilities)
+    assert found.provenance.inference["channels"] == [["nuclei", [3], []], ["membrane", [1, 4], []]]
+    summary = mine.segment_to(file, tmp_path / "out", channels=channels, outputs=["labels", "overlay"])
+    record = read_record(tmp_path / "out/a.json")
+    assert (summary.failed, record.provenance.inference["channels"]) == (0, found.provenance.inference["channels"])
+    for stated in (None, {"membrane": 1, "nuclei": 3}):
+        with pytest.raises(DataError, match="Expected images to have the channels that the network takes"):
+            mine.segment(file, channels=stated)
+        with pytest.raises(DataError, match=r"in the same order \(nuclei, membrane\)"):
+            mine.segment_to(file, tmp_path / "out", channels=stated)
+    with pytest.raises(DataError, match="expected up to 3 channels, got 4"):
+        mine.segment(file, channels=["a", "b", "c", "d"])

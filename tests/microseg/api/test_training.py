@@ -15,8 +15,9 @@ from microseg.api.training import adapt, train
 from microseg.config.settings import load_settings
 from microseg.config.training_params import AdaptSettings, ArchitectureSettings, TrainSettings
 from microseg.datasets.dataset import LabDataset
+from microseg.datasets.lab_channels import parse_channels
 from microseg.datasets.sampling import CropSampler, Sample
-from microseg.errors import LabError, PluginError
+from microseg.errors import DataError, LabError, PluginError
 from microseg.models.files import load_network, weights_digest
 from microseg.plugins import load_plugin
 from microseg.training.adaptation.source_free import SourceFreeMethod
@@ -252,3 +253,23 @@ def test_defaults_are_those_of_the_command_line_and_of_params_yaml(
         include=set(ArchitectureSettings.model_fields)
     )
     assert weights == [(params.network.weights, params.network.weights_license)]
+
+
+def test_labs_of_other_channels_are_refused(
+    fit_to_target: Callable[..., TrainingResult],
+    labs: tuple[LabDataset, LabDataset],
+    fabric: Fabric,
+    tmp_path: Path,
+) -> None:
+    source, target = (
+        dataclasses.replace(lab, metadata=lab.metadata.model_copy(update={"channels": parse_channels(channels)}))
+        for lab, channels in zip(labs, (["nuclei", "membrane"], {"nuclei": "DAPI", "membrane": 3}), strict=True)
+    )
+    train([source], TINY, TrainSettings(**SHORT), folder=tmp_path / "two", fabric=fabric)
+    assert load_network(tmp_path / "two").config.inputs == ("nuclei", "membrane")
+    fit_to_target(tmp_path / "two", source=[source], target=[target])
+    assert load_network(tmp_path / "adapted").config.inputs == ("nuclei", "membrane")
+    with pytest.raises(DataError, match=f"Expected lab {labs[1].metadata.lab} to have the channels that the network"):
+        fit_to_target(tmp_path / "two", "other", source=[source], target=labs[1:])
+    with pytest.raises(DataError, match="got gray or RGB"):
+        train([source, labs[1]], TINY, TrainSettings(**SHORT), folder=tmp_path / "both", fabric=fabric)

@@ -1,4 +1,4 @@
-"""The images of a batch: their files, pixel sizes and bit depth."""
+"""The images of a batch: their files, pixel sizes, bit depth and channels."""
 
 from functools import partial
 from pathlib import Path
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from microseg.errors import DataError
+from microseg.errors import DataError, LabError
 from microseg.inference.batch_images import find_batch_images
+from microseg.slides.channels import Channel
 from microseg.slides.images import write_png
 from microseg.slides.pixel_size import StatedMpp
 
@@ -38,7 +39,7 @@ def test_images_of_a_folder(folder: Path, find) -> None:
     found = find(folder)
     assert found.images == (folder / "a.png", folder / "b.tif")
     assert found.left_out == {"notes.docx": "no known kind of image (.docx)"}
-    assert (found.lab, found.mpp, found.bit_depth, found.notes) == (None, {}, None, ())
+    assert (found.lab, found.mpp, found.reading.bit_depth, found.notes) == (None, {}, None, ())
 
 
 def test_images_of_a_lab_have_its_name_pixel_size_and_bit_depth(folder: Path, find) -> None:
@@ -49,7 +50,7 @@ def test_images_of_a_lab_have_its_name_pixel_size_and_bit_depth(folder: Path, fi
     for source in (lab, images / "a.png"):  # lab.yaml beside images/ is that of a single image, too
         found = find(source)
         assert found.images[0] == images / "a.png"
-        assert (found.lab, found.mpp["a.png"], found.bit_depth) == ("lab_a", StatedMpp(0.5, "lab.yaml"), 12)
+        assert (found.lab, found.mpp["a.png"], found.reading.bit_depth) == ("lab_a", StatedMpp(0.5, "lab.yaml"), 12)
     with pytest.raises(DataError, match=r"got 1\.0 microns of --mpp and 0\.5 of lab\.yaml"):
         find(lab, mpp=1.0)
 
@@ -59,7 +60,7 @@ def test_bit_depth_of_a_dataset_holds_for_later_images_of_its_lab(folder: Path, 
     dataset = folder.parent / "labs" / "lab_a"
     dataset.mkdir(parents=True)
     (dataset / "lab.yaml").write_text(METADATA + "bit_depth: 10\n")
-    assert (find(folder).bit_depth, find(folder).notes) == (10, ())
+    assert (find(folder).reading.bit_depth, find(folder).notes) == (10, ())
 
 
 def test_pixel_sizes_of_the_table_override_those_of_files_with_a_note(folder: Path, find) -> None:
@@ -81,7 +82,7 @@ def test_images_have_one_bit_depth(folder: Path, find) -> None:
         tifffile.imwrite(folder / name, pixels * factor, photometric="rgb")
     (folder / "damaged.tif").write_bytes(b"II*\0")
     found = find(folder)
-    assert found.bit_depth == 12
+    assert found.reading.bit_depth == 12
     assert "2 images of 16 bits do not state how many of them are used: 12 hold nearly all values" in found.notes[0]
 
 
@@ -93,3 +94,33 @@ def test_missing_images_are_refused(tmp_path: Path, find) -> None:
     (tmp_path / "notes.docx").write_bytes(b"any")
     with pytest.raises(DataError, match=r"found none \(.*notes\.docx: no known kind of image"):
         find(tmp_path)
+
+
+def test_channels_of_a_lab_have_the_ranges_of_its_dataset(tmp_path: Path) -> None:
+    lab, dataset, labs = tmp_path / "incoming", tmp_path / "labs" / "lab_a", tmp_path / "labs"
+    (lab / "images").mkdir(parents=True)
+    dataset.mkdir(parents=True)
+    planes = np.arange(2 * 32 * 32, dtype=np.uint16).reshape(2, 32, 32)
+    tifffile.imwrite(lab / "images/a.tif", planes, photometric="minisblack", planarconfig="separate")
+    (lab / "lab.yaml").write_text(METADATA + "channels: {nuclei: 2}\n")
+    found = find_batch_images(lab, mpp=None, labs=labs)
+    (nuclei,) = found.reading.channels
+    assert nuclei.ranges == ((1025.0, 2046.0),)
+    (note,) = found.notes
+    assert note.startswith("values of 16 bits are scaled by the range of these images: nuclei 1025 to 2046")
+    (dataset / "lab.yaml").write_text(METADATA + "channels: {nuclei: {from: DAPI, range: [0, 4000]}}\n")
+    found = find_batch_images(lab, mpp=None, labs=labs)
+    assert (found.reading.channels, found.notes) == ((Channel("nuclei", (2,), ((0.0, 4000.0),)),), ())
+    (dataset / "lab.yaml").write_text(METADATA + "channels: {membrane: 1}\n")
+    with pytest.raises(LabError, match="expected channels membrane as in the dataset, got nuclei"):
+        find_batch_images(lab, mpp=None, labs=labs)
+
+
+def test_images_of_a_dataset_have_their_channels_in_place_of_colors(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_png(tmp_path / "images/a.png", np.zeros((16, 16, 3), np.uint8))
+    channels = "channels: {nuclei: {from: DAPI, range: [0, 4000]}, membrane: CD44}\n"
+    (tmp_path / "lab.yaml").write_text(METADATA + channels)
+    (tmp_path / "manifest.csv").write_text("image\n")
+    found = find_batch_images(tmp_path, mpp=None, labs=tmp_path / "labs")
+    assert found.reading.channels == (Channel("nuclei", (1,)), Channel("membrane", (2,)))

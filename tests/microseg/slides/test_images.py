@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from microseg.annotations.index_masks import IGNORE, read_mask
 from microseg.errors import DataError, ImageReadError
-from microseg.slides import images
+from microseg.slides import decoding
 from microseg.slides.images import image_digest, read_image, read_tiff_values, write_png
 from microseg.slides.pixel_size import image_mpp
 from microseg.slides.readers import open_slide
@@ -424,7 +424,7 @@ def test_rejects_fluorescence_channels(tmp_path):
 
 def test_pixel_limit_holds_without_that_of_pillow(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     tifffile.imwrite(tmp_path / "deep.tif", np.zeros((11, 10), np.uint16))
     Image.new("RGB", (10, 11)).save(tmp_path / "x.png")
     for name in ("x.png", "deep.tif"):

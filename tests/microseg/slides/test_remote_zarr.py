@@ -276,8 +276,8 @@ def test_its_hash_is_of_what_it_shows(served, tmp_path, pixels):
 
 
 def test_the_hash_of_a_large_coarsest_level_is_of_places(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("microseg.slides.zarr_reader._WHOLE", 1000)
-    monkeypatch.setattr("microseg.slides.zarr_reader._SIDE", 16)
+    monkeypatch.setattr("microseg.slides.zarr_image._WHOLE", 1000)
+    monkeypatch.setattr("microseg.slides.zarr_image._SIDE", 16)
     blank = np.full((256, 320, 3), 200, np.uint8)
     path = address_file(tmp_path, f"{server.url}/a.zarr")
     digests = set()
