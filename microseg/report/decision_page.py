@@ -69,9 +69,7 @@ def write_decision_page(
     """
     old = comparison.production.label_free if comparison.production else {}
     masks_decide = comparison.candidate.target_gain is not None
-    template = load_template(
-        "decision.html.j2", number=format_measurement, percent=lambda value: f"{100 * value:.1f} %"
-    )
+    template = load_template("decision.html.j2", number=format_measurement, percent=_percent)
     page = template.render(
         decision=decision,
         comparison=comparison,
@@ -178,3 +176,7 @@ def _numbers(
         if not measurement.endswith(repeated):
             of_lab.setdefault(lab, []).append((measurement, new, old))
     return list(of_lab.items())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

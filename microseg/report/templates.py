@@ -1,6 +1,7 @@
 """Templates of the pages, in this folder."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, Template, select_autoescape
@@ -8,8 +9,9 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 __all__ = ["load_template"]
 
 
+@lru_cache(maxsize=16)
 def load_template(name: str, **filters: Callable[..., Any]) -> Template:
-    """Load a template; what it shows is escaped.
+    """Load a template, once for the same filters; what it shows is escaped.
 
     Args:
         name: File name.

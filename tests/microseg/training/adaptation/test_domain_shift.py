@@ -53,7 +53,7 @@ def network() -> Any:
 
 
 def pictures(**look: Any) -> list[Image]:
-    return [disks(1000 + seed, **look)[0] for seed in range(6)]
+    return [disks(1000 + seed, **look)[0] for seed in range(4)]
 
 
 def test_lab_with_the_source_scale_has_zoom_1(network: Any) -> None:

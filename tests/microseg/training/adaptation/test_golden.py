@@ -61,7 +61,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, fabric: Fabric) -> tuple[La
         encoder="blocks", channels=(8, 16, 32, 32), pyramid_bins=(1, 2), pyramid_channels=16, weights=None
     )
     settings = TrainSettings(
-        steps=200, crop_size=64, batch_size=8, learning_rate=3e-3, source_color_jitter=0.2, evaluate_every=1000
+        steps=160, crop_size=64, batch_size=8, learning_rate=3e-3, source_color_jitter=0.2, evaluate_every=1000
     )
     train([lab], small, settings, folder=folder / "network", fabric=fabric)
     assert target_dice(folder / "network", folder / DENSE.name) > 0.9
@@ -74,7 +74,7 @@ def before_and_after(
     lab, network = source
     target = make_lab(folder, profile, images=8, size=size, labelled=False)
     settings = AdaptSettings(
-        steps=40, crop_size=64, batch_size=8, learning_rate=1e-3, pseudo_label_rounds=2, evaluate_every=1000
+        steps=30, crop_size=64, batch_size=8, learning_rate=1e-3, pseudo_label_rounds=2, evaluate_every=1000
     )
     adapt(network, [lab], [target], settings, folder=folder / "adapted", fabric=fabric)
     incoming = folder / profile.name
