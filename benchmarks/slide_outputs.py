@@ -28,6 +28,7 @@ from microseg.inference import engine as engine_module
 from microseg.inference import slide as slide_module
 from microseg.inference import stream
 from microseg.inference.engine import Engine
+from microseg.inference.image_files import BatchOptions
 from microseg.models.config import NetworkConfig
 from microseg.models.network import PyramidSegmenter
 from microseg.outputs.record import Provenance
@@ -125,7 +126,9 @@ def _segment(path: Path, outputs: Sequence[str], threads: int) -> dict[str, floa
         assert engine._queue is not None
         engine._backend = engine._queue._backend = network  # type: ignore[assignment]
         began, process, children = time.thread_time(), time.process_time(), _children()
-        slide_module.segment_slide(engine, path, Path(out), provenance=Provenance(model="benchmark"), outputs=outputs)
+        slide_module.segment_slide(
+            engine, path, Path(out), provenance=Provenance(model="benchmark"), options=BatchOptions(outputs=outputs)
+        )
         calling, reading, seconds = time.thread_time() - began, _children() - children, clock.seconds
         return {
             "all": time.process_time() - process + reading - seconds["network"] - seconds["blend"],

@@ -39,7 +39,7 @@ def decide(
         lab: The version is for the images of this lab only, so it cannot harm the other labs.
     """
     from microseg.registry import gate
-    from microseg.registry.model_card import model_card
+    from microseg.registry.model_card import Evaluation, TrainedModel, model_card
 
     policy = workspace.settings.params.gate
     if lab is not None:
@@ -51,23 +51,25 @@ def decide(
         production_version=production.version if production else None,
     )
     source, target = workspace.labs(version.datasets, missing_ok=version.source_free)
-    card = model_card(
+    trained = TrainedModel(
         method=version.tags.get("method", "unknown"),
         network=workspace.network(version).config,
         source=source,
         target=target,
         digests=version.datasets,
         run_params=workspace.registry.runs.params(version.run_id),
+        run_id=version.run_id,
+        commit=version.tags.get("commit"),
+    )
+    evaluation = Evaluation(
         candidate=comparison.candidate,
         production=comparison.production,
         scores=comparison.scores,
         decision=decision,
         panels=workspace.registry.attachments.paths(version, EVIDENCE_FOLDER, ".jpg"),
         page=workspace.registry.attachments.link(version, DECISION_PAGE),
-        run_id=version.run_id,
-        commit=version.tags.get("commit"),
     )
-    workspace.registry.versions.describe(version, card)
+    workspace.registry.versions.describe(version, model_card(trained, evaluation))
     workspace.registry.versions.set_tags(version, decision.to_tags())
     return decision
 

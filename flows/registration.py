@@ -8,7 +8,7 @@ from microseg.datasets.dataset import LabDataset
 from microseg.datasets.sampling import CropSampler, Sample
 from microseg.evaluation.label_free import fit_reference_distribution
 from microseg.models.files import load_network
-from microseg.registry.model_card import model_card
+from microseg.registry.model_card import TrainedModel, model_card
 from microseg.registry.registration import code_commit
 from microseg.registry.runs import RunLog
 from microseg.registry.version import ModelVersion
@@ -61,16 +61,8 @@ def register_model(
     reference = fit_reference_distribution([*source, *target], config.mpp)
     earlier = None if base is None else workspace.registry.versions.reference_distribution(base)
     run.log_reference_distribution(reference if earlier is None else earlier.updated(reference))
-    card = model_card(
-        method=method,
-        network=config,
-        source=source,
-        target=target,
-        digests=digests,
-        run_id=run.id,
-        commit=commit,
-        run_params=workspace.registry.runs.params(run.id),
-    )
+    params = workspace.registry.runs.params(run.id)
+    card = model_card(TrainedModel(method, config, source, digests, params, target, run.id, commit))
     lab = (*source, *target)[0]
     first = Sample(lab.image(lab.rows[0]))
     tile = CropSampler([first], size=_SERVED_TILE, batch=1, seed=0).draw(0).images[0]  # (3, T, T)

@@ -261,15 +261,11 @@ class ImagePipeline:
                 task.path,
                 self.out,
                 provenance=self.provenance,
-                outputs=self.options.outputs,
+                options=self.options,
                 mpp=None if source.mpp is None else StatedMpp(source.mpp, "the batch", overrides=True),
-                skip_glass=self.options.skip_glass,
                 name=task.name,
                 sha256=source.sha256,
                 reference=self.reference,
-                reading=self.options.reading,
-                stains=self.options.stains,
-                regions=self.options.regions,
             )
         except OSError:
             raise

@@ -1,7 +1,7 @@
 """Whole slides: read, segmented and written strip by strip, with memory that does not grow with the slide."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,18 +11,18 @@ import numpy as np
 from microseg.cpu import available_cores, return_memory
 from microseg.errors import DataError
 from microseg.inference.engine import Engine
+from microseg.inference.image_files import BatchOptions, stated_mpp
 from microseg.inference.out_of_distribution import slide_ood_score, tissue_windows
 from microseg.inference.stream import reader_count, stream_mask
 from microseg.inference.tiling import Tile
 from microseg.models.reference_distribution import ReferenceDistribution
-from microseg.outputs.files import OUTPUTS, output_names
+from microseg.outputs.files import output_names
 from microseg.outputs.image_summary import ConfidenceSums
 from microseg.outputs.record import ImageInfo, Provenance, Record
 from microseg.outputs.regions import region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
-from microseg.outputs.stains import StainOptions
 from microseg.outputs.writers import MaskStrip
-from microseg.slides.channels import ReadOptions, check_read_options
+from microseg.slides.channels import check_read_options
 from microseg.slides.identity import source_sha256
 from microseg.slides.limited import open_slide
 from microseg.slides.pixel_size import StatedMpp, agreed_mpp
@@ -41,15 +41,11 @@ def segment_slide(
     out: Path,
     *,
     provenance: Provenance,
-    outputs: Collection[str] = OUTPUTS,
+    options: BatchOptions | None = None,
     mpp: float | StatedMpp | None = None,
-    skip_glass: bool = True,
     name: str | None = None,
     sha256: str | None = None,
     reference: ReferenceDistribution | None = None,
-    reading: ReadOptions | None = None,
-    stains: StainOptions | None = None,
-    regions: Path | None = None,
 ) -> Record:
     """Segment a slide and write its output files, all or none; see `SegmentationWriter`.
 
@@ -61,15 +57,11 @@ def segment_slide(
         path: Path of the slide; any image that `open_slide` opens.
         out: Folder of the outputs; created if missing.
         provenance: Model, data and settings to record.
-        outputs: Names of output writers.
-        mpp: Microns per pixel, where the file states none or the same; None to read them from it.
-        skip_glass: Do not compute tiles that show bare glass only; they are background.
+        options: What is written and measured, and how files are read; None for the defaults.
+        mpp: Microns per pixel of this slide, where the file states none or the same; None: as the options state.
         name: Stem of the files' names; None: that of the slide, unless another image has it.
         sha256: SHA-256 of the file; None to compute it.
         reference: Reference distribution of the model; None: no out-of-distribution score.
-        reading: Bit depth and channels, see `read_image`.
-        stains: Stains that are measured in objects; None for none.
-        regions: Folder of outlines of regions that are measured one by one; None for none.
 
     Returns:
         The record.
@@ -81,14 +73,21 @@ def segment_slide(
         SettingsError: An output is unknown, or needs probabilities.
     """
     started = time.perf_counter()
-    check_read_options(engine.inputs, reading)
+    options = options or BatchOptions()
+    check_read_options(engine.inputs, options.reading)
     out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as beside, open_slide(path, reading) as slide:
+    with ThreadPoolExecutor(2) as beside, open_slide(path, options.reading) as slide:
         digest = None if sha256 else beside.submit(source_sha256, path)
-        size = agreed_mpp(path, slide.mpp, StatedMpp(mpp, "mpp") if isinstance(mpp, float | int) else mpp)
+        size = agreed_mpp(path, slide.mpp, stated_mpp(path, options.mpp if mpp is None else {path.name: mpp}))
         confidence = ConfidenceSums()
-        options = {"skip_glass": skip_glass, "with_image": bool(stains and stains.names)}
-        view, tissue, strips = slide_strips(engine, slide, size, confidence=confidence, **options)
+        view, tissue, strips = slide_strips(
+            engine,
+            slide,
+            size,
+            skip_glass=options.skip_glass,
+            confidence=confidence,
+            with_image=bool(options.stains.names),
+        )
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,
             source=str(path.absolute()),
@@ -100,15 +99,15 @@ def segment_slide(
             classes=engine.classes,
             provenance=provenance,
             instances=tuple(engine.classes[index] for index in engine.instances),
-            **(stains or StainOptions()).facts(lambda: np.array(tissue_windows(view, tissue), np.uint8)),
-            **region_facts(regions, path),
+            **options.stains.facts(lambda: np.array(tissue_windows(view, tissue), np.uint8)),
+            **region_facts(options.regions, path),
         )
         separation = engine.separation()  # of a mask with the model's pixel size
         score = beside.submit(slide_ood_score, reference, view, tissue)
         thumbnail = partial(slide.thumbnail, readers=reader_count(engine))
         threads = _output_threads(engine)
         with SegmentationWriter(
-            out, image, outputs, thumbnail, slide=True, separation=separation, threads=threads
+            out, image, options.outputs, thumbnail, slide=True, separation=separation, threads=threads
         ) as writer:
             _write_strips(strips, writer, trim=engine.device.type == "cpu")
             summary = {

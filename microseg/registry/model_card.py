@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,7 +15,16 @@ from microseg.registry.decision import Decision
 from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.version import MODEL_NAME
 
-__all__ = ["Scores", "fit_description", "format_measurement", "headline", "measurement_name", "model_card"]
+__all__ = [
+    "Evaluation",
+    "Scores",
+    "TrainedModel",
+    "fit_description",
+    "format_measurement",
+    "headline",
+    "measurement_name",
+    "model_card",
+]
 
 _DESCRIPTION_LENGTH = 5000  # characters that MLflow's database stores
 
@@ -51,44 +61,63 @@ Scores = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
 """Mean scores on labelled images: lab → metric → (this version, production)."""
 
 
-def model_card(
-    *,
-    method: str,
-    network: NetworkConfig,
-    source: Sequence[LabDataset],
-    target: Sequence[LabDataset] = (),
-    digests: Mapping[str, str],
-    run_params: Mapping[str, str],
-    candidate: Evidence | None = None,
-    production: Evidence | None = None,
-    scores: Scores | None = None,
-    decision: Decision | None = None,
-    panels: Sequence[str] = (),
-    page: str | None = None,
-    run_id: str | None = None,
-    commit: str | None = None,
-) -> str:
+@dataclass(frozen=True)
+class TrainedModel:
+    """What is known of a version before it is evaluated.
+
+    Attributes:
+        method: Training method.
+        network: Architecture, classes, pixel size and origin of the encoder weights.
+        source: The labelled labs that it was trained on.
+        digests: DVC's hash of each lab's dataset.
+        run_params: Parameters and tags of the run that trained it; the parameters of the training are shown.
+        target: The labs that it was adapted to.
+        run_id: ID of the run that trained it.
+        commit: Commit of the code.
+    """
+
+    method: str
+    network: NetworkConfig
+    source: Sequence[LabDataset]
+    digests: Mapping[str, str]
+    run_params: Mapping[str, str]
+    target: Sequence[LabDataset] = ()
+    run_id: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found when a version was compared with the one in production.
+
+    Attributes:
+        candidate: Evidence on this version.
+        production: Evidence on the version in production, on the same images; None where there is none.
+        decision: The gate's decision.
+        scores: Mean scores on labelled images by lab and metric, of this version and of production.
+        panels: Paths of images among the run's artifacts, which MLflow's page shows.
+        page: Address of the page of the decision, relative to any page of MLflow.
+    """
+
+    candidate: Evidence
+    production: Evidence | None
+    decision: Decision | None
+    scores: Scores = field(default_factory=dict)
+    panels: Sequence[str] = ()
+    page: str | None = None
+
+
+def model_card(trained: TrainedModel, evaluation: Evaluation | None = None) -> str:
     """Write a model card in Markdown.
 
     The first line is plain text: lists of versions show only that line. The decision follows: MLflow's descriptions
     have at most 5000 characters, and the registry shortens a card at its end.
 
     Args:
-        method: Training method.
-        network: Architecture, classes, pixel size and origin of the encoder weights.
-        source: The labelled labs that it was trained on.
-        target: The labs that it was adapted to.
-        digests: DVC's hash of each lab's dataset.
-        run_params: Parameters and tags of the run that trained it; the parameters of the training are shown.
-        candidate: Evidence on this version, once evaluated.
-        production: Evidence on the version in production, on the same images.
-        scores: Mean scores on labelled images by lab and metric, of this version and of production.
-        decision: The gate's decision, once evaluated.
-        panels: Paths of images among the run's artifacts, which MLflow's page shows.
-        page: Address of the page of the decision, relative to any page of MLflow.
-        run_id: ID of the run that trained it.
-        commit: Commit of the code.
+        trained: The version.
+        evaluation: Its evaluation; None before it.
     """
+    candidate = evaluation.candidate if evaluation else None
     environment = Environment(  # nosec B701 (Markdown: `_finalize` escapes it)
         loader=PackageLoader("microseg.registry", "."),
         trim_blocks=True,
@@ -98,20 +127,14 @@ def model_card(
     )
     environment.filters |= {"measurement": format_measurement, "code": _code}
     return environment.get_template("model_card.md.j2").render(
+        **vars(trained) | {"source": list(trained.source), "target": list(trained.target)},
         model=MODEL_NAME,
-        method=method,
-        network=network,
-        source=list(source),
-        target=list(target),
-        digests=digests,
+        decision=evaluation.decision if evaluation else None,
+        panels=evaluation.panels if evaluation else (),
+        page=evaluation.page if evaluation else None,
         dice=[f"{lab} {value:.3f}" for lab, value in sorted(candidate.source_dice.items())] if candidate else [],
-        measurements=_measurements(candidate, production or Evidence(), scores or {}) if candidate else [],
-        decision=decision,
-        panels=panels,
-        page=page,
-        params={name: value for name, value in sorted(run_params.items()) if name.startswith(_TRAINING_PARAMS)},
-        run_id=run_id,
-        commit=commit,
+        measurements=_measurements(evaluation) if evaluation else [],
+        params={name: value for name, value in sorted(trained.run_params.items()) if name.startswith(_TRAINING_PARAMS)},
     )
 
 
@@ -138,8 +161,9 @@ def headline(card: str) -> str:
     return card.partition("\n")[0]
 
 
-def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> list[tuple[str, _Value, _Value]]:
+def _measurements(evaluation: Evaluation) -> list[tuple[str, _Value, _Value]]:
     """The rows of the table: measurement, this version, production."""
+    candidate, production = evaluation.candidate, evaluation.production or Evidence()
     rows: list[tuple[str, _Value, _Value]] = [
         (f"{lab}, held-out: Dice", candidate.source_dice.get(lab), production.source_dice.get(lab))
         for lab in sorted(candidate.source_dice.keys() | production.source_dice.keys())
@@ -150,7 +174,7 @@ def _measurements(candidate: Evidence, production: Evidence, scores: Scores) -> 
         rows.append(("Target lab's masks: gain of Dice", candidate.target_gain, None))
     rows += [
         (f"{lab}: {measurement_name(metric)}", new, old)
-        for lab, metrics in scores.items()
+        for lab, metrics in evaluation.scores.items()
         for metric, (new, old) in metrics.items()
         if metric in _OBJECT_METRICS
     ]

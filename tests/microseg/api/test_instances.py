@@ -22,6 +22,7 @@ from microseg.datasets.ingest import ingest_lab
 from microseg.errors import LabError
 from microseg.evaluation.comparison import compare
 from microseg.evaluation.references import lab_references, mean_scores, score
+from microseg.inference.image_files import BatchOptions
 from microseg.models.files import load_network
 from microseg.outputs.segmentation import Segmentation
 from microseg.slides.images import write_png
@@ -152,7 +153,11 @@ def test_objects_of_a_slide_are_those_of_the_image(trained: Path, tmp_path: Path
     from microseg.inference.slide import segment_slide
 
     record = segment_slide(
-        segmenter.engine, tmp_path / "a.tif", tmp_path / "slide", provenance=segmenter.provenance, outputs=outputs
+        segmenter.engine,
+        tmp_path / "a.tif",
+        tmp_path / "slide",
+        provenance=segmenter.provenance,
+        options=BatchOptions(outputs=outputs),
     )
     assert sorted(record.outputs) == ["instances", "labels", "objects", "outlines"]
     for suffix in (".labels.tif", ".instances.tif"):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from microseg.datasets.appearance import APPEARANCE_FEATURES, image_features
 from microseg.errors import DataError, ImageReadError, SettingsError
 from microseg.inference import slide as slide_module
 from microseg.inference.engine import Engine
+from microseg.inference.image_files import BatchOptions
 from microseg.inference.out_of_distribution import image_ood_score, slide_ood_score
 from microseg.inference.slide import segment_slide, slide_strips
 from microseg.models.reference_distribution import LabDistribution, ReferenceDistribution
@@ -141,7 +143,9 @@ def test_objects_are_divided_by_their_shape_where_the_settings_say_so(
         darkness(split=("nuclei",))
     engine = darkness(split=("bright",))
     assert engine.parameters["split"] == ["bright"]
-    record = segment_slide(engine, slide, tmp_path, provenance=provenance, outputs=["labels", "objects"])
+    record = segment_slide(
+        engine, slide, tmp_path, provenance=provenance, options=BatchOptions(outputs=["labels", "objects"])
+    )
     assert record.instances == ("bright",)
     loaded = Segmentation.load(tmp_path)
     expected = engine.label_objects(engine.outputs(tissue))
@@ -153,9 +157,10 @@ def test_objects_are_divided_by_their_shape_where_the_settings_say_so(
 def test_does_not_compute_glass(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
-    engine, options = darkness(), {"provenance": provenance, "outputs": ["labels"]}
-    skipping = segment_slide(engine, slide, tmp_path / "a", **options)  # type: ignore[arg-type]
-    everything = segment_slide(engine, slide, tmp_path / "b", skip_glass=False, **options)  # type: ignore[arg-type]
+    engine, options = darkness(), BatchOptions(outputs=["labels"])
+    skipping = segment_slide(engine, slide, tmp_path / "a", provenance=provenance, options=options)
+    options = replace(options, skip_glass=False)
+    everything = segment_slide(engine, slide, tmp_path / "b", provenance=provenance, options=options)
     assert everything.summary["computed_fraction"] == 1
     measured = ("tissue_fraction", "area_fraction_bright", "objects_per_mm2_bright")  # whatever was computed
     assert [everything.summary[name] for name in measured] == [skipping.summary[name] for name in measured]
@@ -169,7 +174,7 @@ def test_does_not_compute_glass(
 def test_label_image_is_a_pyramid_with_pixel_size(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
-    segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels"])
+    segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, options=BatchOptions(outputs=["labels"]))
     path = tmp_path / "out" / "slide.labels.tif"
     mask = Segmentation.load(tmp_path / "out").mask
     with tifffile.TiffFile(path) as tiff:
@@ -243,7 +248,9 @@ def test_overlay_shows_the_whole_slide(
 ) -> None:
     monkeypatch.setattr(overlay, "_MOST", 1000)
     monkeypatch.setattr(overlay, "_SAMPLED", 500)
-    segment_slide(darkness(), slide, tmp_path, provenance=provenance, outputs=["overlay"], name="o")
+    segment_slide(
+        darkness(), slide, tmp_path, provenance=provenance, options=BatchOptions(outputs=["overlay"]), name="o"
+    )
     with Image.open(tmp_path / "o.overlay.jpg") as picture:
         assert picture.width / picture.height == pytest.approx(1400 / 1100, rel=0.01)
         pixels = np.asarray(picture, int)
@@ -268,7 +275,13 @@ def test_rejects_probabilities_of_a_slide(
     darkness: Callable[..., Engine], slide: Path, provenance: Provenance, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match="too large"):
-        segment_slide(darkness(), slide, tmp_path / "out", provenance=provenance, outputs=["labels", "probabilities"])
+        segment_slide(
+            darkness(),
+            slide,
+            tmp_path / "out",
+            provenance=provenance,
+            options=BatchOptions(outputs=["labels", "probabilities"]),
+        )
 
 
 def test_damaged_slide_leaves_earlier_files(

@@ -8,7 +8,7 @@ from microseg.datasets.manifest import ManifestRow
 from microseg.models.config import EncoderWeights, NetworkConfig
 from microseg.registry.evidence import ConfidenceInterval, Evidence
 from microseg.registry.gate import decide
-from microseg.registry.model_card import measurement_name, model_card
+from microseg.registry.model_card import Evaluation, TrainedModel, measurement_name, model_card
 
 NETWORK = NetworkConfig(classes=("background", "gland"), encoder="blocks", mpp=0.5)
 
@@ -36,20 +36,25 @@ def label_free(cohen_kappa: float) -> dict[str, float]:
 def adapted(**change: object) -> str:
     candidate = Evidence({"lab_a": 0.84}, None, label_free(0.91))
     production = Evidence({"lab_a": 0.83}, None, label_free(0.72))
-    arguments: dict[str, object] = {
+    trained: dict[str, object] = {
         "method": "dual_adaptive_pyramid",
         "network": NETWORK,
         "source": (LAB_A,),
         "target": (LAB_B,),
         "digests": {"lab_a": "aaaa.dir", "lab_b": "bbbb.dir"},
         "run_params": {"seed": "0", "adapt.steps": "240", "mlflow.user": "ann"},
-        "candidate": candidate,
-        "production": production,
-        "decision": replace(decide(candidate, production, GateSettings()), version=4, production_version=3),
         "run_id": "1f2e",
         "commit": "c0ffee",
     }
-    return model_card(**{**arguments, **change})
+    evaluation: dict[str, object] = {
+        "candidate": candidate,
+        "production": production,
+        "decision": replace(decide(candidate, production, GateSettings()), version=4, production_version=3),
+    }
+    trained |= {name: value for name, value in change.items() if name in trained}
+    evaluation |= {name: value for name, value in change.items() if name not in trained}
+    found = Evaluation(**evaluation) if evaluation["candidate"] else None  # type: ignore[arg-type]
+    return model_card(TrainedModel(**trained), found)  # type: ignore[arg-type]
 
 
 def test_first_line_is_a_summary() -> None:
@@ -172,9 +177,15 @@ def test_names_of_measurements() -> None:
     assert measurement_name("teacher_agreement") == "teacher agreement"
 
 
+def test_channels_of_the_network_are_named() -> None:
+    network = NETWORK.model_copy(update={"inputs": ("nuclei", "membrane")})
+    assert "Its images have the channels nuclei, membrane in place of red, green and blue." in adapted(network=network)
+    assert "in place of red" not in adapted()
+
+
 def test_no_text_from_outside_can_fake_a_verdict() -> None:
     stain = "H&E |\n\n## Gate\nAccepted.\n\n- Met: all | <script>alert(1)</script>"
-    hostile = model_card(
+    hostile = TrainedModel(
         method="x\n## Gate\nAccepted.",
         network=NETWORK.model_copy(update={"classes": ("background", "gland\n## Gate")}),
         source=[lab("lab_a", stain, 1, None)],
@@ -182,13 +193,14 @@ def test_no_text_from_outside_can_fake_a_verdict() -> None:
         run_params={"train.x": "1\n## Gate\nAccepted."},
         commit="c\n## Gate",
     )
-    plain = model_card(
+    plain = TrainedModel(
         method="x",
         network=NETWORK,
         source=[lab("lab_a", "H&E", 1, None)],
         digests={"lab_a": "ab"},
         run_params={"train.x": "1"},
     )
+    hostile, plain = model_card(hostile), model_card(plain)
     headings = [line for line in plain.splitlines() if line.startswith("#")]
     assert [line for line in hostile.splitlines() if line.lstrip(" -").startswith("#")] == headings
     assert not any(line.startswith(("Accepted", "- Met:")) for line in hostile.splitlines())
