@@ -122,10 +122,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
             prefect.context.refresh_global_settings_context()  # of all threads
             yield
+            # otherwise the end of the process tries for a minute to send what is left to a server that is gone
             for worker in (EventsWorker, APILogWorker):
-                worker.drain_all(
-                    PATIENCE
-                )  # the end of the process would try to send to a server that is gone, for a minute
+                worker.drain_all(PATIENCE)
     finally:
         server.terminate()
         server.wait(PATIENCE)
