@@ -114,7 +114,7 @@ def segment(
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
         reading=found.reading,
-        stains=StainOptions.of(inference),
+        stains=StainOptions() if found.reading.channels else StainOptions.of(inference),
         regions=inference.regions,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)

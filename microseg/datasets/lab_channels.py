@@ -1,6 +1,7 @@
 """The channels of ``lab.yaml``: reading, writing and merging them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from microseg.slides.channels import MAX_CHANNELS, Channel
 
 __all__ = ["Channels", "dump_channels", "merge_channels", "parse_channels"]
+
+_NAME = re.compile(r"[^\W_][\w +.-]{0,40}")  # they are in the names of columns
 
 Channels = Sequence[str] | Mapping[str, Any]
 """Channels as ``lab.yaml`` states them, see `parse_channels`."""
@@ -37,6 +40,8 @@ def parse_channels(stated: Any) -> tuple[Channel, ...]:
         )
     if len({each.name.casefold() for each in channels}) < len(channels) or not all(it.name for it in channels):
         raise ValueError(f"expected a different name for each, got {', '.join(it.name for it in channels)}")
+    if odd := [each.name for each in channels if not _NAME.fullmatch(each.name)]:
+        raise ValueError(f"expected names of letters, digits, spaces and + - . _, got {', '.join(map(repr, odd))}")
     return tuple(channels)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from microseg.config.params import InferenceSettings
-from microseg.errors import DataError, MicrosegError
+from microseg.errors import DataError, MicrosegError, SettingsError
 from microseg.inference.out_of_distribution import image_ood_score
 from microseg.inference.prediction import Prediction
 from microseg.inference.scale import rescale, zoom_to
@@ -25,7 +25,7 @@ from microseg.outputs.files import OUTPUTS
 from microseg.outputs.record import ImageInfo, Provenance, Record, read_record
 from microseg.outputs.regions import check_region_folder, region_facts
 from microseg.outputs.segmentation_writer import SegmentationWriter
-from microseg.outputs.stains import StainOptions
+from microseg.outputs.stains import StainOptions, image_amounts
 from microseg.outputs.writers import MaskStrip, load_writers
 from microseg.slides.channels import ReadOptions
 from microseg.slides.identity import KnownHashes
@@ -59,7 +59,7 @@ class BatchOptions:
             which share the cores with the network; where it computes on CUDA, a process for each core but two.
 
     Raises:
-        SettingsError: An output or a stain is unknown.
+        SettingsError: An output or a stain is unknown, or stains are measured in images of channels.
         PluginError: An output writer cannot be imported.
     """
 
@@ -75,6 +75,11 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         load_writers(self.outputs)
+        if self.stains.names and self.reading.channels:
+            raise SettingsError(
+                f"Expected no stains to measure in images of channels, got {', '.join(self.stains.names)}: leave them "
+                "out; the intensities of the channels are measured."
+            )
         if self.regions is not None:
             check_region_folder(self.regions)
 
@@ -207,7 +212,7 @@ class ImageFiles:
                 prediction.confidence,
                 prediction.probabilities,
                 instances=instances,
-                image=image.pixels if info.stains else None,
+                image=image.pixels if image_amounts(info) is not None else None,
             )
             with SegmentationWriter(self.out, info, self.options.outputs, slide.thumbnail, slide=False) as writer:
                 writer.add(strip)

@@ -77,7 +77,7 @@ def segment_pixels(
         ood_score=image_ood_score(reference, image, engine.zoom(mpp)),
         instances=engine.label_objects(outputs, mpp) if engine.instances else None,
         instance_classes=tuple(engine.classes[index] for index in engine.instances),
-        pixels=image if stains and stains.names else None,
+        pixels=image if (stains and stains.names) or "channels" in provenance.inference else None,
         **(stains or StainOptions()).facts(lambda: image),
     )
 

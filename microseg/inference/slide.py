@@ -86,7 +86,7 @@ def segment_slide(
             size,
             skip_glass=options.skip_glass,
             confidence=confidence,
-            with_image=bool(options.stains.names),
+            with_image=bool(options.stains.names or options.reading.channels),
         )
         image = ImageInfo(
             name=output_names([path], out)[0] if name is None else name,

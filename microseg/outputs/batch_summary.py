@@ -21,6 +21,7 @@ from microseg.files import atomic_write, write_text_file
 from microseg.models.reference_distribution import OutOfDistributionSummary, summarize_scores
 from microseg.outputs.files import OUTPUTS
 from microseg.outputs.measurements import OBJECT_COLUMNS, POSITIVE
+from microseg.outputs.pixel_amounts import split_column
 from microseg.outputs.record import Record
 
 __all__ = ["BatchSummary", "ImageResult", "ImageTask", "finish_batch"]
@@ -218,11 +219,11 @@ def _write_tables(summary: BatchSummary, records: Sequence[Record], failures: Se
 def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> tuple[str, ...]:
     """Concatenate CSV tables of objects, a line at a time.
 
-    Values of columns that a table does not have are empty: those of an earlier microseg, or of stains that were not
-    measured. Tables of microseg 0.1 lack the model.
+    Values of columns that a table does not have are empty: those of an earlier microseg, or of stains and channels that
+    were not measured. Tables of microseg 0.1 lack the model.
 
     Returns:
-        The columns: those of all objects, then those of stains.
+        The columns: those of all objects, then those of stains and intensities.
 
     Raises:
         DataError: A table has columns that no measurement has.
@@ -245,7 +246,8 @@ def _join_tables(tables: Sequence[tuple[Path, str]], path: Path) -> tuple[str, .
 def _header(table: Path) -> tuple[str, ...]:
     with table.open(encoding="utf-8", newline="") as lines:
         header = tuple(next(csv_reader(lines), ()))
-    if unknown := [name for name in header if name not in OBJECT_COLUMNS and "_od_" not in name and name != POSITIVE]:
+    known = {*OBJECT_COLUMNS, POSITIVE}
+    if unknown := [name for name in header if name not in known and split_column(name) is None]:
         raise DataError(
             f"{table}: expected the columns {','.join(OBJECT_COLUMNS)}, got also {','.join(unknown)}. Segment its "
             "image again."

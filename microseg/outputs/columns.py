@@ -2,6 +2,8 @@
 
 import re
 
+from microseg.outputs.pixel_amounts import QUANTITIES
+
 __all__ = ["COLUMNS", "column"]
 
 COLUMNS = {
@@ -50,6 +52,11 @@ COLUMNS = {
     "ood_score": ("", "Out-of-distribution score; above 1 the image is beyond the limit of a single image"),
     "<stain>_od": ("optical density", "Mean (_mean) and standard deviation (_std) in the object"),
     "ring_<stain>_od": ("optical density", "The same in the ring around the object"),
+    "<channel>_intensity": (
+        "0 to 1",
+        "Mean (_mean) and standard deviation (_std) of the channel in the object, as a part of its range in lab.yaml",
+    ),
+    "ring_<channel>_intensity": ("0 to 1", "The same in the ring around the object"),
 }
 """Unit and meaning of each column of the tables, without its unit's suffix; a test compares it with written tables."""
 
@@ -64,7 +71,7 @@ def column(name: str) -> tuple[str, str]:
     """
     for known, (unit, meaning) in COLUMNS.items():
         pattern = re.sub(r"<\w+>", "[^_].*?", known)
-        if known.startswith(("area_fraction", "objects_")) or "_od" not in known:
+        if not known.endswith(tuple(f"_{quantity}" for quantity in QUANTITIES)):
             match = re.fullmatch(rf"{pattern}(_px|_um2|_um)?", name)
         else:
             match = re.fullmatch(rf"{pattern}_(?:mean|std)()", name)

@@ -1,6 +1,6 @@
 """Measurements of objects, as a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import shapely
 from microseg.escaping import csv_cell
 from microseg.outputs.diameters import feret_diameters
 from microseg.outputs.object_sums import SUMS, ObjectSums
+from microseg.outputs.pixel_amounts import PixelAmounts
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
@@ -18,7 +19,6 @@ __all__ = [
     "OBJECT_COLUMNS",
     "POSITIVE",
     "ObjectTableWriter",
-    "stain_columns",
     "tabulate",
 ]
 
@@ -47,7 +47,7 @@ OBJECT_COLUMNS = (
     "at_border",
     "model",
 )
-"""Measurements of each object; those of stains follow them, see `stain_columns`."""
+"""Measurements of each object; those of pixel amounts follow them, see `PixelAmounts.columns`."""
 POSITIVE = "dab_positive"
 """Column after those of stains, where DAB is measured."""
 _AREA, _X, _Y, _XX, _YY, _XY, _PERIMETER, _CONFIDENCE = range(len(SUMS))
@@ -99,40 +99,33 @@ def _csv_text(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n\r') else text
 
 
-def stain_columns(stains: Sequence[str]) -> tuple[str, ...]:
-    """Columns of each stain: mean and standard deviation of its optical density, in the object and in the ring."""
-    places = ("{}", "ring_{}")
-    return tuple(
-        f"{place.format(stain)}_od_{value}" for stain in stains for place in places for value in ("mean", "std")
-    )
-
-
 def tabulate(
     sums: ObjectSums,
     hulls: npt.NDArray[np.object_],
     indices: npt.NDArray[np.integer],
     image: ImageInfo,
-    stains: Sequence[str] = (),
+    amounts: PixelAmounts | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Measure objects.
 
     Args:
-        sums: From `sum_objects`, over pixels of the mask; with stains followed by those of `Stains.sum_objects`.
+        sums: From `sum_objects`, over pixels of the mask; where amounts are measured, followed by those of
+            `PixelAmounts.sum_objects`.
         hulls: Convex hulls of the outlines, in pixels of the mask.
         indices: Class index of each object.
         image: The image, its pixel size and classes.
-        stains: Names of the stains that were measured.
+        amounts: Stains, or intensities of channels, that were measured.
 
     Shape:
-        sums (N, len(SUMS) + columns of the stains), hulls (N,), indices (N,)
+        sums (N, len(SUMS) + those of the amounts), hulls (N,), indices (N,)
 
     Returns:
-        Columns with one value per object, ``OBJECT_COLUMNS`` and `stain_columns`, in pixels of the image and in microns
-        (NaN if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of the
-        image, as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second
+        Columns with one value per object, ``OBJECT_COLUMNS`` and those of the amounts, in pixels of the image and in
+        microns (NaN if the pixel size is unknown): label, class, area, perimeter, centroid (from the top left corner of
+        the image, as the outlines), diameter of the circle of equal area, eccentricity of the ellipse with equal second
         moments (0 = circle), solidity (area over area of the convex hull), mean probability of the object's class,
         circularity (4π · area / perimeter², at most 1), largest and smallest Feret diameter, and whether the object
-        touches the border of the image, which may cut it; model and version. The optical density of a ring without
+        touches the border of the image, which may cut it; model and version. The amount in a ring without
         pixels is NaN. Where DAB is measured ``dab_positive``: whether its mean in the object reaches the threshold.
 
     Reference:
@@ -177,17 +170,19 @@ def tabulate(
         _at_border(hulls, image.mask_shape),
         np.full(len(sums), image.provenance.model, np.object_),
     )
-    stained = dict(zip(stain_columns(stains), _stain_values(sums, len(stains)), strict=True))
+    values: dict[str, npt.NDArray[Any]] = dict(zip(OBJECT_COLUMNS, columns, strict=True))
+    if amounts is not None:
+        values |= zip(amounts.columns, _amount_values(sums, len(amounts.names)), strict=True)
     if image.dab_threshold is not None:
-        stained[POSITIVE] = (stained["dab_od_mean"] >= image.dab_threshold).astype(np.int64)
-    return dict(zip(OBJECT_COLUMNS, columns, strict=True)) | stained
+        values[POSITIVE] = (values["dab_od_mean"] >= image.dab_threshold).astype(np.int64)
+    return values
 
 
-def _stain_values(sums: ObjectSums, stains: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each stain, in objects and rings; see `Stains.sum_objects`."""
-    for stain in range(stains):
+def _amount_values(sums: ObjectSums, count: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each amount, in objects and rings; see `PixelAmounts.sum_objects`."""
+    for place in range(count):
         for offset, pixels in ((1, sums[:, _AREA]), (3, sums[:, len(SUMS)])):
-            total, squares = sums[:, len(SUMS) + 4 * stain + offset], sums[:, len(SUMS) + 4 * stain + offset + 1]
+            total, squares = sums[:, len(SUMS) + 4 * place + offset], sums[:, len(SUMS) + 4 * place + offset + 1]
             known = pixels > 0
             mean = np.divide(total, pixels, out=np.full(len(sums), np.nan), where=known)
             square = np.divide(squares, pixels, out=np.full(len(sums), np.nan), where=known)

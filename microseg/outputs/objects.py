@@ -25,9 +25,9 @@ from microseg.outputs.object_file import FinishedObjects, ObjectFile, Places
 from microseg.outputs.object_numbers import ObjectNumbers
 from microseg.outputs.object_sums import SUMS
 from microseg.outputs.pieces import FoundPiece, Piece, PieceOptions, Rows, find_piece
+from microseg.outputs.pixel_amounts import PixelAmounts
 from microseg.outputs.polygons import union_polygons
 from microseg.outputs.record import ImageInfo
-from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from microseg.threads import Threads
 
@@ -54,7 +54,7 @@ class ObjectFinder:
         outlines: Whether outlines are needed; without them objects can only be counted.
         piece: Pixels of a strip that are processed at once; None for whole strips, whose outlines are never cut.
         separation: How touching objects are separated, in strips with their interior.
-        stains: Stains to measure, in strips with their image; None for none.
+        amounts: Stains or intensities to measure, in strips with their image; None for none.
         numbers: Whether the numbers of all pixels are needed; see `labels`.
         threads: Threads that look at several pieces at once.
 
@@ -74,22 +74,22 @@ class ObjectFinder:
         outlines: bool = True,
         piece: int | None = PIECE,
         separation: Separation | None = None,
-        stains: Stains | None = None,
+        amounts: PixelAmounts | None = None,
         numbers: bool = False,
         threads: Threads | None = None,
     ) -> None:
-        self._width, self._outlines, self._piece, self._stains = width, outlines, piece, stains
+        self._width, self._outlines, self._piece, self._amounts = width, outlines, piece, amounts
         self._separation = separation or Separation()
-        self._options = PieceOptions(outlines, self._separation, stains, numbers)
+        self._options = PieceOptions(outlines, self._separation, amounts, numbers)
         self._threads = threads or Threads()
         self._finding: deque[Future[FoundPiece]] = deque()
         self._joining: deque[tuple[list[GrowingObject], Future[list[list[shapely.Polygon]]]]] = deque()
         self._context = _CONTEXT
         if self._separation.classes:
             self._context = max(self._context, self._separation.context)
-        if stains is not None:
-            self._context += stains.ring
-        self._columns = len(SUMS) if stains is None else len(SUMS) + stains.columns
+        if amounts is not None:
+            self._context += amounts.ring
+        self._columns = len(SUMS) if amounts is None else len(SUMS) + amounts.sums
         self._file = ObjectFile(folder, self._columns)
         self._numbers = ObjectNumbers(width, folder) if numbers else None
         self._top = 0  # first row of the waiting piece
@@ -107,7 +107,7 @@ class ObjectFinder:
         if confidence is None:
             confidence = np.full(mask.shape, np.nan, np.float32)
         self._unit = 255.0 if confidence.dtype == np.uint8 else 1.0
-        image = strip.image if self._stains is not None else None
+        image = strip.image if self._amounts is not None else None
         interior = strip.interior if self._separation.classes and not self._separation.by_shape else None
         whole = Rows(mask, confidence, interior, strip.instances, image)
         least = self._context if self._context == _CONTEXT else 2 * self._context
@@ -129,13 +129,12 @@ class ObjectFinder:
 
     def batches(self, image: ImageInfo) -> Iterator[ObjectBatch]:
         """All objects after `finish`, some at a time; at least one batch, which may be empty."""
-        names = () if self._stains is None else self._stains.names
 
         def measure(some: FinishedObjects) -> ObjectBatch:
             sums, hulls = some.sums, some.hulls()
             sums[:, SUMS.index("confidence")] /= self._unit
             rows = slice(some.first, some.first + len(sums))
-            columns = tabulate(sums, hulls, self.indices[rows], image, names)
+            columns = tabulate(sums, hulls, self.indices[rows], image, self._amounts)
             columns["label"] += some.first
             return ObjectBatch(columns, some.polygons, self.indices[some.owners], some.owners + 1, some.parts)
 

@@ -13,6 +13,7 @@ import shapely
 
 from microseg.escaping import printable
 from microseg.outputs.colors import class_color
+from microseg.outputs.pixel_amounts import split_column
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.writers import ObjectBatch, OutputWriter, Thumbnail
 
@@ -138,11 +139,11 @@ def qupath_name(column: str) -> str:
     Args:
         column: A column of the table of objects, such as ``max_diameter_um`` or ``ring_dab_od_mean``.
     """
-    place = "Ring: " if column.startswith("ring_") else ""
-    name = column.removeprefix("ring_")
-    if "_od_" in name:
-        stain, _, value = name.partition("_od_")
-        return f"{place}{'DAB' if stain == 'dab' else stain.capitalize()} OD {'std dev' if value == 'std' else value}"
+    if (amount := split_column(column)) is not None:
+        ring, name, quantity, value = amount
+        shown = name if quantity == "intensity" else f"{'DAB' if name == 'dab' else name.capitalize()} OD"
+        return f"{'Ring: ' if ring else ''}{shown} {'std dev' if value == 'std' else value}"
+    name = column
     for end, unit in (("_px", "px"), ("_um2", f"{_MICRON}^2"), ("_um", _MICRON)):
         if name.endswith(end):
             base = name.removesuffix(end)

@@ -14,9 +14,9 @@ from microseg.models.separation import Separation, grow_labels, separate_regions
 from microseg.outputs.growing_objects import FoundParts
 from microseg.outputs.object_numbers import pack_labels
 from microseg.outputs.object_sums import SUMS, Weights, sum_objects
+from microseg.outputs.pixel_amounts import PixelAmounts
 from microseg.outputs.polygons import outline_regions
 from microseg.outputs.runs import Runs, find_runs, label_runs
-from microseg.outputs.stains import Stains
 
 __all__ = ["FoundPiece", "Piece", "PieceOptions", "Rows", "find_piece"]
 
@@ -60,7 +60,7 @@ class PieceOptions:
 
     outlines: bool
     separation: Separation
-    stains: Stains | None
+    amounts: PixelAmounts | None
     numbers: bool
 
 
@@ -105,13 +105,13 @@ class FoundPiece:
 
 def find_piece(piece: Piece, options: PieceOptions) -> FoundPiece:
     """Find, outline and measure the parts of objects that lie in a piece."""
-    around, rows, stains = piece.around, piece.rows, options.stains
+    around, rows, amounts = piece.around, piece.rows, options.amounts
     labels, runs = _label(around, options.separation)  # parts of one object may have several numbers
     count = int(labels.max(initial=0))
     reached = labels
-    if stains is not None:
+    if amounts is not None:
         reached = labels.copy()
-        grow_labels(reached, np.ones(labels.shape, np.uint8), stains.ring)
+        grow_labels(reached, np.ones(labels.shape, np.uint8), amounts.ring)
     known = runs if rows == slice(0, len(around)) else None
     parts = _find(piece, options, labels, reached, count, known)
     ends = np.zeros(labels.shape[1], np.int32) if piece.last else reached[rows.stop].copy()
@@ -137,7 +137,7 @@ def _find(
     piece: Piece, options: PieceOptions, labels: Labels, reached: Labels, count: int, known: Runs | None
 ) -> FoundParts:
     """The part of each object that lies in the piece itself, whose runs may be known."""
-    around, rows, stains = piece.around, piece.rows, options.stains
+    around, rows, amounts = piece.around, piece.rows, options.amounts
     inner = labels[rows]
     runs = find_runs(inner) if known is None else known
     if options.outlines:
@@ -146,9 +146,9 @@ def _find(
     else:  # only the area is needed
         sums = np.zeros((count, len(SUMS)))
         sums[:, 0] = np.bincount(runs.labels, runs.lengths, minlength=count + 1)[1:]
-    if stains is not None:
-        assert around.image is not None, "needed to measure stains"
-        measured = stains.sum_objects(inner, reached[rows], count, around.image[rows])
+    if amounts is not None:
+        assert around.image is not None, "needed to measure amounts"
+        measured = amounts.sum_objects(inner, reached[rows], count, around.image[rows])
         sums = np.concatenate([sums, measured], axis=1)
     firsts = np.full(count + 1, np.iinfo(np.int64).max)
     firsts[runs.labels[::-1]] = runs.starts[::-1] + piece.top * labels.shape[1]  # the last assignment wins: the first

@@ -21,7 +21,7 @@ from microseg.outputs.outlines import features
 from microseg.outputs.overlay import draw_overlay
 from microseg.outputs.record import ImageInfo, Provenance, find_record, read_record
 from microseg.outputs.segmentation_writer import SegmentationWriter
-from microseg.outputs.stains import image_stains
+from microseg.outputs.stains import image_amounts
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from microseg.parsing import parse_json
 from microseg.slides.channels import ReadOptions
@@ -247,7 +247,7 @@ class Segmentation:
         if self.probabilities is not None:
             classes = np.minimum(self.mask, len(self.classes) - 1)[None]  # (1, H, W); 255 is ignored
             confidence = np.take_along_axis(self.probabilities, classes, axis=0)[0]
-        pixels = self._mask_pixels(image) if self.stains else None
+        pixels = self._mask_pixels(image) if image_amounts(self._info()) is not None else None
         return MaskStrip(0, self.mask, confidence, self.probabilities, instances=self.instances, image=pixels)
 
     def _mask_pixels(self, image: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
@@ -262,7 +262,7 @@ class Segmentation:
     @cached_property
     def _objects(self) -> ObjectBatch:
         info = self._info()
-        with ObjectFinder(self.mask.shape[1], piece=None, stains=image_stains(info)) as finder:
+        with ObjectFinder(self.mask.shape[1], piece=None, amounts=image_amounts(info)) as finder:
             finder.add(self._strip())
             finder.finish()
             return ObjectBatch.join(list(finder.batches(info)))

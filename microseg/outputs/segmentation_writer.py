@@ -17,7 +17,7 @@ from microseg.outputs.files import publish, staged
 from microseg.outputs.image_summary import ConfidenceSums, count_positive, summarize
 from microseg.outputs.objects import PIECE, ObjectFinder
 from microseg.outputs.record import ImageInfo, Record, software_versions
-from microseg.outputs.stains import image_stains
+from microseg.outputs.stains import image_amounts
 from microseg.outputs.writers import MaskStrip, OutputWriter, Thumbnail, load_writers
 from microseg.threads import Threads
 
@@ -92,7 +92,7 @@ class SegmentationWriter:
                 outlines=any(writer.needs_objects for writer in self._writers) or self._image.dab_threshold is not None,
                 piece=PIECE if self._slide else None,
                 separation=self._separation,
-                stains=image_stains(self._image),
+                amounts=image_amounts(self._image),
                 numbers=any(writer.needs_labels for writer in self._writers),
                 threads=self._threads,
             )

@@ -1,4 +1,4 @@
-"""Stains of objects: how much of each stain an object has, and a ring around it."""
+"""Stains of objects, and what is measured in the objects of an image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,12 @@ import numpy.typing as npt
 from microseg.config.params import InferenceSettings
 from microseg.datasets.stain import STAIN_VECTORS, optical_density
 from microseg.errors import SettingsError
+from microseg.outputs.pixel_amounts import Intensities, PixelAmounts
 from microseg.outputs.record import ImageInfo
 from microseg.outputs.stain_estimation import estimate_stains
+from microseg.slides.channels import ReadOptions
 
-__all__ = ["DAB", "KNOWN_STAINS", "StainOptions", "Stains", "image_stains"]
+__all__ = ["DAB", "KNOWN_STAINS", "StainOptions", "Stains", "image_amounts"]
 
 Vector = tuple[float, float, float]
 
@@ -98,21 +100,21 @@ class StainOptions:
 
 
 @dataclass(frozen=True)
-class Stains:
+class Stains(PixelAmounts):
     """Stains to measure.
 
     Attributes:
         names: Names of one to three stains.
-        vectors: Optical density of each in the red, green and blue channel.
         ring: Width of the ring around an object, in pixels of the mask.
+        vectors: Optical density of each in the red, green and blue channel.
 
     Raises:
         SettingsError: There are no or too many stains, or their vectors are not independent.
     """
 
-    names: tuple[str, ...]
+    quantity = "od"
+
     vectors: tuple[tuple[float, float, float], ...]
-    ring: int
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 3 or len(self.names) != len(self.vectors):
@@ -133,12 +135,7 @@ class Stains:
         """
         if unknown := sorted(set(names) - set(KNOWN_STAINS)):
             raise SettingsError(f"Expected stains out of {', '.join(KNOWN_STAINS)}, got {', '.join(unknown)}.")
-        return cls(tuple(names), tuple((vectors or {}).get(name, KNOWN_STAINS[name]) for name in names), ring)
-
-    @property
-    def columns(self) -> int:
-        """Number of sums of each object: pixels of the ring; and for each stain its sums, see `sum_objects`."""
-        return 1 + 4 * len(self.names)
+        return cls(tuple(names), ring, tuple((vectors or {}).get(name, KNOWN_STAINS[name]) for name in names))
 
     @cached_property
     def _unit(self) -> npt.NDArray[np.float64]:
@@ -164,44 +161,13 @@ class Stains:
         amounts: npt.NDArray[np.float32] = optical_density(image) @ unmix
         return amounts
 
-    def sum_objects(
-        self,
-        labels: npt.NDArray[np.int32],
-        reached: npt.NDArray[np.int32],
-        count: int,
-        image: npt.NDArray[np.uint8],
-    ) -> npt.NDArray[np.float64]:
-        """Sum over the pixels of each object and of the ring around it.
 
-        Args:
-            labels: Number of the object at each pixel, 0 where there is none.
-            reached: The same, with each object's ring.
-            count: Number of objects.
-            image: RGB, 0..255.
+def image_amounts(image: ImageInfo) -> PixelAmounts | None:
+    """What is measured in the objects of an image, with rings of 5 µm, as QuPath's cell expansion; None for nothing.
 
-        Shape:
-            labels and reached (h, W), image (h, W, 3) → (count, columns)
-
-        Returns:
-            Pixels of the ring; and for each stain the sum of its density in the object, the sum of the squares, and
-            both in the ring.
-        """
-        sums = np.zeros((count, self.columns))
-        where = np.flatnonzero(reached)
-        numbers, inside = reached.ravel()[where] - 1, labels.ravel()[where] > 0
-        amounts = self.amounts(image.reshape(-1, 3)[where]).astype(np.float64)  # (P, S)
-        sums[:, 0] = np.bincount(numbers[~inside], minlength=count)
-        for stain in range(len(self.names)):
-            for offset, chosen in ((1, inside), (3, ~inside)):
-                values = amounts[chosen, stain]
-                sums[:, 4 * stain + offset] = np.bincount(numbers[chosen], values, minlength=count)
-                sums[:, 4 * stain + offset + 1] = np.bincount(numbers[chosen], values * values, minlength=count)
-        return sums
-
-
-def image_stains(image: ImageInfo) -> Stains | None:
-    """The stains to measure in an image, in rings of 5 µm, as QuPath's cell expansion; None for none."""
-    if not image.stains:
-        return None
+    Of an image of channels their intensities, else the stains that are asked for.
+    """
     ring = _RING_PX if image.label_mpp is None else max(1, round(_RING_UM / image.label_mpp))
-    return Stains.named(image.stains, ring, image.stain_vectors)
+    if channels := ReadOptions.from_record(image.provenance.inference).channels:
+        return Intensities(tuple(channel.name for channel in channels), ring)
+    return Stains.named(image.stains, ring, image.stain_vectors) if image.stains else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import tifffile
 
@@ -185,9 +186,16 @@ def test_channels_of_files_are_those_that_the_network_takes(tiny_network: Callab
     pixels = np.stack([planes[2], planes[[0, 3]].max(0), np.zeros_like(planes[0])], axis=2)
     np.testing.assert_array_equal(found.probabilities, mine.segment(pixels, mpp=0.5).probabilities)
     assert found.provenance.inference["channels"] == [["nuclei", [3], []], ["membrane", [1, 4], []]]
-    summary = mine.segment_to(file, tmp_path / "out", channels=channels, outputs=["labels", "overlay"])
+    summary = mine.segment_to(
+        file, tmp_path / "out", channels=channels, outputs=["labels", "objects", "outlines", "overlay"]
+    )
     record = read_record(tmp_path / "out/a.json")
     assert (summary.failed, record.provenance.inference["channels"]) == (0, found.provenance.inference["channels"])
+    for objects in (found.objects, pd.read_csv(tmp_path / "out/a.objects.csv")):
+        for place, channel in enumerate(("nuclei", "membrane")):
+            total = (objects["area_px"] * objects[f"{channel}_intensity_mean"]).sum()
+            assert total == pytest.approx(pixels[found.mask == 1, place].sum() / 255, rel=1e-4)
+        assert {"ring_nuclei_intensity_mean", "membrane_intensity_std"} <= set(objects)
     for stated in (None, {"membrane": 1, "nuclei": 3}):
         with pytest.raises(DataError, match="Expected images to have the channels that the network takes"):
             mine.segment(file, channels=stated)

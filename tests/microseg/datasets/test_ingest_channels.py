@@ -169,6 +169,7 @@ def test_channels_of_lab_yaml(tmp_path: Path) -> None:
         ("DAPI", "expected names of channels"),
         ("[a, b, c, d]", "expected up to 3 channels, got 4"),
         ("[a, A]", "expected a different name for each"),
+        ("['a,b']", "expected names of letters, digits, spaces"),
         ("{n: {from: 1, gamma: 2}}", "n: expected from and range, got gamma"),
         ("{n: 1.5}", "expected the name or number of a channel in the files, got 1.5"),
         ("{n: {from: 1, range: [5, 1]}}", r"n: expected range as \[black, white\]"),

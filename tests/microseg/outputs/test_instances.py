@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from microseg.models.separation import Separation, separate_objects
 from microseg.outputs import objects
 from microseg.outputs.objects import ObjectFinder
+from microseg.outputs.pixel_amounts import Intensities
 from microseg.outputs.stains import Stains
 from microseg.outputs.writers import MaskStrip, ObjectBatch
 from tests.microseg.outputs.finding import image_info
@@ -42,7 +43,7 @@ def find_separated(
 ) -> tuple[list[ObjectBatch], npt.NDArray[np.int32]]:
     """Objects with stains, and their numbers at each pixel, from strips."""
     image = np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
-    options = {"separation": separation, "stains": STAINS, "numbers": True, "piece": piece}
+    options = {"separation": separation, "amounts": STAINS, "numbers": True, "piece": piece}
     with ObjectFinder(mask.shape[1], folder, **options) as finder:  # type: ignore[arg-type]
         for start, stop in zip((0, *cuts), (*cuts, len(mask)), strict=True):
             if stop > start:
@@ -79,7 +80,7 @@ def test_stains_of_an_object_and_its_ring_by_hand() -> None:
     amounts[..., 2] = 0.5
     amounts[3:6, 3:6] = (1.0, 0.0, 0.0)
     image = np.round(255 * 10 ** -(amounts @ STAIN_VECTORS)).astype(np.uint8)
-    with ObjectFinder(9, stains=STAINS) as finder:
+    with ObjectFinder(9, amounts=STAINS) as finder:
         finder.add(MaskStrip(0, mask, None, image=image))
         finder.finish()
         (batch,) = finder.batches(image_info(mask))
@@ -89,6 +90,24 @@ def test_stains_of_an_object_and_its_ring_by_hand() -> None:
     assert row["ring_hematoxylin_od_mean"] == pytest.approx(0.0, abs=0.02)
     assert row["ring_dab_od_mean"] == pytest.approx(0.5, abs=0.02)
     assert row["ring_dab_od_std"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_intensities_of_an_object_and_its_ring_by_hand() -> None:
+    mask = np.zeros((9, 9), np.uint8)
+    mask[3:6, 3:6] = 1
+    image = np.full((9, 9, 3), 51, np.uint8)
+    image[3:6, 3:6] = (255, 0, 9)
+    image[4, 4] = (0, 102, 9)
+    with ObjectFinder(9, amounts=Intensities(("nuclei", "CD 44"), ring=2)) as finder:
+        finder.add(MaskStrip(0, mask, None, image=image))
+        finder.finish()
+        (batch,) = finder.batches(image_info(mask))
+    row = batch.table.iloc[0]
+    assert row["nuclei_intensity_mean"] == pytest.approx(8 / 9)
+    assert row["nuclei_intensity_std"] == pytest.approx(np.std([1] * 8 + [0]))
+    assert row["CD 44_intensity_mean"] == pytest.approx(0.4 / 9)
+    assert row["ring_nuclei_intensity_mean"] == row["ring_CD 44_intensity_mean"] == pytest.approx(0.2)
+    assert list(row.index)[-8:] == list(Intensities(("nuclei", "CD 44"), ring=2).columns)
 
 
 def test_outline_that_grows_too_large_is_cut_into_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,7 +146,7 @@ def test_object_whose_ring_alone_reaches_the_next_piece_keeps_its_outline(
     mask = np.zeros((12, 12), np.uint8)
     mask[1:6, 1:6] = 1  # ends where the second piece does
     image = np.full((12, 12, 3), 128, np.uint8)
-    with ObjectFinder(12, tmp_path, stains=STAINS, piece=12) as finder:  # pieces of 2 · (2 + 2) rows at least
+    with ObjectFinder(12, tmp_path, amounts=STAINS, piece=12) as finder:  # pieces of 2 · (2 + 2) rows at least
         for start, stop in ((0, 6), (6, 12)):
             finder.add(MaskStrip(start, mask[start:stop], None, image=image[start:stop]))
         finder.finish()

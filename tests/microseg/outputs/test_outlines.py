@@ -68,6 +68,8 @@ def test_ring_as_written_by_hand(tmp_path: Path) -> None:
         ("solidity", "Solidity"),
         ("hematoxylin_od_mean", "Hematoxylin OD mean"),
         ("ring_dab_od_std", "Ring: DAB OD std dev"),
+        ("CD44_intensity_mean", "CD44 mean"),
+        ("ring_nuclei_intensity_std", "Ring: nuclei std dev"),
     ],
 )
 def test_measurements_have_the_names_of_qupath(column: str, name: str) -> None:
