@@ -107,6 +107,9 @@ def segment(
     inference = settings.params.inference
     started = time.perf_counter()
     found = find_batch_images(source, mpp=mpp, labs=settings.home.labs)
+    measured, notes = StainOptions.of(inference), found.notes
+    if measured.names and found.reading.channels:
+        measured, notes = StainOptions(), (*notes, "no stains are measured, but the intensities of the channels")
     options = BatchOptions(
         outputs=inference.outputs,
         mpp=found.mpp,
@@ -114,7 +117,7 @@ def segment(
         skip_glass=inference.skip_glass,
         keep_existing=keep_existing,
         reading=found.reading,
-        stains=StainOptions() if found.reading.channels else StainOptions.of(inference),
+        stains=measured,
         regions=inference.regions,
     )
     out = out or settings.home.segmentations / (source.stem if source.is_file() else source.absolute().name)
@@ -135,7 +138,7 @@ def segment(
             seconds=time.perf_counter() - started,
             ood=settings.params.out_of_distribution,
             left_out=found.left_out,
-            notes=found.notes,
+            notes=notes,
         )
         write_batch_page(summary, slide_view=inference.slide_view)
     _show_in_prefect(summary)

@@ -100,6 +100,8 @@ def held_out_references(folder: Path, card: LabMetadata) -> tuple[Reference, ...
         return ()
     if card.masks != "index":
         raise LabError(f"{masks}: expected class indices, got masks: {card.masks}. Save them as class indices.")
+    if card.channels:
+        raise LabError(f"{images}: expected gray or RGB images, got some with channels. Remove test/ from the folder.")
     mask_files = {image_key(image_name(path)): path for path in _image_files(masks)}
     instances = folder / "test" / INSTANCES
     numbered = {image_key(image_name(path)): path for path in _image_files(instances)} if instances.is_dir() else {}

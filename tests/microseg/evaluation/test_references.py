@@ -23,6 +23,7 @@ from microseg.evaluation.references import (
     mean_scores,
     score,
 )
+from microseg.slides.channels import Channel
 from microseg.slides.images import image_digest, read_image, write_png
 
 CLASSES = ("background", "gland", "lumen")
@@ -196,6 +197,12 @@ def test_held_out_references(incoming_labs: tuple[Path, Path]) -> None:
     for it in references:
         assert it.image.parent == incoming_labs[1] / "test" / "images"
         assert it.mask == incoming_labs[1] / "test" / "masks" / it.image.name
+
+
+def test_held_out_images_of_channels_are_refused(incoming_labs: tuple[Path, Path]) -> None:
+    metadata = card().model_copy(update={"channels": (Channel("nuclei"),)})
+    with pytest.raises(LabError, match="expected gray or RGB images, got some with channels"):
+        held_out_references(incoming_labs[1], metadata)
 
 
 def test_held_out_images_are_in_no_dataset(
