@@ -46,9 +46,10 @@ def test_documented_encoders_are_entry_points() -> None:
 def test_has_a_map_at_each_stride(
     name: str, channels: tuple[int, ...], decoder_channels: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
-    built = encoder(name).eval()
+    with torch.device("meta"):  # shapes without numbers
+        built = encoder(name).eval()
+        levels = built(torch.rand(1, 3, 96, 160))
     assert (built.channels, built.decoder_channels(), built.strides) == (channels, decoder_channels, strides)
-    levels = built(torch.rand(1, 3, 96, 160))
     assert [tuple(level.shape) for level in levels] == [
         (1, count, 96 // stride, 160 // stride) for count, stride in zip(channels, strides, strict=True)
     ]
