@@ -72,10 +72,14 @@ class Comparison:
         return metrics
 
     def rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Return the rows of a table: measurement, candidate, production."""
+        """Return the rows of a table: measurement, candidate, production; not those of an only class again."""
         rows: list[tuple[str, float | None, float | None]] = []
         for lab, scores in self.scores.items():
-            rows += [(f"{lab}: {measurement_name(name)}", new, old) for name, (new, old) in scores.items()]
+            classes = [name.removeprefix("dice") for name in scores if name.startswith("dice_")]
+            only = classes[0] if len(classes) == 1 else "\0"
+            for name, (new, old) in scores.items():
+                if not (name.endswith(only) and name.removesuffix(only) in scores):
+                    rows.append((f"{lab}: {measurement_name(name)}", new, old))
         if (gain := self.candidate.target_gain) is not None:
             parts = {"": gain.value, ", lower bound": gain.low, ", upper bound": gain.high}
             rows += [(f"{self.target}: gain of Dice{part}", value, None) for part, value in parts.items()]

@@ -87,7 +87,7 @@ def write_decision_page(
         criteria=[] if masks_decide or not comparison.target else criteria(comparison.candidate.label_free, old),
         study_size=len(read_study()),
         rules=[_rule(*(result.rule, result.outcome, result.message)) for result in decision.rules],
-        numbers=_numbers(comparison, purpose.classes),
+        numbers=_numbers(comparison),
     )
     write_text_file(path, page)
 
@@ -165,16 +165,12 @@ def _title(rule: str) -> str:
     return f"{title} ({lab})" if lab else title
 
 
-def _numbers(
-    comparison: Comparison, classes: Sequence[str]
-) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
-    """The measurements of each lab: name, candidate, production; those of the only class repeat those of the lab."""
+def _numbers(comparison: Comparison) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
+    """The measurements of each lab: name, candidate, production."""
     of_lab: dict[str, list[tuple[str, float | None, float | None]]] = {}
-    repeated = f", {classes[-1]}" if len(classes) == 2 else "\0"
     for name, new, old in comparison.rows():
         lab, _, measurement = name.partition(": ")
-        if not measurement.endswith(repeated):
-            of_lab.setdefault(lab, []).append((measurement, new, old))
+        of_lab.setdefault(lab, []).append((measurement, new, old))
     return list(of_lab.items())
 
 

@@ -286,6 +286,15 @@ def test_rows_and_metrics() -> None:
     assert comparison.metrics() == {"lab_a": {"dice/lab_a": 0.8}, "lab_b": {"ood_score/lab_b": 0.5}}
 
 
+def test_rows_do_not_repeat_measurements_of_an_only_class() -> None:
+    scores = {"dice": (0.8, 0.7), "dice_gland": (0.8, 0.7), "object_f1": (0.5, 0.4), "object_f1_gland": (0.5, 0.4)}
+    comparison = Comparison(Evidence(), None, None, {"lab_a": scores, "lab_b": scores | {"dice_duct": (0.6, 0.5)}})
+    assert [name for name, _, _ in comparison.rows()] == [
+        "lab_a: Dice", "lab_a: object F1",
+        "lab_b: Dice", "lab_b: Dice, gland", "lab_b: object F1", "lab_b: object F1, gland", "lab_b: Dice, duct",
+    ]  # fmt: skip
+
+
 def test_number_of_held_out_slides_for_a_gain_is_a_setting(
     at_level: Callable[[float], PyramidSegmenter], source_lab: LabDataset
 ) -> None:
