@@ -76,7 +76,10 @@ def end_or_repeat(client: SyncPrefectClient, run: FlowRun, deployment: str, *, s
     if run.state_type == StateType.RUNNING and not stopped:
         client.set_flow_run_state(run.id, states[-1], force=True)
     reason = f"{reason} It is queued again."
-    client.set_flow_run_state(run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=reason), force=True)
+    now = datetime.now(UTC)
+    # at its first time, so that it does not wait for hours if the clock is ahead now, and set back later
+    due = min(run.expected_start_time or now, now)
+    client.set_flow_run_state(run.id, AwaitingRetry(scheduled_time=due, message=reason), force=True)
     return f"{run.name}: {reason}"
 
 
