@@ -1,6 +1,5 @@
 """The channels of ``lab.yaml``: reading, writing and merging them."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from microseg.slides.channels import MAX_CHANNELS, Channel
 
 __all__ = ["Channels", "dump_channels", "merge_channels", "parse_channels"]
 
+_LARGEST = 1e30  # value of a range; also excludes infinity and NaN
 _NAME = re.compile(r"[^\W_][\w +.-]{0,40}")  # they are in the names of columns
 
 Channels = Sequence[str] | Mapping[str, Any]
@@ -109,4 +109,4 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -34,6 +34,21 @@ def _image(path: Path) -> None:
     assert (region == pixels[:height, :width]).all(), "image and slide differ"
 
 
+def _channels(path: Path) -> None:
+    from microseg.slides.channels import Channel, ReadOptions
+    from microseg.slides.images import read_image
+    from microseg.slides.readers import channel_counts, open_slide
+
+    channels = (Channel("a", (1,)),)
+    channel_counts(path, channels)
+    pixels = read_image(path, options=ReadOptions(channels=channels))
+    assert (pixels[..., 0] == pixels[..., 2]).all(), "one channel is gray"
+    with open_slide(path, ReadOptions(channels=channels)) as slide:
+        assert (slide.height, slide.width) == pixels.shape[:2], "sizes of image and slide differ"
+        region = slide.read_region(0, 0, 0, min(64, slide.width), min(64, slide.height))
+    assert (region == pixels[:64, :64]).all(), "image and slide differ"
+
+
 def _slide(path: Path) -> None:
     from microseg.slides.readers import is_slide, open_slide
 
@@ -157,6 +172,7 @@ def _webhook(path: Path) -> None:
 
 READERS: Mapping[str, Callable[[Path], None]] = {
     "images": _image,
+    "channels": _channels,
     "masks": _mask,
     "slides": _slide,
     "annotations": _annotation,

@@ -73,6 +73,18 @@ def _images() -> list[tuple[str, bytes]]:
     ]
 
 
+def _channels() -> list[tuple[str, bytes]]:
+    deep, names = _pixels(4, 16, 24, dtype="uint16", below=4096), ["CD44", "DAPI", "PanCK", "CD3"]
+    metadata = {"axes": "CYX", "Channel": {"Name": names}}
+    return [
+        ("a.ome.tif", _tiff(deep, photometric="minisblack", metadata=metadata)),
+        ("a.tif", _tiff(deep, photometric="minisblack", planarconfig="separate", compression="zlib")),
+        ("a.tif", _tiff(deep, imagej=True, metadata={"axes": "CYX", "Labels": names})),
+        ("a.tif", _tiff(_pixels(4, 16, 24), photometric="minisblack")),
+        *_images()[:-2],
+    ]
+
+
 def _slides() -> list[tuple[str, bytes]]:
     svs = _tiff(
         _pixels(64, 64, 3),
@@ -156,6 +168,7 @@ classes: [background, gland]
 mpp: 0.5
 tissue: human colon
 scanner: null
+channels: {nuclei: {from: [DAPI, 3], range: [[10, 4000], [0, 255]]}, membrane: 2}
 """
 
 _TABLE = b"file,group,mpp\na.png,p1,0.5\nb.png,p2,0.25\n"
@@ -282,6 +295,7 @@ def _zarr() -> list[tuple[str, bytes]]:
 
 SEEDS: Mapping[str, Callable[[], list[tuple[str, bytes]]]] = {
     "images": _images,
+    "channels": _channels,
     "masks": _masks,
     "slides": _slides,
     "annotations": _annotations,

@@ -174,6 +174,8 @@ def test_channels_of_lab_yaml(tmp_path: Path) -> None:
         ("{n: 1.5}", "expected the name or number of a channel in the files, got 1.5"),
         ("{n: {from: 1, range: [5, 1]}}", r"n: expected range as \[black, white\]"),
         ("{n: {from: [1, 2], range: [0, 5]}}", "one for each channel of the files"),
+        ("{n: {range: [0, .nan]}}", r"n: expected range as \[black, white\]"),
+        ("{n: {range: [0, 1" + 400 * "0" + "]}}", r"n: expected range as \[black, white\]"),
     ],
 )
 def test_channels_that_are_none(tmp_path: Path, text: str, message: str) -> None:
