@@ -142,7 +142,7 @@ def _channels(
     folder: Path, images: Sequence[Path], lab: LabMetadata | None, labs: Path
 ) -> tuple[tuple[Channel, ...], list[str]]:
     """Channels of the images: the lab's, with the ranges of its dataset, or with those that are measured here."""
-    if lab is None or not lab.channels:
+    if lab is None:
         return (), []
     if (folder / MANIFEST_FILE).is_file():  # of a dataset, whose images have the channels in place of red, green, blue
         return tuple(Channel(name, (number,)) for number, name in enumerate(lab.channel_names, start=1)), []
@@ -152,6 +152,8 @@ def _channels(
             channels = merge_channels(read_lab_metadata(labs / lab.lab).channels, channels)
         except ValueError as error:
             raise LabError(f"{folder / LAB_FILE}: {error}. Correct it.") from error
+    if not channels:
+        return (), []
     measured = measure_ranges(images, channels)
     if measured == channels:
         return channels, []

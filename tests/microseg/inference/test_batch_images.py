@@ -111,6 +111,11 @@ def test_channels_of_a_lab_have_the_ranges_of_its_dataset(tmp_path: Path) -> Non
     (dataset / "lab.yaml").write_text(METADATA + "channels: {nuclei: {from: DAPI, range: [0, 4000]}}\n")
     found = find_batch_images(lab, mpp=None, labs=labs)
     assert (found.reading.channels, found.notes) == ((Channel("nuclei", (2,), ((0.0, 4000.0),)),), ())
+    stated = (lab / "lab.yaml").read_text()
+    (lab / "lab.yaml").write_text(METADATA)  # as ingest does, those of the dataset are used where it states none
+    found = find_batch_images(lab, mpp=None, labs=labs)
+    assert found.reading.channels == (Channel("nuclei", ("DAPI",), ((0.0, 4000.0),)),)
+    (lab / "lab.yaml").write_text(stated)
     (dataset / "lab.yaml").write_text(METADATA + "channels: {membrane: 1}\n")
     with pytest.raises(LabError, match="expected channels membrane as in the dataset, got nuclei"):
         find_batch_images(lab, mpp=None, labs=labs)
