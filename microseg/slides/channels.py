@@ -160,19 +160,19 @@ def check_channel_names(expected: Sequence[str], stated: Sequence[str], whose: s
 
 
 def check_read_options(expected: Sequence[str], options: ReadOptions | None) -> None:
-    """Check that images that are read with these options have the channels that a network takes, as above."""
+    """Check the channels of images that are read with these options; see `check_channel_names`."""
     check_channel_names(expected, () if options is None else [each.name for each in options.channels], "images")
 
 
 def compose(
-    path: Path, values: npt.NDArray[Any], names: Sequence[str], channels: Sequence[Channel]
+    path: Path, values: npt.NDArray[Any], positions: Sequence[Sequence[int]], channels: Sequence[Channel]
 ) -> npt.NDArray[np.uint8]:
     """Make an RGB image of some channels.
 
     Args:
         path: The file, for messages.
         values: Stored samples: uint8, uint16, or floats.
-        names: Names of the samples.
+        positions: Samples that each channel is the maximum of, see `find_channels`.
         channels: Those that become red, green and blue. Where their ranges are not stated, values of 8 bits are kept,
             and floats are in 0..1.
 
@@ -180,12 +180,12 @@ def compose(
         values (h, w, S) → (h, w, 3)
 
     Raises:
-        ImageReadError: The file has not these channels, or their values are not in the range that is stated.
+        ImageReadError: Values are not in the range that is stated, or none is stated for values of 16 bits.
     """
     pixels = np.zeros((*values.shape[:2], 3), np.uint8)
-    for number, (channel, positions) in enumerate(zip(channels, find_channels(path, names, channels), strict=True)):
-        ranges: Sequence[Range | None] = channel.ranges or [None] * len(positions)
-        planes = [_scaled(path, values[..., at], each) for at, each in zip(positions, ranges, strict=True)]
+    for number, (channel, sources) in enumerate(zip(channels, positions, strict=True)):
+        ranges: Sequence[Range | None] = channel.ranges or [None] * len(sources)
+        planes = [_scaled(path, values[..., at], each) for at, each in zip(sources, ranges, strict=True)]
         pixels[..., number] = np.maximum.reduce(planes)
     if len(channels) == 1:
         pixels[..., 1:] = pixels[..., :1]
@@ -254,8 +254,8 @@ class ChannelSlide(Slide):
 
     def __init__(self, slide: Slide, channels: tuple[Channel, ...]) -> None:
         super().__init__(slide.path, slide.levels, slide.mpp)
-        find_channels(slide.path, RGB_NAMES, channels)
         self._slide, self._channels = slide, channels
+        self._positions = find_channels(slide.path, RGB_NAMES, channels)
 
     def close(self) -> None:
         """Close the slide."""
@@ -263,4 +263,5 @@ class ChannelSlide(Slide):
 
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Decode a region and choose its channels."""
-        return compose(self.path, self._slide.decode_region(level, x, y, width, height), RGB_NAMES, self._channels)
+        pixels = self._slide.decode_region(level, x, y, width, height)
+        return compose(self.path, pixels, self._positions, self._channels)

@@ -110,8 +110,12 @@ def read_image(path: Path | str, png: bytes | None = None, options: ReadOptions 
 def _read_channels(path: Path, png: bytes | None, channels: tuple[Channel, ...]) -> npt.NDArray[np.uint8]:
     """Read channels of an image that is no TIFF: red, green and blue, or a gray one."""
     values = _channel_values(path, png)
-    names = RGB_NAMES if values.shape[2] == 3 else ("",)
-    return compose(path, values, names, fill_ranges(channels, lambda: _channel_counts(path, values, channels)))
+    positions = _positions(path, values, channels)
+    return compose(path, values, positions, fill_ranges(channels, lambda: _channel_counts(values, positions)))
+
+
+def _positions(path: Path, values: npt.NDArray[Any], channels: tuple[Channel, ...]) -> list[list[int]]:
+    return find_channels(path, RGB_NAMES if values.shape[2] == 3 else ("",), channels)
 
 
 def _channel_values(path: Path, png: bytes | None = None) -> npt.NDArray[Any]:
@@ -129,11 +133,10 @@ def _channel_values(path: Path, png: bytes | None = None) -> npt.NDArray[Any]:
     return values
 
 
-def _channel_counts(path: Path, values: npt.NDArray[Any], channels: tuple[Channel, ...]) -> Counts | None:
+def _channel_counts(values: npt.NDArray[Any], positions: list[list[int]]) -> Counts | None:
     if values.dtype != np.uint16:
         return None
-    found = find_channels(path, RGB_NAMES if values.shape[2] == 3 else ("",), channels)
-    return [[np.bincount(values[..., at].ravel(), minlength=2**16) for at in positions] for positions in found]
+    return [[np.bincount(values[..., at].ravel(), minlength=2**16) for at in sources] for sources in positions]
 
 
 def channel_counts(path: Path, channels: tuple[Channel, ...]) -> Counts | None:
@@ -153,7 +156,10 @@ def channel_counts(path: Path, channels: tuple[Channel, ...]) -> Counts | None:
         if is_tiff(path):
             with TiffImage(path, ReadOptions(channels=channels)) as tiff:
                 return tiff.channel_counts()
-        return _channel_counts(path, _channel_values(path), channels) if is_deep_png(path) else None
+        if not is_deep_png(path):
+            return None
+        values = _channel_values(path)
+        return _channel_counts(values, _positions(path, values, channels))
 
 
 def read_tiff_values(path: Path, *, every_page: bool = False) -> tuple[npt.NDArray[Any], bool]:

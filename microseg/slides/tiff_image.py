@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -56,8 +57,8 @@ class TiffImage:
             self.layout: TiffLayout = read_layout(
                 path, self._tiff, every_page=every_page, channels=bool(self._options.channels)
             )
-            if self._options.channels:
-                find_channels(path, self.layout.names, self._options.channels)
+            self._positions = find_channels(path, self.layout.names, self._options.channels)
+            self._pages = self._needed_pages()
             for level in self.layout.levels:
                 for page in level:
                     check_complete(path, page, self._tiff.filehandle.size)
@@ -91,7 +92,7 @@ class TiffImage:
     def measured_depth(self) -> int:
         """Bits that hold nearly all values; measured in the whole image, or in blocks of a large one."""
         if self._depth is None:
-            self._depth = measured_bit_depth(self._counts(slice(self.layout.samples)))
+            self._depth = measured_bit_depth(self._counts([slice(self.layout.samples)])[0])
         return self._depth
 
     def channel_counts(self) -> list[list[npt.NDArray[np.int64]]] | None:
@@ -100,20 +101,30 @@ class TiffImage:
         """
         if self.layout.kind != "u" or not 8 < self.layout.bits <= 16:
             return None
-        found = find_channels(self._path, self.layout.names, self._options.channels)
-        return [[self._counts(slice(at, at + 1)) for at in positions] for positions in found]
+        counts = iter(self._counts([slice(at, at + 1) for positions in self._positions for at in positions]))
+        return [[next(counts) for _ in positions] for positions in self._positions]
 
-    def _counts(self, samples: slice) -> npt.NDArray[np.int64]:
-        """How often these samples have each value, (65536,), in the whole image, or in blocks of a large one."""
+    def _needed_pages(self) -> list[int]:
+        """Pages of the channels that are read; all where the samples of a pixel are together, or none are chosen."""
+        pages = range(len(self.layout.levels[0]))
+        needed = sorted({at for positions in self._positions for at in positions})
+        if len(pages) == 1 or not needed:
+            return list(pages)
+        self._positions = [[needed.index(at) for at in positions] for positions in self._positions]
+        return needed
+
+    def _counts(self, groups: Sequence[slice]) -> list[npt.NDArray[np.int64]]:
+        """How often each group of samples has each value, (65536,), in the whole image, or in blocks of a large one."""
         width, height = self.sizes[0]
-        counts = np.zeros(2**16, np.int64)
+        counts = [np.zeros(2**16, np.int64) for _ in groups]
         xs, ys = _starts(width), _starts(height)
         if (len(xs) * len(ys) + 1) * _SAMPLE**2 >= width * height:
             xs, ys = range(0, width, _SAMPLE), range(0, height, _SAMPLE)
         for y in ys:
             for x in xs:
                 block = self.values(0, x, y, min(_SAMPLE, width - x), min(_SAMPLE, height - y))
-                counts += np.bincount(block[..., samples].ravel(), minlength=2**16)
+                for total, samples in zip(counts, groups, strict=True):
+                    total += np.bincount(block[..., samples].ravel(), minlength=2**16)
         return counts
 
     def rgb(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -148,7 +159,7 @@ class TiffImage:
         if layout.names:
             if self._channels is None:
                 self._channels = fill_ranges(self._options.channels, self.channel_counts)
-            return compose(self._path, values, layout.names, self._channels)
+            return compose(self._path, values, self._positions, self._channels)
         if layout.palette is not None:
             return np.asarray(layout.palette[values[..., 0].astype(np.uint16)], np.uint8)
         depth = self.depth
@@ -178,7 +189,7 @@ class TiffImage:
             x = full_width - x - width
         if orientation >= 5:
             x, y, width, height = y, x, height, width
-        pages = self.layout.levels[level]
+        pages = [self.layout.levels[level][number] for number in self._pages]
         parts = [self._page_values(page, x, y, width, height) for page in pages]
         return upright(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), orientation)
 

@@ -79,15 +79,22 @@ class ZarrImage:
         labels = [str(channel.get("label") or "") for channel in self.stated] or [""] * self.count
         return tuple("" if is_automatic_name(label) else label for label in labels)
 
-    def values(self, level: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
-        """Read a region of all channels.
+    def values(
+        self, level: int, rows: slice, columns: slice, channels: Sequence[int] | None = None
+    ) -> npt.NDArray[Any]:
+        """Read a region of some channels; None for all.
 
         Shape:
             (rows, columns, channels)
         """
-        index = tuple(slice(None) if axis == "c" else 0 for axis in self._axes[:-2])
-        found = np.asarray(self.arrays[level][(*index, rows, columns)])
-        return np.moveaxis(found, 0, 2) if found.ndim == 3 else found[..., None]
+        one_by_one = channels is not None and len(channels) < self.count
+        found = [
+            np.asarray(self.arrays[level][(*(at if axis == "c" else 0 for axis in self._axes[:-2]), rows, columns)])
+            for at in (channels if channels is not None and one_by_one else [slice(None)])
+        ]
+        if one_by_one:
+            return np.stack(found, axis=2)
+        return np.moveaxis(found[0], 0, 2) if found[0].ndim == 3 else found[0][..., None]
 
     def counts(self, channels: Sequence[Channel]) -> Counts | None:
         """See `microseg.slides.images.channel_counts`; of a large image as much as is hashed is looked at."""

@@ -50,7 +50,6 @@ class ZarrSlide(Slide):
         self._image = ZarrImage(path)
         image, chosen = self._image, () if options is None else options.channels
         try:
-            self._names = image.names
             if chosen:
                 if image.arrays[0].dtype.kind != "f" and not image.bits:
                     raise ImageReadError(
@@ -62,6 +61,9 @@ class ZarrSlide(Slide):
                 _check_rgb(image)
                 numbers = range(1, image.count + 1)
                 self._channels = tuple(Channel(str(it), (it,), _stated_range(image, it - 1)) for it in numbers)
+            positions = find_channels(path, image.names, self._channels)
+            self._needed = sorted({at for sources in positions for at in sources})
+            self._positions = [[self._needed.index(at) for at in sources] for sources in positions]
         except BaseException:
             image.close()
             raise
@@ -77,9 +79,9 @@ class ZarrSlide(Slide):
         self._image.close()
 
     def decode_region(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """Read a region of all channels."""
-        values = self._image.values(level, slice(y, y + height), slice(x, x + width))
-        return compose(self.path, values, self._names, self._channels)
+        """Read a region of the channels."""
+        values = self._image.values(level, slice(y, y + height), slice(x, x + width), self._needed)
+        return compose(self.path, values, self._positions, self._channels)
 
 
 class ZarrReader(ImageReader):
