@@ -147,7 +147,7 @@ def ingest_lab(
         if dataset is not None:
             metadata = merge_metadata(dataset.metadata, metadata)
         present = {row.sha256 for row in dataset.rows} if dataset else set()
-        metadata = _with_measured_values(metadata, files)
+        metadata = _with_measured_values(metadata, files, dataset)
         hashes = KnownHashes(labs / HASHES_FILE)
         slide_update = SlideUpdate(metadata, dataset, table, staged, hashes, slides or SlideOptions())
         total = len(files.slides) + len(files.pairs)
@@ -214,11 +214,17 @@ def _summary(rejected: tuple[RejectedFile, ...], quarantine: Path) -> str:
     return f"Files rejected: {len(rejected)}{slides}; reasons: {quarantine / REASONS_FILE}."
 
 
-def _with_measured_values(metadata: LabMetadata, files: IncomingFiles) -> LabMetadata:
+def _with_measured_values(metadata: LabMetadata, files: IncomingFiles, dataset: LabDataset | None) -> LabMetadata:
     """The metadata with the bit depth, or the ranges of channels, of images of 16 bits."""
     if metadata.channels:
         paths = [path for path, _ in (*files.pairs, *files.slides)]
-        return metadata.model_copy(update={"channels": limited.measure_ranges(paths, metadata.channels)})
+        channels = limited.measure_ranges(paths, metadata.channels)
+        if dataset is not None and channels != metadata.channels:
+            raise LabError(
+                f"lab {metadata.lab}: expected values of 8 bits, or a range that the files state, as in the dataset, got "
+                "images of 16 bits without one. Send them under another lab name."
+            )
+        return metadata.model_copy(update={"channels": channels})
     if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
         return metadata.model_copy(update={"bit_depth": measured})
     return metadata

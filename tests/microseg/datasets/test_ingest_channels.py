@@ -102,6 +102,16 @@ def test_other_channels_than_those_of_the_dataset_are_refused(tmp_path: Path) ->
     assert ingest(renamed).added == 1  # the files of another round may name them otherwise
 
 
+def test_values_of_8_and_16_bits_are_not_mixed_in_a_dataset(tmp_path: Path) -> None:
+    source = incoming(tmp_path / "in")
+    write(source / "images/a.ome.tif", planes(0).astype(np.uint8))
+    ingest(source)
+    later = incoming(tmp_path / "later")
+    write(later / "images/b.ome.tif", planes(1, scale=16))
+    with pytest.raises(LabError, match="expected values of 8 bits, or a range that the files state, as in the dataset"):
+        ingest(later)
+
+
 def test_images_without_the_channels_are_rejected_alone(tmp_path: Path) -> None:
     source = incoming(tmp_path / "in")
     write(source / "images/a.ome.tif", planes(0))
