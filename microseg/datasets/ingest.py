@@ -221,8 +221,8 @@ def _with_measured_values(metadata: LabMetadata, files: IncomingFiles, dataset: 
         channels = limited.measure_ranges(paths, metadata.channels)
         if dataset is not None and channels != metadata.channels:
             raise LabError(
-                f"lab {metadata.lab}: expected values of 8 bits, or a range that the files state, as in the dataset, got "
-                "images of 16 bits without one. Send them under another lab name."
+                f"lab {metadata.lab}: expected values of 8 bits, or a range that the files state, as in the dataset, "
+                "got images of 16 bits without one. Send them under another lab name."
             )
         return metadata.model_copy(update={"channels": channels})
     if metadata.bit_depth is None and (measured := measure_bit_depth(files)) is not None:
